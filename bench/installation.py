@@ -15,11 +15,14 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, PermitId, Tenant, new_id
 from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.pinned_hosts import NOTHING_PINNED
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.database import schema
+from providers.definition.registry import Registry
+from providers.requests.hosts import hosts_to_pin
 
 TENANT = Tenant("bench")
 _CLOCK = SystemClock()
@@ -156,4 +159,8 @@ async def _connection(
     )
     after = connection.granted(now)
     grant = Grant.from_tokens(tokens, generation=after.generation, requested=_SCOPES, at=now)
-    return await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=connection.revision)
+    spec = Registry.load().get(integration.provider)
+    hosts = hosts_to_pin(spec, integration, integration.params, NOTHING_PINNED)
+    return await tx.grants.install(
+        after, tokens, grant, origin=Origin.NEW, expected=connection.revision, hosts=hosts
+    )

@@ -187,6 +187,7 @@ WHEN = {
     AuditAction.WEBHOOK_DISABLED: "a webhook's endpoint answered 410, or failed for too long; names which",
     AuditAction.WEBHOOK_TESTED: "an admin sent a ping to a webhook",
     AuditAction.DELIVERY_REPLAYED: "an admin replayed a delivery",
+    AuditAction.HOSTS_ACCEPTED: "the operator has accepted hosts for an integration's secrets; names them",
     AuditAction.AUTHORITY_BROKEN: "a row that says who may do what was not written by Evergrant; refused",
 }
 

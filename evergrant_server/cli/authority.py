@@ -8,6 +8,8 @@ from cyclopts import App, Parameter
 
 from evergrant_server import audit
 from evergrant_server.cli.app import Flags, settings_of
+from evergrant_server.cli.pinned_hosts import accept_hosts as accept_hosts_of
+from evergrant_server.cli.pinned_hosts import pin_hosts_of_before, print_waiting_hosts
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto.keyring import KeyRing, Role
@@ -20,8 +22,9 @@ from evergrant_server.store.review.authority_scan import (
     broken_connections,
 )
 from evergrant_server.store.store import require_matching_key_ring
+from providers.definition.registry import Registry
 
-_FIRST_WITH_SIGNATURES = "0032"  # the schema from which on every row has what `authority verify` checks
+_FIRST_WITH_SIGNATURES = "0033"  # the schema from which on every row has what `authority verify` checks
 
 authority = App(name="authority")
 
@@ -70,6 +73,36 @@ async def accept(
     print(f"accepted {len(accepted)} rows")
 
 
+@authority.command
+async def hosts(*, flags: Flags | None = None) -> None:
+    """List hosts that definitions or metadata name, and at which no grant was made: nothing is sent there.
+
+    Each with its integration and the connections that wait for it. Needs the full key file.
+    """
+    async with _store(settings_of(flags)) as store:
+        await print_waiting_hosts(store, Registry.load())
+
+
+@authority.command
+async def accept_hosts(
+    integration: str,
+    *,
+    host: Annotated[list[str], Parameter(negative=())],
+    flags: Flags | None = None,
+) -> None:
+    """Let workers send the tokens and client credentials of an integration to a host.
+
+    Find out first that its provider has moved there. What waits for it is tried again.
+
+    Args:
+        integration: The integration's id, as `authority hosts` names it.
+        host: The host, as `authority hosts` writes it; several times for several.
+    """
+    async with _store(settings_of(flags)) as store:
+        accepted = await accept_hosts_of(store, SystemClock(), integration, host)
+    print(f"{accepted.name} (tenant {accepted.tenant}) may send to {', '.join(sorted(set(host)))}")
+
+
 async def accept_rows(store: Store, ids: frozenset[str] | None = None) -> list[str]:
     """Write the authenticators of these rows as they are (None: of all); returns their ids."""
     return [*await accept_table_rows(store, ids), *await audit.accept_heads(store, ids)]
@@ -86,6 +119,7 @@ async def make_authenticators(settings: Settings, ring: KeyRing) -> None:
     try:
         await require_matching_key_ring(store, ring)
         await accept_rows(store)
+        await pin_hosts_of_before(store, Registry.load())
     finally:
         await store.close()
 

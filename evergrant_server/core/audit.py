@@ -149,6 +149,7 @@ class AuditAction(StrEnum):
     AUTHORITY_BROKEN = "authority.broken"
     SHARD_BEGUN = "audit.shard_begun"
     SHARD_LOST = "audit.shard_lost"
+    HOSTS_ACCEPTED = "authority.hosts_accepted"
 
 
 class AuditEntry(FrozenModel):

@@ -36,6 +36,7 @@ from evergrant_server.store.idempotency import Idempotency
 from evergrant_server.store.integrations.definitions import Definitions
 from evergrant_server.store.integrations.destinations import Destinations
 from evergrant_server.store.integrations.integrations import Integrations
+from evergrant_server.store.integrations.pinned_hosts import PinnedHostsOfAll
 from evergrant_server.store.keys import NO_CONNECTION, KeyRow, WrappedKey, unwrap
 from evergrant_server.store.oauth.clients import OAuthClients
 from evergrant_server.store.oauth.codes import AuthorizationCodes
@@ -73,6 +74,7 @@ class Transaction:
         self.narrowed_tokens = NarrowedTokens(connection, sealer)
         self.integrations = Integrations(connection, sealer)
         self.destinations = Destinations(connection, ring)
+        self.pinned_hosts = PinnedHostsOfAll(connection, ring)
         self.definitions = Definitions(connection, ring)
         self.tenants = Tenants(connection, ring)
         self.access = Access(connection, ring)

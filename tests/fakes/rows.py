@@ -18,11 +18,14 @@ from evergrant_server.core.ids import AppId, AttemptId, ConnectionId, Tenant, ne
 from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.messages.connection import ConnectionDescription
 from evergrant_server.core.oauth.authorizations import TokenFamily
+from evergrant_server.core.pinned_hosts import NOTHING_PINNED, PinnedHosts
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
 from evergrant_server.store import Store, Transaction
+from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
 from providers.requests.authorization_url import build_authorization_url, new_random_value
+from providers.requests.hosts import hosts_to_pin
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
 
@@ -51,6 +54,12 @@ def discovered(idp: ScriptedProvider) -> dict[str, Any]:
         revocation_endpoint=idp.url("revoke"),
     )
     return {"client_id": idp.client_id, "issuer": idp.issuer, "endpoints": endpoints}
+
+
+def pinned_hosts(integration: Integration) -> PinnedHosts:
+    """What a grant pins that was made at the endpoints that were read."""
+    spec = Registry.load().get("generic")
+    return hosts_to_pin(spec, integration, integration.params, NOTHING_PINNED)
 
 
 def a_connection(integration: Integration, at: datetime, /, **changes: Any) -> Connection:

@@ -16,6 +16,7 @@ from evergrant_server.cli.doctor import (
     database,
     exchanges,
     host,
+    hosts,
     installation,
     issuers,
     limits,
@@ -40,6 +41,7 @@ CHECKS: dict[str, Check] = {
     "migrations": database.migrations,
     "keys of the database": database.keys_open,
     "authority": database.authority,
+    "hosts": hosts.hosts,
     "outbox": database.outbox,
     "revocations": database.revocations,
     "client certificates": database.certificates,
@@ -71,7 +73,7 @@ _ROWS = ("key file", "migrations")  # of the database can be read
 _TEMPORAL = ("temporal", "namespace")
 NEEDS: dict[str, tuple[str, ...]] = {
     "migrations": ("database",),
-    **dict.fromkeys(("keys of the database", "authority", "outbox", "revocations"), _ROWS),
+    **dict.fromkeys(("keys of the database", "authority", "hosts", "outbox", "revocations"), _ROWS),
     **dict.fromkeys(("client certificates", "admin key", "API keys", "bindings", "logins"), _ROWS),
     **dict.fromkeys(("trusted issuers", "callers' addresses", "exchanges", "confirmations"), _ROWS),
     "token limits": _ROWS,

@@ -3,9 +3,9 @@
 import base64
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from oauthlib.oauth1.rfc5849.utils import parse_authorization_header
 
@@ -25,6 +25,7 @@ from providers.oauth1.flow import (
 )
 from providers.requests.authorization_url import requested_scopes
 from providers.requests.client_grants import ClientGrantInput, client_grant_request
+from providers.requests.hosts import secret_hosts
 from providers.requests.request_format import (
     OAuthClient,
     ProviderAccess,
@@ -66,6 +67,18 @@ def known(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: known(item) for name, item in value.items()}
     return [known(item) for item in value] if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalkedAccess(ProviderAccess):
+    """Each request goes to a host of `secret_hosts`, which is what a grant pins."""
+
+    exchange: "Exchange"
+
+    def require_host(self, url: str) -> None:
+        host = urlsplit(url).path.removeprefix("/").partition("/")[0].lower()  # within the scripted server
+        pinned = secret_hosts(self.exchange.spec, self.exchange.integration, self.exchange.params)
+        assert host in {it for _, it in pinned}, f"{self.exchange.file}: {host} isn't pinned"
 
 
 class Exchange:
@@ -121,7 +134,8 @@ async def minted(exchange: Exchange, flow: Flow, expected: dict[str, Any]) -> Ra
         asked = ClientGrantInput(exchange.vector["scopes"], TokenTarget(), "sam@acme.example", NOW)
         ours = replace(exchange.client, key=KEY)
         # signed for the provider's own address, not for the loopback server's
-        access = ProviderAccess(exchange.spec, exchange.endpoints(), ours, exchange.integration.params)
+        params = exchange.integration.params
+        access = WalkedAccess(exchange.spec, exchange.endpoints(), ours, params, exchange=exchange)
         signed = client_grant_request(access, flow, asked)
         request = replace(signed, url=endpoints.token_endpoint)
         sender = Sender(Egress(EgressPolicy(allow=(server.allowance,))))
@@ -147,7 +161,8 @@ async def oauth1_read(exchange: Exchange, expected: dict[str, Any]) -> TokenSet:
     async with ScriptedProvider() as server:
         where = expected["request"]["url"].removeprefix("https://").strip("/")
         server.script(raw_reply(expected["reply"]), at=where)
-        access = ProviderAccess(spec, exchange.endpoints_at(server.origin), exchange.client)
+        there_is = exchange.endpoints_at(server.origin)
+        access = WalkedAccess(spec, there_is, exchange.client, exchange=exchange)
         request = token_credentials_request(access, there.token, temporary, Secret("verifier-1"), NOW)
         moved = replace(request, url=request.url.replace("https://", f"{server.origin}/"))
         sender = Sender(Egress(EgressPolicy(allow=(server.allowance,))))
@@ -174,7 +189,7 @@ def claims_of(assertion: str) -> dict[str, Any]:
 async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawReply:
     sender = Sender(Egress(EgressPolicy(allow=(server.allowance,))))
     spec, endpoints = exchange.spec, exchange.endpoints_at(server.origin)
-    access = ProviderAccess(spec, endpoints, exchange.client, exchange.params)
+    access = WalkedAccess(spec, endpoints, exchange.client, exchange.params, exchange=exchange)
     if kind == "exchange":
         return await sender.exchange_code(
             access,

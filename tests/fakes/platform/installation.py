@@ -52,6 +52,7 @@ from tests.fakes.rows import (
     add_code,
     an_integration,
     discovered,
+    pinned_hosts,
     put_app,
 )
 
@@ -216,9 +217,9 @@ class Installation(Observations):
 
     async def install(self, grant: Grant, tokens: TokenSet, after: Connection, origin: Origin) -> None:
         """A grant that no provider gave just now."""
-        expected = (await self.row(after)).revision
+        expected, hosts = (await self.row(after)).revision, pinned_hosts(await self.integration_of(after))
         async with self.store.write() as tx:
-            await tx.grants.install(after, tokens, grant, origin=origin, expected=expected)
+            await tx.grants.install(after, tokens, grant, origin=origin, expected=expected, hosts=hosts)
 
     async def restore(self, backup: tuple[Connection, Grant]) -> None:
         """Put an older row back, as restoring the database would."""

@@ -42,7 +42,7 @@ from evergrant_server.wiring.worker_parts import build_worker_parts
 from providers.definition.registry import Registry
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
-from tests.fakes.rows import a_connection, a_consent, add_refresh, an_integration
+from tests.fakes.rows import a_connection, a_consent, add_refresh, an_integration, pinned_hosts
 
 TENANT = Tenant("acme")
 _CONTEXT = RequestContext(by="app:crm-sync")
@@ -74,7 +74,12 @@ class LoneWorker:
         async with self.store.write() as tx:
             await tx.connections.add(connection)
             return await tx.grants.install(
-                connection.granted(now), tokens, grant, origin=Origin.NEW, expected=connection.revision
+                connection.granted(now),
+                tokens,
+                grant,
+                origin=Origin.NEW,
+                expected=connection.revision,
+                hosts=pinned_hosts(integration),
             )
 
     async def row(self, connection: Connection) -> Connection:

@@ -40,6 +40,7 @@ from tests.fakes.rows import (
     add_refresh,
     an_integration,
     discovered,
+    pinned_hosts,
     token_set,
 )
 from tests.faults.harness.instrumentation.points import ROOT
@@ -157,7 +158,12 @@ class HarnessDatabase:
         tokens = token_set(given if refreshable else {**given, "refresh_token": None})
         after = connection.granted(now)
         grant = Grant.from_tokens(tokens, generation=after.generation, requested=("read",), at=now)
-        saved = await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=connection.revision)
+        integration = await tx.integrations.get(connection.tenant, connection.integration_id)
+        assert integration is not None
+        hosts, expected = pinned_hosts(integration), connection.revision
+        saved = await tx.grants.install(
+            after, tokens, grant, origin=Origin.NEW, expected=expected, hosts=hosts
+        )
         if recurs:
             other = saved.model_copy(update={"id": new_id("con"), "subject": "other"})
             await tx.connections.add(other)

@@ -30,7 +30,7 @@ from tests.fakes.databases import sqlite_url
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.processes import RunningPlatform, running_platform
 from tests.fakes.providers.scripted_provider import ScriptedProvider
-from tests.fakes.rows import a_connection, token_set
+from tests.fakes.rows import a_connection, pinned_hosts, token_set
 from tests.fakes.temporal import TemporalServer
 
 MANY = int(os.environ.get("EVERGRANT_FAULTS_MANY", "6"))
@@ -80,7 +80,8 @@ async def add_connections(
         grant = Grant.from_tokens(tokens, generation=1, requested=("read",), at=then)
         async with store.write() as tx:
             await tx.connections.add(connection)
-            await tx.grants.install(connection.granted(now), tokens, grant, origin=Origin.NEW, expected=1)
+            after, hosts = connection.granted(now), pinned_hosts(integration)
+            await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=1, hosts=hosts)
 
 
 async def let_tokens_expire(store: Store) -> None:

@@ -42,7 +42,7 @@ from tests.fakes.platform.gateway import OK, Gateway, RawUpstream, Seen, answer,
 from tests.fakes.platform.gateway_clients import AuthorizedClient, authorized_client
 from tests.fakes.platform.skipped_time import LoneWorker
 from tests.fakes.providers.scripted_provider import ScriptedProvider
-from tests.fakes.rows import discovered, token_set
+from tests.fakes.rows import discovered, pinned_hosts, token_set
 
 PROCESS = Path(__file__).with_name("process.py")
 SUBJECT = "user-1"
@@ -203,7 +203,12 @@ async def _connection(api: Api, idp: ScriptedProvider, upstream: RawUpstream) ->
     grant = Grant.from_tokens(tokens, generation=1, requested=("read",), at=now)
     async with api.worker.write() as tx:
         return await tx.grants.install(
-            connection.granted(now), tokens, grant, origin=Origin.NEW, expected=connection.revision
+            connection.granted(now),
+            tokens,
+            grant,
+            origin=Origin.NEW,
+            expected=connection.revision,
+            hosts=pinned_hosts(integration),
         )
 
 

@@ -1,0 +1,205 @@
+"""Hosts that wait to be accepted: which, for which connections; and an operator's acceptance of one.
+
+Resolves definitions, which the store doesn't know.
+"""
+
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from evergrant_server.api.http.transactions import record, run_transaction
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Integration
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.outbox import retry_integration_message
+from evergrant_server.store import Store, Transaction
+from providers.definition.registry import Registry
+from providers.definition.schema import ProviderSpec
+from providers.definition.templates import params_from_metadata
+from providers.requests.hosts import is_pinned, secret_hosts, waiting_hosts
+
+_OPERATOR = RequestContext(by="operator")
+
+
+@dataclass(frozen=True)
+class WaitingHost:
+    """A host to which nothing is sent. `connection`: None for all of the integration's, since its definition
+    or its metadata names the host; else the one whose own facts name it."""
+
+    integration: Integration
+    host: str
+    connection: Connection | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.integration.name} ({self.integration.id}, tenant {self.integration.tenant})"
+        return f"{self.host} of {where}"
+
+
+async def waiting(store: Store, registry: Registry) -> AsyncIterator[WaitingHost]:
+    """Each host that waits, of every tenant."""
+    after = ""
+    while True:
+        async with store.read() as tx:
+            page = await tx.pinned_hosts.page(after)
+            found = [
+                WaitingHost(integration, host)
+                for integration, pinned in page
+                for host in await _waiting_of(tx, registry, integration, pinned)
+            ]
+        for it in found:
+            yield it
+        if not page:
+            break
+        after = page[-1][0].id
+    async for it in _waiting_connections(store, registry):
+        yield it
+
+
+async def print_waiting_hosts(store: Store, registry: Registry) -> None:
+    """Print each host, and the ids of the connections that wait for it, page by page."""
+    number = 0
+    async for it in waiting(store, registry):
+        number += 1
+        if it.connection is not None:
+            print(f"{it}: connection {it.connection.id}")
+            continue
+        async with store.read() as tx:
+            print(f"{it}: {await tx.pinned_hosts.count_granted(it.integration)} connections")
+        after = ""
+        while True:
+            async with store.read() as tx:
+                page = await tx.pinned_hosts.granted(it.integration, after)
+            if not page:
+                break
+            print(*(f"  {id}" for id in page), sep="\n")
+            after = page[-1]
+    if number:
+        print(
+            "If the provider has moved there: python -m evergrant_server authority accept-hosts INTEGRATION "
+            "--host 'HOST'. If not, find out who has changed the definition."
+        )
+    else:
+        print("every host is one at which a grant was made, or that was accepted")
+
+
+async def accept_hosts(store: Store, clock: Clock, id: str, hosts: Collection[str]) -> Integration:
+    """Pin hosts to the integration, with the audit record, and have its failing connections try again.
+
+    Raises Failure INVALID_REQUEST for what is no host, and as `PinnedHostsOfAll.accept`.
+    """
+    for host in hosts:
+        if not host.isascii() or not host.isprintable() or " " in host or host != host.lower():
+            why = f"{host!r} is no host: write it as python -m evergrant_server authority hosts does"
+            raise Failure(ErrorCode.INVALID_REQUEST, why, field="host")
+
+    async def write(tx: Transaction) -> Integration:
+        integration = await tx.pinned_hosts.accept(id, hosts)
+        now, named = clock.now(), sorted(set(hosts))
+        action = AuditAction.HOSTS_ACCEPTED
+        await record(tx, integration.tenant, action, integration.id, _OPERATOR, now, hosts=named)
+        await tx.outbox.add(retry_integration_message(integration, _OPERATOR, now))
+        return integration
+
+    return await run_transaction(store, write)
+
+
+async def pin_hosts_of_before(store: Store, registry: Registry) -> None:
+    """Pin what definitions name now, where an earlier version wrote rows without hosts."""
+    async with store.read() as tx:
+        first = await tx.pinned_hosts.page()
+    after: str | None = "" if first else None
+    while after is not None:
+        async with store.write() as tx:
+            after = await tx.pinned_hosts.pin_integrations(after, _Resolver(tx, registry).integration)
+    after = ""
+    while True:
+        async with store.read() as tx:
+            page = await tx.pinned_hosts.page(after)
+        for integration, _ in page:
+            last: str | None = ""
+            while last is not None:
+                async with store.write() as tx:
+                    resolve = _Resolver(tx, registry).grant
+                    last = await tx.pinned_hosts.pin_grants(integration, last, resolve)
+        if not page:
+            return
+        after = page[-1][0].id
+
+
+class _Resolver:
+    """The hosts of rows as their definitions name them now; none where a definition is gone."""
+
+    def __init__(self, tx: Transaction, registry: Registry) -> None:
+        self._tx = tx
+        self._registry = registry
+
+    async def integration(self, integration: Integration) -> tuple[str, ...]:
+        hosts = await _hosts(self._tx, self._registry, integration, {})
+        return tuple(written for written, _ in hosts)
+
+    async def grant(self, integration: Integration, id: str, facts: dict[str, Any]) -> tuple[str, ...]:
+        hosts = await _hosts(self._tx, self._registry, integration, facts)
+        return tuple(host for _, host in hosts if host)
+
+
+async def _hosts(
+    tx: Transaction, registry: Registry, integration: Integration, facts: Mapping[str, Any]
+) -> list[tuple[str, str | None]]:
+    hosts: list[tuple[str, str | None]] = []
+    for spec in await _specs(tx, registry, integration):
+        try:
+            params = integration.params | params_from_metadata(spec, facts)
+            hosts += secret_hosts(spec, integration, params)
+        except Failure:
+            continue  # it doesn't fit the integration: no worker uses it
+    return hosts
+
+
+async def _waiting_of(
+    tx: Transaction, registry: Registry, integration: Integration, pinned: Collection[str]
+) -> list[str]:
+    hosts: set[str] = set()
+    for spec in await _specs(tx, registry, integration):
+        try:
+            hosts |= set(waiting_hosts(spec, integration, pinned))
+        except Failure:
+            continue
+    return sorted(hosts)
+
+
+async def _waiting_connections(store: Store, registry: Registry) -> AsyncIterator[WaitingHost]:
+    """Connections whose own facts name a host that isn't pinned, as their last refresh has found."""
+    after = ("", "")
+    while True:
+        found: list[WaitingHost] = []
+        async with store.read() as tx:
+            page = await tx.pinned_hosts.refused(after)
+            for connection, pinned, facts in page:
+                integration = await tx.integrations.get(connection.tenant, connection.integration_id)
+                if integration is None:
+                    continue
+                hosts = await _hosts(tx, registry, integration, facts)
+                moved = {host for written, host in hosts if host and "{" in written}
+                new = sorted(it for it in moved if not is_pinned(it, pinned))
+                found += [WaitingHost(integration, host, connection) for host in new]
+        for it in found:
+            yield it
+        if not page:
+            return
+        after = (page[-1][0].tenant, page[-1][0].id)
+
+
+async def _specs(tx: Transaction, registry: Registry, integration: Integration) -> list[ProviderSpec]:
+    """Every definition that a worker may use for the integration, a staged version among them."""
+    versions = await tx.definitions.serving(integration.tenant, integration.provider)
+    specs: list[ProviderSpec] = []
+    with suppress(Failure):  # the catalogue has it no more
+        specs += [spec for spec, _ in registry.candidates(integration.provider, versions)]
+    for version in versions:
+        with suppress(Failure):
+            specs.append(registry.parse(version))
+    return specs
