@@ -21,12 +21,15 @@ from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.access import AppRow
-from evergrant_server.store.authority import row_mac
+from evergrant_server.store.authority import account_mac, grant_mac, new_destination_mac, row_mac
+from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow
 from evergrant_server.store.database.columns import Row, table_of
 from evergrant_server.store.database.engine import open_database
 from evergrant_server.store.database.rows import column_values
 from evergrant_server.store.database.schema import MIGRATIONS, expected_version
 from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.review.authority_scan import broken_connections
+from tests.conformance.store.samples import a_grant
 from tests.conformance.store.test_schema import columns_of
 from tests.fakes.databases import NOW, sqlite_url
 from tests.fakes.failures import fails
@@ -137,8 +140,7 @@ async def test_tenants_of_before_are_enabled_with_authenticators(settings: Setti
     await store.close()
 
 
-async def test_messages_that_wait_get_authenticators_and_nothing_else_does(settings: Settings):
-    """An upgrade from just before the outbox's authenticators accepts no tenant, app or permit."""
+async def test_messages_that_wait_get_authenticators(settings: Settings):
     await at_schema(settings, "0026")
     await by_hand(
         settings,
@@ -148,9 +150,43 @@ async def test_messages_that_wait_get_authenticators_and_nothing_else_does(setti
         " VALUES ('acme', 'app_1', 'sync', 0, '[]', '2026-01-02 03:04:05.000000', 1)",
     )
     assert await upgrade_database(settings) == "0026"
-    with pytest.raises(CheckFailed, match="app_1") as found:
-        await doctor_check(settings)
-    assert "out_1" not in str(found.value)
+    assert "Evergrant's" in await doctor_check(settings)
     await by_hand(settings, "UPDATE outbox SET name = 'rotate'")
     with pytest.raises(CheckFailed, match="out_1"):
         await doctor_check(settings)
+
+
+async def test_grants_of_before_pin_what_their_definition_names(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+):
+    ring = KeyRing.open(settings.key_path, Role.OPERATOR)
+    crm = an_integration(ACME, NOW, provider="zoho")
+    made = new_destination_mac(ring, crm, None)
+    rows: list[tuple[type[Row], dict[str, Any]]] = [
+        (IntegrationRow, {**column_values(crm), "mac": row_mac(ring, crm), "destination_mac": made})
+    ]
+    connections = [a_connection(crm, NOW, subject=f"user-{number}", generation=1) for number in range(3)]
+    for number, connection in enumerate(connections):
+        values = column_values(connection)
+        signed = {**values, "account_mac": account_mac(ring, connection, None)}
+        grant = a_grant(1, metadata={"accounts_server": f"accounts.zoho.{('eu', 'in', 'jp')[number]}"})
+        columns = column_values(grant)
+        of_grant = {**columns, "facts": columns.pop("metadata"), "tenant": ACME, "revision": 1}
+        of_grant |= {
+            "connection_id": connection.id,
+            "destination_mac": grant_mac(ring, connection, made, None),
+        }
+        rows += [(ConnectionRow, signed), (ConnectionGrantRow, of_grant)]
+    await at_schema(settings, "0026", *rows)
+    assert await upgrade_database(settings) == "0026"
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    async with store.read() as tx:
+        pins = [await tx.destinations.require(it, crm) for it in connections]
+    assert [it.grant for it in pins] == [(f"accounts.zoho.{it}",) for it in ("eu", "in", "jp")]
+    assert [it.row async for it in broken_connections(store)] == []
+    await store.close()
+    flags = Flags(data_dir=settings.data_dir, database_url=settings.database_url, key_file=settings.key_path)
+    await authority.hosts(flags=flags)
+    assert "every host" in capsys.readouterr().out
+    await authority.accept_hosts(crm.id, host=["new.example", "shop.example"], flags=flags)
+    assert "crm (tenant acme) may send to new.example, shop.example" in capsys.readouterr().out
