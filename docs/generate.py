@@ -207,10 +207,11 @@ def errors() -> str:
         "problem document (`application/problem+json`) with this `code`; the same table decides about",
         "retries. `detail` describes the occurrence, and never holds a secret.",
     ]
-    for kind in FailureKind:
-        rules = [(code, rule) for code, rule in FAILURES.items() if rule.kind is kind]
-        for repairer in dict.fromkeys(rule.repairer for _, rule in rules):
-            lines += ["", f"## {kind.value}", "", f"Repaired by {REPAIRER[repairer]}."]
+    groups = dict.fromkeys((rule.kind, rule.repairer) for rule in FAILURES.values())
+    for kind, repairer in sorted(groups, key=lambda it: list(FailureKind).index(it[0])):
+        of_group = (kind, repairer)
+        rules = [(code, it) for code, it in FAILURES.items() if (it.kind, it.repairer) == of_group]
+        lines += ["", f"## {kind.value}", "", f"Repaired by {REPAIRER[repairer]}."]
         for retry in dict.fromkeys(rule.retry for _, rule in rules):
             lines.append(RETRY[retry])
         rows = [(f"`{code.value}`", str(rule.status), rule.meaning, rule.repair) for code, rule in rules]

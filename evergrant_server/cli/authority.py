@@ -8,8 +8,9 @@ from cyclopts import App, Parameter
 
 from evergrant_server import audit
 from evergrant_server.cli.app import Flags, settings_of
-from evergrant_server.cli.pinned_hosts import accept_hosts as accept_hosts_of
-from evergrant_server.cli.pinned_hosts import pin_hosts_of_before, print_waiting_hosts
+from evergrant_server.cli.pinned_hosts.acceptance import accept_hosts as accept_hosts_of
+from evergrant_server.cli.pinned_hosts.acceptance import pin_hosts_of_before
+from evergrant_server.cli.pinned_hosts.waiting import print_waiting_hosts
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto.keyring import KeyRing, Role
@@ -67,6 +68,8 @@ async def accept(
         raise BadSettings("give the ids of rows, or --all")
     async with _store(settings_of(flags)) as store:
         accepted = await accept_rows(store, None if everything else frozenset(ids))
+        if everything:
+            await pin_hosts_of_before(store, Registry.load())
     missing = sorted(set(ids) - set(accepted))
     if missing:
         raise Failure(ErrorCode.NOT_FOUND, f"There is no row {', '.join(missing)}.")

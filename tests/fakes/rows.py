@@ -13,12 +13,12 @@ from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.connections.pinned_hosts import NOTHING_PINNED, PinnedHosts
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import AppId, AttemptId, ConnectionId, Tenant, new_id
 from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.messages.connection import ConnectionDescription
 from evergrant_server.core.oauth.authorizations import TokenFamily
-from evergrant_server.core.pinned_hosts import NOTHING_PINNED, PinnedHosts
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
 from evergrant_server.store import Store, Transaction
@@ -59,7 +59,7 @@ def discovered(idp: ScriptedProvider) -> dict[str, Any]:
 def pinned_hosts(integration: Integration) -> PinnedHosts:
     """What a grant pins that was made at the endpoints that were read."""
     spec = Registry.load().get("generic")
-    return hosts_to_pin(spec, integration, integration.params, NOTHING_PINNED)
+    return hosts_to_pin(spec, integration.model_copy(update={"params": {}}), {}, NOTHING_PINNED)
 
 
 def a_connection(integration: Integration, at: datetime, /, **changes: Any) -> Connection:

@@ -2,7 +2,7 @@
 
 from evergrant_server.cli.doctor import COMMAND, CheckFailed
 from evergrant_server.cli.doctor.database import _ring, _store
-from evergrant_server.cli.pinned_hosts import waiting
+from evergrant_server.cli.pinned_hosts.waiting import waiting
 from evergrant_server.settings import Settings
 from providers.definition.registry import Registry
 

@@ -10,7 +10,8 @@ from sqlalchemy import update
 
 from evergrant_server.cli.doctor import CheckFailed
 from evergrant_server.cli.doctor.hosts import hosts as doctor_check
-from evergrant_server.cli.pinned_hosts import accept_hosts, print_waiting_hosts
+from evergrant_server.cli.pinned_hosts.acceptance import accept_hosts
+from evergrant_server.cli.pinned_hosts.waiting import print_waiting_hosts
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import ConsentKind, PushedAuthorization

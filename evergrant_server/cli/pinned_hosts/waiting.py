@@ -1,28 +1,18 @@
-"""Hosts that wait to be accepted: which, for which connections; and an operator's acceptance of one.
-
-Resolves definitions, which the store doesn't know.
-"""
+"""Which hosts wait to be accepted, and for which connections."""
 
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from evergrant_server.api.http.transactions import record, run_transaction
-from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import Failure
 from evergrant_server.core.integrations import Integration
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.outbox import retry_integration_message
 from evergrant_server.store import Store, Transaction
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
 from providers.definition.templates import params_from_metadata
 from providers.requests.hosts import is_pinned, secret_hosts, waiting_hosts
-
-_OPERATOR = RequestContext(by="operator")
 
 
 @dataclass(frozen=True)
@@ -86,67 +76,7 @@ async def print_waiting_hosts(store: Store, registry: Registry) -> None:
         print("every host is one at which a grant was made, or that was accepted")
 
 
-async def accept_hosts(store: Store, clock: Clock, id: str, hosts: Collection[str]) -> Integration:
-    """Pin hosts to the integration, with the audit record, and have its failing connections try again.
-
-    Raises Failure INVALID_REQUEST for what is no host, and as `PinnedHostsOfAll.accept`.
-    """
-    for host in hosts:
-        if not host.isascii() or not host.isprintable() or " " in host or host != host.lower():
-            why = f"{host!r} is no host: write it as python -m evergrant_server authority hosts does"
-            raise Failure(ErrorCode.INVALID_REQUEST, why, field="host")
-
-    async def write(tx: Transaction) -> Integration:
-        integration = await tx.pinned_hosts.accept(id, hosts)
-        now, named = clock.now(), sorted(set(hosts))
-        action = AuditAction.HOSTS_ACCEPTED
-        await record(tx, integration.tenant, action, integration.id, _OPERATOR, now, hosts=named)
-        await tx.outbox.add(retry_integration_message(integration, _OPERATOR, now))
-        return integration
-
-    return await run_transaction(store, write)
-
-
-async def pin_hosts_of_before(store: Store, registry: Registry) -> None:
-    """Pin what definitions name now, where an earlier version wrote rows without hosts."""
-    async with store.read() as tx:
-        first = await tx.pinned_hosts.page()
-    after: str | None = "" if first else None
-    while after is not None:
-        async with store.write() as tx:
-            after = await tx.pinned_hosts.pin_integrations(after, _Resolver(tx, registry).integration)
-    after = ""
-    while True:
-        async with store.read() as tx:
-            page = await tx.pinned_hosts.page(after)
-        for integration, _ in page:
-            last: str | None = ""
-            while last is not None:
-                async with store.write() as tx:
-                    resolve = _Resolver(tx, registry).grant
-                    last = await tx.pinned_hosts.pin_grants(integration, last, resolve)
-        if not page:
-            return
-        after = page[-1][0].id
-
-
-class _Resolver:
-    """The hosts of rows as their definitions name them now; none where a definition is gone."""
-
-    def __init__(self, tx: Transaction, registry: Registry) -> None:
-        self._tx = tx
-        self._registry = registry
-
-    async def integration(self, integration: Integration) -> tuple[str, ...]:
-        hosts = await _hosts(self._tx, self._registry, integration, {})
-        return tuple(written for written, _ in hosts)
-
-    async def grant(self, integration: Integration, id: str, facts: dict[str, Any]) -> tuple[str, ...]:
-        hosts = await _hosts(self._tx, self._registry, integration, facts)
-        return tuple(host for _, host in hosts if host)
-
-
-async def _hosts(
+async def hosts_of(
     tx: Transaction, registry: Registry, integration: Integration, facts: Mapping[str, Any]
 ) -> list[tuple[str, str | None]]:
     hosts: list[tuple[str, str | None]] = []
@@ -182,7 +112,7 @@ async def _waiting_connections(store: Store, registry: Registry) -> AsyncIterato
                 integration = await tx.integrations.get(connection.tenant, connection.integration_id)
                 if integration is None:
                     continue
-                hosts = await _hosts(tx, registry, integration, facts)
+                hosts = await hosts_of(tx, registry, integration, facts)
                 moved = {host for written, host in hosts if host and "{" in written}
                 new = sorted(it for it in moved if not is_pinned(it, pinned))
                 found += [WaitingHost(integration, host, connection) for host in new]
