@@ -4,6 +4,7 @@ No token of it is kept. A lost reply costs another login, so the protocol for si
 needed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ TOO_LATE = "The issuer no longer accepts this login, which may have taken too lo
 class LoginCode:
     """What came back from the issuer, and what was sent there before."""
 
-    issuer: list[ProviderAccess]  # with each client secret
+    issuer: Sequence[ProviderAccess]  # with each client secret
     code: Secret
     verifier: Secret
     redirect_uri: str

@@ -1,19 +1,28 @@
 """Requests over real sockets to a scripted authorization server."""
 
+import ast
 import asyncio
 import logging
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 import pytest
 from authlib.integrations.httpx_client import AsyncOAuth2Client
 
+from activities.support.provider_context import IssuerAccess, ProviderContext
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
-from providers.requests.request_format import OAuthClient, ProviderAccess, revocation_request
+from providers.requests.request_format import (
+    OAuthClient,
+    ProviderAccess,
+    SignedRequest,
+    introspection_request,
+    revocation_request,
+)
 from providers.requests.sender import Sender, SendFailed
 from providers.responses.raw_reply import RawReply
 from tests.fakes.providers.scripted_provider import ScriptedProvider, delay, drop, drop_after_commit, ok
@@ -84,6 +93,45 @@ async def test_refused_connection_and_egress_refusal_count_as_not_sent() -> None
         with pytest.raises(SendFailed) as raised:
             await talk.refresh("x")
         assert (raised.value.code, raised.value.sent, idp.calls) == (code, False, [])
+
+
+class NowhereAccess(ProviderAccess):
+    def require_host(self, url: str) -> None:
+        raise Failure(ErrorCode.HOST_NOT_ACCEPTED, url)
+
+
+async def test_nothing_is_sent_to_a_host_that_is_not_pinned() -> None:
+    async with ScriptedProvider() as idp:
+        talk = Talk(idp)
+        s, secret, there = talk.sender, Secret("x"), idp.url("token")
+        access = NowhereAccess(GENERIC, talk.endpoints, talk.client)
+        for flow in (
+            s.exchange_code(access, code=secret, verifier=secret, redirect_uri=REDIRECT),
+            s.refresh(access, refresh_token=secret),
+            s.send_prepared(access, revocation_request(access, secret, "access_token")),
+            s.send_prepared(access, introspection_request(access, secret, "access_token")),
+            s.send_signed(access, SignedRequest("POST", there, {"Authorization": "OAuth ..."})),
+        ):
+            with pytest.raises(SendFailed, match=r"127\.0\.0\.1") as raised:
+                await flow
+            assert (raised.value.code, raised.value.sent) == (ErrorCode.HOST_NOT_ACCEPTED, False)
+        assert idp.calls == []
+
+
+ACCESSES = ("ProviderAccess", "IssuerAccess", "ProviderContext")
+
+
+def test_no_worker_sends_without_pinned_hosts() -> None:
+    """Outside trials every access says where its secrets may be sent; the loader makes them all."""
+    made = [
+        f"{file}: {call.func.id}"
+        for file in sorted(Path("activities").rglob("*.py"))
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ACCESSES
+    ]
+    here = "activities/support/context_loader.py"
+    assert sorted(made) == [f"{here}: IssuerAccess", f"{here}: ProviderContext"]
+    assert all("require_host" in vars(it) for it in (IssuerAccess, ProviderContext))
 
 
 async def test_every_oauth2_flow_goes_through_authlib(monkeypatch: pytest.MonkeyPatch) -> None:
