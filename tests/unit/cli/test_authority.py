@@ -33,7 +33,7 @@ from tests.conformance.store.samples import a_grant
 from tests.conformance.store.test_schema import columns_of
 from tests.fakes.databases import NOW, sqlite_url
 from tests.fakes.failures import fails
-from tests.fakes.rows import an_integration, put_app
+from tests.fakes.rows import a_connection, an_integration, put_app
 
 ACME = Tenant("acme")
 
