@@ -32,14 +32,17 @@ async def carry_out(
 ) -> None:
     """Carry the call out. Raises Failure before a response has begun, ResponseBroken afterwards."""
     proxy_metrics.note_open(1)
-    work = asyncio.create_task(_hand_answer_on(call, send))
+    begun = asyncio.Event()
+    refusal: Failure | None = None
+    work = asyncio.create_task(_hand_answer_on(call, send, begun))
     leaving = asyncio.create_task(_caller_leaves(body, receive))
     try:
         while True:
             done, _ = await asyncio.wait(
                 (work, leaving), timeout=RECHECK_S, return_when=asyncio.FIRST_COMPLETED
             )
-            if done or not await _is_permitted(parts, request, call):
+            refusal = None if done else await _refusal(parts, request, call)
+            if done or refusal is not None:
                 break
     finally:
         for task in (work, leaving):
@@ -47,24 +50,26 @@ async def carry_out(
         await asyncio.gather(work, leaving, return_exceptions=True)
         proxy_metrics.note_open(-1)
     if work.cancelled():
-        raise ResponseBroken
+        raise ResponseBroken if refusal is None or begun.is_set() else refusal
     work.result()
 
 
-async def _is_permitted(parts: GatewayParts, request: Request, call: ProxyCall) -> bool:
-    """Whether the app may make this call still, by what the store says now."""
+async def _refusal(parts: GatewayParts, request: Request, call: ProxyCall) -> Failure | None:
+    """Why the app may make this call no longer, by what the store says now; None: it may."""
     api = parts.api
     try:
         caller = await current_caller(api, request, call.caller)
         row = await api.lease_rows.load(caller.tenant, call.connection_id)
         context = trace_of(request).request_context(caller.by)
         judged = ApiCall(api, caller, context, request)
-        if row is None or not row.leasable:
-            return False
+        if row is None:
+            return Failure(ErrorCode.NOT_FOUND)
+        if not row.leasable:
+            return Failure(ErrorCode.CONNECTION_REVOKED if row.has_ended else ErrorCode.CONSENT_REQUIRED)
         judged.permitted(Action.PROXY, of=target_of(row), proxied=await call.judged(row))
     except Failure as failure:
-        return failure.code is ErrorCode.STORE_UNAVAILABLE
-    return True
+        return None if failure.code is ErrorCode.STORE_UNAVAILABLE else failure
+    return None
 
 
 async def _caller_leaves(body: CallerBody, receive: Receive) -> None:
@@ -73,19 +78,18 @@ async def _caller_leaves(body: CallerBody, receive: Receive) -> None:
         pass
 
 
-async def _hand_answer_on(call: ProxyCall, send: Send) -> None:
-    started = False
+async def _hand_answer_on(call: ProxyCall, send: Send, begun: asyncio.Event) -> None:
     try:
         async with call.answered() as (answer, sent):
             decoder = decoder_of(values_of(b"content-encoding", answer.headers))
             head = _head(answer, sent, call.outgoing.answer_headers(answer.headers))
-            started = True
+            begun.set()
             await send(head)
             await _hand_on(decoded(answer.chunks, decoder), sent, send)
     except CallerLeft:
         raise ResponseBroken from None
     except Failure:
-        if started:
+        if begun.is_set():
             raise ResponseBroken from None
         raise
 

@@ -70,6 +70,31 @@ async def test_attack_25_a_stop_of_the_parent_cuts_the_childs_stream_and_refuses
     assert len(upstream.seen) == sent
 
 
+async def test_a_stop_before_the_provider_answers_is_told_as_what_it_is(
+    api: Api,
+    some: Delegating,
+    gateway: Gateway,
+    upstream: RawUpstream,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("evergrant_server.gateway.proxy.streaming.RECHECK_S", 0.05)
+    connection = await api.active(await api.integration())
+    token = await some.token()
+    called = asyncio.Event()
+
+    async def silent(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        called.set()
+        await asyncio.Event().wait()
+
+    upstream.handler = silent
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(gateway.get(f"/v1/proxy/{connection.id}/x", token))
+        await called.wait()
+        await api.post(f"/v1/delegations/{id_of(token)}/stop", some.admin)
+    refused = waiting.result()
+    assert (refused.status_code, refused.json()["code"]) == (403, "delegation_ended")
+
+
 async def test_an_approval_that_the_first_apps_permit_demands_is_demanded_of_those_under_it(
     api: Api, some: Delegating, gateway: Gateway, upstream: RawUpstream
 ):
