@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from sqlalchemy import insert, select, update
 
 from evergrant_server.cli.tenants import set_disabled
 from evergrant_server.core.access import Action
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.people.roles import PersonRole
 from evergrant_server.store.access import AppKeyRow, AppRow, PermitRow
 from evergrant_server.store.agents.call_approvals import CallApprovalRow
@@ -16,12 +18,17 @@ from evergrant_server.store.agents.delegations import DelegationRow
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database.columns import Row
 from evergrant_server.store.database.rows import columns_equal
-from evergrant_server.store.people.tables import PersonSessionRow
-from evergrant_server.store.review.authority_scan import broken_configuration
+from evergrant_server.store.oauth.tables import TokenFamilyRow
+from evergrant_server.store.people.tables import AdminLoginRow, PersonSessionRow
+from evergrant_server.store.review.approvals import ApprovalRow
+from evergrant_server.store.review.authority_scan import broken_configuration, broken_connections
 from evergrant_server.store.tenants import TenantStandingRow
-from tests.fakes.api import TENANT, Api
+from tests.fakes.api import TENANT, Api, running_api
+from tests.fakes.failures import fails
+from tests.fakes.platform.gateway_clients import authorized_client
+from tests.fakes.providers.login_issuer import LoginIssuer
 from tests.security.delegation.delegating import Delegating, id_of
-from tests.security.people import put_session
+from tests.security.people import people_log_in, put_session
 from tests.security.test_agents import CALL, PATH, an_approved_call, used
 
 
@@ -145,3 +152,44 @@ async def test_a_stopped_delegation(api: Api, rows: tuple[type[Row], ...]):
     await forgotten(api)
     assert (await api.lease(token)).status_code in (401, 403, 500)
     await named(api, id_of(token))
+
+
+@pytest.mark.parametrize("rows", [(TokenFamilyRow,), (TokenFamilyRow, AppRow)])
+async def test_an_ended_family(api: Api, rows: tuple[type[Row], ...]):
+    admin = await api.app_with("boss", Action.ADMIN)
+    await api.app_with("agent", Action.PROXY)
+    client = await authorized_client(api, "agent")
+    tokens = await client.tokens()
+    (family,) = (await api.get("/v1/token-families", admin)).json()["items"]
+    async with put_back(api, *rows):
+        assert (await api.call("DELETE", f"/v1/token-families/{family['id']}", admin)).is_success
+    refused = await client.refresh(tokens["refresh_token"])
+    assert "access_token" not in refused.json()
+    assert family["id"] in {it.row async for it in broken_connections(api.worker)}
+
+
+async def test_a_used_approval_of_a_command(tmp_path: Path):
+    async with running_api(tmp_path) as api:
+        first, second = [await api.app_with(name, Action.ADMIN) for name in ("first", "second")]
+        await api.app_with("sync", Action.TOKEN)
+        api.parts.settings.four_eyes = True
+        asked = await api.post("/v1/apps/sync/keys", first, {})
+        id = asked.json()["approval_id"]
+        assert (await api.post(f"/v1/approvals/{id}", second, {})).is_success
+        async with put_back(api, ApprovalRow):
+            assert (await api.post("/v1/apps/sync/keys", first, {})).status_code == 201
+        again = await api.post("/v1/apps/sync/keys", first, {})
+        assert (again.status_code, again.json()["code"]) == (500, "authority_broken")
+        await named(api, id)
+
+
+async def test_a_login_that_was_replaced(api: Api):
+    """The rule of before, at an issuer of before, lets nobody in."""
+    async with LoginIssuer(api.clock.now) as issuer:
+        key = await people_log_in(api, issuer)
+        async with put_back(api, AdminLoginRow):
+            assert (await api.call("DELETE", "/v1/admin-login", key)).status_code == 204
+        assert (await api.get("/login")).status_code == 500
+        async with api.worker.read() as tx:
+            with fails(ErrorCode.AUTHORITY_BROKEN, "admin_login"):
+                await tx.admin_logins.of_tenant(TENANT)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import update
 from standardwebhooks import Webhook as Judge
 from temporalio.testing import ActivityEnvironment
 
@@ -17,17 +18,27 @@ from activities.maintenance.webhook_delivery import (
     WebhookDeliveryActivities,
 )
 from evergrant_server import audit
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.events import EventType, WebhookEvent
 from evergrant_server.core.ids import EventId, Tenant, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import DeliverWebhooks, DeliveryRound
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.webhooks import DeliveryProblem, DeliveryStatus, Webhook, new_signing_secret
+from evergrant_server.core.webhooks import (
+    DeliveryProblem,
+    DeliveryStatus,
+    DisabledBy,
+    Webhook,
+    new_signing_secret,
+)
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.egress.transport import BODY_LIMIT
 from evergrant_server.store import Store
+from evergrant_server.store.review.authority_scan import broken_configuration
+from evergrant_server.store.webhooks import EventRow, WebhookRow
 from tests.fakes.clock import SetClock
 from tests.fakes.events.webhook_receiver import SECRET, TENANT, Received, Receiver, listening, log_of, reread
+from tests.fakes.failures import fails
 
 ASKED = RequestContext(by="app:boss")
 GIVE_UP, RETENTION = timedelta(days=5), timedelta(days=30)
@@ -296,3 +307,29 @@ async def test_old_deliveries_are_deleted(rounds: Rounds):
     await rounds.tell()
     await rounds.round()
     assert len(await log_of(rounds.store, rounds.webhook)) == 1
+
+
+@pytest.mark.parametrize("changed", ["url", "events", "disabled_by"])
+async def test_a_webhook_that_another_hand_changed_gets_nothing(rounds: Rounds, changed: str):
+    """Its sealed query is opened for the address that an admin put, and for no other."""
+    await rounds.tell()
+    async with Receiver() as evil:
+        values = {"url": f"{evil.origin}/hooks?***", "events": ["connection.created"], "disabled_by": None}
+        if changed == "disabled_by":
+            off = rounds.webhook.model_copy(update={"disabled_by": DisabledBy.ADMIN})
+            async with rounds.store.write() as tx:
+                await tx.webhooks.replace(off, expected=rounds.webhook.revision)
+        async with rounds.store.write() as tx:
+            await tx.connection.execute(update(WebhookRow).values({changed: values[changed]}))
+        assert await rounds.round() == DeliveryRound()
+        assert [*evil.received, *rounds.receiver.received] == []
+    assert [it.row for it in await broken_configuration(rounds.store)] == [rounds.webhook.id]
+
+
+async def test_an_event_that_another_hand_wrote_is_not_signed(rounds: Rounds):
+    await rounds.tell()
+    async with rounds.store.write() as tx:
+        await tx.connection.execute(update(EventRow).values(body='{"type":"connection.revoked"}'))
+    with fails(ErrorCode.AUTHORITY_BROKEN, "event"):
+        await rounds.round()
+    assert rounds.receiver.received == []

@@ -14,7 +14,7 @@ from evergrant_server.core.access import Action, App, Permit
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AppId, PermitId, new_id
-from evergrant_server.crypto import KeyRing, Role, Signer
+from evergrant_server.crypto import KeyPurpose, KeyRing, Role, Signer
 from evergrant_server.crypto.keyring import GATEWAY_SECRETS
 from evergrant_server.store.access import AppKeyRow, AppRow, PermitRow
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
@@ -58,7 +58,7 @@ def test_its_key_file_has_no_secret_that_others_follow_from(api: Api, tmp_path: 
             ring.derive(purpose)
 
 
-def test_no_row_but_three_kinds_counts_with_its_signature(stolen: KeyRing):
+def test_no_row_but_four_kinds_counts_with_its_signature(stolen: KeyRing):
     assert {it.__name__ for it in GATEWAY_MAY_WRITE} == {
         "CallApproval",
         "Connection",
@@ -136,3 +136,11 @@ def test_each_role_verifies_what_the_others_sign(api: Api, stolen: KeyRing, tmp_
             assert verifying.signer(signature[:-2] + "AA", "kind", "content", 7) is None
         for nothing in (None, "", "authority", "authority.", "nobody.AAAA", "gateway.é", "a" * 64):
             assert signing.signer(nothing, "kind", "content", 7) is None
+
+
+def test_a_workers_host_holds_every_key(api: Api):
+    """What its row of the threat model says: its theft is that of everything."""
+    ring = KeyRing.open(api.parts.settings.key_path, Role.WORKER)
+    assert all(ring.holds(purpose) for purpose in KeyPurpose)
+    assert ring.is_worker_mac(ring.worker_mac("pinned hosts"), "pinned hosts")
+    assert ring.signer(ring.sign("app"), "app") is Signer.AUTHORITY
