@@ -227,7 +227,7 @@ class KeyRing:
         return f"{self._signer}.{signature.decode().rstrip('=')}"
 
     def signer(self, signature: str | None, *parts: str | int) -> Signer | None:
-        """Whose signature of these parts this is; None for nobody's. Good ones are remembered."""
+        """The role group whose key signed these parts; None for a wrong signature. Good ones are remembered."""
         if signature is None:
             return None
         content = encode_parts(*parts)

@@ -55,7 +55,7 @@ def connection_parts(names: Mapping[str, Any], target: Mapping[str, Any]) -> tup
 
 def grant_parts(tenant: str, connection_id: str, grant: Grant, slot: str) -> tuple[str | int, ...]:
     """What the authenticator of a grant's row covers: what its token may be used for, and where. Its tokens
-    are sealed, and a wrong expiry gives nobody more."""
+    are sealed, and a later expiry lengthens no token."""
     options = [it.model_dump(mode="json") for it in grant.options]
     facts = (grant.scopes, grant.metadata, grant.access_generation, options)
     content = json.dumps(facts, sort_keys=True, separators=(",", ":"))

@@ -99,7 +99,7 @@ def _opens_nothing_yet(consent: Consent) -> bool:
 
 
 def _is_asked_or_used(approval: CallApproval) -> bool:
-    """A request that nobody has decided, or an approval that is used up."""
+    """A request without a decision, or an approval that is used up."""
     return approval.state in (CallApprovalState.WAITING, CallApprovalState.USED)
 
 
