@@ -46,6 +46,7 @@ from evergrant_server.store.database.rows import (
 )
 from evergrant_server.store.ends import put_back
 
+OFFERED = ("consent_deadline", "requested_scopes", "default_scopes", "slot_scopes")  # with a new link
 _WAITS = (LifecycleState.PENDING_CONSENT.value, LifecycleState.NEEDS_REAUTH.value)
 
 
@@ -86,6 +87,21 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         if before is not None:
             authentic(self._ring, Connection, ConnectionRow, before)
         return await self._change(after, expected, mac=row_mac(self._ring, after))
+
+    async def countersigned(self, after: Connection) -> Values:
+        """The worker's signature of names that a gateway signed, written with the first grant. Raises Failure
+        AUTHORITY_BROKEN."""
+        if after.generation != 1:
+            return {}
+        row = await find_one(self._connection, self._table, tenant=after.tenant, id=after.id)
+        if row is None or row["generation"] or not str(row["mac"]).startswith(f"{Signer.GATEWAY}."):
+            return {}
+        authentic(self._ring, Connection, ConnectionRow, row)
+        return {"mac": row_mac(self._ring, after)}
+
+    async def offer(self, pending: Connection, *, expected: int) -> Connection:
+        """Write what a new link of a pending connection asks for. Raises as `replace` does."""
+        return await self._change_only(pending, OFFERED, expected)
 
     async def get_for_share(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
         """The connection, locked against changes until this transaction ends.
@@ -224,18 +240,9 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         return await super()._insert(model, mac=row_mac(self._ring, model), **more)
 
     async def _change(self, model: Connection, expected: int, **more: Any) -> Connection:
-        if model.generation == 1 and "mac" not in more:
-            more |= await self._countersigned(model)
+        if "mac" not in more:
+            more |= await self.countersigned(model)
         return await super()._change(model, expected, **more)
-
-    async def _countersigned(self, model: Connection) -> Values:
-        """The worker's signature of names that a gateway signed, with their first grant. Raises Failure
-        AUTHORITY_BROKEN."""
-        row = await find_one(self._connection, self._table, tenant=model.tenant, id=model.id)
-        if row is None or row["generation"] or not str(row["mac"]).startswith(f"{Signer.GATEWAY}."):
-            return {}
-        authentic(self._ring, Connection, ConnectionRow, row)
-        return {"mac": row_mac(self._ring, model)}
 
     async def _checked(self, row: Values | None) -> Connection | None:
         connection = None if row is None else read_model(Connection, ConnectionRow, row)

@@ -21,6 +21,7 @@ from evergrant_server.crypto.envelope import seal_broken
 from evergrant_server.store.authority import grant_parts, require_grant
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import LateTokenSets
+from evergrant_server.store.connections.connections import Connections
 from evergrant_server.store.connections.replaced_grants import ReplacedGrants
 from evergrant_server.store.connections.tables import (
     ConnectionGrantRow,
@@ -117,7 +118,8 @@ class Grants(SealedRepository):
         if grant.slot == MAIN_SLOT and grant.generation != after.generation:
             raise ValueError("a main grant is installed with the generation of its connection")
         key = {"tenant": after.tenant, "id": after.id}
-        changed = column_values(after)
+        countersigned = await Connections(self._connection, self._sealer.ring).countersigned(after)
+        changed = column_values(after, **countersigned)
         if grant.slot == MAIN_SLOT:
             identifiers = AccountIdentifiers(self._connection, self._sealer.ring)
             changed |= await identifiers.update_from_reply(after, tokens, grant, origin)
