@@ -31,7 +31,7 @@ async def use_call_approval(
     found = await tx.call_approvals.newest(tenant, await hash_of(tx, tenant, call))
     if found is None or found.app_id != call.agent or not found.may_be_used(now):
         raise _approval_required(call)
-    used = await tx.call_approvals.replace(found.used(now), expected=found.revision)
+    used = await tx.call_approvals.use(found.used(now), expected=found.revision)
     entry = AuditEntry(
         tenant=tenant,
         at=now,

@@ -14,6 +14,7 @@ from evergrant_server.api.http.authentication import Authenticator
 from evergrant_server.cli.app import Flags, settings_of
 from evergrant_server.cli.authority import has_authenticators, make_authenticators
 from evergrant_server.cli.break_glass import break_glass
+from evergrant_server.cli.gateway.database_role import gateway_password, gateway_role
 from evergrant_server.cli.gateway.key_exports import export_api, export_gateway
 from evergrant_server.cli.private_files import write_private
 from evergrant_server.core.clock import SystemClock
@@ -25,6 +26,7 @@ from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.engine import sqlite_path
+from evergrant_server.store.review.gateway_role import put_gateway_role
 from evergrant_server.temporal_link.connect import connect, prepare_namespace
 from evergrant_server.temporal_link.reconcile import ReconcileCounts
 from evergrant_server.wiring.platform import open_platform
@@ -38,15 +40,28 @@ db, keys, audit_log = App(name="db"), App(name="keys"), App(name="audit")
 
 
 @db.command
-async def upgrade(*, namespace: bool = True, flags: Flags | None = None) -> None:
+async def upgrade(
+    *,
+    namespace: bool = True,
+    gateway_role: str | None = None,
+    gateway_password_file: Path | None = None,
+    flags: Flags | None = None,
+) -> None:
     """Bring the schema up to date, and prepare the Temporal namespace.
 
     Args:
         namespace: Also register search attributes and set the retention of closed runs.
+        gateway_role: The role of PostgreSQL as which gateways connect: give it what a gateway reads and
+            writes, and nothing else.
+        gateway_password_file: Make that role, or give it the password in this file.
     """
     settings = settings_of(flags)
+    password = gateway_password(settings, gateway_role, gateway_password_file)
     before = await upgrade_database(settings)
     print(f"schema {before or 'none'} -> {schema.expected_version()}")
+    if gateway_role is not None:
+        await put_gateway_role(settings.database_url, gateway_role, password)
+        print(f"role {gateway_role}: what a gateway reads and writes, and nothing else")
     if namespace:
         client = await connect(settings)
         await prepare_namespace(client, settings.history_retention)
@@ -69,6 +84,9 @@ async def upgrade_database(settings: Settings) -> str | None:
         print(_WITHOUT_AUTHENTICATORS, file=sys.stderr)
         raise
     return before
+
+
+db.command(gateway_role)
 
 
 @db.command

@@ -59,7 +59,7 @@ async def offer_link(
         "default_scopes": connection.default_scopes and set(scopes) == set(defaults),
         "slot_scopes": dict(slots),
     }
-    return await tx.connections.replace(connection.model_copy(update=changes), expected=connection.revision)
+    return await tx.connections.offer(connection.model_copy(update=changes), expected=connection.revision)
 
 
 async def require_consent_helps(

@@ -12,13 +12,14 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, CallApprovalId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyPurpose, Sealed
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority import AuthenticatedRepository, row_mac
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import columns_equal, not_found
 from evergrant_server.store.sealing import ColumnSealer, IntakeRepository
 
 _CALL = "sealed_call"
+USED = ("state", "used_at", "next_at")  # what changes when it is used up
 _OPEN = [CallApprovalState.WAITING.value, CallApprovalState.APPROVED.value]
 
 
@@ -65,6 +66,10 @@ class CallApprovals(
         sealed = await self._sealed(approval, {_CALL: Secret(json.dumps(call))})
         if not await self._insert(approval, **sealed):
             raise Failure(ErrorCode.STORE_CONFLICT, "The call was asked for at the same moment.")
+
+    async def use(self, used: CallApproval, *, expected: int) -> CallApproval:
+        """Write that it is used up. Raises as `replace` does."""
+        return await self._change_only(used, USED, expected, mac=row_mac(self._ring, used))
 
     async def called(self, approval: CallApproval) -> dict[str, Any]:
         """What is called. Raises Failure NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE."""

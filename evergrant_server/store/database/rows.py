@@ -1,5 +1,6 @@
 """Reads and writes rows as values of core: the statements that every repository shares."""
 
+from collections.abc import Collection
 from enum import StrEnum
 from functools import cache
 from typing import Any, Generic, NoReturn, TypeVar
@@ -184,8 +185,15 @@ class ModelRepository(Repository, Generic[Model, Id]):
 
     async def _change(self, model: Model, expected: int, **more: Any) -> Model:
         """As `replace`, with more columns."""
-        values = column_values(model, **more)
-        key = {"tenant": values["tenant"], "id": values["id"]}
+        return await self._write(model, column_values(model, **more), expected)
+
+    async def _change_only(self, model: Model, names: Collection[str], expected: int, **more: Any) -> Model:
+        """As `_change`, of the columns `names`: for what a gateway's role of PostgreSQL may change."""
+        values = column_values(model)
+        return await self._write(model, {**{name: values[name] for name in names}, **more}, expected)
+
+    async def _write(self, model: Model, values: Values, expected: int) -> Model:
+        key = model.model_dump(include={"tenant", "id"})
         revision = await compare_and_set(self._connection, self._table, key, values, expected)
         return model.model_copy(update={"revision": revision})
 

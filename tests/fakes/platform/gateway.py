@@ -142,14 +142,19 @@ def registry_for(base_url: str, **changes: Any) -> Registry:
 
 
 @asynccontextmanager
-async def running_gateway(api: Api, upstream: RawUpstream, **changes: Any) -> AsyncIterator[Gateway]:
-    """The gateway with keys of its own role, over the database of `api`. `changes` are of the definition."""
+async def running_gateway(
+    api: Api, upstream: RawUpstream, *, database_url: str = "", **changes: Any
+) -> AsyncIterator[Gateway]:
+    """The gateway with keys of its own role, over the database of `api`. `changes` are of the definition.
+
+    `database_url`: as this user of the same database.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     settings = api.parts.settings
     policy = EgressPolicy(allow=(upstream.url.removeprefix("http://"),))
     ring = KeyRing.open(settings.key_path, Role.GATEWAY)
-    store = await Store.open(settings.database_url, ring, api.clock)
+    store = await Store.open(database_url or settings.database_url, ring, api.clock)
     ledger = LeaseLedger(store.in_pool(Pool.LEDGER), "gateway-test", api.clock)
     await ledger.start()
     base = changes.pop("api_base_url", f"{upstream.url}/api")

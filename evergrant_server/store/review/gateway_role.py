@@ -1,0 +1,200 @@
+"""The role of a gateway on PostgreSQL: it reads every row, and writes what the code of a gateway writes.
+
+A stolen gateway signs no row of authority; with a role of its own it can't write one either (ADR 0064).
+"""
+
+import base64
+import hashlib
+import hmac
+import secrets
+from collections import defaultdict
+from typing import NamedTuple
+
+from sqlalchemy import Column, Connection, Table, text
+from sqlalchemy.dialects import postgresql
+
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.store.access import AppKeyUseRow, LeaseUseRow
+from evergrant_server.store.agents.call_approvals import USED, CallApprovalRow
+from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
+from evergrant_server.store.authentication import AppAssertionRow
+from evergrant_server.store.connections.connections import OFFERED
+from evergrant_server.store.connections.tables import ConnectionRow, UsageRow
+from evergrant_server.store.database import schema
+from evergrant_server.store.database.columns import METADATA, Row, table_of
+from evergrant_server.store.database.engine import open_database
+from evergrant_server.store.database.errors import translate_errors
+from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.keys import KeyRow
+from evergrant_server.store.outbox import OutboxRow
+from evergrant_server.store.permits import PermitUseRow
+from evergrant_server.store.review.authority_fields import GATEWAY_MAY_WRITE
+from evergrant_server.store.review.authority_tables import ALL
+from evergrant_server.store.webhooks import DeliveryRow
+
+# Records and what they lead to, the key that seals an approval's call, and request states that are used up.
+_ADDED: tuple[type[Row], ...] = (AuditRow, OutboxRow, DeliveryRow, KeyRow, AppAssertionRow)
+# The ends of chains, and when and what was used.
+_COUNTED: tuple[type[Row], ...] = (AuditShardRow, UsageRow, AppKeyUseRow, PermitUseRow, LeaseUseRow)
+# The columns of other rows. That of an integration decides nothing: a row lock needs a column to change.
+_CHANGED: dict[type[Row], tuple[str, ...]] = {
+    CallApprovalRow: (*USED, "mac", "revision"),
+    ConnectionRow: (*OFFERED, "revision"),
+    IntegrationRow: ("created_at",),
+}
+_DIALECT = postgresql.dialect()
+_FORBIDDEN = ("DELETE", "TRUNCATE", "TRIGGER")
+_MOST_NAMED = 5
+_ROUNDS = 4096  # as PostgreSQL makes them
+# Every right of a role on each column here, also by what it is a member of.
+_RIGHTS = text(
+    "SELECT c.relname, a.attname, pg_has_role(:role, c.relowner, 'MEMBER') AS owner,"
+    " has_column_privilege(:role, c.oid, a.attnum, 'SELECT') AS \"SELECT\","
+    " has_column_privilege(:role, c.oid, a.attnum, 'INSERT') AS \"INSERT\","
+    " has_column_privilege(:role, c.oid, a.attnum, 'UPDATE') AS \"UPDATE\","
+    + ",".join(f" has_table_privilege(:role, c.oid, '{it}') AS \"{it}\"" for it in _FORBIDDEN)
+    + " FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
+    " WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r'"
+)
+
+
+class Rights(NamedTuple):
+    """What the role lacks and what it has beyond its job, in words; nothing of either where all is right."""
+
+    lacking: list[str]
+    beyond: list[str]
+
+
+def inserted() -> set[Table]:
+    """The tables to which a gateway adds rows: of authority those alone that count with its signature."""
+    signed = {table for table, model in ALL.items() if model in GATEWAY_MAY_WRITE}
+    return {table_of(it) for it in (*signed, *_ADDED, *_COUNTED)}
+
+
+def updated() -> set[Column[object]]:
+    """The columns that a gateway changes."""
+    whole = {column for row in _COUNTED for column in table_of(row).columns}
+    return whole | {table_of(row).columns[name] for row, names in _CHANGED.items() for name in names}
+
+
+def grants(role: str, schema_name: str = "public") -> list[str]:
+    """The statements that give this role what a gateway needs, and take the rest from it."""
+    quoted = _DIALECT.identifier_preparer.quote_identifier
+    to, tables = quoted(role), METADATA.sorted_tables
+    columns: defaultdict[Table, list[str]] = defaultdict(list)
+    for column in sorted(updated(), key=lambda it: it.name):
+        columns[column.table].append(quoted(column.name))
+    every = ", ".join(quoted(it.name) for it in tables)
+    new = [it for it in tables if it in inserted()]
+    numbered = [f"{it.name}_{at.name}_seq" for it in new if (at := it.autoincrement_column) is not None]
+    return [
+        f"REVOKE ALL ON ALL TABLES IN SCHEMA {quoted(schema_name)} FROM {to}",
+        f"GRANT USAGE ON SCHEMA {quoted(schema_name)} TO {to}",
+        f"GRANT SELECT ON {every}, alembic_version TO {to}",
+        f"GRANT INSERT ON {', '.join(quoted(it.name) for it in new)} TO {to}",
+        *(f"GRANT USAGE ON SEQUENCE {quoted(it)} TO {to}" for it in numbered),
+        *(
+            f"GRANT UPDATE ({', '.join(columns[it])}) ON {quoted(it.name)} TO {to}"
+            for it in tables
+            if it in columns
+        ),
+    ]
+
+
+async def put_gateway_role(url: str, role: str, password: str | None = None) -> None:
+    """Give the role what a gateway needs, and nothing else. With a password it is made, or gets that one.
+
+    Raises Failure SCHEMA_MISMATCH, STORE_UNAVAILABLE, NOT_FOUND for a role that isn't there,
+    NOT_PERMITTED for one that may do more by what it is or belongs to.
+    """
+    database = open_database(url, limits=False)
+    try:
+        with translate_errors():
+            async with database.write() as connection:
+                await connection.run_sync(_put, role, password)
+    finally:
+        await database.close()
+
+
+async def rights_of_user(url: str) -> tuple[str, Rights]:
+    """The role as which this URL connects, and what is wrong with its rights."""
+    database = open_database(url)
+    try:
+        with translate_errors():
+            async with database.read() as connection:
+                return await connection.run_sync(_rights_of_user)
+    finally:
+        await database.close()
+
+
+def _put(connection: Connection, role: str, password: str | None) -> None:
+    schema.require_expected_version(connection)
+    there = connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role}).first()
+    quoted = _DIALECT.identifier_preparer.quote_identifier(role)
+    if password is not None:
+        made = "ALTER" if there else "CREATE"
+        _run(connection, f"{made} ROLE {quoted} LOGIN PASSWORD '{scram_verifier(password)}'")
+    elif there is None:
+        repair = f"As an administrator of PostgreSQL: CREATE ROLE {quoted} LOGIN PASSWORD '…'"
+        raise Failure(ErrorCode.NOT_FOUND, f"PostgreSQL has no role {role}.", repair=repair)
+    here = connection.execute(text("SELECT current_schema()")).scalar_one()
+    for statement in grants(role, here):
+        _run(connection, statement)
+    rights = _rights(connection, role)
+    if rights.beyond or rights.lacking:
+        raise Failure(
+            ErrorCode.NOT_PERMITTED,
+            f"The role {role} {described(rights)}.",
+            repair="Name a role that owns nothing, is a member of no other, and is no superuser.",
+        )
+
+
+def described(rights: Rights) -> str:
+    """In one sentence, behind the role's name."""
+    parts = [("may ", rights.beyond), ("lacks ", rights.lacking)]
+    return " and ".join(word + _some(names) for word, names in parts if names)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_MOST_NAMED]) + (
+        f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    )
+
+
+def _rights_of_user(connection: Connection) -> tuple[str, Rights]:
+    role = connection.execute(text("SELECT current_user")).scalar_one()
+    return role, _rights(connection, role)
+
+
+def _rights(connection: Connection, role: str) -> Rights:
+    """Compare what the role may do with what a gateway needs, for each column of each table."""
+    new, changed = {it.name for it in inserted()}, {(it.table.name, it.name) for it in updated()}
+    lacking: set[str] = set()
+    beyond: set[str] = set()
+    for row in connection.execute(_RIGHTS, {"role": role}).mappings():
+        table, column = row["relname"], row["attname"]
+        if row["owner"]:
+            beyond.add(f"do all that the owner of {table} may")
+            continue
+        needs = {"SELECT": True, "INSERT": table in new, "UPDATE": (table, column) in changed}
+        for right, needed in needs.items():
+            if needed and not row[right]:
+                lacking.add(f"{right} on {table}")
+            elif row[right] and not needed:
+                beyond.add(f"{right} {table}.{column}")
+        beyond |= {f"{right} {table}" for right in _FORBIDDEN if row[right]}
+    return Rights(sorted(lacking), sorted(beyond))
+
+
+def _run(connection: Connection, statement: str) -> None:
+    connection.exec_driver_sql(statement)
+
+
+def scram_verifier(password: str) -> str:
+    """What PostgreSQL keeps of a password (RFC 5802 section 3): its log may quote the statement."""
+    salt = secrets.token_bytes(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, _ROUNDS)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    keys = (stored, hmac.digest(salted, b"Server Key", "sha256"))
+    text_of = [base64.b64encode(it).decode() for it in (salt, *keys)]
+    return f"SCRAM-SHA-256${_ROUNDS}:{text_of[0]}${text_of[1]}:{text_of[2]}"
