@@ -59,9 +59,10 @@ class Signer(StrEnum):
     GATEWAY = "gateway"
 
 
-# what a gateway derives and nothing else: to find callers, to seal its own sessions, to sign as itself
+# what a gateway derives and nothing else: to find callers, to seal its own sessions, to sign as itself, to page
+# lists, whose rows are judged one by one
 GATEWAY_SECRETS = frozenset(
-    {"api keys", "agent call", "connect link", "mcp request state", "mcp-session"}
+    {"api keys", "api.cursor", "agent call", "connect link", "mcp request state", "mcp-session"}
     | {"audit head gateway", "request proof gateway", "sign gateway"}
 )
 _MOST_VERIFIED = 20_000  # signatures that are remembered: about 5 MB

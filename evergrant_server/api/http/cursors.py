@@ -25,7 +25,7 @@ class Cursors:
 
     @property
     def _key(self) -> bytes:
-        return self._ring.derive("api.cursor")  # a gateway shows no lists, and doesn't hold it
+        return self._ring.derive("api.cursor")
 
     def encode(self, after: str, tenant: str, **list_of: Any) -> str:
         body = after.encode()
