@@ -76,6 +76,13 @@ PURPOSES_OF_ROLE: dict[Role, frozenset[KeyPurpose]] = {
 }
 
 
+def widest_role(file: KeyFile) -> Role:
+    """The role with the most keys that this key file is for."""
+    if file.derive is None:
+        return Role.GATEWAY
+    return Role.OPERATOR if KeyPurpose.REFRESH in file.purposes else Role.API
+
+
 class KeyRing:
     """Root keys of the purposes a role may use. Doesn't print; every failure names the place."""
 

@@ -1,5 +1,6 @@
 """Checks of the database: connection, schema, keys, outbox, client certificates, clock."""
 
+import shlex
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,12 +12,14 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role, keyfile
+from evergrant_server.crypto.keyring import widest_role
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.connections.connection_page import PendingRevocation
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.engine import sqlite_path
 from evergrant_server.store.review.authority_scan import broken_configuration
+from evergrant_server.store.review.gateway_role import rights_of_user
 from evergrant_server.store.store import database_time, unwrap_newest_tenant_key
 
 CERTIFICATE_WARNING = timedelta(days=30)
@@ -80,13 +83,39 @@ async def keys_open(settings: Settings) -> str:
 
 async def authority(settings: Settings) -> str:
     """Find rows that say who may do what, and aren't Evergrant's. Connections: `authority verify`."""
-    async with _store(settings, _ring(settings)[0]) as store:
-        broken = [*await broken_configuration(store), *await audit.broken_heads(store)]
+    ring = _ring(settings)[0]
+    is_gateway = ring.role is Role.GATEWAY
+    async with _store(settings, ring) as store:
+        heads = [] if is_gateway else await audit.broken_heads(store)
+        broken = [*await broken_configuration(store), *heads]
     if broken:
         named = " ".join(it.failure.detail for it in broken[:_MOST_NAMED])
         more = " And more." if len(broken) > _MOST_NAMED else ""
         raise CheckFailed(f"{named}{more}", f"{COMMAND} authority verify")
-    return "apps, keys, permits, integrations, definitions, exports, messages and audit heads are Evergrant's"
+    heads_too = "; a gateway can't verify messages and audit heads"
+    if not is_gateway:
+        heads_too = ", and so are messages and audit heads"
+    return f"apps, keys, permits, integrations, definitions and exports are Evergrant's{heads_too}"
+
+
+async def gateway_role(settings: Settings) -> str:
+    """A gateway connects as a role of PostgreSQL that writes nothing but what a gateway's code writes."""
+    if settings.uses_sqlite:
+        return "SQLite has no roles: each process may write every row"
+    if _ring(settings)[0].role is not Role.GATEWAY:
+        return "no gateway's key file: only gateways have a role of their own"
+    try:
+        role, rights = await rights_of_user(settings.database_url)
+    except Failure as failure:
+        raise _unreachable(failure) from None
+    if rights.are_right:
+        return f"{role} reads every row, and writes what a gateway writes alone"
+    put = f"With the settings of a worker: {COMMAND} db upgrade --gateway-role "
+    if rights.by_nature:
+        put += "ROLE    # another role, as which EVERGRANT_DATABASE_URL of the gateway connects"
+    else:
+        put += shlex.quote(role)
+    raise CheckFailed(f"the gateway's role {role} {rights}", put)
 
 
 async def outbox(settings: Settings) -> str:
@@ -181,9 +210,8 @@ async def clock(settings: Settings) -> str:
 def _ring(settings: Settings) -> tuple[KeyRing, frozenset[str]]:
     """The key ring for the widest role that its file allows, and the file's purposes."""
     try:
-        purposes = frozenset(keyfile.read(settings.key_path).purposes)
-        role = Role.OPERATOR if KeyPurpose.REFRESH in purposes else Role.API
-        return KeyRing.open(settings.key_path, role), purposes
+        file = keyfile.read(settings.key_path)
+        return KeyRing.open(settings.key_path, widest_role(file)), frozenset(file.purposes)
     except Failure as failure:
         raise CheckFailed(
             f"can't be checked without a usable key file: {failure.detail}", _see_check("key file")

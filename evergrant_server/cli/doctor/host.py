@@ -12,12 +12,14 @@ import httpx2
 from evergrant_server.checkout import ROOT, require_own_packages
 from evergrant_server.cli.doctor import COMMAND, CheckFailed
 from evergrant_server.core.errors import Failure
-from evergrant_server.crypto import KeyPurpose, keyfile
+from evergrant_server.crypto import KeyPurpose, Role, keyfile
+from evergrant_server.crypto.keyring import PURPOSES_OF_ROLE, widest_role
 from evergrant_server.journal.journal import waiting_paths
 from evergrant_server.settings import BadSettings, Settings
 from providers.definition.registry import CATALOG, Registry
 
-_NOT_NEEDED = "an API with PostgreSQL keeps nothing on disk"
+_NOT_NEEDED = "an API or a gateway with PostgreSQL keeps nothing on disk"
+_PROCESSES = {Role.GATEWAY: "gateways", Role.API: "the API", Role.OPERATOR: "workers and operators"}
 
 
 async def packages(settings: Settings) -> str:
@@ -43,12 +45,13 @@ async def key_file(settings: Settings) -> str:
         file = keyfile.read(path)
     except Failure as failure:
         raise CheckFailed(failure.detail, _key_repair(path)) from None
-    missing = {KeyPurpose.LEASE, KeyPurpose.INTAKE} - file.purposes.keys()
+    role = widest_role(file)
+    missing = PURPOSES_OF_ROLE[role] - file.purposes.keys()
     if missing:
-        repair = f"EVERGRANT_KEY_FILE=<the full file> {COMMAND} keys export-api {shlex.quote(str(path))}"
+        export = "export-gateway" if role is Role.GATEWAY else "export-api"
+        repair = f"EVERGRANT_KEY_FILE=<the full file> {COMMAND} keys {export} {shlex.quote(str(path))}"
         raise CheckFailed(f"{path} lacks the keys for {', '.join(sorted(missing))}", repair)
-    role = "for the API" if KeyPurpose.REFRESH not in file.purposes else "for workers and operators"
-    return f"{path}: {role}, with keys for {', '.join(sorted(file.purposes))}"
+    return f"{path}: for {_PROCESSES[role]}, with keys for {', '.join(sorted(file.purposes))}"
 
 
 def _key_repair(path: Path) -> str:

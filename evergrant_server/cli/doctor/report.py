@@ -42,6 +42,7 @@ CHECKS: dict[str, Check] = {
     "keys of the database": database.keys_open,
     "authority": database.authority,
     "hosts": hosts.hosts,
+    "database role": database.gateway_role,
     "outbox": database.outbox,
     "revocations": database.revocations,
     "client certificates": database.certificates,
@@ -73,10 +74,10 @@ _ROWS = ("key file", "migrations")  # of the database can be read
 _TEMPORAL = ("temporal", "namespace")
 NEEDS: dict[str, tuple[str, ...]] = {
     "migrations": ("database",),
-    **dict.fromkeys(("keys of the database", "authority", "hosts", "outbox", "revocations"), _ROWS),
-    **dict.fromkeys(("client certificates", "admin key", "API keys", "bindings", "logins"), _ROWS),
-    **dict.fromkeys(("trusted issuers", "callers' addresses", "exchanges", "confirmations"), _ROWS),
-    "token limits": _ROWS,
+    **dict.fromkeys(("keys of the database", "authority", "hosts", "database role", "outbox"), _ROWS),
+    **dict.fromkeys(("revocations", "client certificates", "admin key", "API keys"), _ROWS),
+    **dict.fromkeys(("bindings", "logins", "trusted issuers", "callers' addresses", "exchanges"), _ROWS),
+    **dict.fromkeys(("confirmations", "token limits"), _ROWS),
     "clock, database": _ROWS,
     "temporal": ("processes",),
     "namespace": ("temporal",),

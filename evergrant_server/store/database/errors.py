@@ -26,7 +26,8 @@ _FULL = ("the disk is full", "Make room on the disk of the database.")
 _NAMED = {
     "42501": (
         "its user may not do that there",
-        "Let the user own the database: ALTER DATABASE name OWNER TO user, in psql as an administrator.",
+        "If it is a gateway's: python -m evergrant_server db upgrade --gateway-role USER, with a worker's "
+        "settings. Else let it own the database: ALTER DATABASE name OWNER TO user, as an administrator.",
     ),
     "28P01": ("it refused the user or the password", ""),
     "28000": ("it refused the user", ""),

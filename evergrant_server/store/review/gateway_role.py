@@ -45,10 +45,18 @@ _CHANGED: dict[type[Row], tuple[str, ...]] = {
 _DIALECT = postgresql.dialect()
 _FORBIDDEN = ("DELETE", "TRUNCATE", "TRIGGER")
 _MOST_NAMED = 5
+# What no grant gives, and none takes away. Who makes functions where the tables are can have others run them.
+_BY_NATURE = text(
+    'SELECT rolsuper AS "is a superuser", rolcreaterole AS "makes roles",'
+    " has_schema_privilege(rolname, current_schema(), 'CREATE') AS \"makes tables and functions\","
+    " EXISTS (SELECT 1 FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace"
+    "  AND c.relkind = 'r' AND pg_has_role(rolname, c.relowner, 'MEMBER')) AS \"owns tables\""
+    " FROM pg_roles WHERE rolname = :role"
+)
 _ROUNDS = 4096  # as PostgreSQL makes them
 # Every right of a role on each column here, also by what it is a member of.
 _RIGHTS = text(
-    "SELECT c.relname, a.attname, pg_has_role(:role, c.relowner, 'MEMBER') AS owner,"
+    "SELECT c.relname, a.attname, "
     " has_column_privilege(:role, c.oid, a.attnum, 'SELECT') AS \"SELECT\","
     " has_column_privilege(:role, c.oid, a.attnum, 'INSERT') AS \"INSERT\","
     " has_column_privilege(:role, c.oid, a.attnum, 'UPDATE') AS \"UPDATE\","
@@ -59,10 +67,22 @@ _RIGHTS = text(
 
 
 class Rights(NamedTuple):
-    """What the role lacks and what it has beyond its job, in words; nothing of either where all is right."""
+    """What is wrong with a role, in words; nothing where it has the rights of a gateway and no other."""
 
     lacking: list[str]
     beyond: list[str]
+    by_nature: list[str]
+
+    @property
+    def are_right(self) -> bool:
+        return not any(self)
+
+    def __str__(self) -> str:
+        """Behind the role's name."""
+        if self.by_nature:
+            return " and ".join(self.by_nature)
+        parts = [("may ", self.beyond), ("lacks ", self.lacking)]
+        return " and ".join(word + _some(names) for word, names in parts if names)
 
 
 def inserted() -> set[Table]:
@@ -141,18 +161,12 @@ def _put(connection: Connection, role: str, password: str | None) -> None:
     for statement in grants(role, here):
         _run(connection, statement)
     rights = _rights(connection, role)
-    if rights.beyond or rights.lacking:
-        raise Failure(
-            ErrorCode.NOT_PERMITTED,
-            f"The role {role} {described(rights)}.",
-            repair="Name a role that owns nothing, is a member of no other, and is no superuser.",
+    if not rights.are_right:
+        repair = (
+            "Name a role that is no superuser, makes no roles, and owns no tables, also not as a member. "
+            f"Before PostgreSQL 15 every role makes tables: REVOKE CREATE ON SCHEMA {here} FROM PUBLIC"
         )
-
-
-def described(rights: Rights) -> str:
-    """In one sentence, behind the role's name."""
-    parts = [("may ", rights.beyond), ("lacks ", rights.lacking)]
-    return " and ".join(word + _some(names) for word, names in parts if names)
+        raise Failure(ErrorCode.NOT_PERMITTED, f"The role {role} {rights}.", repair=repair)
 
 
 def _some(names: list[str]) -> str:
@@ -171,11 +185,9 @@ def _rights(connection: Connection, role: str) -> Rights:
     new, changed = {it.name for it in inserted()}, {(it.table.name, it.name) for it in updated()}
     lacking: set[str] = set()
     beyond: set[str] = set()
+    nature = connection.execute(_BY_NATURE, {"role": role}).mappings().one()
     for row in connection.execute(_RIGHTS, {"role": role}).mappings():
         table, column = row["relname"], row["attname"]
-        if row["owner"]:
-            beyond.add(f"do all that the owner of {table} may")
-            continue
         needs = {"SELECT": True, "INSERT": table in new, "UPDATE": (table, column) in changed}
         for right, needed in needs.items():
             if needed and not row[right]:
@@ -183,16 +195,16 @@ def _rights(connection: Connection, role: str) -> Rights:
             elif row[right] and not needed:
                 beyond.add(f"{right} {table}.{column}")
         beyond |= {f"{right} {table}" for right in _FORBIDDEN if row[right]}
-    return Rights(sorted(lacking), sorted(beyond))
+    return Rights(sorted(lacking), sorted(beyond), [name for name, holds in nature.items() if holds])
 
 
 def _run(connection: Connection, statement: str) -> None:
     connection.exec_driver_sql(statement)
 
 
-def scram_verifier(password: str) -> str:
+def scram_verifier(password: str, salt: bytes | None = None) -> str:
     """What PostgreSQL keeps of a password (RFC 5802 section 3): its log may quote the statement."""
-    salt = secrets.token_bytes(16)
+    salt = salt or secrets.token_bytes(16)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, _ROUNDS)
     stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
     keys = (stored, hmac.digest(salted, b"Server Key", "sha256"))

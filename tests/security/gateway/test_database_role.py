@@ -1,18 +1,23 @@
 """A gateway with a role of its own on PostgreSQL: its calls work, and it writes no other row of authority."""
 
+import base64
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 import pytest_asyncio
 from sqlalchemy.engine import make_url
 
+from evergrant_server.cli.doctor.report import CHECKS, DoctorFinding, diagnose
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
+from evergrant_server.crypto import KeyRing, Role
+from evergrant_server.settings import load_settings
 from evergrant_server.store.database.columns import METADATA, table_of
 from evergrant_server.store.review.authority_fields import GATEWAY_MAY_WRITE
 from evergrant_server.store.review.authority_tables import ALL
@@ -21,6 +26,7 @@ from evergrant_server.store.review.gateway_role import (
     inserted,
     put_gateway_role,
     rights_of_user,
+    scram_verifier,
     updated,
 )
 from tests.fakes.api import Api, running_api
@@ -68,6 +74,9 @@ __all__ = [
     "test_without_a_permit_for_it_nothing_is_sent",
 ]
 
+_OF_TEMPORAL = {name for name, check in CHECKS.items() if check.__module__.endswith(".temporal")} | {
+    "workflows"
+}
 ROLE = f"gateway of {os.getpid()}"  # has to be quoted
 
 
@@ -100,35 +109,36 @@ async def gateway(api: Api, upstream: RawUpstream, of_role: str) -> AsyncIterato
         yield running
 
 
-async def _tries(of_role: str, statement: str) -> str:
-    """The SQLSTATE with which PostgreSQL answers the role's statement; "" when it does what it says."""
+@pytest_asyncio.fixture
+async def refused(of_role: str) -> AsyncIterator[Callable[[str], Awaitable[bool]]]:
+    """Whether PostgreSQL refuses the role this statement."""
     where = make_url(of_role)
     connection = await asyncpg.connect(host=str(where.query["host"]), user=ROLE, database=where.database)
-    try:
-        await connection.execute(statement)
-    except asyncpg.PostgresError as error:
-        return str(error.sqlstate)
-    finally:
-        await connection.close()
-    return ""
+
+    async def refuses(statement: str) -> bool:
+        try:
+            await connection.execute(statement)
+        except asyncpg.InsufficientPrivilegeError:
+            return True
+        return False
+
+    yield refuses
+    await connection.close()
 
 
-_REFUSED = "42501"  # insufficient_privilege
-
-
-@pytest.mark.parametrize("table", METADATA.tables)
-async def test_postgresql_refuses_every_other_write(of_role: str, table: str):
-    quoted, columns = f'"{table}"', METADATA.tables[table].columns
-    may_add, may_change = METADATA.tables[table] in inserted(), {it for it in columns if it in updated()}
-    adds = await _tries(of_role, f"INSERT INTO {quoted} SELECT * FROM {quoted} WHERE false")
-    assert adds == ("" if may_add else _REFUSED)
-    for column in columns:
-        changes = await _tries(of_role, f'UPDATE {quoted} SET "{column.name}" = NULL WHERE false')
-        assert changes == ("" if column in may_change else _REFUSED), column
-    for statement in (f"DELETE FROM {quoted}", f"TRUNCATE {quoted} CASCADE", f"DROP TABLE {quoted} CASCADE"):
-        assert await _tries(of_role, statement) == _REFUSED, statement
-    disabling = f"ALTER TABLE {quoted} DISABLE TRIGGER ALL"
-    assert await _tries(of_role, disabling) == _REFUSED
+async def test_postgresql_refuses_every_other_write(refused: Callable[[str], Awaitable[bool]]):
+    for table in METADATA.sorted_tables:
+        name = f'"{table.name}"'
+        adds = f"INSERT INTO {name} SELECT * FROM {name} WHERE false"
+        assert await refused(adds) is (table not in inserted()), adds
+        for column in table.columns:
+            changes = f'UPDATE {name} SET "{column.name}" = NULL WHERE false'
+            assert await refused(changes) is (column not in updated()), changes
+        for what in ("DELETE FROM {}", "TRUNCATE {} CASCADE", "DROP TABLE {} CASCADE"):
+            assert await refused(what.format(name)), what.format(name)
+        assert await refused(f"ALTER TABLE {name} DISABLE TRIGGER ALL")
+    assert await refused("CREATE TABLE mine (id text)")
+    assert await refused("DELETE FROM alembic_version")
 
 
 def test_of_rows_of_authority_it_adds_those_that_count_with_its_signature():
@@ -184,10 +194,10 @@ async def test_what_it_used_and_how_calls_ended_is_written(api: Api, gateway: Ga
 
 
 async def test_its_rights_are_exact_and_are_restored(url: str, of_role: str):
-    assert (await rights_of_user(of_role)) == (ROLE, ([], []))
+    assert (await rights_of_user(of_role)) == (ROLE, ([], [], []))
     owner, rights = await rights_of_user(url)
     assert owner == "postgres"
-    assert any("all that the owner of" in it for it in rights.beyond)
+    assert set(rights.by_nature) >= {"is a superuser", "owns tables"}
     database = make_url(url).database
     assert database is not None
     await postgres().admin(
@@ -196,22 +206,89 @@ async def test_its_rights_are_exact_and_are_restored(url: str, of_role: str):
         f'REVOKE INSERT ON audit FROM "{ROLE}"',
         database=database,
     )
-    _, (lacking, beyond) = await rights_of_user(of_role)
+    _, (lacking, beyond, _) = await rights_of_user(of_role)
     assert lacking == ["INSERT on audit"]
     assert {"DELETE permit", "UPDATE permit.actions", "UPDATE connection.state"} <= set(beyond)
     await put_gateway_role(url, ROLE)
-    assert (await rights_of_user(of_role)) == (ROLE, ([], []))
+    assert (await rights_of_user(of_role)) == (ROLE, ([], [], []))
+
+
+async def test_doctor_says_what_the_gateways_role_may_beyond_its_job(
+    api: Api, url: str, of_role: str, tmp_path: Path
+):
+    full = api.parts.settings.key_path
+    KeyRing.open(full, Role.OPERATOR).export(tmp_path / "gateway.json", Role.GATEWAY)
+    of_gateway = {"data_dir": tmp_path, "key_file": tmp_path / "gateway.json"}
+
+    async def diagnosed(**settings: Any) -> dict[str, DoctorFinding]:
+        checks = {name: it for name, it in CHECKS.items() if name not in {*_OF_TEMPORAL, "public URL"}}
+        found = await diagnose(load_settings(**settings), checks, {})
+        return {it.check: it for it in found}
+
+    right = await diagnosed(**of_gateway, database_url=of_role)
+    assert [it for it in right.values() if not it.ok] == []
+    assert right["database role"].detail == f"{ROLE} reads every row, and writes what a gateway writes alone"
+    owner = (await diagnosed(**of_gateway, database_url=url))["database role"]
+    assert "the gateway's role postgres is a superuser and makes roles" in owner.detail
+    assert "db upgrade --gateway-role ROLE" in owner.repair
+    database = make_url(url).database
+    assert database is not None
+    await postgres().admin(f'GRANT DELETE ON permit TO "{ROLE}"', database=database)
+    more = (await diagnosed(**of_gateway, database_url=of_role))["database role"]
+    assert more.detail == f"the gateway's role {ROLE} may DELETE permit"
+    assert more.repair.endswith(f"db upgrade --gateway-role '{ROLE}'")
+    assert (await diagnosed(data_dir=tmp_path, key_file=full, database_url=url))["database role"].ok
 
 
 async def test_a_role_that_is_worth_more_is_refused(url: str):
     with fails(ErrorCode.NOT_FOUND, "no role nobody") as absent:
         await put_gateway_role(url, "nobody")
     assert 'CREATE ROLE "nobody" LOGIN' in absent.value.repair
-    with fails(ErrorCode.NOT_PERMITTED, "all that the owner"):
+    with fails(ErrorCode.NOT_PERMITTED, "is a superuser and makes roles"):
         await put_gateway_role(url, "postgres")
+    database = make_url(url).database
+    assert database is not None
+    await postgres().admin(f'GRANT CREATE ON SCHEMA public TO "{ROLE}"', database=database)
+    with fails(ErrorCode.NOT_PERMITTED, "makes tables and functions"):
+        await put_gateway_role(url, ROLE)
+    parent = f"{ROLE} owner"
+    statements = (f'CREATE ROLE "{parent}" NOINHERIT', f'ALTER TABLE app OWNER TO "{parent}"')
+    await postgres().admin(
+        f'REVOKE CREATE ON SCHEMA public FROM "{ROLE}"',
+        *statements,
+        f'GRANT "{parent}" TO "{ROLE}" WITH INHERIT FALSE',
+        database=database,
+    )
+    try:
+        with fails(ErrorCode.NOT_PERMITTED, "owns tables"):
+            await put_gateway_role(url, ROLE)
+    finally:
+        back = ("ALTER TABLE app OWNER TO postgres", f'DROP ROLE "{parent}"')
+        await postgres().admin(*back, database=database)
 
 
 def test_a_role_and_a_schema_are_quoted():
     statements = grants('x"; DROP TABLE app; --', "evergrant")
     assert all(it.endswith('"x""; DROP TABLE app; --"') for it in statements)
     assert sum('IN SCHEMA "evergrant"' in it for it in statements) == 1
+
+
+async def test_the_password_is_sent_as_what_postgresql_keeps_of_it(url: str):
+    """As PostgreSQL itself makes it: no statement that may be logged has the password."""
+    password = "0123456789abcdef ~"
+    kept = "SELECT rolpassword FROM pg_authid WHERE rolname = $1"
+    where = make_url(url)
+    connection = await asyncpg.connect(
+        host=str(where.query["host"]), user="postgres", database=where.database
+    )
+    try:
+        await connection.execute(f"ALTER ROLE \"{ROLE}\" PASSWORD '{password}'")
+        theirs = str(await connection.fetchval(kept, ROLE))
+        salt = base64.b64decode(theirs.partition(":")[2].partition("$")[0])
+        assert scram_verifier(password, salt) == theirs
+        await put_gateway_role(url, ROLE, password)
+        ours = str(await connection.fetchval(kept, ROLE))
+        salt = base64.b64decode(ours.partition(":")[2].partition("$")[0])
+        assert (scram_verifier(password, salt), ours != theirs) == (ours, True)
+    finally:
+        await connection.close()
