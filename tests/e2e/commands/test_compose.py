@@ -37,13 +37,13 @@ async def site(folder: Path, idp: ScriptedProvider) -> AsyncIterator[Site]:
     """PostgreSQL and Temporal as the file's services find them, and the volumes as folders."""
     server, port = postgres(), free_port()
     url = await server.fresh(migrated=False)
-    for name in ("keys/worker", "keys/api", "keys/gateway", "secrets"):
+    for name in ("keys/worker", "keys/api", "keys/gateway", "secrets", "secrets-gateway"):
         (folder / name).mkdir(mode=0o700, parents=True)
     async with running_temporal(folder) as temporal:
         replaced = {
-            "evergrant@postgres/evergrant": "evergrant@" + url.partition("@")[2],
+            "@postgres/evergrant": "@" + url.partition("@")[2],
             "temporal:7233": temporal.address,
-            "/run/evergrant": str(folder / "secrets"),
+            "/run/evergrant": str(folder / "secrets"),  # and the gateway's beside it
             "/keys/": f"{folder}/keys/",
             "0.0.0.0": "127.0.0.1",
             "localhost:8480": f"127.0.0.1:{port}",
@@ -57,14 +57,14 @@ async def site(folder: Path, idp: ScriptedProvider) -> AsyncIterator[Site]:
         password = (folder / "secrets/database-password").read_text()
         database = url.partition("?")[0].rpartition("/")[2]
         await server.admin(
-            f"CREATE ROLE evergrant LOGIN PASSWORD '{password}'",
+            f"CREATE ROLE evergrant LOGIN CREATEROLE PASSWORD '{password}'",
             f"ALTER DATABASE {database} OWNER TO evergrant",
         )
         try:
             yield Site(compose, temporal, folder, port)
         finally:
             await server.drop(url)
-            await server.admin("DROP ROLE evergrant")
+            await server.admin("DROP ROLE IF EXISTS evergrant_gateway", "DROP ROLE evergrant")
 
 
 async def test_the_services_of_the_file_serve_a_lease(tmp_path):
@@ -79,6 +79,10 @@ async def test_the_services_of_the_file_serve_a_lease(tmp_path):
         of_api = tmp_path / "keys/api/keys.json"
         purposes = (set(json.loads(it)["purposes"]) for it in (keys, of_api.read_bytes()))
         assert set.difference(*purposes) == {"refresh"}
+        passwords = {
+            (tmp_path / it / "database-password").read_text() for it in ("secrets", "secrets-gateway")
+        }
+        assert len(passwords) == 2
         assert stat.S_IMODE(of_api.stat().st_mode) == 0o600
         assert set(json.loads((tmp_path / "keys/gateway/keys.json").read_bytes())["purposes"]) == {"lease"}
         compose = place.compose
@@ -141,9 +145,12 @@ async def _lease(place: Site, idp: ScriptedProvider, admin_key: str, stack: Asyn
 
 
 async def _doctor_is_content(place: Site) -> None:
-    """In a worker's container and in the API's, which has no folder to write to and no refresh purpose."""
-    for service in ("worker-1", "api"):
+    """In a worker's container, in the API's, which has no folder to write to and no refresh purpose, and in
+    the gateway's, whose role in the database writes no row of authority."""
+    details: dict[str, dict[str, str]] = {}
+    for service in ("worker-1", "api", "gateway"):
         found = json.loads(await place.compose.run(service, "doctor", "-o", "json", extra=place.own(service)))
         assert [it for it in found if not it["ok"]] == []
-    purposes = next(it["detail"] for it in found if it["check"] == "keys of the database")
-    assert "refresh" not in purposes
+        details[service] = {it["check"]: it["detail"] for it in found}
+    assert "refresh" not in details["api"]["keys of the database"]
+    assert details["gateway"]["database role"].startswith("evergrant_gateway reads every row")

@@ -127,6 +127,19 @@ def test_what_compose_mounts_to_be_read_is_written_by_a_service_before() -> None
     assert {it.split(":")[0] for it in named if _is_written(it)} == set(COMPOSE["volumes"])
 
 
+def test_a_gateway_has_a_password_of_its_own_and_no_other() -> None:
+    """The role of its URL is the one that `init` makes."""
+    held = {it.partition(":")[0] for it in SERVICES["gateway"]["volumes"]}
+    assert held == {"gateway-keys", "gateway-secrets"}
+    for name, service in SERVICES.items():
+        has_it = any(it.startswith("gateway-secrets:") for it in service.get("volumes", []))
+        assert has_it is (name in ("secrets", "init", "gateway")), name
+    role = re.search(r"--gateway-role (\S+)", SERVICES["init"]["command"][0])
+    assert role is not None
+    assert f"//{role[1]}@" in SERVICES["gateway"]["environment"]["EVERGRANT_DATABASE_URL"]
+    assert role[1] != SERVICES["postgres"]["environment"]["POSTGRES_USER"]
+
+
 def test_workers_have_journals_of_their_own() -> None:
     folder = "/var/lib/evergrant"
     volumes = [

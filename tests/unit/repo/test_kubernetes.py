@@ -43,7 +43,7 @@ def test_only_workers_and_the_preparing_job_have_the_full_key_file() -> None:
     assert secrets == {
         "prepare": {"worker-keys", "database"},
         "api": {"api-keys", "database"},
-        "gateway": {"gateway-keys", "database"},
+        "gateway": {"gateway-keys", "gateway-database"},
         "worker": {"worker-keys", "database"},
     }
 
@@ -69,10 +69,18 @@ def test_a_worker_has_the_time_to_stop_that_compose_gives_it() -> None:
 
 
 def test_every_variable_is_a_setting() -> None:
-    (settings,) = (it["data"] for it in MANIFESTS if it["kind"] == "ConfigMap")
     named = {
-        *settings,
+        *(name for it in MANIFESTS if it["kind"] == "ConfigMap" for name in it["data"]),
         *(it["name"] for pod in PODS.values() for one in pod["containers"] for it in one["env"]),
     }
     known = {f"EVERGRANT_{name.upper()}" for name in Settings.model_fields} | {"OTEL_SERVICE_NAME"}
     assert named <= known
+
+
+def test_a_gateway_connects_as_the_role_that_the_preparing_job_gives_its_rights() -> None:
+    settings = {it["metadata"]["name"]: it["data"] for it in MANIFESTS if it["kind"] == "ConfigMap"}
+    read = [it["configMapRef"]["name"] for it in PODS["gateway"]["containers"][0]["envFrom"]]
+    assert read == ["evergrant", "gateway"]  # the last one wins
+    url = settings["gateway"]["EVERGRANT_DATABASE_URL"]
+    role = PODS["prepare"]["containers"][0]["args"][-1]
+    assert url == settings["evergrant"]["EVERGRANT_DATABASE_URL"].replace("evergrant@", f"{role}@")
