@@ -46,7 +46,7 @@ from tests.security.gateway.test_calls import (
 )
 from tests.security.gateway.test_delegated_calls import (
     some,
-    test_attack_25_a_stop_of_the_parent_cuts_the_childs_stream_and_refuses_its_next_call,
+    test_an_approval_that_the_first_apps_permit_demands_is_demanded_of_those_under_it,
 )
 from tests.security.gateway.test_mcp_approvals import (
     test_a_call_leads_to_its_approval_and_is_made_once,
@@ -66,7 +66,7 @@ __all__ = [
     "test_a_call_arrives_with_the_credential_and_is_recorded_before_and_after",
     "test_a_call_leads_to_its_approval_and_is_made_once",
     "test_a_permit_that_demands_approval_lets_exactly_the_approved_call_through_once",
-    "test_attack_25_a_stop_of_the_parent_cuts_the_childs_stream_and_refuses_its_next_call",
+    "test_an_approval_that_the_first_apps_permit_demands_is_demanded_of_those_under_it",
     "test_bodies_stream_both_ways",
     "test_further_scopes_need_a_further_consent",
     "test_modern_the_person_logs_in_and_consents_and_the_tool_has_the_connection",
