@@ -59,8 +59,8 @@ class Signer(StrEnum):
     GATEWAY = "gateway"
 
 
-# what a gateway derives and nothing else: to find callers, to seal its own sessions, to sign as itself, to page
-# lists, whose rows are judged one by one
+# what a gateway derives and nothing else: to find callers, to seal its own sessions, to sign as itself, and to
+# page lists, whose rows are judged one by one
 GATEWAY_SECRETS = frozenset(
     {"api keys", "api.cursor", "agent call", "connect link", "mcp request state", "mcp-session"}
     | {"audit head gateway", "request proof gateway", "sign gateway"}
@@ -235,7 +235,7 @@ class KeyRing:
         return f"{self._signer}.{signature.decode().rstrip('=')}"
 
     def signer(self, signature: str | None, *parts: str | int) -> Signer | None:
-        """The role group whose key signed these parts; None for a wrong signature. Good ones are remembered."""
+        """Which key signed these parts; None for a wrong signature. Good ones are remembered."""
         if signature is None:
             return None
         content = encode_parts(*parts)
