@@ -89,7 +89,9 @@ class DiscoveryActivities:
             kept = current.registration is RegistrationMethod.METADATA_DOCUMENT  # portable: it is our URL
             client = {} if kept else {"client_id": "", "client_auth": None}
             after = current.model_copy(update={"endpoints": None, **client})
-            return await tx.integrations.request_registration(after, None)
+            left = await tx.integrations.request_registration(after, None)
+            await tx.destinations.leave(left)  # with the client that goes: the next one pins its own hosts
+            return left
 
         return await commit_with_retries(self.store, leave)
 

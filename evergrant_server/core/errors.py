@@ -173,8 +173,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.MADE_BY_ANOTHER_APP: _refused(
         "Another app made this connection, and an app has only its own authorized again.",
-        "Connect again in the app that made it, or have an admin reauthorize the connection. With another "
-        "label this app makes one of its own.",
+        "Connect again in that app, or have an admin reauthorize it. Another label is this app's own.",
     ),
     ErrorCode.CLIENT_REJECTED: _client(
         "The provider refused our client id, secret, redirect URI or request.",
@@ -231,8 +230,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.APPROVAL_REQUIRED: _denied(
         "A second admin must approve this command first (EVERGRANT_FOUR_EYES).",
-        "Have another app or person with admin read GET /v1/approvals and send "
-        "POST /v1/approvals/{approval_id}; then send the request again.",
+        "Have another admin read GET /v1/approvals, POST /v1/approvals/{approval_id}; then send it again.",
     ),
     ErrorCode.APPROVAL_OUTDATED: _caller(
         "The approval no longer fits: what the command names has changed since.",

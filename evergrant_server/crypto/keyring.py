@@ -59,8 +59,8 @@ class Signer(StrEnum):
     GATEWAY = "gateway"
 
 
-# what a gateway derives and nothing else: to find callers, to seal its own sessions, to sign as itself, and to
-# page lists, whose rows are judged one by one
+# what a gateway derives and nothing else: to find callers, to seal its own sessions, to sign as itself, and
+# to page lists, whose rows are judged one by one
 GATEWAY_SECRETS = frozenset(
     {"api keys", "api.cursor", "agent call", "connect link", "mcp request state", "mcp-session"}
     | {"audit head gateway", "request proof gateway", "sign gateway"}

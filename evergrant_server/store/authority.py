@@ -260,7 +260,7 @@ class AuthenticatedRepository(ModelRepository[Model, Id]):
         """The table of every repository of this kind that has been imported, and the value of its rows."""
         below: dict[type[IdTable], type[BaseModel]] = {}
         for repository in cls.__subclasses__():
-            below |= {getattr(repository, "_table"): getattr(repository, "_model")}  # noqa: B009 # of a class
+            below |= {getattr(repository, "_table"): getattr(repository, "_model")}  # noqa: B009  # of a class
             below |= repository.tables_below()
         return below
 

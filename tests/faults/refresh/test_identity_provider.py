@@ -7,7 +7,6 @@ from itertools import count
 import pytest
 import pytest_asyncio
 
-from evergrant_server.api.connections.consents import request_client_grant
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.flow import Flow, TokenTarget
@@ -22,6 +21,7 @@ from tests.fakes.providers.client_grants import JWT_BEARER, TOKEN_EXCHANGE
 from tests.fakes.providers.enterprise import ID_JAG, ID_TOKEN, EnterpriseIdp, EnterpriseMcp
 from tests.fakes.providers.scripted_provider import drop_after_commit, error
 from tests.fakes.rows import discovered
+from tests.faults.support.client_grants import request_first_tokens
 
 NEEDED = ErrorCode.IDENTITY_NEEDED
 
@@ -73,7 +73,7 @@ class World:
         target = TokenTarget(resources=(self.server.mcp,))
         begun = await place.begin(self.tools, id=_soon(), flow=Flow.ID_JAG, deadline=week, target=target)
         async with place.store.write() as tx:
-            await request_client_grant(tx, begun, ("read",), ASKED, begun.created_at)
+            await request_first_tokens(tx, begun, ("read",), ASKED)
         place.parts.relay.notify()
         return begun
 

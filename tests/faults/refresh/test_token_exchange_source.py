@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.api.connections.consents import request_client_grant
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -19,6 +18,7 @@ from tests.conformance.store.samples import a_permit, an_app
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.client_grants import TOKEN_EXCHANGE, OtherGrants
 from tests.fakes.providers.scripted_provider import ok
+from tests.faults.support.client_grants import request_first_tokens
 
 REFUSED = ErrorCode.SOURCE_NOT_PERMITTED
 
@@ -38,7 +38,7 @@ class World:
         place, week = self.place, timedelta(days=7)
         begun = await place.begin(id=_soon(), subject="nightly", flow=flow, deadline=week, **more)
         async with place.store.write() as tx:
-            await request_client_grant(tx, begun, ("read",), ASKED, begun.created_at)
+            await request_first_tokens(tx, begun, ("read",), ASKED)
         place.parts.relay.notify()
         return begun
 

@@ -108,7 +108,7 @@ async def test_a_header_of_the_model_is_no_credential(api: Api, gateway: Gateway
 FORWARDING = (
     *("Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "X_Forwarded_Host", "X-Real-IP", "Via", "Host"),
     *("X-Original-URL", "X-Rewrite-URL", "True-Client-IP", "CF-Connecting-IP", "X-Client-IP", "Client-IP"),
-    *("X-Envoy-External-Address", "X-Envoy-Retry-On", "X-HTTP-Method-Override", "Evergrant-Delegation"),
+    *("X-Envoy-External-Address", "X-Envoy-Retry-On", "Evergrant-Delegation"),
     *("Content-Length", "Transfer-Encoding", "Connection", "Proxy-Authorization", "traceparent"),
 )
 

@@ -21,6 +21,7 @@ from evergrant_server.core.oauth.authorizations import AccessToken, Authorizatio
 from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry.alarms import report_broken_authority
 
 PREFIX = "evg_atk_"
 RESOURCE = "evergrant.resource"  # of the ASGI scope: which resource the request is for
@@ -91,7 +92,7 @@ async def read_token(tx: Transaction, request_resource: object, text: str, now: 
     """What an access token stands for at this resource. Raises Failure UNAUTHENTICATED, and those of
     `standing_app`."""
     given = parse_text(text)
-    token = None if given is None else await tx.oauth_tokens.find(AccessTokenId(given.id))
+    token = None if given is None else await _find(tx, AccessTokenId(given.id))
     if given is None or token is None or not is_right(tx.sealer.ring, token, given.secret):
         raise Failure(ErrorCode.UNAUTHENTICATED, "The access token is malformed or unknown.")
     if token.resource != request_resource:
@@ -102,6 +103,15 @@ async def read_token(tx: Transaction, request_resource: object, text: str, now: 
     if family is None or family.ended_at is not None or now >= family.expires_at:
         raise Failure(ErrorCode.UNAUTHENTICATED, "The access token's authorization has ended.")
     return ResourceToken(token, family, await standing_app(tx, family, now))
+
+
+async def _find(tx: Transaction, id: AccessTokenId) -> AccessToken | None:
+    """The token of this id, or None. One that was changed by hand is unknown, with an alarm."""
+    try:
+        return await tx.oauth_tokens.find(id)
+    except Failure as failure:
+        report_broken_authority(failure)
+        return None
 
 
 async def standing_app(tx: Transaction, authorization: Authorization, now: datetime) -> App:

@@ -57,4 +57,4 @@ async def _revoke_access_token(tx: Transaction, request: ClientTokenRequest, kno
     await tx.access.bump(family.tenant, family.app_id)  # its callers are read anew
     context = trace_of(request.http).request_context(f"client:{known.client.client_id}")
     action, now = AuditAction.RESOURCE_TOKEN_REVOKED, request.now
-    await record(tx, family.tenant, action, token.id, context, now, **family.named, family=family.id)
+    await record(tx, family.tenant, action, token.id, context, now, **family.named)
