@@ -41,6 +41,7 @@ WHEN = {
     AuditAction.SHARD_BEGUN: "a process began a shard of the log; the record stands in the installation's "
     "own chain, under the tenant `-`, and a shard that is deleted later is missed by it",
     AuditAction.SHARD_LOST: "an operator accepted that a shard of the log is missing",
+    AuditAction.DENIES_CHANGED: "which of an app's permits deny has changed",
     AuditAction.APPROVAL_USED: "the approved command was carried out",
     AuditAction.LEASE_ISSUED: "an access token was handed to an app",
     AuditAction.ACCOUNT_CHOICE_REQUESTED: "the grant reaches several accounts, and one has to be chosen",

@@ -66,6 +66,8 @@ class AccessRequestActivities:
         if permit is None or permit.expires_at != request.ends_at:
             return
         await tx.access.delete_permit(request.tenant, request.app_id, permit.name)
+        now = self._clock.now()
+        await audit.record_denies(tx, request.tenant, request.app_id, call.context, now)
         await self._record(tx, call, AuditAction.PERMIT_DELETED, permit.id, name=permit.name)
 
     async def _record(

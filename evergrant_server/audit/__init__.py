@@ -6,6 +6,7 @@ Doesn't own the tables (store), what is worth recording (its callers) or the wor
 (`core.audit`, `core.events`).
 """
 
+from evergrant_server.audit.denies import record_denies
 from evergrant_server.audit.hash_chain import append, append_all
 from evergrant_server.audit.publishing import wake_webhook, write_event
 from evergrant_server.audit.records import (
@@ -34,6 +35,7 @@ __all__ = [
     "page",
     "page_cursor",
     "record_before",
+    "record_denies",
     "verify_log",
     "wake_webhook",
     "write_event",

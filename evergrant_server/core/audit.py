@@ -86,6 +86,7 @@ class AuditAction(StrEnum):
     TENANT_ENABLED = "tenant.enabled"
     APP_PUT = "app.put"
     APP_DELETED = "app.deleted"
+    DENIES_CHANGED = "app.denies_changed"
     AGENT_PUT = "app.agent_put"
     KEY_CREATED = "key.created"
     KEY_REVOKED = "key.revoked"

@@ -206,6 +206,11 @@ class Access(AuthenticatedRepository[App, AppId]):
         require_denies(app, (it.id for it in permits if it.effect is Effect.DENY))
         return permits
 
+    async def named_denies(self, tenant: Tenant, app_id: AppId) -> tuple[PermitId, ...]:
+        """The permits that the app's row names as those that deny, in this transaction."""
+        app = await self._one_unchecked(tenant=tenant, id=app_id)
+        return () if app is None else app.denies or ()
+
     async def require_denies(self, app: App) -> None:
         """Raise Failure AUTHORITY_BROKEN unless each permit of the app that denies is there."""
         require_denies(app, await self._permits.denies(app.tenant, app.id))

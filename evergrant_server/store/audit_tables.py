@@ -18,7 +18,7 @@ ACCESS_CONDITION = "({})".format(" OR ".join(f"action LIKE '{word}.%'" for word 
 
 # the actions that end something, or begin it anew: a row that was put back is told by them (`store.ends`)
 _END_ACTIONS = (
-    *(AuditAction.APP_DELETED, AuditAction.APP_PUT, AuditAction.AGENT_STOPPED),
+    *(AuditAction.APP_DELETED, AuditAction.APP_PUT, AuditAction.AGENT_STOPPED, AuditAction.DENIES_CHANGED),
     *(AuditAction.APPROVAL_REQUESTED, AuditAction.APPROVAL_USED, AuditAction.CALL_APPROVAL_DENIED),
     *(AuditAction.CALL_APPROVAL_EXPIRED, AuditAction.CALL_APPROVAL_USED, AuditAction.CREDENTIAL_DELETED),
     *(AuditAction.DELEGATION_STOPPED, AuditAction.KEY_REVOKED, AuditAction.PERMIT_DELETED),

@@ -43,56 +43,63 @@ class Record(NamedTuple):
     detail: dict[str, Any]
 
 
-class _End(NamedTuple):
-    """`over`: the attribute by which the row says so itself; None where the row is deleted at its end.
-    `ends`: whether a record ends it, or begins it anew; None: it says nothing of that."""
-
-    over: str | None
-    ends: Callable[[Record], bool | None]
+# Whether the row denies what a record says; None: the record says nothing of it. The last one counts.
+_Contradiction = Callable[[Record, BaseModel], bool | None]
 
 
-def _by(*actions: AuditAction, until: AuditAction | None = None) -> Callable[[Record], bool | None]:
-    """An end by one of these actions, which a later `until` undoes."""
+def _ended(over: str | None, *actions: AuditAction, until: AuditAction | None = None) -> _Contradiction:
+    """An end by one of these actions, which a later `until` undoes. `over`: the attribute by which the row
+    says so itself; None where the row is deleted at its end."""
 
-    def ends(record: Record) -> bool | None:
+    def contradicts(record: Record, model: BaseModel) -> bool | None:
         if record.action is until:
             return False
-        return True if record.action in actions else None
+        return _lacks(over, model) if record.action in actions else None
 
-    return ends
+    return contradicts
 
 
-def _disables(record: Record) -> bool | None:
+def _enabled(record: Record, app: BaseModel) -> bool | None:
     if record.action is AuditAction.APP_PUT:
-        return bool(record.detail.get("disabled"))
-    return _by(AuditAction.APP_DELETED, AuditAction.AGENT_STOPPED)(record)
+        return bool(record.detail.get("disabled")) and _lacks("disabled", app)
+    return _lacks("disabled", app) if record.action is AuditAction.AGENT_STOPPED else None
 
 
-_ENDS: dict[type[BaseModel], _End] = {
-    TenantStanding: _End("disabled", _by(AuditAction.TENANT_DISABLED, until=AuditAction.TENANT_ENABLED)),
-    App: _End("disabled", _disables),
-    AppKey: _End("revoked_at", _by(AuditAction.KEY_REVOKED)),
-    AppCredential: _End(None, _by(AuditAction.CREDENTIAL_DELETED)),
-    Permit: _End(None, _by(AuditAction.PERMIT_DELETED)),
-    Approval: _End("used_at", _by(AuditAction.APPROVAL_USED, until=AuditAction.APPROVAL_REQUESTED)),
-    CallApproval: _End(
-        "is_over",
-        _by(
+def _denies_other(record: Record, app: BaseModel) -> bool | None:
+    if record.action is not AuditAction.DENIES_CHANGED:
+        return None
+    return record.detail["denies"] != list(vars(app)["denies"] or ())
+
+
+def _lacks(over: str | None, model: BaseModel) -> bool:
+    return over is None or not getattr(model, over)
+
+
+_ENDS: dict[type[BaseModel], tuple[_Contradiction, ...]] = {
+    TenantStanding: (_ended("disabled", AuditAction.TENANT_DISABLED, until=AuditAction.TENANT_ENABLED),),
+    App: (_enabled, _denies_other, _ended(None, AuditAction.APP_DELETED)),
+    AppKey: (_ended("revoked_at", AuditAction.KEY_REVOKED),),
+    AppCredential: (_ended(None, AuditAction.CREDENTIAL_DELETED),),
+    Permit: (_ended(None, AuditAction.PERMIT_DELETED),),
+    Approval: (_ended("used_at", AuditAction.APPROVAL_USED, until=AuditAction.APPROVAL_REQUESTED),),
+    CallApproval: (
+        _ended(
+            "is_over",
             AuditAction.CALL_APPROVAL_USED,
             AuditAction.CALL_APPROVAL_DENIED,
             AuditAction.CALL_APPROVAL_EXPIRED,
         ),
     ),
-    Delegation: _End("stopped_at", _by(AuditAction.DELEGATION_STOPPED)),
-    KeySession: _End(None, _by(AuditAction.SESSION_ENDED)),
-    PersonSession: _End("ended_at", _by(AuditAction.SESSION_ENDED)),
-    AdminLogin: _End(None, _by(AuditAction.ADMIN_LOGIN_DELETED)),
-    ClientLogin: _End(None, _by(AuditAction.CLIENT_LOGIN_DELETED)),
-    TrustedIssuer: _End(None, _by(AuditAction.TRUSTED_ISSUER_DELETED)),
-    DelegationRule: _End(None, _by(AuditAction.DELEGATION_RULE_DELETED)),
-    AccessToken: _End(None, _by(AuditAction.RESOURCE_TOKEN_REVOKED)),
-    TokenFamily: _End("ended_at", _by(AuditAction.TOKEN_FAMILY_ENDED, AuditAction.TOKEN_FAMILY_REPLAYED)),
-    Connection: _End("has_ended", _by(AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED)),
+    Delegation: (_ended("stopped_at", AuditAction.DELEGATION_STOPPED),),
+    KeySession: (_ended(None, AuditAction.SESSION_ENDED),),
+    PersonSession: (_ended("ended_at", AuditAction.SESSION_ENDED),),
+    AdminLogin: (_ended(None, AuditAction.ADMIN_LOGIN_DELETED),),
+    ClientLogin: (_ended(None, AuditAction.CLIENT_LOGIN_DELETED),),
+    TrustedIssuer: (_ended(None, AuditAction.TRUSTED_ISSUER_DELETED),),
+    DelegationRule: (_ended(None, AuditAction.DELEGATION_RULE_DELETED),),
+    AccessToken: (_ended(None, AuditAction.RESOURCE_TOKEN_REVOKED),),
+    TokenFamily: (_ended("ended_at", AuditAction.TOKEN_FAMILY_ENDED, AuditAction.TOKEN_FAMILY_REPLAYED),),
+    Connection: (_ended("has_ended", AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED),),
 }
 _RECORDS = (
     select(col(AuditRow.object), col(AuditRow.action), col(AuditRow.detail))
@@ -106,21 +113,17 @@ _RECORDS = (
 
 
 async def put_back(connection: DatabaseConnection, models: Sequence[BaseModel]) -> list[str]:
-    """The ids of those of one tenant's rows whose end the audit log tells, and which don't say so."""
-    open_ones = [model for model in models if type(model) in _ENDS and not _is_over(model)]
-    if not open_ones:
+    """The ids of those of one tenant's rows that deny their end, which the audit log tells."""
+    by_id: dict[str, BaseModel] = {vars(model)["id"]: model for model in models if type(model) in _ENDS}
+    if not by_id:
         return []
-    by_id: dict[str, BaseModel] = {vars(model)["id"]: model for model in open_ones}
-    query = _RECORDS.params(tenant=vars(open_ones[0])["tenant"], ids=sorted(by_id))
-    over: dict[str, bool] = {}
+    query = _RECORDS.params(tenant=vars(models[0])["tenant"], ids=sorted(by_id))
+    contradicted: dict[tuple[str, int], bool] = {}
     for row in await fetch_all(connection, query):
-        ends = _ENDS[type(by_id[row["object"]])].ends
-        said = ends(Record(AuditAction(row["action"]), json.loads(row["detail"])))
-        if said is not None:
-            over[row["object"]] = said
-    return [id for id in by_id if over.get(id)]
-
-
-def _is_over(model: BaseModel) -> bool:
-    over = _ENDS[type(model)].over
-    return over is not None and bool(getattr(model, over))
+        model = by_id[row["object"]]
+        record = Record(AuditAction(row["action"]), json.loads(row["detail"]))
+        for place, contradicts in enumerate(_ENDS[type(model)]):
+            answer = contradicts(record, model)
+            if answer is not None:
+                contradicted[row["object"], place] = answer
+    return sorted({id for (id, _), is_contradicted in contradicted.items() if is_contradicted})

@@ -17,13 +17,13 @@ _SIGNED = (
 
 _ENDS = (
     "action IN ("
-    "'app.deleted', 'app.put', 'app.agent_stopped', 'approval.requested', 'approval.used', "
-    "'call_approval.denied', 'call_approval.expired', 'call_approval.used', "
-    "'credential.deleted', 'delegation.stopped', 'key.revoked', 'permit.deleted', "
-    "'resource_token.revoked', 'connection.revocation_requested', 'connection.revoked', "
-    "'session.ended', 'tenant.disabled', 'tenant.enabled', 'token_family.ended', "
-    "'token_family.replayed', 'admin_login.deleted', 'client_login.deleted', "
-    "'delegation_rule.deleted', 'trusted_issuer.deleted'"
+    "'app.deleted', 'app.put', 'app.agent_stopped', 'app.denies_changed', "
+    "'approval.requested', 'approval.used', 'call_approval.denied', 'call_approval.expired', "
+    "'call_approval.used', 'credential.deleted', 'delegation.stopped', 'key.revoked', "
+    "'permit.deleted', 'resource_token.revoked', 'connection.revocation_requested', "
+    "'connection.revoked', 'session.ended', 'tenant.disabled', 'tenant.enabled', "
+    "'token_family.ended', 'token_family.replayed', 'admin_login.deleted', "
+    "'client_login.deleted', 'delegation_rule.deleted', 'trusted_issuer.deleted'"
     ")"
 )
 

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from evergrant_server import audit
 from evergrant_server.api.apps.access_request_models import (
     AccessRequestBody,
     AccessRequestView,
@@ -215,6 +216,7 @@ async def _remove_permit(tx: Transaction, call: ApiCall, request: AccessRequest,
             ErrorCode.ALREADY_EXISTS, "The permit was changed since: deny this, or delete it itself."
         )
     await tx.access.delete_permit(call.tenant, app.id, permit.name)
+    await audit.record_denies(tx, call.tenant, app.id, call.context, call.now)
     detail = {"app": app.name, "name": permit.name, "request_id": request.id}
     await call.record(tx, AuditAction.PERMIT_DELETED, permit.id, **detail)
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
+from evergrant_server import audit
 from evergrant_server.api.apps.routes import app_facts, require_app
 from evergrant_server.api.http.api_keys import LONGEST_LIFETIME, new_key
 from evergrant_server.api.http.approvals import dangerous, use_approval
@@ -143,6 +144,7 @@ async def _permit_admin(tx: Transaction, app: App, now: datetime) -> None:
         before = await tx.access.permit(app.tenant, app.id, name or "")
         if before is not None:
             await tx.access.delete_permit(app.tenant, app.id, before.name)
+            await audit.record_denies(tx, app.tenant, app.id, RequestContext(by="operator"), now)
             await _record(tx, app, now, AuditAction.PERMIT_DELETED, before.id, name=before.name)
     permit = Permit(
         tenant=app.tenant,

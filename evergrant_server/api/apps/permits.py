@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from evergrant_server import audit
 from evergrant_server.api.apps.permit_models import PermitBody, PermitView
 from evergrant_server.api.apps.routes import app_facts, require_app
 from evergrant_server.api.connections.scopes import retry_waiting_connections
@@ -73,6 +74,7 @@ async def save_permit(
         changed = before.model_copy(update=dict(body))
         after = await tx.access.put_permit(changed, expected=before.revision)
     await retry_waiting_connections(tx, call, app)
+    await audit.record_denies(tx, call.tenant, app.id, call.context, call.now)
     detail = {"app": app.name, "name": name, **body.model_dump(mode="json"), **recorded}
     await call.record(tx, AuditAction.PERMIT_PUT, after.id, **detail)
     return after
@@ -116,6 +118,7 @@ async def delete_permit(name: Slug, permit_name: Slug, call: AdminCall) -> Respo
         await tx.access.delete_permit(call.tenant, app.id, permit_name)
         if found.effect is Effect.DENY:
             await retry_waiting_connections(tx, call, app)
+        await audit.record_denies(tx, call.tenant, app.id, call.context, call.now)
         detail = {"app": name, "name": permit_name, **approved}
         await call.record(tx, AuditAction.PERMIT_DELETED, found.id, **detail)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, insert, select, update
 
 from evergrant_server.cli.tenants import set_disabled
 from evergrant_server.core.access import Action
@@ -193,3 +193,18 @@ async def test_a_login_that_was_replaced(api: Api):
         async with api.worker.read() as tx:
             with fails(ErrorCode.AUTHORITY_BROKEN, "admin_login"):
                 await tx.admin_logins.of_tenant(TENANT)
+
+
+async def test_an_app_from_before_a_deny(api: Api):
+    """The deny's row is deleted, and the app that names it is as it was before."""
+    _, key = await api.active_for("sync", Action.TOKEN)
+    admin = await api.app_with("boss", Action.ADMIN)
+    deny = {"integration": "*", "actions": ["token"], "effect": "deny"}
+    async with put_back(api, AppRow):
+        assert (await api.call("PUT", "/v1/apps/sync/permits/stop", admin, json=deny)).status_code == 201
+        assert "access_token" not in (await api.lease(key)).json()
+    async with api.worker.write() as tx:
+        await tx.connection.execute(delete(PermitRow).where(columns_equal(PermitRow, name="stop")))
+    answer = await api.lease(key)
+    assert (answer.status_code, answer.json()["code"]) == (500, "authority_broken")
+    await named(api, answer.json()["row"])
