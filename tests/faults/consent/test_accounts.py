@@ -242,12 +242,13 @@ async def test_a_reply_that_is_judged_twice_is_refused_twice(place: Installation
 async def test_a_consent_that_another_app_requested_before_the_first_grant_changes_nothing(
     place: Installation, sub: str | None
 ):
-    """Its link was as good as the first app's until then. Its code isn't spent."""
+    """Its link was as good as the first app's until then. Its code, which comes after the grant, isn't
+    spent: one that a workflow finds before is as good."""
     begun = await place.begin()
-    theirs = await place.consent(begun, tell=False, app_id=OTHER_APP)
     place.idp.script(ok())
     await place.consent(begun, app_id=MAKER)
     connection = await place.until(begun, lambda row: row.generation == 1)
+    theirs = await place.consent(connection, tell=False, app_id=OTHER_APP)
     token, spent = await place.access_token(connection), place.idp.count("token")
     if sub is not None:
         place.idp.script(ok(id_token=names(place, sub)))
