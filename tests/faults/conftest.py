@@ -1,6 +1,7 @@
 """A database, a provider and an installation for each test, on the Temporal server of the run.
 
-A file says what is different about them by fixtures of its own: `provider`, `limits`, `settings`, `allow`.
+A file says what is different about them by fixtures of its own: `provider`, `limits`, `settings`, `allow`,
+`with_worker`.
 """
 
 import zlib
@@ -84,6 +85,12 @@ def allow() -> tuple[str, ...]:
     return ()
 
 
+@pytest.fixture
+def with_worker() -> bool:
+    """False where the tests run every activity themselves: a workflow that begins late would run it too."""
+    return True
+
+
 @pytest_asyncio.fixture
 async def place(
     temporal_address: str,
@@ -93,7 +100,9 @@ async def place(
     limits: TimeLimits,
     settings: dict[str, Any],
     allow: tuple[str, ...],
+    with_worker: bool,
 ) -> AsyncIterator[Installation]:
     where = (temporal_address, database_url, tmp_path, idp)
-    async with installation(*where, allow=allow, limits=limits, **settings) as here:
+    more = {"allow": allow, "limits": limits, "with_worker": with_worker}
+    async with installation(*where, **more, **settings) as here:
         yield here

@@ -8,7 +8,7 @@ The API is not part of it; what a browser and the API would write is written by 
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -336,10 +336,15 @@ async def installation(
     *,
     allow: tuple[str, ...] = (),
     limits: TimeLimits = LIMITS,
+    with_worker: bool = True,
     **more: Any,
 ) -> AsyncIterator[Installation]:
-    """`allow` names who may be called besides `idp`; `more` are settings."""
+    """`allow` names who may be called besides `idp`; `more` are settings.
+
+    Without a worker the test is the only one that runs activities.
+    """
     allow = (*allow, idp.allowance) if idp else allow
     settings = await prepared(temporal_address, database_url, data_dir, allow, **more)
-    async with open_platform(settings, Role.OPERATOR) as parts, running_worker(settings, limits):
+    work = running_worker(settings, limits) if with_worker else nullcontext()
+    async with open_platform(settings, Role.OPERATOR) as parts, work:
         yield Installation(parts, idp)

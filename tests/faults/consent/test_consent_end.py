@@ -40,6 +40,11 @@ JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture
+def with_worker() -> bool:
+    return False
+
+
+@pytest.fixture
 def provider(tls: LoopbackTls) -> ScriptedProvider:
     made = ScriptedProvider(tls=tls)
     made.script(A_CODE, at="device")

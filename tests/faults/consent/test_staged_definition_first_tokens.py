@@ -40,6 +40,11 @@ A_CODE = raw(
 
 
 @pytest.fixture
+def with_worker() -> bool:
+    return False
+
+
+@pytest.fixture
 def provider(tls: LoopbackTls) -> ScriptedProvider:
     return ScriptedProvider(tls=tls)
 
