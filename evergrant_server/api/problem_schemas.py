@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from evergrant_server.api.http.problems import MEDIA_TYPE
 from evergrant_server.core.errors import FAILURES
+from evergrant_server.problems import MEDIA_TYPE
 
 METHODS = ("get", "put", "post", "delete")
 _REF = "#/components/schemas/"
