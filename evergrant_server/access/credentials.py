@@ -55,7 +55,7 @@ def new_key(ring: KeyRing, app: App, now: datetime, lifetime: timedelta) -> tupl
         expires_at=now + lifetime,
     )
     text = f"evg_{key.id}_{secret}"
-    return key.model_copy(update={"secret_hash": key_mac(ring, key, secret)}), text + checksum(text)
+    return key.__replace__(secret_hash=key_mac(ring, key, secret)), text + checksum(text)
 
 
 def parse_key(text: str) -> PresentedKey:
@@ -114,7 +114,7 @@ def new_app_token(
         expires_at=expires_at,
     )
     text = f"evg_{token.id}_{secret}"
-    return token.model_copy(update={"secret_hash": app_token_mac(ring, token, secret)}), text + checksum(text)
+    return token.__replace__(secret_hash=app_token_mac(ring, token, secret)), text + checksum(text)
 
 
 def parse_app_token(text: str) -> PresentedToken:
@@ -178,7 +178,7 @@ def new_access_token(
         created_at=now,
         expires_at=expires_at,
     )
-    return token.model_copy(update={"secret_hash": _mac(ring, token, secret)}), text
+    return token.__replace__(secret_hash=_mac(ring, token, secret)), text
 
 
 def is_right(ring: KeyRing, token: AccessToken, secret: str) -> bool:
