@@ -1,4 +1,4 @@
-"""What pins hosts on an operator's host: an acceptance, and an upgrade of rows that have none."""
+"""What pins hosts on an operator's host: the acceptance of a host, and of rows that have none."""
 
 from collections.abc import Collection
 from typing import Any
@@ -38,8 +38,8 @@ async def accept_hosts(store: Store, clock: Clock, id: str, hosts: Collection[st
     return await run_transaction(store, write)
 
 
-async def pin_hosts_of_before(store: Store, registry: Registry) -> None:
-    """Pin what definitions name now, where an earlier version wrote rows without hosts."""
+async def pin_accepted_rows(store: Store, registry: Registry) -> None:
+    """Pin what definitions name now to rows that were accepted without hosts."""
     async with store.read() as tx:
         first = await tx.pinned_hosts.page()
     after: str | None = "" if first else None
