@@ -98,7 +98,7 @@ async def explain_delegation(
         scopes=question.scopes,
         allowed=bool(chain) and all(link.allowed for link in chain),
         chain=chain,
-        stopped_by=(*obstacles_of(ended), *explained.obstacles(action, requested, call.now)),
+        stopped_by=(*obstacles_of(ended), *explained.obstacles(judge, action, requested)),
     )
 
 

@@ -149,7 +149,7 @@ async def explain_access(
     proxied = ProxiedRequest.asked_about(method, path, tool, explained.method_overrides)
     question = explained.question(judge, action, requested, proxied)
     obstacles = [*obstacles_of(disabled), *_app_obstacles(reviewed, call.now)]
-    obstacles += explained.obstacles(action, requested, call.now)
+    obstacles += explained.obstacles(judge, action, requested)
     if action is Action.CONNECT:
         obstacles += _above_integration(scopes_above(question.scopes, explained.scope_ceiling))
     names = {"app": app, **explained.names, "action": action, "scopes": question.scopes}
@@ -204,18 +204,24 @@ class ExplainedConnection:
             requested = requested or self.connection.requested_scopes
         return judge.leased_question(row, action, requested, proxied, narrowable=self.is_narrowable)
 
-    def obstacles(self, action: Action, requested: tuple[str, ...], now: datetime) -> Iterator[Obstacle]:
+    def obstacles(self, judge: PermitJudge, action: Action, requested: tuple[str, ...]) -> Iterator[Obstacle]:
         """What stops the action apart from permits. A refresh isn't counted."""
         yield from obstacles_of(self.broken)
         if action not in _USES:
             return
-        row, code = self.row, state_refusal(self.row, now, refreshes=True)
+        row, code = self.row, state_refusal(self.row, judge.at, refreshes=True)
         if code is not None:
             reason = "" if row.reason is None else f" ({row.reason})"
             yield Obstacle(code=code, detail=f"The connection is {row.state}{reason}.")
         if row.grant is not None and (missing := lacks(row.grant, requested)):
             detail = f"The token doesn't have: {' '.join(missing)}"
             yield Obstacle(code=ErrorCode.SCOPE_NOT_GRANTED, detail=detail)
+        needs_narrower = judge.narrows and action is Action.TOKEN and judge.narrower(row, requested)
+        if needs_narrower and not self.is_narrowable:
+            detail = (
+                "The token can do more than the requested scopes, and the provider isn't known to narrow it."
+            )
+            yield Obstacle(code=ErrorCode.SCOPE_NOT_PERMITTED, detail=detail)
 
 
 async def explained_connection(tx: Transaction, call: ApiCall, id: str) -> ExplainedConnection | None:
