@@ -1,14 +1,21 @@
-"""A caller's request to a remote MCP server: what is judged of it, recorded, and sent."""
+"""A caller's request to a remote MCP server: what is judged of it, recorded, and sent.
 
+The server's session ids are sealed: what a caller holds is of no use to another caller, nor at the server.
+The revisions 2025-03-26 to 2025-11-25 have `Mcp-Session-Id`. Its sealed form names the connection and the
+caller that the session belongs to, so no process keeps a table of sessions.
+"""
+
+import base64
+import binascii
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from evergrant_server.core.agents.calls import AgentCall, covered_headers, covered_params
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AppId
+from evergrant_server.core.ids import AppId, ConnectionId, Tenant
+from evergrant_server.crypto import AssociatedData, KeyRing, SealingKey, open_sealed, seal
 from evergrant_server.gateway.mcp.message import McpMessage
-from evergrant_server.gateway.mcp.sessions import HEADER, SessionIds
 from evergrant_server.gateway.proxy.caller_body import CallerBody
 from evergrant_server.gateway.proxy.headers import RawHeaders, plain_name, values_of
 from evergrant_server.gateway.proxy.outgoing import as_text, http_call
@@ -17,9 +24,36 @@ from evergrant_server.gateway.proxy.target import ApiTarget, target_of_server
 from evergrant_server.policy import NO_TOOL, ProxiedRequest, method_overrides
 from evergrant_server.store import LeaseRow
 
+HEADER = b"mcp-session-id"
 _MOST_LINE = 200  # characters of method and tool in the audit log
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _OWN = frozenset({HEADER, b"origin"})  # the gateway has read them; the server gets its own session id
+_VISIBLE = re.compile(rb"[\x21-\x7e]{1,1024}\Z")  # RFC-visible ASCII, as MCP has it; bounded here
+_MOST_SEALED = 4096
+
+
+class SessionIds:
+    """The ids of one caller's sessions at one connection's server. `principal` names the caller."""
+
+    def __init__(self, ring: KeyRing, tenant: Tenant, connection_id: ConnectionId, principal: str) -> None:
+        self._key = SealingKey("mcp", ring.derive("mcp-session"))
+        self._place = AssociatedData(tenant, "mcp-session", connection_id, principal)
+
+    def sealed(self, theirs: bytes) -> bytes:
+        """Raises Failure REPLY_UNREADABLE for an id that MCP doesn't allow."""
+        if not _VISIBLE.match(theirs):
+            raise Failure(ErrorCode.REPLY_UNREADABLE, "The server's session id has characters of no header.")
+        return base64.urlsafe_b64encode(seal(self._key, self._place, theirs)).rstrip(b"=")
+
+    def opened(self, ours: bytes) -> bytes:
+        """Raises Failure NOT_FOUND for an id that was altered, or is another caller's: begin a session."""
+        try:
+            if len(ours) > _MOST_SEALED:
+                raise ValueError
+            sealed = base64.b64decode(ours + b"=" * (-len(ours) % 4), altchars=b"-_", validate=True)
+            return open_sealed(self._key, self._place, sealed)
+        except (Failure, binascii.Error, ValueError):
+            raise Failure(ErrorCode.NOT_FOUND, "No session of yours: initialize again.") from None
 
 
 @dataclass

@@ -24,9 +24,8 @@ from evergrant_server.core.messages.connection import RefreshReason
 from evergrant_server.egress import StreamedResponse
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.caller_body import CallerBody
-from evergrant_server.gateway.proxy.challenges import missing_scopes
 from evergrant_server.gateway.proxy.echo import EchoFilter, encodings
-from evergrant_server.gateway.proxy.headers import RawHeaders, passed_headers, request_headers
+from evergrant_server.gateway.proxy.headers import RawHeaders, missing_scopes, passed_headers, request_headers
 from evergrant_server.gateway.proxy.outgoing import Outgoing
 from evergrant_server.gateway.proxy.provider_api import ProviderApi
 from evergrant_server.gateway.proxy.target import ApiTarget

@@ -1,9 +1,9 @@
-"""Which headers pass, in both directions. Pure."""
+"""Which headers pass, in both directions, and what a provider's challenge says about scopes. Pure."""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
-
 _HOP_BY_HOP = frozenset(
     {
         *(b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
@@ -38,6 +38,14 @@ _NOT_ANSWERED = _HOP_BY_HOP | {
     *(b"cache-control", b"service-worker-allowed", b"sourcemap", b"x-frame-options", b"dpop-nonce"),
 }
 _NOT_ANSWERED_PREFIXES = (b"access-control-", b"evergrant-", b"proxy-")
+# one parameter at a time, so that text inside quotes is never taken for a parameter
+_PARAMETER = re.compile(
+    r"\s*,?\s*(?:[A-Za-z0-9_-]+\s+)?"  # perhaps a scheme
+    r"([A-Za-z0-9_-]+)\s*=\s*"
+    r'(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))'
+)
+_SCOPES = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*\Z")  # RFC 6749 section 3.3
+_MOST = 4000
 
 
 def passed_headers(given: RawHeaders, credential: Collection[bytes] = ()) -> list[tuple[bytes, bytes]]:
@@ -87,3 +95,24 @@ def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
     """The names in `Connection` (RFC 9110 section 7.6.1)."""
     named = (value.split(b",") for name, value in headers if plain_name(name) == b"connection")
     return {plain_name(it.strip()) for values in named for it in values}
+
+
+def missing_scopes(headers: RawHeaders) -> str | None:
+    """The scopes that a challenge with `insufficient_scope` asks for, or "" if it names none; None: no such
+    challenge."""
+    for value in values_of(b"www-authenticate", headers):
+        parameters = _parameters(value.decode("latin-1"))
+        if parameters.get("error") == "insufficient_scope":
+            scopes = parameters.get("scope", "")
+            return scopes if len(scopes) <= _MOST and _SCOPES.match(scopes) else ""
+    return None
+
+
+def _parameters(challenge: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    at = 0
+    while (it := _PARAMETER.match(challenge, at)) is not None:
+        name, quoted, bare = it.groups()
+        found.setdefault(name.lower(), bare if quoted is None else re.sub(r"\\(.)", r"\1", quoted))
+        at = it.end()
+    return found

@@ -20,7 +20,7 @@ from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.oauth.clients import ClientKind, GatewayClient
 from evergrant_server.core.oauth.requests import AuthorizationRequest
 from evergrant_server.policy import PermitQuestion, Target, decide
-from evergrant_server.policy.callers import names_subject
+from evergrant_server.policy.networks import names_subject
 from evergrant_server.store import Transaction
 
 _ENDED = "the connection has ended: its app has to begin a new one"
