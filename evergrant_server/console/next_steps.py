@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.errors import FAILURES, ErrorCode, Repairer
+from evergrant_server.core.errors import FAILURES, ErrorCode
+from evergrant_server.core.failure_kinds import Repairer
 from evergrant_server.core.integrations import IntegrationState
 
 _TONES = {

@@ -15,13 +15,13 @@ from evergrant_server.api.apps.reach.routes import app_reach
 from evergrant_server.api.apps.routes import get_app, list_apps
 from evergrant_server.api.console.visit import ROWS, VisitDep, chosen, console_page, pages_of
 from evergrant_server.api.http.call import require_auditor, require_tenant_admin
-from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.core.access import Action
 from evergrant_server.core.agents.delegations import chain_problem
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId
 from evergrant_server.policy import Target
+from evergrant_server.problems import invalid_request
 
 router = APIRouter(include_in_schema=False)
 

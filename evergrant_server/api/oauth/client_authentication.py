@@ -23,8 +23,8 @@ from datetime import datetime
 
 from starlette.requests import Request
 
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.transactions import poll_until, run_transaction
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.transactions import poll_until, run_transaction
 from evergrant_server.core.access import App, AppCredential, AuthenticationMethod
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, is_id

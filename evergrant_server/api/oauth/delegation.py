@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from evergrant_server.api.http.callers.delegated import DelegatedAuthority, new_secret
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import record, run_transaction
+from evergrant_server.access.callers import DelegatedAuthority
+from evergrant_server.access.credentials import new_delegation_token
+from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.oauth.client_authentication import (
     ClientTokenRequest,
     KeysNeeded,
@@ -47,6 +47,7 @@ from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.crypto import KeyRing
 from evergrant_server.settings import Settings
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry.request_ids import trace_of
 from providers.responses.workload_token import WorkloadToken
 
 ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
@@ -177,7 +178,7 @@ async def add_delegation(
     app, rule, id = actor.app, beginning.rule, DelegationId(new_id("dlg"))
     path, reach = await _place_in_tree(tx, app, beginning, id, reach)
     limits = (now + LONGEST, beginning.expires_at, actor.expires_at, app.ends_at, ends)
-    text, secret_hash = new_secret(ring, app.tenant, id)
+    text, secret_hash = new_delegation_token(ring, app.tenant, id)
     made = Delegation(
         tenant=app.tenant,
         id=id,

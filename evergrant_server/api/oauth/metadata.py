@@ -14,12 +14,12 @@ from evergrant_server.api.oauth.client_credentials import ADVERTISED, ADVERTISED
 from evergrant_server.api.oauth.id_jag import PROFILE
 from evergrant_server.api.oauth.registration import REGISTRATION_PATH
 from evergrant_server.api.oauth.token_endpoint import GRANTS, REVOCATION_PATH, TOKEN_PATH
-from evergrant_server.api.pages.session import AUTHORIZE_PATH
 from evergrant_server.core.oauth.requests import SCOPES
 from evergrant_server.crypto.client_assertions import ALGORITHMS
 
 router = APIRouter(tags=["oauth"])
 
+AUTHORIZATION_PATH = "/oauth/authorize"
 _PUBLIC = ("none",)  # clients of the gateways have no secret
 
 
@@ -58,7 +58,7 @@ async def get_metadata(api: ApiDep) -> CertificateMetadata | ServerMetadata:
     issuer, mtls_url = api.settings.public_url, api.settings.mtls_url
     endpoints: dict[str, Any] = {
         "revocation_endpoint": f"{issuer}{REVOCATION_PATH}",
-        "authorization_endpoint": f"{issuer}{AUTHORIZE_PATH}",
+        "authorization_endpoint": f"{issuer}{AUTHORIZATION_PATH}",
         "token_endpoint": f"{issuer}{TOKEN_PATH}",
         "registration_endpoint": f"{issuer}{REGISTRATION_PATH}",
     }

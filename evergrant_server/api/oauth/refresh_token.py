@@ -9,9 +9,8 @@ repetition is counted. Beyond it, or again and again, it was stolen: the family 
 import hmac
 from typing import NamedTuple
 
-from evergrant_server.api.http.oauth.resource_tokens import PREFIX, is_right, parse_text
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import record, run_transaction
+from evergrant_server.access.credentials import CLIENT_TOKEN, is_right, parse_text
+from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
 from evergrant_server.api.oauth.gateway_client import KnownClient, client_of, current_client_of, note_use
 from evergrant_server.api.oauth.token_family import (
@@ -33,6 +32,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.alarms import report_replayed_token
 from evergrant_server.telemetry.families import count_family
+from evergrant_server.telemetry.request_ids import trace_of
 
 _FOREIGN = "The token was issued to another client."
 _WRONG = "The refresh token is unknown, has expired or was revoked, or is another client's."
@@ -159,7 +159,7 @@ async def revoke(request: ClientTokenRequest) -> None:
 
 async def _revoke(tx: Transaction, request: ClientTokenRequest, known: KnownClient) -> None:
     text = request.parameters["token"]
-    if text.startswith(PREFIX):
+    if text.startswith(CLIENT_TOKEN):
         return await _revoke_access_token(tx, request, known)
     rows = await _find_with_family(tx, text)
     if rows is None:

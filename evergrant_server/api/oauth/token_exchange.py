@@ -3,13 +3,14 @@
 `subject_token` is a person's token of an issuer that the tenant trusts, or a delegation of Evergrant's as the
 parent. That an issuer is trusted is no consent: a delegation rule says which kind of token, for which
 audience, and who may act. Nothing is read twice: the exchange is judged in the transaction that adds its row.
-How a use of a delegation is judged isn't here (`api.http.callers.delegated`, policy).
+How a use of a delegation is judged isn't here (`access.callers`, policy).
 """
 
 from datetime import UTC, datetime, timedelta
 
-from evergrant_server.api.http.authentication import Caller, PresentedCredential, require_confirmation
-from evergrant_server.api.http.callers.delegated import PREFIX, read_authority
+from evergrant_server.access.authentication import read_authority, require_confirmation
+from evergrant_server.access.callers import Caller, PresentedCredential
+from evergrant_server.access.credentials import DELEGATION_TOKEN
 from evergrant_server.api.http.models import View
 from evergrant_server.api.oauth.client_authentication import (
     ClientTokenRequest,
@@ -84,7 +85,7 @@ async def issue(request: ClientTokenRequest) -> ExchangeView:
 
 async def _exchanged(request: ClientTokenRequest, actor: Actor, wanted: Wanted) -> tuple[Delegation, str]:
     async def add(tx: Transaction, context: RequestContext) -> tuple[Delegation, str]:
-        if request.parameters["subject_token"].startswith(PREFIX):
+        if request.parameters["subject_token"].startswith(DELEGATION_TOKEN):
             beginning = await _parent(tx, request, actor)
         else:
             beginning = await _person_behind(tx, request, actor.app)

@@ -6,10 +6,10 @@ What ends a family, and the replay ledger, are the grants' (`authorization_code`
 from datetime import datetime
 from typing import NamedTuple
 
+from evergrant_server.access.callers import standing_app
+from evergrant_server.access.credentials import new_access_token, new_text
+from evergrant_server.access.transactions import record
 from evergrant_server.api.http.models import View
-from evergrant_server.api.http.oauth.resource_tokens import new_access_token, new_text, standing_app
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import record
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
 from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
@@ -19,6 +19,7 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.oauth.authorizations import Authorization, FamilyEnd, RefreshToken, TokenFamily
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry.request_ids import trace_of
 
 ALARMS = (FamilyEnd.CODE_REPLAYED, FamilyEnd.TOKEN_REPLAYED)
 _STANDING = (

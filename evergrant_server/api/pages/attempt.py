@@ -10,10 +10,10 @@ from datetime import datetime
 
 from starlette.responses import Response
 
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.transactions import poll_until, run_transaction
 from evergrant_server.api.connections.consents import signal_returned
 from evergrant_server.api.connections.flows import require_flow_allowed
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.transactions import poll_until, run_transaction
 from evergrant_server.api.integrations.definitions import require_ready
 from evergrant_server.api.pages.browser import html_response, redirect_response
 from evergrant_server.api.pages.login import begin_consent_login

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from evergrant_server.api.request_errors import path_that_is_near
+from evergrant_server.api.http.request_errors import path_that_is_near
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import is_id
 from evergrant_server.core.secret import Secret

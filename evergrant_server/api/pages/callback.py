@@ -9,11 +9,10 @@ from dataclasses import replace
 from urllib.parse import urlencode
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 from starlette.responses import HTMLResponse, Response
 
+from evergrant_server.access.context import integration_spec
 from evergrant_server.api.connections.flows import require_flow_allowed
-from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.api.pages.attempt import confirm_response, send_away
 from evergrant_server.api.pages.browser import form_of, html_response, redirect_response
 from evergrant_server.api.pages.callback_checks import (
@@ -49,6 +48,7 @@ from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId
 from evergrant_server.core.integrations import Integration
+from evergrant_server.core.model import CheckedModel
 from evergrant_server.core.people.logins import PersonLogin
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event
@@ -172,7 +172,7 @@ async def _fragment_page(pages: SubjectPages, integration_id: IntegrationId) -> 
     return html_response(page, script=FRAGMENT_SCRIPT_HASH)
 
 
-class FragmentAccepted(BaseModel):
+class FragmentAccepted(CheckedModel):
     """The path that the page loads next."""
 
     next: str

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from starlette.responses import Response
 
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import run_transaction
-from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.access.context import integration_spec
+from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.api.pages.callback_checks import (
     load_bound_session,
@@ -50,6 +49,7 @@ from evergrant_server.core.people.sessions import STEP_UP_LASTS
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.request_ids import trace_of
 from providers.definition.templates import integration_endpoints
 from providers.requests.authorization_url import build_authorization_url, new_random_value
 from providers.requests.callback import Callback, read_callback

@@ -15,16 +15,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from evergrant_server.access.people import live_session, login_url, presented_secret, session_cookie
+from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.http.call import ApiDep
 from evergrant_server.api.http.models import Body, StorableSecret, View
-from evergrant_server.api.http.people.authentication import (
-    live_session,
-    login_url,
-    presented_secret,
-    session_cookie,
-)
-from evergrant_server.api.http.problems import invalid_request
-from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.pages.authorization.session import give_subject_session
 from evergrant_server.api.pages.browser import html_response, redirect_response
 from evergrant_server.api.pages.login import admins_issuer, begin_admin_login, verify_person_login
@@ -51,6 +45,7 @@ from evergrant_server.core.people.logins import (
 from evergrant_server.core.people.roles import PersonRole
 from evergrant_server.core.people.sessions import SESSION_LASTS, PersonSession, SessionKind, hash_secret
 from evergrant_server.core.secret import Secret
+from evergrant_server.problems import invalid_request
 from evergrant_server.store import Transaction
 from providers.requests.authorization_url import new_random_value
 

@@ -13,11 +13,10 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, Field
 
-from evergrant_server.api.http.approvals import dangerous, use_approval
+from evergrant_server.access.approvals import dangerous, use_approval
+from evergrant_server.access.people import login_url
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Scopes, Slug, View, _printable
-from evergrant_server.api.http.people.authentication import login_url
-from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.api.integrations.logins import checked_domains
 from evergrant_server.api.integrations.resolution import integration_facts
 from evergrant_server.core.access import App
@@ -28,6 +27,7 @@ from evergrant_server.core.ids import AdminLoginId, ClientLoginId, new_id
 from evergrant_server.core.integrations import Integration, require_login
 from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.people.roles import AdminLogin, PersonRole
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
 admin_login_router = APIRouter(tags=["people"])

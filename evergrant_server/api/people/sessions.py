@@ -11,12 +11,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.people import BEARER_PREFIX, live_session, presented_secret
+from evergrant_server.access.transactions import record
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall, Call
-from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit, View
-from evergrant_server.api.http.people.authentication import BEARER_PREFIX, live_session, presented_secret
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import record
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -34,6 +33,7 @@ from evergrant_server.core.people.sessions import (
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event
+from evergrant_server.telemetry.request_ids import trace_of
 from providers.requests.authorization_url import new_random_value
 
 log = logging.getLogger("evergrant.cli")
@@ -71,11 +71,11 @@ async def list_sessions(
     call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[SessionView]:
     """The sessions of the tenant's people, ended ones for 30 days, sorted by id."""
-    after = call.api.cursors.decode(cursor, call.tenant, list="sessions")
+    after = call.cursors.decode(cursor, call.tenant, list="sessions")
     async with call.api.store.read() as tx:
         rule = await tx.admin_logins.of_tenant(call.tenant)
         rows = await tx.person_sessions.page(call.tenant, after, limit + 1)
-    next_cursor = call.api.cursors.next_cursor(rows, limit, lambda row: row.id, call.tenant, list="sessions")
+    next_cursor = call.cursors.next_cursor(rows, limit, lambda row: row.id, call.tenant, list="sessions")
     current = None if rule is None else rule.id
     items = [_view(session, call.now, of_rule=session.rule in (None, current)) for session in rows[:limit]]
     return Page(items=items, next_cursor=next_cursor)

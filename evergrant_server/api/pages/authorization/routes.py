@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 from starlette.responses import HTMLResponse, Response
 
-from evergrant_server.api.http.transactions import run_transaction
-from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.access.context import integration_spec
+from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.pages.authorization.answers import (
     ANSWERED,
     add_code,
