@@ -9,8 +9,8 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from evergrant_server import audit
+from evergrant_server.access.authentication import Authenticator
 from evergrant_server.api.apps.keys import bootstrap_admin
-from evergrant_server.api.http.authentication import Authenticator
 from evergrant_server.cli.app import Flags, settings_of
 from evergrant_server.cli.break_glass import break_glass
 from evergrant_server.cli.gateway.database_role import gateway_password, gateway_role

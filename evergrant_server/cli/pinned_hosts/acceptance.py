@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
-from evergrant_server.api.http.transactions import record, run_transaction
+from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.cli.pinned_hosts.waiting import hosts_of
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock

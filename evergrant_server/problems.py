@@ -1,45 +1,57 @@
 """Problem documents (RFC 9457), filled from the failure table in `core.errors`.
 
-A document names fields of the request and never repeats their values.
+The API and the gateway answer with them. They name fields of the request, and never repeat their values.
 """
 
 import json
-import logging
 import math
 import re
 from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from evergrant_server.api.request_errors import members_of, path_that_is_near, problem_in_words
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
-from evergrant_server.telemetry.alarms import report_broken_authority
-from evergrant_server.telemetry.logs import LogEvent, log_event
-from evergrant_server.telemetry.traces import set_problem_code
-
-log = logging.getLogger("evergrant.api")
 
 T = TypeVar("T")
-
 QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 MEDIA_TYPE = "application/problem+json"
 _FIELD_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]{0,40}\Z")
 _MAX_ERRORS = 20
-_INVALID_JSON = "not valid JSON"
-_INVALID_JSON_ERRORS = [{"field": "body", "problem": _INVALID_JSON}]
-_NO_SUCH_PATH = "Nothing is served at this path: /docs lists the routes, and the page at / says what this is."
-_CODE_BY_STATUS = {
-    401: ErrorCode.UNAUTHENTICATED,
-    403: ErrorCode.NOT_PERMITTED,
-    404: ErrorCode.NOT_FOUND,
-    405: ErrorCode.METHOD_NOT_ALLOWED,
-    413: ErrorCode.BODY_TOO_LARGE,
+INVALID_JSON = "not valid JSON"
+_NO_JSON = ": send JSON, with Content-Type: application/json"
+_TIME = "must be a date and time with its zone, such as 2026-01-31T12:00:00Z"
+_IN_WORDS = {
+    "missing": "is missing",
+    "list_type": 'must be a list, such as ["…"]',
+    "tuple_type": 'must be a list, such as ["…"]',
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_long": "must have at most {max_length} entries",
+    "too_short": "must have at least {min_length} entries",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    **dict.fromkeys(("datetime_type", "datetime_parsing", "datetime_from_date_parsing"), _TIME),
+    "timezone_aware": _TIME,
+    "none_required": "must be null",
+    "string_type": "must be a text",
+    "bool_type": "must be true or false",
+    "int_type": "must be an integer",
+    "int_parsing": "must be an integer",
+    # every fraction in a request is a duration
+    "float_type": "use a number of seconds, such as 3600",
+    "float_parsing": "use a number of seconds, such as 3600",
 }
+_QUOTED = re.compile(r"'([^']*)'")
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 def problem_document(failure: Failure, base_url: str) -> dict[str, Any]:
@@ -108,42 +120,27 @@ def _invalid_json(entry: Mapping[str, Any]) -> str:
     """What the parser found and where; its phrases quote nothing."""
     found, at = entry.get("ctx", {}).get("error"), entry["loc"][-1] if entry["loc"] else None
     where = f" at character {at}" if isinstance(at, int) else ""
-    return f"{_INVALID_JSON}: {found}{where}" if found else _INVALID_JSON
+    return f"{INVALID_JSON}: {found}{where}" if found else INVALID_JSON
 
 
-def install_error_handlers(app: FastAPI, base_url: str) -> None:
-    """Register the handlers that answer every error with a problem document."""
+def problem_in_words(entry: Mapping[str, Any], members: Collection[str]) -> str:
+    """The reason of one invalid field."""
+    kind, given = entry["type"], entry.get("input")
+    if kind == "extra_forbidden":
+        of_body = members if len([part for part in entry["loc"] if part != "body"]) == 1 else ()
+        return f"there is no such member{meant(str(entry['loc'][-1]), of_body)}"
+    if kind in ("enum", "literal_error"):
+        expected = str(entry.get("ctx", {}).get("expected", ""))
+        return f"use {expected}{meant(str(given), _QUOTED.findall(expected))}"
+    if kind in ("model_type", "model_attributes_type") and entry["loc"] in ((), ("body",)):
+        return _IN_WORDS[kind] + _NO_JSON
+    known = _IN_WORDS.get(kind)
+    return known.format(**entry.get("ctx", {})) if known else str(entry["msg"]).removeprefix("Value error, ")
 
-    async def on_failure(request: Request, failure: Exception) -> Response:
-        assert isinstance(failure, Failure)
-        set_problem_code(failure.code)
-        report_broken_authority(failure)
-        if failure.rule.status >= 500:
-            log_event(log, logging.WARNING, LogEvent.REQUEST_FAILED, failure.detail, code=failure.code)
-        return problem_response(failure, base_url)
 
-    async def on_invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError | ValidationError)
-        return invalid_request_response(error, base_url, members_of(request))
-
-    async def on_http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        if error.status_code == 400:  # FastAPI's status for a body that can't be decoded
-            failure = invalid_request("body", f"body: {_INVALID_JSON}")
-            return problem_response(failure, base_url, _INVALID_JSON_ERRORS)
-        code = _CODE_BY_STATUS.get(error.status_code, ErrorCode.INVALID_REQUEST)
-        allowed = (error.headers or {}).get("Allow", "")
-        detail = f"This route takes {allowed} alone." if allowed else ""
-        if error.status_code == 404:
-            detail = _NO_SUCH_PATH + path_that_is_near(request)
-        response = problem_response(Failure(code, detail), base_url)
-        if allowed:
-            response.headers["Allow"] = allowed
-        return response
-
-    app.add_exception_handler(Failure, on_failure)
-    app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(HTTPException, on_http)
+def meant(name: str, known: Collection[str]) -> str:
+    near = get_close_matches(_HUMP.sub("_", name).lower(), known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def invalid_request(field: str, why: str) -> Failure:

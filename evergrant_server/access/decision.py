@@ -6,29 +6,26 @@ from datetime import datetime
 
 from starlette.requests import Request
 
-from evergrant_server.api.http import bulk_reads
-from evergrant_server.api.http.authentication import CACHED_FOR, Caller
-from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.judged_request import refusal
-from evergrant_server.api.http.refusal_log import RefusalLog
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.leases.claims import claim_of
-from evergrant_server.api.leases.dpop import require_provable
-from evergrant_server.api.leases.narrowing import NarrowedLeases
-from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter
-from evergrant_server.api.leases.refusals import (
+from evergrant_server.access.authentication import CACHED_FOR
+from evergrant_server.access.callers import Caller
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.judged_request import JudgedRequest, refusal
+from evergrant_server.access.limits import LeaseLimits, RateLimited
+from evergrant_server.access.narrowing import NarrowedLeases
+from evergrant_server.access.recording import LeasedConnections, RefusalLog, record_bulk_read
+from evergrant_server.access.refreshes import RefreshKey, RefreshWaiter
+from evergrant_server.access.refusals import (
     LeaseRequest,
     absent,
     not_leasable,
     refresh_refused,
     refusal_entry,
     require_kind,
+    require_provable,
     scope_not_granted,
     target_of,
 )
-from evergrant_server.api.limits.leases import LeaseLimits, RateLimited
-from evergrant_server.audit.lease_ledger import StaleClaim
+from evergrant_server.audit.lease_ledger import LeaseClaim, StaleClaim
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
@@ -37,6 +34,7 @@ from evergrant_server.core.messages.connection import RefreshReason
 from evergrant_server.policy import PermitDecision, scopes_above
 from evergrant_server.store import LeaseRow
 from evergrant_server.telemetry import metrics
+from providers.requests.dpop import origin_of
 
 _MAX_TRIES = 4  # for a row that keeps changing
 _MAX_CACHED = 50_000
@@ -50,7 +48,7 @@ class LeaseIssuer:
         self._refresher = refresher
         self._narrowed = NarrowedLeases(api, refresher)
         self._refusals = refusals
-        self._leased = bulk_reads.LeasedConnections(api.settings.bulk_read_alarm)
+        self._leased = LeasedConnections(api.settings.bulk_read_alarm)
         self._limits = LeaseLimits(api.settings)
         self._margin = RULES[NEWEST_RULES].margin
         self._rows: dict[tuple[str, ...], tuple[LeaseRow, datetime]] = {}  # with the end of their time here
@@ -66,16 +64,15 @@ class LeaseIssuer:
             with self._limits.admit(request.scope, known[0].app):
                 return await self._issue(request, lease_request, *known)
         except RateLimited as failure:
-            call = ApiCall(self._api, known[0], trace_of(request).request_context(known[0].by), request)
+            call = JudgedRequest.of(self._api, request, known[0])
             await self._refusals.record(refusal_entry(call, lease_request, failure))
             raise
 
     async def _issue(
         self, request: Request, lease_request: LeaseRequest, caller: Caller, from_cache: bool
     ) -> LeaseRow:
-        trace = trace_of(request)
         for _ in range(_MAX_TRIES):
-            call = ApiCall(self._api, caller, trace.request_context(caller.by), request)
+            call = JudgedRequest.of(self._api, request, caller)
             try:
                 return await self._decide(call, lease_request, cached=from_cache)
             except StaleClaim:
@@ -94,7 +91,7 @@ class LeaseIssuer:
         await self._refusals.record(refusal_entry(call, lease_request, failure))
         raise failure
 
-    async def _decide(self, call: ApiCall, lease_request: LeaseRequest, *, cached: bool) -> LeaseRow:
+    async def _decide(self, call: JudgedRequest, lease_request: LeaseRequest, *, cached: bool) -> LeaseRow:
         """Check permit, state, freshness and scopes in this order, then record the lease."""
         row = await self._load_row(call.caller, lease_request, cached=cached)
         if cached and not self._can_serve_cached(row, lease_request):
@@ -104,8 +101,8 @@ class LeaseIssuer:
         if lease_request.proxied is not None:
             lease_request = replace(lease_request, judged=await lease_request.proxied.judged(row))
         call.permitted(lease_request.action, of=target_of(row), hidden=True, proxied=lease_request.judged)
-        if lease_request.body.scopes:
-            self._judge_scopes(call, lease_request, row, lease_request.body.scopes)
+        if lease_request.scopes:
+            self._judge_scopes(call, lease_request, row, lease_request.scopes)
         require_kind(lease_request, row)
         narrower = self._narrowed.wanted(call, lease_request, row)
         if row.leasable and narrower:
@@ -127,10 +124,10 @@ class LeaseIssuer:
             await self._alarm(call)
         return row
 
-    async def _alarm(self, call: ApiCall) -> None:
+    async def _alarm(self, call: JudgedRequest) -> None:
         with suppress(Failure):  # the lease itself is recorded
             async with self._api.store.write() as tx:
-                await bulk_reads.alarm(tx, call, "lease", connections=self._api.settings.bulk_read_alarm)
+                await record_bulk_read(tx, call, "lease", connections=self._api.settings.bulk_read_alarm)
 
     # --- rows -------------------------------------------------------------------------
 
@@ -200,11 +197,11 @@ class LeaseIssuer:
     # --- permits ----------------------------------------------------------------------
 
     async def _check_scopes(
-        self, call: ApiCall, lease_request: LeaseRequest, row: LeaseRow, *, cached: bool
+        self, call: JudgedRequest, lease_request: LeaseRequest, row: LeaseRow, *, cached: bool
     ) -> PermitDecision:
         """The requested scopes must be granted; all scopes of the token must be permitted."""
         assert row.grant is not None
-        requested = lease_request.body.scopes or ()
+        requested = lease_request.scopes or ()
         missing = scopes_above(requested, row.grant.scopes)
         if missing and cached:
             raise StaleClaim
@@ -218,7 +215,7 @@ class LeaseIssuer:
 
     def _judge_scopes(
         self,
-        call: ApiCall,
+        call: JudgedRequest,
         lease_request: LeaseRequest,
         row: LeaseRow,
         scopes: tuple[str, ...],
@@ -231,3 +228,33 @@ class LeaseIssuer:
         if not decision.allowed:
             raise refusal(decision, request=proxied)
         return decision
+
+
+def claim_of(
+    call: JudgedRequest, lease_request: LeaseRequest, row: LeaseRow, decision: PermitDecision
+) -> LeaseClaim:
+    """The lease as it was judged, with the revisions by which the ledger checks it again."""
+    assert row.grant is not None
+    app, credential, proof = call.caller.app, call.caller.credential, lease_request.proof
+    proxied = lease_request.proxied
+    return LeaseClaim(
+        tenant=app.tenant,
+        connection_id=row.connection_id,
+        connection_revision=row.connection_revision,
+        app_id=app.id,
+        app_revision=app.revision,
+        key_id=credential.id,
+        valid_until=min(credential.valid_until, decision.valid_until or credential.valid_until),
+        permit=decision.permit,
+        observed=decision.observed,
+        authorization=call.caller.authorization,
+        generation=row.generation,
+        context=call.context,
+        scopes=row.grant.scopes,
+        at=call.now,
+        dpop_request=None if proof is None else f"{proof.method} {origin_of(proof.url)}",
+        signed_request=lease_request.signs,
+        proxied=None if proxied is None else {"call": proxied.id, **proxied.recorded},
+        through=None if proxied is None else proxied.through,
+        delegated=None if call.caller.delegated is None else call.caller.delegated.use,
+    )

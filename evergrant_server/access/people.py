@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
-from evergrant_server.api.http.authentication import Caller, PresentedCredential
-from evergrant_server.api.http.context import ApiContext
+from evergrant_server.access.callers import Caller, PresentedCredential
+from evergrant_server.access.context import ApiContext
 from evergrant_server.core.access import App, AuthenticationMethod
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, KeyId

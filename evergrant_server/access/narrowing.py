@@ -3,21 +3,24 @@
 A worker gets one by a refresh of the connection's chain that requests fewer scopes (RFC 6749 section 6).
 """
 
-from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.problems import require_found
-from evergrant_server.api.integrations.definitions import integration_spec, is_narrowable
-from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter
-from evergrant_server.api.leases.refusals import LeaseRequest, refresh_refused, target_of
+from evergrant_server.access.context import ApiContext, integration_spec
+from evergrant_server.access.judged_request import JudgedRequest
+from evergrant_server.access.refreshes import RefreshKey, RefreshWaiter
+from evergrant_server.access.refusals import LeaseRequest, refresh_refused, target_of
 from evergrant_server.audit.lease_ledger import StaleClaim
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
+from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.connections.narrowing import MOST_NARROWED, narrowed_slot
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages.connection import RefreshReason
 from evergrant_server.policy import DecisionReason, scopes_above
+from evergrant_server.problems import require_found
 from evergrant_server.store import LeaseRow
+from providers.definition.schema import ProviderSpec
 from providers.definition.schema_response import DownScoping
 
 _MOST_TRIES = 3  # other refreshes of the connection may come first
@@ -31,20 +34,20 @@ class NarrowedLeases:
         self._refresher = refresher
         self._margin = RULES[NEWEST_RULES].margin
 
-    def wanted(self, call: ApiCall, lease_request: LeaseRequest, row: LeaseRow) -> tuple[str, ...]:
+    def wanted(self, call: JudgedRequest, lease_request: LeaseRequest, row: LeaseRow) -> tuple[str, ...]:
         """The scopes for which a narrower token is needed; none where the connection's own token serves, or
         lacks one of them."""
-        requested, grant = lease_request.body.scopes, row.grant
+        requested, grant = lease_request.scopes, row.grant
         if not requested or grant is None or scopes_above(requested, grant.scopes):
             return ()
         wanted, excess = self._without_offline(row, requested), self._excess(row, requested)
         if not excess or not wanted:
             return ()
-        return wanted if lease_request.body.exact or self._permit_insists(call, row, excess) else ()
+        return wanted if lease_request.exact or self._permit_insists(call, row, excess) else ()
 
     async def row(
         self,
-        call: ApiCall,
+        call: JudgedRequest,
         lease_request: LeaseRequest,
         row: LeaseRow,
         wanted: tuple[str, ...],
@@ -81,7 +84,7 @@ class NarrowedLeases:
         assert result is not None
         raise refresh_refused(result, row)
 
-    def _permit_insists(self, call: ApiCall, row: LeaseRow, excess: tuple[str, ...]) -> bool:
+    def _permit_insists(self, call: JudgedRequest, row: LeaseRow, excess: tuple[str, ...]) -> bool:
         assert row.grant is not None
         delegated = call.caller.delegated
         if delegated is not None and any(it.reach.scopes is not None for it in delegated.chain):
@@ -109,7 +112,12 @@ class NarrowedLeases:
             raise self._failure(lease_request, held, wanted, "refresh", why)
 
     async def _require_narrowing(
-        self, call: ApiCall, lease_request: LeaseRequest, row: LeaseRow, slot: str, wanted: tuple[str, ...]
+        self,
+        call: JudgedRequest,
+        lease_request: LeaseRequest,
+        row: LeaseRow,
+        slot: str,
+        wanted: tuple[str, ...],
     ) -> None:
         """Raise the Failure of a provider, or a grant, that gives no narrower token, or no further one."""
         now, own = call.now, (row.tenant, row.connection_id)
@@ -138,6 +146,14 @@ class NarrowedLeases:
     ) -> Failure:
         """A refusal that says what the token could do beyond the request; `exact` asked for it, or a
         permit."""
-        code = ErrorCode.SCOPE_NOT_NARROWED if lease_request.body.exact else ErrorCode.SCOPE_NOT_PERMITTED
+        code = ErrorCode.SCOPE_NOT_NARROWED if lease_request.exact else ErrorCode.SCOPE_NOT_PERMITTED
         excess = " ".join(self._excess(row, wanted))
         return Failure(code, why, connection_id=row.connection_id, down_scoping=down_scoping, scopes=excess)
+
+
+def is_narrowable(spec: ProviderSpec | None, flow: Flow, grant: Grant | None) -> bool:
+    """True when the provider issues narrower bearer tokens of this grant by a refresh."""
+    if spec is None or grant is None:
+        return False
+    bound = spec.dpop or grant.token_type == DPOP_TOKEN_TYPE
+    return grant.refreshable and not bound and spec.narrows_tokens(flow)

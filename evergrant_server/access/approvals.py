@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
-from evergrant_server.api.http.call import ApiCall
+from evergrant_server.access.judged_request import JudgedRequest
 from evergrant_server.core.access import Action, Approval
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -71,7 +71,10 @@ def danger_of(route: Callable[..., Any]) -> Danger | None:
 
 
 async def use_approval(
-    tx: Transaction, call: ApiCall, sent: BaseModel | None, resolves_to: Mapping[str, object] | None = None
+    tx: Transaction,
+    call: JudgedRequest,
+    sent: BaseModel | None,
+    resolves_to: Mapping[str, object] | None = None,
 ) -> dict[str, str]:
     """Use up the approval of this command, and return who gave it, for its audit record.
 
@@ -86,7 +89,7 @@ async def use_approval(
     approval = await tx.approvals.get(call.tenant, command.approval_id)
     if approval is None or approval.approved_by is None or not await _counts(tx, call, approval):
         raise _NotApproved(command)
-    used = approval.model_copy(update={"used_at": call.now})
+    used = approval.__replace__(used_at=call.now)
     await tx.approvals.put(used, expected=approval.revision)
     # by its own id, so that a row from before can't be used again: before the command's own record, and so
     # before rows that it changes, which on PostgreSQL may cost a second try
@@ -94,7 +97,7 @@ async def use_approval(
     return {"approved_by": approval.approved_by}
 
 
-async def is_second_admin(tx: Transaction, call: ApiCall, by: str) -> bool:
+async def is_second_admin(tx: Transaction, call: JudgedRequest, by: str) -> bool:
     """Whether the caller, who holds `admin`, is another one than `by`: neither the same, nor an agent, nor
     who answers for the agent that `by` is."""
     if call.context.by == by or call.caller.app.is_agent:
@@ -104,7 +107,7 @@ async def is_second_admin(tx: Transaction, call: ApiCall, by: str) -> bool:
     return sender is None or sender.sponsor != call.context.by
 
 
-async def is_admin_app(tx: Transaction, call: ApiCall, name: str) -> bool:
+async def is_admin_app(tx: Transaction, call: JudgedRequest, name: str) -> bool:
     """Whether the app of this name holds `admin` for the whole tenant now, and is no agent."""
     app = await tx.access.app_by_name(call.tenant, name)
     if app is None or app.disabled or app.is_agent:
@@ -113,14 +116,14 @@ async def is_admin_app(tx: Transaction, call: ApiCall, name: str) -> bool:
     return decide(permits, PermitQuestion(Target(), Action.ADMIN, call.now)).allowed
 
 
-async def _counts(tx: Transaction, call: ApiCall, approval: Approval) -> bool:
+async def _counts(tx: Transaction, call: JudgedRequest, approval: Approval) -> bool:
     """Whether an approval can be used, and the app that gave it still holds `admin`. A person's sessions end
     by themselves, so an approval outlives them."""
     kind, _, name = (approval.approved_by or "").partition(":")
     return approval.is_open(call.now) and (kind != "app" or await is_admin_app(tx, call, name))
 
 
-def fingerprint(call: ApiCall, value: Secret | str | None) -> str | None:
+def fingerprint(call: JudgedRequest, value: Secret | str | None) -> str | None:
     """A keyed hash that stands for a secret in what a command resolves to: another secret has another one."""
     text = value.reveal() if isinstance(value, Secret) else value
     return None if text is None else call.api.ring.keyed_hash("approved secret", call.tenant, text)[:32]
@@ -130,7 +133,7 @@ def fingerprint(call: ApiCall, value: Secret | str | None) -> str | None:
 class _Command:
     """A command as a second admin approves it."""
 
-    call: ApiCall
+    call: JudgedRequest
     sent: BaseModel | None
     resolves_to: dict[str, Any]
 

@@ -1,31 +1,45 @@
-"""Delegation tokens: `evg_dlg_<id>_<secret><checksum>`, and the authority behind one, up to its root.
+"""Who sends a request: an app with what proved it, its permits, and what narrows them.
 
-Built as API keys are (`api_keys`). The row's authenticator covers every field; a token is accepted while each
-delegation of its path stands, with its app, that app's credential, and the rule that accepted the person's
-token.
+A delegation's token is accepted while each delegation of its path stands, with its app, that app's
+credential, and the rule that accepted the person's token.
 """
 
-import hmac
-import re
-import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
+from itertools import chain
 
-from evergrant_server.api.http.api_keys import checksum
 from evergrant_server.audit.delegated_leases import DelegatedUse
-from evergrant_server.core.access import App, AuthenticationMethod
+from evergrant_server.core.access import App, AuthenticationMethod, Permit
 from evergrant_server.core.agents.delegations import Delegation, chain_problem
+from evergrant_server.core.clock import CLOCK_SKEW
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import CredentialId, DelegationId, Tenant
-from evergrant_server.crypto import KeyRing
+from evergrant_server.core.ids import CredentialId, DelegationId, KeyId, Tenant
+from evergrant_server.core.oauth.authorizations import Authorization, TokenFamily
+from evergrant_server.core.oauth.clients import GatewayClient
+from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.policy import DelegationLink
 from evergrant_server.store import Transaction
-from evergrant_server.telemetry.alarms import report_broken_authority
 
-PREFIX = "evg_dlg_"
-_TOKEN = re.compile(r"^(evg_(dlg_[0-9a-z]{22})_([0-9a-f]{64}))([0-9A-Za-z]{6})\Z")
-_NO_HASH = secrets.token_hex(32)
+
+@dataclass(frozen=True)
+class PresentedCredential:
+    """What a caller proved its identity with, and until when that is accepted.
+
+    `id` is that of the API key, or of the credential whose token it is. `confirmation`: what each request
+    must prove as well (`cnf`, RFC 7800 section 3.1).
+    """
+
+    id: KeyId
+    method: AuthenticationMethod
+    valid_until: datetime
+    confirmation: Mapping[str, str] | None = None
+
+    def of(self, app: App) -> "PresentedCredential":
+        """Accepted no longer than the app, where that is an agent."""
+        ends = app.ends_at
+        return self if ends is None else replace(self, valid_until=min(self.valid_until, ends))
 
 
 @dataclass(frozen=True)
@@ -64,32 +78,36 @@ class DelegatedAuthority:
         return DelegatedUse(tuple(rows), tuple(apps.items()), recorded)
 
 
-def new_secret(ring: KeyRing, tenant: Tenant, id: DelegationId) -> tuple[str, str]:
-    """The text of a new token, which isn't stored, and what the store keeps of it."""
-    secret = secrets.token_hex(32)
-    text = f"evg_{id}_{secret}"
-    return text + checksum(text), ring.token_mac("delegation", tenant, id, secret)
+@dataclass(frozen=True)
+class Caller:
+    """An authenticated app and its permits, read at the app's `revision`."""
 
+    app: App
+    credential: PresentedCredential
+    permits: tuple[Permit, ...]
+    digest: bytes = field(repr=False)  # of the credential as presented, to recognize it again
+    session: PersonSession | None = None  # of a person, who stands in `app` by id and rights
+    authorization: TokenFamily | None = None  # of a gateway's client, which narrows what `permits` allow
+    delegated: DelegatedAuthority | None = None  # on whose behalf, which narrows what `permits` allow
 
-async def read_authority(tx: Transaction, text: str, now: datetime) -> DelegatedAuthority:
-    """The authority behind a token. Raises Failure UNAUTHENTICATED, DELEGATION_ENDED, APP_DISABLED,
-    AGENT_ENDED, TENANT_DISABLED. A row that was changed by hand is unknown, with an alarm."""
-    match = _TOKEN.match(text)
-    if match is None or checksum(match[1]) != match[4]:
-        raise Failure(ErrorCode.UNAUTHENTICATED)
-    id = DelegationId(match[2])
-    try:
-        own = await tx.delegations.find(id)
-        made = tx.sealer.ring.token_mac("delegation", own.tenant if own else "", id, match[3])
-        if not hmac.compare_digest(own.secret_hash if own else _NO_HASH, made) or own is None:
-            raise Failure(ErrorCode.UNAUTHENTICATED)
-        await tx.tenants.require_enabled(own.tenant)
-        return await authority_of(tx, own, now)
-    except Failure as failure:
-        if failure.code is not ErrorCode.AUTHORITY_BROKEN:
-            raise
-        report_broken_authority(failure)
-        raise Failure(ErrorCode.UNAUTHENTICATED) from None
+    @property
+    def tenant(self) -> Tenant:
+        return self.app.tenant
+
+    @cached_property
+    def names_sources(self) -> bool:
+        """Whether a permit looks at the caller's address."""
+        return any(permit.sources is not None for permit in self.judging_permits)
+
+    @property
+    def judging_permits(self) -> tuple[Permit, ...]:
+        """All that a request is judged by: also those of the apps that the caller acts under."""
+        links = () if self.delegated is None else self.delegated.links
+        return tuple(chain.from_iterable(it.permits for it in links)) if links else self.permits
+
+    @property
+    def by(self) -> str:
+        return f"app:{self.app.name}" if self.session is None else self.session.by
 
 
 async def authority_of(tx: Transaction, own: Delegation, now: datetime) -> DelegatedAuthority:
@@ -148,3 +166,26 @@ async def _end_of_credential(tx: Transaction, one: Delegation, now: datetime) ->
 
 def _ended(why: str, own: Delegation) -> Failure:
     return Failure(ErrorCode.DELEGATION_ENDED, why, delegation=own.id)
+
+
+async def standing_app(tx: Transaction, authorization: Authorization, now: datetime) -> App:
+    """The app as which the client acts, if tenant, app, client and the subject's login still count.
+
+    Raises Failure UNAUTHENTICATED, TENANT_DISABLED, APP_DISABLED, AGENT_ENDED, AUTHORITY_BROKEN.
+    """
+    await tx.tenants.require_enabled(authorization.tenant)
+    app = await tx.access.app(authorization.tenant, authorization.app_id)
+    client = await tx.oauth_clients.by_client_id(authorization.client_id)
+    if app is None or client is None or client.disabled or _is_older(authorization, client):
+        raise Failure(ErrorCode.UNAUTHENTICATED, "The client was disabled or deleted.")
+    if authorization.rule is not None:
+        rule = await tx.client_logins.of_tenant(authorization.tenant)
+        if rule is None or rule.id != authorization.rule or not rule.takes(client.kind):
+            raise Failure(ErrorCode.UNAUTHENTICATED, "The login of clients was changed: authorize again.")
+    await tx.agents.require_active(app, now)
+    return app
+
+
+def _is_older(authorization: Authorization, client: GatewayClient) -> bool:
+    """Whether it was of a client that was deleted, whose id came again, as the URL of a document does."""
+    return authorization.created_at + CLOCK_SKEW < client.created_at

@@ -1,28 +1,60 @@
-"""Authenticates apps by API keys and by access tokens of the token endpoint (RFC 6750 section 2.1)."""
+"""Authenticates apps: by API keys, and by tokens of the token endpoint, of clients and of delegations.
+
+Each comes as a bearer token (RFC 6750 section 2.1).
+"""
 
 import hashlib
 import hmac
 import secrets
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from starlette.requests import Request
 
-from evergrant_server.api.http import app_tokens
-from evergrant_server.api.http.api_keys import expired, key_mac, parse_key
-from evergrant_server.api.http.callers.caller import Caller, PresentedCredential
-from evergrant_server.api.http.callers.delegated import PREFIX as DELEGATED
-from evergrant_server.api.http.callers.delegated import read_authority
-from evergrant_server.api.http.client_certificates import client_certificate
-from evergrant_server.api.http.oauth import resource_tokens
+from evergrant_server.access.callers import (
+    Caller,
+    DelegatedAuthority,
+    PresentedCredential,
+    authority_of,
+    standing_app,
+)
+from evergrant_server.access.credentials import (
+    APP_TOKEN,
+    CLIENT_TOKEN,
+    DELEGATION_TOKEN,
+    app_token_mac,
+    is_right,
+    key_expired,
+    key_mac,
+    parse_app_token,
+    parse_delegation_token,
+    parse_key,
+    parse_text,
+    token_ended,
+)
 from evergrant_server.core.access import App, AppCredential, AppKey, AppToken, AuthenticationMethod, Permit
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AppId, CredentialId, KeyId, Tenant, TokenId
+from evergrant_server.core.ids import (
+    AccessTokenId,
+    AppId,
+    CredentialId,
+    DelegationId,
+    KeyId,
+    Tenant,
+    TokenId,
+)
+from evergrant_server.core.oauth.authorizations import AccessToken, Authorization, TokenFamily
+from evergrant_server.crypto.client_certificates import AppCertificate
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.database.engine import share_connections
 from evergrant_server.telemetry.alarms import report_broken_authority
 
+RESOURCE = "evergrant.resource"  # of the ASGI scope: which resource the request is for
+CERTIFICATE = "evergrant.client_certificate"  # of the ASGI scope: the caller's, as the trusted hop read it
 THUMBPRINT = "x5t#S256"  # the member of a token's `cnf` (RFC 8705 section 3.1)
+# A revision that was put back is that of what is cached: what was cached is read again, ends included.
+CACHED_FOR = timedelta(minutes=1)
 _MAX_CACHED = 10_000
 _UNKNOWN = AppKey(
     tenant=Tenant(""),
@@ -42,10 +74,7 @@ _UNKNOWN_TOKEN = AppToken(
     created_at=_UNKNOWN.created_at,
     expires_at=_UNKNOWN.created_at,
 )
-
-
-# A revision that was put back is that of what is cached: what was cached is read again, ends included.
-CACHED_FOR = timedelta(minutes=1)
+_NO_HASH = secrets.token_hex(32)
 _NOT_CACHED: tuple[Caller | None, datetime] = (None, datetime.min.replace(tzinfo=UTC))
 _Owner = tuple[App, PresentedCredential, list[Permit]]
 
@@ -63,7 +92,7 @@ class Authenticator:
 
         Raises Failure UNAUTHENTICATED, TENANT_DISABLED, APP_DISABLED, AGENT_ENDED or DELEGATION_ENDED.
         """
-        resource = request.scope.get(resource_tokens.RESOURCE)
+        resource = request.scope.get(RESOURCE)
         caller = await self.caller_of(_bearer_token(request), resource)
         require_confirmation(request, caller.credential)
         share_connections(caller.tenant, caller.app.id)
@@ -74,11 +103,11 @@ class Authenticator:
 
         Raises as `authenticate` does.
         """
-        if text.startswith(resource_tokens.PREFIX):
+        if text.startswith(CLIENT_TOKEN):
             return await self._client_of(text, resource)
-        if text.startswith(DELEGATED):
+        if text.startswith(DELEGATION_TOKEN):
             return await self._delegate(text)
-        if text.startswith(app_tokens.PREFIX):
+        if text.startswith(APP_TOKEN):
             app, credential, permits = await self._token_owner(text)
         else:
             app, credential, permits = await self._key_owner(text)
@@ -101,14 +130,14 @@ class Authenticator:
             await tx.tenants.require_enabled(app.tenant)
             permits = await tx.access.permits_of(app)
         if key.expires_at is None or not key.is_live(self._clock.now()):
-            raise expired(key)
+            raise key_expired(key)
         return app, PresentedCredential(key.id, AuthenticationMethod.API_KEY, key.expires_at), permits
 
     async def _token_owner(self, text: str) -> _Owner:
-        given = app_tokens.parse_token(text)
+        given = parse_app_token(text)
         async with self._store.read() as tx:
             token = await _token(tx, given.id) or _UNKNOWN_TOKEN
-            made = app_tokens.token_mac(self._store.ring, token, given.secret)
+            made = app_token_mac(self._store.ring, token, given.secret)
             if not hmac.compare_digest(token.secret_hash, made) or token.id != given.id:
                 raise Failure(ErrorCode.UNAUTHENTICATED)
             await tx.tenants.require_enabled(token.tenant)
@@ -116,16 +145,16 @@ class Authenticator:
             credential = await _credential_of(tx, token)
             permits = [] if app is None else await tx.access.permits_of(app)
         if app is None or credential is None or credential.revision != token.credential_revision:
-            raise app_tokens.token_ended("The access token's credential was replaced or deleted.")
+            raise token_ended("The access token's credential was replaced or deleted.")
         if self._clock.now() >= token.expires_at:
-            raise app_tokens.token_ended("The access token has expired.")
+            raise token_ended("The access token has key_expired.")
         presented = PresentedCredential(credential.id, token.method, token.expires_at, token.confirmation)
         return app, presented, permits
 
     async def _client_of(self, text: str, resource: object) -> Caller:
         """The app as which a gateway's client acts."""
         async with self._store.read() as tx:
-            found = await resource_tokens.read_token(tx, resource, text, self._clock.now())
+            found = await read_token(tx, resource, text, self._clock.now())
             permits = await tx.access.permits_of(found.app)
         token, family = found.token, found.family
         ends = min(token.expires_at, family.expires_at)
@@ -155,9 +184,9 @@ class Authenticator:
         known, until = self._cache.get(_digest(text), _NOT_CACHED)
         if known is not None and self._clock.now() < until:
             require_confirmation(request, known.credential)
-            resource_tokens.require_resource(request, known.authorization)
+            require_resource(request, known.authorization)
             return known, True
-        caller = await self.caller_of(text, request.scope.get(resource_tokens.RESOURCE))
+        caller = await self.caller_of(text, request.scope.get(RESOURCE))
         require_confirmation(request, caller.credential)
         self.cache(caller)
         return caller, False
@@ -208,6 +237,59 @@ async def _credential_of(tx: Transaction, token: AppToken) -> AppCredential | No
         return None
 
 
+class ResourceToken(NamedTuple):
+    """An access token that counts, and what it stands for."""
+
+    token: AccessToken
+    family: TokenFamily
+    app: App
+
+
+async def read_token(tx: Transaction, request_resource: object, text: str, now: datetime) -> ResourceToken:
+    """What an access token stands for at this resource. Raises Failure UNAUTHENTICATED, and those of
+    `standing_app`."""
+    given = parse_text(text)
+    token = None if given is None else await _client_token(tx, AccessTokenId(given.id))
+    if given is None or token is None or not is_right(tx.sealer.ring, token, given.secret):
+        raise Failure(ErrorCode.UNAUTHENTICATED, "The access token is malformed or unknown.")
+    if token.resource != request_resource:
+        raise Failure(ErrorCode.UNAUTHENTICATED, "The access token is for another resource.")
+    if now >= token.expires_at:
+        raise Failure(ErrorCode.UNAUTHENTICATED, "The access token has key_expired: refresh it.")
+    family = await tx.token_families.get(token.tenant, token.family_id)
+    if family is None or family.ended_at is not None or now >= family.expires_at:
+        raise Failure(ErrorCode.UNAUTHENTICATED, "The access token's authorization has ended.")
+    return ResourceToken(token, family, await standing_app(tx, family, now))
+
+
+async def _client_token(tx: Transaction, id: AccessTokenId) -> AccessToken | None:
+    """The token of this id, or None. One that was changed by hand is unknown, with an alarm."""
+    try:
+        return await tx.oauth_tokens.find(id)
+    except Failure as failure:
+        report_broken_authority(failure)
+        return None
+
+
+async def read_authority(tx: Transaction, text: str, now: datetime) -> DelegatedAuthority:
+    """The authority behind a token. Raises Failure UNAUTHENTICATED, DELEGATION_ENDED, APP_DISABLED,
+    AGENT_ENDED, TENANT_DISABLED. A row that was changed by hand is unknown, with an alarm."""
+    presented = parse_delegation_token(text)
+    id = DelegationId(presented.id)
+    try:
+        own = await tx.delegations.find(id)
+        made = tx.sealer.ring.token_mac("delegation", own.tenant if own else "", id, presented.secret)
+        if not hmac.compare_digest(own.secret_hash if own else _NO_HASH, made) or own is None:
+            raise Failure(ErrorCode.UNAUTHENTICATED)
+        await tx.tenants.require_enabled(own.tenant)
+        return await authority_of(tx, own, now)
+    except Failure as failure:
+        if failure.code is not ErrorCode.AUTHORITY_BROKEN:
+            raise
+        report_broken_authority(failure)
+        raise Failure(ErrorCode.UNAUTHENTICATED) from None
+
+
 def require_confirmation(request: Request, credential: PresentedCredential) -> None:
     """Check that a bound token comes with its certificate (RFC 8705 section 3). Raises Failure."""
     if credential.confirmation is None:
@@ -215,6 +297,17 @@ def require_confirmation(request: Request, credential: PresentedCredential) -> N
     certificate = client_certificate(request)
     if certificate is None or credential.confirmation != {THUMBPRINT: certificate.thumbprint}:
         raise Failure(ErrorCode.CERTIFICATE_REQUIRED)
+
+
+def require_resource(request: Request, authorization: Authorization | None) -> None:
+    """Check that the request is for the resource that its token is for. Raises Failure UNAUTHENTICATED."""
+    if authorization is not None and request.scope.get(RESOURCE) != authorization.resource:
+        raise Failure(ErrorCode.UNAUTHENTICATED, "The access token is for another resource.")
+
+
+def client_certificate(request: Request) -> AppCertificate | None:
+    """The certificate of the caller's TLS connection to a trusted proxy, if any."""
+    return request.scope.get(CERTIFICATE)
 
 
 def _bearer_token(request: Request) -> str:

@@ -19,7 +19,6 @@ from evergrant_server.core.outbox import signal_message
 from evergrant_server.store import Store, Transaction
 
 T = TypeVar("T")
-
 ATTEMPTS = 4
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.001, 0.05
 _POLL_INTERVAL_S = 0.1

@@ -1,25 +1,64 @@
-"""Refused leases: the failure, with a connect link where a consent helps, and its audit record."""
+"""A request for a lease, and its refusal: the failure, with a link where a consent helps, and its record."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from posixpath import normpath
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
 
-from evergrant_server.api.connections.create import ConnectionSetup
-from evergrant_server.api.connections.models import ConnectionBody
-from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.problems import invalid_request
-from evergrant_server.api.leases.models import LeaseBody, ProofBody, TokenBody
-from evergrant_server.api.leases.refresher import RefreshWaitResult
+from evergrant_server.access.context import ApiContext, integration_spec
+from evergrant_server.access.judged_request import JudgedRequest
+from evergrant_server.access.refreshes import RefreshWaitResult
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.connections.credentials import OAUTH1
+from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE, OAUTH1
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import AppId, ConnectionId, Tenant, is_id
+from evergrant_server.core.integrations import Endpoints
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.policy import PermitDecision, ProxiedRequest, Target
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import LeaseRow
+from providers.definition.templates import integration_endpoints
+from providers.requests.dpop import origin_of
+
+_RESOURCES = ("userinfo_endpoint",)  # protected ones (OpenID Connect Core 1.0 section 5.3)
+
+
+class ConnectionNames(NamedTuple):
+    """The names by which an app finds a connection."""
+
+    integration: str
+    subject: str
+    label: str
+
+
+class ProvedRequest(NamedTuple):
+    """The request that a DPoP proof is for (RFC 9449 section 4.2): its URL has neither query nor fragment."""
+
+    method: str
+    url: str
+
+
+class WantedConsent(NamedTuple):
+    """A consent that would help: to these scopes, or to those that are asked for without any. `step_up`: to
+    further scopes of an active connection. `challenge` is the connect link's."""
+
+    names: ConnectionNames
+    scopes: tuple[str, ...] | None
+    challenge: str | None = None
+    step_up: bool = False
+
+
+class OfferedConsent(NamedTuple):
+    """A connection, with a link where its subject has to consent."""
+
+    connection: Connection
+    connect_url: str | None
+    expires_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -48,21 +87,21 @@ class LeaseRequest:
     """A request for a lease by names or connection id, or for a proof, a signature or a proxied request made
     with its token."""
 
-    body: TokenBody
     connection_id: ConnectionId | None = None
-    proof: ProofBody | None = None  # a DPoP proof for one request, instead of the token
+    names: ConnectionNames | None = None
+    scopes: tuple[str, ...] | None = None
+    exact: bool = False  # the token may do no more than `scopes`
+    min_ttl: timedelta | None = None
+    challenge: str | None = None  # of the connect link, should the subject have to consent
+    proof: ProvedRequest | None = None  # a DPoP proof for one request, instead of the token
     signs: str = ""
     proxied: ProxiedCall | None = None
     judged: ProxiedRequest | None = None  # of `proxied`, once its connection is known
 
-    @property
-    def names(self) -> LeaseBody | None:
-        return self.body if isinstance(self.body, LeaseBody) else None
-
     def cache_key(self, tenant: Tenant) -> tuple[str, ...]:
         """What a cached row is found by."""
         if self.names is not None:
-            return (tenant, self.names.integration, self.names.subject, self.names.label)
+            return (tenant, *self.names)
         assert self.connection_id is not None
         return (tenant, self.connection_id)
 
@@ -71,12 +110,8 @@ class LeaseRequest:
         """What a permit has to allow."""
         return Action.TOKEN if self.proxied is None else Action.PROXY
 
-    @property
-    def min_ttl(self) -> timedelta | None:
-        return None if self.body.min_ttl is None else timedelta(seconds=self.body.min_ttl)
 
-
-async def not_leasable(call: ApiCall, lease_request: LeaseRequest, row: LeaseRow) -> Failure:
+async def not_leasable(call: JudgedRequest, lease_request: LeaseRequest, row: LeaseRow) -> Failure:
     """The failure for a connection without a leasable token."""
     id = row.connection_id
     if row.follow_up is FollowUp.CHOOSING and row.state in (
@@ -100,14 +135,14 @@ async def not_leasable(call: ApiCall, lease_request: LeaseRequest, row: LeaseRow
 
 
 async def scope_not_granted(
-    call: ApiCall, lease_request: LeaseRequest, row: LeaseRow, missing: tuple[str, ...]
+    call: JudgedRequest, lease_request: LeaseRequest, row: LeaseRow, missing: tuple[str, ...]
 ) -> Failure:
     """The failure for a token that lacks a requested scope (RFC 6750 section 3.1, `insufficient_scope`).
 
     Its link asks the subject for the connection's scopes and these. The grant is leased on meanwhile.
     """
     needed = Failure(ErrorCode.SCOPE_NOT_GRANTED, scopes=" ".join(missing))
-    return await _with_link(needed, call, _wanted(lease_request, row), target_of(row))
+    return await _with_link(needed, call, _wanted(lease_request, row, step_up=True), target_of(row))
 
 
 def require_kind(lease_request: LeaseRequest, row: LeaseRow) -> None:
@@ -121,7 +156,7 @@ def require_kind(lease_request: LeaseRequest, row: LeaseRow) -> None:
         raise invalid_request("url", "Its requests are not signed: lease its token.")
 
 
-async def absent(call: ApiCall, lease_request: LeaseRequest) -> Failure:
+async def absent(call: JudgedRequest, lease_request: LeaseRequest) -> Failure:
     """The failure for a missing connection. For an app that may connect, the connection is created."""
     names = lease_request.names
     if names is None:
@@ -129,7 +164,7 @@ async def absent(call: ApiCall, lease_request: LeaseRequest) -> Failure:
     target = (await call.integration_target(names.integration))._replace(subject=names.subject)
     if not (call.allows(Action.TOKEN, target) and call.allows(Action.CONNECT, target)):
         return Failure(ErrorCode.NOT_FOUND)
-    wanted = ConnectionBody(**names.model_dump(exclude={"min_ttl", "exact", "www_authenticate"}))
+    wanted = WantedConsent(names, lease_request.scopes, lease_request.challenge)
     return await _with_link(Failure(ErrorCode.CONSENT_REQUIRED), call, wanted, target)
 
 
@@ -137,38 +172,40 @@ def target_of(row: LeaseRow) -> Target:
     return Target(row.integration, row.provider, row.subject, row.connection_id)
 
 
-def _wanted(lease_request: LeaseRequest, row: LeaseRow) -> ConnectionBody:
-    """The consent that a lease needs. The names of a row were checked when it was created."""
-    return ConnectionBody.model_construct(
-        integration=row.integration,
-        subject=row.subject,
-        label=row.label,
-        scopes=lease_request.body.scopes,
-        challenge=None if lease_request.names is None else lease_request.names.challenge,
-    )
+def names_of(row: LeaseRow) -> ConnectionNames:
+    return ConnectionNames(row.integration, row.subject, row.label)
 
 
-async def _with_link(needed: Failure, call: ApiCall, wanted: ConnectionBody, target: Target) -> Failure:
+def _wanted(lease_request: LeaseRequest, row: LeaseRow, *, step_up: bool = False) -> WantedConsent:
+    """The consent that a lease needs."""
+    return WantedConsent(names_of(row), lease_request.scopes, lease_request.challenge, step_up)
+
+
+async def _with_link(needed: Failure, call: JudgedRequest, wanted: WantedConsent, target: Target) -> Failure:
     """The failure, with the link of an open or new consent if the app may connect the subject."""
     if target.connection_id is not None:
         needed.context["connection_id"] = target.connection_id
     may_link = call.api.ring.holds(KeyPurpose.INTAKE)  # the gateway can't: POST /v1/connections makes one
     if not may_link or not call.allows(Action.CONNECT, target):
         return needed
-    step_up = needed.code is ErrorCode.SCOPE_NOT_GRANTED
-    setup = ConnectionSetup(call, for_lease=True, step_up=step_up)
     try:
-        opened = await call.write(lambda tx: setup.find_or_create(tx, wanted))
+        offered = await call.api.offer_consent(call, wanted)
     except Failure as failure:
         return with_turn(needed, failure)
-    active = opened.connection.state is LifecycleState.ACTIVE  # its grant has come since the row was read
-    if (active or opened.connection.flow.is_client_grant) and not step_up:  # no consent is needed
-        return Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0, connection_id=opened.connection.id)
-    needed.context["connection_id"] = opened.connection.id
-    if opened.connect_url is not None and opened.consent is not None:
-        needed.context["connect_url"] = opened.connect_url
-        needed.context["expires_at"] = opened.consent.expires_at.isoformat()
+    connection = offered.connection
+    active = connection.state is LifecycleState.ACTIVE  # its grant has come since the row was read
+    if (active or connection.flow.is_client_grant) and not wanted.step_up:  # no consent is needed
+        return Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0, connection_id=connection.id)
+    needed.context["connection_id"] = connection.id
+    add_link(needed, offered)
     return needed
+
+
+def add_link(needed: Failure, offered: OfferedConsent) -> None:
+    """Have the failure name the connect link, if there is one."""
+    if offered.connect_url is not None and offered.expires_at is not None:
+        needed.context["connect_url"] = offered.connect_url
+        needed.context["expires_at"] = offered.expires_at.isoformat()
 
 
 def with_turn(needed: Failure, failure: Failure) -> Failure:
@@ -190,7 +227,7 @@ def refresh_refused(result: RefreshWaitResult, row: LeaseRow) -> Failure:
     )
 
 
-def refusal_entry(call: ApiCall, lease_request: LeaseRequest, failure: Failure) -> AuditEntry:
+def refusal_entry(call: JudgedRequest, lease_request: LeaseRequest, failure: Failure) -> AuditEntry:
     """The audit record of a refusal."""
     connection_id = failure.context.get("connection_id") or lease_request.connection_id or ""
     app_id = call.caller.app.id
@@ -210,3 +247,30 @@ def refusal_entry(call: ApiCall, lease_request: LeaseRequest, failure: Failure) 
         context=call.context,
         detail=detail,
     )
+
+
+async def require_provable(api: ApiContext, row: LeaseRow, proof: ProvedRequest) -> None:
+    """Raise Failure INVALID_REQUEST for an unbound token or an endpoint of the authorization server."""
+    if row.grant is None or row.grant.token_type != DPOP_TOKEN_TYPE:
+        raise invalid_request("connection_id", "Its tokens are not bound to a key.")
+    async with api.store.read() as tx:
+        integration = require_found(await tx.integrations.get(row.tenant, row.integration_id))
+        spec = await integration_spec(tx, api.registry, integration)
+    endpoints = integration_endpoints(spec, integration, row.grant.metadata)
+    if comparable_location(proof.url) in {comparable_location(url) for url in _endpoint_urls(endpoints)}:
+        detail = "No proof is created for an endpoint of the provider's authorization server."
+        raise invalid_request("htu", detail)
+
+
+def _endpoint_urls(endpoints: Endpoints) -> Iterator[str]:
+    yield from endpoints.mtls_aliases.values()
+    for name, value in endpoints:
+        if name.endswith("_endpoint") and name not in _RESOURCES and isinstance(value, str):
+            yield value
+
+
+def comparable_location(url: str) -> tuple[str, str, str]:
+    """Host, port and path, normalized as the most lenient server would compare them."""
+    parts, port = urlsplit(url), origin_of(url).rpartition(":")[2]
+    path = normpath("/" + unquote(unquote(parts.path)).lstrip("/"))
+    return (parts.hostname or "").rstrip("."), port, path.casefold()

@@ -12,7 +12,7 @@ from limits.errors import StorageError
 from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import RedisError
 
-from evergrant_server.api.limits.leases import Counted
+from evergrant_server.access.limits import Counted
 from evergrant_server.settings import Settings
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.telemetry.saturation import LIMITS_UNSHARED

@@ -1,16 +1,25 @@
-"""A request as the caller's permits judge it."""
+"""A request as the caller's permits judge it, and what the audit log has of it."""
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Self, TypeVar
 
-from fastapi import Request
+from pydantic import BaseModel
+from starlette.requests import Request
 
-from evergrant_server.api.http.authentication import Caller
-from evergrant_server.api.http.context import ApiContext
+from evergrant_server import audit
+from evergrant_server.access.callers import Caller
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.people import login_url
+from evergrant_server.access.transactions import ATTEMPTS, run_transaction
 from evergrant_server.core.access import READING_ACTIONS, Action
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import Tenant
+from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.policy import (
     DecisionReason,
@@ -24,7 +33,11 @@ from evergrant_server.policy import (
     may_see_delegated,
 )
 from evergrant_server.policy.networks import caller_address
+from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.request_ids import trace_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,11 @@ class JudgedRequest:
     context: RequestContext
     request: Request
     observed: set[str] = field(default_factory=set[str], compare=False, kw_only=True)
+
+    @classmethod
+    def of(cls, api: ApiContext, request: Request, caller: Caller) -> Self:
+        """The request of this caller, recorded with its trace id."""
+        return cls(api, caller, trace_of(request).request_context(caller.by), request)
 
     @property
     def tenant(self) -> Tenant:
@@ -125,6 +143,72 @@ class JudgedRequest:
         under = "" if self.caller.delegated is None else ", or its delegation is narrower"
         why = f"This needs the action {' or '.join(actions)}, and {self.caller.app.name} has no permit for it"
         raise Failure(ErrorCode.NOT_PERMITTED, f"{why}{under}.")
+
+    async def integration_target(self, name: str, provider: str | None = None) -> Target:
+        """The integration of this name as permits see it. `provider`: of one that isn't there yet."""
+        async with self.api.store.read() as tx:
+            found = await tx.integrations.by_name(self.tenant, name)
+        return Target(name, provider if found is None else found.provider)
+
+    def require_step_up(self) -> None:
+        """Raise Failure STEP_UP_REQUIRED for a person who didn't log in moments ago; apps can't log in."""
+        session = self.caller.session
+        if session is not None and not session.is_stepped_up(self.now):
+            raise Failure(
+                ErrorCode.STEP_UP_REQUIRED, login_url=login_url(self.api, self.tenant, step_up=True)
+            )
+
+    async def visible_connection(
+        self, tx: Transaction, connection_id: str, *actions: Action, revoking: bool = False
+    ) -> Connection:
+        """The connection, if a permit covers it and allows one of `actions` (none given: any action).
+
+        Raises Failure NOT_FOUND alike for an absent, another tenant's and an uncovered connection;
+        NOT_PERMITTED when a permit covers it for other actions; AUTHORITY_BROKEN, and INTERNAL for a row that
+        can't be read, which stop no one from `revoking` it.
+        """
+        id = ConnectionId(connection_id)
+        if revoking:
+            found = await tx.revocable_rows.connection(self.tenant, id, self.now)
+        else:
+            found = await tx.connections.get_authentic(self.tenant, id)
+        if found is None or not self.may_see(Target.of(found)):
+            raise Failure(ErrorCode.NOT_FOUND)
+        if actions:
+            self.require_permit(*actions, of=Target.of(found), hidden=True)
+        return found
+
+    def entry(self, action: AuditAction, object_id: str, /, **detail: object) -> AuditEntry:
+        """An audit entry about the object with this id. `detail` must hold no secret.
+
+        It names the permits that would have denied the request if their mode were `enforce`.
+        """
+        if self.observed:
+            detail = {**detail, "would_be_denied_by": sorted(self.observed)}
+        return AuditEntry(
+            tenant=self.tenant,
+            at=self.now,
+            action=action,
+            object=object_id,
+            context=self.context,
+            detail=detail,
+        )
+
+    async def record(self, tx: Transaction, action: AuditAction, object_id: str, /, **detail: object) -> None:
+        """Append one audit record, as `entry` makes it."""
+        await audit.append(tx, self.entry(action, object_id, **detail))
+
+    async def write(self, work: Callable[[Transaction], Awaitable[T]], *, tries: int = ATTEMPTS) -> T:
+        """Run `work` in a transaction, again after a conflict, and deliver the outbox."""
+        result = await run_transaction(self.api.store, work, tries=tries)
+        self.api.relay.notify()
+        return result
+
+    def request_hash(self, sent: BaseModel | None) -> str:
+        """Method, path and body of the request, hashed."""
+        body = sent.model_dump(mode="json") if sent is not None else None
+        described = json.dumps([self.request.method, self.request.url.path, body], sort_keys=True)
+        return hashlib.sha256(described.encode()).hexdigest()
 
 
 def _is_authorized(caller: Caller, target: Target) -> bool:

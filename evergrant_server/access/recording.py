@@ -1,20 +1,30 @@
-"""The audit records of refused leases and tokens: the first at once, then one for a minute's repetitions.
+"""What is recorded besides leases: refusals, and the alarm on bulk reads.
 
-A caller that retries in a loop would otherwise write to the tenant's main chain with every call.
+A refusal is recorded at once, its repetitions of a minute as one: a caller that retries in a loop would
+otherwise write to the tenant's main chain with every call. An app that leases many connections within an
+hour, or requests an export, raises the alarm.
 """
 
 import asyncio
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from evergrant_server import audit
-from evergrant_server.core.audit import AuditEntry
+from evergrant_server.access.judged_request import JudgedRequest
+from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import Tenant
-from evergrant_server.store import Store
+from evergrant_server.core.ids import AppId, ConnectionId, Tenant
+from evergrant_server.store import Store, Transaction
+from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.logs import LogEvent, log_event
+
+log = logging.getLogger("evergrant.api")
 
 WINDOW_S = 60.0
+PERIOD = timedelta(hours=1)
 
 
 class _Kind(NamedTuple):
@@ -71,10 +81,40 @@ class RefusalLog:
             for it in seen.values():
                 if it.count:
                     detail = {**it.last.detail, "repeated": it.count}
-                    await self._append(it.last.model_copy(update={"detail": detail}))
+                    await self._append(it.last.__replace__(detail=detail))
         self._task = None
 
     async def _append(self, entry: AuditEntry) -> None:
         with suppress(Failure):  # it is refused even if that can't be recorded
             async with self._store.write() as tx:
                 await audit.append(tx, entry)
+
+
+class LeasedConnections:
+    """The connections that each app has leased in the current hour, in this process."""
+
+    def __init__(self, alarm_at: int) -> None:
+        """`alarm_at` 0 counts nothing."""
+        self._alarm_at = alarm_at
+        self._since: datetime | None = None
+        self._leased: dict[AppId, set[ConnectionId]] = {}
+
+    def reaches_alarm(self, app_id: AppId, connection_id: ConnectionId, now: datetime) -> bool:
+        """Count a lease. True for the one that reaches the limit, once an hour for each app."""
+        if not self._alarm_at:
+            return False
+        if self._since is None or abs(now - self._since) >= PERIOD:
+            self._since, self._leased = now, {}
+        leased = self._leased.setdefault(app_id, set())
+        if len(leased) >= self._alarm_at or connection_id in leased:
+            return False
+        leased.add(connection_id)
+        return len(leased) == self._alarm_at
+
+
+async def record_bulk_read(tx: Transaction, call: JudgedRequest, kind: str, **detail: object) -> None:
+    """Record a bulk read of the caller, which notifies webhooks, and log and count it."""
+    app = call.caller.app
+    await call.record(tx, AuditAction.BULK_READ, app.id, app=app.name, kind=kind, **detail)
+    log_event(log, logging.WARNING, LogEvent.BULK_READ, f"{kind} by the app {app.name}", object=app.id)
+    metrics.count(metrics.BULK_READS, kind)
