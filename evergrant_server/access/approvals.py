@@ -140,8 +140,8 @@ class _Command:
     @property
     def approval_id(self) -> ApprovalId:
         """The same for the same request of the same app, while it resolves to the same."""
-        call, there = self.call, json.dumps(self.resolves_to, sort_keys=True)
-        digest = hashlib.sha256(there.encode()).hexdigest()
+        call, state = self.call, json.dumps(self.resolves_to, sort_keys=True)
+        digest = hashlib.sha256(state.encode()).hexdigest()
         requested = call.request_hash(self.sent)
         return ApprovalId(derived_id("apr", call.tenant, call.caller.app.id, requested, digest))
 
@@ -167,7 +167,9 @@ class _Command:
             await tx.approvals.put(wanted, expected=None if before is None else before.revision)
             await call.record(tx, AuditAction.APPROVAL_REQUESTED, id, command=wanted.command)
         same = await tx.approvals.approved(call.tenant, wanted.app_id, wanted.command, call.now)
-        outdated = next((it for it in same if it.body == wanted.body and it.id != id), None)
+        outdated = next(
+            (approved for approved in same if approved.body == wanted.body and approved.id != id), None
+        )
         if outdated is None:
             return Failure(ErrorCode.APPROVAL_REQUIRED, approval_id=id)
         names = sorted(

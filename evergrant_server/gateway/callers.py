@@ -87,8 +87,8 @@ async def current_caller(api: ApiContext, request: Request, began_as: Caller) ->
     async with api.store.read() as tx:
         await tx.tenants.require_enabled(began_as.tenant)
         app = await tx.access.app(began_as.tenant, began_as.app.id)
-        there = await tx.credentials.get(began_as.tenant, CredentialId(credential.id))
-        if app is None or app.disabled or there is None:
+        credential_now = await tx.credentials.get(began_as.tenant, CredentialId(credential.id))
+        if app is None or app.disabled or credential_now is None:
             raise Failure(ErrorCode.UNAUTHENTICATED)
         permits = await tx.access.permits_of(app)
         if app.is_agent:
@@ -102,12 +102,12 @@ def require_own_address(request: Request, public_url: str) -> None:
     Raises Failure NOT_PERMITTED for pages of other origins, INVALID_REQUEST for other hosts.
     """
     ours = urlsplit(public_url)
-    own = f"{ours.scheme}://{ours.netloc}".lower()
-    if any(it.lower() != own.encode() for it in values_of(b"origin", request.headers.raw)):
+    origin = f"{ours.scheme}://{ours.netloc}".lower()
+    if any(value.lower() != origin.encode() for value in values_of(b"origin", request.headers.raw)):
         raise Failure(ErrorCode.NOT_PERMITTED, "The Origin isn't the gateway's.")
     host = request.headers.get("host", "").lower()
     if host != ours.netloc.lower() and not _is_address(host):
-        why = f"The Host isn't that of {own}, which EVERGRANT_GATEWAY_PUBLIC_URL sets."
+        why = f"The Host isn't that of {origin}, which EVERGRANT_GATEWAY_PUBLIC_URL sets."
         raise Failure(ErrorCode.INVALID_REQUEST, why, field="Host")
 
 

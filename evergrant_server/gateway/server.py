@@ -35,8 +35,8 @@ _LENGTH = re.compile(rb"[^:]+:[ \t]*[0-9]{1,20}[ \t]*")
 class StrictProtocol(H11Protocol):
     """One connection. A request with two readings is answered with 400, and nothing after it is read."""
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
         self.conn = StrictConnection(h11.SERVER, MOST_HEAD)
         self.access_log = False  # its lines hold paths and queries
         self._refused = False

@@ -63,13 +63,15 @@ class PermitDecision:
     @property
     def valid_until(self) -> datetime | None:
         """When the first of the permits that decided ends. None: never, or none did."""
-        ends = [it.expires_at for it in (self.decided_by, *self.above) if it and it.expires_at]
+        ends = [
+            permit.expires_at for permit in (self.decided_by, *self.above) if permit and permit.expires_at
+        ]
         return min(ends, default=None)
 
     @property
     def needs_call_approval(self) -> bool:
         """Whether a person approves each request that it allows."""
-        return any(it is not None and it.call_approval for it in (self.permit, *self.above))
+        return any(permit is not None and permit.call_approval for permit in (self.permit, *self.above))
 
 
 def decide(permits: Sequence[Permit], question: PermitQuestion) -> PermitDecision:
@@ -139,9 +141,9 @@ def _candidates(permits: Sequence[Permit], target: Target) -> Sequence[Permit]:
     if integration is None or subject is None:
         return permits
     return [
-        it
-        for it in permits
-        if it.integration in (integration, WILDCARD) and names_subject(it.subjects, subject)
+        permit
+        for permit in permits
+        if permit.integration in (integration, WILDCARD) and names_subject(permit.subjects, subject)
     ]
 
 

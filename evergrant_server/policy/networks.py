@@ -47,7 +47,7 @@ def network_texts(texts: Iterable[str]) -> tuple[str, ...]:
 
 def is_within(address: Address, networks: Sequence[str]) -> bool:
     """True for an address of one of the networks. Raises ValueError for a text that is no network."""
-    return any(address in parse_network(it) for it in networks)
+    return any(address in parse_network(network) for network in networks)
 
 
 def caller_address(peer: str | None, forwarded: Sequence[str], proxies: Sequence[str]) -> str | None:
@@ -64,7 +64,7 @@ def caller_address(peer: str | None, forwarded: Sequence[str], proxies: Sequence
             return None
         if not forwarded:
             return peer
-        hops = [it.strip() for it in ",".join(forwarded).split(",")]
+        hops = [hop.strip() for hop in ",".join(forwarded).split(",")]
         for hop in reversed(hops):
             if not is_within(parse_address(hop), proxies):
                 return hop
@@ -82,7 +82,7 @@ def names_subject(subjects: tuple[str, ...], subject: str | None) -> bool:
 
 @lru_cache(4096)
 def _beginnings(subjects: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(it[:-1] for it in subjects if it.endswith(WILDCARD))
+    return tuple(subject[:-1] for subject in subjects if subject.endswith(WILDCARD))
 
 
 def comes_from(sources: tuple[str, ...], address: str | None, *, otherwise: bool) -> bool:

@@ -79,24 +79,24 @@ class PermitField(StrEnum):
 
 def denied_scopes(scopes: Iterable[str], denied: Iterable[str], aliases: Aliases = ()) -> tuple[str, ...]:
     """Those of the scopes that are denied. One that isn't known is each that is denied."""
-    wanted = [(folded(it), scope_names(it, aliases)) for it in denied]
+    wanted = [(folded(scope), scope_names(scope, aliases)) for scope in denied]
     return tuple(
         scope
         for scope in scopes
         if scope == UNKNOWN_SCOPE
-        or any(own in scope_names(scope, aliases) or folded(scope) in names for own, names in wanted)
+        or any(plain in scope_names(scope, aliases) or folded(scope) in names for plain, names in wanted)
     )
 
 
 def scope_names(scope: str, aliases: Aliases) -> set[str]:
     """All that a provider calls it: the aliases of its definition, and of a URL what follows the last `/`,
     as `Mail.Read` of `https://graph.microsoft.com/Mail.Read`."""
-    own = folded(scope)
-    names = {own}
+    plain = folded(scope)
+    names = {plain}
     for group in aliases:
-        if own in group:
+        if plain in group:
             names |= group
-    return names | {it.rpartition("/")[2] for it in names if "://" in it and not it.endswith("/")}
+    return names | {name.rpartition("/")[2] for name in names if "://" in name and not name.endswith("/")}
 
 
 def folded(scope: str) -> str:

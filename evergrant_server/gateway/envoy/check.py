@@ -115,8 +115,8 @@ class EnvoyCheck:
         sending: list[ProviderApi] = []
 
         async def judged(row: LeaseRow) -> ProxiedRequest:
-            own = await parts.apis.method_overrides(row)
-            return path.judged(asked.headers, asked.body, own)
+            overrides = await parts.apis.method_overrides(row)
+            return path.judged(asked.headers, asked.body, overrides)
 
         async def prepare(row: LeaseRow, decision: PermitDecision) -> None:
             api = await parts.apis.of(row)
@@ -131,14 +131,14 @@ class EnvoyCheck:
         ask = LeaseRequest(ConnectionId(asked.connection), proxied=call)
         row = await parts.issuer.issue(request, ask, (caller, cached))
         injected = sending[0].credential(row.open_access_token(parts.api.ring))
-        own = sending[0].takes.method_overrides
-        return AllowedCall(injected, removed_headers(asked.headers, injected, own))
+        overrides = sending[0].takes.method_overrides
+        return AllowedCall(injected, removed_headers(asked.headers, injected, overrides))
 
     async def _envoy(self, request: Request, key: str) -> JudgedRequest:
         """Envoy as the store knows it now, never as cached: no ledger looks at it again."""
-        own = Request({**request.scope, "headers": [(b"authorization", f"Bearer {key}".encode())]})
+        own_request = Request({**request.scope, "headers": [(b"authorization", f"Bearer {key}".encode())]})
         try:
-            envoy = await self._parts.api.authenticator.authenticate(own)
+            envoy = await self._parts.api.authenticator.authenticate(own_request)
         except Failure as failure:
             if failure.rule.status >= 500:
                 raise
@@ -147,7 +147,7 @@ class EnvoyCheck:
             raise Failure(ErrorCode.NOT_PERMITTED, why, repair=repair) from None
         self._parts.api.ledger.note_use(envoy.tenant, envoy.credential.id)
         context = trace_of(request).request_context(envoy.by)
-        return JudgedRequest(self._parts.api, envoy, context, own)
+        return JudgedRequest(self._parts.api, envoy, context, own_request)
 
     def _require_holder(self, envoy: JudgedRequest, row: LeaseRow) -> None:
         """Raise Failure NOT_PERMITTED unless Envoy may lease the token, with all of its scopes."""
@@ -188,30 +188,36 @@ def _require_target(api: ProviderApi, asked: AskedCall, path: CallerPath) -> Non
 def _require_no_approval(decision: PermitDecision) -> None:
     """Of every app that the caller acts under, as at the proxy. Raises Failure CALL_APPROVAL_REQUIRED."""
     if decision.needs_call_approval:
-        demands = (it for it in (decision.permit, *decision.above) if it is not None and it.call_approval)
+        demands = (
+            permit
+            for permit in (decision.permit, *decision.above)
+            if permit is not None and permit.call_approval
+        )
         name = next(demands).name
         why = f"The permit {name} wants each call approved; here not all of it is known."
         repair = "Send it to the gateway's /v1/proxy/{connection}/{path}, once it is approved."
         raise Failure(ErrorCode.CALL_APPROVAL_REQUIRED, why, repair=repair)
 
 
-def removed_headers(given: RawHeaders, injected: RawHeaders, own_overrides: Iterable[str] = ()) -> list[str]:
+def removed_headers(
+    arrived_headers: RawHeaders, injected: RawHeaders, own_overrides: Iterable[str] = ()
+) -> list[str]:
     """The app's headers that don't go on: what the proxy refuses, by which the API would take another method,
     and other spellings of the credential's."""
     ours = {name.lower().decode() for name, _ in injected}
-    passed = {name.lower() for name, _ in passed_headers(given, [name for name, _ in injected])}
-    arrived = {name.lower().decode("latin-1") for name, _ in given if name.lower() not in passed}
-    spellings = {it for name in ours for it in _spellings(name)}
+    passed = {name.lower() for name, _ in passed_headers(arrived_headers, [name for name, _ in injected])}
+    arrived = {name.lower().decode("latin-1") for name, _ in arrived_headers if name.lower() not in passed}
+    spellings = {spelling for name in ours for spelling in _spellings(name)}
     overrides = {name.lower() for name in own_overrides}
     removed = (_ALWAYS | arrived | spellings | overrides) - ours - _FRAMING
-    return sorted(it for it in removed if not it.startswith(":"))
+    return sorted(name for name in removed if not name.startswith(":"))
 
 
 def _spellings(name: str) -> set[str]:
     """The name with `_` in place of any of its `-`: some servers read them alike."""
     first, *rest = name.split("-")
     return {
-        first + "".join(sign + it for sign, it in zip(signs, rest, strict=True))
+        first + "".join(sign + part for sign, part in zip(signs, rest, strict=True))
         for signs in product("-_", repeat=len(rest))
     }
 

@@ -53,14 +53,14 @@ class McpEndpoint:
         """Raises Failure before a response has begun, ResponseBroken afterwards."""
         request = Request(scope)
         require_own_address(request, self._parts.api.settings.gateway_public_url)
-        found = _CONNECTION.match(scope["raw_path"])
-        if found is None:
+        match = _CONNECTION.match(scope["raw_path"])
+        if match is None:
             raise Failure(ErrorCode.NOT_FOUND)
-        resource = self._parts.api.settings.gateway_public_url + found[0].decode()
+        resource = self._parts.api.settings.gateway_public_url + match[0].decode()
         caller = await gateway_caller(self._parts.api, request, resource)
         if scope["method"] not in _METHODS:
             raise Failure(ErrorCode.METHOD_NOT_ALLOWED)
-        connection_id = ConnectionId(found[1].decode())
+        connection_id = ConnectionId(match[1].decode())
         body = CallerBody(scope, receive)
         with self._parts.open_call(caller[0].app):
             await body.read_beginning()
@@ -78,7 +78,7 @@ class McpEndpoint:
         method, headers = request.method, request.headers.raw
         message = read_message(method, headers, body.kept())
         request.scope[MESSAGE] = message
-        if message.unclear is not None and any(it.looks_at_messages for it in caller.judging_permits):
+        if message.unclear is not None and any(permit.looks_at_messages for permit in caller.judging_permits):
             raise Failure(ErrorCode.INVALID_REQUEST, message.unclear, field="body")
         sessions = SessionIds(self._parts.api.ring, caller.tenant, connection_id, _principal(caller))
         return McpRequest(method, request.scope["query_string"], headers, body, message, sessions)
@@ -141,12 +141,12 @@ def _error(
     failure: Failure, message: McpMessage | None, problem: dict[str, Any], *, legacy: bool
 ) -> dict[str, Any]:
     code = _INTERNAL if problem["status"] >= 500 else _INVALID_REQUEST
-    said, data, url = failure.detail or problem["title"], problem, problem.get("connect_url")
+    message_text, data, url = failure.detail or problem["title"], problem, problem.get("connect_url")
     if message is not None and message.differs:
         code = _HEADER_MISMATCH
     elif url is not None:
-        said = f"{problem['title']} Give the person this address: {url}"
+        message_text = f"{problem['title']} Give the person this address: {url}"
         if legacy:
             asked = {"mode": "url", "elicitationId": problem["connection_id"], "url": url}
             code, data = _URL_ELICITATION, {**problem, "elicitations": [{**asked, "message": _PERSON}]}
-    return {"code": code, "message": said, "data": data}
+    return {"code": code, "message": message_text, "data": data}

@@ -89,12 +89,12 @@ class McpRequest:
         return server, target_of_server(server.base_url, self.query)
 
     def _open_session(self) -> bytes | None:
-        given = values_of(HEADER, self.given)
-        if not given or self.message.is_modern:
+        session_ids = values_of(HEADER, self.given)
+        if not session_ids or self.message.is_modern:
             return None
-        if len(given) > 1:
+        if len(session_ids) > 1:
             raise Failure(ErrorCode.INVALID_REQUEST, "Two sessions are named.", field="Mcp-Session-Id")
-        return self.sessions.opened(given[0])
+        return self.sessions.opened(session_ids[0])
 
     def headers(self) -> RawHeaders:
         passed = [(name, value) for name, value in self.given if plain_name(name) not in _OWN]
@@ -118,8 +118,9 @@ class McpRequest:
             params=covered_params(self.message.params),
         )
 
-    def answer_headers(self, given: RawHeaders) -> RawHeaders:
+    def answer_headers(self, headers: RawHeaders) -> RawHeaders:
         """Raises Failure REPLY_UNREADABLE."""
         return [
-            (name, self.sessions.sealed(value) if name.lower() == HEADER else value) for name, value in given
+            (name, self.sessions.sealed(value) if name.lower() == HEADER else value)
+            for name, value in headers
         ]

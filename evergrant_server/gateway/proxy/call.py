@@ -203,7 +203,9 @@ class ProxyCall:
         scopes = missing_scopes(answer.headers) if answer.status == 403 else None
         if scopes is not None:
             where = {"connection_id": self.connection_id, "scopes": scopes}
-            raise Failure(ErrorCode.SCOPE_NOT_GRANTED, **{name: it for name, it in where.items() if it})
+            raise Failure(
+                ErrorCode.SCOPE_NOT_GRANTED, **{name: value for name, value in where.items() if value}
+            )
 
     def _record_outcome(self, sent: Sent) -> None:
         caller = self.caller

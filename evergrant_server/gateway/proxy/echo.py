@@ -23,13 +23,15 @@ PIECE = 64 * 1024  # bytes
 def encodings(secret: str) -> tuple[bytes, ...]:
     """The forms in which a credential is looked for, the longest first."""
     quoted, in_json = quote(secret, safe=""), json.dumps(secret)[1:-1]
-    found = {secret, quoted, _ESCAPE.sub(lambda it: it.group().lower(), quoted), in_json}
-    found |= {in_json.replace("/", "\\/"), quote(secret, safe="/"), quote(secret, safe="+/=")}
+    texts = {secret, quoted, _ESCAPE.sub(lambda escape: escape.group().lower(), quoted), in_json}
+    texts |= {in_json.replace("/", "\\/"), quote(secret, safe="/"), quote(secret, safe="+/=")}
     for char in "+/=&<>":
-        found.add(in_json.replace(char, f"\\u{ord(char):04x}"))
-        found.add(in_json.replace(char, f"\\u{ord(char):04X}"))
-    forms = {it.encode() for it in found} | set(_in_base64(secret.encode()))
-    return tuple(sorted((it for it in forms if len(it) >= _SHORTEST), key=lambda it: (-len(it), it)))
+        texts.add(in_json.replace(char, f"\\u{ord(char):04x}"))
+        texts.add(in_json.replace(char, f"\\u{ord(char):04X}"))
+    forms = {text.encode() for text in texts} | set(_in_base64(secret.encode()))
+    return tuple(
+        sorted((form for form in forms if len(form) >= _SHORTEST), key=lambda form: (-len(form), form))
+    )
 
 
 def _in_base64(secret: bytes) -> Iterable[bytes]:

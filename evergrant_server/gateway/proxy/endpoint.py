@@ -49,14 +49,14 @@ class ProxyEndpoint:
     ) -> None:
         """The request of this caller. The flag: the caller comes from the cache. Raises as above."""
         scope = request.scope
-        found = _CONNECTION.match(scope["raw_path"])
-        if found is None:
+        match = _CONNECTION.match(scope["raw_path"])
+        if match is None:
             raise Failure(ErrorCode.NOT_FOUND)
-        path = read_caller_path(scope["method"], found[2] or b"", scope["query_string"])
+        path = read_caller_path(scope["method"], match[2] or b"", scope["query_string"])
         body = CallerBody(scope, receive)
         with self._parts.open_call(caller[0].app):
             await body.read_beginning()
-            connection_id = ConnectionId(found[1].decode())
+            connection_id = ConnectionId(match[1].decode())
             outgoing = PathRequest(path, request.headers.raw, body)
             call = ProxyCall(self._parts, request, caller, connection_id, outgoing, body)
             await carry_out(self._parts, request, call, body, receive, send)
@@ -132,10 +132,12 @@ async def _hand_answer_on(call: ProxyCall, send: Send, begun: asyncio.Event) -> 
         raise
 
 
-def _head(answer: StreamedResponse, sent: Sent, given: RawHeaders) -> dict[str, object]:
+def _head(answer: StreamedResponse, sent: Sent, answer_headers: RawHeaders) -> dict[str, object]:
     """The response's beginning. A status that HTTP doesn't know becomes 502."""
     clean = sent.filter.clean
-    headers = [(name, clean(value)) for name, value in response_headers(given) if clean(name) == name]
+    headers = [
+        (name, clean(value)) for name, value in response_headers(answer_headers) if clean(name) == name
+    ]
     lengths = values_of(b"content-length", answer.headers)
     if lengths and not values_of(b"content-encoding", answer.headers):
         headers.append((b"Content-Length", lengths[0]))

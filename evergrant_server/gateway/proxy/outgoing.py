@@ -47,7 +47,7 @@ class Outgoing(Protocol):
         headers that go on."""
         ...
 
-    def answer_headers(self, given: RawHeaders) -> RawHeaders:
+    def answer_headers(self, headers: RawHeaders) -> RawHeaders:
         """The server's headers, before those that never reach a caller are left out."""
         ...
 
@@ -87,8 +87,8 @@ class PathRequest:
     ) -> AgentCall:
         return http_call(agent, row, self.method, target, passed, self.body)
 
-    def answer_headers(self, given: RawHeaders) -> RawHeaders:
-        return given
+    def answer_headers(self, headers: RawHeaders) -> RawHeaders:
+        return headers
 
 
 def http_call(

@@ -38,8 +38,8 @@ LONGEST_S = 60.0
 _SHOWN_HEADERS = (b"content-type", b"location", b"link", b"retry-after", b"etag", b"last-modified")
 
 
-async def call_api(tool: ToolCall, given: CallApi) -> CallToolResult | InputRequiredResult:
-    await _require_own(tool, given.connection_id)
+async def call_api(tool: ToolCall, arguments: CallApi) -> CallToolResult | InputRequiredResult:
+    await _require_own(tool, arguments.connection_id)
     back = await returned(tool)
     if back is not None:
         if not back.opened or not await hold(lambda: _is_decided(tool, back.id)):
@@ -48,30 +48,30 @@ async def call_api(tool: ToolCall, given: CallApi) -> CallToolResult | InputRequ
         if approval.state is not CallApprovalState.APPROVED:
             return _refused(tool, approval)
     try:
-        return result(await send_through_proxy(tool, given))
+        return result(await send_through_proxy(tool, arguments))
     except Failure as failure:
         if failure.code is not ErrorCode.CALL_APPROVAL_REQUIRED or back is not None:
             raise
-    approval = await _ask(tool, given, given.reason or _NO_REASON)
+    approval = await _ask(tool, arguments, arguments.reason or _NO_REASON)
     if approval.state is not CallApprovalState.WAITING:  # a denial holds until its deadline
         return _refused(tool, approval)
     page = PersonPage(
         approval.id,
         page_of(tool, approval.id),
-        f"{approval.agent} wants to send {given.method} to {approval.integration}. An admin logs in, "
+        f"{approval.agent} wants to send {arguments.method} to {approval.integration}. An admin logs in, "
         "sees the whole request, and approves or denies it.",
         ErrorCode.CALL_APPROVAL_REQUIRED,
     )
     return show_page(tool, page, lambda: _is_decided(tool, approval.id))
 
 
-async def request_approval(tool: ToolCall, given: RequestApproval) -> CallToolResult:
-    await _require_own(tool, given.connection_id)
-    return _shown(tool, await _ask(tool, given, given.reason))
+async def request_approval(tool: ToolCall, arguments: RequestApproval) -> CallToolResult:
+    await _require_own(tool, arguments.connection_id)
+    return _shown(tool, await _ask(tool, arguments, arguments.reason))
 
 
-async def get_approval(tool: ToolCall, given: GetApproval) -> CallToolResult:
-    return _shown(tool, await _approval(tool, given.approval_id))
+async def get_approval(tool: ToolCall, arguments: GetApproval) -> CallToolResult:
+    return _shown(tool, await _approval(tool, arguments.approval_id))
 
 
 def page_of(tool: ToolCall, approval_id: str) -> str:
@@ -86,22 +86,22 @@ async def _require_own(tool: ToolCall, connection_id: str) -> None:
             await tool.connection(tx, connection_id)
 
 
-async def _ask(tool: ToolCall, given: RequestArguments, reason: str) -> CallApprovalView:
+async def _ask(tool: ToolCall, arguments: RequestArguments, reason: str) -> CallApprovalView:
     """Ask for exactly the call that the proxy would send. Raises Failure."""
     call = tool.call
-    row = await tool.parts.api.lease_rows.load(call.tenant, ConnectionId(given.connection_id))
+    row = await tool.parts.api.lease_rows.load(call.tenant, ConnectionId(arguments.connection_id))
     if row is None:
         raise Failure(ErrorCode.NOT_FOUND)
     api = await tool.parts.apis.of(row)
-    path = read_caller_path(given.method, *given.target)
+    path = read_caller_path(arguments.method, *arguments.target)
     target = target_of_call(api.base_url, path, hidden_slashes=api.takes.encoded_slashes)
-    sent = passed_headers(given.own_headers, api.credential_names)
+    sent = passed_headers(arguments.own_headers, api.credential_names)
     body = CallApprovalBody(
-        connection_id=given.connection_id,
-        method=given.method,
+        connection_id=arguments.connection_id,
+        method=arguments.method,
         url=target.url,
         headers=tuple(CallHeader(name=name, value=value) for name, value in as_text(sent)),
-        body=given.content.decode() or None,
+        body=arguments.content.decode() or None,
         reason=reason,
     )
     return _view(await ask_for_call(body, call))
@@ -136,11 +136,11 @@ def _refused(tool: ToolCall, approval: CallApprovalView) -> CallToolResult:
 
 
 def _shown(tool: ToolCall, approval: CallApprovalView) -> CallToolResult:
-    said = {
+    next_steps = {
         CallApprovalState.WAITING: f"A person decides at page. {_AGAIN}",
         CallApprovalState.APPROVED: "Call call_api with the same arguments, once, before use_by.",
     }
-    return result({**_facts(tool, approval), "next_step": said.get(approval.state, "It is over.")})
+    return result({**_facts(tool, approval), "next_step": next_steps.get(approval.state, "It is over.")})
 
 
 def _facts(tool: ToolCall, approval: CallApprovalView) -> dict[str, Any]:
@@ -203,9 +203,9 @@ class _Response:
         return None if "\0" in text else text
 
 
-async def send_through_proxy(tool: ToolCall, given: CallApi) -> dict[str, Any]:
+async def send_through_proxy(tool: ToolCall, arguments: CallApi) -> dict[str, Any]:
     """The API's response. Raises Failure."""
-    request, content = Request(_scope(tool, given)), given.content
+    request, content = Request(_scope(tool, arguments)), arguments.content
     if len(content) > MOST_BODY:
         raise Failure(ErrorCode.BODY_TOO_LARGE, f"A body has at most {MOST_BODY} bytes here.", field="body")
     answer, sent = _Response(), False
@@ -231,18 +231,20 @@ async def send_through_proxy(tool: ToolCall, given: CallApi) -> dict[str, Any]:
     return answer.members()
 
 
-def _scope(tool: ToolCall, given: CallApi) -> Scope:
+def _scope(tool: ToolCall, arguments: CallApi) -> Scope:
     """The request as it would have come to `/v1/proxy`."""
-    path, query = given.target
-    raw = PREFIX + given.connection_id.encode() + b"/" + path
-    length = [(b"content-length", str(len(given.content)).encode())] if given.content else []
-    ours = [it for it in tool.request.headers.raw if it[0] in (b"authorization", b"x-forwarded-for")]
+    path, query = arguments.target
+    raw = PREFIX + arguments.connection_id.encode() + b"/" + path
+    length = [(b"content-length", str(len(arguments.content)).encode())] if arguments.content else []
+    ours = [
+        header for header in tool.request.headers.raw if header[0] in (b"authorization", b"x-forwarded-for")
+    ]
     changed = {
-        "method": given.method,
+        "method": arguments.method,
         "path": raw.decode(),
         "raw_path": raw,
         "query_string": query,
-        "headers": [*given.own_headers, *length, *ours],
+        "headers": [*arguments.own_headers, *length, *ours],
     }
-    kept = {name: it for name, it in tool.request.scope.items() if name != "state"}
+    kept = {name: value for name, value in tool.request.scope.items() if name != "state"}
     return {**kept, **changed}

@@ -144,7 +144,9 @@ class OpenSessions:
     def require_room(self, caller: str) -> None:
         """Raises RateLimited for a caller with too many."""
         now, mine = self.elapsed(), self._of.get(caller, {})
-        for id in [id for id, it in mine.items() if not it.requests and now - it.used > self._idle_s]:
+        for id in [
+            id for id, session in mine.items() if not session.requests and now - session.used > self._idle_s
+        ]:
             del mine[id]
         if len(mine) >= self._most:
             raise RateLimited("sessions", f"The app has {self._most} MCP sessions open.", self._idle_s)

@@ -56,23 +56,23 @@ async def app_reach(
     async with call.api.store.read() as tx:
         app = require_found(await review_app(tx, call.tenant, name, call.now))
         place = (name, after) if after else None
-        found = await review_permits(tx, call.tenant, place, limit + 1, of_app=name)
+        reviews = await review_permits(tx, call.tenant, place, limit + 1, of_app=name)
         broken = app.broken[0].code if app.broken else None
         stopped_by = app.stopped.code if app.stopped is not None else broken
-        items = [await _view(tx, call.tenant, it, stopped_by) for it in found[:limit]]
+        items = [await _view(tx, call.tenant, review, stopped_by) for review in reviews[:limit]]
     next_cursor = call.cursors.next_cursor(
-        found, limit, lambda it: it.permit["name"], call.tenant, list="reach", app=name
+        reviews, limit, lambda review: review.permit["name"], call.tenant, list="reach", app=name
     )
     return Page(items=items, next_cursor=next_cursor)
 
 
 async def _view(
-    tx: Transaction, tenant: Tenant, found: PermitReview, stopped_by: ErrorCode | None
+    tx: Transaction, tenant: Tenant, review: PermitReview, stopped_by: ErrorCode | None
 ) -> ReachView:
-    covered = await covered_connections(tx, tenant, found.permit, MOST_COVERED)
+    covered = await covered_connections(tx, tenant, review.permit, MOST_COVERED)
     return ReachView(
-        **dict(access_view(found)),
-        words=words_of(Permit.model_validate(found.permit)) if found.authentic else _BROKEN,
+        **dict(access_view(review)),
+        words=words_of(Permit.model_validate(review.permit)) if review.authentic else _BROKEN,
         covered=tuple(map(CoveredView.of, covered)),
         stopped_by=stopped_by,
     )

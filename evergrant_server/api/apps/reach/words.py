@@ -44,23 +44,26 @@ def _where(permit: Permit) -> str:
         of += f", on {count} named connection{'s' if count != 1 else ''} alone"
     if _EVERY in permit.subjects:
         return f"{of}, for {every} subject"
-    names = [f"those that begin with {it[:-1]}" if it.endswith(_EVERY) else it for it in permit.subjects]
+    names = [
+        f"those that begin with {subject[:-1]}" if subject.endswith(_EVERY) else subject
+        for subject in permit.subjects
+    ]
     return f"{of}, for {_listed(names, 'and')}"
 
 
 def _limits(permit: Permit) -> str:
-    said: list[str] = []
+    limits: list[str] = []
     if permit.scope_ceiling is not None:
-        said.append(f"with no more than {_listed(permit.scope_ceiling, 'and') or 'no scope at all'}")
+        limits.append(f"with no more than {_listed(permit.scope_ceiling, 'and') or 'no scope at all'}")
     if permit.exact_scopes:
-        said.append("with a token of exactly the scopes it asks for")
+        limits.append("with a token of exactly the scopes it asks for")
     if permit.scopes is not None:
-        said.append(f"if it is about {_listed(permit.scopes, 'or')}")
+        limits.append(f"if it is about {_listed(permit.scopes, 'or')}")
     if permit.sources is not None:
-        said.append(f"from {_listed(permit.sources, 'or')}")
+        limits.append(f"from {_listed(permit.sources, 'or')}")
     if permit.call_approval:
-        said.append("once a person has approved that very call")
-    return "".join(f", {it}" for it in said)
+        limits.append("once a person has approved that very call")
+    return "".join(f", {limit}" for limit in limits)
 
 
 def _listed(names: Sequence[str], last: str) -> str:
