@@ -37,12 +37,12 @@ class Danger:
     """What of a route's commands is dangerous. `second`: with EVERGRANT_FOUR_EYES another admin approves it;
     else it is itself a decision about what another one asked for, or only ends something."""
 
-    what: str
+    content: str
     second: bool = True
 
 
 def dangerous(
-    what: str, *, second: bool = True
+    content: str, *, second: bool = True
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
     """Declare that commands of a route are dangerous.
 
@@ -59,7 +59,7 @@ def dangerous(
                 command = waiting.command
             raise await command.call.write(command.request)
 
-        setattr(answer, _MARK, Danger(what, second))
+        setattr(answer, _MARK, Danger(content, second))
         return answer
 
     return declared

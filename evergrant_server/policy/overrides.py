@@ -37,11 +37,11 @@ _MOST_SHOWN, _MOST_NAMES = 40, 50  # characters of a name, names of a query
 
 
 def method_overrides(
-    query: bytes, headers: RawHeaders = (), body: bytes | None = b"", own: Iterable[str] = ()
+    query: bytes, headers: RawHeaders = (), body: bytes | None = b"", own_names: Iterable[str] = ()
 ) -> tuple[str, ...]:
     """The places that may name another method, as a person reads them. `body` None: it isn't known whole.
-    `own` are the names that the provider's definition adds, whatever their value is."""
-    names = _ALWAYS | {_plain(name) for name in own}
+    `own_names` are those that the provider's definition adds, whatever their value is."""
+    names = _ALWAYS | {_plain(name) for name in own_names}
     places = [
         f"the query's {_shown(name)}" for name, value in _pairs(query) if _overrides(names, name, value)
     ]

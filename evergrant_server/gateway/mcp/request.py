@@ -62,7 +62,7 @@ class McpRequest:
 
     http_method: str
     query: bytes
-    given: RawHeaders
+    caller_headers: RawHeaders
     body: CallerBody
     message: McpMessage
     sessions: SessionIds
@@ -78,7 +78,7 @@ class McpRequest:
         return self.http_method
 
     def judged(self, own_overrides: Iterable[str]) -> ProxiedRequest:
-        overrides = method_overrides(self.query, self.given, self.body.kept(), own_overrides)
+        overrides = method_overrides(self.query, self.caller_headers, self.body.kept(), own_overrides)
         return ProxiedRequest(self.http_method, "/", self.message.tool, overrides)
 
     async def target(self, apis: ProviderApis, row: LeaseRow) -> tuple[ProviderApi, ApiTarget]:
@@ -89,7 +89,7 @@ class McpRequest:
         return server, target_of_server(server.base_url, self.query)
 
     def _open_session(self) -> bytes | None:
-        session_ids = values_of(HEADER, self.given)
+        session_ids = values_of(HEADER, self.caller_headers)
         if not session_ids or self.message.is_modern:
             return None
         if len(session_ids) > 1:
@@ -97,7 +97,7 @@ class McpRequest:
         return self.sessions.opened(session_ids[0])
 
     def headers(self) -> RawHeaders:
-        passed = [(name, value) for name, value in self.given if plain_name(name) not in _OWN]
+        passed = [(name, value) for name, value in self.caller_headers if plain_name(name) not in _OWN]
         return passed if self._session is None else [*passed, (HEADER, self._session)]
 
     def call_to_approve(
