@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import Field
 
-from evergrant_server.api.apps.permit_models import PermitBody
+from evergrant_server.api.apps.permits import PermitBody
 from evergrant_server.api.apps.routes import require_app
 from evergrant_server.api.http.call import AdminCall, ApiCall
 from evergrant_server.api.http.models import Body, Slug, UtcDatetime, View

@@ -11,10 +11,10 @@ from starlette.responses import Response
 
 from evergrant_server.api.connections.commands import (
     choose_account,
+    confirm_consent,
     reauthorize_connection,
     revoke_connection,
 )
-from evergrant_server.api.connections.confirm import confirm_consent
 from evergrant_server.api.connections.models import (
     ChooseBody,
     ConfirmBody,

@@ -9,8 +9,8 @@ from pydantic import Field
 from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Slug, View
-from evergrant_server.api.integrations.logins import checked_domains
-from evergrant_server.api.integrations.resolution import integration_facts
+from evergrant_server.api.integrations.changes import integration_facts
+from evergrant_server.api.integrations.checks import checked_domains
 from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.login import LoginClaim, LoginRule
