@@ -8,10 +8,10 @@ from starlette.responses import Response
 from evergrant_server.api.decisions.call_approvals import (
     CallApprovalBody,
     CallApprovalView,
-    CallHeader,
     ask_for_call,
     get_call_approval,
 )
+from evergrant_server.api.decisions.calls import CallHeader
 from evergrant_server.core.decisions import CallApprovalState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
