@@ -37,27 +37,25 @@ from evergrant.testing import FakeEvergrant, ManualClock
 from evergrant.testing.connections import connection_body, live_body
 from pydantic import BaseModel
 
-from evergrant_server.api.agents.approval_models import CallApprovalView
-from evergrant_server.api.agents.routes import AgentView
-from evergrant_server.api.agents.stop import StopView
+from evergrant_server.api.agents.routes import AgentView, StopView
 from evergrant_server.api.apps import explain, simulation
-from evergrant_server.api.apps.access_request_models import AccessRequestView
-from evergrant_server.api.apps.approvals import ApprovalView
-from evergrant_server.api.apps.changes import AccessChangeView
 from evergrant_server.api.apps.credentials import CredentialView
 from evergrant_server.api.apps.keys import NewKeyView
-from evergrant_server.api.apps.permit_models import PermitView
+from evergrant_server.api.apps.permits import PermitView
 from evergrant_server.api.apps.report import AccessView
 from evergrant_server.api.apps.routes import AppView
-from evergrant_server.api.audit import AuditView
+from evergrant_server.api.audit import AccessChangeView, AuditView
 from evergrant_server.api.connections.models import (
     ConnectionView,
     DeviceView,
     LiveView,
+    ProviderSaidView,
     RevocationProgressView,
 )
-from evergrant_server.api.connections.provider_words import ProviderSaidView
-from evergrant_server.api.integrations.definition_rollout import DefinitionView
+from evergrant_server.api.decisions.access_requests import AccessRequestView
+from evergrant_server.api.decisions.approvals import ApprovalView
+from evergrant_server.api.decisions.call_approvals import CallApprovalView
+from evergrant_server.api.integrations.definitions import DefinitionView
 from evergrant_server.api.integrations.models import IntegrationView
 from evergrant_server.api.leases.models import LeaseView, ProofView
 from evergrant_server.api.leases.oauth1_signatures import SignatureView
@@ -66,8 +64,7 @@ from evergrant_server.api.oauth.family_routes import EndedFamiliesView, TokenFam
 from evergrant_server.api.people.login_rules import AdminLoginView, ClientLoginView
 from evergrant_server.api.people.sessions import SessionView
 from evergrant_server.api.transfer.models import ExportView
-from evergrant_server.api.webhooks.deliveries import DeliveryView
-from evergrant_server.api.webhooks.routes import WebhookSecretView
+from evergrant_server.api.webhooks import DeliveryView, WebhookSecretView
 
 PROGRAM = Path(__file__).with_name("user_program.py")
 CLIENT = Path(__file__).parents[3] / "clients/python/src"
