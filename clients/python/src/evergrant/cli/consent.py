@@ -18,10 +18,10 @@ from threading import Thread
 from typing import Self
 from urllib.parse import parse_qs, urlsplit
 
-from evergrant.binding import new_verifier
-from evergrant.calls import connections as calls
-from evergrant.cli.show.tables import printable
-from evergrant.cli.start.lines import line_to_copy
+from evergrant.api.commands import ApiMethods
+from evergrant.api.models import Connection
+from evergrant.cli.options import line_to_copy
+from evergrant.cli.tables import printable
 from evergrant.errors import (
     BadRequest,
     ClientMisconfigured,
@@ -29,7 +29,7 @@ from evergrant.errors import (
     ProviderUnavailable,
     ReconnectNeeded,
 )
-from evergrant.models import Connection
+from evergrant.models import new_verifier
 from evergrant.retries import Deadline, is_consent_complete
 from evergrant.sync_client import Evergrant
 
@@ -78,7 +78,7 @@ def _finish(
     in_browser: bool,
 ) -> Connection:
     while True:
-        found = client.send(calls.connection(opened.id), deadline.poll_timeout_s())
+        found = client.send(ApiMethods.connection.call(opened.id), deadline.poll_timeout_s())
         if is_consent_complete(found, newer_than=0):
             return found
         with suppress(Empty):

@@ -12,10 +12,11 @@ from typing import Any
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
+from evergrant.api.models import Connection
 from evergrant.async_client import AsyncEvergrant
 from evergrant.errors import BadRequest, ReconnectNeeded
 from evergrant.lease import Lease
-from evergrant.models import Connection, ConsentRequired, State
+from evergrant.models import ConsentRequired, State
 from evergrant.temporal.leases import CURRENT_LEASES
 from evergrant.temporal.workflow import ENSURE, Ensured, EnsureToken
 

@@ -35,8 +35,7 @@ def route(fake: "FakeEvergrant", request: Request) -> FakeResponse:
         case ("GET", ["v1", "providers"]):
             return _page([{"name": "fake", "display_name": "Fake", "categories": [], "default_scopes": []}])
         case ("GET", ["v1", "apps"]):
-            created = rfc3339(fake.clock())
-            return _page([{"id": "app_fake", "name": "fake", "disabled": False, "created_at": created}])
+            return _page([_app(rfc3339(fake.clock()))])
         case ("POST", ["oauth", "token"]):
             token = {"access_token": fake.api_key, "token_type": "Bearer", "expires_in": 600}
             return FakeResponse(200, token)
@@ -232,11 +231,18 @@ def _audit(found: FakeConnection) -> list[dict[str, object]]:
             "by": "fake",
             "trace_id": "",
             "detail": {},
+            "workflow_id": None,
             "workflow_run_id": None,
             "workflow_event_id": None,
+            "hash": "",
         }
         for number, (at, action) in enumerate(found.events, 1)
     ]
+
+
+def _app(created_at: str | None) -> dict[str, object]:
+    facts: dict[str, object] = {"id": "app_fake", "name": "fake", "disabled": False, "return_to": []}
+    return facts | {"lease_limit": None, "purpose": "", "created_at": created_at, "revision": 1}
 
 
 def _page(items: list[dict[str, object]]) -> FakeResponse:

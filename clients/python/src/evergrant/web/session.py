@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from evergrant.binding import challenge_of, new_verifier
+from evergrant.api.models import Connection
 from evergrant.errors import EvergrantError, ReconnectNeeded
-from evergrant.models import Connection, State
+from evergrant.models import State, challenge_of, new_verifier
 
 log = logging.getLogger("evergrant.web")
 
