@@ -6,15 +6,15 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator
 
+from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.apps.routes import app_facts, require_app
-from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, UtcDatetime, View
-from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, is_id, is_slug, new_id
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["agents"])
@@ -70,15 +70,15 @@ async def put_agent(name: Slug, body: AgentBody, response: Response, call: Admin
         before = await tx.access.app_by_name(call.tenant, name)
         facts = {"purpose": body.purpose, "ends_at": body.ends_at, **await _sponsor_of(tx, call, name, body)}
         approved: dict[str, str] = {}
-        if before is None or before.model_copy(update=facts) != before:
+        if before is None or before.__replace__(**facts) != before:
             known = {"app": None} if before is None else await app_facts(tx, before)
             approved = await use_approval(tx, call, body, {**known, "sponsor": facts["sponsor_app"]})
         if before is None:
             new = App(tenant=call.tenant, id=AppId(new_id("app")), name=name, created_at=call.now)
-            after = await tx.access.put_app(new.model_copy(update=facts), expected=None)
+            after = await tx.access.put_app(new.__replace__(**facts), expected=None)
         else:
             await _require_sponsors_none(tx, before)
-            after = await tx.access.put_app(before.model_copy(update=facts), expected=before.revision)
+            after = await tx.access.put_app(before.__replace__(**facts), expected=before.revision)
         detail = {"sponsor": after.sponsor, "purpose": body.purpose, "ends_at": body.ends_at.isoformat()}
         await call.record(tx, AuditAction.AGENT_PUT, after.id, app=name, **detail, **approved)
         return before is None, await agent_view(tx, after, call.now)
@@ -91,11 +91,11 @@ async def put_agent(name: Slug, body: AgentBody, response: Response, call: Admin
 @router.get("/v1/agents")
 async def list_agents(call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None) -> Page[AgentView]:
     """All agents of the tenant, sorted by name."""
-    after = call.api.cursors.decode(cursor, call.tenant, list="agents")
+    after = call.cursors.decode(cursor, call.tenant, list="agents")
     async with call.api.store.read() as tx:
         found = await tx.agents.page(call.tenant, after, limit + 1)
         views = [await agent_view(tx, it, call.now) for it in found[:limit]]
-    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, list="agents")
+    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, list="agents")
     return Page(items=views, next_cursor=next_cursor)
 
 

@@ -1,11 +1,11 @@
-"""`/v1/approvals`: commands of others that wait for a second admin (`api.http.approvals`)."""
+"""`/v1/approvals`: commands of others that wait for a second admin (`access.approvals`)."""
 
 from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter
 
-from evergrant_server.api.http.approvals import dangerous, is_second_admin
+from evergrant_server.access.approvals import dangerous, is_second_admin
 from evergrant_server.api.http.call import AdminCall, AuditorCall
 from evergrant_server.api.http.models import Page, View
 from evergrant_server.core.access import Approval
@@ -59,7 +59,7 @@ async def approve(approval_id: str, call: AdminCall) -> ApprovalView:
             raise Failure(ErrorCode.NOT_PERMITTED, why)
         if found.approved_by is not None:
             return found
-        approved = found.model_copy(update={"approved_by": call.context.by})
+        approved = found.__replace__(approved_by=call.context.by)
         await tx.approvals.put(approved, expected=found.revision)
         await call.record(tx, AuditAction.APPROVAL_GIVEN, found.id, command=found.command, by=found.by)
         return approved

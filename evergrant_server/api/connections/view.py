@@ -4,10 +4,10 @@ A worker requests device codes, the API shows them (ADR 0008).
 """
 
 from evergrant_server import audit
+from evergrant_server.access.transactions import poll_until
 from evergrant_server.api.connections.consents import ConnectionWithLink
 from evergrant_server.api.connections.models import ConnectionView, DeviceView, RevocationProgressView
 from evergrant_server.api.http.call import ApiCall, CommandResponse
-from evergrant_server.api.http.transactions import poll_until
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import ConsentKind
@@ -95,4 +95,4 @@ async def add_device_code(call: ApiCall, answer: CommandResponse) -> CommandResp
 
     longest = min(_MAX_WAIT_S, call.api.settings.lease_wait.total_seconds())
     device, _ = await poll_until(look, lambda seen: seen[0] is not None or seen[1], longest)
-    return CommandResponse.of(view.model_copy(update={"device": device}), answer.status_code)
+    return CommandResponse.of(view.__replace__(device=device), answer.status_code)

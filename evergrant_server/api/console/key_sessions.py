@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from starlette.requests import Request
 
-from evergrant_server.api.http.authentication import Caller, PresentedCredential
-from evergrant_server.api.http.context import ApiContext
+from evergrant_server.access.callers import Caller, PresentedCredential
+from evergrant_server.access.context import ApiContext
 from evergrant_server.core.access import AuthenticationMethod, KeySession
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import KeyId, SessionId, new_id
@@ -48,7 +48,7 @@ def new_key_session(api: ApiContext, caller: Caller) -> tuple[KeySession, str]:
         created_at=now,
         expires_at=min(now + LASTS, caller.credential.valid_until),
     )
-    kept = session.model_copy(update={"secret_hash": _mac(api.ring, session, secret)})
+    kept = session.__replace__(secret_hash=_mac(api.ring, session, secret))
     return kept, f"{session.id}_{secret}"
 
 

@@ -3,10 +3,10 @@
 from contextlib import suppress
 from typing import Any
 
-from evergrant_server.api.http.approvals import fingerprint
+from evergrant_server.access.approvals import fingerprint
+from evergrant_server.access.context import integration_spec
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.integrations.checks import client_key_of
-from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.api.integrations.models import IntegrationBody
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import Tenant
@@ -83,7 +83,9 @@ async def change_facts(
 
 def without_secrets(body: IntegrationBody) -> IntegrationBody:
     """The body as an approval may hold it."""
-    return body.model_copy(update=dict.fromkeys(_secrets(body)))
+    return body.__replace__(
+        client_secret=None, initial_access_token=None, client_key=None, client_certificate=None
+    )
 
 
 def _secrets(body: IntegrationBody) -> dict[str, Secret]:

@@ -5,8 +5,8 @@ until it ends: platforms hand out the same one for minutes, and a JWT-SVID needs
 (draft-ietf-oauth-spiffe-client-auth section 3.1).
 """
 
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.transactions import poll_until, run_transaction
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.transactions import poll_until, run_transaction
 from evergrant_server.api.oauth.client_authentication import (
     UNPROVEN,
     ClientTokenRequest,
@@ -111,7 +111,7 @@ async def read_keys(api: ApiContext, needed: KeysNeeded, context: RequestContext
     async def request(tx: Transaction) -> None:
         current, now = await tx.trusted_issuers.get(tenant, id), api.clock.now()
         if current is not None and current.may_request_keys(now):
-            asked = current.model_copy(update={"keys_requested_at": now})
+            asked = current.__replace__(keys_requested_at=now)
             await tx.trusted_issuers.put(asked, expected=current.revision)
             await tx.outbox.add(fetch_issuer_keys_message(current, context, now))
 

@@ -9,14 +9,11 @@ import logging
 from datetime import datetime, timedelta
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.http.call import ApiDep
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.problems import require_found
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import record, run_transaction
 from evergrant_server.api.provider_events.receivers import request_keys
 from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.audit import AuditAction
@@ -25,6 +22,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ReceiverId, is_id
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.model import CheckedModel
 from evergrant_server.core.provider_events import (
     ACCOUNT_IS_SUB,
     ACCOUNT_IS_SUBJECT,
@@ -36,9 +34,11 @@ from evergrant_server.core.provider_events import (
     ReportSource,
     fact_name,
 )
+from evergrant_server.problems import require_found
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event
+from evergrant_server.telemetry.request_ids import trace_of
 from providers.events.base import (
     ACCOUNT_ID,
     EventRejected,
@@ -59,7 +59,7 @@ _KEY_FETCH_INTERVAL = timedelta(minutes=5)  # limits the key fetches that an una
 _ATTEMPTS = 20
 
 
-class EventRefusal(BaseModel):
+class EventRefusal(CheckedModel):
     """An error response of RFC 8935 section 2.4."""
 
     err: str

@@ -8,11 +8,10 @@ from fastapi import APIRouter
 from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
-from evergrant_server.api.http.approvals import dangerous, fingerprint, use_approval
+from evergrant_server.access.approvals import dangerous, fingerprint, use_approval
+from evergrant_server.access.context import ApiContext
 from evergrant_server.api.http.call import ApiCall, Call
-from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import Body, Slug, StorableSecret, Text, View
-from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import Failure
@@ -30,6 +29,7 @@ from evergrant_server.core.provider_events import (
 )
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import Target
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["security events"])
@@ -97,7 +97,7 @@ async def put_event_receiver(
         approved: dict[str, str] = {}
         if before is None or await _says_otherwise(tx, before, body):
             facts = {"integration": integration.id, "secret": fingerprint(call, body.secret)}
-            approved = await use_approval(tx, call, body.model_copy(update={"secret": None}), facts)
+            approved = await use_approval(tx, call, body.__replace__(secret=None), facts)
         if before is None:
             blank = Receiver(
                 tenant=integration.tenant,
@@ -150,7 +150,7 @@ async def request_keys(
     tx: Transaction, receiver: Receiver, context: RequestContext, now: datetime
 ) -> Receiver:
     """Have a worker fetch the public keys of the receiver's transmitter."""
-    requested = receiver.model_copy(update={"keys_requested_at": now})
+    requested = receiver.__replace__(keys_requested_at=now)
     after = await tx.receivers.replace(requested, expected=receiver.revision)
     order = FetchReceiverKeys(tenant=after.tenant, receiver_id=after.id, context=context)
     target = receiver_keys_workflow_id(after.tenant, after.id)
@@ -187,11 +187,14 @@ def _required_secret(body: EventReceiverBody) -> Secret | None:
 def _with_body(before: Receiver, body: EventReceiverBody, now: datetime) -> Receiver:
     """The receiver with the body's members. Another issuer or key URL drops the pinned keys."""
     kept = (body.issuer, body.jwks_uri) == (before.issuer, before.jwks_uri)
-    fresh = {} if kept else {"keys": None, "keys_at": None, "keys_requested_at": None, "keys_problem": None}
     usual = ACCOUNT_IS_SUB if body.kind is ReceiverKind.SET else ACCOUNT_IS_SUBJECT
     given = body.model_dump(exclude={"secret", "account_in"})
-    update = {**given, "account_in": body.account_in or usual, "changed_at": now, **fresh}
-    return before.model_copy(update=update)
+    after = before.__replace__(**given, account_in=body.account_in or usual, changed_at=now)
+    return (
+        after
+        if kept
+        else after.__replace__(keys=None, keys_at=None, keys_requested_at=None, keys_problem=None)
+    )
 
 
 async def _says_otherwise(tx: Transaction, before: Receiver, body: EventReceiverBody) -> bool:

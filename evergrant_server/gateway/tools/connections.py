@@ -53,7 +53,7 @@ async def list_integrations(tool: ToolCall, given: ListIntegrations) -> CallTool
     """Those at which a permit lets the caller ask for a connection."""
     call = tool.call
     bound = {"list": "mcp integrations", "app": call.caller.app.id}
-    after = call.api.cursors.decode(given.cursor, call.tenant, **bound)
+    after = call.cursors.decode(given.cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
         found = await tx.integrations.page(call.tenant, after, MOST_ROWS + 1)
     rows = [
@@ -61,7 +61,7 @@ async def list_integrations(tool: ToolCall, given: ListIntegrations) -> CallTool
         for it in found[:MOST_ROWS]
         if _may_connect(tool, Target(it.name, it.provider, tool.by.subject))
     ]
-    next_cursor = call.api.cursors.next_cursor(found, MOST_ROWS, lambda it: it.name, call.tenant, **bound)
+    next_cursor = call.cursors.next_cursor(found, MOST_ROWS, lambda it: it.name, call.tenant, **bound)
     return result({"integrations": rows, "next_cursor": next_cursor})
 
 
@@ -193,7 +193,7 @@ def _may_connect(tool: ToolCall, target: Target) -> bool:
     if tool.call.judge(Action.CONNECT, target).reason is DecisionReason.DENIED:
         return False
     connecting = [it for it in tool.call.caller.permits if Action.CONNECT in it.actions]
-    of_any = [it.model_copy(update={"subjects": ("*",)}) for it in connecting if it.effect is Effect.ALLOW]
+    of_any = [it.__replace__(subjects=("*",)) for it in connecting if it.effect is Effect.ALLOW]
     return may_see(of_any, target, tool.call.now, tool.call.address)
 
 
@@ -212,7 +212,7 @@ def _permits_for_calls(tool: ToolCall, connection: Connection) -> list[Permit]:
 
 
 def _is_about(permit: Permit, target: Target, tool: ToolCall) -> bool:
-    as_allow = permit.model_copy(update={"effect": Effect.ALLOW})
+    as_allow = permit.__replace__(effect=Effect.ALLOW)
     return may_see([as_allow], target, tool.call.now, tool.call.address)
 
 

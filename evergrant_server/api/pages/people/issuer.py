@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.access.context import integration_spec
 from evergrant_server.api.pages.session import SubjectPages
 from evergrant_server.core.connections.consent import hash_state
 from evergrant_server.core.connections.id_token import hash_of_nonce
@@ -51,7 +51,7 @@ async def begin_at_issuer(
     )
     await tx.person_logins.add(login, verifier)
     return build_authorization_url(
-        spec.model_copy(update={"offline_scope": None}),  # no token of a login is kept
+        spec.__replace__(offline_scope=None),  # no token of a login is kept
         there,
         redirect_uri=redirect_uri,
         state=state,

@@ -9,16 +9,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from evergrant_server.access.people import live_session, login_url, presented_secret, session_cookie
+from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.http.call import ApiDep
 from evergrant_server.api.http.models import Body, StorableSecret, View
-from evergrant_server.api.http.people.authentication import (
-    live_session,
-    login_url,
-    presented_secret,
-    session_cookie,
-)
-from evergrant_server.api.http.problems import invalid_request
-from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.pages.browser import html_response, redirect_response
 from evergrant_server.api.pages.people.login import begin_person_login, login_host, person_page
 from evergrant_server.api.pages.session import PagesDep, SubjectPages
@@ -35,6 +29,7 @@ from evergrant_server.core.people.logins import CommandStart, LoginStart, LoginS
 from evergrant_server.core.people.roles import PersonRole
 from evergrant_server.core.people.sessions import PersonSession, SessionKind, hash_secret
 from evergrant_server.core.secret import Secret
+from evergrant_server.problems import invalid_request
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
@@ -177,7 +172,7 @@ async def exchange_command_code(body: CommandCodeBody, request: Request, api: Ap
         )
         good = right and api.clock.now() < login.expires_at
         status = LoginStatus.DONE if good else LoginStatus.FAILED  # a wrong verifier burns the code
-        await tx.person_logins.replace(login.model_copy(update={"status": status}), expected=login.revision)
+        await tx.person_logins.replace(login.__replace__(status=status), expected=login.revision)
         if not good:
             return None
         session, secret = new_session(login, SessionKind.COMMAND, api)
