@@ -72,7 +72,9 @@ def _exchange_arguments(
 ) -> dict[str, Any]:
     """The arguments of a token exchange, whose actor is the app (RFC 8693 section 2.1)."""
     base = server.issuer or server.url
-    resources = [f"{base}{it}" if it.startswith("/") else it for it in form["resource"]]
+    resources = [
+        f"{base}{resource}" if resource.startswith("/") else resource for resource in form["resource"]
+    ]
     actor = {"actor_token": credential, "actor_token_type": ACCESS_TOKEN}
     data = {**form, **actor, "resource": resources}
     headers = {"accept": "application/json"}
@@ -132,8 +134,8 @@ def explained(error: EvergrantError, call: Call[Result], server: ServerAddress) 
     """The error, with what was asked for where the server says only that it isn't there."""
     if error.code == "not_found":
         names = _asked_for(call)
-        what = ", ".join(f"{kind} {name}" for kind, name in names.items())
-        error.detail = f"{error.detail.rstrip('.')}: {what or unquote(call.path.removeprefix('/v1/'))}"
+        asked = ", ".join(f"{kind} {name}" for kind, name in names.items())
+        error.detail = f"{error.detail.rstrip('.')}: {asked or unquote(call.path.removeprefix('/v1/'))}"
         error.context = {**names, **error.context}
         if path := httpx2.URL(server.url).path.strip("/"):
             error.repair = f"Leave out /{path} in EVERGRANT_URL."
@@ -165,7 +167,7 @@ def _asked_for(call: Call[Result]) -> dict[str, str]:
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """The exceptions behind one, from the outermost on."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

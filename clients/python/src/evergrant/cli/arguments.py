@@ -37,10 +37,10 @@ def _one_each(_: object, scopes: tuple[str, ...] | None) -> None:
 
 
 def _seconds(_: type[float], tokens: Sequence[Token]) -> float:
-    given = _TIME.fullmatch(tokens[0].value.strip())
-    if given is None:
+    duration = _TIME.fullmatch(tokens[0].value.strip())
+    if duration is None:
         raise ValueError("give seconds (600), or a number with s, m, h or d (10m)")
-    return float(given[1]) * _UNITS_S[given[2].lower()]
+    return float(duration[1]) * _UNITS_S[duration[2].lower()]
 
 
 Scopes = Annotated[tuple[str, ...], Parameter(validator=_one_each)]
@@ -53,15 +53,15 @@ _NAMED = re.compile(r"\w*secret\w*\s*[=:]", re.IGNORECASE)
 def read_secret(file: Path) -> str:
     """The secret in a file. Raises BadRequest for one that holds more, such as a line of settings."""
     text = read_text(file).strip()
-    more = (
+    surplus = (
         "its name" if _NAMED.match(text)
         else "quotes" if len(text) > 1 and text[0] in "\"'" and text[-1] == text[0]
         else "JSON" if text.startswith("{")
         else "several words or lines" if len(text.split()) > 1
         else None
     )  # fmt: skip
-    if more is not None:
-        raise argument_error(f"{file} holds {more} beside the secret: write the secret alone into it")
+    if surplus is not None:
+        raise argument_error(f"{file} holds {surplus} beside the secret: write the secret alone into it")
     return text
 
 

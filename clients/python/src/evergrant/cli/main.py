@@ -97,8 +97,8 @@ def root_help() -> str:
     described = {name: line.replace("`", "") for name, (_, line) in {**NOUNS, **COMMANDS}.items()}
     width = max(map(len, described)) + 2
     lines = (f"  {name:<{width}}{line}" for name, line in sorted(described.items()))
-    more = "evergrant COMMAND --help says more, evergrant --version which version this is."
-    return "\n".join(("Usage: evergrant COMMAND", "", ABOUT, "", *lines, "", more))
+    hint = "evergrant COMMAND --help says more, evergrant --version which version this is."
+    return "\n".join(("Usage: evergrant COMMAND", "", ABOUT, "", *lines, "", hint))
 
 
 def _status(arguments: list[str]) -> int:

@@ -41,34 +41,34 @@ def environment(url: str | None = None) -> Mapping[str, str]:
     path = Path(SETTINGS_FILE)
     if url or env.get("EVERGRANT_URL") or not path.is_file():
         return env
-    found, status = _read(path)
-    if "EVERGRANT_URL" not in found:
+    values, status = _read(path)
+    if "EVERGRANT_URL" not in values:
         return env  # the settings of a server
     _require_own(path, status)
-    addresses = {name: found[name] for name in _ADDRESSES if name in found}
+    addresses = {name: values[name] for name in _ADDRESSES if name in values}
     for url in addresses.values():
         _require_this_machine(path, url)
     if any(env.get(name) for name in CREDENTIALS):
         return env | addresses
-    return env | addresses | {name: found[name] for name in _KEYS if name in found}
+    return env | addresses | {name: values[name] for name in _KEYS if name in values}
 
 
 def _read(path: Path) -> tuple[Mapping[str, str], os.stat_result]:
     """Lines of NAME=VALUE, as a shell reads them; `export` may stand before. And whose file was read."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     try:
         with path.open(encoding="utf-8") as file:
             status = os.fstat(file.fileno())
             for line in file:
                 name, equals, value = line.strip().removeprefix("export ").partition("=")
                 if equals and not name.startswith("#"):
-                    found[name.strip()] = "".join(shlex.split(value, comments=True))
+                    values[name.strip()] = "".join(shlex.split(value, comments=True))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "a line is not NAME=VALUE"
         why = f"{path.absolute()} can't be read: {reason}"
         repair = "Correct or remove it, or set EVERGRANT_URL."
         raise BadRequest(why, code="settings_file_unreadable", repair=repair) from None
-    return found, status
+    return values, status
 
 
 def _require_own(path: Path, status: os.stat_result) -> None:
@@ -108,9 +108,9 @@ def require_listener(url: str) -> None:
 
 def line_to_copy(program: str, *arguments: str) -> str:
     """A command: with the path of this environment's program, if that is in the working folder."""
-    own = Path(sys.executable).with_name(program)
-    beside = own.is_relative_to(Path.cwd()) and own.exists()
-    return shlex.join([str(own.relative_to(Path.cwd())) if beside else program, *arguments])
+    installed = Path(sys.executable).with_name(program)
+    beside = installed.is_relative_to(Path.cwd()) and installed.exists()
+    return shlex.join([str(installed.relative_to(Path.cwd())) if beside else program, *arguments])
 
 
 _MOST = 500
@@ -130,7 +130,7 @@ def name_what_is_missing(client: Evergrant, error: EvergrantError) -> None:
         if not isinstance(name, str):
             continue
         try:
-            known = [found.name for found in islice(names_of(), _MOST)]
+            known = [listed_one.name for listed_one in islice(names_of(), _MOST)]
         except EvergrantError:
             _name_the_permit(error)
             return
@@ -161,7 +161,7 @@ def note_missing_integration(client: Evergrant, name: str) -> None:
     if "*" in name:
         return
     try:
-        known = [found.name for found in islice(client.integrations(), _MOST)]
+        known = [integration.name for integration in islice(client.integrations(), _MOST)]
     except EvergrantError:
         return
     if known and name not in known:

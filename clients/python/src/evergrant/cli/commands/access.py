@@ -58,20 +58,20 @@ def explain(
     """
     with options.client() as client:
         request = {"address": address, "method": method, "path": path, "tool": tool}
-        found = client.explain_access(app, connection_id, scopes=scopes, action=action, **request)
-    row = row_of(found)
+        explanation = client.explain_access(app, connection_id, scopes=scopes, action=action, **request)
+    row = row_of(explanation)
     if options.output is not Format.TABLE:
         show_one(row, options.output)
         return
     show_one({name: row[name] for name in _SUMMARY}, options.output)
     print()
-    show_rows(_permits(found), ("permit", "result"), options.output)
-    if found.omitted:
-        print(f"and {found.omitted} more")
+    show_rows(_permits(explanation), ("permit", "result"), options.output)
+    if explanation.omitted:
+        print(f"and {explanation.omitted} more")
     print()
-    if found.stopped_by:
+    if explanation.stopped_by:
         print("Stopped by:")
-        show_rows(found.stopped_by, ("code", "detail"), options.output)
+        show_rows(explanation.stopped_by, ("code", "detail"), options.output)
     else:
         print("Nothing else stops it.")
 
@@ -84,10 +84,10 @@ def reach(app: str, /, *, options: Options = DEFAULTS) -> None:
         app: Its name.
     """
     with options.client() as client:
-        found = list(client.app_reach(app))
-    if found and options.output is Format.TABLE:
-        _say_who(app, found[0])
-    show_rows((_reached(it) for it in found), _REACH, options.output)
+        permits = list(client.app_reach(app))
+    if permits and options.output is Format.TABLE:
+        _say_who(app, permits[0])
+    show_rows((_reached(permit) for permit in permits), _REACH, options.output)
 
 
 @access.command
@@ -142,14 +142,14 @@ def simulate(
         changed[name] = read_object(Path(file))
     since = datetime.now(UTC) - timedelta(days=days)
     with options.client() as client:
-        found = client.simulate_access(app, changed, since=since)
-    row = row_of(found)
+        simulation = client.simulate_access(app, changed, since=since)
+    row = row_of(simulation)
     if options.output is not Format.TABLE:
         show_one(row, options.output)
         return
     show_one({name: row[name] for name in _SIMULATED}, options.output)
     print()
-    show_rows(found.would_lose, _LOST, options.output)
+    show_rows(simulation.would_lose, _LOST, options.output)
 
 
 def _in_utc(at: datetime | None) -> datetime | None:
@@ -163,23 +163,26 @@ def _say_who(app: str, first: ReachedPermit) -> None:
         print(f"Nothing now: its requests are refused with {first.stopped_by}.")
 
 
-def _reached(found: ReachedPermit) -> Row:
-    names = [f"{it.subject} at {it.integration}" for it in found.covered[:_NAMED]]
-    if found.live_connections > len(names):
-        names.append(f"{found.live_connections - len(names)} more")
-    return {**row_of(found), "connections": ", ".join(names)}
+def _reached(permit: ReachedPermit) -> Row:
+    names = [f"{connection.subject} at {connection.integration}" for connection in permit.covered[:_NAMED]]
+    if permit.live_connections > len(names):
+        names.append(f"{permit.live_connections - len(names)} more")
+    return {**row_of(permit), "connections": ", ".join(names)}
 
 
-def _permits(found: AccessExplanation) -> Iterator[Row]:
-    if found.decided_by is not None:
-        yield {"permit": found.decided_by, "result": "allows it" if found.allowed else "denies it"}
+def _permits(explanation: AccessExplanation) -> Iterator[Row]:
+    if explanation.decided_by is not None:
+        yield {
+            "permit": explanation.decided_by,
+            "result": "allows it" if explanation.allowed else "denies it",
+        }
     for names, result in (
-        (found.also_denied_by, "denies it too"),
-        (found.also_allowed_by, "allows it too" if found.allowed else "would allow it"),
-        (found.observed_by, "would deny it in mode enforce"),
+        (explanation.also_denied_by, "denies it too"),
+        (explanation.also_allowed_by, "allows it too" if explanation.allowed else "would allow it"),
+        (explanation.observed_by, "would deny it in mode enforce"),
     ):
         yield from ({"permit": name, "result": result} for name in names)
-    for other in found.why_not:
-        above = f" ({' '.join(other.scopes)})" if other.scopes else ""
-        why = _OTHER.get(other.field, f"is for another {other.field}")
-        yield {"permit": other.permit, "result": f"{why}{above}"}
+    for permit in explanation.why_not:
+        above = f" ({' '.join(permit.scopes)})" if permit.scopes else ""
+        why = _OTHER.get(permit.field, f"is for another {permit.field}")
+        yield {"permit": permit.permit, "result": f"{why}{above}"}

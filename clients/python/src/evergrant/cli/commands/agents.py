@@ -101,8 +101,8 @@ def list_delegations(
         session: Of the tree with this root.
     """
     with options.client() as client:
-        found = client.delegations(app=app, subject=subject, session=session)
-        show_rows((_row(it) for it in found), _COLUMNS, options.output)
+        listed = client.delegations(app=app, subject=subject, session=session)
+        show_rows((_row(delegation) for delegation in listed), _COLUMNS, options.output)
 
 
 @delegations.command(name="get")
@@ -132,17 +132,18 @@ def explain_delegation(
         path: Its path behind the API's base URL.
     """
     with options.client() as client:
-        found = client.explain_delegation(
+        explanation = client.explain_delegation(
             delegation_id, connection_id, scopes=scopes, action=action, method=method, path=path
         )
     if options.output is not Format.TABLE:
-        show_one(found, options.output)
+        show_one(explanation, options.output)
         return
     show_one(
-        {"subject": found.subject, "session": found.session_id, "allowed": found.allowed}, options.output
+        {"subject": explanation.subject, "session": explanation.session_id, "allowed": explanation.allowed},
+        options.output,
     )
-    show_rows(found.chain, ("app", "allowed", "reason", "permit"), options.output)
-    show_rows(found.stopped_by, ("code", "detail"), options.output)
+    show_rows(explanation.chain, ("app", "allowed", "reason", "permit"), options.output)
+    show_rows(explanation.stopped_by, ("code", "detail"), options.output)
 
 
 @delegations.command(name="stop")

@@ -67,7 +67,7 @@ def ask(
             reason=reason,
             method=method,
             url=url,
-            headers=[header_of(it) for it in header],
+            headers=[header_of(line) for line in header],
             body=_text(body_file),
             decide_within=within,
         )
@@ -95,7 +95,7 @@ def use(
         body_file: The request's body, as it was asked for.
     """
     with options.client() as client:
-        headers, body = [header_of(it) for it in header], _text(body_file)
+        headers, body = [header_of(line) for line in header], _text(body_file)
         used = client.use_call_approval(connection_id, method=method, url=url, headers=headers, body=body)
     show_one(_row(used), options.output)
 
@@ -108,7 +108,7 @@ def calls(*, state: str | None = None, options: Options = DEFAULTS) -> None:
         state: waiting, approved, denied, expired, used or stopped.
     """
     with options.client() as client:
-        show_rows((_row(it) for it in client.call_approvals(state=state)), _CALLS, options.output)
+        show_rows((_row(approval) for approval in client.call_approvals(state=state)), _CALLS, options.output)
 
 
 @approvals.command

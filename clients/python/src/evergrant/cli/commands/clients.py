@@ -136,8 +136,8 @@ def list_families(
         subject: Those of this subject alone.
     """
     with options.client() as api:
-        found = api.token_families(app=app, client_id=client, subject=subject)
-        show_rows(found, _FAMILIES, options.output)
+        families = api.token_families(app=app, client_id=client, subject=subject)
+        show_rows(families, _FAMILIES, options.output)
 
 
 @clients.command(name="end")
@@ -158,8 +158,8 @@ def end_families(
         client: All of the client with this client id.
         subject: All of this subject.
     """
-    given = (app, client, subject) != (None, None, None)
-    if (family is None) != given:
+    filtered = (app, client, subject) != (None, None, None)
+    if (family is None) != filtered:
         raise argument_error("name one family by its id, or say --app, --client or --subject")
     with options.client() as api:
         if family is not None:

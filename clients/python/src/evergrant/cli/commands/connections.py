@@ -37,10 +37,10 @@ def list_connections(
         reference: That of a subject's page: the connection whose consent failed there.
     """
     with options.client() as client:
-        found = client.connections(
+        listed = client.connections(
             integration=integration, provider=provider, subject=subject, state=state, reference=reference
         )
-        rows = [connection_row(connection) for connection in found]
+        rows = [connection_row(connection) for connection in listed]
         if integration and not rows:
             note_missing_integration(client, integration)
         show_rows(rows, _CONNECTIONS, options.output, below=_BELOW, usual={"label": "default"})
@@ -54,12 +54,12 @@ def get_connection(connection_id: str, /, *, live: bool = False, options: Option
         live: Ask its workflow too, two seconds at most, and show where the store differs.
     """
     with options.client() as client:
-        found = client.connection(connection_id, live=live)
+        connection = client.connection(connection_id, live=live)
     if not live:
-        _show(found, options)
+        _show(connection, options)
         return
-    show_live(found, options.output)
-    if found.live is None:
+    show_live(connection, options.output)
+    if connection.live is None:
         raise PlatformUnavailable(
             "the workflow did not answer; this is the store's state",
             code="temporal_unavailable",
@@ -121,16 +121,16 @@ def connect(
             login_hint=login_hint,
         )
         if wait and return_to is None:
-            found = connect_here(client, begin, limit, in_browser=open_browser)
+            connection = connect_here(client, begin, limit, in_browser=open_browser)
         else:
-            found = begin(return_to=return_to)
+            connection = begin(return_to=return_to)
             if wait or open_browser:
-                announce(found, in_browser=open_browser)
+                announce(connection, in_browser=open_browser)
             if wait:
-                found = client.wait_for_consent(found.id, limit)
+                connection = client.wait_for_consent(connection.id, limit)
         if wait:
-            say_who(found)
-        _show(found, options)
+            say_who(connection)
+        _show(connection, options)
 
 
 @connections.command
@@ -157,9 +157,9 @@ def refresh(connection_id: str, /, *, refused: Generation | None = None, options
         if refused is None:
             _show(client.refresh(connection_id), options)
             return
-        found = client.report_refused(connection_id, refused)
-    _show(found, options)
-    if found.generation == refused:
+        connection = client.report_refused(connection_id, refused)
+    _show(connection, options)
+    if connection.generation == refused:
         reason = "another refresh would not help now"
         print(f"generation {refused} is still the newest: {reason}", file=sys.stderr)
 
@@ -210,8 +210,8 @@ def sign(
         show_one(dict(signed.headers), options.output)
 
 
-def _pairs(given: tuple[str, ...]) -> list[tuple[str, str]]:
-    return [(name, value) for name, _, value in (pair.partition("=") for pair in given)]
+def _pairs(pairs: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [(name, value) for name, _, value in (pair.partition("=") for pair in pairs)]
 
 
 def _show(connection: Connection, options: Options) -> None:
@@ -257,13 +257,14 @@ def connection_row(connection: Connection) -> Row:
     return row
 
 
-def _said_row(said: ProviderSaid) -> Row:
+def _said_row(failure: ProviderSaid) -> Row:
     """The provider's words in one line, for an admin."""
-    by = "unauthenticated" if said.unauthenticated else None
-    words = ": ".join(filter(None, (said.error, said.description)))
-    parts = (by, None if said.status is None else f"status {said.status}", words)
-    shown = {"provider_said": ", ".join(filter(None, parts)) or None, "provider_said_at": said.at.isoformat()}
-    return shown if said.reference is None else {**shown, "reference": said.reference}
+    by = "unauthenticated" if failure.unauthenticated else None
+    words = ": ".join(filter(None, (failure.error, failure.description)))
+    parts = (by, None if failure.status is None else f"status {failure.status}", words)
+    text = ", ".join(filter(None, parts)) or None
+    shown = {"provider_said": text, "provider_said_at": failure.at.isoformat()}
+    return shown if failure.reference is None else {**shown, "reference": failure.reference}
 
 
 _CONNECTION = (

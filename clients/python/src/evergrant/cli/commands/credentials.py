@@ -77,7 +77,7 @@ def put_certificate(
         subject: The whole subject, as RFC 4514 writes it.
     """
     names = {"san_dns": dns, "san_uri": uri, "san_ip": ip, "san_email": email, "subject_dn": subject}
-    parameters = {"ca": read_text(ca), **{kind: it for kind, it in names.items() if it is not None}}
+    parameters = {"ca": read_text(ca), **{kind: value for kind, value in names.items() if value is not None}}
     _put(app, name, "tls_client_auth", parameters, options)
 
 
@@ -105,9 +105,9 @@ def put_svid(
         issuer: The trusted issuer that is its trust domain; Evergrant reads its bundle again and again.
         bundle: File with the certificates of the trust domain's authorities, PEM.
     """
-    found = {"issuer": issuer, "bundle": None if bundle is None else read_text(bundle)}
-    given = {kind: it for kind, it in found.items() if it is not None}
-    _put(app, name, "x509_svid", {"spiffe_id": spiffe_id, **given}, options)
+    sources = {"issuer": issuer, "bundle": None if bundle is None else read_text(bundle)}
+    parameters = {kind: value for kind, value in sources.items() if value is not None}
+    _put(app, name, "x509_svid", {"spiffe_id": spiffe_id, **parameters}, options)
 
 
 def _put(app: str, name: str, method: str, parameters: dict[str, str], options: Options) -> None:

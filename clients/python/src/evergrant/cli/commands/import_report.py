@@ -44,18 +44,18 @@ class _Integration:
         self.new += 1
         self.refresh_tokens += bool(item.get("refresh_token"))
         self.expiry_unknown += item.get("expires") == "unknown"
-        if isinstance(given := item.get("scopes"), list):
+        if isinstance(scopes := item.get("scopes"), list):
             self.own_scopes += 1
-            self.scopes.update(str(it) for it in cast(list[object], given))
+            self.scopes.update(str(scope) for scope in cast(list[object], scopes))
 
     def row(self, name: str) -> dict[str, object]:
-        names = [hidden(it) for it, _ in self.scopes.most_common(_MAX_SCOPES)]
+        names = [hidden(scope) for scope, _ in self.scopes.most_common(_MAX_SCOPES)]
         if len(self.scopes) > _MAX_SCOPES:
             names.append(f"and {len(self.scopes) - _MAX_SCOPES} more")
         if self.new > self.own_scopes:
             names.append("(the integration's)")
         return {
-            **{it: getattr(self, it) for it in _COLUMNS if it not in ("integration", "scopes")},
+            **{name: getattr(self, name) for name in _COLUMNS if name not in ("integration", "scopes")},
             "integration": name,
             "scopes": names,
         }
@@ -130,8 +130,8 @@ class Report:
         for name, each in self._integrations.items():
             if each.missing:
                 repair = f"evergrant integrations put {name} …, or rename it: --integration {name}=OURS"
-                what = f"no integration {name} is here (lines: {each.missing})"
-                print(f"{self.path}: {what}: {repair}", file=sys.stderr)
+                problem = f"no integration {name} is here (lines: {each.missing})"
+                print(f"{self.path}: {problem}: {repair}", file=sys.stderr)
             if each.new and not each.refresh_tokens:
                 print(f"{self.path}: no line of {name} has a refresh token", file=sys.stderr)
 

@@ -180,10 +180,10 @@ def _put_new(client: Evergrant, name: str, where: Mapping[str, str], members: Ma
         if refused.code != "discovery_failed" or "issuer" not in where:
             raise
         typed = where["issuer"]
-        own = typed.removesuffix("/") if typed.endswith("/") else f"{typed}/"
-        if refused.detail.endswith(f" another issuer: {own}"):
-            _say(f"The server's own name is {own}: that is its issuer.")
-            whole["issuer"] = own
+        issuer = typed.removesuffix("/") if typed.endswith("/") else f"{typed}/"
+        if refused.detail.endswith(f" another issuer: {issuer}"):
+            _say(f"The server's own name is {issuer}: that is its issuer.")
+            whole["issuer"] = issuer
             client.put_integration(name, **whole)
             return
         _put_mcp(client, name, typed, members, refused)
@@ -196,9 +196,9 @@ def _put_mcp(
 
     Raises `refused` if it is none.
     """
-    own = {member: value for member, value in members.items() if member != "registration"}
+    plain_members = {member: value for member, value in members.items() if member != "registration"}
     try:
-        client.put_integration(name, provider="mcp", params={"url": url}, **own)
+        client.put_integration(name, provider="mcp", params={"url": url}, **plain_members)
     except EvergrantError as second:
         if second.code in ("discovery_failed", "invalid_request", "not_found"):
             raise refused from None
@@ -258,9 +258,9 @@ def have_key(client: Evergrant, url: str, app: str, path: Path) -> None:
     if not path.exists():
         key_in_file(client, app, path)
         return
-    with Evergrant(url, read_key_file(path), allow_plain_http=True) as own:
+    with Evergrant(url, read_key_file(path), allow_plain_http=True) as app_client:
         try:
-            next(own.connections(), None)
+            next(app_client.connections(), None)
         except BadRequest as refused:
             why = f"the key in {path} is not accepted by {url}"
             repair = f"Remove it (rm {path}), or choose another --app; then run this again."
@@ -312,7 +312,7 @@ def written_program(url: str, key: str, name: str, subject: str, connect: str) -
     """Python, with each value as a literal."""
     values = {"url": url, "key": key, "name": name, "subject": subject, "connect": connect}
     return _PROGRAM.format(
-        first=_FIRST_LINE, **{it: json.dumps(value, ensure_ascii=False) for it, value in values.items()}
+        first=_FIRST_LINE, **{name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
     )
 
 

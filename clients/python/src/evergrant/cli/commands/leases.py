@@ -128,7 +128,7 @@ def proxy(
         include: Print status and headers too.
         gateway_url: The gateway's URL; by default EVERGRANT_GATEWAY_URL, or that of evergrant.env.
     """
-    headers = [header_of(it) for it in header]
+    headers = [header_of(line) for line in header]
     body = _body(data)
     gateway = gateway_address(gateway_url, allow_plain_http=True, environ=environment(options.url))
     where = f"/{path.removeprefix('/')}"
@@ -191,8 +191,12 @@ def url(
         repair = f"Run: evergrant mcp url {integration} SUBJECT"
         raise BadRequest("the subject is missing", code="invalid_request", repair=repair)
     with options.client() as client:
-        found = client.connections(integration=integration, subject=subject)
-        ids = [it.id for it in found if it.label == label and it.state not in _OVER]
+        connections = client.connections(integration=integration, subject=subject)
+        ids = [
+            connection.id
+            for connection in connections
+            if connection.label == label and connection.state not in _OVER
+        ]
     if not ids:
         why = f"{subject} has no connection of {integration} that this app may see"
         repair = f"Run: evergrant connect {integration} {subject} --open --wait"

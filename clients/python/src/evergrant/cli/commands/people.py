@@ -51,8 +51,8 @@ def put(
         claim: The claim that has the groups.
         scope: A scope to request beside openid, where the issuer tells the groups for one.
     """
-    given = {"tenant_admin": admin, "auditor": auditor}
-    roles = {role: groups for role, groups in given.items() if groups}
+    groups_of = {"tenant_admin": admin, "auditor": auditor}
+    roles = {role: groups for role, groups in groups_of.items() if groups}
     if not roles:
         raise argument_error("no group has a role: name one with --admin or --auditor")
     with options.client() as client:
@@ -150,19 +150,19 @@ def whoami(*, options: Options = DEFAULTS) -> None:
     """Show who you are, in which role, and until when."""
     with options.client() as client:
         try:
-            found = client.own_session()
+            session = client.own_session()
         except BadRequest as error:
             if error.status == 404:
                 error.repair = "An app's key came: evergrant apps ls. For a person: evergrant login."
             raise
-        show_one(found, options.output)
+        show_one(session, options.output)
 
 
 def code_with_state(url: str, state: str) -> str | None:
     """The code of a return that this command began; None for any other request at the listener."""
     query = parse_qs(urlsplit(url).query)
-    given = next(iter(query.get("state", ())), "")
-    if not hmac.compare_digest(given.encode(), state.encode()):
+    returned = next(iter(query.get("state", ())), "")
+    if not hmac.compare_digest(returned.encode(), state.encode()):
         return None
     return next(iter(query.get("code", ())), None)
 

@@ -160,7 +160,9 @@ def list_requests(*, state: str | None = None, options: Options = DEFAULTS) -> N
         state: waiting, approved, denied, withdrawn, expired or ended.
     """
     with options.client() as client:
-        show_rows((_row(it) for it in client.access_requests(state=state)), _REQUESTS, options.output)
+        show_rows(
+            (_row(request) for request in client.access_requests(state=state)), _REQUESTS, options.output
+        )
 
 
 @access_requests.command

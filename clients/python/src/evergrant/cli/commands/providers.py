@@ -54,8 +54,8 @@ def propose(definition: InputFile, /, *, rollout: Path | None = None, options: O
 def versions(provider: str, /, *, options: Options = DEFAULTS) -> None:
     """List the versions that this tenant proposed, the newest first."""
     with options.client() as client:
-        found = (_version_row(version) for version in client.provider_versions(provider))
-        show_rows(found, _VERSIONS, options.output)
+        rows = (_version_row(version) for version in client.provider_versions(provider))
+        show_rows(rows, _VERSIONS, options.output)
 
 
 @providers.command
@@ -93,7 +93,7 @@ def roll_back(provider: str, version: int, /, *, reason: str, options: Options =
 
 
 def _version_row(version: ProviderVersion) -> Row:
-    findings = [f"{found.check}: {found.level}: {found.detail}" for found in version.findings]
+    findings = [f"{finding.check}: {finding.level}: {finding.detail}" for finding in version.findings]
     return {**row_of(version), "findings": findings}
 
 
@@ -152,8 +152,8 @@ def _run(checkout: Path, command: str, *arguments: str) -> None:
             repair=f"Name one: evergrant providers {command} {_NAMING[command]}. To see the catalogue: "
             "evergrant providers",
         )
-    own = root / ".venv" / "bin" / "python"
-    python = str(own) if own.exists() else sys.executable
+    venv_python = root / ".venv" / "bin" / "python"
+    python = str(venv_python) if venv_python.exists() else sys.executable
     environment = {**os.environ, "PYTHONPATH": str(root)}
     sys.stdout.flush()
     # Ctrl-C reaches both processes: the command revokes what it obtained, and this one waits for it

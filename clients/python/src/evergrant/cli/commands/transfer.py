@@ -108,7 +108,7 @@ def _import(
 ) -> None:
     done = 0
     for batch in batches:
-        for line, outcome in zip(batch, send([it.item for it in batch]), strict=True):
+        for line, outcome in zip(batch, send([line.item for line in batch]), strict=True):
             report.add(line, outcome)
         done += len(batch)
         advance(batch[-1].end, done)
@@ -180,15 +180,15 @@ def _batches(lines: Iterator[Line], report: Report) -> Iterator[list[ParsedLine]
 
 
 def _names(integrations: tuple[str, ...], subject: str | None) -> Names:
-    renamed = [it for it in integrations if "=" in it]
-    every = [it for it in integrations if "=" not in it]
+    renamed = [name for name in integrations if "=" in name]
+    every = [name for name in integrations if "=" not in name]
     if len(every) > 1 or (every and renamed):
         raise _bad("--integration: one OURS for every row, or THEIRS=OURS for each of theirs")
     return Names(dict(_pairs("--integration", renamed)), every[0] if every else None, subject)
 
 
-def _pairs(option: str, given: "tuple[str, ...] | list[str]") -> Iterator[tuple[str, str]]:
-    for pair in given:
+def _pairs(option: str, options: "tuple[str, ...] | list[str]") -> Iterator[tuple[str, str]]:
+    for pair in options:
         name, equals, value = pair.partition("=")
         if not (name and equals and value):
             raise _bad(f"{option} takes NAME=VALUE")

@@ -82,8 +82,8 @@ def deliveries(name: str, /, *, status: str | None = None, options: Options = DE
         status: Only those pending, delivered or failed.
     """
     with options.client() as client:
-        found = client.webhook_deliveries(name, status=status)
-        show_rows(found, _DELIVERIES, options.output)
+        log = client.webhook_deliveries(name, status=status)
+        show_rows(log, _DELIVERIES, options.output)
 
 
 @webhooks.command
