@@ -205,14 +205,18 @@ def _rendered() -> list[tuple[str, Response]]:
             parties=long, subject=subject, consent=bare, csrf=csrf, login="login.acme.example"
         ),
         "leaving": pages.redirecting(parties=who, to="GitHub", url="/livez").replace("0;url", "600;url"),
-        "device": pages.device(parties=who, consent=consent, device=code).replace('content="5"', 'content="600"'),
+        "device": pages.device(parties=who, consent=consent, device=code).replace(
+            'content="5"', 'content="600"'
+        ),
         "confirm-code": pages.confirm(parties=who, subject=subject, code=Secret("k" * 43)),
         "install": pages.install(provider="Slack", start_url=back),
         "choose": pages.choose(parties=who, options=ACCOUNTS, link="x", csrf=csrf),
         "choose-none": pages.choose(parties=who, options=(), link="x", csrf=csrf),
         "pending": pages.pending(parties=who).replace('content="2"', 'content="600"'),
         "connected": pages.connected(parties=who, subject=subject, account="ann-of-acme", scopes=SCOPES),
-        "connected-long": pages.connected(parties=long, subject=subject * 4, account=None, scopes=LONG_SCOPES),
+        "connected-long": pages.connected(
+            parties=long, subject=subject * 4, account=None, scopes=LONG_SCOPES
+        ),
         "declined": pages.declined(parties=who, reference="K7QD-2M9X"),
         "expired": pages.failed(expired, WayOut(who, over=True, back=back)),
         "for-admins": pages.failed(rejected, WayOut(who)),
@@ -238,9 +242,16 @@ def _authorizations(pages: Pages, subject: str, csrf: str) -> dict[str, str]:
     admins = coder.model_copy(update={"kind": ClientKind.ADMIN, "name": ""})
     asks = {"person": subject, "csrf": csrf}
     own = ["See which of your accounts are connected", "Call their APIs as you: crm, code and 3 more"]
-    may = ["Use tickets.acme.example as ann@acme.example: each tool and request that the app agents may use"]
-    here = {"what": "your connections", "may": own, "leads_to": "a program on this computer", "then": None}
-    there = {"what": "tickets at tickets.acme.example", "may": may, "leads_to": "agent.acme.example"}
+    rights = [
+        "Use tickets.acme.example as ann@acme.example: each tool and request that the app agents may use"
+    ]
+    here = {
+        "target": "your connections",
+        "rights": own,
+        "leads_to": "a program on this computer",
+        "then": None,
+    }
+    there = {"target": "tickets at tickets.acme.example", "rights": rights, "leads_to": "agent.acme.example"}
     return {
         "authorize": pages.authorize(client=coder, **here, **asks),
         "authorize-long": pages.authorize(client=known, **there, then="tickets.acme.example", **asks),
