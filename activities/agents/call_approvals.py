@@ -12,7 +12,7 @@ from evergrant_server.core.messages.base import SCHEDULE, RequestContext
 from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry import metrics
-from evergrant_server.telemetry.agents import CALL_APPROVALS
+from evergrant_server.telemetry.metrics import CALL_APPROVALS
 
 _ACTIONS = {
     CallApprovalStep.REMIND: AuditAction.CALL_APPROVAL_REMINDED,

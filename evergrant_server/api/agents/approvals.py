@@ -29,7 +29,7 @@ from evergrant_server.policy import Target, may_see
 from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
-from evergrant_server.telemetry.agents import CALL_APPROVALS
+from evergrant_server.telemetry.metrics import CALL_APPROVALS
 from providers.definition.templates import protected_resource_url, server_address
 
 router = APIRouter(tags=["agents"])
