@@ -1,7 +1,7 @@
 """The settings of a process, as variables for the processes that it starts."""
 
-from evergrant_server.setting_types import without_password
 from evergrant_server.settings import BadSettings, Settings, load_settings
+from evergrant_server.settings.types import without_password
 
 _PASSED_TO_CHILDREN = (
     "data_dir",

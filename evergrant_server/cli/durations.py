@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from evergrant_server.setting_types import read_duration
+from evergrant_server.settings.types import read_duration
 
 OptionalDuration = Annotated[
     timedelta | None, Parameter(converter=lambda _, tokens: read_duration(tokens[0].value))

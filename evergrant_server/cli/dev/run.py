@@ -24,8 +24,8 @@ from evergrant_server.cli.dev.temporal import TemporalStarts, require_free_ports
 from evergrant_server.cli.process import WORKER_STOP_LIMIT_S, ChildProcess, keep_running
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.parent_process import end_with_make
-from evergrant_server.setting_types import is_loopback
 from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.settings.types import is_loopback
 
 _START_LIMIT_S = 180.0  # a busy machine takes a minute
 _POLL_S = 0.05

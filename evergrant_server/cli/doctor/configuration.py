@@ -15,8 +15,8 @@ from evergrant_server.core.errors import FAILURES, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import require_pinned_login
 from evergrant_server.core.workloads.issuer import KEYS_SERVE, TrustedIssuer
-from evergrant_server.setting_types import is_loopback
 from evergrant_server.settings import Settings
+from evergrant_server.settings.types import is_loopback
 from providers.definition.registry import Registry
 
 _MOST_NAMED = 5
