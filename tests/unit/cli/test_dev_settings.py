@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evergrant_server.cli.dev import settings_file
-from evergrant_server.cli.operate import create_keys, make_admin_key
+from evergrant_server.cli.keys import create_keys, make_admin_key
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.settings import Settings, load_settings
 from tests.fakes.databases import migrated_sqlite

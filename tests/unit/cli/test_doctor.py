@@ -16,7 +16,7 @@ from evergrant_server.cli.doctor import (
     host,
     report,
 )
-from evergrant_server.cli.operate import is_valid_key
+from evergrant_server.cli.keys import is_valid_key
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.core.errors import ErrorCode, Failure

@@ -12,7 +12,7 @@ from evergrant_server import audit
 from evergrant_server.cli.dev import settings_file
 from evergrant_server.cli.dev.leftovers import only_dev_of
 from evergrant_server.cli.doctor import CheckFailed, configuration, database, installation, report
-from evergrant_server.cli.operate import create_keys, make_admin_key
+from evergrant_server.cli.keys import create_keys, make_admin_key
 from evergrant_server.cli.process import ChildProcess
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import SystemClock
