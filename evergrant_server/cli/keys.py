@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 
 from evergrant_server.access.authentication import Authenticator
 from evergrant_server.api.apps.keys import bootstrap_admin
-from evergrant_server.api.people.break_glass import make_break_glass_session
+from evergrant_server.api.people.sessions import make_break_glass_session
 from evergrant_server.cli.flags import Flags, settings_of
 from evergrant_server.cli.machine import write_private
 from evergrant_server.core.clock import SystemClock
