@@ -34,6 +34,13 @@ def test_other_commands_find_the_installation(settings: Settings, tmp_path: Path
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
 
 
+def test_a_copy_has_what_its_original_derived(settings: Settings, tmp_path: Path):
+    (tmp_path / "password").write_text("s3cret")
+    url = "postgresql://user@db.internal/evergrant"
+    remote = load_settings(database_url=url, database_password_file=tmp_path / "password")
+    assert [it.__replace__() for it in (settings, remote)] == [settings, remote]
+
+
 def test_the_environment_wins(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     settings_file.write(settings)
     monkeypatch.setenv("EVERGRANT_TEMPORAL_ADDRESS", "temporal.internal:7233")
