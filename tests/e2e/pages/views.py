@@ -205,14 +205,18 @@ def _rendered() -> list[tuple[str, Response]]:
             parties=long, subject=subject, consent=bare, csrf=csrf, login="login.acme.example"
         ),
         "leaving": pages.redirecting(parties=who, to="GitHub", url="/livez").replace("0;url", "600;url"),
-        "device": pages.device(parties=who, consent=consent, device=code).replace('content="5"', 'content="600"'),
+        "device": pages.device(parties=who, consent=consent, device=code).replace(
+            'content="5"', 'content="600"'
+        ),
         "confirm-code": pages.confirm(parties=who, subject=subject, code=Secret("k" * 43)),
         "install": pages.install(provider="Slack", start_url=back),
         "choose": pages.choose(parties=who, options=ACCOUNTS, link="x", csrf=csrf),
         "choose-none": pages.choose(parties=who, options=(), link="x", csrf=csrf),
         "pending": pages.pending(parties=who).replace('content="2"', 'content="600"'),
         "connected": pages.connected(parties=who, subject=subject, account="ann-of-acme", scopes=SCOPES),
-        "connected-long": pages.connected(parties=long, subject=subject * 4, account=None, scopes=LONG_SCOPES),
+        "connected-long": pages.connected(
+            parties=long, subject=subject * 4, account=None, scopes=LONG_SCOPES
+        ),
         "declined": pages.declined(parties=who, reference="K7QD-2M9X"),
         "expired": pages.failed(expired, WayOut(who, over=True, back=back)),
         "for-admins": pages.failed(rejected, WayOut(who)),
