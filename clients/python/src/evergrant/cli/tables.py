@@ -216,8 +216,9 @@ def _row(shown: Shown) -> Row:
 
 
 def row_of(model: Any) -> dict[str, object]:
-    """Every field of a model, as JSON values."""
-    return members_of(model, tuple(field.name for field in fields(model)))
+    """Every field of a model as JSON values, but for a secret that this answer doesn't have."""
+    shown = (field for field in fields(model) if field.repr or getattr(model, field.name) is not None)
+    return members_of(model, tuple(field.name for field in shown))
 
 
 def members_of(source: object, names: tuple[str, ...]) -> dict[str, object]:
