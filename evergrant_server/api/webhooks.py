@@ -1,4 +1,7 @@
-"""`/v1/webhooks`: subscriptions to events. For admins of the tenant."""
+"""`/v1/webhooks`: subscriptions to events, their signing secrets, the delivery log. For admins of the tenant.
+
+Doesn't own delivery (a worker's) or the events (core).
+"""
 
 import secrets
 from datetime import datetime, timedelta
@@ -14,12 +17,14 @@ from evergrant_server.access.approvals import dangerous, fingerprint, use_approv
 from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, AuditorCall, CommandResponse
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, View, absolute_url
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.errors import Failure
-from evergrant_server.core.events import DEFAULT_EVENTS, EventType
-from evergrant_server.core.ids import WebhookId, new_id
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.events import DEFAULT_EVENTS, EventType, WebhookEvent, ping_body
+from evergrant_server.core.ids import DeliveryId, EventId, WebhookId, new_id
 from evergrant_server.core.webhooks import (
     ANY_INTEGRATION,
     SECRET_BYTES,
+    Delivery,
+    DeliveryStatus,
     DisabledBy,
     Webhook,
     masked_url,
@@ -126,7 +131,7 @@ async def put_webhook(
             after.id,
             webhook=name,
             origin=_origin(after.url),
-            events=[it.value for it in after.events],
+            events=[event.value for event in after.events],
             integration=after.integration,
             disabled=after.disabled,
             **approved,
@@ -145,9 +150,11 @@ async def list_webhooks(
     """All webhooks of the tenant, sorted by name."""
     after = call.cursors.decode(cursor, call.tenant, list="webhooks")
     async with call.api.store.read() as tx:
-        found = await tx.webhooks.page(call.tenant, after, limit + 1)
-    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, list="webhooks")
-    return Page(items=[WebhookView.of(it) for it in found[:limit]], next_cursor=next_cursor)
+        webhooks = await tx.webhooks.page(call.tenant, after, limit + 1)
+    next_cursor = call.cursors.next_cursor(
+        webhooks, limit, lambda webhook: webhook.name, call.tenant, list="webhooks"
+    )
+    return Page(items=[WebhookView.of(webhook) for webhook in webhooks[:limit]], next_cursor=next_cursor)
 
 
 @router.get("/v1/webhooks/{name}")
@@ -243,3 +250,94 @@ def _origin(url: str) -> str:
 async def require_webhook(tx: Transaction, call: ApiCall, name: str) -> Webhook:
     """The webhook of this name. Raises Failure NOT_FOUND."""
     return require_found(await tx.webhooks.by_name(call.tenant, name))
+
+
+class DeliveryView(View):
+    """The delivery of one event. `event_id` is the `webhook-id` that the receiver gets."""
+
+    id: str
+    event_id: str
+    event_type: EventType
+    status: DeliveryStatus
+    attempts: int
+    response_status: int | None
+    problem: str | None
+    next_at: datetime | None
+    created_at: datetime
+    ended_at: datetime | None
+
+
+@router.post("/v1/webhooks/{name}/test", status_code=202, response_model=DeliveryView)
+async def send_ping(name: Slug, call: AdminCommand) -> Response:
+    """Send a `webhook.ping` before pending deliveries. The delivery log shows the outcome."""
+
+    async def ping(tx: Transaction) -> CommandResponse:
+        now = call.now
+        webhook = await _require_enabled(tx, call, name)
+        event = WebhookEvent(
+            tenant=call.tenant,
+            id=EventId(new_id("evt")),
+            type=EventType.PING,
+            connection_id=None,
+            at=now,
+            body=ping_body(call.tenant, webhook.name, now),
+        )
+        (delivery,) = await audit.write_event(tx, [webhook], event, call.context, now, by_hand=True)
+        await call.record(tx, AuditAction.WEBHOOK_TESTED, webhook.id, webhook=name, event=event.id)
+        return CommandResponse.of(DeliveryView.of(delivery), 202)
+
+    return await call.run(None, ping)
+
+
+@router.get("/v1/webhooks/{name}/deliveries")
+async def list_deliveries(
+    name: Slug,
+    call: AuditorCall,
+    status: DeliveryStatus | None = None,
+    limit: PageLimit = 50,
+    cursor: PageCursor = None,
+) -> Page[DeliveryView]:
+    """The delivery log, newest first."""
+    async with call.api.store.read() as tx:
+        webhook = await require_webhook(tx, call, name)
+        bound = {"list": "deliveries", "of": webhook.id, "status": status}
+        after = call.cursors.decode(cursor, call.tenant, **bound)
+        at, _, id = (after or "").partition(" ")
+        position = None if after is None else (datetime.fromisoformat(at), DeliveryId(id))
+        deliveries = await tx.deliveries.page(
+            call.tenant, webhook.id, status=status, after=position, limit=limit + 1
+        )
+    next_cursor = call.cursors.next_cursor(deliveries, limit, _cursor_position, call.tenant, **bound)
+    return Page(items=[DeliveryView.of(delivery) for delivery in deliveries[:limit]], next_cursor=next_cursor)
+
+
+@router.post(
+    "/v1/webhooks/{name}/deliveries/{delivery_id}/replay", status_code=202, response_model=DeliveryView
+)
+async def replay_delivery(name: Slug, delivery_id: str, call: AdminCommand) -> Response:
+    """Send a delivery again. It keeps its `webhook-id`, by which receivers deduplicate."""
+
+    async def again(tx: Transaction) -> CommandResponse:
+        now = call.now
+        webhook = await _require_enabled(tx, call, name)
+        delivery = await tx.deliveries.get(call.tenant, DeliveryId(delivery_id))
+        if delivery is None or delivery.webhook_id != webhook.id:
+            raise Failure(ErrorCode.NOT_FOUND)
+        after = await tx.deliveries.replace(delivery.replayed(now), expected=delivery.revision)
+        await audit.wake_webhook(tx, webhook, call.context, now, at_once=True)
+        await call.record(tx, AuditAction.DELIVERY_REPLAYED, webhook.id, webhook=name, delivery=delivery.id)
+        return CommandResponse.of(DeliveryView.of(after), 202)
+
+    return await call.run(None, again)
+
+
+async def _require_enabled(tx: Transaction, call: ApiCall, name: str) -> Webhook:
+    """The webhook. Raises Failure NOT_FOUND, INVALID_REQUEST for a disabled one."""
+    webhook = await require_webhook(tx, call, name)
+    if webhook.disabled:
+        raise invalid_request("disabled", "The webhook is disabled: enable it first.")
+    return webhook
+
+
+def _cursor_position(delivery: Delivery) -> str:
+    return f"{delivery.created_at.isoformat()} {delivery.id}"

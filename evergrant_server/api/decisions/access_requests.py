@@ -1,34 +1,28 @@
 """`/v1/access-requests`: an app asks for a permit, an admin decides, and temporary access ends by itself."""
 
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Annotated, Any
 
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.responses import Response
 
 from evergrant_server import audit
 from evergrant_server.access.approvals import dangerous, is_admin_app, is_second_admin, use_approval
-from evergrant_server.api.apps.access_request_models import (
-    AccessRequestBody,
-    AccessRequestView,
-    ApprovalBody,
-    NoteBody,
-)
-from evergrant_server.api.apps.permit_models import PermitBody
-from evergrant_server.api.apps.permits import gives_weighty, permit_facts, save_permit
+from evergrant_server.api.apps.permits import PermitBody, gives_weighty, permit_facts, save_permit
 from evergrant_server.api.apps.routes import require_app
 from evergrant_server.api.http.call import AdminCall, ApiCall, Call, Command, CommandResponse
-from evergrant_server.api.http.models import Page, PageCursor, PageLimit
+from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, View
 from evergrant_server.core.access import Action, App, Effect
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AccessRequestId, new_id
-from evergrant_server.core.lifecycle.access_requests import (
+from evergrant_server.core.decisions import (
     AccessRequest,
     AccessRequestKind,
     AccessRequestState,
     shown_permit,
 )
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import AccessRequestId, new_id
 from evergrant_server.core.outbox import access_request_message
 from evergrant_server.policy import Target
 from evergrant_server.problems import invalid_request, require_found
@@ -37,6 +31,60 @@ from evergrant_server.store import Transaction
 router = APIRouter(tags=["apps"])
 
 MOST_WAITING = 20  # of one app
+_SHORTEST, _LONGEST = timedelta(minutes=1), timedelta(days=366)
+_MOST_TIME_TO_DECIDE = timedelta(days=30)
+
+Lifetime = Annotated[float, Field(ge=_SHORTEST.total_seconds(), le=_LONGEST.total_seconds())]
+
+
+class AccessRequestBody(Body):
+    """`permit` is what `PUT /v1/apps/{app}/permits/{permit}` takes, and `app` the caller, unless an admin
+    asks for another app.
+
+    `lifetime`: how long the access lasts from its approval, in seconds; null: until an admin removes it.
+    `decide_within`: seconds until the request expires undecided.
+    """
+
+    app: Slug | None = None
+    permit: PermitBody
+    lifetime: Lifetime | None = None
+    reason: Text
+    decide_within: Annotated[float, Field(ge=60, le=_MOST_TIME_TO_DECIDE.total_seconds())] = 7 * 86_400.0
+
+
+class ApprovalBody(Body):
+    """`lifetime` replaces the request's, in seconds; `note` is for the app."""
+
+    lifetime: Lifetime | None = None
+    note: Text | None = None
+
+
+class NoteBody(Body):
+    note: Text | None = None
+
+
+class AccessRequestView(View):
+    """`permit_name` is the permit's once it is approved. `ends_at`: the end of temporary access."""
+
+    id: str
+    app: str
+    kind: AccessRequestKind
+    state: AccessRequestState
+    permit_name: str
+    permit: dict[str, Any]
+    lifetime: float | None
+    reason: str
+    requested_by: str
+    created_at: datetime
+    decide_by: datetime
+    decided_by: str | None
+    decided_at: datetime | None
+    note: str | None
+    ends_at: datetime | None
+
+    @classmethod
+    def of_request(cls, request: AccessRequest, app: str) -> "AccessRequestView":
+        return cls.of(request, app=app, lifetime=request.lifetime_s)
 
 
 @router.post("/v1/access-requests", status_code=201, response_model=AccessRequestView)
@@ -49,7 +97,14 @@ async def request_access(body: AccessRequestBody, call: Command) -> Response:
         app = await _requesting_app(tx, call, body.app)
         waiting = await tx.access_requests.waiting(call.tenant, app.id, MOST_WAITING)
         asked = body.permit.model_dump(mode="json", exclude_defaults=True)
-        same = next((it for it in waiting if it.permit == asked and it.lifetime_s == body.lifetime), None)
+        same = next(
+            (
+                request
+                for request in waiting
+                if request.permit == asked and request.lifetime_s == body.lifetime
+            ),
+            None,
+        )
         if same is not None:
             return CommandResponse.of(AccessRequestView.of_request(same, app.name))
         if len(waiting) >= MOST_WAITING:
@@ -72,11 +127,11 @@ async def list_access_requests(
     after = call.cursors.decode(cursor, call.tenant, **bound)
     mine = None if _may_read_all(call) else call.caller.app.id
     async with call.api.store.read() as tx:
-        found = await tx.access_requests.page(call.tenant, after, limit + 1, app_id=mine, state=state)
-        apps = {it.app_id: await tx.access.app(call.tenant, it.app_id) for it in found}
+        requests = await tx.access_requests.page(call.tenant, after, limit + 1, app_id=mine, state=state)
+        apps = {request.app_id: await tx.access.app(call.tenant, request.app_id) for request in requests}
     names = {id: "" if app is None else app.name for id, app in apps.items()}
-    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.id, call.tenant, **bound)
-    views = [AccessRequestView.of_request(it, names[it.app_id]) for it in found[:limit]]
+    next_cursor = call.cursors.next_cursor(requests, limit, lambda request: request.id, call.tenant, **bound)
+    views = [AccessRequestView.of_request(request, names[request.app_id]) for request in requests[:limit]]
     return Page(items=views, next_cursor=next_cursor)
 
 
@@ -97,28 +152,31 @@ async def approve_access_request(
     Neither the app that gets the access nor who asked for it may approve. With EVERGRANT_FOUR_EYES an app
     without admin that asks counts for nobody: for weighty permits another admin must approve the approval.
     """
-    given = body or ApprovalBody()
+    decision = body or ApprovalBody()
     call.require_step_up()
 
     async def write(tx: Transaction) -> AccessRequestView:
         request, app = await _undecided(tx, call, request_id)
         if call.caller.app.id == request.app_id or call.context.by == request.requested_by:
             raise Failure(ErrorCode.NOT_PERMITTED, "Another app with admin must decide it.")
-        lifetime = given.lifetime or request.lifetime_s
+        lifetime = decision.lifetime or request.lifetime_s
         ends_at = None if lifetime is None else call.now + timedelta(seconds=lifetime)
         if request.kind is AccessRequestKind.REMOVAL:
             ends_at = None
             await _remove_permit(tx, call, request, app)
         else:
             permit = PermitBody.model_validate(request.permit)
-            ends_at = min((it for it in (ends_at, permit.expires_at) if it is not None), default=None)
-            permit = permit.__replace__(expires_at=ends_at)
+            ends_at = min((end for end in (ends_at, permit.expires_at) if end is not None), default=None)
+            ends_text = None if ends_at is None else ends_at.isoformat()
+            permit = PermitBody.model_validate({**request.permit, "expires_at": ends_text})
             recorded = {"request_id": request.id}
             if gives_weighty(permit) and not await _are_two_admins(tx, call, request):
                 facts = await permit_facts(tx, call, app, None, permit.integration)
-                recorded |= await use_approval(tx, call, given, {**facts, "permit": request.permit})
+                recorded |= await use_approval(tx, call, decision, {**facts, "permit": request.permit})
             await save_permit(tx, call, app, request.permit_name, permit, None, recorded)
-        after = request.decided(AccessRequestState.APPROVED, call.context.by, call.now, given.note, ends_at)
+        after = request.decided(
+            AccessRequestState.APPROVED, call.context.by, call.now, decision.note, ends_at
+        )
         return await _decide(tx, call, AuditAction.ACCESS_APPROVED, after, app)
 
     return await call.write(write)
@@ -179,7 +237,7 @@ def _new_request(call: ApiCall, app: App, body: AccessRequestBody, asked: dict[s
         created_at=call.now,
         decide_by=call.now + timedelta(seconds=body.decide_within),
     )
-    return request.with_reminder(call.now)
+    return request.awaiting(call.now)
 
 
 async def _visible(tx: Transaction, call: ApiCall, request_id: str) -> tuple[AccessRequest, App]:

@@ -1,6 +1,6 @@
-"""What crosses Temporal for requests for access. No secrets; what is asked for is in the store."""
+"""What crosses Temporal for decisions of people. No secrets; what is asked for is in the store."""
 
-from evergrant_server.core.ids import AccessRequestId, PermitId, Tenant
+from evergrant_server.core.ids import AccessRequestId, CallApprovalId, PermitId, Tenant
 from evergrant_server.core.messages.base import Message, Provenance, Received, RequestMessage
 
 
@@ -12,13 +12,26 @@ class AdvanceAccessRequest(RequestMessage):
 
 
 class AccessRequestCall(AdvanceAccessRequest):
-    """Take the steps that are due."""
+    """Take the step of a request that is due."""
 
     provenance: Provenance
 
 
-class AccessRequestProgress(Message):
-    """The request's state; `next_s`: seconds until the next step, None when none follows."""
+class AdvanceCallApproval(RequestMessage):
+    """The input of an approval's run, and the signal that it was decided or used."""
+
+    tenant: Tenant
+    approval_id: CallApprovalId
+
+
+class CallApprovalCall(AdvanceCallApproval):
+    """Take the step of an approval that is due."""
+
+    provenance: Provenance
+
+
+class DecisionProgress(Message):
+    """The decision's state; `next_s`: seconds until the next step, None when none follows."""
 
     state: str
     next_s: float | None = None

@@ -1,43 +1,106 @@
 """`/v1/call-approvals`: an agent asks for one call, a person decides, and the call is made once."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Annotated, Any
 
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.responses import Response
 
 from evergrant_server.access.approvals import dangerous
-from evergrant_server.access.context import integration_spec
-from evergrant_server.api.agents.approval_models import (
-    CallApprovalBody,
-    CallApprovalView,
-    CallBody,
-    CallDecisionBody,
-    CalledView,
-)
+from evergrant_server.api.decisions.calls import CallBody, call_of
 from evergrant_server.api.http.call import AdminCall, ApiCall, Call, CommandResponse
-from evergrant_server.api.http.models import Page, PageCursor, PageLimit
-from evergrant_server.audit.approved_calls import hash_of, use_call_approval
-from evergrant_server.core.access import Action, App
-from evergrant_server.core.agents.call_approvals import CallApproval, CallApprovalState
+from evergrant_server.api.http.models import (
+    Body,
+    Page,
+    PageCursor,
+    PageLimit,
+    Text,
+    View,
+)
+from evergrant_server.audit.decisions import hash_of, use_call_approval
+from evergrant_server.core.access import App
 from evergrant_server.core.agents.calls import AgentCall
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.decisions import CallApproval, CallApprovalState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import CallApprovalId, ConnectionId, derived_id
 from evergrant_server.core.outbox import call_approval_message
-from evergrant_server.policy import Target, may_see
+from evergrant_server.policy import Target
 from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.agents import CALL_APPROVALS
-from providers.definition.templates import protected_resource_url, server_address
 
 router = APIRouter(tags=["agents"])
 
 MOST_WAITING = 50  # of one app
 _PATH = "/v1/call-approvals"
+_SHORTEST, _LONGEST, _USUAL = timedelta(minutes=1), timedelta(days=30), timedelta(days=3)
 _POLL_AFTER_S = 2
-_CALLS = frozenset({Action.PROXY, Action.TOKEN})
+
+
+class CallApprovalBody(CallBody):
+    """`reason` is for the person who decides. `decide_within`: seconds until the request ends undecided."""
+
+    reason: Text
+    decide_within: Annotated[float, Field(ge=_SHORTEST.total_seconds(), le=_LONGEST.total_seconds())] = (
+        _USUAL.total_seconds()
+    )
+
+
+class CallDecisionBody(Body):
+    """`note` is for the agent."""
+
+    note: Text | None = None
+
+
+class CallHeaderView(View):
+    """A header of the call, its name in lower case."""
+
+    name: str
+    value: str
+
+
+class CalledView(View):
+    """What is called: all that the approval is for. Neutral headers aren't part of it."""
+
+    method: str | None = None
+    url: str | None = None
+    headers: list[CallHeaderView] | None = None
+    body: str | None = None
+    body_sha256: str | None = None
+    tool: str | None = None
+    arguments: dict[str, Any] | None = None
+    params: dict[str, Any] | None = None
+
+
+class CallApprovalView(View):
+    """`call` is what is to be called, null in lists, where `name` is its method or tool. An approved call may
+    be made once, until `use_by`."""
+
+    id: str
+    state: CallApprovalState
+    agent: str
+    sponsor: str | None
+    connection_id: str
+    integration: str
+    subject: str
+    name: str
+    call: CalledView | None
+    reason: str
+    requested_by: str
+    created_at: datetime
+    decide_by: datetime
+    decided_by: str | None
+    decided_at: datetime | None
+    note: str | None
+    use_by: datetime | None
+    used_at: datetime | None
+
+    @classmethod
+    def of_approval(cls, approval: CallApproval, now: datetime, **members: Any) -> "CallApprovalView":
+        return cls.of(approval, state=approval.state_at(now), **members)
 
 
 @router.post(_PATH, status_code=202, response_model=CallApprovalView)
@@ -47,7 +110,7 @@ async def ask_for_call(body: CallApprovalBody, call: Call) -> Response:
     """
 
     async def write(tx: Transaction) -> Response:
-        wanted = await _call_of(tx, call, body)
+        wanted = await call_of(tx, call, body)
         hashed = await hash_of(tx, call.tenant, wanted)
         last = await tx.call_approvals.newest(call.tenant, hashed)
         if last is not None and last.is_answered_by(call.now):
@@ -70,7 +133,7 @@ async def use_approval(body: CallBody, call: Call) -> CallApprovalView:
     """
 
     async def write(tx: Transaction) -> CallApprovalView:
-        wanted = await _call_of(tx, call, body)
+        wanted = await call_of(tx, call, body)
         used = await use_call_approval(tx, call.tenant, wanted, call.context, call.now)
         return await _view(tx, call, used)
 
@@ -93,9 +156,11 @@ async def list_call_approvals(
     after = call.cursors.decode(cursor, call.tenant, **bound)
     mine = None if _may_read_all(call) else call.caller.app.id
     async with call.api.store.read() as tx:
-        found = await tx.call_approvals.page(call.tenant, after, limit + 1, app_id=mine, state=state)
-        views = [await _view(tx, call, it, with_call=False) for it in found[:limit]]
-    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.id, call.tenant, **bound)
+        approvals = await tx.call_approvals.page(call.tenant, after, limit + 1, app_id=mine, state=state)
+        views = [await _view(tx, call, approval, with_call=False) for approval in approvals[:limit]]
+    next_cursor = call.cursors.next_cursor(
+        approvals, limit, lambda approval: approval.id, call.tenant, **bound
+    )
     return Page(items=views, next_cursor=next_cursor)
 
 
@@ -141,29 +206,6 @@ async def deny_call(
 # --- steps --------------------------------------------------------------------------------
 
 
-async def _call_of(tx: Transaction, call: ApiCall, body: CallBody) -> AgentCall:
-    """The call as the caller would make it, with a connection that a permit for calls covers: which requests
-    the permit is about is judged when the call is made."""
-    if call.caller.session is not None:
-        raise invalid_request("connection_id", "A person makes no calls: the agent asks with its own key.")
-    connection = await call.visible_connection(tx, body.connection_id)
-    calling = [it for it in call.caller.permits if not _CALLS.isdisjoint(it.actions)]
-    if not may_see(calling, Target.of(connection), call.now, call.address):
-        raise Failure(ErrorCode.NOT_PERMITTED, "This needs the action proxy or token.")
-    server_url = None if body.tool is None else await _server_url(tx, call, connection)
-    return body.by(call.caller.app.id, connection, server_url)
-
-
-async def _server_url(tx: Transaction, call: ApiCall, connection: Connection) -> str | None:
-    """The connection's MCP server, as the gateway calls it; None for another provider's connection."""
-    integration = await tx.integrations.get(call.tenant, connection.integration_id)
-    if integration is None:
-        return None
-    spec = await integration_spec(tx, call.api.registry, integration)
-    url = protected_resource_url(spec, integration.params)
-    return None if url is None else server_address(url)
-
-
 def _new_approval(
     call: ApiCall, body: CallApprovalBody, wanted: AgentCall, hashed: str, round: int
 ) -> CallApproval:
@@ -185,10 +227,10 @@ def _new_approval(
 
 async def _visible(tx: Transaction, call: ApiCall, id: str) -> CallApproval:
     """Raises Failure NOT_FOUND alike for an absent and another app's."""
-    found = require_found(await tx.call_approvals.get(call.tenant, CallApprovalId(id)))
-    if found.app_id != call.caller.app.id and not _may_read_all(call):
+    approval = require_found(await tx.call_approvals.get(call.tenant, CallApprovalId(id)))
+    if approval.app_id != call.caller.app.id and not _may_read_all(call):
         raise Failure(ErrorCode.NOT_FOUND)
-    return found
+    return approval
 
 
 async def _undecided(tx: Transaction, call: ApiCall, id: str) -> tuple[CallApproval, App]:

@@ -1,23 +1,34 @@
-"""Bodies and views of `/v1/call-approvals`."""
+"""One call of an agent: as a request names it, and as an approval's hash and its approver have it."""
 
 import hashlib
-from datetime import datetime, timedelta
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from evergrant_server.api.http.models import Body, StorableText, Text, View, _printable, request_url
-from evergrant_server.core.agents.call_approvals import CallApproval, CallApprovalState
+from evergrant_server.access.context import integration_spec
+from evergrant_server.api.http.call import ApiCall
+from evergrant_server.api.http.models import (
+    Body,
+    StorableText,
+    _printable,
+    request_url,
+)
+from evergrant_server.core.access import Action
 from evergrant_server.core.agents.calls import AgentCall, covered_headers, covered_params
 from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, is_id
+from evergrant_server.policy import Target, may_see
+from evergrant_server.problems import invalid_request
+from evergrant_server.store import Transaction
+from providers.definition.templates import protected_resource_url, server_address
 
-_SHORTEST, _LONGEST, _USUAL = timedelta(minutes=1), timedelta(days=30), timedelta(days=3)
 _LONGEST_BODY = 64 * 1024
 _MOST_HEADERS = 100
 _HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,200}$"  # RFC 9110 section 5.6.2
 _HEADER_VALUE = "^[\\t -~\u0080-\u00ff]{0,8000}$"  # section 5.5; a character stands for a byte
 _CREDENTIALS = frozenset({"authorization", "proxy-authorization", "cookie"})
+_CALLS = frozenset({Action.PROXY, Action.TOKEN})
 
 
 def _connection_id(value: str) -> str:
@@ -64,7 +75,7 @@ class CallBody(Body):
         is_tool = self.tool is not None
         of_request, of_tool = (self.method, self.body, self.body_sha256), (self.arguments, self.params)
         of_the_other = of_request if is_tool else of_tool
-        if not (is_request or is_tool) or any(it is not None for it in of_the_other):
+        if not (is_request or is_tool) or any(member is not None for member in of_the_other):
             raise ValueError("needs method and url, or a tool with its arguments")
         if not {"name", "arguments"}.isdisjoint(self.params or ()):
             raise ValueError("params has what is beside name and arguments: these are tool and arguments")
@@ -74,7 +85,9 @@ class CallBody(Body):
 
     def called(self, call: AgentCall) -> dict[str, Any]:
         """What an approver is shown: all that the call's hash is over, with its body where that is known."""
-        beside = {name: it for name, it in (call.params or {}).items() if name not in ("name", "arguments")}
+        beside = {
+            name: value for name, value in (call.params or {}).items() if name not in ("name", "arguments")
+        }
         shown = {
             **self.model_dump(include={"method", "body", "body_sha256", "tool", "arguments"}),
             "url": call.url,
@@ -94,70 +107,32 @@ class CallBody(Body):
             connection=connection.id,
             method=self.method,
             url=self.url or server_url,
-            headers=covered_headers(((it.name, it.value) for it in self.headers), of_tool=is_tool),
+            headers=covered_headers(
+                ((header.name, header.value) for header in self.headers), of_tool=is_tool
+            ),
             body_sha256=digest or self.body_sha256,
             params=covered_params(params) if is_tool else None,
         )
 
 
-class CallApprovalBody(CallBody):
-    """`reason` is for the person who decides. `decide_within`: seconds until the request ends undecided."""
-
-    reason: Text
-    decide_within: Annotated[float, Field(ge=_SHORTEST.total_seconds(), le=_LONGEST.total_seconds())] = (
-        _USUAL.total_seconds()
-    )
-
-
-class CallDecisionBody(Body):
-    """`note` is for the agent."""
-
-    note: Text | None = None
+async def call_of(tx: Transaction, call: ApiCall, body: CallBody) -> AgentCall:
+    """The call as the caller would make it, with a connection that a permit for calls covers: which requests
+    the permit is about is judged when the call is made."""
+    if call.caller.session is not None:
+        raise invalid_request("connection_id", "A person makes no calls: the agent asks with its own key.")
+    connection = await call.visible_connection(tx, body.connection_id)
+    calling = [permit for permit in call.caller.permits if not _CALLS.isdisjoint(permit.actions)]
+    if not may_see(calling, Target.of(connection), call.now, call.address):
+        raise Failure(ErrorCode.NOT_PERMITTED, "This needs the action proxy or token.")
+    server_url = None if body.tool is None else await _server_url(tx, call, connection)
+    return body.by(call.caller.app.id, connection, server_url)
 
 
-class CallHeaderView(View):
-    """A header of the call, its name in lower case."""
-
-    name: str
-    value: str
-
-
-class CalledView(View):
-    """What is called: all that the approval is for. Neutral headers aren't part of it."""
-
-    method: str | None = None
-    url: str | None = None
-    headers: list[CallHeaderView] | None = None
-    body: str | None = None
-    body_sha256: str | None = None
-    tool: str | None = None
-    arguments: dict[str, Any] | None = None
-    params: dict[str, Any] | None = None
-
-
-class CallApprovalView(View):
-    """`call` is what is to be called, null in lists, where `name` is its method or tool. An approved call may
-    be made once, until `use_by`."""
-
-    id: str
-    state: CallApprovalState
-    agent: str
-    sponsor: str | None
-    connection_id: str
-    integration: str
-    subject: str
-    name: str
-    call: CalledView | None
-    reason: str
-    requested_by: str
-    created_at: datetime
-    decide_by: datetime
-    decided_by: str | None
-    decided_at: datetime | None
-    note: str | None
-    use_by: datetime | None
-    used_at: datetime | None
-
-    @classmethod
-    def of_approval(cls, approval: CallApproval, now: datetime, **more: Any) -> "CallApprovalView":
-        return cls.of(approval, state=approval.state_at(now), **more)
+async def _server_url(tx: Transaction, call: ApiCall, connection: Connection) -> str | None:
+    """The connection's MCP server, as the gateway calls it; None for another provider's connection."""
+    integration = await tx.integrations.get(call.tenant, connection.integration_id)
+    if integration is None:
+        return None
+    spec = await integration_spec(tx, call.api.registry, integration)
+    url = protected_resource_url(spec, integration.params)
+    return None if url is None else server_address(url)

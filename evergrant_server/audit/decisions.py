@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from evergrant_server.audit.hash_chain import append
-from evergrant_server.core.agents.call_approvals import CallApproval
 from evergrant_server.core.agents.calls import AgentCall
 from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.decisions import CallApproval
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import RequestContext

@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from evergrant_server.access.approvals import dangerous, is_second_admin
 from evergrant_server.api.http.call import AdminCall, AuditorCall
 from evergrant_server.api.http.models import Page, View
-from evergrant_server.core.access import Approval
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.decisions import Approval
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ApprovalId
 from evergrant_server.store import Transaction
@@ -38,8 +38,8 @@ class ApprovalView(View):
 async def list_approvals(call: AuditorCall) -> Page[ApprovalView]:
     """The commands that wait for an approval, or were approved and not sent again; the 200 oldest."""
     async with call.api.store.read() as tx:
-        found = await tx.approvals.open(call.tenant, call.now, _MOST_LISTED)
-    return Page(items=[ApprovalView.of(approval) for approval in found])
+        approvals = await tx.approvals.open(call.tenant, call.now, _MOST_LISTED)
+    return Page(items=[ApprovalView.of(approval) for approval in approvals])
 
 
 @router.post("/v1/approvals/{approval_id}")
@@ -51,17 +51,19 @@ async def approve(approval_id: str, call: AdminCall) -> ApprovalView:
     call.require_step_up()
 
     async def write(tx: Transaction) -> Approval:
-        found = await tx.approvals.get(call.tenant, ApprovalId(approval_id))
-        if found is None or not found.is_open(call.now):
+        approval = await tx.approvals.get(call.tenant, ApprovalId(approval_id))
+        if approval is None or not approval.is_open(call.now):
             raise Failure(ErrorCode.NOT_FOUND, "There is no such command, or it waits no longer.")
-        if found.app_id == call.caller.app.id or not await is_second_admin(tx, call, found.by):
+        if approval.app_id == call.caller.app.id or not await is_second_admin(tx, call, approval.by):
             why = "Another admin must approve it: no agent, nor who answers for the agent that sent it."
             raise Failure(ErrorCode.NOT_PERMITTED, why)
-        if found.approved_by is not None:
-            return found
-        approved = found.__replace__(approved_by=call.context.by)
-        await tx.approvals.put(approved, expected=found.revision)
-        await call.record(tx, AuditAction.APPROVAL_GIVEN, found.id, command=found.command, by=found.by)
+        if approval.approved_by is not None:
+            return approval
+        approved = approval.__replace__(approved_by=call.context.by)
+        await tx.approvals.put(approved, expected=approval.revision)
+        await call.record(
+            tx, AuditAction.APPROVAL_GIVEN, approval.id, command=approval.command, by=approval.by
+        )
         return approved
 
     return ApprovalView.of(await call.write(write))
