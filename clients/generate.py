@@ -186,9 +186,12 @@ def docstring(text: str, indent: str, after: str = "\n") -> Iterator[str]:
 def operations(
     document: Mapping[str, Any], by_hand: frozenset[str] = BY_HAND
 ) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
-    """The API's operations but those that are written by hand: name, method, path, and what is described."""
-    for path, methods in document["paths"].items():
-        for method, operation in methods.items():
+    """The API's operations but those that are written by hand: name, method, path, and what is described.
+
+    Sorted by path, so that a router that moves changes nothing.
+    """
+    for path, methods in sorted(document["paths"].items()):
+        for method, operation in sorted(methods.items()):
             # FastAPI's id: the function's name, its path and its method
             ending = re.sub(r"\W", "_", path) + f"_{method}"
             name = operation["operationId"].removesuffix(ending)
