@@ -55,7 +55,7 @@ from evergrant_server.api.transfer import routes as transfer
 from evergrant_server.console.console_pages import ConsolePages
 from evergrant_server.console.logos import Logos
 from evergrant_server.console.pages import Pages
-from evergrant_server.setting_types import CertificateHeader
+from evergrant_server.settings.types import CertificateHeader
 from evergrant_server.telemetry import traces
 
 VERSION = "0.1.0"

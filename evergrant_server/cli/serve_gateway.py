@@ -8,7 +8,7 @@ from starlette.types import ASGIApp
 from evergrant_server.access.context import ApiContext
 from evergrant_server.api.connections.create import offer_consent
 from evergrant_server.audit.lease_ledger import LeaseLedger, new_lease_shard
-from evergrant_server.cli.ports import require_free_port
+from evergrant_server.cli.machine import require_free_port
 from evergrant_server.cli.serve import check_keys_and_store
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.egress import EgressPolicy, StreamingTransport
