@@ -66,7 +66,7 @@ class Wanted(NamedTuple):
 
 
 def read_wanted(parameters: Mapping[str, str], settings: Settings) -> Wanted:
-    """Raises TokenRefused."""
+    """What the parameters of a token request ask for. Raises TokenRefused."""
     if parameters.get("requested_token_type", ACCESS_TOKEN) != ACCESS_TOKEN:
         raise TokenRefused("invalid_request", f"requested_token_type must be {ACCESS_TOKEN}.")
     if parameters.get("audience", settings.public_url) != settings.public_url:
@@ -206,7 +206,7 @@ async def add_delegation(
 async def _place_in_tree(
     tx: Transaction, app: App, beginning: Beginning, id: DelegationId, reach: Reach
 ) -> tuple[tuple[DelegationId, ...], Reach]:
-    """Its path from the root, and its reach within the parent's. Raises TokenRefused."""
+    """The new delegation's path from its root, and its reach within its parent's. Raises TokenRefused."""
     parent = beginning.parent
     path = (id,) if parent is None else (*parent.own.path, id)
     await _require_room(tx, app, path)
@@ -239,7 +239,7 @@ async def _require_room(tx: Transaction, app: App, path: tuple[DelegationId, ...
 
 
 async def _require_connections(tx: Transaction, app: App, subject: str, reach: Reach) -> None:
-    """Each named connection is the subject's. One of another subject doesn't exist for this app."""
+    """Raise TokenRefused for a named connection of another subject, as if it didn't exist."""
     for id in reach.connections or ():
         connection = await tx.connections.get(app.tenant, ConnectionId(id))
         if connection is None or connection.subject != subject:

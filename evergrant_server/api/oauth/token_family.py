@@ -124,7 +124,7 @@ async def issue(
 async def end_family(
     tx: Transaction, family: TokenFamily, why: FamilyEnd, context: RequestContext, at: datetime
 ) -> int:
-    """End it with its access tokens, whose next use is refused in every process; returns how many.
+    """End the family with its access tokens, whose next use is refused in every process; returns how many.
 
     The app's revision moves: its callers are read anew, and calls that are being decided are decided again.
     """

@@ -154,7 +154,7 @@ async def _store_code(pages: SubjectPages, store: Callable[[Transaction], Awaita
 
 
 def _failure_of(result: LoginResult) -> Failure | None:
-    """Why the worker let nobody in; None for a verified login."""
+    """Why the worker refused the login; None for a verified one."""
     if result.failure is None:
         return None
     return Failure(result.failure, result.detail, retry_after=result.retry_after)

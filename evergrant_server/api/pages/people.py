@@ -103,7 +103,7 @@ async def start_login(pages: PagesDep) -> Response:
 def _start(
     pages: SubjectPages, tenant: str, step_up: str, port: str, state: str, challenge: str
 ) -> LoginStart:
-    """Raises Failure INVALID_REQUEST."""
+    """What the browser, or the command that opened it, asks for. Raises Failure INVALID_REQUEST."""
     named = tenant or pages.api.settings.tenant
     if not is_slug(named):
         raise invalid_request("tenant", "This is no tenant's name.")

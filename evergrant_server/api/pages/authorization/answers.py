@@ -135,7 +135,8 @@ async def _add_registered(tx: Transaction, pages: SubjectPages, client: GatewayC
 async def require_still_taken(
     pages: SubjectPages, tx: Transaction, request: AuthorizationRequest
 ) -> GatewayClient:
-    """Raises Failure TENANT_DISABLED, CLIENTS_OFF, CLIENT_UNKNOWN."""
+    """The request's client, if the tenant's rule still takes it. Raises Failure TENANT_DISABLED, CLIENTS_OFF,
+    CLIENT_UNKNOWN."""
     await tx.tenants.require_enabled(request.tenant)
     rule = await tx.client_logins.of_tenant(request.tenant)
     client = await find_client(pages, tx, request.client_id)
@@ -147,7 +148,7 @@ async def require_still_taken(
 
 
 def consent_to(request: AuthorizationRequest, pages: SubjectPages) -> ClientConsent:
-    """What the person of a request agrees to, to be remembered."""
+    """The consent of a request's person, to be remembered."""
     where, client_id = without_port(request.redirect_uri), known_id(request.client_id)
     parts = (request.tenant, client_id, request.subject, request.resource, where)
     return ClientConsent(
@@ -190,7 +191,8 @@ def _error_url(
 
 
 def _leave(pages: SubjectPages, url: str, form: bool) -> Response:
-    """After a form a page leads on: its policy for forms would apply to every hop of a redirect."""
+    """Lead the browser on; after a form by a page, whose policy for forms would apply to every hop of a
+    redirect."""
     if not form:
         return redirect_response(url)
     return html_response(pages.templates.redirecting(parties=None, to=where_it_leads(url), url=url))
@@ -198,7 +200,7 @@ def _leave(pages: SubjectPages, url: str, form: bool) -> Response:
 
 @dataclass(frozen=True)
 class OpenedRequest:
-    """With its client, what it asks for now, and its person."""
+    """A request with its client, what it asks for now, and its person's session."""
 
     request: AuthorizationRequest
     client: GatewayClient

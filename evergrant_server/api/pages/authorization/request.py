@@ -74,7 +74,7 @@ class AskedResource:
 
 
 def read_query(raw: bytes) -> AuthorizeQuery:
-    """Raises Failure CLIENT_UNKNOWN for a query that names no client: no client can be answered."""
+    """The parsed query. Raises Failure CLIENT_UNKNOWN for one that names no client that could be answered."""
     text = raw.decode("ascii", "replace")
     try:
         if len(text) > LONGEST_QUERY or not text.isascii():
@@ -245,7 +245,10 @@ class Asked:
 async def read_asked(
     pages: SubjectPages, tx: Transaction, query: AuthorizeQuery, client: GatewayClient | None
 ) -> Asked:
-    """`client` None: it is a document that isn't read yet. Raises AuthorizationRefused."""
+    """What the query asks for; `client` None stands for a metadata document that isn't read yet.
+
+    Raises AuthorizationRefused.
+    """
     challenge = require_code_flow(query)
     resource = require_resource(query, pages.api.settings.gateway_public_url)
     return await _judged(pages, tx, challenge, resource, client)
@@ -320,5 +323,5 @@ async def _rule_for(tx: Transaction, tenant: Tenant, kind: ClientKind) -> Client
 
 
 def _from_anywhere(permit: Permit) -> Permit:
-    """Where the client will call from isn't known yet: the gateway looks at each call."""
+    """The permit without its bound on source addresses: the gateway looks at where each call comes from."""
     return permit.__replace__(sources=None) if permit.effect is Effect.ALLOW else permit
