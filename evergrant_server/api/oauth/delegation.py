@@ -50,7 +50,7 @@ from evergrant_server.telemetry.request_ids import trace_of
 from providers.responses.workload_token import WorkloadToken
 
 ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
-MOST_NAMED = 50  # scopes, and resources
+_MOST_NAMED = 50  # scopes, and resources
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,256}")  # RFC 6749 section 3.3
 
 
@@ -81,8 +81,8 @@ def _scopes(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
     scopes = tuple(dict.fromkeys(text.split(" ")))
-    if len(scopes) > MOST_NAMED or not all(_SCOPE.fullmatch(scope) for scope in scopes):
-        raise TokenRefused("invalid_scope", f"scope: at most {MOST_NAMED}, with one space between two.")
+    if len(scopes) > _MOST_NAMED or not all(_SCOPE.fullmatch(scope) for scope in scopes):
+        raise TokenRefused("invalid_scope", f"scope: at most {_MOST_NAMED}, with one space between two.")
     return scopes
 
 
@@ -110,8 +110,8 @@ def _targets(
         elif resource not in (base, gateway):
             why = "resource must be a URL of this server's connections, integrations, or its gateway."
             raise TokenRefused("invalid_target", why)
-    if len(resources) > MOST_NAMED:
-        raise TokenRefused("invalid_target", f"At most {MOST_NAMED} resources.")
+    if len(resources) > _MOST_NAMED:
+        raise TokenRefused("invalid_target", f"At most {_MOST_NAMED} resources.")
     if not integrations and not connections:
         return None, None, actions
     return tuple(dict.fromkeys(integrations)), tuple(dict.fromkeys(connections)), actions

@@ -99,7 +99,7 @@ def code_response(
 async def add_code(tx: Transaction, pages: SubjectPages, request: AuthorizationRequest, text: Secret) -> None:
     """Write the code, the client's use and the audit record; at the first use of one that registered itself,
     its row. Raises Failure CLIENT_UNKNOWN, CLIENTS_OFF for what was turned off meanwhile."""
-    now, client = pages.now, await require_still_taken(pages, tx, request)
+    now, client = pages.now, await _require_still_taken(pages, tx, request)
     if client.kind is ClientKind.REGISTERED and client.used_at is None:
         await _add_registered(tx, pages, client)
     code = AuthorizationCode(
@@ -132,7 +132,7 @@ async def _add_registered(tx: Transaction, pages: SubjectPages, client: GatewayC
         await pages.record(tx, AuditAction.OAUTH_CLIENT_PUT, client.tenant, client.id, **detail)
 
 
-async def require_still_taken(
+async def _require_still_taken(
     pages: SubjectPages, tx: Transaction, request: AuthorizationRequest
 ) -> GatewayClient:
     """The request's client, if the tenant's rule still takes it. Raises Failure TENANT_DISABLED, CLIENTS_OFF,
@@ -227,7 +227,7 @@ async def open_request(pages: SubjectPages, request: AuthorizationRequest) -> Op
     """The request, of its session, judged anew. Raises Failure CALLBACK_INVALID; CLIENT_UNKNOWN, CLIENTS_OFF,
     NOT_PERMITTED and TENANT_DISABLED for what was taken away."""
     async with pages.api.store.read() as tx:
-        client = await require_still_taken(pages, tx, request)
+        client = await _require_still_taken(pages, tx, request)
         asked = await read_again(pages, tx, request, client)
         session = await live_subject(pages, tx, asked.rule)
     if session is None or session.id != request.session_id:

@@ -30,7 +30,7 @@ from evergrant_server.policy import PermitQuestion, Target, decide
 from evergrant_server.policy.callers import names_subject
 from evergrant_server.store import Transaction
 
-LONGEST_QUERY = 8000
+_LONGEST_QUERY = 8000
 _MOST_PARAMETERS = 50
 _READ_TIMEOUT_S = 30.0  # the person waits; the request to the document's host has a shorter limit
 _ENDED = "the connection has ended: its app has to begin a new one"
@@ -77,7 +77,7 @@ def read_query(raw: bytes) -> AuthorizeQuery:
     """The parsed query. Raises Failure CLIENT_UNKNOWN for one that names no client that could be answered."""
     text = raw.decode("ascii", "replace")
     try:
-        if len(text) > LONGEST_QUERY or not text.isascii():
+        if len(text) > _LONGEST_QUERY or not text.isascii():
             raise ValueError
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
     except ValueError:
@@ -94,7 +94,7 @@ def read_query(raw: bytes) -> AuthorizeQuery:
     return query
 
 
-def require_code_flow(query: AuthorizeQuery) -> str:
+def _require_code_flow(query: AuthorizeQuery) -> str:
     """The S256 challenge. Raises AuthorizationRefused for another flow, and without PKCE."""
     if (response_type := query.once("response_type")) != "code":
         error = "invalid_request" if response_type is None else "unsupported_response_type"
@@ -111,7 +111,7 @@ def require_code_flow(query: AuthorizeQuery) -> str:
     return challenge
 
 
-def require_resource(query: AuthorizeQuery, gateway_url: str) -> AskedResource:
+def _require_resource(query: AuthorizeQuery, gateway_url: str) -> AskedResource:
     """The resource that the token is for. Raises AuthorizationRefused (RFC 8707 section 2)."""
     whole = f"{gateway_url}/mcp"
     if "resource" in query.repeated:
@@ -249,8 +249,8 @@ async def read_asked(
 
     Raises AuthorizationRefused.
     """
-    challenge = require_code_flow(query)
-    resource = require_resource(query, pages.api.settings.gateway_public_url)
+    challenge = _require_code_flow(query)
+    resource = _require_resource(query, pages.api.settings.gateway_public_url)
     return await _judged(pages, tx, challenge, resource, client)
 
 
