@@ -3,7 +3,7 @@
 import sys
 from contextlib import AsyncExitStack
 
-from evergrant_server.cli.gateway.serve import open_gateway
+from evergrant_server.cli.serve_gateway import open_gateway
 from evergrant_server.egress import EgressPolicy, StreamingTransport
 from evergrant_server.gateway.app import GatewayApp
 from evergrant_server.gateway.http.lifespan import Lifespan

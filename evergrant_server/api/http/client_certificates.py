@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from evergrant_server.access.authentication import CERTIFICATE
 from evergrant_server.crypto.client_certificates import AppCertificate
 from evergrant_server.problems import invalid_request, problem_response
-from evergrant_server.setting_types import CERTIFICATE_HEADER_NAMES, CertificateHeader
+from evergrant_server.settings.types import CERTIFICATE_HEADER_NAMES, CertificateHeader
 from evergrant_server.telemetry.logs import LogEvent, log_event
 
 log = logging.getLogger("evergrant.api")

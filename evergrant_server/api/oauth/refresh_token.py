@@ -31,7 +31,7 @@ from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.alarms import report_replayed_token
-from evergrant_server.telemetry.families import count_family
+from evergrant_server.telemetry.metrics import count_family
 from evergrant_server.telemetry.request_ids import trace_of
 
 _FOREIGN = "The token was issued to another client."

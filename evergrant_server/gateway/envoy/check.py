@@ -26,7 +26,7 @@ from evergrant_server.gateway.proxy.provider_api import ProviderApi
 from evergrant_server.gateway.proxy.target import CallerPath, read_caller_path, target_of_call
 from evergrant_server.policy import PermitDecision, ProxiedRequest, query_names
 from evergrant_server.store import LeaseRow
-from evergrant_server.telemetry import envoy_metrics
+from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.request_ids import trace_of
 
 _CONNECTION = re.compile(r"con_[0-9a-z]{22}\Z")
@@ -79,7 +79,7 @@ class EnvoyCheck:
             outcome = failure.code.value
             raise
         finally:
-            envoy_metrics.record_check(outcome, time.monotonic() - began)
+            metrics.record_envoy_check(outcome, time.monotonic() - began)
 
     async def _decide(self, request: Request, asked: AskedCall) -> AllowedCall:
         parts = self._parts

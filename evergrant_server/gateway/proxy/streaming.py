@@ -17,7 +17,7 @@ from evergrant_server.gateway.proxy.caller_body import CallerBody, CallerLeft
 from evergrant_server.gateway.proxy.current_caller import current_caller
 from evergrant_server.gateway.proxy.decoding import decoded, decoder_of
 from evergrant_server.gateway.proxy.headers import RawHeaders, response_headers, values_of
-from evergrant_server.telemetry import proxy_metrics
+from evergrant_server.telemetry import metrics
 
 RECHECK_S = 5.0  # between two looks at whether a stream may go on
 
@@ -30,7 +30,7 @@ async def carry_out(
     parts: GatewayParts, request: Request, call: ProxyCall, body: CallerBody, receive: Receive, send: Send
 ) -> None:
     """Carry the call out. Raises Failure before a response has begun, ResponseBroken afterwards."""
-    proxy_metrics.note_open(1)
+    metrics.note_open_calls(1)
     begun = asyncio.Event()
     refusal: Failure | None = None
     work = asyncio.create_task(_hand_answer_on(call, send, begun))
@@ -47,7 +47,7 @@ async def carry_out(
         for task in (work, leaving):
             task.cancel()  # does nothing to one that is done
         await asyncio.gather(work, leaving, return_exceptions=True)
-        proxy_metrics.note_open(-1)
+        metrics.note_open_calls(-1)
     if work.cancelled():
         raise ResponseBroken if refusal is None or begun.is_set() else refusal
     work.result()
