@@ -170,7 +170,7 @@ async def show_revoke_key(visit: VisitDep, name: str, key_id: str) -> Response:
 @router.post("/console/apps/{name}/keys/{key_id}/revoke")
 @console_page
 async def end_key(visit: VisitDep, name: str, key_id: str) -> Response:
-    """Revoke it: at once, and for good."""
+    """Revoke the key, at once and for good."""
     await visit.read_form()
     await revoke_key(name, key_id, await require_tenant_admin(visit.call))
     return redirect_response(f"/console/apps/{name}?done=key-revoked")
