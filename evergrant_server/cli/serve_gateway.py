@@ -17,7 +17,7 @@ from evergrant_server.gateway.http.lifespan import Lifespan
 from evergrant_server.gateway.http.server import make_server
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.outcomes import OutcomeLog
-from evergrant_server.gc_tuning import tune_garbage_collector
+from evergrant_server.process import tune_garbage_collector
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows
 from evergrant_server.store.database.engine import Pool
