@@ -11,9 +11,9 @@ from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import MAIN_SLOT, NARROWED, Grant, Origin, TokenSet
-from evergrant_server.core.connections.pinned_hosts import NOTHING_PINNED, PinnedHosts
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.integrations import NOTHING_PINNED, PinnedHosts
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, Sealed
 from evergrant_server.crypto.envelope import seal_broken

@@ -62,11 +62,6 @@ class TokenFamilies(AuthenticatedRepository[TokenFamily, TokenFamilyId]):
         mine = self._where(*self._live(tenant, equal))
         return await self._all_unchecked(mine.order_by(col(TokenFamilyRow.id)).limit(limit))
 
-    async def count_live(self, tenant: Tenant, now: datetime, **equal: str | None) -> int:
-        live = (*self._live(tenant, equal), col(TokenFamilyRow.expires_at) > now)
-        query = select(func.count()).select_from(TokenFamilyRow).where(*live)
-        return int((await self._connection.execute(query)).scalar_one())
-
     async def last_calls(self, tenant: Tenant, ids: Collection[str]) -> dict[str, datetime]:
         """When an access token of each last authenticated a request, by the family's id, to the minute."""
         use = AppKeyUseRow

@@ -148,11 +148,6 @@ class ClientConsents(AuthenticatedRepository[ClientConsent, ClientConsentId]):
         """Raise the time of its last use, which no authenticator covers."""
         await self._run(update(ClientConsentRow).where(self._is(consent)).values({"used_at": at}))
 
-    async def of_subject(self, tenant: Tenant, subject: str, limit: int) -> list[ClientConsent]:
-        """What a subject has agreed to, the newest first. Not checked."""
-        mine = self._where(tenant=tenant, subject=subject)
-        return await self._all_unchecked(mine.order_by(col(ClientConsentRow.created_at).desc()).limit(limit))
-
     async def delete(self, consent: ClientConsent) -> None:
         """Raises Failure NOT_FOUND."""
         await self._delete(f"Consent {consent.id}", tenant=consent.tenant, id=consent.id)
