@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from evergrant_server.access.judgement import PermitJudge, without_offline
-from evergrant_server.api.apps.permit_models import PermitBody
+from evergrant_server.api.apps.permits import PermitBody
 from evergrant_server.api.apps.routes import require_app
 from evergrant_server.api.http.call import AdminCall, ApiCall
 from evergrant_server.api.http.models import Body, Slug, UtcDatetime, View

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from evergrant_server.audit.approved_calls import call_hash
+from evergrant_server.audit.decisions import call_hash
 from evergrant_server.core.agents.calls import (
     NEUTRAL_HEADERS,
     NEUTRAL_META,
