@@ -14,7 +14,7 @@ from activities.support.turns import ACTIVITY_SLOTS, TurnInterceptor
 from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.journal import Journal
-from evergrant_server.process_exit import exit_process
+from evergrant_server.process import exit_process
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.temporal_link.connect import require_prepared_namespace
 from evergrant_server.temporal_link.queue_order import QueueOrderInterceptor

@@ -12,7 +12,7 @@ from pathlib import Path
 from bench import disabling, gateway, greedy, leases, ledger, refreshes, report
 from bench.bounds import Bounds
 from bench.processes import load_generator, postgresql, sqlite
-from evergrant_server.process_exit import exit_process
+from evergrant_server.process import exit_process
 from examples.demo.interruption import run_interruptible
 
 PARTS = ("sqlite", "postgresql", "disabled", "refreshes", "gateway")

@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bench.load import HOST
 from evergrant_server.cli.serve import granian_server
-from evergrant_server.gc_tuning import tune_garbage_collector
-from evergrant_server.process_exit import exit_process
+from evergrant_server.process import exit_process, tune_garbage_collector
 
 _BYTES = "BENCH_ANSWER_BYTES"  # read by the process that granian starts
 _FRAME = '{"access_token":""}'

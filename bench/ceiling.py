@@ -12,7 +12,7 @@ from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from evergrant_server.process_exit import exit_process
+from evergrant_server.process import exit_process
 
 
 @activity.defn

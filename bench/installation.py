@@ -13,9 +13,8 @@ from evergrant_server.core.access import Action, App, Permit
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
-from evergrant_server.core.connections.pinned_hosts import NOTHING_PINNED
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, PermitId, Tenant, new_id
-from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.integrations import NOTHING_PINNED, Endpoints, Integration
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings

@@ -11,8 +11,7 @@ from evergrant_server.api.connections.create import offer_consent
 from evergrant_server.audit.lease_ledger import LeaseLedger, new_lease_shard
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.egress import EgressPolicy
-from evergrant_server.gc_tuning import tune_garbage_collector
-from evergrant_server.parent_process import end_with_parent
+from evergrant_server.process import end_with_parent, tune_garbage_collector
 from evergrant_server.settings import load_settings
 from evergrant_server.store import LeaseRows
 from evergrant_server.store.database.engine import Pool

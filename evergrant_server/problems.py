@@ -97,14 +97,14 @@ def field_errors(
     error: ValidationError | RequestValidationError, members: Collection[str] = ()
 ) -> list[dict[str, str]]:
     """The invalid fields and the reason for each, without the values. `members` are those of the body."""
-    found: list[dict[str, str]] = []
+    problems: list[dict[str, str]] = []
     for entry in list(error.errors())[:_MAX_ERRORS]:
         if entry["type"] == "json_invalid":  # its loc is an offset, not a field
             return [{"field": "body", "problem": _invalid_json(entry)}]
         loc = [str(part) for part in entry["loc"] if part not in ("body", "query", "path", "header")]
         name = ".".join(part if part.isdigit() or _FIELD_NAME.match(part) else "?" for part in loc)
-        found.append({"field": name or "body", "problem": problem_in_words(entry, members)})
-    return found
+        problems.append({"field": name or "body", "problem": problem_in_words(entry, members)})
+    return problems
 
 
 def invalid_request_response(
@@ -118,20 +118,20 @@ def invalid_request_response(
 
 def _invalid_json(entry: Mapping[str, Any]) -> str:
     """What the parser found and where; its phrases quote nothing."""
-    found, at = entry.get("ctx", {}).get("error"), entry["loc"][-1] if entry["loc"] else None
+    reason, at = entry.get("ctx", {}).get("error"), entry["loc"][-1] if entry["loc"] else None
     where = f" at character {at}" if isinstance(at, int) else ""
-    return f"{INVALID_JSON}: {found}{where}" if found else INVALID_JSON
+    return f"{INVALID_JSON}: {reason}{where}" if reason else INVALID_JSON
 
 
 def problem_in_words(entry: Mapping[str, Any], members: Collection[str]) -> str:
     """The reason of one invalid field."""
-    kind, given = entry["type"], entry.get("input")
+    kind, value = entry["type"], entry.get("input")
     if kind == "extra_forbidden":
         of_body = members if len([part for part in entry["loc"] if part != "body"]) == 1 else ()
         return f"there is no such member{meant(str(entry['loc'][-1]), of_body)}"
     if kind in ("enum", "literal_error"):
         expected = str(entry.get("ctx", {}).get("expected", ""))
-        return f"use {expected}{meant(str(given), _QUOTED.findall(expected))}"
+        return f"use {expected}{meant(str(value), _QUOTED.findall(expected))}"
     if kind in ("model_type", "model_attributes_type") and entry["loc"] in ((), ("body",)):
         return _IN_WORDS[kind] + _NO_JSON
     known = _IN_WORDS.get(kind)

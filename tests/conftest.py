@@ -15,7 +15,7 @@ import pytest_asyncio
 from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 from pydantic import BaseModel
 
-from evergrant_server.process_exit import exit_process
+from evergrant_server.process import exit_process
 from tests.fakes import leftovers
 from tests.fakes.patience import PATIENCE_S
 
@@ -74,7 +74,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: Any) -> None:
-    """After the summary: leave as every command of ours does (see `evergrant_server.process_exit`)."""
+    """After the summary: leave as every command of ours does (see `evergrant_server.process`)."""
     if _ended and "MUTANT_UNDER_TEST" not in os.environ:  # mutmut goes on after it
         exit_process(_ended[0])
 

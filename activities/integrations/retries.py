@@ -18,7 +18,7 @@ from evergrant_server.core.messages.integrations import RetryConnections, RetryC
 from evergrant_server.core.messages.names import ActivityName, SignalName
 from evergrant_server.core.outbox import OutboxMessage, signal_message
 from evergrant_server.store import Store
-from evergrant_server.store.connections.connection_page import ConnectionPage
+from evergrant_server.store.connections.connections import ConnectionPage
 from evergrant_server.telemetry.metrics import report_unreadable
 
 log = logging.getLogger("evergrant.activities")

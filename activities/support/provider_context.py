@@ -8,10 +8,9 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE, ProofKey
 from evergrant_server.core.connections.grant import FollowUp, Grant
-from evergrant_server.core.connections.pinned_hosts import NOTHING_PINNED, PinnedHosts
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.integrations import NOTHING_PINNED, Endpoints, Integration, PinnedHosts
 from evergrant_server.core.lifecycle.snapshot import grant_result_of
 from evergrant_server.core.messages.activities import GrantResult
 from providers.definition.schema import ProviderSpec

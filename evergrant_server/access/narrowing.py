@@ -12,8 +12,7 @@ from evergrant_server.audit.lease_ledger import StaleClaim
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.connections.grant import Grant
-from evergrant_server.core.connections.narrowing import MOST_NARROWED, narrowed_slot
+from evergrant_server.core.connections.grant import MOST_NARROWED, Grant, narrowed_slot
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages.connection import RefreshReason

@@ -6,7 +6,6 @@ Doesn't own the tables (store), what is worth recording (its callers) or the wor
 (`core.audit`, `core.events`).
 """
 
-from evergrant_server.audit.denies import record_denies
 from evergrant_server.audit.hash_chain import append, append_all
 from evergrant_server.audit.publishing import wake_webhook, write_event
 from evergrant_server.audit.records import (
@@ -17,6 +16,7 @@ from evergrant_server.audit.records import (
     page,
     page_cursor,
     record_before,
+    record_denies,
 )
 from evergrant_server.audit.shards import accept_heads, broken_heads
 from evergrant_server.audit.verifier import contains_checkpoint, newest_checkpoint, verify_log

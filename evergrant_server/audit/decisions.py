@@ -1,8 +1,11 @@
-"""Uses up the approval of an agent's call, in the transaction that records the call."""
+"""The hash of an agent's call, and its approval, used up in the transaction that records the call."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
+
+import rfc8785
 
 from evergrant_server.audit.hash_chain import append
 from evergrant_server.core.agents.calls import AgentCall
@@ -12,10 +15,11 @@ from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.outbox import call_approval_message
-from evergrant_server.crypto.call_hash import call_hash
+from evergrant_server.crypto.keyring import KeyRing
 from evergrant_server.store import Transaction
 
 _MOST_NAMES, _LONGEST_NAME = 20, 60  # in a detail
+_INEXACT = 2**53  # from here on a double holds not every integer: 2^53 + 1 as a float is 2^53
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 
@@ -70,3 +74,29 @@ def _approval_required(call: AgentCall) -> Failure:
 def _listed(names: Sequence[str]) -> str:
     shown = [_UNPRINTABLE.sub("?", name)[:_LONGEST_NAME] for name in names[:_MOST_NAMES]]
     return ", ".join(shown) + (", …" if len(names) > _MOST_NAMES else "")
+
+
+def call_hash(ring: KeyRing, tenant: str, members: Mapping[str, Any]) -> str:
+    """The keyed hash of a call, in hex: HMAC-SHA256 over its canonical JSON (RFC 8785). Every role makes it.
+
+    Raises ValueError for what isn't I-JSON: numbers that a double doesn't hold, half characters, or a
+    nesting that is too deep.
+    """
+    try:
+        _require_exact(members)
+        canonical = rfc8785.dumps(dict(members)).decode()
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    return ring.keyed_hash("agent call", tenant, canonical)
+
+
+def _require_exact(value: object) -> None:
+    """Raise ValueError for a float that may stand for more than one integer; rfc8785 does for integers."""
+    if isinstance(value, float) and abs(value) >= _INEXACT:
+        raise ValueError("has a number that a double doesn't hold")
+    if isinstance(value, Mapping):
+        for member in value.values():
+            _require_exact(member)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for element in value:
+            _require_exact(element)

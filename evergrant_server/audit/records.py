@@ -1,4 +1,4 @@
-"""Reads the audit log: pages of records, the newest of an object, and the one before."""
+"""Reads the audit log: pages of records, the newest of an object; and records an app's denies."""
 
 import base64
 import json
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, Select, String, Tuple, select, text, tuple_
 from sqlmodel import col
 
-from evergrant_server.audit.hash_chain import canonical_json, record_of
-from evergrant_server.core.audit import AuditAction, AuditRecord
+from evergrant_server.audit.hash_chain import append, canonical_json, record_of
+from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import Tenant
+from evergrant_server.core.ids import AppId, Tenant
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
 from evergrant_server.store.audit_tables import ACCESS_CONDITION, AuditRow
 from evergrant_server.store.database.columns import UtcDateTime
@@ -121,3 +122,16 @@ def _after(cursor: str) -> Tuple:
     if position is None or position[0].tzinfo is None or type(shard) is not str or type(seq) is not int:
         raise Failure(ErrorCode.INVALID_REQUEST, "The cursor is not one of ours.", field="after")
     return tuple_(*position, types=[UtcDateTime(), String(), BigInteger()])
+
+
+async def record_denies(
+    tx: Transaction, tenant: Tenant, app_id: AppId, context: RequestContext, at: datetime
+) -> None:
+    """Record the app's denies if they have changed: right after the permit, before the app is read again."""
+    denies = list(await tx.access.named_denies(tenant, app_id))
+    last = await newest_record(tx, tenant, app_id, AuditAction.DENIES_CHANGED)
+    if denies != ([] if last is None else last.detail["denies"]):
+        detail = {"denies": denies}
+        action = AuditAction.DENIES_CHANGED
+        entry = AuditEntry(tenant=tenant, at=at, action=action, object=app_id, context=context, detail=detail)
+        await append(tx, entry)

@@ -14,8 +14,7 @@ from evergrant_server.checkout import require_own_packages
 from evergrant_server.cli.flags import Flags, OptionalDuration, settings_of, settings_of_process
 from evergrant_server.cli.process import CommandFailed
 from evergrant_server.core.errors import Failure
-from evergrant_server.gc_tuning import quick_imports
-from evergrant_server.process_exit import exit_process, fail, failure_message, unexpected_message
+from evergrant_server.process import exit_process, fail, failure_message, quick_imports, unexpected_message
 from evergrant_server.settings import BadSettings
 
 app = App(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.parent_process import end_with_parent
+from evergrant_server.process import end_with_parent
 from evergrant_server.settings import BadSettings, Settings, load_settings
 from evergrant_server.settings.types import without_password
 

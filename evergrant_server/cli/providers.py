@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from evergrant_server.process_exit import exit_process
+from evergrant_server.process import exit_process
 
 Output = Annotated[Literal["text", "json"], Parameter(name=["--output", "-o"])]
 

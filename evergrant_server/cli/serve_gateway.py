@@ -16,7 +16,7 @@ from evergrant_server.gateway.app import GatewayApp
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.outcomes import OutcomeLog
 from evergrant_server.gateway.server import Lifespan, make_server
-from evergrant_server.gc_tuning import tune_garbage_collector
+from evergrant_server.process import tune_garbage_collector
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows
 from evergrant_server.store.database.engine import Pool

@@ -57,11 +57,6 @@ def public_key_set(document: Mapping[str, Any]) -> dict[str, Any]:
     return {"keys": kept}
 
 
-def thumbprints(key_set: Mapping[str, Any]) -> list[str]:
-    """The SHA-256 thumbprint of each key (RFC 7638)."""
-    return [jwk.import_key(dict(key)).thumbprint() for key in key_set["keys"]]
-
-
 def _public_key(member: Any) -> dict[str, str]:
     if not isinstance(member, dict):
         raise ValueError("a key isn't a JWK")

@@ -14,9 +14,8 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.access import Access
-from evergrant_server.store.agents.agents import Agents
+from evergrant_server.store.agents.agents import Agents, AgentStops
 from evergrant_server.store.agents.delegations import DelegationRules, Delegations
-from evergrant_server.store.agents.stops import AgentStops
 from evergrant_server.store.authentication import AppCredentials, AppTokens, KeySessions
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
@@ -41,8 +40,12 @@ from evergrant_server.store.integrations.integrations import Integrations
 from evergrant_server.store.integrations.pinned_hosts import PinnedHostsOfAll
 from evergrant_server.store.keys import NO_CONNECTION, KeyRow, WrappedKey, unwrap
 from evergrant_server.store.oauth.clients import OAuthClients
-from evergrant_server.store.oauth.codes import AuthorizationCodes
-from evergrant_server.store.oauth.families import OAuthTokens, RefreshTokens, TokenFamilies
+from evergrant_server.store.oauth.families import (
+    AuthorizationCodes,
+    OAuthTokens,
+    RefreshTokens,
+    TokenFamilies,
+)
 from evergrant_server.store.oauth.requests import (
     AuthorizationRequests,
     ClientConsents,
@@ -50,8 +53,7 @@ from evergrant_server.store.oauth.requests import (
     SubjectSessions,
 )
 from evergrant_server.store.outbox import Outbox
-from evergrant_server.store.people.logins import AdminLogins, PersonLogins
-from evergrant_server.store.people.sessions import PersonSessions
+from evergrant_server.store.people.people import AdminLogins, PersonLogins, PersonSessions
 from evergrant_server.store.provider_events import Introspections, Receivers
 from evergrant_server.store.sealing import ColumnSealer, UnwrappedKeys
 from evergrant_server.store.tenants import Tenants

@@ -40,10 +40,10 @@ def begin_trace(scope: Scope) -> Trace:
     """Read or create the ids, and store them in the request's scope (W3C Trace Context)."""
     headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
     ours = (b"traceparent", b"x-request-id")
-    given = {name: value.decode("latin-1") for name, value in headers if name in ours}
-    named = given.get(b"x-request-id", "")
+    ids = {name: value.decode("latin-1") for name, value in headers if name in ours}
+    named = ids.get(b"x-request-id", "")
     request_id = named if _REQUEST_ID.match(named) else secrets.token_hex(16)
-    parent = _TRACEPARENT.match(given.get(b"traceparent", "").strip())
+    parent = _TRACEPARENT.match(ids.get(b"traceparent", "").strip())
     trace_id, span_id = current_ids()
     if not span_id:
         trace_id = parent.group(1) if parent else _as_trace_id(request_id)

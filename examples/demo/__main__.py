@@ -17,8 +17,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from temporalio.client import Client
 
-from evergrant_server.parent_process import end_with_make
-from evergrant_server.process_exit import exit_process
+from evergrant_server.process import end_with_make, exit_process
 from examples.demo import configuring, endings, pipeline, story
 from examples.demo.agent import act
 from examples.demo.authorization_server import AuthorizationServer

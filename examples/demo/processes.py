@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evergrant_server.parent_process import end_with_parent
+from evergrant_server.process import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -62,10 +62,10 @@ def _foreign_host_accepted(spec: ProviderSpec, authority: str, name: str) -> str
     if rule is None or rule.kind == "arbitrary_host":
         return None
     ending = authority.rpartition(f"{{{name}}}")[2]
-    for other in placeholders(ending):
-        closed = spec.template_params.get(other)
+    for placeholder in placeholders(ending):
+        closed = spec.template_params.get(placeholder)
         first = closed.enum[0] if closed is not None and closed.enum else ""
-        ending = ending.replace(f"{{{other}}}", first)
+        ending = ending.replace(f"{{{placeholder}}}", first)
     if ending.count(".") >= 2 and not placeholders(ending) and ending not in _PUBLIC_SUFFIXES:
         return None  # {name}.vendor.com: the vendor owns every value
     return next((probe for probe in _PROBES if rule.problem(rule.normalised(probe)) is None), None)

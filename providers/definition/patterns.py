@@ -25,12 +25,12 @@ def check_pattern(pattern: str, *, groups: int = 0, anchored_end: bool = True) -
     if not pattern.startswith("^") or (anchored_end and not ends):
         raise InvalidPattern("must be anchored: ^…$")
     try:
-        found = _compiled(pattern).groups
+        group_count = _compiled(pattern).groups
     except re2.error:
         raise InvalidPattern(
             "is not a regular expression that RE2 takes, which has no look-around and no back references"
         ) from None
-    if found != groups:
+    if group_count != groups:
         raise InvalidPattern(f"must have {groups or 'no'} capturing group{'s' if groups > 1 else ''}")
 
 
@@ -41,8 +41,8 @@ def matches(pattern: str, text: str) -> bool:
 
 def first_group(pattern: str, text: str) -> str | None:
     """The text of the pattern's first capturing group, or None where the pattern doesn't match."""
-    found = _compiled(pattern).search(_encoded(text))
-    return found.group(1).decode() if found else None
+    match = _compiled(pattern).search(_encoded(text))
+    return match.group(1).decode() if match else None
 
 
 def _encoded(text: str) -> bytes:

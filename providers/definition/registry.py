@@ -50,13 +50,13 @@ class Registry:
 
         A staged version comes before the one that it replaces. Raises Failure PROVIDER_UNKNOWN.
         """
-        found: list[tuple[ProviderSpec, Definition | None]] = []
+        candidates: list[tuple[ProviderSpec, Definition | None]] = []
         for definition in serving_versions(versions, identity):
             if definition is not None:
-                found.append((self.parse(definition), definition))
-            elif name in self._specs or not found:
-                found.append((self.get(name), None))
-        return found
+                candidates.append((self.parse(definition), definition))
+            elif name in self._specs or not candidates:
+                candidates.append((self.get(name), None))
+        return candidates
 
     def serving(self, name: str, versions: Sequence[Definition], identity: str | None = None) -> ProviderSpec:
         """The first of `candidates`. Raises Failure PROVIDER_UNKNOWN."""
@@ -100,6 +100,6 @@ def unknown_provider(name: str, known: Iterable[str]) -> Failure:
     """PROVIDER_UNKNOWN, with similar names."""
     names = sorted(known)
     near = get_close_matches(name[:64].lower(), names, n=5, cutoff=0.6)
-    near += [it for it in names if name.lower() in it and it not in near]
+    near += [known for known in names if name.lower() in known and known not in near]
     hint = f"; similar: {', '.join(near[:5])}" if near else ""
     return Failure(ErrorCode.PROVIDER_UNKNOWN, f"no provider is called {name[:64]!r}{hint}", field="provider")

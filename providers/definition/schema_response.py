@@ -101,7 +101,9 @@ class AccountLookup(SpecPart):
     def _check_choice(self) -> Self:
         if self.id is not None and self.id not in self.metadata:
             raise ValueError(f"id names {self.id}, which metadata doesn't have")
-        if self.choose is None and any(it is not None for it in (self.choose_where, self.id, self.label)):
+        if self.choose is None and any(
+            choice is not None for choice in (self.choose_where, self.id, self.label)
+        ):
             raise ValueError("has choose_where, id or label without choose")
         return self
 

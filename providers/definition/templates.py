@@ -120,14 +120,14 @@ def checked_params(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, s
     unknown = set(params) - set(spec.template_params)
     if unknown:
         name = min(unknown)[:64]
-        has = ", ".join(it for it, rule in spec.template_params.items() if rule.source == "integration")
+        has = ", ".join(param for param, rule in spec.template_params.items() if rule.source == "integration")
         raise _invalid_param(spec, name, f"is not a parameter of {spec.name}, which has {has or 'none'}")
     values: dict[str, str] = {}
     for name, rule in spec.template_params.items():
-        given = params.get(name, rule.default)
-        if given is None:
+        raw = params.get(name, rule.default)
+        if raw is None:
             continue  # an error only where a template needs it
-        value = rule.normalised(given)
+        value = rule.normalised(raw)
         problem = rule.problem(value)
         if problem:
             raise _invalid_param(spec, name, problem)
@@ -140,16 +140,16 @@ def fill_template(
 ) -> str:
     """A template with its placeholders replaced. Raises Failure INVALID_REQUEST for a missing one."""
     out, at = [], 0
-    for found in PLACEHOLDER.finditer(template):
-        name = found.group(1)
-        out.append(template[at : found.start()])
+    for match in PLACEHOLDER.finditer(template):
+        name = match.group(1)
+        out.append(template[at : match.start()])
         if name in values:
             out.append(values[name])
         elif name in leave:
-            out.append(found.group(0))
+            out.append(match.group(0))
         else:
             raise _invalid_param(spec, name, "is missing")
-        at = found.end()
+        at = match.end()
     return "".join([*out, template[at:]])
 
 

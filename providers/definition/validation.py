@@ -56,7 +56,7 @@ _REMOVE = "Remove it"
 
 def problems_of(spec: ProviderSpec, file: str) -> list[DefinitionProblem]:
     """The mistakes of one definition, by all rules."""
-    return [DefinitionProblem(file, *found) for rule in RULES for found in rule(spec)]
+    return [DefinitionProblem(file, *problem) for rule in RULES for problem in rule(spec)]
 
 
 def differs_from_default(spec: ProviderSpec, field: str) -> bool:
@@ -131,10 +131,10 @@ def credential_fields_are_used(spec: ProviderSpec) -> RuleFindings:
 def flows_have_what_they_need(spec: ProviderSpec) -> RuleFindings:
     needs = {"device_code": "device_authorization_endpoint", "oauth1": "request_token_endpoint"}
     for mode, field in needs.items():
-        listed, there = mode in spec.auth_modes, getattr(spec, field) is not None
-        if listed and not there and not spec.discovery:
+        listed, has_field = mode in spec.auth_modes, getattr(spec, field) is not None
+        if listed and not has_field and not spec.discovery:
             yield field, f"is missing, and auth_modes lists {mode}", f"Add it, or remove {mode}"
-        if there and not listed:
+        if has_field and not listed:
             yield "auth_modes", f"lacks {mode}, and {field} is present", f"List {mode}, or remove {field}"
     for mode in ("client_credentials", "jwt_bearer", "token_exchange"):
         if getattr(spec, mode, None) is not None and mode not in spec.auth_modes:
@@ -160,8 +160,8 @@ def revocation_has_a_url(spec: ProviderSpec) -> RuleFindings:
 def dates_have_a_path(spec: ProviderSpec) -> RuleFindings:
     for prefix in ("expires_at", "refresh_expires_at"):
         default = type(spec.response).model_fields[f"{prefix}_format"].default
-        given = getattr(spec.response, f"{prefix}_format")
-        if given != default and getattr(spec.response, f"{prefix}_path") is None:
+        format_ = getattr(spec.response, f"{prefix}_format")
+        if format_ != default and getattr(spec.response, f"{prefix}_path") is None:
             yield (
                 f"response.{prefix}_format",
                 f"is about a date, and there is no {prefix}_path",

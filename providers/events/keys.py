@@ -59,27 +59,27 @@ async def fetch_bundle_keys(egress: Egress, url: str) -> KeySet:
     response = await _fetch(egress, url, "the trust domain's bundle")
     keys = _parse_keys(response.content, "the trust domain", _svid_key)
     hint = (_parse(response.content) or {}).get("spiffe_refresh_hint")  # section 4.1.2, seconds
-    said = hint if isinstance(hint, int) and 0 < hint < 10**9 else None
-    return KeySet(keys, timedelta(seconds=said) if said else _max_age(response))
+    cacheable = hint if isinstance(hint, int) and 0 < hint < 10**9 else None
+    return KeySet(keys, timedelta(seconds=cacheable) if cacheable else _max_age(response))
 
 
-async def _fetch(egress: Egress, url: str, what: str) -> httpx2.Response:
+async def _fetch(egress: Egress, url: str, name: str) -> httpx2.Response:
     async with egress.client(headers=STANDARD_HEADERS) as http:
         try:
             response = await http.get(url)
         except httpx2.InvalidURL:
-            raise Failure(ErrorCode.EGRESS_REFUSED, f"the URL of {what} is none") from None
+            raise Failure(ErrorCode.EGRESS_REFUSED, f"the URL of {name} is none") from None
         except httpx2.TransportError as error:
-            detail = f"{what} could not be fetched ({type(error).__name__})"
+            detail = f"{name} could not be fetched ({type(error).__name__})"
             raise Failure(ErrorCode.PROVIDER_UNREACHABLE, detail) from None
     if response.status_code != 200:
-        raise Failure(ErrorCode.PROVIDER_ERROR, f"{what}: status {response.status_code}")
+        raise Failure(ErrorCode.PROVIDER_ERROR, f"{name}: status {response.status_code}")
     return response
 
 
 def _max_age(response: httpx2.Response) -> timedelta | None:
-    found = _MAX_AGE.search(response.headers.get("cache-control", ""))
-    return None if found is None else timedelta(seconds=int(found[1]))
+    match = _MAX_AGE.search(response.headers.get("cache-control", ""))
+    return None if match is None else timedelta(seconds=int(match[1]))
 
 
 def _parse(content: bytes) -> dict[str, Any] | None:
@@ -105,10 +105,10 @@ def _parse_keys(
     if not isinstance(keys, list):
         raise Failure(ErrorCode.DISCOVERY_FAILED, f"{whose}'s keys are not a JWK set")
     usable = [public for key in keys if (public := read(key)) is not None]
-    found = tuple(usable[:_MAX_KEYS])
-    if not found:
+    kept = tuple(usable[:_MAX_KEYS])
+    if not kept:
         raise Failure(ErrorCode.DISCOVERY_FAILED, f"{whose}'s JWK set has no usable key")
-    return found
+    return kept
 
 
 def _public_key(key: Any, uses: tuple[str | None, ...]) -> dict[str, Any] | None:

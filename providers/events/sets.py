@@ -54,7 +54,7 @@ def verify_set(request: EventRequest, trust: EventTrust) -> VerifiedEvents:
     if not isinstance(events, dict) or not 0 < len(events) <= 20 or not all(map(is_storable_text, events)):
         raise EventRejected("invalid_request", "events must be an object of 1 to 20 named members.")
     state = verification_state(events)
-    noted = {"kinds": " ".join(sorted(str(it)[:120] for it in events))}
+    noted = {"kinds": " ".join(sorted(str(event)[:120] for event in events))}
     return VerifiedEvents(
         jti,
         read_set_events(events, claims, issued_at, trust.issuers),
@@ -91,10 +91,12 @@ def _claims(token: bytes, header: dict[str, Any], trust: EventTrust) -> dict[str
 def _check_parties(claims: dict[str, Any], trust: EventTrust) -> None:
     if trust.issuer is None or claims.get("iss") != trust.issuer:
         raise EventRejected("invalid_issuer", "iss is not the transmitter of this receiver.")
-    given = claims.get("aud")
-    audience = [given] if isinstance(given, str) else given
+    audience_claim = claims.get("aud")
+    audience = [audience_claim] if isinstance(audience_claim, str) else audience_claim
     ours = set(trust.audience or (trust.client_id,))
-    if not isinstance(audience, list) or not any(isinstance(it, str) and it in ours for it in audience):
+    if not isinstance(audience, list) or not any(
+        isinstance(member, str) and member in ours for member in audience
+    ):
         raise EventRejected("invalid_audience", "aud doesn't name this receiver.")
     if any(name in claims for name in _ID_TOKEN_CLAIMS):
         raise EventRejected("invalid_request", "The subject belongs into the event or into sub_id.")
@@ -135,7 +137,7 @@ def read_set_events(
     events: dict[str, Any], claims: dict[str, Any], issued_at: datetime, issuers: frozenset[str]
 ) -> tuple[ProviderEvent, ...]:
     """The events that can concern a grant, also those of unknown subjects."""
-    found: list[ProviderEvent] = []
+    read_events: list[ProviderEvent] = []
     for kind, event in events.items():
         weight = CERTAINTIES.get(kind)
         if weight is None or not isinstance(event, dict):
@@ -143,12 +145,12 @@ def read_set_events(
         subject = event.get("subject") or claims.get("sub_id")
         happened_at = _timestamp(event.get("event_timestamp")) or _timestamp(claims.get("toe"))
         at = min(happened_at, issued_at) if happened_at is not None else issued_at
-        found.append(
+        read_events.append(
             ProviderEvent(
                 kind, weight, _accounts_of_subject(subject, issuers), at, at_is_issue_time=happened_at is None
             )
         )
-    return tuple(found)
+    return tuple(read_events)
 
 
 def verification_state(events: dict[str, Any]) -> str | None:
@@ -185,9 +187,9 @@ def _accounts_of_subject(subject: Any, issuers: frozenset[str]) -> _Accounts:
         case "aliases":
             each = subject.get("identifiers")
             return tuple(
-                it
+                account
                 for one in (each if isinstance(each, list) else ())[:10]
-                for it in _accounts_of_alias(one, issuers)
+                for account in _accounts_of_alias(one, issuers)
             )
     return ()
 

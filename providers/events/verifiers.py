@@ -63,14 +63,14 @@ def _slack_accounts(event: Any, team: str, tokens: Any) -> tuple[frozenset[Accou
         return (frozenset({whole}),)
     if event != "tokens_revoked":
         return ()
-    found: list[frozenset[AccountIdentifier]] = []
+    accounts: list[frozenset[AccountIdentifier]] = []
     for name, (kind, path) in _SLACK_USERS.items():
         users = _nested(tokens, name)
         for user in users if isinstance(users, list) else ():
             if is_identifier(user):
                 holder = AccountIdentifier(fact_name("holder"), kind)
-                found.append(frozenset({whole, holder, AccountIdentifier(fact_name(path), user)}))
-    return tuple(found)
+                accounts.append(frozenset({whole, holder, AccountIdentifier(fact_name(path), user)}))
+    return tuple(accounts)
 
 
 def verify_zoom(request: EventRequest, trust: EventTrust) -> VerifiedEvents:
@@ -129,15 +129,15 @@ def verify_meta(request: EventRequest, trust: EventTrust) -> VerifiedEvents:
         form = parse_qs(request.body.decode("ascii"), max_num_fields=20)
         (signed,) = form["signed_request"]
         signature, _, payload = signed.partition(".")
-        given = decode_base64url(signature)
+        mac = decode_base64url(signature)
     except (KeyError, ValueError):
         raise EventRejected("invalid_request", "The signed_request is missing or malformed.") from None
     expected = hmac.digest(_secret_key(trust), payload.encode(), "sha256")
-    _require_signature(hmac.compare_digest(expected, given))
-    what = "The signed_request is not an HMAC-SHA256 object."
-    claims = json_in_base64url(payload, what)
+    _require_signature(hmac.compare_digest(expected, mac))
+    problem = "The signed_request is not an HMAC-SHA256 object."
+    claims = json_in_base64url(payload, problem)
     if str(claims.get("algorithm")).upper() != "HMAC-SHA256":
-        raise EventRejected("invalid_request", what)
+        raise EventRejected("invalid_request", problem)
     accounts, at = accounts_with_id(claims.get("user_id")), from_unix(claims.get("issued_at"))
     event = ProviderEvent("meta:deauthorize", Certainty.ENDED, accounts, at)
     return VerifiedEvents(_sha256_hex(payload.encode()), (event,))
@@ -159,8 +159,8 @@ def _require_hmac(
 ) -> None:
     """Require the HMAC-SHA256 of `signed_before` and the body, in hexadecimal after `prefix`."""
     expected = prefix + hmac_hex(_secret_key(trust), signed_before.encode() + request.body)
-    given = request.headers.get(header, "").encode("utf-8", "replace")
-    _require_signature(hmac.compare_digest(expected.encode(), given))
+    sent = request.headers.get(header, "").encode("utf-8", "replace")
+    _require_signature(hmac.compare_digest(expected.encode(), sent))
 
 
 def _secret_key(trust: EventTrust) -> bytes:

@@ -160,14 +160,14 @@ def _expiry(value: Any) -> datetime | None:
 
 def _refused(reply: RawReply, data: dict[str, Any]) -> Failure:
     error = data.get("error")
-    said = words_of_fields(reply, data, error if isinstance(error, str) else None)
-    plain = said.error is not None and said.error.replace("_", "").isalnum()
-    named = f" and the error {said.error}" if plain else ""
+    words = words_of_fields(reply, data, error if isinstance(error, str) else None)
+    plain = words.error is not None and words.error.replace("_", "").isalnum()
+    named = f" and the error {words.error}" if plain else ""
     return ReplyFailure(
         ErrorCode.CLIENT_REJECTED,
         f"the server refused the registration: status {reply.status}{named[:80]}",
         field="registration",
-    ).with_words(said)
+    ).with_words(words)
 
 
 def _unreadable(reply: RawReply, why: str) -> Failure:

@@ -160,8 +160,8 @@ def _origin_changed(before: str | None, after: str | None) -> bool:
 
 def _urls(egress: Egress, issuer: str, fields: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Those of the named URLs that are there, checked."""
-    found = {name: fields[name] for name in names if fields.get(name) is not None}
-    for name, url in found.items():
+    members = {name: fields[name] for name in names if fields.get(name) is not None}
+    for name, url in members.items():
         if not isinstance(url, str) or len(url) > MAX_URL_LENGTH or not url.isprintable() or "{" in url:
             fail(issuer, f"{name} is not a URL")
         if "#" in url:
@@ -170,16 +170,16 @@ def _urls(egress: Egress, issuer: str, fields: dict[str, Any], names: Iterable[s
             egress.policy.check_url(url)
         except Failure as refused:
             fail(issuer, f"{name}: {refused.detail}")
-    return found
+    return members
 
 
 def _urls_of_logins(egress: Egress, issuer: str, document: dict[str, Any]) -> dict[str, Any]:
     """Those that are usable: no connection depends on them."""
-    found: dict[str, Any] = {}
+    urls: dict[str, Any] = {}
     for name in _OF_LOGINS:
         with suppress(Failure):
-            found |= _urls(egress, issuer, document, (name,))
-    return found
+            urls |= _urls(egress, issuer, document, (name,))
+    return urls
 
 
 def _strings(issuer: str, document: dict[str, Any], name: str) -> list[str] | None:

@@ -65,11 +65,11 @@ async def discover_resource(egress: Egress, url: str) -> ProtectedResource:
     fail(url, "no protected resource metadata (RFC 9728): " + "; ".join(missing))
 
 
-def is_same_resource(one: str, other: str) -> bool:
+def is_same_resource(first: str, second: str) -> bool:
     """Whether two identifiers are the same URI: case of scheme and host, the default port and an empty path
     make no difference (RFC 3986 section 6.2), a final slash of a path does."""
     try:
-        return _normalised(one) == _normalised(other)
+        return _normalised(first) == _normalised(second)
     except ValueError:
         return False
 
@@ -113,14 +113,19 @@ def _read(
 ) -> ProtectedResource:
     """The document's content. `resource` must be what was asked about (RFC 9728 section 3.3)."""
     resource = document.get("resource")
-    if not isinstance(resource, str) or not any(is_same_resource(resource, it) for it in identifiers):
+    if not isinstance(resource, str) or not any(
+        is_same_resource(resource, identifier) for identifier in identifiers
+    ):
         fail(url, f"its metadata is about another resource{shown(resource)}")
     if len(resource) > MAX_URL_LENGTH or not resource.isprintable() or " " in resource:
         fail(url, "its metadata has a resource that is not a URL")
     issuers = document.get("authorization_servers")
     if not isinstance(issuers, list) or not 0 < len(issuers) <= _MAX_ISSUERS:
         fail(url, "its metadata names no authorization_servers")
-    if not all(isinstance(it, str) and it.isprintable() and len(it) <= MAX_URL_LENGTH for it in issuers):
+    if not all(
+        isinstance(issuer, str) and issuer.isprintable() and len(issuer) <= MAX_URL_LENGTH
+        for issuer in issuers
+    ):
         fail(url, "its metadata has an authorization server that is not a URL")
     demanded = challenge.scopes if challenge is not None else ()
     return ProtectedResource(resource, tuple(issuers), (demanded or _scopes(document))[:_MAX_SCOPES])
@@ -130,7 +135,7 @@ def _scopes(document: dict[str, Any]) -> tuple[str, ...]:
     listed = document.get("scopes_supported")
     if not isinstance(listed, list):
         return ()
-    return tuple(dict.fromkeys(it for it in listed if isinstance(it, str) and _is_scope(it)))
+    return tuple(dict.fromkeys(scope for scope in listed if isinstance(scope, str) and _is_scope(scope)))
 
 
 def _is_scope(text: str) -> bool:

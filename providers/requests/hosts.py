@@ -12,9 +12,8 @@ from functools import cache, lru_cache
 import httpx2
 from publicsuffixlist import PublicSuffixList
 
-from evergrant_server.core.connections.pinned_hosts import PinnedHosts
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import Integration
+from evergrant_server.core.integrations import Integration, PinnedHosts
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import PLACEHOLDER
 from providers.definition.templates import checked_params

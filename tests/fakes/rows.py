@@ -13,11 +13,10 @@ from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.connections.pinned_hosts import NOTHING_PINNED, PinnedHosts
 from evergrant_server.core.decisions import Approval
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import AppId, AttemptId, ConnectionId, Tenant, new_id
-from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.integrations import NOTHING_PINNED, Endpoints, Integration, PinnedHosts
 from evergrant_server.core.messages.connection import ConnectionDescription
 from evergrant_server.core.oauth.authorizations import TokenFamily
 from evergrant_server.core.secret import Secret

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from evergrant_server.cli.process import ChildProcess, RunningChild
-from evergrant_server.parent_process import end_with_parent
+from evergrant_server.process import end_with_parent
 
 Main = Callable[[list[str]], NoReturn]
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

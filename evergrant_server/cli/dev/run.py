@@ -22,7 +22,7 @@ from evergrant_server.cli.dev.messages import print_beginning, print_ready
 from evergrant_server.cli.dev.temporal import TemporalStarts, require_free_ports, temporal_command
 from evergrant_server.cli.process import WORKER_STOP_LIMIT_S, ChildProcess, keep_running, settings_environment
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.parent_process import end_with_make
+from evergrant_server.process import end_with_make
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.settings.types import is_loopback
 

@@ -8,7 +8,7 @@ import asyncio
 
 from evergrant_server.cli.dev import DATABASE_MADE_ANEW, DATABASE_READY, NAMESPACE_READY
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.gc_tuning import quick_imports
+from evergrant_server.process import quick_imports
 from evergrant_server.settings import Settings
 from evergrant_server.store.database import schema
 

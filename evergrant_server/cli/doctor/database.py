@@ -15,7 +15,7 @@ from evergrant_server.crypto import KeyPurpose, KeyRing, Role, keyfile
 from evergrant_server.crypto.keyring import widest_role
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store, Transaction
-from evergrant_server.store.connections.connection_page import PendingRevocation
+from evergrant_server.store.connections.connections import PendingRevocation
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.engine import sqlite_path
 from evergrant_server.store.review.authority_scan import broken_configuration

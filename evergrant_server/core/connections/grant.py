@@ -1,14 +1,15 @@
 """A grant: the tokens of one reply, their accounts, scopes and expiry; the words valid, due, fresh. Pure."""
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from enum import StrEnum
+from hashlib import sha256
 from typing import Any
 
 from pydantic import Field
 
 from evergrant_server.core.clock import CLOCK_SKEW, add_time
 from evergrant_server.core.connections.account import Account
-from evergrant_server.core.connections.narrowing import narrowed_slot
 from evergrant_server.core.model import FrozenModel
 from evergrant_server.core.secret import SealableModel, Secret
 
@@ -269,3 +270,12 @@ def _after(at: datetime, seconds: float | None) -> datetime | None:
 
 def _seconds(since: datetime, until: datetime | None) -> float | None:
     return None if until is None else (until - since).total_seconds()
+
+
+NARROWED = "narrowed:"  # begins their slots
+MOST_NARROWED = 8  # of a connection at a time: each costs a refresh
+
+
+def narrowed_slot(scopes: Iterable[str]) -> str:
+    """The slot of the access token that was requested with exactly these scopes."""
+    return NARROWED + sha256("\n".join(sorted(set(scopes))).encode()).hexdigest()[:32]

@@ -4,8 +4,9 @@ The authenticator of the names is written when a row is added, and no later chan
 worker's with the first grant of a connection that a gateway added.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, and_, exists, or_, select, text
 from sqlmodel import col
@@ -17,11 +18,6 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
 from evergrant_server.crypto import KeyRing, Signer
 from evergrant_server.store.authority import authentic, require_signature, row_mac, was_put_back
-from evergrant_server.store.connections.connection_page import (
-    ConnectionPage,
-    PendingRevocation,
-    UnreadableRow,
-)
 from evergrant_server.store.connections.tables import (
     BY_NAMES,
     FAILING_CONDITION,
@@ -48,6 +44,45 @@ from evergrant_server.store.ends import put_back
 
 OFFERED = ("consent_deadline", "requested_scopes", "default_scopes", "slot_scopes")  # with a new link
 _WAITS = (LifecycleState.PENDING_CONSENT.value, LifecycleState.NEEDS_REAUTH.value)
+
+
+class PendingRevocation(NamedTuple):
+    """A connection that is revoking since then."""
+
+    tenant: Tenant
+    id: ConnectionId
+    integration: str
+    since: datetime
+
+
+class UnreadableRow(NamedTuple):
+    """A row that this version can't read as a connection; `why` names its fields, none of their values."""
+
+    id: ConnectionId
+    integration: str
+    provider: str
+    subject: str
+    why: str
+
+
+class ConnectionPage(list[Connection]):
+    """Connections sorted by id, without the rows that can't be read: these are named beside them.
+
+    `last` is the id of the last row, readable or not, None when there is no row; `has_more` is False when
+    no row follows it.
+    """
+
+    def __init__(
+        self,
+        connections: Iterable[Connection],
+        unreadable: tuple[UnreadableRow, ...],
+        last: ConnectionId | None,
+        has_more: bool,
+    ) -> None:
+        super().__init__(connections)
+        self.unreadable = unreadable
+        self.last = last
+        self.has_more = has_more
 
 
 class Connections(ModelRepository[Connection, ConnectionId]):

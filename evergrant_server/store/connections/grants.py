@@ -10,11 +10,10 @@ from sqlalchemy import ColumnElement, and_, bindparam, delete, select, update
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, Origin, TokenSet
-from evergrant_server.core.connections.narrowing import NARROWED
-from evergrant_server.core.connections.pinned_hosts import NOTHING_PINNED, PinnedHosts
+from evergrant_server.core.connections.grant import MAIN_SLOT, NARROWED, Grant, Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.integrations import NOTHING_PINNED, PinnedHosts
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, Sealed
 from evergrant_server.crypto.envelope import seal_broken
@@ -119,13 +118,7 @@ class Grants(SealedRepository):
         """
         if grant.slot == MAIN_SLOT and grant.generation != after.generation:
             raise ValueError("a main grant is installed with the generation of its connection")
-        key = {"tenant": after.tenant, "id": after.id}
-        countersigned = await Connections(self._connection, self._sealer.ring).countersigned(after)
-        changed = column_values(after, **countersigned)
-        if grant.slot == MAIN_SLOT:
-            identifiers = AccountIdentifiers(self._connection, self._sealer.ring)
-            changed |= await identifiers.update_from_reply(after, tokens, grant, origin)
-        revision = await compare_and_set(self._connection, ConnectionRow, key, changed, expected)
+        revision = await self._change_connection(after, tokens, grant, origin, expected)
         old = await self._row(after, grant.slot)
         kept = old if origin is Origin.REFRESH else None
         columns = column_values(grant)
@@ -146,6 +139,18 @@ class Grants(SealedRepository):
         if grant.slot == MAIN_SLOT and grant.access_generation is None:
             await self._delete_narrowed(after)
         return after.__replace__(revision=revision)
+
+    async def _change_connection(
+        self, after: Connection, tokens: TokenSet, grant: Grant, origin: Origin, expected: int
+    ) -> int:
+        """Write the connection, with the account that the reply names; returns the new revision."""
+        countersigned = await Connections(self._connection, self._sealer.ring).countersigned(after)
+        changed = column_values(after, **countersigned)
+        if grant.slot == MAIN_SLOT:
+            identifiers = AccountIdentifiers(self._connection, self._sealer.ring)
+            changed |= await identifiers.update_from_reply(after, tokens, grant, origin)
+        key = {"tenant": after.tenant, "id": after.id}
+        return await compare_and_set(self._connection, ConnectionRow, key, changed, expected)
 
     async def _destination(
         self, after: Connection, old: Mapping[str, Any] | None, origin: Origin, hosts: PinnedHosts

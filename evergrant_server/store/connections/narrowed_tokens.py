@@ -9,8 +9,7 @@ from sqlalchemy import ColumnElement, delete, func, or_, select
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.grant import Grant
-from evergrant_server.core.connections.narrowing import MOST_NARROWED, NARROWED
+from evergrant_server.core.connections.grant import MOST_NARROWED, NARROWED, Grant
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyPurpose

@@ -9,7 +9,7 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.replaced import ReplacedGrant
 from evergrant_server.core.ids import ConnectionId, ReplacedGrantId, Tenant
 from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
-from evergrant_server.store.connections.connection_page import PendingRevocation
+from evergrant_server.store.connections.connections import PendingRevocation
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import table_of

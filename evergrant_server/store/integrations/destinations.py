@@ -11,9 +11,8 @@ from sqlalchemy import update
 
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import MAIN_SLOT
-from evergrant_server.core.connections.pinned_hosts import PinnedHosts, hosts_in, hosts_text
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import Integration
+from evergrant_server.core.integrations import Integration, PinnedHosts, hosts_in, hosts_text
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.authority import (
     authentic,

@@ -9,10 +9,9 @@ from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import MAIN_SLOT
-from evergrant_server.core.connections.pinned_hosts import hosts_in, hosts_text
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
-from evergrant_server.core.integrations import Integration
+from evergrant_server.core.integrations import Integration, hosts_in, hosts_text
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.authority import (
     accepted_destination_mac,

@@ -1,4 +1,4 @@
-"""Families of tokens, their refresh tokens and access tokens."""
+"""Authorizations at the gateways: codes, families of tokens, their refresh tokens and access tokens."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -6,14 +6,30 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, delete, func, or_, select, tuple_, update
 from sqlmodel import col
 
-from evergrant_server.core.ids import AccessTokenId, RefreshTokenId, Tenant, TokenFamilyId
-from evergrant_server.core.oauth.authorizations import AccessToken, RefreshToken, TokenFamily
+from evergrant_server.core.ids import (
+    AccessTokenId,
+    AuthorizationCodeId,
+    RefreshTokenId,
+    Tenant,
+    TokenFamilyId,
+)
+from evergrant_server.core.oauth.authorizations import (
+    AccessToken,
+    AuthorizationCode,
+    RefreshToken,
+    TokenFamily,
+)
 from evergrant_server.core.secret import Secret
 from evergrant_server.store.access import AppKeyUseRow, AppRow
 from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import columns_equal, not_found
-from evergrant_server.store.oauth.tables import AccessTokenRow, RefreshTokenRow, TokenFamilyRow
+from evergrant_server.store.oauth.tables import (
+    AccessTokenRow,
+    AuthorizationCodeRow,
+    RefreshTokenRow,
+    TokenFamilyRow,
+)
 from evergrant_server.store.sealing import ColumnSealer, IntakeRepository
 
 _SUCCESSOR = "sealed_successor"
@@ -45,11 +61,6 @@ class TokenFamilies(AuthenticatedRepository[TokenFamily, TokenFamilyId]):
         """Families that haven't ended, with these values of columns. Not checked."""
         mine = self._where(*self._live(tenant, equal))
         return await self._all_unchecked(mine.order_by(col(TokenFamilyRow.id)).limit(limit))
-
-    async def count_live(self, tenant: Tenant, now: datetime, **equal: str | None) -> int:
-        live = (*self._live(tenant, equal), col(TokenFamilyRow.expires_at) > now)
-        query = select(func.count()).select_from(TokenFamilyRow).where(*live)
-        return int((await self._connection.execute(query)).scalar_one())
 
     async def last_calls(self, tenant: Tenant, ids: Collection[str]) -> dict[str, datetime]:
         """When an access token of each last authenticated a request, by the family's id, to the minute."""
@@ -151,3 +162,20 @@ class OAuthTokens(AuthenticatedRepository[AccessToken, AccessTokenId]):
         key = (col(AccessTokenRow.tenant), col(AccessTokenRow.id))
         old = select(*key).where(col(AccessTokenRow.expires_at) < before).limit(limit)
         return await self._run(delete(AccessTokenRow).where(tuple_(*key).in_(old)))
+
+
+class AuthorizationCodes(AuthenticatedRepository[AuthorizationCode, AuthorizationCodeId]):
+    _table, _model = AuthorizationCodeRow, AuthorizationCode
+
+    async def add(self, code: AuthorizationCode) -> None:
+        await self._add(code, f"Code {code.id}")
+
+    async def by_hash(self, code_hash: str) -> AuthorizationCode | None:
+        """The code with this hash in whichever tenant, used or not. Raises Failure AUTHORITY_BROKEN."""
+        return await self._one(code_hash=code_hash)
+
+    async def prune(self, before: datetime, limit: int = 1000) -> int:
+        """Delete codes that expired before this moment, `limit` at the most; returns how many."""
+        key = (col(AuthorizationCodeRow.tenant), col(AuthorizationCodeRow.id))
+        old = select(*key).where(col(AuthorizationCodeRow.expires_at) < before).limit(limit)
+        return await self._run(delete(AuthorizationCodeRow).where(tuple_(*key).in_(old)))

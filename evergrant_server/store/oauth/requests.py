@@ -1,8 +1,9 @@
 """The rule by which clients' subjects log in, requests under way, sessions, and remembered consents."""
 
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, delete, select, tuple_, update
+from sqlalchemy import ColumnElement, Index, UniqueConstraint, delete, select, tuple_, update
 from sqlmodel import col
 
 from evergrant_server.core.ids import (
@@ -15,13 +16,66 @@ from evergrant_server.core.ids import (
 from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.oauth.requests import AuthorizationRequest, ClientConsent, SubjectSession
 from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import columns_equal
-from evergrant_server.store.oauth.request_tables import (
-    AuthorizationRequestRow,
-    ClientConsentRow,
-    ClientLoginRow,
-    SubjectSessionRow,
-)
+
+
+class ClientLoginRow(columns.IdTable, table=True):
+    __table_args__ = (UniqueConstraint("tenant"), columns.app_foreign_key())
+    app_id: str
+    integration: str
+    issuer: str
+    claim: str
+    domains: list[str] = columns.json()
+    registration: bool
+    documents: bool
+    changed_at: datetime = columns.timestamp()
+    mac: str | None = None
+
+
+class AuthorizationRequestRow(columns.IdTable, table=True):
+    __table_args__ = (Index(None, "id", unique=True), Index(None, "expires_at"))
+    status: str
+    client_id: str
+    app_id: str
+    subject: str
+    resource: str
+    connection_id: str | None = None
+    scopes: list[str] = columns.json()
+    rule: str | None = None
+    redirect_uri: str
+    challenge: str
+    state: str | None = None
+    session_id: str
+    browser_hash: str
+    consent_id: str | None = None
+    created_at: datetime = columns.timestamp()
+    expires_at: datetime = columns.timestamp()
+    mac: str | None = None
+
+
+class SubjectSessionRow(columns.IdTable, table=True):
+    __table_args__ = (Index(None, "secret_hash", unique=True), Index(None, "expires_at"))
+    secret_hash: str
+    rule: str
+    subject: str
+    person: dict[str, Any] = columns.json()
+    created_at: datetime = columns.timestamp()
+    expires_at: datetime = columns.timestamp()
+    ended_at: datetime | None = columns.timestamp()
+    mac: str | None = None
+
+
+class ClientConsentRow(columns.IdTable, table=True):
+    __table_args__ = (Index(None, "tenant", "subject"), Index(None, "used_at"))
+    client_id: str
+    subject: str
+    resource: str
+    redirect_uri: str
+    rule: str
+    created_at: datetime = columns.timestamp()
+    used_at: datetime = columns.timestamp()
+    mac: str | None = None
 
 
 class ClientLogins(AuthenticatedRepository[ClientLogin, ClientLoginId]):
@@ -93,11 +147,6 @@ class ClientConsents(AuthenticatedRepository[ClientConsent, ClientConsentId]):
     async def used(self, consent: ClientConsent, at: datetime) -> None:
         """Raise the time of its last use, which no authenticator covers."""
         await self._run(update(ClientConsentRow).where(self._is(consent)).values({"used_at": at}))
-
-    async def of_subject(self, tenant: Tenant, subject: str, limit: int) -> list[ClientConsent]:
-        """What a subject has agreed to, the newest first. Not checked."""
-        mine = self._where(tenant=tenant, subject=subject)
-        return await self._all_unchecked(mine.order_by(col(ClientConsentRow.created_at).desc()).limit(limit))
 
     async def delete(self, consent: ClientConsent) -> None:
         """Raises Failure NOT_FOUND."""

@@ -12,7 +12,7 @@ from sqlmodel import col
 from evergrant_server.core.access import App, Effect
 from evergrant_server.core.connections.account import PIN
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.narrowing import NARROWED
+from evergrant_server.core.connections.grant import NARROWED
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration

@@ -7,7 +7,7 @@ from evergrant_server.store.authentication import AppTokenRow
 from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.connections.tables import ConnectionRow, ConsentRow
 from evergrant_server.store.database.columns import IdTable, table_of
-from evergrant_server.store.oauth.request_tables import (
+from evergrant_server.store.oauth.requests import (
     AuthorizationRequestRow,
     ClientConsentRow,
     SubjectSessionRow,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
 from evergrant_server.core.clock import Clock
@@ -113,11 +114,7 @@ async def walk_consent(
         nonce=nonce if with_nonce else None,
     )
     if uses_par(spec, access.endpoints):
-        endpoint = access.endpoints.authorization_endpoint or ""
-        sent_at = clock.now()
-        reply = await sender.send_prepared(access, par_request(access, par_fields(url, endpoint)))
-        pushed = read_par_reply(spec, reply, sent_at)
-        url = par_authorization_url(spec, integration, endpoint, str(pushed.request_uri))
+        url = await _pushed_url(setup, access, sender, url, clock.now())
     query = await receiver.receive(url, state)
     learn(*(value for name, value in query if name in (spec.callback_code_param, "code", "id_token")))
     check_callback_signature(spec, query, [setup.client_secret] if setup.client_secret else [])
@@ -130,6 +127,16 @@ async def walk_consent(
     learn(callback.code)
     nonce_hash = hash_of_nonce(nonce.reveal()) if with_nonce else None
     return WalkedConsent(callback.code, verifier, nonce_hash, dict(callback.metadata), callback.scopes)
+
+
+async def _pushed_url(
+    setup: TrialSetup, access: ProviderAccess, sender: Sender, url: str, sent_at: datetime
+) -> str:
+    """The URL that names the request, which is pushed to the provider (RFC 9126)."""
+    endpoint = access.endpoints.authorization_endpoint or ""
+    reply = await sender.send_prepared(access, par_request(access, par_fields(url, endpoint)))
+    pushed = read_par_reply(setup.spec, reply, sent_at)
+    return par_authorization_url(setup.spec, setup.integration, endpoint, str(pushed.request_uri))
 
 
 def _read(setup: TrialSetup, access: ProviderAccess, query: Query) -> Callback:

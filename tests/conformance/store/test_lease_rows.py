@@ -6,8 +6,7 @@ import pytest
 from sqlalchemy import update
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.grant import Grant, Origin
-from evergrant_server.core.connections.narrowing import MOST_NARROWED, narrowed_slot
+from evergrant_server.core.connections.grant import MOST_NARROWED, Grant, Origin, narrowed_slot
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.export import Export, ExportFilters, ExportStatus
 from evergrant_server.core.ids import ConnectionId, ExportId, Tenant, new_id

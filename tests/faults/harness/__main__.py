@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from evergrant_server.process_exit import exit_process
+from evergrant_server.process import exit_process
 from tests.fakes import leftovers
 from tests.faults.harness.random_run.plan import plan
 from tests.faults.harness.random_run.run import run

@@ -8,8 +8,7 @@ import pytest
 from activities.support import narrowing
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.connections.narrowing import narrowed_slot
+from evergrant_server.core.connections.grant import TokenSet, narrowed_slot
 from evergrant_server.core.messages.activities import RefreshGrant
 from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult
 from evergrant_server.core.secret import Secret

@@ -19,7 +19,7 @@ from evergrant_server.store.database.columns import Row
 from evergrant_server.store.database.rows import columns_equal
 from evergrant_server.store.decisions import ApprovalRow, CallApprovalRow
 from evergrant_server.store.oauth.tables import TokenFamilyRow
-from evergrant_server.store.people.tables import AdminLoginRow, PersonSessionRow
+from evergrant_server.store.people.people import AdminLoginRow, PersonSessionRow
 from evergrant_server.store.review.authority_scan import broken_configuration, broken_connections
 from evergrant_server.store.tenants import TenantStandingRow
 from tests.fakes.api import TENANT, Api, running_api

@@ -4,7 +4,7 @@ from sqlalchemy import func, select
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.oauth.clients import ClientAuthMethod
-from evergrant_server.store.people.tables import PersonLoginRow
+from evergrant_server.store.people.people import PersonLoginRow
 from tests.fakes.api import Api
 from tests.fakes.assertions import new_key
 from tests.fakes.platform.gateway_clients import authorized_client

@@ -7,8 +7,8 @@ from sqlalchemy import update
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Origin
-from evergrant_server.core.connections.pinned_hosts import NOTHING_PINNED, PinnedHosts
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.integrations import NOTHING_PINNED, PinnedHosts
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
 from evergrant_server.store.connections.tables import ConnectionGrantRow

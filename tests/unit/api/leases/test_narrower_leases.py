@@ -9,8 +9,7 @@ import pytest
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
-from evergrant_server.core.connections.narrowing import MOST_NARROWED
+from evergrant_server.core.connections.grant import MOST_NARROWED, Grant, Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult

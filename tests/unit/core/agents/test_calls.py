@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from evergrant_server.audit.decisions import call_hash
 from evergrant_server.core.agents.calls import (
     NEUTRAL_HEADERS,
     NEUTRAL_META,
@@ -17,7 +18,6 @@ from evergrant_server.core.agents.calls import (
 )
 from evergrant_server.core.ids import AppId, ConnectionId, Tenant
 from evergrant_server.crypto import KeyRing
-from evergrant_server.crypto.call_hash import call_hash
 
 ROOT = Path(__file__).parents[4]
 TENANT = Tenant("acme")

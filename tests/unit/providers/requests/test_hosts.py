@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.connections.pinned_hosts import NOTHING_PINNED, PinnedHosts
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.integrations import Endpoints
+from evergrant_server.core.integrations import NOTHING_PINNED, Endpoints, PinnedHosts
 from providers.definition.schema import ProviderSpec
 from providers.requests.hosts import (
     host_of,
