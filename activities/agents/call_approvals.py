@@ -7,9 +7,9 @@ from evergrant_server import audit
 from evergrant_server.core.agents.call_approvals import CallApproval, CallApprovalState, CallApprovalStep
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.agents import CallApprovalCall, CallApprovalProgress
 from evergrant_server.core.messages.base import SCHEDULE, RequestContext
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.agents import CALL_APPROVALS
@@ -26,7 +26,7 @@ class CallApprovalActivities:
         self._store = store
         self._clock = clock
 
-    @activity.defn(name=ActivityName.ADVANCE_CALL_APPROVAL)
+    @activity.defn(name=jobs.ADVANCE_CALL_APPROVAL.name)
     async def advance_call_approval(self, call: CallApprovalCall) -> CallApprovalProgress:
         """Take the step that is due, and say when the next one is. One whose agent is gone is over."""
         return await commit_with_retries(self._store, lambda tx: self._advance(tx, call))

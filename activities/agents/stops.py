@@ -12,10 +12,11 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import ConnectionId
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.agents import AgentStopCall, AgentStopProgress
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import Revoke
-from evergrant_server.core.messages.names import ActivityName, SignalName
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import call_approval_message, signal_message
 from evergrant_server.store import Store, Transaction
 
@@ -27,7 +28,7 @@ class AgentStopActivities:
         self._store = store
         self._clock = clock
 
-    @activity.defn(name=ActivityName.ADVANCE_AGENT_STOP)
+    @activity.defn(name=jobs.ADVANCE_AGENT_STOP.name)
     async def advance_agent_stop(self, call: AgentStopCall) -> AgentStopProgress:
         """End the next page. The order in the store says what to do: without one, nothing is done."""
         return await commit_with_retries(self._store, lambda tx: self._advance(tx, call))

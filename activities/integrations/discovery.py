@@ -20,8 +20,8 @@ from evergrant_server.core.integrations import (
     IntegrationState,
     RegistrationMethod,
 )
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from providers.registration.client_metadata import (
     RegisteredClient,
@@ -41,7 +41,7 @@ class DiscoveryActivities:
     client_metadata_url: str  # with the placeholder {integration}
     registrations: ClientRegistrations
 
-    @activity.defn(name=ActivityName.DISCOVER_ENDPOINTS)
+    @activity.defn(name=jobs.DISCOVER_ENDPOINTS.name)
     async def discover_endpoints(self, request: DiscoverEndpoints) -> DiscoveryResult:
         """Write READY with the endpoints (and the client id), or FAILED with the reason."""
         async with self.store.read() as tx:

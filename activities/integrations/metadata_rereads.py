@@ -14,9 +14,9 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import RereadMetadata, RereadMetadataResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry.alarms import report_broken_authority
 from providers.registration.discovery import weakening_changes
@@ -31,7 +31,7 @@ class MetadataRereads:
     published: PublishedEndpoints
     clock: Clock
 
-    @activity.defn(name=ActivityName.REREAD_METADATA)
+    @activity.defn(name=jobs.REREAD_METADATA.name)
     async def reread_metadata(self, request: RereadMetadata) -> RereadMetadataResult:
         """Compare a batch of integrations; refuse and record changes that weaken the pinned metadata."""
         before = self.clock.now() - timedelta(seconds=request.older_than_s)

@@ -13,9 +13,10 @@ from activities.support.temporal import heartbeating
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.ids import OutboxId, derived_id
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.connection import ProviderChanged
 from evergrant_server.core.messages.integrations import RetryConnections, RetryConnectionsResult
-from evergrant_server.core.messages.names import ActivityName, SignalName
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import OutboxMessage, signal_message
 from evergrant_server.store import Store
 from evergrant_server.store.connections.connection_page import ConnectionPage
@@ -47,7 +48,7 @@ class ConnectionRetryActivities:
         self._page_rows = page_rows
         self._longest_wait_s = longest_wait_s
 
-    @activity.defn(name=ActivityName.RETRY_CONNECTIONS)
+    @activity.defn(name=jobs.RETRY_CONNECTIONS.name)
     async def retry_connections(self, request: RetryConnections) -> RetryConnectionsResult:
         """Signal every connection once; a try after the first goes on where the last one was."""
         result = _last_heartbeat() or RetryConnectionsResult()

@@ -11,9 +11,9 @@ from evergrant_server.core.lifecycle.access_requests import (
     AccessRequestState,
     AccessRequestStep,
 )
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.access import AccessRequestCall, AccessRequestProgress
 from evergrant_server.core.messages.base import SCHEDULE, RequestContext
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store, Transaction
 
 _ACTIONS = {
@@ -28,7 +28,7 @@ class AccessRequestActivities:
         self._store = store
         self._clock = clock
 
-    @activity.defn(name=ActivityName.ADVANCE_ACCESS_REQUEST)
+    @activity.defn(name=jobs.ADVANCE_ACCESS_REQUEST.name)
     async def advance_access_request(self, call: AccessRequestCall) -> AccessRequestProgress:
         """Take the step that is due, and say when the next one is. A request whose app is gone is ended."""
         return await commit_with_retries(self._store, lambda tx: self._advance(tx, call))

@@ -12,8 +12,9 @@ from temporalio import activity
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import ExportRunHistory
-from evergrant_server.core.messages.names import CONNECTION_WORKFLOW_ID, ActivityName
+from evergrant_server.core.messages.names import CONNECTION_WORKFLOW_ID
 from evergrant_server.core.outbox import history_export_message, history_target
 from evergrant_server.store import Store, Transaction
 from evergrant_server.temporal_link.link import TemporalLink
@@ -36,7 +37,7 @@ class HistoryActivities:
         self._link = link
         self._clock = clock
 
-    @activity.defn(name=ActivityName.EXPORT_RUN_HISTORY)
+    @activity.defn(name=jobs.EXPORT_RUN_HISTORY.name)
     async def run_ends(self, request: ExportRunHistory) -> None:
         run = request.provenance
         message = history_export_message(

@@ -18,10 +18,10 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.schedule import jitter
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.integrations import FetchReceiverKeys
 from evergrant_server.core.messages.maintenance import IntrospectGrants, IntrospectGrantsResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.provider_events import (
     IntrospectionFinding,
     ProviderReport,
@@ -67,7 +67,7 @@ class IntrospectionActivities:
         self._interval = interval
         self._integration_limit_s = integration_limit.total_seconds()
 
-    @activity.defn(name=ActivityName.INTROSPECT_GRANTS)
+    @activity.defn(name=jobs.INTROSPECT_GRANTS.name)
     async def introspect_grants(self, request: IntrospectGrants) -> IntrospectGrantsResult:
         """Run one pass over receivers, trusted issuers, and integrations whose provider introspects.
 

@@ -12,9 +12,9 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import AccessRequestId, new_id
 from evergrant_server.core.lifecycle.access_requests import AccessRequest, AccessRequestKind, shown_permit
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.access import ReviewPermits, ReviewPermitsResult
 from evergrant_server.core.messages.base import SCHEDULE, RequestContext
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.outbox import access_request_message
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.review.access_review import unused_permits
@@ -31,7 +31,7 @@ class PermitReviewActivities:
         self._clock = clock
         self._unused_for = unused_for
 
-    @activity.defn(name=ActivityName.REVIEW_PERMITS)
+    @activity.defn(name=jobs.REVIEW_PERMITS.name)
     async def review_permits(self, request: ReviewPermits) -> ReviewPermitsResult:
         """Propose each unused permit once. One that an admin keeps is proposed again as much time later."""
         result = _last_heartbeat() or ReviewPermitsResult()

@@ -5,8 +5,8 @@ from temporalio import activity
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import Failure
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.integrations import FetchReceiverKeys, ReceiverKeysResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
 from providers.events.keys import fetch_keys
@@ -18,7 +18,7 @@ class ReceiverKeysActivities:
         self._egress = egress
         self._clock = clock
 
-    @activity.defn(name=ActivityName.FETCH_RECEIVER_KEYS)
+    @activity.defn(name=jobs.FETCH_RECEIVER_KEYS.name)
     async def fetch_keys(self, request: FetchReceiverKeys) -> ReceiverKeysResult:
         """Pin the keys in the transmitter's document. If it can't be read, the old keys stay."""
         async with self._store.read() as tx:

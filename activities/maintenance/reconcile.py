@@ -17,8 +17,8 @@ from activities.support.temporal import heartbeating
 from evergrant_server import audit
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event
@@ -58,7 +58,7 @@ class ReconcileActivities:
         self._deliveries_age = deliveries_age
         self._run_limit = run_limit
 
-    @activity.defn(name=ActivityName.RECONCILE)
+    @activity.defn(name=jobs.RECONCILE.name)
     async def reconcile(self, request: ReconcileRequest) -> ReconcileResult:
         """Check as many connections as fit into a run, then export histories and prune the store.
 

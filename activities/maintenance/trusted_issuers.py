@@ -7,9 +7,9 @@ from temporalio import activity
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import FetchIssuerKeys, IssuerKeysResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.workloads.issuer import IssuerKind, TrustedIssuer
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
@@ -28,7 +28,7 @@ class TrustedIssuerActivities:
         self._egress = egress
         self._clock = clock
 
-    @activity.defn(name=ActivityName.FETCH_ISSUER_KEYS)
+    @activity.defn(name=jobs.FETCH_ISSUER_KEYS.name)
     async def fetch_keys(self, request: FetchIssuerKeys) -> IssuerKeysResult:
         """Store the keys that the issuer publishes now. If they can't be read, the old ones stay."""
         async with self._store.read() as tx:

@@ -16,9 +16,9 @@ from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import DeliverWebhooks, DeliveryRound
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhooks import (
     Delivery,
@@ -75,7 +75,7 @@ class WebhookDeliveryActivities:
         self._retention = retention
         self._rounds = FairTurns(CONCURRENT_ROUNDS)
 
-    @activity.defn(name=ActivityName.DELIVER_WEBHOOKS)
+    @activity.defn(name=jobs.DELIVER_WEBHOOKS.name)
     async def deliver_due(self, request: DeliverWebhooks) -> DeliveryRound:
         """Send a bounded number of due deliveries. Returns the counts and when to look again.
 

@@ -18,8 +18,8 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import OAuthClientId, derived_id
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.integrations import ClientDocumentResult, ReadClientDocument
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.oauth.client_metadata import (
     ClientMetadata,
     MetadataRefused,
@@ -49,7 +49,7 @@ class ClientDocumentActivities:
         self._egress = egress
         self._clock = clock
 
-    @activity.defn(name=ActivityName.READ_CLIENT_DOCUMENT)
+    @activity.defn(name=jobs.READ_CLIENT_DOCUMENT.name)
     async def read_document(self, request: ReadClientDocument) -> ClientDocumentResult:
         """Write down what the document says now, or say why it can't be used.
 

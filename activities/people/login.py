@@ -19,8 +19,8 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.login import LoginClaim, is_subject_name, named_subject
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.integrations import LoginResult, VerifyPerson
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.people.logins import LoginStatus, PersonLogin
 from evergrant_server.core.people.roles import AdminLogin, Person, PersonRole, person_id, person_of
@@ -57,7 +57,7 @@ class PersonLoginActivities:
         self._clock = clock
         self._issuers = IssuerLogin(sender, egress, clock)
 
-    @activity.defn(name=ActivityName.VERIFY_PERSON)
+    @activity.defn(name=jobs.VERIFY_PERSON.name)
     async def verify_person(self, request: VerifyPerson) -> LoginResult:
         """Write who logged in, and the role, for the API to make a session of; or why there is none."""
         try:

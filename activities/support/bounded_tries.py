@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from temporalio import activity
 
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import (
     GrantResult,
     LapseResult,
     ReplacedRevocationResult,
     RevocationResult,
 )
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 
@@ -32,19 +32,19 @@ _LastResult = GrantResult | RevocationResult | ReplacedRevocationResult | LapseR
 _INTERNAL_GRANT = GrantResult(failure=ErrorCode.INTERNAL)
 # What each activity of a connection answers after its last try. None: its workflow needs no answer.
 _LAST_RESULTS: dict[str, _LastResult] = {
-    ActivityName.EXCHANGE_CODE: _INTERNAL_GRANT,
-    ActivityName.REQUEST_CLIENT_GRANT: _INTERNAL_GRANT,
-    ActivityName.POLL_DEVICE_TOKEN: _INTERNAL_GRANT,
-    ActivityName.REFRESH_GRANT: _INTERNAL_GRANT,
-    ActivityName.VERIFY_LATE_TOKENS: _INTERNAL_GRANT,
-    ActivityName.LOOK_UP_ACCOUNTS: _INTERNAL_GRANT,
-    ActivityName.REVOKE_GRANT: RevocationResult(failure=ErrorCode.INTERNAL),
-    ActivityName.REVOKE_REPLACED_GRANTS: ReplacedRevocationResult(failure=ErrorCode.INTERNAL),
-    ActivityName.BEGIN_REVOCATION: None,  # `revoke_grant` writes it before anything is sent
-    ActivityName.ANNOUNCE_EXPIRY: None,
-    ActivityName.END_CONSENT: None,  # the recurring pass starts a run for what the store says
-    ActivityName.LAPSE_CONSENT: LapseResult(),  # the connect page reopens the link
-    ActivityName.EXPORT_RUN_HISTORY: None,  # the recurring pass requests it
+    jobs.EXCHANGE_CODE.name: _INTERNAL_GRANT,
+    jobs.REQUEST_CLIENT_GRANT.name: _INTERNAL_GRANT,
+    jobs.POLL_DEVICE_TOKEN.name: _INTERNAL_GRANT,
+    jobs.REFRESH_GRANT.name: _INTERNAL_GRANT,
+    jobs.VERIFY_LATE_TOKENS.name: _INTERNAL_GRANT,
+    jobs.LOOK_UP_ACCOUNTS.name: _INTERNAL_GRANT,
+    jobs.REVOKE_GRANT.name: RevocationResult(failure=ErrorCode.INTERNAL),
+    jobs.REVOKE_REPLACED_GRANTS.name: ReplacedRevocationResult(failure=ErrorCode.INTERNAL),
+    jobs.BEGIN_REVOCATION.name: None,  # `revoke_grant` writes it before anything is sent
+    jobs.ANNOUNCE_EXPIRY.name: None,
+    jobs.END_CONSENT.name: None,  # the recurring pass starts a run for what the store says
+    jobs.LAPSE_CONSENT.name: LapseResult(),  # the connect page reopens the link
+    jobs.EXPORT_RUN_HISTORY.name: None,  # the recurring pass requests it
 }
 
 

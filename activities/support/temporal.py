@@ -35,7 +35,7 @@ T = TypeVar("T")
 # still handle its next event.
 RETRIED_BY_TEMPORAL = (ErrorCode.STORE_UNAVAILABLE, ErrorCode.STORE_CONFLICT, ErrorCode.SCHEMA_MISMATCH)
 
-_INTERVAL_S = 1.5  # between heartbeats: well inside the time-out of `workflows.activity_calls`
+_INTERVAL_S = 1.5  # between heartbeats: well inside the time-out of `core.messages.jobs`
 
 
 def failed_grant_result(failure: Failure) -> GrantResult:

@@ -164,8 +164,8 @@ class OutboxRelay:
                 await self._link.signal(message.target, message.name, message.payload)
             case OutboxKind.EXPORT_HISTORY:
                 await self._export_history(message)
-            case kind:
-                await self._link.start(start_requests.from_outbox(kind, message.payload))
+            case _:
+                await self._link.start(start_requests.from_outbox(message))
 
     async def _require_usable_run(self, target: str) -> None:
         """Raises WorkflowNotRunning when no run can handle a signal: none is open, or it was terminated just

@@ -15,7 +15,8 @@ from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.names import TASK_QUEUE, SearchAttribute, WorkflowName, workflow_type_of
+from evergrant_server.core.messages.jobs import workflow_type_of
+from evergrant_server.core.messages.names import TASK_QUEUE, SearchAttribute, WorkflowName
 from evergrant_server.telemetry.logs import LogEvent, log_event
 
 T = TypeVar("T")

@@ -47,6 +47,8 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
+from evergrant_server.core.messages.integrations import DiscoverEndpoints
+from evergrant_server.core.messages.jobs import DISCOVER_ENDPOINTS
 from evergrant_server.policy import Target
 from evergrant_server.setting_types import CLIENT_METADATA_PATH
 from evergrant_server.store import Transaction
@@ -176,7 +178,8 @@ async def _discover(call: ApiCall, integration: Integration) -> None:
     tenant, id, limit = integration.tenant, integration.id, DISCOVERY_TIMEOUT_S
     try:
         async with asyncio.timeout(limit + 1):
-            found = await call.api.link.discover(tenant, id, call.context, timeout=limit)
+            discover = DiscoverEndpoints(tenant=tenant, integration_id=id, context=call.context)
+            discovery = await call.api.link.run_job(DISCOVER_ENDPOINTS, discover, timeout=limit)
     except Failure:
         raise
     except Exception as error:
@@ -184,8 +187,8 @@ async def _discover(call: ApiCall, integration: Integration) -> None:
         log_event(log, logging.WARNING, LogEvent.DISCOVERY_FAILED, type(error).__name__, object=id)
         why = "No worker read the issuer's metadata in time."
         raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, why, retry_after=5.0) from None
-    if found.failure is not None:
-        raise Failure(found.failure, found.detail, integration=integration.name)
+    if discovery.failure is not None:
+        raise Failure(discovery.failure, discovery.detail, integration=integration.name)
 
 
 @router.get("/v1/integrations")

@@ -20,6 +20,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId
 from evergrant_server.core.integrations import Integration, require_pinned_login
 from evergrant_server.core.messages.integrations import VerifyLogin
+from evergrant_server.core.messages.jobs import VERIFY_LOGIN
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 from providers.definition.templates import integration_endpoints
@@ -114,7 +115,7 @@ async def finish_login(
     order = VerifyLogin(
         tenant=consent.tenant, consent_id=consent.id, revision=waiting.revision, context=pages.context
     )
-    result = await pages.api.link.verify_login(order, timeout=LOGIN_TIMEOUT_S)
+    result = await pages.api.link.run_job(VERIFY_LOGIN, order, timeout=LOGIN_TIMEOUT_S)
     if result.failure is not None:
         failure = Failure(result.failure, result.detail, retry_after=result.retry_after)
         failure.context["reference"] = reference_of(consent.id)

@@ -1,6 +1,6 @@
 """One call of an agent that a person approves: reminders, escalation and deadline, then one use.
 
-Pure. The store keeps it, `workflows.decisions.call_approval` waits for its moments, a person decides, and the
+Pure. The store keeps it, `workflows.decisions` waits for its moments, a person decides, and the
 transaction that records the call uses it up.
 """
 

@@ -1,6 +1,6 @@
 """Requests for access: a permit that an app asks for, or one that is proposed for removal, until it is over.
 
-Pure. The store keeps them, `workflows.decisions.access_request` waits for their moments, an admin decides.
+Pure. The store keeps them, `workflows.decisions` waits for their moments, an admin decides.
 """
 
 from datetime import datetime, timedelta

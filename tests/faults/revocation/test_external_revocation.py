@@ -19,9 +19,10 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ReceiverId, new_id
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import IntrospectGrants, IntrospectGrantsResult
-from evergrant_server.core.messages.names import WorkflowName, connection_workflow_id
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.provider_events import (
     Certainty,
     IntrospectionFinding,
@@ -66,7 +67,7 @@ async def due(place: Installation, connection: Connection) -> None:
 async def one_pass(place: Installation) -> IntrospectGrantsResult:
     """What the schedule starts."""
     return await place.parts.client.execute_workflow(
-        WorkflowName.INTROSPECTION,
+        jobs.INTROSPECT_GRANTS.name,
         IntrospectGrants(),
         id=f"look-elsewhere-{place.parts.settings.temporal_task_queue}",
         task_queue=place.parts.settings.temporal_task_queue,

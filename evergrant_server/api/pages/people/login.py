@@ -27,6 +27,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.integrations import VerifyPerson
+from evergrant_server.core.messages.jobs import VERIFY_PERSON
 from evergrant_server.core.people.logins import (
     COMMAND_CODE_LASTS,
     CommandStart,
@@ -97,7 +98,7 @@ async def finish_person_login(
         raise
     context = trace_of(pages.request).request_context(_BY)
     order = VerifyPerson(tenant=login.tenant, login_id=login.id, revision=waiting.revision, context=context)
-    result = await pages.api.link.verify_person(order, timeout=LOGIN_TIMEOUT_S)
+    result = await pages.api.link.run_job(VERIFY_PERSON, order, timeout=LOGIN_TIMEOUT_S)
     if result.failure is not None:
         raise Failure(result.failure, result.detail, retry_after=result.retry_after)
     if login.authorize is not None:

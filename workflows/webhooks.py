@@ -11,14 +11,15 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.messages import maintenance as m
+    from evergrant_server.core.messages.jobs import DELIVER_WEBHOOKS
     from evergrant_server.core.messages.names import SignalName, WorkflowName
     from evergrant_server.core.webhooks import IDLE_TIMEOUT, LONGEST_HISTORY
-    from workflows import activity_calls, received
+    from workflows import runs
 
 
 @workflow.defn(name=WorkflowName.WEBHOOK_DELIVERY)
 class WebhookDeliveryWorkflow:
-    @received.init
+    @runs.init
     def __init__(self, start: m.WebhookStart) -> None:
         self._woken = self._at_once = False
 
@@ -28,7 +29,7 @@ class WebhookDeliveryWorkflow:
         while True:
             self._woken = self._at_once = False
             request = m.DeliverWebhooks(tenant=start.tenant, webhook_id=start.webhook_id)
-            done = await activity_calls.deliver_webhooks(request)
+            done = await runs.call(DELIVER_WEBHOOKS, request)
             delivered, failed = delivered + done.delivered, failed + done.failed
             self._show(done, delivered, failed)
             if not await self._has_more(done):

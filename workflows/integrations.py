@@ -1,4 +1,4 @@
-"""A definition's rollout: checks by machine, an admin's decision, then stages that are evaluated."""
+"""A definition's rollout; and retries of failing connections, after a change of their integration or app."""
 
 from contextlib import suppress
 from datetime import timedelta
@@ -9,23 +9,21 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.definition import DefinitionState
     from evergrant_server.core.messages import integrations as m
+    from evergrant_server.core.messages import jobs
     from evergrant_server.core.messages.names import SignalName, WorkflowName
-    from workflows import received
-    from workflows.activity_calls import (
-        apply_definition_decision,
-        check_definition,
-        evaluate_rollout,
-        provenance,
-    )
+    from workflows import runs
 
 _TIME_TO_DECIDE = timedelta(days=30)
 
 
 @workflow.defn(name=WorkflowName.DEFINITION_ROLLOUT)
 class DefinitionRolloutWorkflow:
-    """Owns the order of the steps; the definition, findings and decision are in the store."""
+    """Checks by machine, an admin's decision, then stages that are evaluated.
 
-    @received.init
+    Owns the order of the steps; the definition, findings and decision are in the store.
+    """
+
+    @runs.init
     def __init__(self, start: m.RolloutStart) -> None:
         self._start = start
         self._context = start.context  # of the newest command
@@ -34,7 +32,7 @@ class DefinitionRolloutWorkflow:
 
     @workflow.run
     async def run(self, start: m.RolloutStart) -> m.RolloutResult:
-        result = await check_definition(m.DefinitionCall(**self._call()))
+        result = await runs.call(jobs.CHECK_DEFINITION, m.DefinitionCall(**self._call()))
         if result.state is DefinitionState.WAITING:
             self._decided = self._decided or result.decided  # before this run, which may not be the first
             result = await self._decision()
@@ -51,7 +49,9 @@ class DefinitionRolloutWorkflow:
             )
         except TimeoutError:
             overdue = True
-        return await apply_definition_decision(m.DefinitionCall(**self._call(), overdue=overdue))
+        return await runs.call(
+            jobs.APPLY_DEFINITION_DECISION, m.DefinitionCall(**self._call(), overdue=overdue)
+        )
 
     async def _stage(self, result: m.DefinitionResult) -> m.DefinitionResult:
         seen = f"{result.succeeded} refreshes worked, {result.failed} only with the version before"
@@ -63,7 +63,9 @@ class DefinitionRolloutWorkflow:
                 timeout=result.next_check_s or self._start.check_interval_s,
                 timeout_summary="evaluate the rollout stage",
             )
-        return await evaluate_rollout(m.DefinitionCall(**self._call(), roll_back=self._roll_back))
+        return await runs.call(
+            jobs.EVALUATE_ROLLOUT, m.DefinitionCall(**self._call(), roll_back=self._roll_back)
+        )
 
     @workflow.signal(name=SignalName.DEFINITION_DECIDED)
     def decided(self, signal: m.DefinitionDecided) -> None:
@@ -79,5 +81,32 @@ class DefinitionRolloutWorkflow:
             "tenant": self._start.tenant,
             "definition_id": self._start.definition_id,
             "context": self._context,
-            "provenance": provenance(),
+            "provenance": runs.provenance(),
         }
+
+
+@workflow.defn(name=WorkflowName.RETRY_CONNECTIONS)
+class RetryConnectionsWorkflow:
+    """A worker tells failing connections page by page. One workflow for each changed row: changes that come
+    during a walk are followed by one more walk, however many they are.
+    """
+
+    @runs.init
+    def __init__(self, request: m.RetryConnections) -> None:
+        self._newest = request
+        self._has_more = True
+
+    @workflow.run
+    async def run(self, request: m.RetryConnections) -> m.RetryConnectionsResult:
+        result = m.RetryConnectionsResult()
+        while self._has_more:
+            if workflow.info().is_continue_as_new_suggested():
+                workflow.continue_as_new(self._newest)
+            self._has_more = False
+            result = await runs.call(jobs.RETRY_CONNECTIONS, self._newest)
+        return result
+
+    @workflow.signal(name=SignalName.RETRY_CONNECTIONS)
+    def retry(self, signal: m.RetryConnections) -> None:
+        if signal.id != self._newest.id:  # the one that starts a run comes as its argument too
+            self._newest, self._has_more = signal, True
