@@ -66,7 +66,7 @@ class ReplacedGrantsWorkflow:
             await workflow.wait_condition(lambda: self._woken, timeout=again - now)
         self._woken = True
         if workflow.info().is_continue_as_new_suggested():
-            workflow.continue_as_new(self._start.model_copy(update={"failures": self._failures}))
+            workflow.continue_as_new(self._start.__replace__(failures=self._failures))
 
     @workflow.signal(name=SignalName.WAKE_REPLACED_GRANTS)
     def wake(self, signal: RevokeReplacedStart) -> None:
@@ -83,7 +83,7 @@ class ExportWorkflow:
         while not (progress := await self._seal(start, page)).done:
             page += 1
             if page - start.pages >= _PAGES_A_RUN:
-                workflow.continue_as_new(start.model_copy(update={"pages": page}))
+                workflow.continue_as_new(start.__replace__(pages=page))
         left = (start.expires_at - workflow.now()).total_seconds()
         await workflow.sleep(max(left, 0.001), summary="until the export expires")
         await runs.call(jobs.DELETE_EXPORT, DeleteExport(**_export_call(start)))

@@ -61,7 +61,7 @@ class CodeExchangeOutcome(FirstGrantOutcome):
         if try_again or _was_not_sent(failure, outcome):
             return unsuccessful
         if is_client_refused(failure) and self.context.other_client is not None:
-            return unsuccessful.model_copy(update={"client_refused": True})
+            return unsuccessful.__replace__(client_refused=True)
         code = failure.code
         if code is ErrorCode.GRANT_REJECTED and attempt.row.sends > 1:
             code = ErrorCode.OUTCOME_UNKNOWN  # an earlier send spent it, and its reply is lost
@@ -95,7 +95,7 @@ class CodeExchangeActivities(FirstGrantActivities):
         return CodeExchangeRequest(
             context,
             CODE_RULES,
-            context.endpoints.model_copy(update={"token_endpoint": token_endpoint}),
+            context.endpoints.__replace__(token_endpoint=token_endpoint),
             code,
             verifier,
             consent.redirect_uri,

@@ -134,7 +134,7 @@ class RefreshOutcome(GrantOutcome[RefreshGrant]):
             if failure.code is not ErrorCode.REPLY_UNREADABLE or not (context.spec.dpop and never_bound):
                 raise
             # DPoP was required after the consent and the provider didn't bind these: bearer tokens as before
-            bearer = context.spec.model_copy(update={"dpop": False})
+            bearer = context.spec.__replace__(dpop=False)
             return read_tokens(bearer, reply, requested_scopes=scopes, refreshing=True, now=came_at)
 
     async def install(

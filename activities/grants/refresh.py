@@ -71,7 +71,7 @@ class RefreshActivities:
             if turn.postponed_s is None:
                 return await self._request_tokens(request, context, turn)
             stored = context.stored_result(context.connection, context.grant)
-            return stored.model_copy(update={"postponed_s": turn.postponed_s})
+            return stored.__replace__(postponed_s=turn.postponed_s)
 
     async def _request_tokens(
         self, request: RefreshGrant, context: ProviderContext, turn: Turn

@@ -47,10 +47,9 @@ class ReconcileRequest(Received):
 
     def following(self, last: ReconcileResult) -> "ReconcileRequest":
         """The request of a run that goes on where the last one ended."""
-        return ReconcileRequest(
+        return self.__replace__(
             audit_checkpoint=last.audit_checkpoint,
             closed_since=last.closed_since,
-            compare=self.compare,
             so_far=None if last.after is None else last,
         )
 
