@@ -44,16 +44,9 @@ async def carry_out(
             await runs.call(jobs.ANNOUNCE_EXPIRY, announcement)
             return None
         case Command.END_CONSENT:
-            deadline = None if step.denied else connection.consent_deadline
-            end = m.EndConsent(**call, consent_id=cause.consent_id, denied=step.denied, deadline=deadline)
-            result = await runs.call(jobs.END_CONSENT, end)
-            return None if result is None else _event(EventKind.CONSENT_NOT_ENDED, cause, result=result)
+            return await _end_consent(step, cause, call)
         case Command.LAPSE_CONSENT:
-            overdue = next_to_lapse(connection)
-            assert overdue is not None
-            lapse = m.LapseConsent(**call, consent_id=overdue.consent_id)
-            until = (await runs.call(jobs.LAPSE_CONSENT, lapse)).confirm_by
-            return _event(EventKind.CONSENT_LAPSED, cause, consent_id=overdue.consent_id, until=until)
+            return await _lapse_consent(connection, cause, call)
         case Command.BEGIN_REVOCATION:
             reason = connection.revoke_reason or ""
             await runs.call(jobs.BEGIN_REVOCATION, m.BeginRevocation(**call, reason=reason))
@@ -74,6 +67,21 @@ async def carry_out(
             kind, request = _grant_request(step.command, connection, cause, call)
             consent_id = connection.waiting_consent if kind is EventKind.FIRST_TOKENS_ENDED else None
             return _event(kind, cause, result=await request, consent_id=consent_id)
+
+
+async def _end_consent(step: Transition, cause: LifecycleEvent, call: Call) -> LifecycleEvent | None:
+    deadline = None if step.denied else step.state.consent_deadline
+    end = m.EndConsent(**call, consent_id=cause.consent_id, denied=step.denied, deadline=deadline)
+    result = await runs.call(jobs.END_CONSENT, end)
+    return None if result is None else _event(EventKind.CONSENT_NOT_ENDED, cause, result=result)
+
+
+async def _lapse_consent(connection: ConnectionState, cause: LifecycleEvent, call: Call) -> LifecycleEvent:
+    overdue = next_to_lapse(connection)
+    assert overdue is not None
+    lapse = m.LapseConsent(**call, consent_id=overdue.consent_id)
+    until = (await runs.call(jobs.LAPSE_CONSENT, lapse)).confirm_by
+    return _event(EventKind.CONSENT_LAPSED, cause, consent_id=overdue.consent_id, until=until)
 
 
 def _grant_request(

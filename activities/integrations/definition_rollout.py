@@ -152,10 +152,10 @@ _ACTIONS = {
 
 
 async def _load_definition(tx: Transaction, request: DefinitionCall) -> Definition:
-    found = await tx.definitions.get(request.tenant, request.definition_id)
-    if found is None:
+    definition = await tx.definitions.get(request.tenant, request.definition_id)
+    if definition is None:
         raise Failure(ErrorCode.NOT_FOUND, f"there is no definition {request.definition_id}")
-    return found
+    return definition
 
 
 def _result(definition: Definition) -> DefinitionResult:

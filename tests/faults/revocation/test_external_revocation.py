@@ -8,9 +8,8 @@ from datetime import timedelta
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.maintenance.introspection import IntrospectionActivities
-from activities.maintenance.receiver_keys import ReceiverKeysActivities
-from activities.maintenance.trusted_issuers import TrustedIssuerActivities
+from activities.apps import TrustedIssuerActivities
+from activities.provider_events import IntrospectionActivities, ReceiverKeysActivities
 from activities.support.context_loader import ProviderContextLoader
 from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.audit import AuditAction

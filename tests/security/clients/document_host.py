@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from activities.people.client_documents import ClientDocumentActivities
+from activities.oauth import ClientDocumentActivities
 from evergrant_server.core.messages import jobs
 from evergrant_server.egress import Egress, EgressPolicy
 from tests.fakes.api import Api

@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.maintenance.history import HistoryActivities
-from activities.maintenance.reconcile import RUN_LIMIT, ReconcileActivities
+from activities.histories import HistoryActivities
+from activities.reconcile import RUN_LIMIT, ReconcileActivities
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.ids import AppId, Tenant

@@ -8,8 +8,7 @@ import pytest
 from sqlalchemy import text
 from temporalio.testing import ActivityEnvironment
 
-from activities.maintenance.access_requests import AccessRequestActivities
-from activities.maintenance.permit_review import PermitReviewActivities
+from activities.apps import AccessRequestActivities, PermitReviewActivities
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import AccessRequestId

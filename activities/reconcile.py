@@ -1,4 +1,4 @@
-"""The recurring pass over the store: missing workflows, unexported histories and old rows.
+"""The recurring pass over the store: missing workflows, unexported histories, broken rows and old rows.
 
 Old secrets, delivered messages, deliveries and responses are deleted in a bounded number of bounded
 transactions; the next pass continues.
@@ -9,18 +9,19 @@ from datetime import datetime, timedelta
 
 from temporalio import activity
 
-from activities.maintenance.authority import report_broken_rows
-from activities.maintenance.authorizations import prune_authorizations
-from activities.maintenance.history import HistoryActivities
-from activities.maintenance.oauth_clients import prune_oauth_clients
-from activities.support.temporal import heartbeating
+from activities.histories import HistoryActivities
+from activities.support.temporal import heartbeating, last_heartbeat
 from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages import jobs
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
-from evergrant_server.store import Store
+from evergrant_server.store import Store, Transaction
+from evergrant_server.store.review.authority_scan import broken_configuration
 from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.alarms import report_broken_authority
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.temporal_link.reconcile import ReconcileCounts, Reconciler
 
@@ -36,7 +37,12 @@ _IDEMPOTENCY_AGE = timedelta(days=1)  # responses to `Idempotency-Key`, which ma
 _ENDED_TOKEN_AGE = timedelta(minutes=5)
 _ENDED_DELEGATION_AGE = timedelta(days=7)
 _ENDED_SESSIONS_AGE = timedelta(days=30)  # sessions of people, for who reviews them
+_ENDED_FAMILY_AGE = timedelta(days=30)
+_SPENT_AGE = timedelta(days=1)  # codes and access tokens of gateways' clients
+_NEVER_USED_AGE, _UNUSED_AGE = timedelta(days=1), timedelta(days=180)  # gateways' clients
+_UNUSED_CONSENT_AGE = timedelta(days=90)
 _MAX_BATCHES = 50
+_BROKEN_RECORDED_FOR = timedelta(days=1)  # one record a day for a row that stays broken
 
 
 class ReconcileActivities:
@@ -65,7 +71,7 @@ class ReconcileActivities:
         Workflows are queried for their generation only when the store seems to be a backup.
         """
         began = self._clock.now()
-        progress = _Progress(_last_heartbeat() or request.so_far or ReconcileResult())
+        progress = _Progress(last_heartbeat(ReconcileResult) or request.so_far or ReconcileResult())
         async with heartbeating(lambda: progress.result):
             progress.start(await self._should_compare(request, progress.before))
             counts = await self._reconciler.reconcile_all(
@@ -172,41 +178,54 @@ class _Progress:
         log_event(log, logging.WARNING, LogEvent.NOT_COMPARED, detail, code=ErrorCode.TEMPORAL_UNAVAILABLE)
 
 
-def _last_heartbeat() -> ReconcileResult | None:
-    details = activity.info().heartbeat_details
-    return ReconcileResult.model_validate(details[0]) if details else None
-
-
 async def prune_store(store: Store, clock: Clock, deliveries_age: timedelta) -> None:
     """Delete everything that is over its age. Raises Failure STORE_UNAVAILABLE."""
     now = clock.now()
     async with store.write() as tx:  # client secrets whose overlap has ended
         await tx.integrations.delete_expired_previous_secrets(now)
-    for _ in range(_MAX_BATCHES):
-        async with store.write() as tx:
-            if await tx.outbox.prune(now - _DELIVERED_AGE) == 0:
-                break
     await _prune_deliveries(store, now - deliveries_age)
-    await prune_authorizations(store, now)
-    for _ in range(_MAX_BATCHES):
-        async with store.write() as tx:
-            logins = await tx.person_logins.prune(now)
-            if logins + await tx.person_sessions.prune(now - _ENDED_SESSIONS_AGE) == 0:
-                break
-    for _ in range(_MAX_BATCHES):
-        async with store.write() as tx:
-            if await tx.idempotency.prune(now - _IDEMPOTENCY_AGE) == 0:
-                break
-    for _ in range(_MAX_BATCHES):
-        async with store.write() as tx:
-            tokens = await tx.tokens.prune(now - _ENDED_TOKEN_AGE)
-            if tokens + await tx.key_sessions.prune(now) == 0:
-                break
-    await prune_oauth_clients(store, now)
-    for _ in range(_MAX_BATCHES):
-        async with store.write() as tx:
-            if await tx.delegations.prune(now - _ENDED_DELEGATION_AGE) == 0:
-                break
+    for prune in (
+        _prune_messages,
+        _prune_authorizations,
+        _prune_clients,
+        _prune_sessions,
+        _prune_credentials,
+    ):
+        for _ in range(_MAX_BATCHES):
+            async with store.write() as tx:
+                if await prune(tx, now) == 0:
+                    break
+
+
+async def _prune_messages(tx: Transaction, now: datetime) -> int:
+    deleted = await tx.outbox.prune(now - _DELIVERED_AGE)
+    return deleted + await tx.idempotency.prune(now - _IDEMPOTENCY_AGE)
+
+
+async def _prune_authorizations(tx: Transaction, now: datetime) -> int:
+    """Codes, families and tokens of the gateways' clients."""
+    deleted = await tx.authorization_codes.prune(now - _SPENT_AGE)
+    deleted += await tx.oauth_tokens.prune(now - _SPENT_AGE)
+    return deleted + await tx.token_families.prune(now - _ENDED_FAMILY_AGE)
+
+
+async def _prune_clients(tx: Transaction, now: datetime) -> int:
+    """Unused clients; requests, sessions and consents of their people."""
+    deleted = await tx.oauth_clients.prune_unused(now - _NEVER_USED_AGE, now - _UNUSED_AGE)
+    deleted += await tx.authorization_requests.prune(now)
+    deleted += await tx.subject_sessions.prune(now)
+    return deleted + await tx.client_consents.prune(now - _UNUSED_CONSENT_AGE)
+
+
+async def _prune_sessions(tx: Transaction, now: datetime) -> int:
+    deleted = await tx.person_logins.prune(now)
+    return deleted + await tx.person_sessions.prune(now - _ENDED_SESSIONS_AGE)
+
+
+async def _prune_credentials(tx: Transaction, now: datetime) -> int:
+    deleted = await tx.tokens.prune(now - _ENDED_TOKEN_AGE)
+    deleted += await tx.key_sessions.prune(now)
+    return deleted + await tx.delegations.prune(now - _ENDED_DELEGATION_AGE)
 
 
 async def _prune_deliveries(store: Store, before: datetime) -> None:
@@ -216,3 +235,26 @@ async def _prune_deliveries(store: Store, before: datetime) -> None:
     for tenant, webhook in webhooks:
         async with store.write() as tx:
             await tx.deliveries.prune(tenant, webhook, before)
+
+
+async def report_broken_rows(store: Store, now: datetime) -> None:
+    """Raise an alarm for each broken row that says who may do what, and record it.
+
+    Apps, permits, integrations, definitions, exports and the ends of audit chains; connections and consents
+    are checked where they are used. Raises Failure STORE_UNAVAILABLE.
+    """
+    for broken in (*await broken_configuration(store), *await audit.broken_heads(store)):
+        report_broken_authority(broken.failure)
+        async with store.write() as tx:
+            last = await audit.newest_record(tx, broken.tenant, broken.row, AuditAction.AUTHORITY_BROKEN)
+            if last is not None and last.at > now - _BROKEN_RECORDED_FOR:
+                continue
+            entry = AuditEntry(
+                tenant=broken.tenant,
+                at=now,
+                action=AuditAction.AUTHORITY_BROKEN,
+                object=broken.row,
+                context=RequestContext(by="schedule"),
+                detail={"table": broken.table},
+            )
+            await audit.append(tx, entry)

@@ -89,7 +89,7 @@ class ClientDocumentActivities:
         self, tx: Transaction, request: ReadClientDocument, metadata: ClientMetadata, fresh_for: timedelta
     ) -> None:
         now, before = self._clock.now(), await tx.oauth_clients.by_client_id(request.client_id)
-        said: dict[str, Any] = {
+        described: dict[str, Any] = {
             "name": metadata.name,
             "redirect_uris": metadata.redirect_uris,
             "application_type": metadata.application_type,
@@ -98,9 +98,9 @@ class ClientDocumentActivities:
             "client_uri": metadata.client_uri,
         }
         if before is not None:
-            after = before.__replace__(**said, fresh_until=now + fresh_for)
+            after = before.__replace__(**described, fresh_until=now + fresh_for)
             await tx.oauth_clients.replace(after, expected=before.revision)
-            if all(getattr(before, name) == value for name, value in said.items()):
+            if all(getattr(before, name) == value for name, value in described.items()):
                 return
         else:
             after = GatewayClient(
@@ -110,7 +110,7 @@ class ClientDocumentActivities:
                 kind=ClientKind.DOCUMENT,
                 created_at=now,
                 fresh_until=now + fresh_for,
-                **said,
+                **described,
             )
             await tx.oauth_clients.evict_unused(MOST_UNUSED - 1)
             await tx.oauth_clients.add(after)
@@ -140,18 +140,18 @@ class ClientDocumentActivities:
 
 def _parsed(url: str, body: bytes) -> ClientMetadata:
     """Raises MetadataRefused for the document of this client, Failure for whatever else is there."""
-    given: Mapping[str, Any] = {}
+    document: Mapping[str, Any] = {}
     try:
         if len(body) > _LONGEST:
             raise UnreadableBody(f"a body of {len(body)} bytes, and at most {_LONGEST} are read")
-        given = parse_body(body, "json")
-        if not is_storable(given):
+        document = parse_body(body, "json")
+        if not is_storable(document):
             raise UnreadableBody("text that can't be stored")
-        return read_client_document(url, given, public_key_set)
+        return read_client_document(url, document, public_key_set)
     except UnreadableBody as why:
         raise _unusable(f"it has {why}") from None
     except MetadataRefused as refused:
-        if given.get("client_id") == url:
+        if document.get("client_id") == url:
             raise
         raise _unusable(refused.description) from None
 
@@ -163,9 +163,9 @@ def _failed(failure: Failure) -> ClientDocumentResult:
 
 def _fresh_for(response: httpx2.Response) -> timedelta:
     """As long as its headers say (RFC 9111 section 5.2.2), within limits."""
-    found = _MAX_AGE.search(response.headers.get("cache-control", ""))
-    said = _USUAL_CACHE if found is None else timedelta(seconds=int(found[1]))
-    return min(max(said, _SHORTEST_CACHE), _LONGEST_CACHE)
+    max_age = _MAX_AGE.search(response.headers.get("cache-control", ""))
+    lasts = _USUAL_CACHE if max_age is None else timedelta(seconds=int(max_age[1]))
+    return min(max(lasts, _SHORTEST_CACHE), _LONGEST_CACHE)
 
 
 def _unusable(why: str) -> Failure:

@@ -1,4 +1,7 @@
-"""Introspects each grant every `introspection_interval` (RFC 7662); `audit.provider_reports` acts on it."""
+"""What a worker does about events of providers: reads transmitters' keys, and introspects grants (RFC 7662).
+
+The API sends no requests (ADR 0008). `audit.provider_reports` acts on what introspection finds.
+"""
 
 import asyncio
 from collections import Counter
@@ -6,9 +9,8 @@ from datetime import timedelta
 
 from temporalio import activity
 
+from activities.apps import TrustedIssuerActivities
 from activities.grants.introspection import introspect_grant, supports_introspection
-from activities.maintenance.receiver_keys import ReceiverKeysActivities
-from activities.maintenance.trusted_issuers import TrustedIssuerActivities
 from activities.single_use.attempt_tracker import open_attempt
 from activities.support.context_loader import ProviderContextLoader
 from activities.support.transactions import commit_with_retries
@@ -20,7 +22,7 @@ from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.schedule import jitter
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.integrations import FetchReceiverKeys
+from evergrant_server.core.messages.integrations import FetchReceiverKeys, ReceiverKeysResult
 from evergrant_server.core.messages.maintenance import IntrospectGrants, IntrospectGrantsResult
 from evergrant_server.core.provider_events import (
     IntrospectionFinding,
@@ -29,7 +31,9 @@ from evergrant_server.core.provider_events import (
     ReportSource,
 )
 from evergrant_server.core.single_use.attempt import ROTATING
+from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
+from providers.events.keys import fetch_keys
 from providers.requests.sender import Sender
 
 INTEGRATION_LIMIT = timedelta(minutes=10)  # enough for _MAX_CONNECTIONS when the provider answers at once
@@ -42,6 +46,39 @@ _PAGE_SIZE = 200
 _PLAN_BATCH = 100
 _KEYS_AGE = timedelta(hours=12)
 _RECEIVED_AGE = timedelta(days=60)  # twice as long as a security event is accepted
+
+
+class ReceiverKeysActivities:
+    def __init__(self, store: Store, egress: Egress, clock: Clock) -> None:
+        self._store = store
+        self._egress = egress
+        self._clock = clock
+
+    @activity.defn(name=jobs.FETCH_RECEIVER_KEYS.name)
+    async def fetch_keys(self, request: FetchReceiverKeys) -> ReceiverKeysResult:
+        """Pin the keys in the transmitter's document. If it can't be read, the old keys stay."""
+        async with self._store.read() as tx:
+            receiver = await tx.receivers.find_in_any_tenant(request.receiver_id)
+        if receiver is None or receiver.tenant != request.tenant or receiver.jwks_uri is None:
+            return ReceiverKeysResult(problem="the receiver is gone")
+        try:
+            keys = await fetch_keys(self._egress, receiver.jwks_uri)
+            fetched = ReceiverKeysResult(keys=len(keys))
+        except Failure as failure:
+            keys = None
+            fetched = ReceiverKeysResult(problem=failure.detail)
+
+        async def pin(tx: Transaction) -> None:
+            current = await tx.receivers.find_in_any_tenant(request.receiver_id)
+            if current is None or current.jwks_uri != receiver.jwks_uri:
+                return  # changed meanwhile, which started another fetch
+            after = current.__replace__(keys_problem=fetched.problem, keys_at=self._clock.now())
+            if keys is not None:
+                after = after.__replace__(keys=keys)
+            await tx.receivers.replace(after, expected=current.revision)
+
+        await commit_with_retries(self._store, pin)
+        return fetched
 
 
 class IntrospectionActivities:

@@ -83,9 +83,9 @@ class PersonLoginActivities:
         rule = await rules.of_tenant(login.tenant)
         if rule is None or rule.id != login.rule:
             raise Failure(ErrorCode.CALLBACK_INVALID, _SUPERSEDED)
-        there = rule.issuer_integration(await tx.integrations.by_name(login.tenant, rule.integration))
-        issuer = await self._contexts.access(tx, there)
-        if {(it.endpoints.issuer, it.endpoints.token_endpoint) for it in issuer} != {
+        integration = rule.issuer_integration(await tx.integrations.by_name(login.tenant, rule.integration))
+        issuer = await self._contexts.access(tx, integration)
+        if {(access.endpoints.issuer, access.endpoints.token_endpoint) for access in issuer} != {
             (login.issuer, login.token_endpoint)
         }:
             raise Failure(ErrorCode.CALLBACK_INVALID, "The issuer's endpoints changed meanwhile.")
@@ -119,15 +119,15 @@ class PersonLoginActivities:
         """The audit record, with the person who was refused, where the issuer has named one."""
         assert verdict.failure is not None
         detail: dict[str, Any] = {"reason": verdict.failure.code, **words_in(verdict.failure)}
-        who: str = request.login_id
+        subject: str = request.login_id
         if verdict.person is not None:
-            who = person_id(request.tenant, verdict.person)
+            subject = person_id(request.tenant, verdict.person)
             detail |= verdict.person.model_dump()
         entry = AuditEntry(
             tenant=request.tenant,
             at=self._clock.now(),
             action=action,
-            object=who,
+            object=subject,
             context=request.context,
             detail=detail,
         )
