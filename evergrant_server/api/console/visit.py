@@ -12,17 +12,10 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from evergrant_server import audit
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.people import login_url, person_caller, presented_secret, require_same_origin
 from evergrant_server.api.console.key_sessions import key_caller
 from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.people.authentication import (
-    login_url,
-    person_caller,
-    presented_secret,
-    require_same_origin,
-)
-from evergrant_server.api.http.problems import field_errors, invalid_request
-from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.pages.browser import (
     APPROVAL_PAGES,
     BrowserSessions,
@@ -34,8 +27,10 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import is_id
 from evergrant_server.policy import Target
+from evergrant_server.problems import field_errors, invalid_request
 from evergrant_server.store.database.engine import share_connections
 from evergrant_server.telemetry.alarms import report_broken_authority
+from evergrant_server.telemetry.request_ids import trace_of
 
 LOGIN = "/console/login"
 ROWS = 25  # of a page of a list
@@ -103,17 +98,17 @@ class ConsoleVisit:
 
     async def names_of(self, actors: Iterable[str]) -> dict[str, str]:
         """The names of the people among the actors of audit records, for who sees the whole tenant."""
-        found: dict[str, str] = {}
+        names: dict[str, str] = {}
         if not self.call.may_audit(Target()):
-            return found
+            return names
         async with self.api.store.read() as tx:
-            for by in dict.fromkeys(it for it in actors if it.startswith("person:")):
+            for by in dict.fromkeys(actor for actor in actors if actor.startswith("person:")):
                 login = await audit.newest_record(
                     tx, self.call.tenant, by.removeprefix("person:"), AuditAction.PERSON_LOGGED_IN
                 )
                 if login is not None:
-                    found[by] = str(login.detail.get("name") or login.detail.get("sub") or by)
-        return found
+                    names[by] = str(login.detail.get("name") or login.detail.get("sub") or by)
+        return names
 
     def respond(self, html: str, status: int = 200) -> Response:
         response = html_response(html, status, "self")
