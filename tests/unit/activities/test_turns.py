@@ -21,7 +21,7 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.jobs import ACTIVITIES, FETCH_ISSUER_KEYS, REREAD_METADATA, REVIEW_PERMITS
 from evergrant_server.core.messages.maintenance import FetchIssuerKeys, RereadMetadata
 from evergrant_server.core.messages.work import TurnKey
-from evergrant_server.egress import Egress, EgressPolicy
+from evergrant_server.egress import ANSWER_TIMEOUT_S, Egress, EgressPolicy
 from evergrant_server.journal import Journal
 from evergrant_server.settings import Settings
 from evergrant_server.wiring.platform import Platform
@@ -81,6 +81,12 @@ class Walk:
 def test_every_activity_that_calls_out_takes_a_turn_and_no_other(methods: dict[str, Any]):
     calling = {name for name, it in methods.items() if Walk().calls_out([it.__self__], it.__func__)}
     assert calling == {name for name, row in ACTIVITIES.items() if row.turn is not None}
+
+
+def test_what_calls_out_has_time_for_a_slow_answer():
+    """Else Temporal would cut it and try again, for as long as the provider is slow."""
+    calling = [row for row in ACTIVITIES.values() if row.turn is not None]
+    assert [row.name for row in calling if row.limits.timeout.total_seconds() <= ANSWER_TIMEOUT_S] == []
 
 
 def test_a_worker_has_each_activity_of_the_table_with_its_request_and_result(methods: dict[str, Any]):
