@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from activities.agents.call_approvals import CallApprovalActivities
-from activities.agents.stops import AgentStopActivities
+from activities.agents import AgentStopActivities, CallApprovalActivities
 from activities.apps import AccessRequestActivities, PermitReviewActivities, TrustedIssuerActivities
 from activities.consents.accounts import AccountActivities
 from activities.consents.code_exchange import CodeExchangeActivities

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 from temporalio.testing import ActivityEnvironment
 
-from activities.agents.call_approvals import CallApprovalActivities
+from activities.agents import CallApprovalActivities
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode
