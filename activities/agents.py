@@ -1,4 +1,4 @@
-"""What a worker does about agents: the steps of a call's approval, and the end of what a stopped one has left."""
+"""What a worker does about agents: the steps of a call's approval, and the end of what a stop has left."""
 
 from collections.abc import Mapping
 
