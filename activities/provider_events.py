@@ -9,11 +9,11 @@ from datetime import timedelta
 
 from temporalio import activity
 
-from activities.apps import TrustedIssuerActivities
 from activities.grants.introspection import introspect_grant, supports_introspection
 from activities.single_use.attempt_tracker import open_attempt
 from activities.support.context_loader import ProviderContextLoader
 from activities.support.transactions import commit_with_retries
+from activities.workloads import TrustedIssuerActivities
 from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection

@@ -5,12 +5,12 @@ Owns the waiting and the order of the steps. Rows and decisions are in the store
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Protocol, TypeVar
 
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from evergrant_server.core.messages import access, agents
+    from evergrant_server.core.messages import agents
+    from evergrant_server.core.messages import decisions as m
     from evergrant_server.core.messages.base import RequestContext
     from evergrant_server.core.messages.jobs import (
         ADVANCE_ACCESS_REQUEST,
@@ -21,20 +21,8 @@ with workflow.unsafe.imports_passed_through():
     from workflows import runs
 
 
-class _DecisionProgress(Protocol):
-    """What an activity says of the decision's row: its state, and the seconds to its next moment, if any."""
-
-    @property
-    def state(self) -> str: ...
-    @property
-    def next_s(self) -> float | None: ...
-
-
-P = TypeVar("P", bound=_DecisionProgress)
-
-
-class _DecisionWait:
-    """Advances the row at each of its moments, and when a signal says that it has changed."""
+class DecisionWait:
+    """Has the decision advanced at each of its moments, and when a signal says that it has changed."""
 
     def __init__(self, context: RequestContext) -> None:
         self._context = context
@@ -44,9 +32,9 @@ class _DecisionWait:
         self._changed, self._context = True, context
 
     async def advance_until_done(
-        self, advance: Callable[[RequestContext], Awaitable[P]], waits_for: str
-    ) -> P:
-        """What `advance` last returned, once no moment is left. `waits_for` is shown to operators."""
+        self, advance: Callable[[RequestContext], Awaitable[m.DecisionProgress]], waits_for: str
+    ) -> m.DecisionProgress:
+        """The last progress, once no moment is left. `waits_for` is shown to operators."""
         while True:
             self._changed = False
             progress = await advance(self._context)
@@ -61,18 +49,18 @@ class _DecisionWait:
 
 @workflow.defn(name=WorkflowName.ACCESS_REQUEST)
 class AccessRequestWorkflow:
-    """Owns the waiting; the request, its decision and the permit are in the store."""
+    """A request for access: reminders and a deadline until it is decided, then the end of the access."""
 
     @runs.init
-    def __init__(self, request: access.AdvanceAccessRequest) -> None:
-        self._wait = _DecisionWait(request.context)
+    def __init__(self, request: m.AdvanceAccessRequest) -> None:
+        self._wait = DecisionWait(request.context)
 
     @workflow.run
-    async def run(self, request: access.AdvanceAccessRequest) -> access.AccessRequestProgress:
-        async def advance(context: RequestContext) -> access.AccessRequestProgress:
+    async def run(self, request: m.AdvanceAccessRequest) -> m.DecisionProgress:
+        async def advance(context: RequestContext) -> m.DecisionProgress:
             return await runs.call(
                 ADVANCE_ACCESS_REQUEST,
-                access.AccessRequestCall(
+                m.AccessRequestCall(
                     tenant=request.tenant,
                     request_id=request.request_id,
                     context=context,
@@ -84,24 +72,24 @@ class AccessRequestWorkflow:
         return await self._wait.advance_until_done(advance, waits_for)
 
     @workflow.signal(name=SignalName.ADVANCE_ACCESS_REQUEST)
-    def advance(self, signal: access.AdvanceAccessRequest) -> None:
+    def advance(self, signal: m.AdvanceAccessRequest) -> None:
         self._wait.note_change(signal.context)
 
 
 @workflow.defn(name=WorkflowName.CALL_APPROVAL)
 class CallApprovalWorkflow:
-    """Owns the waiting; the call, its decision and its use are in the store."""
+    """An agent's call: reminders, escalation and a deadline until a person decides, then its one use."""
 
     @runs.init
-    def __init__(self, approval: agents.AdvanceCallApproval) -> None:
-        self._wait = _DecisionWait(approval.context)
+    def __init__(self, approval: m.AdvanceCallApproval) -> None:
+        self._wait = DecisionWait(approval.context)
 
     @workflow.run
-    async def run(self, approval: agents.AdvanceCallApproval) -> agents.CallApprovalProgress:
-        async def advance(context: RequestContext) -> agents.CallApprovalProgress:
+    async def run(self, approval: m.AdvanceCallApproval) -> m.DecisionProgress:
+        async def advance(context: RequestContext) -> m.DecisionProgress:
             return await runs.call(
                 ADVANCE_CALL_APPROVAL,
-                agents.CallApprovalCall(
+                m.CallApprovalCall(
                     tenant=approval.tenant,
                     approval_id=approval.approval_id,
                     context=context,
@@ -113,7 +101,7 @@ class CallApprovalWorkflow:
         return await self._wait.advance_until_done(advance, waits_for)
 
     @workflow.signal(name=SignalName.ADVANCE_CALL_APPROVAL)
-    def advance(self, signal: agents.AdvanceCallApproval) -> None:
+    def advance(self, signal: m.AdvanceCallApproval) -> None:
         self._wait.note_change(signal.context)
 
 

@@ -17,8 +17,9 @@ from typing import Any, ParamSpec, TypeVar
 from pydantic import BaseModel
 
 from evergrant_server.access.judged_request import JudgedRequest
-from evergrant_server.core.access import Action, Approval
+from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.decisions import Approval
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ApprovalId, derived_id
 from evergrant_server.core.secret import Secret

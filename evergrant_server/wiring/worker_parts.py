@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from activities.agents import AgentStopActivities, CallApprovalActivities
-from activities.apps import AccessRequestActivities, PermitReviewActivities, TrustedIssuerActivities
+from activities.agents import AgentStopActivities
 from activities.consents.accounts import AccountActivities
 from activities.consents.code_exchange import CodeExchangeActivities
 from activities.consents.confirmation import ConfirmationActivities
@@ -13,6 +12,7 @@ from activities.consents.consent_end import ConsentEndActivities, ExpiryActiviti
 from activities.consents.first_tokens import ClientGrantActivities, DeviceActivities
 from activities.consents.import_export import ExportActivities
 from activities.consents.login import LoginActivities
+from activities.decisions import DecisionActivities, PermitReviewActivities
 from activities.grants import GrantServices
 from activities.grants.late_verification import LateTokenActivities
 from activities.grants.refresh import RefreshActivities
@@ -36,6 +36,7 @@ from activities.single_use.protocol import SingleUseProtocol
 from activities.single_use.refresh_pacing import RefreshPacing
 from activities.support.context_loader import ProviderContextLoader
 from activities.webhooks import ANSWER_TIMEOUT_S, WebhookDeliveryActivities
+from activities.workloads import TrustedIssuerActivities
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
 from evergrant_server.core.single_use.retry_budget import BreakerRules
 from evergrant_server.egress import Egress, EgressPolicy
@@ -79,14 +80,15 @@ def build_worker_parts(
         store, published, clock, settings.public_url, settings.client_metadata_url, registrations
     )
     replays[AttemptKind.REGISTRATION] = discovery.replay_answer
+    decisions = DecisionActivities(store, clock)
     activities = [
         *grants,
         *_integration_activities(platform, contexts, egress, sender, discovery),
         *_recurring_activities(platform, contexts, egress, sender),
         _webhook_deliveries(platform, make_egress).deliver_due,
-        AccessRequestActivities(store, clock).advance_access_request,
+        decisions.advance_access_request,
+        decisions.advance_call_approval,
         PermitReviewActivities(store, clock, settings.unused_permit_after).review_permits,
-        CallApprovalActivities(store, clock).advance_call_approval,
         AgentStopActivities(store, clock).advance_agent_stop,
     ]
     return WorkerParts(activities, JournalReplayer(store, clock, journal, sections, replays))

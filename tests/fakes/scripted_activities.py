@@ -11,14 +11,14 @@ from temporalio import activity
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.messages import jobs
-from evergrant_server.core.messages.access import AccessRequestProgress
 from evergrant_server.core.messages.activities import (
     GrantResult,
     LookUpAccounts,
     ReplacedRevocationResult,
     RevocationResult,
 )
-from evergrant_server.core.messages.agents import AgentStopProgress, CallApprovalProgress
+from evergrant_server.core.messages.agents import AgentStopProgress
+from evergrant_server.core.messages.decisions import DecisionProgress
 from evergrant_server.core.messages.export import ExportProgress
 from evergrant_server.core.messages.integrations import (
     DefinitionResult,
@@ -95,8 +95,8 @@ def _as_it_was(order: LookUpAccounts) -> GrantResult:
 # what an activity returns that isn't scripted: a result, or a function of its request; any other one its
 # result's defaults
 _DEFAULTS: dict[str, Any] = {
-    jobs.ADVANCE_ACCESS_REQUEST.name: AccessRequestProgress(state="expired"),
-    jobs.ADVANCE_CALL_APPROVAL.name: CallApprovalProgress(state="expired"),
+    jobs.ADVANCE_ACCESS_REQUEST.name: DecisionProgress(state="expired"),
+    jobs.ADVANCE_CALL_APPROVAL.name: DecisionProgress(state="expired"),
     jobs.ADVANCE_AGENT_STOP.name: AgentStopProgress(finished=True),
     jobs.REVOKE_GRANT.name: RevocationResult(revocation=RevocationOutcome.CONFIRMED),
     jobs.REVOKE_REPLACED_GRANTS.name: ReplacedRevocationResult(revoked=1),

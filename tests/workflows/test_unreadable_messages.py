@@ -26,7 +26,7 @@ from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import new_id
-from evergrant_server.core.messages import access, agents, export, integrations, jobs, maintenance
+from evergrant_server.core.messages import agents, decisions, export, integrations, jobs, maintenance
 from evergrant_server.core.messages.activities import RevocationResult
 from evergrant_server.core.messages.base import Message, Received
 from evergrant_server.core.messages.connection import ConnectionStart, Revoke
@@ -44,8 +44,8 @@ of_each_workflow = pytest.mark.parametrize("kind", WORKFLOWS, ids=lambda it: it.
 RESULTS: dict[str, Message] = {
     jobs.REVOKE_GRANT.name: RevocationResult(revocation=RevocationOutcome.CONFIRMED),
     jobs.CHECK_DEFINITION.name: integrations.DefinitionResult(state=DefinitionState.REJECTED),
-    jobs.ADVANCE_ACCESS_REQUEST.name: access.AccessRequestProgress(state="expired"),
-    jobs.ADVANCE_CALL_APPROVAL.name: agents.CallApprovalProgress(state="expired"),
+    jobs.ADVANCE_ACCESS_REQUEST.name: decisions.DecisionProgress(state="expired"),
+    jobs.ADVANCE_CALL_APPROVAL.name: decisions.DecisionProgress(state="expired"),
     jobs.ADVANCE_AGENT_STOP.name: agents.AgentStopProgress(finished=True),
     jobs.SEAL_EXPORT_PAGE.name: export.ExportProgress(exported=0, skipped=0, done=True),
     jobs.REREAD_METADATA.name: maintenance.RereadMetadataResult(read=0, changed=0, refused=0),

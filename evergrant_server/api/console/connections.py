@@ -13,10 +13,10 @@ from starlette.responses import Response
 from evergrant_server.api.audit import AuditView, connection_records
 from evergrant_server.api.connections.commands import (
     choose_account,
+    confirm_consent,
     reauthorize_connection,
     revoke_connection,
 )
-from evergrant_server.api.connections.confirm import confirm_consent
 from evergrant_server.api.connections.history import get_connection_history
 from evergrant_server.api.connections.models import (
     ChooseBody,

@@ -3,21 +3,23 @@
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from evergrant_server.api.apps.access_request_models import AccessRequestView, ApprovalBody, NoteBody
-from evergrant_server.api.apps.access_requests import (
+from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, chosen, console_page, pages_of
+from evergrant_server.api.decisions.access_requests import (
+    AccessRequestView,
+    ApprovalBody,
+    NoteBody,
     approve_access_request,
     deny_access_request,
     get_access_request,
     list_access_requests,
     withdraw_access_request,
 )
-from evergrant_server.api.apps.approvals import approve as approve_command
-from evergrant_server.api.apps.approvals import list_approvals
-from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, chosen, console_page, pages_of
+from evergrant_server.api.decisions.approvals import approve as approve_command
+from evergrant_server.api.decisions.approvals import list_approvals
 from evergrant_server.api.http.call import require_tenant_admin
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.core.access import Action
-from evergrant_server.core.lifecycle.access_requests import AccessRequestState
+from evergrant_server.core.decisions import AccessRequestState
 from evergrant_server.policy import Target
 from evergrant_server.problems import invalid_request
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from evergrant_server.core.messages import access, agents, export, integrations, maintenance
 from evergrant_server.core.messages import activities as m
+from evergrant_server.core.messages import agents, decisions, export, integrations, maintenance
 from evergrant_server.core.messages.names import WORKFLOW_OF_PREFIX
 from evergrant_server.core.messages.work import (
     DAY,
@@ -175,10 +175,10 @@ RETRY_CONNECTIONS = Activity(
     lambda request: f"after {request.integration_id or request.source_app} changed",
 )
 ADVANCE_ACCESS_REQUEST = Activity(
-    "advance_access_request", access.AccessRequestCall, access.AccessRequestProgress, _STORE, "what is due"
+    "advance_access_request", decisions.AccessRequestCall, decisions.DecisionProgress, _STORE, "what is due"
 )
 ADVANCE_CALL_APPROVAL = Activity(
-    "advance_call_approval", agents.CallApprovalCall, agents.CallApprovalProgress, _STORE, "what is due"
+    "advance_call_approval", decisions.CallApprovalCall, decisions.DecisionProgress, _STORE, "what is due"
 )
 ADVANCE_AGENT_STOP = Activity(
     "advance_agent_stop", agents.AgentStopCall, agents.AgentStopProgress, _STORE, "what the agent has left"
@@ -333,13 +333,13 @@ INTROSPECT_GRANTS = Job(
 )
 REVIEW_PERMITS = Job(
     "review_permits",
-    access.ReviewPermits,
-    access.ReviewPermitsResult,
+    decisions.ReviewPermits,
+    decisions.ReviewPermitsResult,
     Limits(HOUR, heartbeat=SECOND * 20, tries=3),
     "permits that no lease has used",
     urgent=False,
     title="proposes permits for removal that no lease has used for long",
-    recurrence=Recurrence(access.ReviewPermits(), lambda _: DAY),
+    recurrence=Recurrence(decisions.ReviewPermits(), lambda _: DAY),
 )
 
 _ROWS: list[Activity[Any, Any]] = [row for row in tuple(globals().values()) if isinstance(row, Activity)]

@@ -15,7 +15,7 @@ from evergrant_server.access.callers import Caller
 from evergrant_server.access.refreshes import RefreshKey
 from evergrant_server.access.refusals import LeaseRequest, ProxiedCall
 from evergrant_server.access.transactions import run_transaction
-from evergrant_server.audit.approved_calls import hash_of, use_call_approval
+from evergrant_server.audit.decisions import hash_of, use_call_approval
 from evergrant_server.core.agents.calls import AgentCall
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import ErrorCode, Failure

@@ -5,9 +5,14 @@ from typing import Any
 from mcp.types import CallToolResult, InputRequiredResult
 from starlette.responses import Response
 
-from evergrant_server.api.agents.approval_models import CallApprovalBody, CallApprovalView, CallHeader
-from evergrant_server.api.agents.approvals import ask_for_call, get_call_approval
-from evergrant_server.core.agents.call_approvals import CallApprovalState
+from evergrant_server.api.decisions.call_approvals import (
+    CallApprovalBody,
+    CallApprovalView,
+    ask_for_call,
+    get_call_approval,
+)
+from evergrant_server.api.decisions.calls import CallHeader
+from evergrant_server.core.decisions import CallApprovalState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.gateway.proxy.headers import passed_headers

@@ -8,9 +8,9 @@ from datetime import timedelta
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.apps import TrustedIssuerActivities
 from activities.provider_events import IntrospectionActivities, ReceiverKeysActivities
 from activities.support.context_loader import ProviderContextLoader
+from activities.workloads import TrustedIssuerActivities
 from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState

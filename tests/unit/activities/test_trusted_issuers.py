@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import update
 from temporalio.testing import ActivityEnvironment
 
-from activities.apps import TrustedIssuerActivities
+from activities.workloads import TrustedIssuerActivities
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import Tenant, TrustedIssuerId, new_id
 from evergrant_server.core.messages.base import RequestContext

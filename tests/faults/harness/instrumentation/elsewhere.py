@@ -32,9 +32,9 @@ ELSEWHERE = {
     "activities.grants.refresh:RefreshActivities._token_request#2": (
         "an access token that is exchanged is not spent"
     ),
-    "evergrant_server.api.connections.confirm:confirm_consent": "the harness confirms without HTTP",
-    "evergrant_server.api.connections.confirm:_raise_refusal": "nothing is written here",
-    "evergrant_server.api.connections.confirm:_link": "nothing is written here",
+    "evergrant_server.api.connections.commands:confirm_consent": "the harness confirms without HTTP",
+    "evergrant_server.api.connections.commands:_raise_refusal": "nothing is written here",
+    "evergrant_server.api.connections.commands:_link": "nothing is written here",
     "providers.requests.sender:Sender.send_signed": "OAuth 1.0a: another request of the code exchange",
     "providers.requests.sender:Sender.send_prepared": "a client grant or a revocation spends nothing",
 }

@@ -47,7 +47,7 @@ PATH = (
     "activities.support.narrowing",
     "activities.support.temporal",
     "activities.support.transactions",
-    "evergrant_server.api.connections.confirm",
+    "evergrant_server.api.connections.commands",
     "evergrant_server.egress.transport",
     "evergrant_server.telemetry.metrics",
     "providers.requests.sender",
