@@ -50,7 +50,7 @@ from evergrant_server.core.messages.integrations import DiscoverEndpoints
 from evergrant_server.core.messages.jobs import DISCOVER_ENDPOINTS
 from evergrant_server.policy import Target
 from evergrant_server.problems import require_found
-from evergrant_server.setting_types import CLIENT_METADATA_PATH
+from evergrant_server.settings.types import CLIENT_METADATA_PATH
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from providers.definition.schema import ProviderSpec
