@@ -4,10 +4,11 @@ Steps: reminder, escalation, deadline, end of temporary access.
 """
 
 from datetime import timedelta
+from functools import partial
 
 from temporalio import activity
 
-from activities.support.temporal import heartbeating
+from activities.support.temporal import heartbeating, last_heartbeat
 from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
 from evergrant_server.core.access import Permit
@@ -23,6 +24,7 @@ from evergrant_server.core.decisions import (
     shown_permit,
 )
 from evergrant_server.core.ids import AccessRequestId, new_id
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.base import SCHEDULE, RequestContext
 from evergrant_server.core.messages.decisions import (
     AccessRequestCall,
@@ -31,7 +33,6 @@ from evergrant_server.core.messages.decisions import (
     ReviewPermits,
     ReviewPermitsResult,
 )
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.outbox import access_request_message
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.review.access_review import unused_permits
@@ -59,12 +60,12 @@ class DecisionActivities:
         self._store = store
         self._clock = clock
 
-    @activity.defn(name=ActivityName.ADVANCE_ACCESS_REQUEST)
+    @activity.defn(name=jobs.ADVANCE_ACCESS_REQUEST.name)
     async def advance_access_request(self, call: AccessRequestCall) -> DecisionProgress:
         """Take the step that is due, and return when the next is. A request whose app is gone is ended."""
         return await commit_with_retries(self._store, lambda tx: self._advance_request(tx, call))
 
-    @activity.defn(name=ActivityName.ADVANCE_CALL_APPROVAL)
+    @activity.defn(name=jobs.ADVANCE_CALL_APPROVAL.name)
     async def advance_call_approval(self, call: CallApprovalCall) -> DecisionProgress:
         """Take the step that is due, and return when the next is. A call whose agent is gone is over."""
         return await commit_with_retries(self._store, lambda tx: self._advance_call(tx, call))
@@ -161,10 +162,10 @@ class PermitReviewActivities:
         self._clock = clock
         self._unused_for = unused_for
 
-    @activity.defn(name=ActivityName.REVIEW_PERMITS)
+    @activity.defn(name=jobs.REVIEW_PERMITS.name)
     async def review_permits(self, request: ReviewPermits) -> ReviewPermitsResult:
         """Propose each unused permit once. One that an admin keeps is proposed again as much time later."""
-        result = _last_heartbeat() or ReviewPermitsResult()
+        result = last_heartbeat(ReviewPermitsResult) or ReviewPermitsResult()
         since = self._clock.now() - self._unused_for
         async with heartbeating(lambda: result):
             while True:
@@ -173,9 +174,8 @@ class PermitReviewActivities:
                 if not page:
                     return result
                 for permit in page:
-                    proposed = await commit_with_retries(
-                        self._store, lambda tx, it=permit: self._propose(tx, it)
-                    )
+                    propose = partial(self._propose, permit=permit)
+                    proposed = await commit_with_retries(self._store, propose)
                     result = result.__replace__(
                         reviewed=result.reviewed + 1, proposed=result.proposed + proposed, after=permit.id
                     )
@@ -212,9 +212,3 @@ class PermitReviewActivities:
         await audit.append(tx, entry)
         await tx.outbox.add(access_request_message(request, _CONTEXT, now))
         return True
-
-
-def _last_heartbeat() -> ReviewPermitsResult | None:
-    """How far the try before came."""
-    details = activity.info().heartbeat_details
-    return ReviewPermitsResult.model_validate(details[0]) if details else None

@@ -1,21 +1,29 @@
 """Carries out a command of `core.lifecycle`: the activity to call, and the event that its result is."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from temporalio import workflow
+from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.lifecycle.command import Command, Transition
     from evergrant_server.core.lifecycle.confirmations import next_to_lapse
     from evergrant_server.core.lifecycle.grants import grant_ends_at, may_come_later, no_token_to_protect
     from evergrant_server.core.messages import activities as m
+    from evergrant_server.core.messages import jobs
     from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
-    from workflows import activity_calls
-    from workflows.refresh_ahead import refresh_ahead
+    from workflows import runs
+
+_REFRESH_AHEAD = replace(jobs.REFRESH_GRANT, urgent=False)
 
 Call = dict[str, Any]  # the fields of a ConnectionCall
+
+
+class Overtaken(Exception):
+    """The refresh ended without a result, since a caller came: another one may begin now."""
 
 
 async def carry_out(
@@ -33,32 +41,25 @@ async def carry_out(
             ends_at = grant_ends_at(connection)
             assert ends_at is not None
             announcement = m.AnnounceExpiry(**call, days=step.days_before_end, ends_at=ends_at)
-            await activity_calls.announce_expiry(announcement)
+            await runs.call(jobs.ANNOUNCE_EXPIRY, announcement)
             return None
         case Command.END_CONSENT:
-            deadline = None if step.denied else connection.consent_deadline
-            end = m.EndConsent(**call, consent_id=cause.consent_id, denied=step.denied, deadline=deadline)
-            result = await activity_calls.end_consent(end)
-            return None if result is None else _event(EventKind.CONSENT_NOT_ENDED, cause, result=result)
+            return await _end_consent(step, cause, call)
         case Command.LAPSE_CONSENT:
-            overdue = next_to_lapse(connection)
-            assert overdue is not None
-            lapse = m.LapseConsent(**call, consent_id=overdue.consent_id)
-            until = (await activity_calls.lapse_consent(lapse)).confirm_by
-            return _event(EventKind.CONSENT_LAPSED, cause, consent_id=overdue.consent_id, until=until)
+            return await _lapse_consent(connection, cause, call)
         case Command.BEGIN_REVOCATION:
             reason = connection.revoke_reason or ""
-            await activity_calls.begin_revocation(m.BeginRevocation(**call, reason=reason))
+            await runs.call(jobs.BEGIN_REVOCATION, m.BeginRevocation(**call, reason=reason))
             return _event(EventKind.REVOCATION_ENDED, cause)
         case Command.REVOKE:
-            revocation = await activity_calls.revoke_grant(m.RevokeGrant(**call))
+            revocation = await runs.call(jobs.REVOKE_GRANT, m.RevokeGrant(**call))
             return _event(EventKind.REVOCATION_ENDED, cause, revocation=revocation)
         case Command.REFRESH | Command.REFRESH_IF_LEASED:
             refresh = _refresh_request(step.command, connection, cause, call, now)
-            ahead = _is_ahead(cause)
-            result = await (
-                refresh_ahead(refresh, is_waited_for) if ahead else activity_calls.refresh_grant(refresh)
-            )
+            if _is_ahead(cause):
+                result = await _refresh_ahead(refresh, is_waited_for)
+            else:
+                result = await runs.call(jobs.REFRESH_GRANT, refresh)
             return _event(
                 EventKind.REFRESH_ENDED, cause, result=result, seen_generation=cause.seen_generation
             )
@@ -66,6 +67,21 @@ async def carry_out(
             kind, request = _grant_request(step.command, connection, cause, call)
             consent_id = connection.waiting_consent if kind is EventKind.FIRST_TOKENS_ENDED else None
             return _event(kind, cause, result=await request, consent_id=consent_id)
+
+
+async def _end_consent(step: Transition, cause: LifecycleEvent, call: Call) -> LifecycleEvent | None:
+    deadline = None if step.denied else step.state.consent_deadline
+    end = m.EndConsent(**call, consent_id=cause.consent_id, denied=step.denied, deadline=deadline)
+    result = await runs.call(jobs.END_CONSENT, end)
+    return None if result is None else _event(EventKind.CONSENT_NOT_ENDED, cause, result=result)
+
+
+async def _lapse_consent(connection: ConnectionState, cause: LifecycleEvent, call: Call) -> LifecycleEvent:
+    overdue = next_to_lapse(connection)
+    assert overdue is not None
+    lapse = m.LapseConsent(**call, consent_id=overdue.consent_id)
+    until = (await runs.call(jobs.LAPSE_CONSENT, lapse)).confirm_by
+    return _event(EventKind.CONSENT_LAPSED, cause, consent_id=overdue.consent_id, until=until)
 
 
 def _grant_request(
@@ -78,20 +94,20 @@ def _grant_request(
             consent_id = cause.consent_id or (cause.result and cause.result.consent_id)
             assert consent_id is not None
             code = m.ExchangeCode(**call, consent_id=consent_id, generation=generation)
-            return EventKind.CODE_EXCHANGE_ENDED, activity_calls.exchange_code(code)
+            return EventKind.CODE_EXCHANGE_ENDED, runs.call(jobs.EXCHANGE_CODE, code)
         case Command.REQUEST_CLIENT_GRANT | Command.POLL_DEVICE_TOKEN:
             assert connection.waiting_consent is not None
             first = m.RequestFirstTokens(**call, consent_id=connection.waiting_consent, generation=generation)
             polls = command is Command.POLL_DEVICE_TOKEN
-            activity = activity_calls.poll_device_token if polls else activity_calls.request_client_grant
-            return EventKind.FIRST_TOKENS_ENDED, activity(first)
+            activity = jobs.POLL_DEVICE_TOKEN if polls else jobs.REQUEST_CLIENT_GRANT
+            return EventKind.FIRST_TOKENS_ENDED, runs.call(activity, first)
         case Command.VERIFY_LATE_TOKENS:
             assert connection.late_attempt is not None
             late = m.VerifyLateTokens(**call, attempt_id=connection.late_attempt)
-            return EventKind.LATE_VERIFICATION_ENDED, activity_calls.verify_late_tokens(late)
+            return EventKind.LATE_VERIFICATION_ENDED, runs.call(jobs.VERIFY_LATE_TOKENS, late)
         case Command.LOOK_UP_ACCOUNTS:
             lookup = m.LookUpAccounts(**call, generation=generation)
-            return EventKind.ACCOUNT_LOOKUP_ENDED, activity_calls.look_up_accounts(lookup)
+            return EventKind.ACCOUNT_LOOKUP_ENDED, runs.call(jobs.LOOK_UP_ACCOUNTS, lookup)
         case _:
             raise AssertionError(f"{command} asks for no grant")
 
@@ -117,6 +133,24 @@ def _refresh_request(
         or (known and no_token_to_protect(connection, now)),
         scopes=cause.scopes,
     )
+
+
+async def _refresh_ahead(request: m.RefreshGrant, is_waited_for: Callable[[], bool]) -> m.GrantResult:
+    """The result of a refresh that no caller waits for. Raises Overtaken when one comes before a worker has
+    begun it; either way it has ended.
+
+    Temporal ends at once an activity that waits in the queue or for its next try, and a worker
+    finishes what it has begun, so two refreshes of a connection never run at once.
+    """
+    refresh = runs.begin(_REFRESH_AHEAD, request)
+    await workflow.wait_condition(lambda: refresh.done() or is_waited_for())
+    if refresh.done():
+        return await refresh
+    refresh.cancel()
+    try:
+        return await refresh
+    except ActivityError:  # cancelled, or a try failed after which Temporal begins no other
+        raise Overtaken from None
 
 
 def _event(kind: EventKind, cause: LifecycleEvent, **brings: Any) -> LifecycleEvent:

@@ -8,6 +8,7 @@ are never made at once.
 from typing import Any
 
 from temporalio import workflow
+from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
@@ -30,31 +31,27 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.lifecycle.transition import next_step
     from evergrant_server.core.messages import connection as m
     from evergrant_server.core.messages.activities import ExportRunHistory
-    from evergrant_server.core.messages.base import RequestContext
+    from evergrant_server.core.messages.base import SCHEDULE, RequestContext
+    from evergrant_server.core.messages.jobs import EXPORT_RUN_HISTORY
     from evergrant_server.core.messages.names import (
         QueryName,
+        SearchAttribute,
         SignalName,
         UpdateName,
         WorkflowName,
         is_valid_workflow_id,
     )
-    from workflows import received
-    from workflows.activity_calls import export_run_history, provenance
-    from workflows.cancellation import shielded_from_cancellation
-    from workflows.commands import carry_out
-    from workflows.inbox import Inbox, Ticket
-    from workflows.presentation import STATE_ATTRIBUTE, connection_details
-    from workflows.refresh_ahead import Overtaken
-    from workflows.replies import Replies, send_token_ready
+    from workflows import runs
+    from workflows.commands import Overtaken, carry_out
+    from workflows.inbox import Inbox, Replies, Ticket
 
-_SCHEDULE = RequestContext(by="schedule")
-# the name of a patch (CONTRIBUTING.md, "Contracts")
-_REPLIES_AT_ONCE = "replies are sent side by side"
+_SCHEDULE = RequestContext(by=SCHEDULE)
+_STATE_ATTRIBUTE = SearchAttributeKey.for_keyword(SearchAttribute.STATE)
 
 
 @workflow.defn(name=WorkflowName.CONNECTION)
 class ConnectionWorkflow:
-    @received.init
+    @runs.init
     def __init__(self, start: m.ConnectionStart) -> None:
         self._start = start
         self._connection = start.state
@@ -66,7 +63,7 @@ class ConnectionWorkflow:
     @workflow.run
     async def run(self, start: m.ConnectionStart) -> m.ConnectionEnded:
         """A run that the operator cancels is followed by a new one: only a final state ends it."""
-        return await shielded_from_cancellation(self._until_final(), self._cancel_requested)
+        return await runs.shielded_from_cancellation(self._until_final(), self._cancel_requested)
 
     async def _until_final(self) -> m.ConnectionEnded:
         self._show()
@@ -76,7 +73,7 @@ class ConnectionWorkflow:
                 await self._handle(ticket)
             if self._cancelled or self._is_long_enough():
                 await self._continue_as_new()
-        await export_run_history(ExportRunHistory(**self._call(_SCHEDULE)))
+        await runs.call(EXPORT_RUN_HISTORY, ExportRunHistory(**self._call(_SCHEDULE)))
         await self._finish_handlers()
         connection = self._connection
         return m.ConnectionEnded(
@@ -120,7 +117,7 @@ class ConnectionWorkflow:
         """Hand the state, and the signals that are left, to a new run."""
         if self._connection.state.is_final:
             return
-        await export_run_history(ExportRunHistory(**self._call(_SCHEDULE)))
+        await runs.call(EXPORT_RUN_HISTORY, ExportRunHistory(**self._call(_SCHEDULE)))
         await self._finish_handlers()
         if self._connection.state.is_final:
             return
@@ -165,10 +162,7 @@ class ConnectionWorkflow:
             problem=connection.refusal or (None if usable else blocking_reason(connection)),
             again=workflow_id in connection.waiting_callers,
         )
-        if workflow.patched(_REPLIES_AT_ONCE):
-            await self._replies.send(workflow_id, message)
-        else:
-            await send_token_ready(workflow_id, message)
+        await self._replies.send(workflow_id, message)
 
     # --- signals, updates, queries -----------------------------------------------------
 
@@ -285,7 +279,7 @@ class ConnectionWorkflow:
             "connection_id": self._start.connection_id,
             "integration_id": self._start.integration_id,
             "context": context,
-            "provenance": provenance(),
+            "provenance": runs.provenance(),
         }
 
     def _is_long_enough(self) -> bool:
@@ -303,7 +297,32 @@ class ConnectionWorkflow:
         return jitter(self._start.connection_id, self._connection.generation)
 
     def _show(self, state_changed: bool = False) -> None:
-        details = connection_details(self._start, self._connection, self._next_timer())
+        details = _details(self._start, self._connection, self._next_timer())
         workflow.set_current_details(details)
         if state_changed:
-            workflow.upsert_search_attributes([STATE_ATTRIBUTE.value_set(self._connection.state)])
+            workflow.upsert_search_attributes([_STATE_ATTRIBUTE.value_set(self._connection.state)])
+
+
+def _details(start: m.ConnectionStart, connection: m.ConnectionState, timer: Timer | None) -> str:
+    """Markdown: the state, what comes next, and who has to act."""
+    expires_at = connection.expires_at.isoformat() if connection.expires_at else "no expiry"
+    lines = [
+        f"**{connection.state}** at `{start.integration}` ({start.provider}), "
+        f"generation {connection.generation}",
+        "",
+        f"- access token expires: {expires_at}" if connection.generation else "- no grant yet",
+        f"- next: {timer.summary} at {timer.at.isoformat()}"
+        if timer
+        else "- next: nothing, until a caller asks",
+    ]
+    if connection.reason is not None:
+        rule = FAILURES[connection.reason]
+        lines.append(f"- `{connection.reason}`: {rule.meaning} To repair ({rule.repairer}): {rule.repair}")
+    if connection.failures:
+        lines.append(f"- failures in a row: {connection.failures}")
+    if connection.revocation_failure is not None and connection.revocation_failing_since is not None:
+        since = connection.revocation_failing_since.isoformat()
+        lines.append(f"- revocation fails since {since}, last with `{connection.revocation_failure}`")
+    if connection.revocation is not None:
+        lines.append(f"- revocation: {connection.revocation}")
+    return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""Waiting for a person's decision, which the store keeps: on a request for access, or on an agent's call.
+"""Waits for a person's decision on a request for access or an agent's call; ends what a stopped agent left.
 
-Owns the waiting: neither the decision (api) nor what is due (core).
+Owns the waiting and the order of the steps. Rows and decisions are in the store; `core` says what is due.
 """
 
 from collections.abc import Awaitable, Callable
@@ -9,11 +9,16 @@ from contextlib import suppress
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
+    from evergrant_server.core.messages import agents
     from evergrant_server.core.messages import decisions as m
     from evergrant_server.core.messages.base import RequestContext
+    from evergrant_server.core.messages.jobs import (
+        ADVANCE_ACCESS_REQUEST,
+        ADVANCE_AGENT_STOP,
+        ADVANCE_CALL_APPROVAL,
+    )
     from evergrant_server.core.messages.names import SignalName, WorkflowName
-    from workflows import received
-    from workflows.activity_calls import advance_access_request, advance_call_approval, provenance
+    from workflows import runs
 
 
 class DecisionWait:
@@ -46,20 +51,21 @@ class DecisionWait:
 class AccessRequestWorkflow:
     """A request for access: reminders and a deadline until it is decided, then the end of the access."""
 
-    @received.init
+    @runs.init
     def __init__(self, request: m.AdvanceAccessRequest) -> None:
         self._wait = DecisionWait(request.context)
 
     @workflow.run
     async def run(self, request: m.AdvanceAccessRequest) -> m.DecisionProgress:
         async def advance(context: RequestContext) -> m.DecisionProgress:
-            return await advance_access_request(
+            return await runs.call(
+                ADVANCE_ACCESS_REQUEST,
                 m.AccessRequestCall(
                     tenant=request.tenant,
                     request_id=request.request_id,
                     context=context,
-                    provenance=provenance(),
-                )
+                    provenance=runs.provenance(),
+                ),
             )
 
         waits_for = "the next reminder, the deadline, or the end of the access"
@@ -74,20 +80,21 @@ class AccessRequestWorkflow:
 class CallApprovalWorkflow:
     """An agent's call: reminders, escalation and a deadline until a person decides, then its one use."""
 
-    @received.init
+    @runs.init
     def __init__(self, approval: m.AdvanceCallApproval) -> None:
         self._wait = DecisionWait(approval.context)
 
     @workflow.run
     async def run(self, approval: m.AdvanceCallApproval) -> m.DecisionProgress:
         async def advance(context: RequestContext) -> m.DecisionProgress:
-            return await advance_call_approval(
+            return await runs.call(
+                ADVANCE_CALL_APPROVAL,
                 m.CallApprovalCall(
                     tenant=approval.tenant,
                     approval_id=approval.approval_id,
                     context=context,
-                    provenance=provenance(),
-                )
+                    provenance=runs.provenance(),
+                ),
             )
 
         waits_for = "the next reminder, the escalation, or the deadline"
@@ -96,3 +103,21 @@ class CallApprovalWorkflow:
     @workflow.signal(name=SignalName.ADVANCE_CALL_APPROVAL)
     def advance(self, signal: m.AdvanceCallApproval) -> None:
         self._wait.note_change(signal.context)
+
+
+@workflow.defn(name=WorkflowName.AGENT_STOP)
+class AgentStopWorkflow:
+    """The agent's requests are refused already when it begins: this tidies up, and counts."""
+
+    @workflow.run
+    async def run(self, start: agents.AgentStopStart) -> agents.AgentStopProgress:
+        while True:
+            ids = {"tenant": start.tenant, "stop_id": start.stop_id, "context": start.context}
+            request = agents.AgentStopCall(**ids, provenance=runs.provenance())
+            progress = await runs.call(ADVANCE_AGENT_STOP, request)
+            ended = f"{progress.approvals_closed} approvals, {progress.connections_revoked} connections ended"
+            workflow.set_current_details(ended)
+            if progress.finished:
+                return progress
+            if workflow.info().is_continue_as_new_suggested():
+                workflow.continue_as_new(start)

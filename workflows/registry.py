@@ -1,27 +1,11 @@
-"""Every workflow that a worker runs."""
+"""The workflows that a worker runs: the table's jobs, and those that decide about more than one activity."""
 
-from workflows.agents.stop import AgentStopWorkflow
 from workflows.connection import ConnectionWorkflow
-from workflows.decisions import AccessRequestWorkflow, CallApprovalWorkflow
-from workflows.definition_rollout import DefinitionRolloutWorkflow
-from workflows.export import ExportWorkflow
-from workflows.replaced_grants import ReplacedGrantsWorkflow
-from workflows.retry_connections import RetryConnectionsWorkflow
-from workflows.single_activity import (
-    DiscoveryWorkflow,
-    FetchIssuerKeysWorkflow,
-    FetchReceiverKeysWorkflow,
-    IntrospectionWorkflow,
-    PushedAuthorizationWorkflow,
-    ReadClientDocumentWorkflow,
-    ReconcileWorkflow,
-    RereadMetadataWorkflow,
-    ReviewPermitsWorkflow,
-    TemporaryCredentialsWorkflow,
-    VerifyLoginWorkflow,
-    VerifyPersonWorkflow,
-)
-from workflows.webhook_delivery import WebhookDeliveryWorkflow
+from workflows.decisions import AccessRequestWorkflow, AgentStopWorkflow, CallApprovalWorkflow
+from workflows.grants import ExportWorkflow, ReplacedGrantsWorkflow
+from workflows.integrations import DefinitionRolloutWorkflow, RetryConnectionsWorkflow
+from workflows.jobs import JOB_WORKFLOWS
+from workflows.webhooks import WebhookDeliveryWorkflow
 
 WORKFLOWS = (
     AccessRequestWorkflow,
@@ -29,20 +13,9 @@ WORKFLOWS = (
     CallApprovalWorkflow,
     ConnectionWorkflow,
     DefinitionRolloutWorkflow,
-    DiscoveryWorkflow,
     ExportWorkflow,
-    FetchIssuerKeysWorkflow,
-    FetchReceiverKeysWorkflow,
-    IntrospectionWorkflow,
-    PushedAuthorizationWorkflow,
-    ReadClientDocumentWorkflow,
-    ReconcileWorkflow,
     ReplacedGrantsWorkflow,
-    RereadMetadataWorkflow,
     RetryConnectionsWorkflow,
-    ReviewPermitsWorkflow,
-    TemporaryCredentialsWorkflow,
-    VerifyLoginWorkflow,
-    VerifyPersonWorkflow,
     WebhookDeliveryWorkflow,
+    *JOB_WORKFLOWS,
 )

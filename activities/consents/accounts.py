@@ -12,8 +12,8 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.grant import AccountOption, FollowUp, Grant
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import GrantResult, LookUpAccounts
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
 from providers.requests.accounts import read_lookup, send_lookup
@@ -28,7 +28,7 @@ class AccountActivities:
         self._egress = egress
         self._clock = clock
 
-    @activity.defn(name=ActivityName.LOOK_UP_ACCOUNTS)
+    @activity.defn(name=jobs.LOOK_UP_ACCOUNTS.name)
     async def look_up_accounts(self, request: LookUpAccounts) -> GrantResult:
         """Return what the store holds afterwards; after a failure the workflow tries again later."""
         async with heartbeating():

@@ -18,8 +18,8 @@ from evergrant_server.core.connections.consent import Consent, ConsentKind, Cons
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.integrations import Endpoints
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import ConsentCall, ExchangeCode, GrantResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.provider_words import words_in
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
@@ -78,7 +78,7 @@ class CodeExchangeActivities(FirstGrantActivities):
     kind = AttemptKind.CODE_EXCHANGE
     outcome_type = CodeExchangeOutcome
 
-    @activity.defn(name=ActivityName.EXCHANGE_CODE)
+    @activity.defn(name=jobs.EXCHANGE_CODE.name)
     async def exchange_code(self, request: ExchangeCode) -> GrantResult:
         """Spend the code of a consent, once."""
         return await self._get_first_grant(request)

@@ -7,8 +7,8 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.confirmation import is_confirming
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import LapseConsent, LapseResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry import metrics
 
@@ -20,7 +20,7 @@ class ConfirmationActivities:
         self._store = store
         self._clock = clock
 
-    @activity.defn(name=ActivityName.LAPSE_CONSENT)
+    @activity.defn(name=jobs.LAPSE_CONSENT.name)
     async def lapse_consent(self, request: LapseConsent) -> LapseResult:
         """Destroy the code and reopen the link, unless the consent was decided; or say how long to wait."""
 

@@ -16,8 +16,8 @@ from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.lifecycle.grants import is_same_end
 from evergrant_server.core.lifecycle.snapshot import grant_result_of
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import AnnounceExpiry, EndConsent, GrantResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store, Transaction
 
 
@@ -27,7 +27,7 @@ class ConsentEndActivities:
     def __init__(self, services: GrantServices) -> None:
         self._services = services
 
-    @activity.defn(name=ActivityName.END_CONSENT)
+    @activity.defn(name=jobs.END_CONSENT.name)
     async def end_consent(self, request: EndConsent) -> GrantResult | None:
         """End the consent and return None, or return what the store holds instead.
 
@@ -93,7 +93,7 @@ class ExpiryActivities:
         self._store = store
         self._clock = clock
 
-    @activity.defn(name=ActivityName.ANNOUNCE_EXPIRY)
+    @activity.defn(name=jobs.ANNOUNCE_EXPIRY.name)
     async def announce_expiry(self, request: AnnounceExpiry) -> None:
         """Record it, unless the store holds another grant by now or it was announced before.
 

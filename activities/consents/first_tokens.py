@@ -25,8 +25,8 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.integrations import Endpoints
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import ConsentCall, GrantResult, RequestFirstTokens
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.provider_words import with_code
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
@@ -78,7 +78,7 @@ class ClientGrantActivities(FirstGrantActivities):
     kind = AttemptKind.CLIENT_GRANT
     outcome_type = ClientGrantOutcome
 
-    @activity.defn(name=ActivityName.REQUEST_CLIENT_GRANT)
+    @activity.defn(name=jobs.REQUEST_CLIENT_GRANT.name)
     async def request_client_grant(self, request: RequestFirstTokens) -> GrantResult:
         """Get the first tokens. After a failure that can be repaired the consent waits for the next try."""
         return await self._get_first_grant(request)
@@ -138,7 +138,7 @@ class DeviceActivities(FirstGrantActivities):
     kind = AttemptKind.DEVICE_CODE
     outcome_type = DeviceOutcome
 
-    @activity.defn(name=ActivityName.POLL_DEVICE_TOKEN)
+    @activity.defn(name=jobs.POLL_DEVICE_TOKEN.name)
     async def poll_device(self, request: RequestFirstTokens) -> GrantResult:
         """Get a code or poll once. `device_poll` in the result asks for another call."""
         return await self._get_first_grant(request)

@@ -20,9 +20,9 @@ from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, known_scopes
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import Export, ExportStatus
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import ConsentCall, GrantResult
 from evergrant_server.core.messages.export import DeleteExport, ExportCall, ExportProgress, SealExportPage
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.crypto import Recipient
@@ -114,7 +114,7 @@ class ExportActivities:
         self._store = store
         self._clock = clock
 
-    @activity.defn(name=ActivityName.SEAL_EXPORT_PAGE)
+    @activity.defn(name=jobs.SEAL_EXPORT_PAGE.name)
     async def export_page(self, request: SealExportPage) -> ExportProgress:
         """Seal one page of connections and append an audit record for each, in one transaction."""
 
@@ -142,7 +142,7 @@ class ExportActivities:
         async with heartbeating():
             return await commit_with_retries(self._store, write)
 
-    @activity.defn(name=ActivityName.DELETE_EXPORT)
+    @activity.defn(name=jobs.DELETE_EXPORT.name)
     async def drop_export(self, request: DeleteExport) -> None:
         """Delete the lines of an export that the admin didn't fetch in time, if they still exist."""
 

@@ -30,8 +30,8 @@ from evergrant_server.core.connections.login import (
 )
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import require_pinned_login
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.integrations import LoginResult, VerifyLogin
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.provider_words import words_in
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
@@ -101,7 +101,7 @@ class LoginActivities:
         self._clock = clock
         self._issuers = IssuerLogin(sender, egress, clock)
 
-    @activity.defn(name=ActivityName.VERIFY_LOGIN)
+    @activity.defn(name=jobs.VERIFY_LOGIN.name)
     async def verify_login(self, request: VerifyLogin) -> LoginResult:
         """Let the consent's browser go on, end the consent, or say why the subject has to try again."""
         login: _Login | None = None

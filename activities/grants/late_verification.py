@@ -32,8 +32,8 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import ConsentId
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import GrantResult, VerifyLateTokens
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.provider_words import words_in
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, LateTokens
 from evergrant_server.store import Transaction
@@ -48,7 +48,7 @@ class LateTokenActivities:
         self._services = services
         self._store = services.store
 
-    @activity.defn(name=ActivityName.VERIFY_LATE_TOKENS)
+    @activity.defn(name=jobs.VERIFY_LATE_TOKENS.name)
     async def verify_late_tokens(self, request: VerifyLateTokens) -> GrantResult:
         """Return what the store holds. A failure of kind ReconnectNeeded: the tokens are invalid."""
         async with heartbeating():

@@ -23,8 +23,8 @@ from activities.support.transactions import append_audit, commit_with_retries, l
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import GrantResult, RefreshGrant
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
@@ -40,7 +40,7 @@ class RefreshActivities:
         self._breakers = breakers
         self._pacing = pacing
 
-    @activity.defn(name=ActivityName.REFRESH_GRANT)
+    @activity.defn(name=jobs.REFRESH_GRANT.name)
     async def refresh_grant(self, request: RefreshGrant) -> GrantResult:
         """Refresh unless it is done, unwanted or impossible. Returns what the store holds afterwards.
 

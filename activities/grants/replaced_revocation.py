@@ -18,12 +18,12 @@ from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.replaced import ReplacedGrant
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import (
     ConnectionCall,
     ReplacedRevocationResult,
     RevokeReplacedGrants,
 )
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 from providers.responses.error_mapping import is_token_refused
@@ -41,7 +41,7 @@ class ReplacedGrantActivities:
     def __init__(self, services: GrantServices) -> None:
         self._services = services
 
-    @activity.defn(name=ActivityName.REVOKE_REPLACED_GRANTS)
+    @activity.defn(name=jobs.REVOKE_REPLACED_GRANTS.name)
     async def revoke_replaced_grants(self, request: RevokeReplacedGrants) -> ReplacedRevocationResult:
         """Revoke what is pending. A failure is the result: the workflow tries again."""
         services, revoked = self._services, 0

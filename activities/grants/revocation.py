@@ -16,8 +16,8 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.replaced import ReplacedGrant
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import BeginRevocation, RevocationResult, RevokeGrant
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
@@ -35,12 +35,12 @@ class RevocationActivities:
         self._store = services.store
         self._clock = services.clock
 
-    @activity.defn(name=ActivityName.BEGIN_REVOCATION)
+    @activity.defn(name=jobs.BEGIN_REVOCATION.name)
     async def record_revocation_request(self, request: BeginRevocation) -> None:
         """Write `revoking`, unless the API already has."""
         await commit_with_retries(self._store, lambda tx: self._write_revoking(tx, request, request.reason))
 
-    @activity.defn(name=ActivityName.REVOKE_GRANT)
+    @activity.defn(name=jobs.REVOKE_GRANT.name)
     async def revoke_grant(self, request: RevokeGrant) -> RevocationResult:
         """Revoke at the provider. Without a confirmation the result is a failure, never a success.
 

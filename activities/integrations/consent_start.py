@@ -21,13 +21,13 @@ from evergrant_server.core.connections.consent import Consent, PushedAuthorizati
 from evergrant_server.core.connections.credentials import TokenPair
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.integrations import (
     PushAuthorizationRequest,
     PushResult,
     RequestTemporaryCredentials,
     TemporaryCredentialsResult,
 )
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store, Transaction
 from providers.oauth1.flow import oauth1_endpoints, read_temporary_credentials, temporary_credentials_request
 from providers.requests.par import par_request, read_par_reply
@@ -41,7 +41,7 @@ class ConsentStartActivities:
         self._sender = sender
         self._clock = clock
 
-    @activity.defn(name=ActivityName.PUSH_AUTHORIZATION_REQUEST)
+    @activity.defn(name=jobs.PUSH_AUTHORIZATION_REQUEST.name)
     async def push_authorization_request(self, request: PushAuthorizationRequest) -> PushResult:
         """Write the reference, or the failure, to the consent that waits for it."""
         async with heartbeating():
@@ -93,7 +93,7 @@ class ConsentStartActivities:
 
         return await commit_with_retries(self._store, write)
 
-    @activity.defn(name=ActivityName.REQUEST_TEMPORARY_CREDENTIALS)
+    @activity.defn(name=jobs.REQUEST_TEMPORARY_CREDENTIALS.name)
     async def request_temporary_credentials(
         self, request: RequestTemporaryCredentials
     ) -> TemporaryCredentialsResult:

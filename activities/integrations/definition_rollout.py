@@ -17,8 +17,8 @@ from evergrant_server.core.definition import (
     judge_rollout,
 )
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.integrations import DefinitionCall, DefinitionResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
 from providers.definition.registry import Registry
@@ -35,7 +35,7 @@ class DefinitionRolloutActivities:
         self._egress = egress
         self._clock = clock
 
-    @activity.defn(name=ActivityName.CHECK_DEFINITION)
+    @activity.defn(name=jobs.CHECK_DEFINITION.name)
     async def check_definition(self, request: DefinitionCall) -> DefinitionResult:
         """Check schema, hosts, TLS and endpoints, and write the findings."""
         async with heartbeating():
@@ -57,7 +57,7 @@ class DefinitionRolloutActivities:
 
         return await self._change_in(DefinitionState.CHECKING, request, write_checks)
 
-    @activity.defn(name=ActivityName.APPLY_DEFINITION_DECISION)
+    @activity.defn(name=jobs.APPLY_DEFINITION_DECISION.name)
     async def apply_decision(self, request: DefinitionCall) -> DefinitionResult:
         """Apply the admin's decision: start the first stage, or reject the definition."""
 
@@ -73,7 +73,7 @@ class DefinitionRolloutActivities:
 
         return await self._change_in(DefinitionState.WAITING, request, decide)
 
-    @activity.defn(name=ActivityName.EVALUATE_ROLLOUT)
+    @activity.defn(name=jobs.EVALUATE_ROLLOUT.name)
     async def evaluate_rollout(self, request: DefinitionCall) -> DefinitionResult:
         """Evaluate the counts of a stage, and roll forward or back."""
 
@@ -152,10 +152,10 @@ _ACTIONS = {
 
 
 async def _load_definition(tx: Transaction, request: DefinitionCall) -> Definition:
-    found = await tx.definitions.get(request.tenant, request.definition_id)
-    if found is None:
+    definition = await tx.definitions.get(request.tenant, request.definition_id)
+    if definition is None:
         raise Failure(ErrorCode.NOT_FOUND, f"there is no definition {request.definition_id}")
-    return found
+    return definition
 
 
 def _result(definition: Definition) -> DefinitionResult:

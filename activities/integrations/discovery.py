@@ -4,8 +4,12 @@ from dataclasses import dataclass
 
 from temporalio import activity
 
-from activities.integrations.integration_records import current_if_same_place, record_change
-from activities.integrations.published import IssuerMoved, PublishedEndpoints
+from activities.integrations.metadata import (
+    IssuerMoved,
+    PublishedEndpoints,
+    current_if_same_place,
+    record_change,
+)
 from activities.integrations.registration import ClientRegistrations, RegistrationAttempt, must_register
 from activities.single_use.attempt import SingleUseAttempt
 from activities.single_use.journaled_reply import JournaledReply
@@ -20,8 +24,8 @@ from evergrant_server.core.integrations import (
     IntegrationState,
     RegistrationMethod,
 )
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from providers.registration.client_metadata import (
     RegisteredClient,
@@ -41,7 +45,7 @@ class DiscoveryActivities:
     client_metadata_url: str  # with the placeholder {integration}
     registrations: ClientRegistrations
 
-    @activity.defn(name=ActivityName.DISCOVER_ENDPOINTS)
+    @activity.defn(name=jobs.DISCOVER_ENDPOINTS.name)
     async def discover_endpoints(self, request: DiscoverEndpoints) -> DiscoveryResult:
         """Write READY with the endpoints (and the client id), or FAILED with the reason."""
         async with self.store.read() as tx:
@@ -132,31 +136,21 @@ class DiscoveryActivities:
             current = await current_if_same_place(tx, seen)
             if current is None:
                 return
-            changes = {
-                "state": IntegrationState.READY,
-                "problem": None,
-                "endpoints": endpoints if is_discovered else None,  # None: the definition has them
-                "changed_at": now,
-                "metadata_read_at": now,
-            }
+            after = current.__replace__(
+                state=IntegrationState.READY,
+                problem=None,
+                endpoints=endpoints if is_discovered else None,  # None: the definition has them
+                changed_at=now,
+                metadata_read_at=now,
+            )
             if registered is None:
                 if current.registration is not None and not current.client_id:
-                    changes |= {"client_id": seen.client_id, "client_auth": seen.client_auth}
-                after = current.__replace__(**changes)
+                    after = after.__replace__(client_id=seen.client_id, client_auth=seen.client_auth)
                 await tx.integrations.replace(after, expected=current.revision)
             elif current.client_id or current.registration_sent_at != seen.registration_sent_at:
                 return  # committed already, or changed meanwhile
             else:
-                changes |= {
-                    "client_id": registered.client_id,
-                    "client_auth": registered.client_auth,
-                    "client_secret_expires_at": registered.secret_expires_at,
-                    "registration_url": registered.management_url,
-                }
-                after = current.__replace__(**changes)
-                await tx.integrations.store_registration(
-                    after, registered.client_secret, registered.management_token
-                )
+                after = await _store_client(tx, after, registered)
                 detail = {"client_id": registered.client_id}
                 await record_change(tx, now, AuditAction.CLIENT_REGISTERED, after, request.context, detail)
             await record_change(
@@ -182,3 +176,17 @@ class DiscoveryActivities:
 
         await commit_with_retries(self.store, write)
         return DiscoveryResult(failure=failure.code, detail=failure.detail)
+
+
+async def _store_client(
+    tx: Transaction, integration: Integration, registered: RegisteredClient
+) -> Integration:
+    """The integration with the client that was registered for it, whose secrets are stored."""
+    after = integration.__replace__(
+        client_id=registered.client_id,
+        client_auth=registered.client_auth,
+        client_secret_expires_at=registered.secret_expires_at,
+        registration_url=registered.management_url,
+    )
+    await tx.integrations.store_registration(after, registered.client_secret, registered.management_token)
+    return after

@@ -143,12 +143,8 @@ class ClientRegistrations:
             reservation.abandon(error)
             raise
         auth = auth_method_to_request(endpoints)
-        metadata = client_metadata(
-            redirect_uri,
-            auth=auth,
-            scopes=scopes_to_register(integration, endpoints),
-            dpop=integration.dpop is True,
-        )
+        scopes, dpop = scopes_to_register(integration, endpoints), integration.dpop is True
+        metadata = client_metadata(redirect_uri, auth=auth, scopes=scopes, dpop=dpop)
         metadata = registration_request(quirks, metadata)
         registration = RegistrationAttempt(request=request, endpoints=endpoints, auth=auth, sent_at=sent_at)
         fence = SendFence(reservation, self._clock, began_at, self._limits)

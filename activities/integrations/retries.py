@@ -9,13 +9,14 @@ import logging
 
 from temporalio import activity
 
-from activities.support.temporal import heartbeating
+from activities.support.temporal import heartbeating, last_heartbeat
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.ids import OutboxId, derived_id
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.connection import ProviderChanged
 from evergrant_server.core.messages.integrations import RetryConnections, RetryConnectionsResult
-from evergrant_server.core.messages.names import ActivityName, SignalName
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import OutboxMessage, signal_message
 from evergrant_server.store import Store
 from evergrant_server.store.connections.connections import ConnectionPage
@@ -47,15 +48,15 @@ class ConnectionRetryActivities:
         self._page_rows = page_rows
         self._longest_wait_s = longest_wait_s
 
-    @activity.defn(name=ActivityName.RETRY_CONNECTIONS)
+    @activity.defn(name=jobs.RETRY_CONNECTIONS.name)
     async def retry_connections(self, request: RetryConnections) -> RetryConnectionsResult:
         """Signal every connection once; a try after the first goes on where the last one was."""
-        result = _last_heartbeat() or RetryConnectionsResult()
+        result = last_heartbeat(RetryConnectionsResult) or RetryConnectionsResult()
         async with heartbeating(lambda: result):
-            more = True
-            while more:
+            has_more = True
+            while has_more:
                 page = await self._page(request, result)
-                more, after = page.has_more, page.last or result.after
+                has_more, after = page.has_more, page.last or result.after
                 report_unreadable(log, ((row.id, row.why) for row in page.unreadable))
                 messages = [self._message(request, connection) for connection in page]
                 async with self._store.write() as tx:
@@ -89,8 +90,3 @@ class ConnectionRetryActivities:
                 if not await tx.outbox.targets_with_undelivered(targets):
                     return
             await asyncio.sleep(_POLL_INTERVAL_S)
-
-
-def _last_heartbeat() -> RetryConnectionsResult | None:
-    details = activity.info().heartbeat_details
-    return RetryConnectionsResult.model_validate(details[0]) if details else None

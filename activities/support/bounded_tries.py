@@ -9,17 +9,19 @@ and does what is more urgent before. Each is logged and counted (ADR 0029).
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 from temporalio import activity
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import (
+    ConnectionCall,
     GrantResult,
     LapseResult,
     ReplacedRevocationResult,
     RevocationResult,
 )
-from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.core.messages.jobs import ACTIVITIES
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 
@@ -29,22 +31,19 @@ log = logging.getLogger("evergrant.activities")
 _MAX_TRIES = {ErrorCode.INTERNAL: 3, ErrorCode.AUTHORITY_BROKEN: 3, ErrorCode.STORE_CONFLICT: 10}
 
 _LastResult = GrantResult | RevocationResult | ReplacedRevocationResult | LapseResult | None
-_INTERNAL_GRANT = GrantResult(failure=ErrorCode.INTERNAL)
-# What each activity of a connection answers after its last try. None: its workflow needs no answer.
+_BY_TYPE: dict[Any, _LastResult] = {
+    GrantResult: GrantResult(failure=ErrorCode.INTERNAL),
+    RevocationResult: RevocationResult(failure=ErrorCode.INTERNAL),
+    ReplacedRevocationResult: ReplacedRevocationResult(failure=ErrorCode.INTERNAL),
+    LapseResult: LapseResult(),  # the connect page reopens the link
+}
+# What each activity of a connection answers after its last try. None: its workflow needs no answer, since
+# `revoke_grant` writes what `begin_revocation` does before anything is sent, and the recurring pass starts a
+# run for the end of a consent, and requests the export of a history.
 _LAST_RESULTS: dict[str, _LastResult] = {
-    ActivityName.EXCHANGE_CODE: _INTERNAL_GRANT,
-    ActivityName.REQUEST_CLIENT_GRANT: _INTERNAL_GRANT,
-    ActivityName.POLL_DEVICE_TOKEN: _INTERNAL_GRANT,
-    ActivityName.REFRESH_GRANT: _INTERNAL_GRANT,
-    ActivityName.VERIFY_LATE_TOKENS: _INTERNAL_GRANT,
-    ActivityName.LOOK_UP_ACCOUNTS: _INTERNAL_GRANT,
-    ActivityName.REVOKE_GRANT: RevocationResult(failure=ErrorCode.INTERNAL),
-    ActivityName.REVOKE_REPLACED_GRANTS: ReplacedRevocationResult(failure=ErrorCode.INTERNAL),
-    ActivityName.BEGIN_REVOCATION: None,  # `revoke_grant` writes it before anything is sent
-    ActivityName.ANNOUNCE_EXPIRY: None,
-    ActivityName.END_CONSENT: None,  # the recurring pass starts a run for what the store says
-    ActivityName.LAPSE_CONSENT: LapseResult(),  # the connect page reopens the link
-    ActivityName.EXPORT_RUN_HISTORY: None,  # the recurring pass requests it
+    row.name: _BY_TYPE.get(row.result)
+    for row in ACTIVITIES.values()
+    if issubclass(row.request, ConnectionCall)
 }
 
 

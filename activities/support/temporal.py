@@ -30,12 +30,13 @@ from evergrant_server.core.messages.base import Message
 from evergrant_server.core.single_use.attempt import Attempt
 
 T = TypeVar("T")
+MessageT = TypeVar("MessageT", bound=Message)
 
 # Raised: Temporal runs the activity again. Other failures are results, so that the workflow can
 # still handle its next event.
 RETRIED_BY_TEMPORAL = (ErrorCode.STORE_UNAVAILABLE, ErrorCode.STORE_CONFLICT, ErrorCode.SCHEMA_MISMATCH)
 
-_INTERVAL_S = 1.5  # between heartbeats: well inside the time-out of `workflows.activity_calls`
+_INTERVAL_S = 1.5  # between heartbeats: well inside the time-out of `core.messages.jobs`
 
 
 def failed_grant_result(failure: Failure) -> GrantResult:
@@ -95,6 +96,12 @@ async def heartbeating(progress: Callable[[], Message] | None = None) -> AsyncIt
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+def last_heartbeat(kind: type[MessageT]) -> MessageT | None:
+    """How far the try before came; None at the first try."""
+    details = activity.info().heartbeat_details
+    return kind.model_validate(details[0]) if details else None
 
 
 async def to_its_end(work: Coroutine[Any, Any, T]) -> T:

@@ -1,7 +1,8 @@
 """Shares a worker's activity slots between tenants, and a tenant's between its integrations.
 
 An activity that calls a provider or a webhook's receiver may hang for as long as that does. Those of
-one tenant take at most half of the slots, and those of one integration a third.
+one tenant take at most half of the slots, and those of one integration a third. Whose turn an activity
+takes is in the table of jobs; where it takes none, the worker's egress sends nothing for it.
 """
 
 from contextlib import AsyncExitStack
@@ -11,35 +12,17 @@ from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.core.messages.jobs import ACTIVITIES
+from evergrant_server.egress import may_call_out
 from evergrant_server.fair_turns import FairTurns
 from evergrant_server.telemetry import saturation
 
 ACTIVITY_SLOTS = 100  # of a worker: Temporal's default
 PATIENCE_S = 3.0  # below a heartbeat's timeout; then the slot is another's, and Temporal tries again
-_CALLS_OUT = frozenset(
-    {
-        ActivityName.EXCHANGE_CODE,
-        ActivityName.REQUEST_CLIENT_GRANT,
-        ActivityName.POLL_DEVICE_TOKEN,
-        ActivityName.REFRESH_GRANT,
-        ActivityName.VERIFY_LATE_TOKENS,
-        ActivityName.LOOK_UP_ACCOUNTS,
-        ActivityName.REVOKE_GRANT,
-        ActivityName.REVOKE_REPLACED_GRANTS,
-        ActivityName.VERIFY_LOGIN,
-        ActivityName.DISCOVER_ENDPOINTS,
-        ActivityName.FETCH_RECEIVER_KEYS,
-        ActivityName.PUSH_AUTHORIZATION_REQUEST,
-        ActivityName.REQUEST_TEMPORARY_CREDENTIALS,
-        ActivityName.CHECK_DEFINITION,
-        ActivityName.DELIVER_WEBHOOKS,
-    }
-)
 
 
 class TurnInterceptor(Interceptor):
-    """Has activities that call out wait for their tenant's turn. Raises Failure WORKER_BUSY after a while."""
+    """Has activities that call out wait for their turn. Raises Failure WORKER_BUSY after a while."""
 
     def __init__(self, slots: int = ACTIVITY_SLOTS) -> None:
         self._turns = FairTurns(slots)
@@ -55,21 +38,23 @@ class _TakingTurns(ActivityInboundInterceptor):
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
         name = activity.info().activity_type
-        if name not in _CALLS_OUT:
-            return await self.next.execute_activity(input)
-        request: Any = input.args[0]
+        row, request = ACTIVITIES.get(name), input.args[0]
+        if row is None or row.turn is None:
+            return await self._without_calls(input)
+        turn = row.turn(request)
         async with AsyncExitStack() as held:
             try:
-                turn = self._turns.turn(request.tenant, _part(request), within_s=PATIENCE_S)
-                await held.enter_async_context(turn)
+                await held.enter_async_context(self._turns.turn(*turn, within_s=PATIENCE_S))
             except TimeoutError:
                 saturation.count_postponed(name)
                 raise Failure(
-                    ErrorCode.WORKER_BUSY, f"{request.tenant} has its share of this worker"
+                    ErrorCode.WORKER_BUSY, f"{turn.tenant or 'the installation'} has its share of this worker"
                 ) from None
             return await self.next.execute_activity(input)
 
-
-def _part(request: Any) -> str:
-    """What a hanging call of this activity is likely to have in common with others."""
-    return getattr(request, "integration_id", None) or getattr(request, "webhook_id", None) or ""
+    async def _without_calls(self, input: ExecuteActivityInput) -> Any:
+        token = may_call_out.set(False)
+        try:
+            return await self.next.execute_activity(input)
+        finally:
+            may_call_out.reset(token)

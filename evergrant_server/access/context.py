@@ -10,20 +10,10 @@ from evergrant_server.access.limits import RequestLimits
 from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.ids import AppId, ConnectionId, Tenant
 from evergrant_server.core.integrations import Integration
-from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
-from evergrant_server.core.messages.integrations import (
-    ClientDocumentResult,
-    DiscoveryResult,
-    LoginResult,
-    ReadClientDocument,
-    RequestTemporaryCredentials,
-    TemporaryCredentialsResult,
-    VerifyLogin,
-    VerifyPerson,
-)
+from evergrant_server.core.messages.work import CommandT, Job, ResultT
 from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, new_sealing_key
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows, Store, Transaction
@@ -50,21 +40,7 @@ class TemporalPort(Protocol):
         self, tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0
     ) -> ConnectionDescription | None: ...
 
-    async def discover(
-        self, tenant: Tenant, integration_id: IntegrationId, context: RequestContext, timeout: float
-    ) -> DiscoveryResult: ...
-
-    async def prepare_consent(
-        self, request: RequestTemporaryCredentials, timeout: float
-    ) -> TemporaryCredentialsResult: ...
-
-    async def verify_login(self, request: VerifyLogin, timeout: float) -> LoginResult: ...
-
-    async def verify_person(self, request: VerifyPerson, timeout: float) -> LoginResult: ...
-
-    async def read_client_document(
-        self, request: ReadClientDocument, timeout: float
-    ) -> ClientDocumentResult: ...
+    async def run_job(self, job: Job[CommandT, ResultT], request: CommandT, timeout: float) -> ResultT: ...
 
     async def ready(self) -> bool: ...
 

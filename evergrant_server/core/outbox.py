@@ -14,16 +14,17 @@ from evergrant_server.core.messages.agents import AgentStopStart
 from evergrant_server.core.messages.base import Message, RequestContext
 from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
 from evergrant_server.core.messages.integrations import RetryConnections
+from evergrant_server.core.messages.jobs import FETCH_ISSUER_KEYS
 from evergrant_server.core.messages.maintenance import FetchIssuerKeys
 from evergrant_server.core.messages.names import (
     access_request_workflow_id,
     agent_stop_workflow_id,
     call_approval_workflow_id,
     connection_workflow_id,
-    issuer_keys_workflow_id,
     replaced_grants_workflow_id,
     retry_connections_workflow_id,
 )
+from evergrant_server.core.messages.work import Job, RequestT
 from evergrant_server.core.model import FrozenModel
 from evergrant_server.core.workloads.issuer import TrustedIssuer
 
@@ -36,9 +37,7 @@ class OutboxKind(StrEnum):
     START_EXPORT = "start_export"  # payload: ExportStart
     WAKE_WEBHOOK = "wake_webhook"  # payload: WakeWebhook
     START_DEFINITION_ROLLOUT = "start_definition_rollout"  # payload: RolloutStart
-    FETCH_RECEIVER_KEYS = "fetch_receiver_keys"  # payload: FetchReceiverKeys
-    FETCH_ISSUER_KEYS = "fetch_issuer_keys"  # payload: FetchIssuerKeys
-    PUSH_AUTHORIZATION_REQUEST = "push_authorization_request"  # payload: PushAuthorizationRequest
+    RUN_JOB = "run_job"  # payload: the job's request; `name` is the job
     RETRY_CONNECTIONS = "retry_connections"  # payload: RetryConnections
     REVOKE_REPLACED_GRANTS = "revoke_replaced_grants"  # payload: RevokeReplacedStart
     EXPORT_HISTORY = "export_history"  # payload: {"run_id": …}
@@ -105,11 +104,16 @@ def revoke_replaced_message(
     return outbox_message(tenant, OutboxKind.REVOKE_REPLACED_GRANTS, target, start, at)
 
 
+def job_message(tenant: Tenant, job: Job[RequestT, Any], request: RequestT, at: datetime) -> OutboxMessage:
+    """Have a worker do a job."""
+    target = job.workflow_id(request)
+    return outbox_message(tenant, OutboxKind.RUN_JOB, target, request, at, name=job.name)
+
+
 def fetch_issuer_keys_message(issuer: TrustedIssuer, context: RequestContext, at: datetime) -> OutboxMessage:
     """Have a worker read a trusted issuer's keys."""
     request = FetchIssuerKeys(tenant=issuer.tenant, issuer_id=issuer.id, context=context)
-    target = issuer_keys_workflow_id(issuer.tenant, issuer.id)
-    return outbox_message(issuer.tenant, OutboxKind.FETCH_ISSUER_KEYS, target, request, at)
+    return job_message(issuer.tenant, FETCH_ISSUER_KEYS, request, at)
 
 
 def access_request_message(request: AccessRequest, context: RequestContext, at: datetime) -> OutboxMessage:

@@ -5,7 +5,7 @@ and for how many bytes. Knows nothing of OAuth: `providers` owns what is sent an
 means.
 """
 
-from evergrant_server.egress.client import ANSWER_TIMEOUT_S, Egress, silence_http_debug_logs
+from evergrant_server.egress.client import ANSWER_TIMEOUT_S, Egress, may_call_out, silence_http_debug_logs
 from evergrant_server.egress.policy import EgressPolicy
 from evergrant_server.egress.streaming import StreamedResponse, StreamingTransport, UpstreamClosed
 from evergrant_server.egress.transport import DOES_NOT_RESOLVE, BeforeSend, SendObserver
@@ -22,4 +22,5 @@ __all__ = [
     "StreamedResponse",
     "StreamingTransport",
     "UpstreamClosed",
+    "may_call_out",
 ]

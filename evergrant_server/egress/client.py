@@ -5,6 +5,7 @@ import secrets
 import ssl
 import tempfile
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from evergrant_server.egress.transport import GuardedTransport, SendObserver, de
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 30.0  # for the whole exchange; less than core.attempt.LIMITS.answer
+
+# False while an activity runs whose row in `core.messages.jobs` says that it calls nobody outside
+may_call_out: ContextVar[bool] = ContextVar("may_call_out", default=True)
 
 TransportWrapper = Callable[[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTransport]
 
@@ -65,8 +69,12 @@ class Egress:
         """A guarded transport. `observer.sent` says whether a byte may have left.
 
         This transport alone presents `certificate` to servers that request one. Raises Failure
-        CLIENT_REJECTED when the certificate can't be used.
+        CLIENT_REJECTED when the certificate can't be used, and RuntimeError in an activity without a turn.
         """
+        if not may_call_out.get():
+            raise RuntimeError(
+                "an activity calls out without a turn: give its row in core/messages/jobs.py one"
+            )
         guarded = GuardedTransport(
             self.policy,
             tls=tls_with_certificate(self._tls, certificate) if certificate else self._tls,

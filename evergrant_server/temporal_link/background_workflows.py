@@ -65,9 +65,9 @@ async def restart_access_requests(store: Store, link: TemporalLink, now: datetim
     """
     async with store.read() as tx:
         overdue = await tx.access_requests.overdue(now - _OVERDUE_AFTER, _MOST_REQUESTS)
-    for it in overdue:
-        context = reconcile_context(store.ring, access_request_workflow_id(it.tenant, it.id), now)
-        advance = AdvanceAccessRequest(tenant=it.tenant, request_id=it.id, context=context)
+    for request in overdue:
+        context = reconcile_context(store.ring, access_request_workflow_id(request.tenant, request.id), now)
+        advance = AdvanceAccessRequest(tenant=request.tenant, request_id=request.id, context=context)
         await link.start(start_requests.access_request(advance))
 
 
@@ -79,13 +79,13 @@ async def restart_agents_work(store: Store, link: TemporalLink, now: datetime) -
     async with store.read() as tx:
         overdue = await tx.call_approvals.overdue(now - _OVERDUE_AFTER, _MOST_REQUESTS)
         unfinished = await tx.agent_stops.unfinished(now - _OVERDUE_AFTER, _MOST_REQUESTS)
-    for it in overdue:
-        context = reconcile_context(store.ring, call_approval_workflow_id(it.tenant, it.id), now)
-        advance = AdvanceCallApproval(tenant=it.tenant, approval_id=it.id, context=context)
+    for approval in overdue:
+        context = reconcile_context(store.ring, call_approval_workflow_id(approval.tenant, approval.id), now)
+        advance = AdvanceCallApproval(tenant=approval.tenant, approval_id=approval.id, context=context)
         await link.start(start_requests.call_approval(advance))
-    for it in unfinished:
-        context = reconcile_context(store.ring, agent_stop_workflow_id(it.tenant, it.id), now)
-        start = AgentStopStart(tenant=it.tenant, stop_id=it.id, context=context)
+    for stop in unfinished:
+        context = reconcile_context(store.ring, agent_stop_workflow_id(stop.tenant, stop.id), now)
+        start = AgentStopStart(tenant=stop.tenant, stop_id=stop.id, context=context)
         await link.start(start_requests.agent_stop(start))
 
 
@@ -96,7 +96,19 @@ async def restart_replaced_grants(store: Store, link: TemporalLink, now: datetim
     """
     async with store.read() as tx:
         pending = await tx.replaced_grants.pending_since_before(now)
-    for it in pending:
-        context = reconcile_context(store.ring, replaced_grants_workflow_id(it.tenant, it.id), now)
-        start = RevokeReplacedStart(tenant=it.tenant, connection_id=it.id, context=context)
+    for wait in pending:
+        context = reconcile_context(store.ring, replaced_grants_workflow_id(wait.tenant, wait.id), now)
+        start = RevokeReplacedStart(tenant=wait.tenant, connection_id=wait.id, context=context)
         await link.start(start_requests.replaced_grants(start, wake=False))
+
+
+async def restart_background_workflows(store: Store, link: TemporalLink, clock: Clock) -> None:
+    """Start what is missing of all of the above. Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE."""
+    await wake_overdue_webhooks(store, link, clock)
+    for restart in (
+        restart_definition_rollouts,
+        restart_replaced_grants,
+        restart_access_requests,
+        restart_agents_work,
+    ):
+        await restart(store, link, clock.now())

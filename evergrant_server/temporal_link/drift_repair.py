@@ -107,20 +107,20 @@ class DriftRepair:
         Not while the provider may still answer an open attempt. Nothing would be sent twice, but
         the new run would have to wait for the outcome.
         """
-        found = await self.compare(connection)
-        if found.started or found.store_behind or found.restarted or found.connection.state.is_final:
-            return found
+        checked = await self.compare(connection)
+        if checked.started or checked.store_behind or checked.restarted or checked.connection.state.is_final:
+            return checked
         if await self._starter.has_attempt_under_way(connection):
             return CheckedConnection(connection, awaiting_provider=True)
         known = 0
-        if not found.answered:  # without a worker, only the history tells the generation
+        if not checked.answered:  # without a worker, only the history tells the generation
             name = connection_workflow_id(connection.tenant, connection.id)
             known = await self._link.newest_generation(name)
         restarted = await self._starter.start(
             connection,
             known_generation=known,
             replace_running=True,
-            pending_replies=found.pending_replies,
+            pending_replies=checked.pending_replies,
         )
         behind = restarted and known > connection.generation
         return CheckedConnection(connection, restarted=restarted, store_behind=behind)

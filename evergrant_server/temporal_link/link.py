@@ -1,8 +1,9 @@
 """Sends messages to workflows and starts them, for the API and the relay."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, cast
 
 from temporalio.client import (
     Client,
@@ -24,38 +25,21 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
-from evergrant_server.core.messages.base import Message, RequestContext, RequestMessage
+from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.messages.base import Message
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
-from evergrant_server.core.messages.integrations import (
-    ClientDocumentResult,
-    DiscoverEndpoints,
-    DiscoveryResult,
-    LoginResult,
-    ReadClientDocument,
-    RequestTemporaryCredentials,
-    TemporaryCredentialsResult,
-    VerifyLogin,
-    VerifyPerson,
-)
 from evergrant_server.core.messages.names import (
     TASK_QUEUE,
     QueryName,
     UpdateName,
-    WorkflowName,
-    client_document_workflow_id,
     connection_workflow_id,
-    discovery_workflow_id,
-    login_workflow_id,
-    person_login_workflow_id,
-    temporary_credentials_workflow_id,
 )
+from evergrant_server.core.messages.work import CommandT, Job, ResultT
 from evergrant_server.crypto import KeyRing
 from evergrant_server.crypto.request_proof import prove_request
+from evergrant_server.temporal_link import start_requests
 from evergrant_server.temporal_link.runs import WorkflowRuns, call_temporal, temporal_unavailable
 from evergrant_server.temporal_link.start_requests import StartRequest
-
-RequestT = TypeVar("RequestT", bound=RequestMessage)
 
 _MOST_TRIES = 5  # to get an id back from whoever takes it
 
@@ -122,64 +106,15 @@ class TemporalLink(WorkflowRuns):
         handle = self._client.get_workflow_handle(workflow)
         await call_temporal(handle.signal(name, payload, rpc_timeout=timedelta(seconds=10)))
 
-    async def discover(
-        self, tenant: Tenant, integration_id: IntegrationId, context: RequestContext, timeout: float
-    ) -> DiscoveryResult:
-        """Have a worker read an issuer's metadata, and wait for the result."""
-        return await self._execute(
-            WorkflowName.DISCOVERY,
-            DiscoverEndpoints(tenant=tenant, integration_id=integration_id, context=context),
-            discovery_workflow_id(tenant, integration_id),
-            timeout,
-            result_type=DiscoveryResult,
-            static_summary="endpoints of an integration",
-        )
-
-    async def prepare_consent(
-        self, request: RequestTemporaryCredentials, timeout: float
-    ) -> TemporaryCredentialsResult:
-        """Have a worker get temporary credentials (RFC 5849 section 2.1), and wait for the result."""
-        return await self._execute(
-            WorkflowName.TEMPORARY_CREDENTIALS,
-            request,
-            temporary_credentials_workflow_id(request.tenant, request.consent_id, request.revision),
-            timeout,
-            result_type=TemporaryCredentialsResult,
-            static_summary="temporary credentials before the redirect to the provider",
-        )
-
-    async def verify_login(self, request: VerifyLogin, timeout: float) -> LoginResult:
-        """Have a worker exchange the code of a subject's login, and wait for the result."""
-        return await self._execute(
-            WorkflowName.VERIFY_LOGIN,
-            request,
-            login_workflow_id(request.tenant, request.consent_id, request.revision),
-            timeout,
-            result_type=LoginResult,
-            static_summary="the subject's login before the redirect to the provider",
-        )
-
-    async def verify_person(self, request: VerifyPerson, timeout: float) -> LoginResult:
-        """Have a worker exchange the code of a person's login, and wait for the result."""
-        return await self._execute(
-            WorkflowName.VERIFY_PERSON,
-            request,
-            person_login_workflow_id(request.tenant, request.login_id, request.revision),
-            timeout,
-            result_type=LoginResult,
-            static_summary="the login of a person who administers",
-        )
-
-    async def read_client_document(self, request: ReadClientDocument, timeout: float) -> ClientDocumentResult:
-        """Have a worker read a client's metadata document, and wait for the result."""
-        return await self._execute(
-            WorkflowName.READ_CLIENT_DOCUMENT,
-            request,
-            client_document_workflow_id(request.client_id),
-            timeout,
-            result_type=ClientDocumentResult,
-            static_summary="the metadata document of an OAuth client",
-        )
+    async def run_job(self, job: Job[CommandT, ResultT], request: CommandT, timeout: float) -> ResultT:
+        """Have a worker do a job, or join the run that does it already, and wait for the result."""
+        workflow_id = job.workflow_id(request)
+        start = start_requests.job(job, self._proven(request, workflow_id, job.name))
+        limit = {"execution_timeout": timedelta(seconds=timeout)}
+        run_id = await self.start(replace(start, options={**start.options, **limit}))
+        result_type = cast("type[ResultT]", job.result)
+        handle = self._client.get_workflow_handle(workflow_id, run_id=run_id, result_type=result_type)
+        return await call_temporal(handle.result())
 
     async def start(self, request: StartRequest) -> str | None:
         """Start a workflow, unless its id is running; returns the run that has the id.
@@ -223,23 +158,7 @@ class TemporalLink(WorkflowRuns):
             return None
         return None if signals else handle.result_run_id
 
-    async def _execute(
-        self, workflow: str, argument: RequestMessage, workflow_id: str, timeout: float, **options: Any
-    ) -> Any:
-        """Start a workflow, or join the running one, and wait for its result."""
-        run_id = await self.start(
-            StartRequest(
-                workflow,
-                self._proven(argument, workflow_id, workflow),
-                workflow_id,
-                options.pop("static_summary"),
-                {"execution_timeout": timedelta(seconds=timeout)},
-            )
-        )
-        handle = self._client.get_workflow_handle(workflow_id, run_id=run_id, **options)
-        return await call_temporal(handle.result())
-
-    def _proven(self, message: RequestT, workflow_id: str, name: str) -> RequestT:
+    def _proven(self, message: CommandT, workflow_id: str, name: str) -> CommandT:
         context = prove_request(self._ring, message.context, workflow_id, name, self._clock.now())
         return message.__replace__(context=context)
 

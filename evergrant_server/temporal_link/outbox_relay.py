@@ -97,7 +97,7 @@ class OutboxRelay:
             async with self._store.read() as tx:
                 waits = await tx.connections.revoking_since_before(now, 1)
                 waits += await tx.replaced_grants.pending_since_before(now, 1)
-            metrics.REVOCATION_AGE.set(max(((now - it.since).total_seconds() for it in waits), default=0))
+            metrics.REVOCATION_AGE.set(max(((now - wait.since).total_seconds() for wait in waits), default=0))
 
     async def deliver_batch(self) -> int:
         """Claim and deliver a batch of messages, each for another workflow. Returns how many were claimed."""
@@ -108,7 +108,7 @@ class OutboxRelay:
                 batch = await tx.outbox.claim(*claim, bulk=self._bulk, refuse=report_broken_authority)
             outcomes = await asyncio.gather(*map(self._deliver, batch), return_exceptions=True)
             await self._mark_delivered(
-                [it.id for it, done in zip(batch, outcomes, strict=True) if done is True]
+                [message.id for message, done in zip(batch, outcomes, strict=True) if done is True]
             )
             for outcome in outcomes:
                 if isinstance(outcome, BaseException):  # it could not be put off either
@@ -164,8 +164,8 @@ class OutboxRelay:
                 await self._link.signal(message.target, message.name, message.payload)
             case OutboxKind.EXPORT_HISTORY:
                 await self._export_history(message)
-            case kind:
-                await self._link.start(start_requests.from_outbox(kind, message.payload))
+            case _:
+                await self._link.start(start_requests.from_outbox(message))
 
     async def _require_usable_run(self, target: str) -> None:
         """Raises WorkflowNotRunning when no run can handle a signal: none is open, or it was terminated just

@@ -22,8 +22,8 @@ _PROBE_QUEUE = "evergrant-doctor"  # nothing is ever put into it
 async def pollers(client: Client, task_queue: str) -> list[set[str]]:
     """Who (process and host) polled a task queue in the last minutes: for workflows, and for activities."""
     kinds = (TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY)
-    found = [await _describe(client, task_queue, kind) or [] for kind in kinds]
-    return [{poller.identity for poller in each} for each in found]
+    of_kinds = [await _describe(client, task_queue, kind) or [] for kind in kinds]
+    return [{poller.identity for poller in pollers} for pollers in of_kinds]
 
 
 async def server_time(client: Client) -> datetime:
@@ -45,10 +45,10 @@ async def server_time(client: Client) -> datetime:
 
 async def _poll_time(client: Client, identity: str) -> datetime:
     while True:
-        found = await _describe(client, _PROBE_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW)
-        if found is None:
+        of_probe = await _describe(client, _PROBE_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW)
+        if of_probe is None:
             raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, "the namespace doesn't exist")
-        for poller in found:
+        for poller in of_probe:
             if poller.identity == identity:
                 return poller.last_access_time.ToDatetime(tzinfo=UTC)
         await asyncio.sleep(0.02)

@@ -31,6 +31,7 @@ from temporalio.worker import (
 
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.base import Received
+from evergrant_server.core.messages.jobs import JOBS
 from evergrant_server.core.messages.names import SignalName, UpdateName, WorkflowName
 from evergrant_server.core.messages.received import UNREADABLE, is_received, is_usable
 from evergrant_server.telemetry import metrics
@@ -38,7 +39,7 @@ from evergrant_server.telemetry.logs import LogEvent, log_event
 
 log = logging.getLogger("evergrant.workflows")
 
-_NAMES = {*WorkflowName, *SignalName, *UpdateName}
+_NAMES = {*WorkflowName, *JOBS, *SignalName, *UpdateName}
 
 
 class MessageConverter(PydanticPayloadConverter, WithSerializationContext):
@@ -127,8 +128,8 @@ def _unknown_signal(name: str, arguments: Sequence[RawValue]) -> None:
     raise AssertionError("the interceptor has dropped it")
 
 
-def _unreadable(what: str) -> ApplicationError:
-    return ApplicationError(f"{what} can't be read", type=ErrorCode.INVALID_REQUEST, non_retryable=True)
+def _unreadable(argument: str) -> ApplicationError:
+    return ApplicationError(f"{argument} can't be read", type=ErrorCode.INVALID_REQUEST, non_retryable=True)
 
 
 def _report(kind: str, name: str) -> None:
@@ -137,6 +138,6 @@ def _report(kind: str, name: str) -> None:
         return
     info = workflow.info()
     known = name if name in _NAMES else "of an unknown name"  # whoever wrote it chose the name
-    what = f"{kind} {known} to {info.workflow_type}"
-    log_event(log, logging.WARNING, LogEvent.MESSAGE_UNREADABLE, what, object=info.workflow_id)
+    detail = f"{kind} {known} to {info.workflow_type}"
+    log_event(log, logging.WARNING, LogEvent.MESSAGE_UNREADABLE, detail, object=info.workflow_id)
     metrics.count(metrics.UNREADABLE_MESSAGES, kind)

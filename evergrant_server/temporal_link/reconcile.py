@@ -17,13 +17,7 @@ from evergrant_server.core.messages.names import (
     connection_workflow_id,
 )
 from evergrant_server.store import Store
-from evergrant_server.temporal_link.background_workflows import (
-    restart_access_requests,
-    restart_agents_work,
-    restart_definition_rollouts,
-    restart_replaced_grants,
-    wake_overdue_webhooks,
-)
+from evergrant_server.temporal_link.background_workflows import restart_background_workflows
 from evergrant_server.temporal_link.drift_repair import CheckedConnection, DriftRepair, unless_unreadable
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.runs import RunningWorkflow
@@ -61,18 +55,18 @@ class ReconcileCounts:
     after: str | None = None  # the last connection that was checked
     complete: bool = False  # no connection comes after it
 
-    def including(self, found: CheckedConnection) -> "ReconcileCounts":
-        name = found.connection.id
-        if found.unreadable is not None:
-            return replace(self, unreadable=(*self.unreadable, (name, found.unreadable)))
+    def including(self, checked: CheckedConnection) -> "ReconcileCounts":
+        name = checked.connection.id
+        if checked.unreadable is not None:
+            return replace(self, unreadable=(*self.unreadable, (name, checked.unreadable)))
         return replace(
             self,
             live=self.live + 1,
-            started=self.started + found.started,
-            restarted=self.restarted + found.restarted,
-            store_behind=(*self.store_behind, *((name,) if found.store_behind else ())),
-            awaiting_provider=(*self.awaiting_provider, *((name,) if found.awaiting_provider else ())),
-            unanswered=(*self.unanswered, *(() if found.answered else (name,))),
+            started=self.started + checked.started,
+            restarted=self.restarted + checked.restarted,
+            store_behind=(*self.store_behind, *((name,) if checked.store_behind else ())),
+            awaiting_provider=(*self.awaiting_provider, *((name,) if checked.awaiting_provider else ())),
+            unanswered=(*self.unanswered, *(() if checked.answered else (name,))),
         )
 
 
@@ -101,17 +95,13 @@ class Reconciler:
         stopped pass with `resume_from`. Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
         """
         started_before = None if older_than is None else self._clock.now() - older_than
-        running = await self._link.running_connections()
-        for workflow in sorted(await self._link.failing_workflows()):
-            if running.pop(workflow, None) is None:  # a connection's is terminated when its turn comes
-                await self._link.usable_run(workflow)
-        current_pass = _ReconcilePass(self._repair, running, compare, started_before)
+        current_pass = _ReconcilePass(self._repair, await self._running(), compare, started_before)
         counts = resume_from or ReconcileCounts()
         while not counts.complete:
             async with self._store.read() as tx:
                 batch = await tx.connections.live_in_all_tenants(counts.after, _BATCH)
-            for found in await current_pass.check_batch(batch):
-                counts = counts.including(found)
+            for checked in await current_pass.check_batch(batch):
+                counts = counts.including(checked)
             counts = replace(
                 counts,
                 unreadable=(*counts.unreadable, *((row.id, row.why) for row in batch.unreadable)),
@@ -123,12 +113,16 @@ class Reconciler:
                 on_progress(counts)
             if should_stop():
                 break
-        await wake_overdue_webhooks(self._store, self._link, self._clock)
-        await restart_definition_rollouts(self._store, self._link, self._clock.now())
-        await restart_replaced_grants(self._store, self._link, self._clock.now())
-        await restart_access_requests(self._store, self._link, self._clock.now())
-        await restart_agents_work(self._store, self._link, self._clock.now())
+        await restart_background_workflows(self._store, self._link, self._clock)
         return counts
+
+    async def _running(self) -> dict[str, RunningWorkflow]:
+        """Running workflows of connections, without those that are stuck; other stuck ones are terminated."""
+        running = await self._link.running_connections()
+        for workflow in sorted(await self._link.failing_workflows()):
+            if running.pop(workflow, None) is None:  # a connection's is terminated when its turn comes
+                await self._link.usable_run(workflow)
+        return running
 
     async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
         """Start the workflow of one connection, unless it is running. False: the connection has ended."""
@@ -136,8 +130,8 @@ class Reconciler:
             connection = await tx.connections.get(tenant, connection_id)
         if connection is None or connection.state.is_final:
             return False
-        found = await self._repair.start_if_closed(connection)
-        return found.running or found.started
+        checked = await self._repair.start_if_closed(connection)
+        return checked.running or checked.started
 
 
 class _ReconcilePass:
@@ -162,16 +156,16 @@ class _ReconcilePass:
 
     async def check_batch(self, batch: list[Connection]) -> list[CheckedConnection]:
         """Check each connection; check those again, fewer at a time, whose workflow didn't answer."""
-        found = await gather_bounded(unless_unreadable(it, self._check(it)) for it in batch)
-        unanswered = [index for index, checked in enumerate(found) if not checked.answered]
+        checked = await gather_bounded(unless_unreadable(row, self._check(row)) for row in batch)
+        unanswered = [index for index, result in enumerate(checked) if not result.answered]
         self._unanswered_in_a_row = 0
         retries = (unless_unreadable(batch[index], self._retry(batch[index])) for index in unanswered)
         again = await gather_bounded(retries, _RETRY_CONCURRENCY)
-        for index, checked in zip(unanswered, again, strict=True):
-            found[index] = checked
+        for index, result in zip(unanswered, again, strict=True):
+            checked[index] = result
         if self._limit_reached:
             self.workers_answered = False
-        return found
+        return checked
 
     @property
     def _limit_reached(self) -> bool:
@@ -180,9 +174,9 @@ class _ReconcilePass:
     async def _check(self, connection: Connection) -> CheckedConnection:
         listed = self._running.get(connection_workflow_id(connection.tenant, connection.id))
         if listed is None:
-            found = await self._repair.start_if_closed(connection)
-            if found.started or not self._compare:
-                return found
+            checked = await self._repair.start_if_closed(connection)
+            if checked.started or not self._compare:
+                return checked
         elif self._started_before is not None and listed.started_at < self._started_before:
             return self._count_unanswered(await self._repair.restart(connection))
         differs = listed is not None and listed.state != connection.state
@@ -194,17 +188,17 @@ class _ReconcilePass:
         """Check a connection again: its worker may be slow, or its run may have closed since."""
         if self._limit_reached:
             return CheckedConnection(connection, answered=False)
-        found = await self._repair.start_if_closed(connection)
-        return found if found.started else await self._compare_workflow(connection)
+        checked = await self._repair.start_if_closed(connection)
+        return checked if checked.started else await self._compare_workflow(connection)
 
     async def _compare_workflow(self, connection: Connection) -> CheckedConnection:
         if self._limit_reached:
             return CheckedConnection(connection, answered=False)
         return self._count_unanswered(await self._repair.compare(connection))
 
-    def _count_unanswered(self, found: CheckedConnection) -> CheckedConnection:
-        self._unanswered_in_a_row = 0 if found.answered else self._unanswered_in_a_row + 1
-        return found
+    def _count_unanswered(self, checked: CheckedConnection) -> CheckedConnection:
+        self._unanswered_in_a_row = 0 if checked.answered else self._unanswered_in_a_row + 1
+        return checked
 
 
 async def gather_bounded(calls: Iterable[Awaitable[T]], limit: int = _CONCURRENCY) -> list[T]:

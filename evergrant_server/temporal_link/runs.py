@@ -15,7 +15,8 @@ from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.names import TASK_QUEUE, SearchAttribute, WorkflowName, workflow_type_of
+from evergrant_server.core.messages.jobs import workflow_type_of
+from evergrant_server.core.messages.names import TASK_QUEUE, SearchAttribute, WorkflowName
 from evergrant_server.telemetry.logs import LogEvent, log_event
 
 T = TypeVar("T")
@@ -107,17 +108,16 @@ class WorkflowRuns:
 
     async def newest_run(self, workflow: str) -> NewestRun | None:
         """The newest run, or None when Temporal has none. Reads Temporal itself, not visibility."""
-        found = await self._describe_newest(workflow)
-        if found is None:
+        run = await self._describe_newest(workflow)
+        if run is None:
             return None
         owner = workflow_type_of(workflow)
         return NewestRun(
-            found.run_id,
-            found.close_time is None,
-            _state_attribute(found),
-            is_foreign=owner is not None
-            and (owner, self._task_queue) != (found.workflow_type, found.task_queue),
-            is_stuck=found.raw_description.pending_workflow_task.attempt >= _MOST_TRIES_OF_A_TASK,
+            run.run_id,
+            run.close_time is None,
+            _state_attribute(run),
+            is_foreign=owner is not None and (owner, self._task_queue) != (run.workflow_type, run.task_queue),
+            is_stuck=run.raw_description.pending_workflow_task.attempt >= _MOST_TRIES_OF_A_TASK,
         )
 
     async def usable_run(self, workflow: str) -> NewestRun | None:
@@ -142,13 +142,11 @@ class WorkflowRuns:
 
     async def is_idle(self, workflow: str) -> bool:
         """True while the newest run is open and has neither an activity nor a workflow task pending."""
-        found = await self._describe_newest(workflow)
-        if found is None:
+        run = await self._describe_newest(workflow)
+        if run is None:
             return False
-        busy = found.raw_description.pending_activities or found.raw_description.HasField(
-            "pending_workflow_task"
-        )
-        return found.close_time is None and not busy
+        busy = run.raw_description.pending_activities or run.raw_description.HasField("pending_workflow_task")
+        return run.close_time is None and not busy
 
     async def running_connections(self) -> dict[str, RunningWorkflow]:
         """Running connection workflows by id, from visibility, which lags: a missing one may run."""

@@ -1,4 +1,4 @@
-"""The table of recurring workflows, and the Temporal Schedules that start them.
+"""The Temporal Schedules that start the jobs that recur (`core.messages.jobs`).
 
 A schedule belongs to an installation, hence to its task queue. Workers declare the schedules when
 they start and every few minutes: one that an operator deleted comes back, one that an operator
@@ -7,7 +7,6 @@ paused stays paused, and the doctor reports it.
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -29,9 +28,8 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.base import Message
-from evergrant_server.core.messages.decisions import ReviewPermits
-from evergrant_server.core.messages.maintenance import IntrospectGrants, ReconcileRequest, RereadMetadata
-from evergrant_server.core.messages.names import WorkflowName
+from evergrant_server.core.messages.jobs import JOBS
+from evergrant_server.core.messages.work import Job, Recurrence
 from evergrant_server.settings import Settings
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.temporal_link.runs import find_in_temporal
@@ -44,62 +42,22 @@ _REDECLARE_INTERVAL = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
-class ScheduleDefinition:
-    """A row of the table: the workflow, its input and its interval."""
-
-    name: str
-    workflow: str
-    input: Message
-    interval: Callable[[Settings], timedelta]
-    note: str
-
-
-SCHEDULES = (
-    ScheduleDefinition(
-        name="reconcile",
-        workflow=WorkflowName.RECONCILE,
-        input=ReconcileRequest(),
-        interval=lambda settings: settings.reconcile_interval,
-        note="starts missing workflows of live connections, and exports histories",
-    ),
-    ScheduleDefinition(
-        name="reread-metadata",
-        workflow=WorkflowName.REREAD_METADATA,
-        input=RereadMetadata(),
-        interval=lambda settings: settings.metadata_interval,
-        note="compares discovered metadata with what issuers publish now",
-    ),
-    ScheduleDefinition(
-        name="introspection",
-        workflow=WorkflowName.INTROSPECTION,
-        input=IntrospectGrants(),
-        # a run takes the connections whose turn it is: each comes once in an interval
-        interval=lambda settings: max(settings.introspection_interval / 24, timedelta(minutes=1)),
-        note="introspects grants (RFC 7662) at providers that offer it",
-    ),
-    ScheduleDefinition(
-        name="review-permits",
-        workflow=WorkflowName.REVIEW_PERMITS,
-        input=ReviewPermits(),
-        interval=lambda _: timedelta(days=1),
-        note="proposes permits for removal that no lease has used for long",
-    ),
-)
-
-
-@dataclass(frozen=True)
 class ScheduleStatus:
-    """A schedule as Temporal has it."""
+    """The schedule of a job as Temporal has it."""
 
-    definition: ScheduleDefinition
+    job: Job[Any, Any]
     exists: bool
     paused: bool = False
     note: str = ""
 
 
-def schedule_id(settings: Settings, definition: ScheduleDefinition) -> str:
+def recurring_jobs() -> list[tuple[Job[Any, Any], Recurrence]]:
+    return [(job, job.recurrence) for job in JOBS.values() if job.recurrence is not None]
+
+
+def schedule_id(settings: Settings, job: Job[Any, Any]) -> str:
     """For example `evergrant:reconcile`. Installations with different task queues share no schedule."""
-    return f"{settings.temporal_task_queue}:{definition.name}"
+    return f"{settings.temporal_task_queue}:{job.name}"
 
 
 async def keep_schedules(client: Client, settings: Settings) -> None:
@@ -119,55 +77,52 @@ async def declare_schedules(client: Client, settings: Settings) -> None:
 
     A paused schedule stays paused. Raises RPCError.
     """
-    for definition in SCHEDULES:
-        wanted = _schedule(settings, definition)
+    for job, recurrence in recurring_jobs():
+        schedule = _schedule(settings, job, recurrence)
+        name = schedule_id(settings, job)
         try:
-            # where it is new, Temporal's database may have been lost with every connection's workflow
-            at_once = definition.workflow == WorkflowName.RECONCILE
-            await client.create_schedule(
-                schedule_id(settings, definition), wanted, trigger_immediately=at_once
-            )
+            await client.create_schedule(name, schedule, trigger_immediately=recurrence.at_once)
         except ScheduleAlreadyRunningError:
-            await _update_if_different(client, schedule_id(settings, definition), wanted)
+            await _update_if_different(client, name, schedule)
 
 
 async def schedule_statuses(client: Client, settings: Settings) -> list[ScheduleStatus]:
     """The state of each schedule. Raises Failure TEMPORAL_UNAVAILABLE."""
-    return [await _status_of(client, settings, definition) for definition in SCHEDULES]
+    return [await _status_of(client, settings, job) for job, _ in recurring_jobs()]
 
 
-async def _status_of(client: Client, settings: Settings, definition: ScheduleDefinition) -> ScheduleStatus:
-    handle = client.get_schedule_handle(schedule_id(settings, definition))
-    found = await find_in_temporal(handle.describe())
-    if found is None:
-        return ScheduleStatus(definition, exists=False)
-    state = found.schedule.state
-    return ScheduleStatus(definition, exists=True, paused=state.paused, note=state.note or "")
+async def _status_of(client: Client, settings: Settings, job: Job[Any, Any]) -> ScheduleStatus:
+    handle = client.get_schedule_handle(schedule_id(settings, job))
+    description = await find_in_temporal(handle.describe())
+    if description is None:
+        return ScheduleStatus(job, exists=False)
+    state = description.schedule.state
+    return ScheduleStatus(job, exists=True, paused=state.paused, note=state.note or "")
 
 
-def _schedule(settings: Settings, definition: ScheduleDefinition) -> Schedule:
+def _schedule(settings: Settings, job: Job[Any, Any], recurrence: Recurrence) -> Schedule:
     return Schedule(
         action=ScheduleActionStartWorkflow(
-            definition.workflow,
-            definition.input,
-            id=schedule_id(settings, definition),  # Temporal appends the time
+            job.name,
+            recurrence.request,
+            id=schedule_id(settings, job),  # Temporal appends the time
             task_queue=settings.temporal_task_queue,
             execution_timeout=_EXECUTION_TIMEOUT,
-            static_summary=definition.note,
+            static_summary=job.title,
         ),
-        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=definition.interval(settings))]),
+        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=recurrence.interval(settings))]),
         policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=_CATCHUP_WINDOW),
-        state=ScheduleState(note=definition.note),
+        state=ScheduleState(note=job.title),
     )
 
 
-async def _update_if_different(client: Client, name: str, wanted: Schedule) -> None:
+async def _update_if_different(client: Client, name: str, schedule: Schedule) -> None:
     async def update(current: ScheduleUpdateInput) -> ScheduleUpdate | None:
-        found = current.description.schedule
-        if await _comparable(client, found) == await _comparable(client, wanted):
+        declared = current.description.schedule
+        if await _comparable(client, declared) == await _comparable(client, schedule):
             return None
-        wanted.state = found.state
-        return ScheduleUpdate(wanted)
+        schedule.state = declared.state
+        return ScheduleUpdate(schedule)
 
     try:
         await client.get_schedule_handle(name).update(update)

@@ -1,8 +1,7 @@
-"""Which workflow each kind of outbox message starts: id, argument, and what happens if it runs already."""
+"""Which workflow each outbox message starts: id, argument, and what happens if it runs already."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 from temporalio.common import (
@@ -19,13 +18,9 @@ from evergrant_server.core.messages.base import Message, RequestMessage
 from evergrant_server.core.messages.connection import ConnectionStart
 from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
 from evergrant_server.core.messages.export import ExportStart
-from evergrant_server.core.messages.integrations import (
-    FetchReceiverKeys,
-    PushAuthorizationRequest,
-    RetryConnections,
-    RolloutStart,
-)
-from evergrant_server.core.messages.maintenance import FetchIssuerKeys, WakeWebhook, WebhookStart
+from evergrant_server.core.messages.integrations import RetryConnections, RolloutStart
+from evergrant_server.core.messages.jobs import JOBS
+from evergrant_server.core.messages.maintenance import WakeWebhook, WebhookStart
 from evergrant_server.core.messages.names import (
     SearchAttribute,
     SignalName,
@@ -36,14 +31,12 @@ from evergrant_server.core.messages.names import (
     connection_workflow_id,
     definition_rollout_workflow_id,
     export_workflow_id,
-    issuer_keys_workflow_id,
-    pushed_authorization_workflow_id,
-    receiver_keys_workflow_id,
     replaced_grants_workflow_id,
     retry_connections_workflow_id,
     webhook_workflow_id,
 )
-from evergrant_server.core.outbox import OutboxKind
+from evergrant_server.core.messages.work import Job
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 
 
 @dataclass(frozen=True)
@@ -55,6 +48,14 @@ class StartRequest:
     workflow_id: str
     summary: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def job(job: Job[Any, Any], request: RequestMessage) -> StartRequest:
+    """The run of a job, which a worker does unless one does it already."""
+    options: dict[str, Any] = {} if job.within is None else {"execution_timeout": job.within}
+    if job.once:
+        options["id_reuse_policy"] = WorkflowIDReusePolicy.REJECT_DUPLICATE
+    return StartRequest(job.name, request, job.workflow_id(request), job.title, options)
 
 
 def connection(
@@ -107,20 +108,6 @@ def export(start: ExportStart) -> StartRequest:
             "static_details": f"requested by {start.context.by}",
         },
     )
-
-
-def receiver_keys(request: FetchReceiverKeys) -> StartRequest:
-    """A worker reads a transmitter's keys, unless one does already."""
-    workflow_id = receiver_keys_workflow_id(request.tenant, request.receiver_id)
-    return StartRequest(
-        WorkflowName.FETCH_RECEIVER_KEYS, request, workflow_id, "keys of a security event transmitter"
-    )
-
-
-def issuer_keys(request: FetchIssuerKeys) -> StartRequest:
-    """A worker reads a trusted issuer's keys, unless one does already."""
-    workflow_id = issuer_keys_workflow_id(request.tenant, request.issuer_id)
-    return StartRequest(WorkflowName.FETCH_ISSUER_KEYS, request, workflow_id, "keys of a trusted issuer")
 
 
 def retry_connections(request: RetryConnections) -> StartRequest:
@@ -185,20 +172,6 @@ def agent_stop(start: AgentStopStart) -> StartRequest:
     )
 
 
-def pushed_authorization(request: PushAuthorizationRequest) -> StartRequest:
-    """A worker pushes an authorization request (RFC 9126), once, within two minutes: a browser waits."""
-    return StartRequest(
-        WorkflowName.PUSHED_AUTHORIZATION,
-        request,
-        pushed_authorization_workflow_id(request.tenant, request.consent_id, request.revision),
-        "a pushed authorization request",
-        {
-            "id_reuse_policy": WorkflowIDReusePolicy.REJECT_DUPLICATE,
-            "execution_timeout": timedelta(minutes=2),
-        },
-    )
-
-
 def webhook(request: WakeWebhook) -> StartRequest:
     """The workflow that delivers to this webhook is signalled, or started with the signal."""
     return StartRequest(
@@ -229,18 +202,18 @@ _STARTS: dict[OutboxKind, tuple[type[Message], Callable[[Any], StartRequest]]] =
     OutboxKind.START_EXPORT: (ExportStart, export),
     OutboxKind.WAKE_WEBHOOK: (WakeWebhook, webhook),
     OutboxKind.START_DEFINITION_ROLLOUT: (RolloutStart, definition_rollout),
-    OutboxKind.FETCH_RECEIVER_KEYS: (FetchReceiverKeys, receiver_keys),
-    OutboxKind.FETCH_ISSUER_KEYS: (FetchIssuerKeys, issuer_keys),
     OutboxKind.RETRY_CONNECTIONS: (RetryConnections, retry_connections),
     OutboxKind.REVOKE_REPLACED_GRANTS: (RevokeReplacedStart, replaced_grants),
     OutboxKind.ADVANCE_ACCESS_REQUEST: (AdvanceAccessRequest, access_request),
     OutboxKind.ADVANCE_CALL_APPROVAL: (AdvanceCallApproval, call_approval),
     OutboxKind.STOP_AGENT: (AgentStopStart, agent_stop),
-    OutboxKind.PUSH_AUTHORIZATION_REQUEST: (PushAuthorizationRequest, pushed_authorization),
 }
 
 
-def from_outbox(kind: OutboxKind, payload: dict[str, Any]) -> StartRequest:
-    """The request in an outbox message of a kind that starts a workflow."""
-    message, request_for = _STARTS[kind]
-    return request_for(message.model_validate(payload))
+def from_outbox(message: OutboxMessage) -> StartRequest:
+    """The request in an outbox message that starts a workflow."""
+    if message.kind is OutboxKind.RUN_JOB:
+        row = JOBS[message.name]
+        return job(row, row.request.model_validate(message.payload))
+    argument, request_for = _STARTS[message.kind]
+    return request_for(argument.model_validate(message.payload))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from activities.agents.stops import AgentStopActivities
+from activities.agents import AgentStopActivities
 from activities.consents.accounts import AccountActivities
 from activities.consents.code_exchange import CodeExchangeActivities
 from activities.consents.confirmation import ConfirmationActivities
@@ -18,31 +18,30 @@ from activities.grants.late_verification import LateTokenActivities
 from activities.grants.refresh import RefreshActivities
 from activities.grants.replaced_revocation import ReplacedGrantActivities
 from activities.grants.revocation import RevocationActivities
+from activities.histories import HistoryActivities
 from activities.integrations.consent_start import ConsentStartActivities
 from activities.integrations.definition_rollout import DefinitionRolloutActivities
 from activities.integrations.discovery import DiscoveryActivities
-from activities.integrations.metadata_rereads import MetadataRereads
-from activities.integrations.published import PublishedEndpoints
+from activities.integrations.metadata import MetadataRereads, PublishedEndpoints
 from activities.integrations.registration import ClientRegistrations
 from activities.integrations.retries import ConnectionRetryActivities
-from activities.maintenance.history import HistoryActivities
-from activities.maintenance.introspection import IntrospectionActivities
-from activities.maintenance.receiver_keys import ReceiverKeysActivities
-from activities.maintenance.reconcile import ReconcileActivities
-from activities.maintenance.trusted_issuers import TrustedIssuerActivities
-from activities.maintenance.webhook_delivery import ANSWER_TIMEOUT_S, WebhookDeliveryActivities
-from activities.people.client_documents import ClientDocumentActivities
-from activities.people.login import PersonLoginActivities
+from activities.oauth import ClientDocumentActivities
+from activities.people import PersonLoginActivities
+from activities.provider_events import IntrospectionActivities, ReceiverKeysActivities
+from activities.reconcile import ReconcileActivities
 from activities.single_use.attempt_tracker import CriticalSections
 from activities.single_use.circuit_breakers import CircuitBreakers
 from activities.single_use.journal_replay import JournalReplayer, Replay
 from activities.single_use.protocol import SingleUseProtocol
 from activities.single_use.refresh_pacing import RefreshPacing
 from activities.support.context_loader import ProviderContextLoader
+from activities.webhooks import ANSWER_TIMEOUT_S, WebhookDeliveryActivities
+from activities.workloads import TrustedIssuerActivities
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
 from evergrant_server.core.single_use.retry_budget import BreakerRules
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal import Journal
+from evergrant_server.settings import Settings
 from evergrant_server.telemetry import traces
 from evergrant_server.telemetry.traces import TracingTransport
 from evergrant_server.wiring.platform import Platform
@@ -81,10 +80,16 @@ def build_worker_parts(
         store, published, clock, settings.public_url, settings.client_metadata_url, registrations
     )
     replays[AttemptKind.REGISTRATION] = discovery.replay_answer
+    decisions = DecisionActivities(store, clock)
     activities = [
         *grants,
         *_integration_activities(platform, contexts, egress, sender, discovery),
-        *_maintenance_activities(platform, contexts, egress, sender, make_egress),
+        *_recurring_activities(platform, contexts, egress, sender),
+        _webhook_deliveries(platform, make_egress).deliver_due,
+        decisions.advance_access_request,
+        decisions.advance_call_approval,
+        PermitReviewActivities(store, clock, settings.unused_permit_after).review_permits,
+        AgentStopActivities(store, clock).advance_agent_stop,
     ]
     return WorkerParts(activities, JournalReplayer(store, clock, journal, sections, replays))
 
@@ -102,9 +107,7 @@ def _grant_activities(
     code_exchange = CodeExchangeActivities(services)
     client_grants = ClientGrantActivities(services)
     devices = DeviceActivities(services)
-    longest_gap = platform.settings.circuit_longest_gap.total_seconds()
-    rules = BreakerRules(threshold=platform.settings.circuit_threshold, longest_gap=longest_gap)
-    refresh = RefreshActivities(services, CircuitBreakers(rules), RefreshPacing(store, clock))
+    refresh = RefreshActivities(services, _circuit_breakers(platform.settings), RefreshPacing(store, clock))
     late_tokens = LateTokenActivities(services)
     revocation = RevocationActivities(services)
     export = ExportActivities(store, clock)
@@ -134,6 +137,11 @@ def _grant_activities(
     return activities, replays
 
 
+def _circuit_breakers(settings: Settings) -> CircuitBreakers:
+    longest_gap = settings.circuit_longest_gap.total_seconds()
+    return CircuitBreakers(BreakerRules(threshold=settings.circuit_threshold, longest_gap=longest_gap))
+
+
 def _integration_activities(
     platform: Platform,
     contexts: ProviderContextLoader,
@@ -160,13 +168,10 @@ def _integration_activities(
     ]
 
 
-def _maintenance_activities(
-    platform: Platform,
-    contexts: ProviderContextLoader,
-    egress: Egress,
-    sender: Sender,
-    make_egress: Callable[..., Egress],
+def _recurring_activities(
+    platform: Platform, contexts: ProviderContextLoader, egress: Egress, sender: Sender
 ) -> list[Activity]:
+    """Passes over the store, and what they do for one row also when the API requests it."""
     settings, store, clock = platform.settings, platform.store, platform.clock
     receiver_keys = ReceiverKeysActivities(store, egress, clock)
     issuers = TrustedIssuerActivities(store, egress, clock)
@@ -175,25 +180,24 @@ def _maintenance_activities(
     )
     histories = HistoryActivities(store, platform.link, clock)
     reconcile = ReconcileActivities(store, platform.reconciler, histories, clock, settings.webhook_retention)
-    webhooks = WebhookDeliveryActivities(
-        store,
-        make_egress(_policy(platform), answer_timeout_s=ANSWER_TIMEOUT_S, wrapper=_wrapper()),
-        clock,
-        give_up_after=settings.webhook_give_up_after,
-        retention=settings.webhook_retention,
-    )
     return [
         receiver_keys.fetch_keys,
         issuers.fetch_keys,
         introspection.introspect_grants,
         reconcile.reconcile,
         histories.run_ends,
-        webhooks.deliver_due,
-        DecisionActivities(store, clock).advance_access_request,
-        DecisionActivities(store, clock).advance_call_approval,
-        AgentStopActivities(store, clock).advance_agent_stop,
-        PermitReviewActivities(store, clock, settings.unused_permit_after).review_permits,
     ]
+
+
+def _webhook_deliveries(platform: Platform, make_egress: Callable[..., Egress]) -> WebhookDeliveryActivities:
+    settings = platform.settings
+    return WebhookDeliveryActivities(
+        platform.store,
+        make_egress(_policy(platform), answer_timeout_s=ANSWER_TIMEOUT_S, wrapper=_wrapper()),
+        platform.clock,
+        give_up_after=settings.webhook_give_up_after,
+        retention=settings.webhook_retention,
+    )
 
 
 def _policy(platform: Platform) -> EgressPolicy:

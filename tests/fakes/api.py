@@ -30,14 +30,11 @@ from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration
-from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
 from evergrant_server.core.messages.integrations import (
-    DiscoveryResult,
-    LoginResult,
-    VerifyLogin,
-    VerifyPerson,
+    DiscoverEndpoints,
 )
+from evergrant_server.core.messages.work import CommandT, Job, ResultT
 from evergrant_server.core.outbox import OutboxMessage
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
@@ -69,9 +66,7 @@ class ScriptedLink:
         self.ended = False  # the run of every connection
         self.next_at = NOW  # what it does next
         self.on_refresh: Refresh | None = None
-        self.on_login: Callable[[VerifyLogin], Awaitable[LoginResult]] | None = None
-        self.on_person: Callable[[VerifyPerson], Awaitable[LoginResult]] | None = None
-        self.on_discover: Callable[[Tenant, IntegrationId], Awaitable[DiscoveryResult]] | None = None
+        self.on_job: dict[str, Callable[[Any], Awaitable[Any]]] = {}  # by its name, what a worker does
 
     async def ensure_fresh(
         self, tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh, *, timeout: float
@@ -91,23 +86,11 @@ class ScriptedLink:
         facts = {"state": LifecycleState.ACTIVE, "generation": 1, "next_step": "refresh due"}
         return a_description(connection_id, **facts, next_at=self.next_at)
 
-    async def discover(
-        self, tenant: Tenant, integration_id: IntegrationId, asked: RequestContext, timeout: float
-    ) -> DiscoveryResult:
-        self.discoveries.append(integration_id)
+    async def run_job(self, job: Job[CommandT, ResultT], request: CommandT, timeout: float) -> ResultT:
+        if isinstance(request, DiscoverEndpoints):
+            self.discoveries.append(request.integration_id)
         self._must_be_up()
-        assert self.on_discover is not None
-        return await self.on_discover(tenant, integration_id)
-
-    async def verify_login(self, request: VerifyLogin, timeout: float) -> LoginResult:
-        self._must_be_up()
-        assert self.on_login is not None
-        return await self.on_login(request)
-
-    async def verify_person(self, request: VerifyPerson, timeout: float) -> LoginResult:
-        self._must_be_up()
-        assert self.on_person is not None
-        return await self.on_person(request)
+        return await self.on_job[job.name](request)
 
     async def ready(self) -> bool:
         return self.up

@@ -9,58 +9,29 @@ from typing import Any
 from temporalio import activity
 
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
+from evergrant_server.core.definition import DefinitionState
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import (
-    AnnounceExpiry,
-    BeginRevocation,
-    EndConsent,
-    ExchangeCode,
-    ExportRunHistory,
     GrantResult,
-    LapseConsent,
-    LapseResult,
     LookUpAccounts,
-    RefreshGrant,
     ReplacedRevocationResult,
-    RequestFirstTokens,
     RevocationResult,
-    RevokeGrant,
-    RevokeReplacedGrants,
-    VerifyLateTokens,
 )
-from evergrant_server.core.messages.agents import AgentStopCall, AgentStopProgress
-from evergrant_server.core.messages.decisions import (
-    AccessRequestCall,
-    CallApprovalCall,
-    DecisionProgress,
-    ReviewPermits,
-    ReviewPermitsResult,
-)
+from evergrant_server.core.messages.agents import AgentStopProgress
+from evergrant_server.core.messages.decisions import DecisionProgress
+from evergrant_server.core.messages.export import ExportProgress
 from evergrant_server.core.messages.integrations import (
-    ClientDocumentResult,
-    FetchReceiverKeys,
-    LoginResult,
-    PushAuthorizationRequest,
-    PushResult,
-    ReadClientDocument,
+    DefinitionResult,
     ReceiverKeysResult,
-    RetryConnections,
     RetryConnectionsResult,
-    VerifyLogin,
-    VerifyPerson,
 )
 from evergrant_server.core.messages.maintenance import (
-    DeliverWebhooks,
-    DeliveryRound,
-    FetchIssuerKeys,
-    IntrospectGrants,
     IntrospectGrantsResult,
     IssuerKeysResult,
-    ReconcileRequest,
     ReconcileResult,
-    RereadMetadata,
     RereadMetadataResult,
 )
-from evergrant_server.core.messages.names import ActivityName
+from evergrant_server.core.messages.work import Activity
 
 
 class ScriptedActivities:
@@ -77,63 +48,26 @@ class ScriptedActivities:
         self.calls: list[tuple[str, Any]] = []
         self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
-    def count(self, name: ActivityName) -> int:
+    def count(self, name: str) -> int:
         return sum(1 for called, _ in self.calls if called == name)
 
     def everything(self) -> list[Callable[..., Any]]:
-        none_read = RereadMetadataResult(read=0, changed=0, refused=0)
-        confirmed = RevocationResult(revocation=RevocationOutcome.CONFIRMED)
-        return [
-            self._scripted(ActivityName.EXCHANGE_CODE, ExchangeCode, self._result),
-            self._scripted(ActivityName.REQUEST_CLIENT_GRANT, RequestFirstTokens, self._result),
-            self._scripted(ActivityName.POLL_DEVICE_TOKEN, RequestFirstTokens, self._result),
-            self._scripted(ActivityName.REFRESH_GRANT, RefreshGrant, self._result),
-            self._scripted(ActivityName.VERIFY_LATE_TOKENS, VerifyLateTokens, self._result),
-            self._scripted(ActivityName.END_CONSENT, EndConsent, None),
-            self._scripted(ActivityName.LAPSE_CONSENT, LapseConsent, LapseResult()),
-            self._scripted(
-                ActivityName.ADVANCE_ACCESS_REQUEST, AccessRequestCall, DecisionProgress(state="expired")
-            ),
-            self._scripted(
-                ActivityName.ADVANCE_CALL_APPROVAL, CallApprovalCall, DecisionProgress(state="expired")
-            ),
-            self._scripted(ActivityName.ADVANCE_AGENT_STOP, AgentStopCall, AgentStopProgress(finished=True)),
-            self._scripted(ActivityName.REVIEW_PERMITS, ReviewPermits, ReviewPermitsResult()),
-            self._scripted(ActivityName.BEGIN_REVOCATION, BeginRevocation, None),
-            self._scripted(ActivityName.REVOKE_GRANT, RevokeGrant, confirmed),
-            self._scripted(
-                ActivityName.REVOKE_REPLACED_GRANTS, RevokeReplacedGrants, ReplacedRevocationResult(revoked=1)
-            ),
-            self._scripted(ActivityName.LOOK_UP_ACCOUNTS, LookUpAccounts, _as_it_was),
-            self._scripted(ActivityName.EXPORT_RUN_HISTORY, ExportRunHistory, None),
-            self._scripted(ActivityName.RECONCILE, ReconcileRequest, ReconcileResult(live=3, started=1)),
-            self._scripted(ActivityName.DELIVER_WEBHOOKS, DeliverWebhooks, DeliveryRound()),
-            self._scripted(ActivityName.ANNOUNCE_EXPIRY, AnnounceExpiry, None),
-            self._scripted(ActivityName.REREAD_METADATA, RereadMetadata, none_read),
-            self._scripted(
-                ActivityName.INTROSPECT_GRANTS, IntrospectGrants, IntrospectGrantsResult(checked=3, ended=1)
-            ),
-            self._scripted(ActivityName.PUSH_AUTHORIZATION_REQUEST, PushAuthorizationRequest, PushResult()),
-            self._scripted(ActivityName.VERIFY_LOGIN, VerifyLogin, LoginResult()),
-            self._scripted(ActivityName.VERIFY_PERSON, VerifyPerson, LoginResult()),
-            self._scripted(ActivityName.READ_CLIENT_DOCUMENT, ReadClientDocument, ClientDocumentResult()),
-            self._scripted(
-                ActivityName.RETRY_CONNECTIONS, RetryConnections, RetryConnectionsResult(signalled=7)
-            ),
-            self._scripted(ActivityName.FETCH_RECEIVER_KEYS, FetchReceiverKeys, ReceiverKeysResult(keys=2)),
-            self._scripted(ActivityName.FETCH_ISSUER_KEYS, FetchIssuerKeys, IssuerKeysResult(keys=2)),
-        ]
+        """Every activity of the table."""
+        return [self._scripted(row) for row in jobs.ACTIVITIES.values()]
 
-    def _scripted(self, name: ActivityName, order_type: type, default: Any) -> Callable[..., Any]:
-        """An activity of this name. `default` is its result, or a function of the order that makes it."""
+    def _scripted(self, row: Activity[Any, Any]) -> Callable[..., Any]:
+        grants = (jobs.EXCHANGE_CODE, jobs.REQUEST_CLIENT_GRANT, jobs.POLL_DEVICE_TOKEN, jobs.REFRESH_GRANT)
+        default: Any = self._result if row in (*grants, jobs.VERIFY_LATE_TOKENS) else _DEFAULTS.get(row.name)
+        if default is None and isinstance(row.result, type):
+            default = row.result()
 
         async def scripted(order: Any) -> Any:
-            return await self.answer(name, order, default)
+            return await self.answer(row.name, order, default)
 
-        scripted.__annotations__["order"] = order_type  # what Temporal's converter decodes it as
-        return activity.defn(name=name)(scripted)
+        scripted.__annotations__["order"] = row.request  # what Temporal's converter decodes it as
+        return activity.defn(name=row.name)(scripted)
 
-    async def answer(self, name: ActivityName, order: Any, default: Any) -> Any:
+    async def answer(self, name: str, order: Any, default: Any) -> Any:
         self.calls.append((name, order))
         answer = self.answers[name].pop(0) if self.answers[name] else default
         if isinstance(answer, asyncio.Event):
@@ -156,3 +90,25 @@ class ScriptedActivities:
 
 def _as_it_was(order: LookUpAccounts) -> GrantResult:
     return GrantResult(generation=order.generation)
+
+
+# what an activity returns that isn't scripted: a result, or a function of its request; any other one its
+# result's defaults
+_DEFAULTS: dict[str, Any] = {
+    jobs.ADVANCE_ACCESS_REQUEST.name: DecisionProgress(state="expired"),
+    jobs.ADVANCE_CALL_APPROVAL.name: DecisionProgress(state="expired"),
+    jobs.ADVANCE_AGENT_STOP.name: AgentStopProgress(finished=True),
+    jobs.REVOKE_GRANT.name: RevocationResult(revocation=RevocationOutcome.CONFIRMED),
+    jobs.REVOKE_REPLACED_GRANTS.name: ReplacedRevocationResult(revoked=1),
+    jobs.LOOK_UP_ACCOUNTS.name: _as_it_was,
+    jobs.CHECK_DEFINITION.name: DefinitionResult(state=DefinitionState.REJECTED),
+    jobs.APPLY_DEFINITION_DECISION.name: DefinitionResult(state=DefinitionState.REJECTED),
+    jobs.EVALUATE_ROLLOUT.name: DefinitionResult(state=DefinitionState.REJECTED),
+    jobs.RETRY_CONNECTIONS.name: RetryConnectionsResult(signalled=7),
+    jobs.SEAL_EXPORT_PAGE.name: ExportProgress(exported=0, skipped=0, done=True),
+    jobs.RECONCILE.name: ReconcileResult(live=3, started=1),
+    jobs.REREAD_METADATA.name: RereadMetadataResult(read=0, changed=0, refused=0),
+    jobs.INTROSPECT_GRANTS.name: IntrospectGrantsResult(checked=3, ended=1),
+    jobs.FETCH_RECEIVER_KEYS.name: ReceiverKeysResult(keys=2),
+    jobs.FETCH_ISSUER_KEYS.name: IssuerKeysResult(keys=2),
+}

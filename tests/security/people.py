@@ -5,10 +5,11 @@ from urllib.parse import urlencode, urlsplit
 
 import httpx2
 
-from activities.people.login import PersonLoginActivities
+from activities.people import PersonLoginActivities
 from activities.support.context_loader import ProviderContextLoader
 from evergrant_server.core.access import Action
 from evergrant_server.core.ids import SessionId, Tenant, new_id
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.people.roles import Person, PersonRole
 from evergrant_server.core.people.sessions import SESSION_LASTS, PersonSession, SessionKind, hash_secret
 from evergrant_server.core.secret import Secret
@@ -30,7 +31,7 @@ def worker_for(api: Api, issuer: LoginIssuer) -> None:
     contexts = ProviderContextLoader(api.worker, api.parts.registry, api.parts.settings.public_url, api.clock)
     egress = Egress(EgressPolicy(allow=(issuer.allowance,)))
     worker = PersonLoginActivities(api.worker, contexts, Sender(egress), egress, api.clock)
-    api.link.on_person = worker.verify_person
+    api.link.on_job[jobs.VERIFY_PERSON.name] = worker.verify_person
 
 
 async def client_at(api: Api, issuer: LoginIssuer, name: str = "staff", **more: Any) -> None:

@@ -16,7 +16,7 @@ from evergrant_server.api.app import create_app
 from evergrant_server.api.apps.keys import bootstrap_admin
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.outbox import OutboxKind
+from evergrant_server.core.messages.jobs import FETCH_ISSUER_KEYS
 from evergrant_server.crypto.client_certificates import AppCertificate
 from evergrant_server.store.trusted_issuers import TrustedIssuerRow
 from tests.fakes.api import TENANT, Api, running_api
@@ -200,7 +200,7 @@ class TrustDomain:
 
     async def is_asked_to_read(self) -> bool:
         """Whether a worker has been asked to read the bundle, since this was last called."""
-        return OutboxKind.FETCH_ISSUER_KEYS in [it.kind for it in await self.hop.outbox()]
+        return FETCH_ISSUER_KEYS.name in [it.name for it in await self.hop.outbox()]
 
     async def ask(
         self, app: CertifiedApp, own: OwnCertificate, reading: Callable[[], Awaitable[None]]

@@ -12,7 +12,7 @@ from sqlalchemy import update
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import Tenant
-from evergrant_server.core.outbox import OutboxKind
+from evergrant_server.core.messages.jobs import FETCH_ISSUER_KEYS
 from evergrant_server.store.trusted_issuers import TrustedIssuerRow
 from tests.fakes.api import OTHER, TENANT, Api
 from tests.fakes.assertions import JWT_BEARER, asserting_app
@@ -102,7 +102,7 @@ class Workloads:
     async def reading(self) -> None:
         """Until a worker is asked to read keys."""
         async with asyncio.timeout(PATIENCE_S):
-            while not [it for it in await self.api.outbox() if it.kind is OutboxKind.FETCH_ISSUER_KEYS]:
+            while not [it for it in await self.api.outbox() if it.name == FETCH_ISSUER_KEYS.name]:
                 await asyncio.sleep(0.01)
 
     async def put(self, path: str, body: dict[str, Any]) -> None:

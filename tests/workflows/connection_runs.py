@@ -17,7 +17,6 @@ from evergrant_server.core.messages import connection as m
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.names import (
-    ActivityName,
     QueryName,
     SignalName,
     UpdateName,
@@ -76,7 +75,7 @@ def a_grant(generation: int = 1, lasts: timedelta | None = timedelta(hours=1), *
     return GrantResult(generation=generation, **{**facts, "refreshable": True, **more})
 
 
-async def until_called(scripted: ScriptedActivities, name: ActivityName, count: int = 1) -> None:
+async def until_called(scripted: ScriptedActivities, name: str, count: int = 1) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while scripted.count(name) < count:
             await asyncio.sleep(0.02)
@@ -101,7 +100,7 @@ class Life:
     async def until(self, condition: Callable[[m.ConnectionDescription], bool]) -> m.ConnectionDescription:
         return await eventually(self.describe, condition)
 
-    async def until_called(self, name: ActivityName, count: int = 1) -> None:
+    async def until_called(self, name: str, count: int = 1) -> None:
         await until_called(self.scripted, name, count)
 
     async def consent(self) -> m.ConnectionDescription:

@@ -22,6 +22,7 @@ from evergrant_server.core.ids import (
     new_id,
 )
 from evergrant_server.core.messages import integrations as m
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import ReplacedRevocationResult, RevokeReplacedStart
 from evergrant_server.core.messages.decisions import (
     AdvanceAccessRequest,
@@ -30,7 +31,6 @@ from evergrant_server.core.messages.decisions import (
 )
 from evergrant_server.core.messages.maintenance import DeliveryRound, WakeWebhook, WebhookStart
 from evergrant_server.core.messages.names import (
-    ActivityName,
     SignalName,
     WorkflowName,
     definition_rollout_workflow_id,
@@ -38,7 +38,8 @@ from evergrant_server.core.messages.names import (
 )
 from evergrant_server.temporal_link import start_requests
 from evergrant_server.temporal_link.start_requests import StartRequest
-from tests.workflows.connection_runs import ASKED, a_worker
+from tests.fakes.scripted_activities import ScriptedActivities
+from tests.workflows.connection_runs import ASKED, Handle, a_worker
 
 R = TypeVar("R")
 
@@ -54,19 +55,19 @@ class ScriptedRollout:
     def everything(self) -> list[Any]:
         return [self.check_definition, self.decide_definition, self.watch_definition]
 
-    @activity.defn(name=ActivityName.CHECK_DEFINITION)
+    @activity.defn(name=jobs.CHECK_DEFINITION.name)
     async def check_definition(self, order: m.DefinitionCall) -> m.DefinitionResult:
         self.orders.append(("check", order))
         return m.DefinitionResult(state=self.checked)
 
-    @activity.defn(name=ActivityName.APPLY_DEFINITION_DECISION)
+    @activity.defn(name=jobs.APPLY_DEFINITION_DECISION.name)
     async def decide_definition(self, order: m.DefinitionCall) -> m.DefinitionResult:
         self.orders.append(("decide", order))
         if order.overdue or not self.stages:
             return m.DefinitionResult(state=DefinitionState.REJECTED)
         return m.DefinitionResult(state=self.stages.pop(0), share=0.05)
 
-    @activity.defn(name=ActivityName.EVALUATE_ROLLOUT)
+    @activity.defn(name=jobs.EVALUATE_ROLLOUT.name)
     async def watch_definition(self, order: m.DefinitionCall) -> m.DefinitionResult:
         self.orders.append(("watch", order))
         if order.roll_back is not None:
@@ -228,3 +229,12 @@ async def _started(
         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
         **request.options,
     )
+
+
+async def run_to_its_end(client: Client, start: StartRequest, scripted: ScriptedActivities) -> Handle:
+    """A run that no message reaches after its start."""
+    queue = f"queue-{start.workflow_id}"
+    async with a_worker(client, scripted.everything(), queue):
+        handle = await _started(client, start, queue, dict)
+        await handle.result()
+        return handle

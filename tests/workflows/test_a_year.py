@@ -20,9 +20,9 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages import connection as m
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import GrantResult, RevocationResult
 from evergrant_server.core.messages.names import (
-    ActivityName,
     SearchAttribute,
     SignalName,
     WorkflowName,
@@ -36,7 +36,7 @@ from tests.fakes.temporal import skipping_time
 from tests.workflows.connection_runs import ASKED, Handle, Life, a_consent, a_start, a_worker
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-REFRESH = ActivityName.REFRESH_GRANT
+REFRESH = jobs.REFRESH_GRANT.name
 
 
 class Provider(ScriptedActivities):
@@ -59,18 +59,18 @@ class Provider(ScriptedActivities):
         self.sent: list[timedelta] = []
         self.announced: list[int] = []
 
-    async def answer(self, name: ActivityName, order: Any, default: Any) -> Any:
+    async def answer(self, name: str, order: Any, default: Any) -> Any:
         now = activity.info().started_time
         self.begin = self.begin or now
         passed = now - self.begin
-        if name == ActivityName.ANNOUNCE_EXPIRY:
+        if name == jobs.ANNOUNCE_EXPIRY.name:
             self.announced.append(order.days)
         if name == REFRESH:
             default = self._refreshed(order, now, passed)
-        elif name == ActivityName.REVOKE_GRANT and not self._revocable(passed):
+        elif name == jobs.REVOKE_GRANT.name and not self._revocable(passed):
             default = RevocationResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
         result = await super().answer(name, order, default)
-        return self._dated(result, now) if name == ActivityName.EXCHANGE_CODE else result
+        return self._dated(result, now) if name == jobs.EXCHANGE_CODE.name else result
 
     def _refreshed(self, order: Any, now: datetime, passed: timedelta) -> GrantResult:
         if order.only_if_leased and not self._leased(passed):
@@ -196,5 +196,5 @@ async def test_a_revocation_outlasts_five_days_without_the_provider(rules: int):
         assert said.next_at is not None
         await env.sleep(timedelta(days=2, hours=2))
         assert (await life.describe()).state is LifecycleState.REVOKED
-        tries = provider.count(ActivityName.REVOKE_GRANT)
+        tries = provider.count(jobs.REVOKE_GRANT.name)
         assert 5 * 24 * 0.7 < tries < 5 * 24 * 1.4 + 12

@@ -18,12 +18,13 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import new_id
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages import connection as m
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.names import ActivityName, SignalName
+from evergrant_server.core.messages.names import SignalName
 from tests.fakes.patience import PATIENCE_S
 from tests.workflows.connection_runs import ASKED, Life, a_consent, living
 
-REFRESH = ActivityName.REFRESH_GRANT
+REFRESH = jobs.REFRESH_GRANT.name
 
 
 async def test_from_consent_to_revocation(client: Client):
@@ -219,7 +220,7 @@ async def test_a_flood_of_signals_is_bounded_by_continue_as_new_and_loses_none(
         assert (await newest.describe()).run_id != life.handle.first_execution_run_id
         length = (await newest.describe()).history_length
         assert length < 400
-        runs = life.scripted.count(ActivityName.EXPORT_RUN_HISTORY)
+        runs = life.scripted.count(jobs.EXPORT_RUN_HISTORY.name)
         assert runs >= 2, "each run that ended was exported"
 
 
@@ -231,13 +232,13 @@ async def test_updates_are_answered_across_continue_as_new(client: Client, short
             answer = await life.ensure_fresh(generation)
             assert answer.generation == generation + 1
             generation = answer.generation
-        assert life.scripted.count(ActivityName.EXPORT_RUN_HISTORY) >= 1
+        assert life.scripted.count(jobs.EXPORT_RUN_HISTORY.name) >= 1
 
 
 _INITIATED = "EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED"
 
 
-def _position(events: list[dict[str, Any]], activity: ActivityName) -> int:
+def _position(events: list[dict[str, Any]], activity: str) -> int:
     """Where the activity was scheduled first."""
     return next(
         index
@@ -267,7 +268,7 @@ async def test_a_revocation_overtakes_what_waits_in_the_inbox(client: Client):
         events = await life.events()
         kinds = [event["eventType"] for event in events]
         assert kinds.count(_INITIATED) == 60  # each is answered all the same
-        assert kinds.index(_INITIATED) > _position(events, ActivityName.REVOKE_GRANT)
+        assert kinds.index(_INITIATED) > _position(events, jobs.REVOKE_GRANT.name)
 
 
 async def test_replies_are_sent_side_by_side(client: Client):

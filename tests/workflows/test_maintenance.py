@@ -10,6 +10,7 @@ from evergrant_server.core import webhooks as core
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import WebhookId, new_id
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import ReplacedRevocationResult
 from evergrant_server.core.messages.decisions import DecisionProgress
 from evergrant_server.core.messages.maintenance import (
@@ -18,7 +19,7 @@ from evergrant_server.core.messages.maintenance import (
     ReconcileRequest,
     ReconcileResult,
 )
-from evergrant_server.core.messages.names import ActivityName, WorkflowName, webhook_workflow_id
+from evergrant_server.core.messages.names import webhook_workflow_id
 from evergrant_server.temporal_link.received import DATA_CONVERTER
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.scripted_activities import ScriptedActivities
@@ -46,9 +47,9 @@ async def test_the_next_run_goes_on_where_the_last_one_stopped_until_the_end(cli
     scripted = ScriptedActivities()
     half = ReconcileResult(live=200, behind=1, comparing=True, after="con_200", audit_checkpoint=MARK)
     whole = half.model_copy(update={"live": 300, "after": None})
-    scripted.answers[ActivityName.RECONCILE] += [half, whole]
+    scripted.answers[jobs.RECONCILE.name] += [half, whole]
     action = ScheduleActionStartWorkflow(
-        WorkflowName.RECONCILE,
+        jobs.RECONCILE.name,
         ReconcileRequest(),
         id="evergrant:long-pass",
         task_queue=QUEUE,
@@ -62,7 +63,7 @@ async def test_the_next_run_goes_on_where_the_last_one_stopped_until_the_end(cli
                 while (await schedule.describe()).info.num_actions < runs or await under_way(client):
                     await asyncio.sleep(0.05)
     await schedule.delete()
-    orders = [order for name, order in scripted.calls if name == ActivityName.RECONCILE]
+    orders = [order for name, order in scripted.calls if name == jobs.RECONCILE.name]
     assert [order.so_far for order in orders] == [None, half, None]
     assert [order.audit_checkpoint for order in orders] == [None, MARK, MARK]
 
@@ -106,7 +107,7 @@ async def test_a_month_without_a_decision_rejects_the_definition():
     assert scripted.orders[-1][1].overdue
 
 
-ADVANCE = ActivityName.ADVANCE_ACCESS_REQUEST
+ADVANCE = jobs.ADVANCE_ACCESS_REQUEST.name
 
 
 async def test_a_request_for_access_is_looked_at_when_its_moments_come_and_when_it_is_decided():
@@ -132,7 +133,7 @@ async def test_a_request_for_access_is_looked_at_when_its_moments_come_and_when_
 
 
 async def test_an_agents_call_is_looked_at_when_its_moments_come_and_when_it_is_decided():
-    scripted, advance = ScriptedActivities(), ActivityName.ADVANCE_CALL_APPROVAL
+    scripted, advance = ScriptedActivities(), jobs.ADVANCE_CALL_APPROVAL.name
     waits = DecisionProgress(state="waiting", next_s=86_400)
     approved = DecisionProgress(state="approved", next_s=86_400)
     scripted.answers[advance] = [waits, waits, approved, DecisionProgress(state="expired")]
@@ -147,7 +148,7 @@ async def test_an_agents_call_is_looked_at_when_its_moments_come_and_when_it_is_
     assert scripted.count(advance) == 4
 
 
-DELIVER = ActivityName.DELIVER_WEBHOOKS
+DELIVER = jobs.DELIVER_WEBHOOKS.name
 
 
 async def test_it_ends_when_nothing_has_waited_for_a_while():
@@ -228,7 +229,7 @@ async def test_a_long_run_continues_as_new(client: Client, monkeypatch: pytest.M
     assert newest.history_length < 80
 
 
-RETRY = ActivityName.RETRY_CONNECTIONS
+RETRY = jobs.RETRY_CONNECTIONS.name
 
 
 async def test_changes_while_failing_connections_are_told_lead_to_one_more_walk(client: Client):
@@ -259,7 +260,7 @@ async def test_a_change_that_is_delivered_twice_is_walked_for_once(client: Clien
     assert scripted.count(RETRY) == 1
 
 
-REVOKE_REPLACED = ActivityName.REVOKE_REPLACED_GRANTS
+REVOKE_REPLACED = jobs.REVOKE_REPLACED_GRANTS.name
 
 
 async def test_a_grant_that_is_replaced_meanwhile_is_revoked_by_the_same_run(client: Client):

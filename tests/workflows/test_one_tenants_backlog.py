@@ -20,9 +20,9 @@ from activities.support.turns import TurnInterceptor
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import Tenant, new_id
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import GrantResult, RefreshGrant
 from evergrant_server.core.messages.connection import ConnectionStart, EnsureFresh, RefreshReason
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.queue_order import QueueOrderInterceptor
@@ -42,7 +42,7 @@ class Provider:
         self.answers = asyncio.Event()
         self._well = well
 
-    @activity.defn(name=ActivityName.REFRESH_GRANT)
+    @activity.defn(name=jobs.REFRESH_GRANT.name)
     async def refresh_grant(self, request: RefreshGrant) -> GrantResult:
         self.asked.append(request.tenant)
         if request.tenant not in self._well:

@@ -11,8 +11,8 @@ from temporalio.client import Client
 
 from activities.support.temporal import heartbeating, to_its_end
 from evergrant_server.core.ids import Tenant
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import GrantResult, RefreshGrant
-from evergrant_server.core.messages.names import ActivityName
 from tests.fakes.patience import eventually
 from tests.workflows.connection_runs import a_grant
 from tests.workflows.test_one_tenants_backlog import Place, until_waiting
@@ -28,7 +28,7 @@ class Provider:
         self.running = self.most = self.cancels = 0
         self.answers = asyncio.Event()
 
-    @activity.defn(name=ActivityName.REFRESH_GRANT)
+    @activity.defn(name=jobs.REFRESH_GRANT.name)
     async def refresh_grant(self, request: RefreshGrant) -> GrantResult:
         async with heartbeating():
             return await to_its_end(self._refresh(request))

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from temporalio import workflow
 from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
@@ -35,6 +36,12 @@ async def test_replay(name: str):
 
 def test_every_story_is_recorded_and_every_recording_is_a_story():
     assert {file.stem for file in FILES} == set(STORIES)
+
+
+def test_every_workflow_has_a_history():
+    started = [json.loads(file.read_text())["events"][0] for file in FILES]
+    types = {it["workflowExecutionStartedEventAttributes"]["workflowType"]["name"] for it in started}
+    assert types == {workflow._Definition.must_from_class(kind).name for kind in WORKFLOWS}
 
 
 async def test_replay_can_fail():

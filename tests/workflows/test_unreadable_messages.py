@@ -26,11 +26,11 @@ from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import new_id
-from evergrant_server.core.messages import agents, decisions, export, integrations, maintenance
+from evergrant_server.core.messages import agents, decisions, export, integrations, jobs, maintenance
 from evergrant_server.core.messages.activities import RevocationResult
 from evergrant_server.core.messages.base import Message, Received
 from evergrant_server.core.messages.connection import ConnectionStart, Revoke
-from evergrant_server.core.messages.names import ActivityName, QueryName, SignalName, WorkflowName
+from evergrant_server.core.messages.names import QueryName, SignalName, WorkflowName
 from evergrant_server.core.model import FrozenModel
 from evergrant_server.telemetry.logs import LogEvent
 from tests.fakes.patience import PATIENCE_S, eventually
@@ -42,15 +42,15 @@ NOW = datetime.now(UTC)
 of_each_workflow = pytest.mark.parametrize("kind", WORKFLOWS, ids=lambda it: it.__name__)
 # of activities without which a workflow would go on, or whose result has no default
 RESULTS: dict[str, Message] = {
-    ActivityName.REVOKE_GRANT: RevocationResult(revocation=RevocationOutcome.CONFIRMED),
-    ActivityName.CHECK_DEFINITION: integrations.DefinitionResult(state=DefinitionState.REJECTED),
-    ActivityName.ADVANCE_ACCESS_REQUEST: decisions.DecisionProgress(state="expired"),
-    ActivityName.ADVANCE_CALL_APPROVAL: decisions.DecisionProgress(state="expired"),
-    ActivityName.ADVANCE_AGENT_STOP: agents.AgentStopProgress(finished=True),
-    ActivityName.SEAL_EXPORT_PAGE: export.ExportProgress(exported=0, skipped=0, done=True),
-    ActivityName.REREAD_METADATA: maintenance.RereadMetadataResult(read=0, changed=0, refused=0),
+    jobs.REVOKE_GRANT.name: RevocationResult(revocation=RevocationOutcome.CONFIRMED),
+    jobs.CHECK_DEFINITION.name: integrations.DefinitionResult(state=DefinitionState.REJECTED),
+    jobs.ADVANCE_ACCESS_REQUEST.name: decisions.DecisionProgress(state="expired"),
+    jobs.ADVANCE_CALL_APPROVAL.name: decisions.DecisionProgress(state="expired"),
+    jobs.ADVANCE_AGENT_STOP.name: agents.AgentStopProgress(finished=True),
+    jobs.SEAL_EXPORT_PAGE.name: export.ExportProgress(exported=0, skipped=0, done=True),
+    jobs.REREAD_METADATA.name: maintenance.RereadMetadataResult(read=0, changed=0, refused=0),
 }
-WITHOUT_RESULT = (ActivityName.BEGIN_REVOCATION, ActivityName.EXPORT_RUN_HISTORY, ActivityName.DELETE_EXPORT)
+WITHOUT_RESULT = (jobs.BEGIN_REVOCATION.name, jobs.EXPORT_RUN_HISTORY.name, jobs.DELETE_EXPORT.name)
 
 
 class HeldActivities:

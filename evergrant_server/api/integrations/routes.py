@@ -46,6 +46,8 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
+from evergrant_server.core.messages.integrations import DiscoverEndpoints
+from evergrant_server.core.messages.jobs import DISCOVER_ENDPOINTS
 from evergrant_server.policy import Target
 from evergrant_server.problems import require_found
 from evergrant_server.settings.types import CLIENT_METADATA_PATH
@@ -176,7 +178,8 @@ async def _discover(call: ApiCall, integration: Integration) -> None:
     tenant, id, limit = integration.tenant, integration.id, DISCOVERY_TIMEOUT_S
     try:
         async with asyncio.timeout(limit + 1):
-            discovery = await call.api.link.discover(tenant, id, call.context, timeout=limit)
+            discover = DiscoverEndpoints(tenant=tenant, integration_id=id, context=call.context)
+            discovery = await call.api.link.run_job(DISCOVER_ENDPOINTS, discover, timeout=limit)
     except Failure:
         raise
     except Exception as error:

@@ -16,6 +16,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import CLAIMED
 from evergrant_server.core.messages.integrations import ReadClientDocument
+from evergrant_server.core.messages.jobs import READ_CLIENT_DOCUMENT
 from evergrant_server.core.oauth.clients import ClientAuthMethod, GatewayClient
 from evergrant_server.core.text import is_storable_text
 from evergrant_server.crypto.client_assertions import AssertionRefused, is_signed_by, read_assertion
@@ -129,7 +130,7 @@ async def _read_again(request: ClientTokenRequest, client: GatewayClient) -> Non
     order = ReadClientDocument(tenant=tenant, client_id=client.client_id, context=context)
     try:
         async with asyncio.timeout(READ_TIMEOUT_S):
-            await request.api.link.read_client_document(order, timeout=READ_TIMEOUT_S)
+            await request.api.link.run_job(READ_CLIENT_DOCUMENT, order, timeout=READ_TIMEOUT_S)
     except TimeoutError:
         return
     except Failure as failure:

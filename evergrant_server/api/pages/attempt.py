@@ -36,8 +36,8 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.integrations import PushAuthorizationRequest, RequestTemporaryCredentials
-from evergrant_server.core.messages.names import pushed_authorization_workflow_id
-from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
+from evergrant_server.core.messages.jobs import PUSH_AUTHORIZATION_REQUEST, REQUEST_TEMPORARY_CREDENTIALS
+from evergrant_server.core.outbox import OutboxMessage, job_message
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 from providers.definition.templates import integration_endpoints
@@ -221,15 +221,14 @@ async def _account_params(tx: Transaction, session: ConsentSession) -> dict[str,
 
 def _push_message(consent: Consent, context: RequestContext, now: datetime) -> OutboxMessage:
     """Have a worker push the consent's authorization request."""
-    order = PushAuthorizationRequest(
+    push = PushAuthorizationRequest(
         tenant=consent.tenant,
         connection_id=consent.connection_id,
         consent_id=consent.id,
         revision=consent.revision,
         context=context,
     )
-    target = pushed_authorization_workflow_id(consent.tenant, consent.id, consent.revision)
-    return outbox_message(consent.tenant, OutboxKind.PUSH_AUTHORIZATION_REQUEST, target, order, now)
+    return job_message(consent.tenant, PUSH_AUTHORIZATION_REQUEST, push, now)
 
 
 async def _wait_for_request_uri(api: ApiContext, session: ConsentSession, endpoints: Endpoints) -> str | None:
@@ -278,10 +277,10 @@ async def _save_oauth1_attempt(tx: Transaction, session: ConsentSession) -> Cons
 async def _oauth1_redirect_url(pages: SubjectPages, session: ConsentSession) -> str:
     """The provider's authorization URL. Raises the Failure of the request for temporary credentials."""
     api, consent = pages.api, session.consent
-    order = RequestTemporaryCredentials(
+    request = RequestTemporaryCredentials(
         tenant=consent.tenant, consent_id=consent.id, revision=consent.revision, context=pages.context
     )
-    prepared = await api.link.prepare_consent(order, timeout=_PREPARE_TIMEOUT_S)
+    prepared = await api.link.run_job(REQUEST_TEMPORARY_CREDENTIALS, request, timeout=_PREPARE_TIMEOUT_S)
     if prepared.failure is not None:
         raise Failure(prepared.failure, prepared.detail, retry_after=prepared.retry_after)
     async with api.store.read() as tx:

@@ -37,6 +37,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, PersonLoginId, Tenant, new_id
 from evergrant_server.core.integrations import Integration, require_pinned_login
 from evergrant_server.core.messages.integrations import LoginResult, VerifyLogin, VerifyPerson
+from evergrant_server.core.messages.jobs import VERIFY_LOGIN, VERIFY_PERSON
 from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.people.logins import (
     LOGIN_LASTS,
@@ -211,7 +212,7 @@ async def verify_consent_login(
     order = VerifyLogin(
         tenant=consent.tenant, consent_id=consent.id, revision=waiting.revision, context=pages.context
     )
-    failure = _failure_of(await pages.api.link.verify_login(order, timeout=_LOGIN_TIMEOUT_S))
+    failure = _failure_of(await pages.api.link.run_job(VERIFY_LOGIN, order, timeout=_LOGIN_TIMEOUT_S))
     if failure is not None:
         failure.context["reference"] = reference_of(consent.id)
         raise failure
@@ -356,7 +357,7 @@ async def verify_person_login(
         raise
     context = trace_of(pages.request).request_context(_BY)
     order = VerifyPerson(tenant=login.tenant, login_id=login.id, revision=waiting.revision, context=context)
-    failure = _failure_of(await pages.api.link.verify_person(order, timeout=_LOGIN_TIMEOUT_S))
+    failure = _failure_of(await pages.api.link.run_job(VERIFY_PERSON, order, timeout=_LOGIN_TIMEOUT_S))
     if failure is not None:
         raise failure
 

@@ -19,8 +19,8 @@ from evergrant_server.core.ids import ReceiverId, new_id
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.integrations import FetchReceiverKeys
-from evergrant_server.core.messages.names import receiver_keys_workflow_id
-from evergrant_server.core.outbox import OutboxKind, outbox_message
+from evergrant_server.core.messages.jobs import FETCH_RECEIVER_KEYS
+from evergrant_server.core.outbox import job_message
 from evergrant_server.core.provider_events import (
     ACCOUNT_IS_SUB,
     ACCOUNT_IS_SUBJECT,
@@ -152,9 +152,8 @@ async def request_keys(
     """Have a worker fetch the public keys of the receiver's transmitter."""
     requested = receiver.__replace__(keys_requested_at=now)
     after = await tx.receivers.replace(requested, expected=receiver.revision)
-    order = FetchReceiverKeys(tenant=after.tenant, receiver_id=after.id, context=context)
-    target = receiver_keys_workflow_id(after.tenant, after.id)
-    await tx.outbox.add(outbox_message(after.tenant, OutboxKind.FETCH_RECEIVER_KEYS, target, order, now))
+    fetch = FetchReceiverKeys(tenant=after.tenant, receiver_id=after.id, context=context)
+    await tx.outbox.add(job_message(after.tenant, FETCH_RECEIVER_KEYS, fetch, now))
     return after
 
 

@@ -73,16 +73,16 @@ async def workers(settings: Settings) -> str:
 async def schedules(settings: Settings) -> str:
     """The schedules that workers declare exist and are not paused."""
     statuses = await schedule_statuses(await _client(settings), settings)
-    missing = [status.definition.name for status in statuses if not status.exists]
+    missing = [status.job.name for status in statuses if not status.exists]
     if missing:
         raise CheckFailed(
             f"no schedule {', '.join(missing)}: reconcile and introspection don't run",
             f"{COMMAND} worker (it declares its schedules)",
         )
-    paused = [f"{status.definition.name} ({status.note})" for status in statuses if status.paused]
+    paused = [f"{status.job.name} ({status.note})" for status in statuses if status.paused]
     if paused:
         raise CheckFailed(f"paused: {', '.join(paused)}", "Unpause it under Schedules in the Temporal UI")
-    return f"{', '.join(status.definition.name for status in statuses)}: declared and not paused"
+    return f"{', '.join(status.job.name for status in statuses)}: declared and not paused"
 
 
 async def clock(settings: Settings) -> str:

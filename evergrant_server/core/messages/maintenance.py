@@ -45,6 +45,14 @@ class ReconcileRequest(Received):
     compare: bool = False  # ask every workflow for its generation, even if `audit_checkpoint` is found
     so_far: ReconcileResult | None = None  # of a pass that isn't at its end: go on from there
 
+    def following(self, last: ReconcileResult) -> "ReconcileRequest":
+        """The request of a run that goes on where the last one ended."""
+        return self.__replace__(
+            audit_checkpoint=last.audit_checkpoint,
+            closed_since=last.closed_since,
+            so_far=None if last.after is None else last,
+        )
+
 
 class RereadMetadata(Received):
     """Compare discovered metadata that was last read longer ago than this."""

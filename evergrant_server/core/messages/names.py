@@ -1,10 +1,10 @@
-"""Every name of a workflow, activity, signal, update and query, the task queue, the workflow ids.
+"""Every name of a signal, an update, a query, and of a workflow that is no job; the task queue; workflow ids.
 
-A name is a contract: it stands in histories. Add, never rename.
+A name is a contract: it stands in histories. Add, never rename. Activities and jobs are named in `jobs`.
 """
 
-import hashlib
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 
 from evergrant_server.core.ids import (
@@ -13,14 +13,10 @@ from evergrant_server.core.ids import (
     AppId,
     CallApprovalId,
     ConnectionId,
-    ConsentId,
     DefinitionId,
     ExportId,
     IntegrationId,
-    PersonLoginId,
-    ReceiverId,
     Tenant,
-    TrustedIssuerId,
     WebhookId,
 )
 
@@ -37,67 +33,10 @@ class WorkflowName(StrEnum):
     CALL_APPROVAL = "CallApprovalWorkflow"
     CONNECTION = "ConnectionWorkflow"
     DEFINITION_ROLLOUT = "DefinitionRolloutWorkflow"
-    DISCOVERY = "DiscoveryWorkflow"
     EXPORT = "ExportWorkflow"
-    FETCH_ISSUER_KEYS = "FetchIssuerKeysWorkflow"
-    FETCH_RECEIVER_KEYS = "FetchReceiverKeysWorkflow"
-    INTROSPECTION = "IntrospectionWorkflow"
-    PUSHED_AUTHORIZATION = "PushedAuthorizationWorkflow"
-    READ_CLIENT_DOCUMENT = "ReadClientDocumentWorkflow"
-    RECONCILE = "ReconcileWorkflow"
     REPLACED_GRANTS = "ReplacedGrantsWorkflow"
-    REREAD_METADATA = "RereadMetadataWorkflow"
     RETRY_CONNECTIONS = "RetryConnectionsWorkflow"
-    REVIEW_PERMITS = "ReviewPermitsWorkflow"
-    TEMPORARY_CREDENTIALS = "TemporaryCredentialsWorkflow"
-    VERIFY_LOGIN = "VerifyLoginWorkflow"
-    VERIFY_PERSON = "VerifyPersonWorkflow"
     WEBHOOK_DELIVERY = "WebhookDeliveryWorkflow"
-
-
-class ActivityName(StrEnum):
-    # a connection's grant
-    EXCHANGE_CODE = "exchange_code"
-    REQUEST_CLIENT_GRANT = "request_client_grant"
-    POLL_DEVICE_TOKEN = "poll_device_token"
-    REFRESH_GRANT = "refresh_grant"
-    VERIFY_LATE_TOKENS = "verify_late_tokens"
-    LOOK_UP_ACCOUNTS = "look_up_accounts"
-    ANNOUNCE_EXPIRY = "announce_expiry"
-    END_CONSENT = "end_consent"
-    LAPSE_CONSENT = "lapse_consent"
-    VERIFY_LOGIN = "verify_login"
-    VERIFY_PERSON = "verify_person"
-    READ_CLIENT_DOCUMENT = "read_client_document"
-    BEGIN_REVOCATION = "begin_revocation"
-    REVOKE_GRANT = "revoke_grant"
-    REVOKE_REPLACED_GRANTS = "revoke_replaced_grants"
-    EXPORT_RUN_HISTORY = "export_run_history"
-    # an integration
-    DISCOVER_ENDPOINTS = "discover_endpoints"
-    RETRY_CONNECTIONS = "retry_connections"
-    FETCH_RECEIVER_KEYS = "fetch_receiver_keys"
-    PUSH_AUTHORIZATION_REQUEST = "push_authorization_request"
-    REQUEST_TEMPORARY_CREDENTIALS = "request_temporary_credentials"
-    # a provider's definition
-    CHECK_DEFINITION = "check_definition"
-    APPLY_DEFINITION_DECISION = "apply_definition_decision"
-    EVALUATE_ROLLOUT = "evaluate_rollout"
-    # a trusted issuer of workload tokens
-    FETCH_ISSUER_KEYS = "fetch_issuer_keys"
-    # requests for access
-    ADVANCE_ACCESS_REQUEST = "advance_access_request"
-    REVIEW_PERMITS = "review_permits"
-    # agents
-    ADVANCE_CALL_APPROVAL = "advance_call_approval"
-    ADVANCE_AGENT_STOP = "advance_agent_stop"
-    # exports, webhooks and what recurs
-    SEAL_EXPORT_PAGE = "seal_export_page"
-    DELETE_EXPORT = "delete_export"
-    DELIVER_WEBHOOKS = "deliver_webhooks"
-    RECONCILE = "reconcile"
-    REREAD_METADATA = "reread_metadata"
-    INTROSPECT_GRANTS = "introspect_grants"
 
 
 class SignalName(StrEnum):
@@ -137,8 +76,8 @@ class QueryName(StrEnum):
     DESCRIBE = "describe"
 
 
-# What the ids of a workflow begin with. They belong to Evergrant: a run of another type under one is ended
-# (ADR 0029). A schedule names the runs that it starts by itself.
+# What the ids of a workflow begin with; those of a job begin with its name. They belong to Evergrant: a run
+# of another type under one is ended (ADR 0029). A schedule names the runs that it starts by itself.
 _ID_PREFIXES = {
     WorkflowName.CONNECTION: "connection",
     WorkflowName.ACCESS_REQUEST: "access_request",
@@ -147,23 +86,10 @@ _ID_PREFIXES = {
     WorkflowName.EXPORT: "export",
     WorkflowName.WEBHOOK_DELIVERY: "webhook",
     WorkflowName.DEFINITION_ROLLOUT: "definition_rollout",
-    WorkflowName.DISCOVERY: "discovery",
     WorkflowName.RETRY_CONNECTIONS: "retry_connections",
     WorkflowName.REPLACED_GRANTS: "replaced_grants",
-    WorkflowName.FETCH_RECEIVER_KEYS: "receiver_keys",
-    WorkflowName.FETCH_ISSUER_KEYS: "issuer_keys",
-    WorkflowName.PUSHED_AUTHORIZATION: "pushed_authorization",
-    WorkflowName.TEMPORARY_CREDENTIALS: "temporary_credentials",
-    WorkflowName.VERIFY_LOGIN: "login",
-    WorkflowName.VERIFY_PERSON: "person_login",
-    WorkflowName.READ_CLIENT_DOCUMENT: "client_document",
 }
-_TYPES = {prefix: type for type, prefix in _ID_PREFIXES.items()}
-
-
-def workflow_type_of(workflow_id: str) -> WorkflowName | None:
-    """The type of the only workflow that may run under this id; None when the id isn't Evergrant's."""
-    return _TYPES.get(workflow_id.partition(":")[0])
+WORKFLOW_OF_PREFIX: Mapping[str, str] = {prefix: type for type, prefix in _ID_PREFIXES.items()}
 
 
 def _workflow_id(type: WorkflowName, *parts: str | int) -> str:
@@ -198,50 +124,12 @@ def definition_rollout_workflow_id(tenant: Tenant, definition: DefinitionId) -> 
     return _workflow_id(WorkflowName.DEFINITION_ROLLOUT, tenant, definition)
 
 
-def discovery_workflow_id(tenant: Tenant, integration: IntegrationId) -> str:
-    return _workflow_id(WorkflowName.DISCOVERY, tenant, integration)
-
-
 def retry_connections_workflow_id(tenant: Tenant, changed: IntegrationId | AppId) -> str:
     return _workflow_id(WorkflowName.RETRY_CONNECTIONS, tenant, changed)
 
 
 def replaced_grants_workflow_id(tenant: Tenant, connection: ConnectionId) -> str:
     return _workflow_id(WorkflowName.REPLACED_GRANTS, tenant, connection)
-
-
-def receiver_keys_workflow_id(tenant: Tenant, receiver: ReceiverId) -> str:
-    return _workflow_id(WorkflowName.FETCH_RECEIVER_KEYS, tenant, receiver)
-
-
-def issuer_keys_workflow_id(tenant: Tenant, issuer: TrustedIssuerId) -> str:
-    return _workflow_id(WorkflowName.FETCH_ISSUER_KEYS, tenant, issuer)
-
-
-def pushed_authorization_workflow_id(tenant: Tenant, consent: ConsentId, revision: int) -> str:
-    """One for each click: a click that follows makes another request."""
-    return _workflow_id(WorkflowName.PUSHED_AUTHORIZATION, tenant, consent, revision)
-
-
-def temporary_credentials_workflow_id(tenant: Tenant, consent: ConsentId, revision: int) -> str:
-    """One for each click: a click that follows asks for other credentials."""
-    return _workflow_id(WorkflowName.TEMPORARY_CREDENTIALS, tenant, consent, revision)
-
-
-def login_workflow_id(tenant: Tenant, consent: ConsentId, revision: int) -> str:
-    """One for each login's callback."""
-    return _workflow_id(WorkflowName.VERIFY_LOGIN, tenant, consent, revision)
-
-
-def person_login_workflow_id(tenant: Tenant, login: PersonLoginId, revision: int) -> str:
-    """One for each login's callback."""
-    return _workflow_id(WorkflowName.VERIFY_PERSON, tenant, login, revision)
-
-
-def client_document_workflow_id(client_id: str) -> str:
-    """One for each document, for all who ask for it."""
-    digest = hashlib.sha256(client_id.encode("utf-8", "surrogatepass")).hexdigest()
-    return _workflow_id(WorkflowName.READ_CLIENT_DOCUMENT, digest)
 
 
 def is_valid_workflow_id(value: str) -> bool:

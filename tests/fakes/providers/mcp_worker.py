@@ -5,8 +5,7 @@ from typing import Any
 from temporalio.testing import ActivityEnvironment
 
 from activities.integrations.discovery import DiscoveryActivities
-from activities.integrations.metadata_rereads import MetadataRereads
-from activities.integrations.published import PublishedEndpoints
+from activities.integrations.metadata import MetadataRereads, PublishedEndpoints
 from activities.integrations.registration import ClientRegistrations
 from evergrant_server.core.integrations import Integration, IntegrationState
 from evergrant_server.core.messages.base import RequestContext

@@ -16,9 +16,9 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import new_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
-from evergrant_server.core.messages.integrations import DiscoveryResult
+from evergrant_server.core.messages import jobs
+from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
 from evergrant_server.core.messages.maintenance import RereadMetadata, RereadMetadataResult
-from evergrant_server.core.messages.names import WorkflowName
 from evergrant_server.core.provider_words import REDACTED
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
@@ -60,7 +60,8 @@ async def wanted(
 
 
 async def discovered(place: Installation, integration: Integration) -> DiscoveryResult:
-    return await place.parts.link.discover(TENANT, integration.id, ASKED, timeout=PATIENCE_S)
+    request = DiscoverEndpoints(tenant=TENANT, integration_id=integration.id, context=ASKED)
+    return await place.parts.link.run_job(jobs.DISCOVER_ENDPOINTS, request, timeout=PATIENCE_S)
 
 
 async def test_rfc7591_a_registered_client_connects(place: Installation):
@@ -209,7 +210,7 @@ async def test_a_metadata_document_needs_a_server_that_reads_them(place: Install
 async def reread(place: Installation) -> RereadMetadataResult:
     """What the schedule starts, with nothing too young for it."""
     return await place.parts.client.execute_workflow(
-        WorkflowName.REREAD_METADATA,
+        jobs.REREAD_METADATA.name,
         RereadMetadata(older_than_s=-1),
         id=new_id("out"),
         task_queue=place.parts.settings.temporal_task_queue,

@@ -17,8 +17,8 @@ import pytest_asyncio
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.maintenance import ReconcileRequest, ReconcileResult
-from evergrant_server.core.messages.names import WorkflowName
 from evergrant_server.store.database.columns import METADATA
 from evergrant_server.temporal_link.connect import prepare_namespace
 from evergrant_server.temporal_link.drift_repair import DriftRepair
@@ -145,7 +145,7 @@ async def test_the_scheduled_pass_detects_the_restored_store(place: Installation
 
     async def one_pass(order: ReconcileRequest) -> ReconcileResult:
         return await place.parts.client.execute_workflow(
-            WorkflowName.RECONCILE, order, id=f"pass-{connection.id}",
+            jobs.RECONCILE.name, order, id=f"pass-{connection.id}",
             task_queue=place.parts.settings.temporal_task_queue, result_type=ReconcileResult,
         )  # fmt: skip
 

@@ -8,10 +8,9 @@ from datetime import timedelta
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.maintenance.introspection import IntrospectionActivities
-from activities.maintenance.receiver_keys import ReceiverKeysActivities
-from activities.maintenance.trusted_issuers import TrustedIssuerActivities
+from activities.provider_events import IntrospectionActivities, ReceiverKeysActivities
 from activities.support.context_loader import ProviderContextLoader
+from activities.workloads import TrustedIssuerActivities
 from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -19,9 +18,10 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ReceiverId, new_id
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import IntrospectGrants, IntrospectGrantsResult
-from evergrant_server.core.messages.names import WorkflowName, connection_workflow_id
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.provider_events import (
     Certainty,
     IntrospectionFinding,
@@ -66,7 +66,7 @@ async def due(place: Installation, connection: Connection) -> None:
 async def one_pass(place: Installation) -> IntrospectGrantsResult:
     """What the schedule starts."""
     return await place.parts.client.execute_workflow(
-        WorkflowName.INTROSPECTION,
+        jobs.INTROSPECT_GRANTS.name,
         IntrospectGrants(),
         id=f"look-elsewhere-{place.parts.settings.temporal_task_queue}",
         task_queue=place.parts.settings.temporal_task_queue,

@@ -11,25 +11,29 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConsentId, Tenant, new_id
-from evergrant_server.core.messages import names
+from evergrant_server.core.ids import ConsentId, OutboxId, Tenant, new_id
+from evergrant_server.core.messages import jobs, names
 from evergrant_server.core.messages.connection import ConnectionStart
 from evergrant_server.core.messages.integrations import VerifyLogin
-from evergrant_server.core.messages.names import WorkflowName, connection_workflow_id, workflow_type_of
-from evergrant_server.core.outbox import OutboxKind
+from evergrant_server.core.messages.jobs import workflow_type_of
+from evergrant_server.core.messages.names import WorkflowName, connection_workflow_id
+from evergrant_server.core.outbox import OutboxKind, OutboxMessage
 from evergrant_server.crypto import KeyRing
 from evergrant_server.temporal_link import runs, start_requests
 from evergrant_server.temporal_link.connect import prepare_namespace
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.received import DATA_CONVERTER
-from evergrant_server.temporal_link.schedules import SCHEDULES
 from tests.fakes.patience import eventually
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.temporal import running_temporal
 from tests.workflows.sampled_messages import sample
 
 QUEUE = "the-right-queue"
-STARTS = start_requests._STARTS  # every kind of message that starts a workflow
+# every kind of message that starts a workflow, and every job that the outbox or the API has done
+STARTS: list[OutboxKind | str] = [
+    *start_requests._STARTS,
+    *(job.name for job in jobs.JOBS.values() if job.recurrence is None),
+]
 
 
 @pytest.fixture
@@ -42,22 +46,33 @@ def link(client: Client, tmp_path: Path) -> TemporalLink:
     return TemporalLink(client, KeyRing.create(tmp_path / "keys.json"), SystemClock(), QUEUE)
 
 
-def a_start_request(kind: OutboxKind) -> start_requests.StartRequest:
+def a_start_request(kind: OutboxKind | str) -> start_requests.StartRequest:
     """With an id that no other test uses."""
-    message, _ = STARTS[kind]
-    more = {"integration_id": "int_1"} if kind is OutboxKind.RETRY_CONNECTIONS else {}
-    payload = {**sample(message), "tenant": f"tenant-{new_id('out')[-8:]}", **more}
-    return start_requests.from_outbox(kind, payload)
+    job = None if isinstance(kind, OutboxKind) else jobs.JOBS[kind]
+    argument = start_requests._STARTS[OutboxKind(kind)][0] if job is None else job.request
+    own = {"tenant": f"tenant-{new_id('out')[-8:]}"}
+    own |= {"integration_id": "int_1"} if kind is OutboxKind.RETRY_CONNECTIONS else {}
+    own |= {"client_id": f"https://{new_id('out')}.example/c"} if "client_id" in argument.model_fields else {}
+    message = OutboxMessage(
+        tenant=TENANT,
+        id=OutboxId(new_id("out")),
+        kind=OutboxKind(kind) if job is None else OutboxKind.RUN_JOB,
+        target="",
+        name="" if job is None else job.name,
+        payload={**sample(argument), **own},
+        created_at=SystemClock().now(),
+    )
+    return start_requests.from_outbox(message)
 
 
 def test_each_id_of_ours_names_the_type_that_may_run_under_it():
-    scheduled = {it.workflow for it in SCHEDULES}
-    assert set(names._ID_PREFIXES) == set(WorkflowName) - scheduled
-    assert len(set(names._ID_PREFIXES.values())) == len(names._ID_PREFIXES)
+    prefixes = {**names.WORKFLOW_OF_PREFIX, **{name: name for name in jobs.JOBS}}
+    assert sorted(prefixes.values()) == sorted((*WorkflowName, *jobs.JOBS)), "a prefix names two types"
     for kind in STARTS:
         request = a_start_request(kind)
         assert workflow_type_of(request.workflow_id) == request.workflow
     assert workflow_type_of("pipeline-7") is None
+    assert workflow_type_of("reconcile:acme") is None, "its schedule names its runs"
 
 
 @pytest.mark.parametrize("squatter", ["of another type", "on another queue", "of another type, ended"])
@@ -86,13 +101,13 @@ async def test_a_squatted_id_is_taken_back(
 async def test_a_result_is_never_a_squatters(client: Client, link: TemporalLink):
     """Without a worker the login times out; what matters is which run is waited for."""
     ask = VerifyLogin(tenant=Tenant("acme"), consent_id=ConsentId(new_id("cns")), revision=1, context=ASKED)
-    workflow = names.login_workflow_id(ask.tenant, ask.consent_id, ask.revision)
+    workflow = jobs.VERIFY_LOGIN.workflow_id(ask)
     await client.start_workflow("Squatter", id=workflow, task_queue="nobody's")
     with pytest.raises(Failure) as late:
-        await link.verify_login(ask, timeout=1)
+        await link.run_job(jobs.VERIFY_LOGIN, ask, timeout=1)
     assert late.value.code is ErrorCode.TEMPORAL_UNAVAILABLE
     newest = await client.get_workflow_handle(workflow).describe()
-    assert (newest.workflow_type, newest.task_queue) == (WorkflowName.VERIFY_LOGIN, QUEUE)
+    assert (newest.workflow_type, newest.task_queue) == (jobs.VERIFY_LOGIN.name, QUEUE)
 
 
 # --- stuck runs ----------------------------------------------------------------------------

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from evergrant_server.cli.doctor import CheckFailed, installation
+from evergrant_server.core.messages.jobs import RECONCILE
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.temporal_link.runs import WorkflowNotRunning
-from evergrant_server.temporal_link.schedules import SCHEDULES, declare_schedules, schedule_id
+from evergrant_server.temporal_link.schedules import declare_schedules, schedule_id
 from tests.fakes.patience import eventually
 from tests.fakes.platform.installation import Installation
 
@@ -29,7 +30,7 @@ async def test_a_worker_starts_lost_workflows_at_once_and_the_doctor_names_them_
         await installation.workflows(place.parts.settings)
     assert "reconcile" in found.value.repair
 
-    handle = place.parts.client.get_schedule_handle(schedule_id(place.parts.settings, SCHEDULES[0]))
+    handle = place.parts.client.get_schedule_handle(schedule_id(place.parts.settings, RECONCILE))
     await handle.delete()
     await declare_schedules(place.parts.client, place.parts.settings)
 

@@ -15,9 +15,10 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.messages.connection import EnsureFreshResult, Revoke, Rotate
-from evergrant_server.core.messages.names import ActivityName, SignalName, UpdateName, connection_workflow_id
+from evergrant_server.core.messages.names import SignalName, UpdateName, connection_workflow_id
 from evergrant_server.crypto import KeyRing, Role, request_proof
 from tests.fakes.platform.installation import ASKED, TENANT, Installation
 
@@ -128,7 +129,7 @@ class Impostor:
 
 @pytest.mark.parametrize(
     ("name", "request_more"),
-    [(ActivityName.REFRESH_GRANT, {"generation": 1}), (ActivityName.REVOKE_GRANT, {})],
+    [(jobs.REFRESH_GRANT.name, {"generation": 1}), (jobs.REVOKE_GRANT.name, {})],
 )
 async def test_an_activity_that_another_workflow_schedules_is_refused(
     place: Installation, name: str, request_more: dict[str, Any], caplog: pytest.LogCaptureFixture

@@ -11,7 +11,8 @@ from temporalio.service import RPCError
 
 from evergrant_server.cli.doctor import CheckFailed
 from evergrant_server.cli.doctor import temporal as doctor_temporal
-from evergrant_server.temporal_link.schedules import SCHEDULES, declare_schedules, schedule_id
+from evergrant_server.core.messages.jobs import RECONCILE
+from evergrant_server.temporal_link.schedules import declare_schedules, schedule_id
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import Installation
 
@@ -23,7 +24,7 @@ def settings() -> dict[str, Any]:
 
 async def described(place: Installation) -> ScheduleDescription:
     """The schedule, once the worker has declared it."""
-    handle = place.parts.client.get_schedule_handle(schedule_id(place.parts.settings, SCHEDULES[0]))
+    handle = place.parts.client.get_schedule_handle(schedule_id(place.parts.settings, RECONCILE))
     async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
@@ -37,7 +38,7 @@ async def test_a_worker_declares_the_schedules(place: Installation):
     action = found.schedule.action
     assert isinstance(action, ScheduleActionStartWorkflow)
     assert (action.workflow, action.task_queue) == (
-        "ReconcileWorkflow",
+        "reconcile",
         place.parts.settings.temporal_task_queue,
     )
     assert found.schedule.spec.intervals[0].every == timedelta(seconds=2)
@@ -48,7 +49,7 @@ async def test_a_worker_declares_the_schedules(place: Installation):
 async def test_declaring_again_updates_only_the_interval(place: Installation):
     # of a task queue without a worker, which would set its own interval again between the two looks
     own = place.parts.settings.model_copy(update={"temporal_task_queue": f"unpolled-{uuid4().hex}"})
-    handle = place.parts.client.get_schedule_handle(schedule_id(own, SCHEDULES[0]))
+    handle = place.parts.client.get_schedule_handle(schedule_id(own, RECONCILE))
     await declare_schedules(place.parts.client, own)
     before = await handle.describe()
     await declare_schedules(place.parts.client, own)

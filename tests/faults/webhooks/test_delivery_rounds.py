@@ -11,7 +11,7 @@ from sqlalchemy import update
 from standardwebhooks import Webhook as Judge
 from temporalio.testing import ActivityEnvironment
 
-from activities.maintenance.webhook_delivery import (
+from activities.webhooks import (
     CONCURRENT_DELIVERIES,
     CONCURRENT_ROUNDS,
     ROUND_SIZE,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, update
 
-from activities.maintenance.authority import report_broken_rows
+from activities.reconcile import report_broken_rows
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import KeyId, new_id

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from activities.people.client_documents import ClientDocumentActivities
-from evergrant_server.core.messages.integrations import ClientDocumentResult, ReadClientDocument
+from activities.oauth import ClientDocumentActivities
+from evergrant_server.core.messages import jobs
 from evergrant_server.egress import Egress, EgressPolicy
 from tests.fakes.api import Api
 from tests.fakes.certificates import LoopbackTls, loopback_tls
@@ -31,11 +31,7 @@ class DocumentHost:
         self.asked: list[str] = []
         egress = Egress(EgressPolicy(allow=(f"127.0.0.1:{port}",)), tls=tls.trust)
         self.worker = ClientDocumentActivities(api.worker, egress, api.clock)
-        api.link.read_client_document = self.read
-
-    async def read(self, request: ReadClientDocument, timeout: float) -> ClientDocumentResult:
-        """As the workflow's one activity does."""
-        return await self.worker.read_document(request)
+        api.link.on_job[jobs.READ_CLIENT_DOCUMENT.name] = self.worker.read_document
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         _, target, headers, _ = await read_request(reader)

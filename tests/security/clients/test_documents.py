@@ -78,7 +78,7 @@ async def test_a_person_is_asked_again_about_a_document_that_an_admin_deleted(
 async def test_documents_that_were_never_let_in_give_way_to_new_ones(
     api: Api, host: DocumentHost, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("activities.people.client_documents.MOST_UNUSED", 3)
+    monkeypatch.setattr("activities.oauth.MOST_UNUSED", 3)
     for number in range(5):
         url = f"{host.url}?{number}"
         host.document |= {"client_id": url}

@@ -15,6 +15,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.integrations import ClientDocumentResult, ReadClientDocument
+from evergrant_server.core.messages.jobs import READ_CLIENT_DOCUMENT
 from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.store.oauth.tables import OAuthClientRow
 from tests.fakes.api import TENANT, Api
@@ -23,6 +24,7 @@ from tests.fakes.platform.gateway_clients import REDIRECT_URI, AuthorizedClient
 from tests.security.clients.document_host import DocumentHost, document_host
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+READ = READ_CLIENT_DOCUMENT.name
 ORDER = {"tenant": TENANT, "context": RequestContext(by="subject")}
 
 
@@ -91,7 +93,7 @@ async def test_a_site_that_fails_in_passing_ends_no_session_and_one_that_stays_a
 ):
     tokens, good = await agent.tokens(), host.document
 
-    async def unreachable(request: ReadClientDocument, timeout: float) -> ClientDocumentResult:
+    async def unreachable(request: ReadClientDocument) -> ClientDocumentResult:
         if how == "temporal":
             raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE)
         return ClientDocumentResult(failure=ErrorCode.CLIENT_UNKNOWN, detail="It can't be reached.")
@@ -101,25 +103,25 @@ async def test_a_site_that_fails_in_passing_ends_no_session_and_one_that_stays_a
     if how == "another":
         host.document = {"error": "maintenance"}
     if how in ("refused", "temporal"):
-        api.link.read_client_document = unreachable
+        api.link.on_job[READ] = unreachable
     api.clock.advance(HOUR + DAY - 1)
     assert await error_of(agent, tokens) == ""
     api.clock.advance(1)
     assert await error_of(agent, tokens) == "invalid_client"
     host.status, host.body, host.document = 200, b"", good
-    api.link.read_client_document = host.read
+    api.link.on_job[READ] = host.worker.read_document
     assert await error_of(agent, tokens) == "", "it goes on once the document is back"
 
 
 async def test_a_refresh_does_not_wait_for_a_worker_that_does_not_answer(
     api: Api, host: DocumentHost, agent: AuthorizedClient, monkeypatch: pytest.MonkeyPatch
 ):
-    async def silent(request: ReadClientDocument, timeout: float) -> ClientDocumentResult:
+    async def silent(request: ReadClientDocument) -> ClientDocumentResult:
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
 
     monkeypatch.setattr("evergrant_server.api.oauth.gateway_client.READ_TIMEOUT_S", 0.05)
-    api.link.read_client_document = silent
+    api.link.on_job[READ] = silent
     tokens = await agent.tokens()
     api.clock.advance(HOUR)
     assert await error_of(agent, tokens) == ""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest_asyncio
 
-from activities.maintenance.reconcile import prune_store
+from activities.reconcile import prune_store
 from evergrant_server.core.oauth.clients import known_id
 from tests.fakes.api import Api
 from tests.fakes.assertions import new_key, public_set

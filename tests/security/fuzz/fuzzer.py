@@ -29,6 +29,7 @@ from schemathesis.specs.openapi import checks
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult
 from evergrant_server.core.messages.integrations import DiscoveryResult
 from tests.fakes.api import TENANT, Api, running_api
@@ -117,10 +118,11 @@ def _script(api: Api) -> None:
         installed = await api.install(await api.row(tenant, id), f"at-{next(tokens)}")
         return EnsureFreshResult(generation=installed.generation)
 
-    async def discover(tenant: Tenant, id: object) -> DiscoveryResult:
+    async def discover(_: object) -> DiscoveryResult:
         return DiscoveryResult()
 
-    api.link.on_refresh, api.link.on_discover = refresh, discover
+    api.link.on_refresh = refresh
+    api.link.on_job[jobs.DISCOVER_ENDPOINTS.name] = discover
 
 
 def _takes_more_than_a_path(operation: APIOperation) -> bool:

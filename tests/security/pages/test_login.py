@@ -24,6 +24,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.consent import ConsentStatus, reference_of
 from evergrant_server.core.connections.login import LoginClaim, LoginRule
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
 from providers.requests.sender import Sender
@@ -78,12 +79,11 @@ class LoggingIn(Started):
 async def issuer(api: Api) -> AsyncIterator[LoginIssuer]:
     """With a worker that may call it."""
     async with LoginIssuer(api.clock.now) as issuer:
-        contexts = ProviderContextLoader(
-            api.worker, api.parts.registry, api.parts.settings.public_url, api.clock
-        )
+        parts = api.parts
+        contexts = ProviderContextLoader(api.worker, parts.registry, parts.settings.public_url, api.clock)
         egress = Egress(EgressPolicy(allow=(issuer.allowance,)))
         worker = LoginActivities(api.worker, contexts, Sender(egress), egress, api.clock)
-        api.link.on_login = worker.verify_login
+        api.link.on_job[jobs.VERIFY_LOGIN.name] = worker.verify_login
         yield issuer
 
 
@@ -356,15 +356,15 @@ async def test_a_browser_that_was_lost_after_the_login_goes_on_and_no_other_one_
 ):
     """The API learned nothing of the worker's commit."""
     it = await sent_to_log_in(api, issuer)
-    verify = api.link.on_login
+    verify = api.link.on_job[jobs.VERIFY_LOGIN.name]
 
     async def lost(request: Any) -> Any:
         await verify(request)
         raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE)
 
-    api.link.on_login = lost
+    api.link.on_job[jobs.VERIFY_LOGIN.name] = lost
     await assert_refused(await it.log_in(), "temporal_unavailable", 503)
-    api.link.on_login = verify
+    api.link.on_job[jobs.VERIFY_LOGIN.name] = verify
     await assert_refused(await Visitor(api).open(it.link))
     await it.visitor.go_on(it.link)
     assert it.at_provider
@@ -376,13 +376,13 @@ async def test_a_browser_that_was_lost_after_the_login_goes_on_and_no_other_one_
 
 async def test_a_login_that_was_begun_again_meanwhile_decides_nothing(api: Api, issuer: LoginIssuer):
     it = await sent_to_log_in(api, issuer)
-    verify = api.link.on_login
+    verify = api.link.on_job[jobs.VERIFY_LOGIN.name]
 
     async def clicked_meanwhile(request: Any) -> Any:
         await it.visitor.go_on(it.link)
         return await verify(request)
 
-    api.link.on_login = clicked_meanwhile
+    api.link.on_job[jobs.VERIFY_LOGIN.name] = clicked_meanwhile
     await assert_refused(await it.log_in())
     assert (await it.consent()).confirmed_at is None
     assert issuer.count("token") == 0

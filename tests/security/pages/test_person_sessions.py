@@ -17,6 +17,7 @@ from sqlalchemy import text
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.messages import jobs
 from tests.fakes.api import TENANT, Api, running_api
 from tests.fakes.providers.login_issuer import LoginIssuer
 from tests.security.pages.test_person_login import refused
@@ -149,7 +150,7 @@ async def test_invariant_11_a_login_that_was_verified_by_hand_gives_no_session(a
     """Nor one whose role was raised between the worker and the API."""
     await people_log_in(api, issuer)
     issuer.person = {"sub": "eve", "groups": ["auditors"]}
-    person, verify = PersonAt(api), api.link.on_person
+    person, verify = PersonAt(api), api.link.on_job[jobs.VERIFY_PERSON.name]
     assert verify is not None
 
     async def raised(request: Any) -> Any:
@@ -158,7 +159,7 @@ async def test_invariant_11_a_login_that_was_verified_by_hand_gives_no_session(a
             await tx.connection.execute(text("UPDATE person_login SET role = 'tenant_admin'"))
         return result
 
-    api.link.on_person = raised
+    api.link.on_job[jobs.VERIFY_PERSON.name] = raised
     answer = await person.log_in()
     assert (answer.status_code, person.cookie) == (500, None)
 

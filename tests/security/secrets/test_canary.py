@@ -257,7 +257,7 @@ class Life:
 
         histories = await history(f"connection:default:{connection_id}"), await history("sync")
         of_others = [it for id in self.others.ids for it in await history(f"connection:default:{id}")]
-        asked = "WorkflowType IN ('PushedAuthorizationWorkflow', 'TemporaryCredentialsWorkflow')"
+        asked = "WorkflowType IN ('push_authorization_request', 'request_temporary_credentials')"
         async for pushed in client.list_workflows(asked):
             of_others += await history(pushed.id)
         of_webhook = await history(f"webhook:default:{self.webhook_id}")

@@ -21,9 +21,9 @@ import worker
 from activities.single_use.attempt_tracker import CLEANUP_TIMEOUT_S
 from evergrant_server import __version__
 from evergrant_server.cli.process import WORKER_STOP_LIMIT_S
+from evergrant_server.core.messages.jobs import PROVIDER_TIMEOUT
 from evergrant_server.core.single_use.attempt import LIMITS
 from tests.fakes.patience import PATIENCE_S
-from workflows import activity_calls
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -155,7 +155,7 @@ def test_workers_have_journals_of_their_own() -> None:
 def test_every_stop_limit_includes_the_one_inside_it(name: str) -> None:
     """The provider's answer, its activity, the graceful shutdown, the commits, the process, the container."""
     commits = worker.GRACEFUL_SHUTDOWN + worker.COMMIT_LIMIT
-    stages = [LIMITS.send + LIMITS.answer, activity_calls.PROVIDER_TIMEOUT, worker.GRACEFUL_SHUTDOWN]
+    stages = [LIMITS.send + LIMITS.answer, PROVIDER_TIMEOUT, worker.GRACEFUL_SHUTDOWN]
     times = [it.total_seconds() for it in stages]
     times += [commits.total_seconds() + CLEANUP_TIMEOUT_S, WORKER_STOP_LIMIT_S]
     times.append(float(SERVICES[name]["stop_grace_period"].removesuffix("s")))

@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.maintenance.history import HistoryActivities
-from activities.maintenance.reconcile import RUN_LIMIT, ReconcileActivities
+from activities.histories import HistoryActivities
+from activities.reconcile import RUN_LIMIT, ReconcileActivities
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.ids import AppId, Tenant
@@ -44,11 +44,6 @@ async def run(
     return await (environment or ActivityEnvironment()).run(activities.reconcile, request)
 
 
-def next_request(last: ReconcileResult) -> ReconcileRequest:
-    """What `ReconcileWorkflow` makes of the last run's result."""
-    return ReconcileRequest(audit_checkpoint=last.audit_checkpoint, so_far=last if last.after else None)
-
-
 async def append_record(store: Store, clock: SetClock) -> None:
     entry = AuditEntry(
         tenant=ACME,
@@ -69,7 +64,7 @@ async def test_a_pass_of_several_runs_checks_each_connection_once(
     activities = activities_of(reconciler, link, STOP_AFTER_A_BATCH)
     runs = [await run(activities, ReconcileRequest(audit_checkpoint=LOST))]
     while runs[-1].after is not None and len(runs) < 5:
-        runs.append(await run(activities, next_request(runs[-1])))
+        runs.append(await run(activities, ReconcileRequest().following(runs[-1])))
     assert [result.live for result in runs] == [200, 400, 450]
     assert [result.audit_checkpoint == LOST for result in runs] == [True, True, False], "it moves at the end"
     assert runs[-1].audit_checkpoint is not None
@@ -88,7 +83,7 @@ async def test_the_mark_stays_when_a_workflow_did_not_answer_in_an_earlier_run(
     last = await run(activities, ReconcileRequest(audit_checkpoint=LOST))
     assert last.after is not None
     for _ in range(2):
-        last = await run(activities, next_request(last))
+        last = await run(activities, ReconcileRequest().following(last))
     assert last.after is None
     assert (last.unanswered, last.first_unanswered, last.audit_checkpoint) == (1, silent, LOST)
 
@@ -100,7 +95,9 @@ async def test_a_store_that_is_restored_during_a_pass_is_compared_from_the_begin
     activities = activities_of(reconciler, link, STOP_AFTER_A_BATCH)
     first = await run(activities, ReconcileRequest())
     assert (first.live, link.queries.total()) == (200, 0)
-    again = await run(activities, next_request(first).model_copy(update={"audit_checkpoint": LOST}))
+    again = await run(
+        activities, ReconcileRequest().following(first).model_copy(update={"audit_checkpoint": LOST})
+    )
     assert (again.live, len(link.queries)) == (200, 200)
 
 
@@ -113,7 +110,7 @@ async def test_the_time_of_an_attempt_that_crashed_counts_for_the_run(
     environment.info = replace(environment.info, heartbeat_details=[before])
     stopped = await run(activities_of(reconciler, link), ReconcileRequest(), environment)
     assert (stopped.live, stopped.after is None, stopped.spent_s) == (200, False, 0)
-    rest = await run(activities_of(reconciler, link), next_request(stopped))
+    rest = await run(activities_of(reconciler, link), ReconcileRequest().following(stopped))
     assert (rest.live, rest.after) == (SEVERAL_BATCHES, None)
 
 

@@ -10,16 +10,17 @@ from evergrant_server.core.connections.device_code import DevicePoll
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AttemptId, new_id
 from evergrant_server.core.messages import connection as m
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import GrantResult, LapseResult, RevocationResult
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import AccountChosen, LateTokensReceived, RevokedAtProvider
-from evergrant_server.core.messages.names import ActivityName, SignalName
+from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.provider_events import ReportSource
 from tests.fakes.patience import eventually
 from tests.fakes.scripted_activities import ScriptedActivities
 from tests.workflows.connection_runs import ASKED, Handle, Life, a_consent, a_grant, living
 
-REFRESH = ActivityName.REFRESH_GRANT
+REFRESH = jobs.REFRESH_GRANT.name
 
 
 async def whole_life(client: Client) -> Handle:
@@ -42,13 +43,13 @@ async def consent_denied(client: Client) -> Handle:
 async def confirmed_after_a_first_try_was_not(client: Client) -> Handle:
     """A browser comes back twice: the app is silent, then late by the worker's clock, and then confirms."""
     scripted, now = ScriptedActivities(), datetime.now(UTC)
-    scripted.answers[ActivityName.LAPSE_CONSENT].append(LapseResult(confirm_by=now + timedelta(seconds=1)))
+    scripted.answers[jobs.LAPSE_CONSENT.name].append(LapseResult(confirm_by=now + timedelta(seconds=1)))
     async with living(client, scripted) as life:
         consent = a_consent()
         for until, lapses in ((now, 2), (now + timedelta(minutes=2), 2)):
             came = m.ConsentReturned(consent_id=consent.consent_id, until=until, context=ASKED)
             await life.handle.signal(SignalName.CONSENT_RETURNED, came)
-            await life.until_called(ActivityName.LAPSE_CONSENT, lapses)
+            await life.until_called(jobs.LAPSE_CONSENT.name, lapses)
         await life.handle.signal(SignalName.CONSENT_GRANTED, consent)
         await life.until(lambda d: d.generation == 1)
         return life.handle
@@ -64,9 +65,9 @@ async def consent_granted_by_a_later_link(client: Client) -> Handle:
     """The deadline passes, and the store has a later one: another link was offered since."""
     scripted, now = ScriptedActivities(), datetime.now(UTC)
     postponed = GrantResult(state=LifecycleState.PENDING_CONSENT, consent_deadline=now + timedelta(hours=1))
-    scripted.answers[ActivityName.END_CONSENT].append(postponed)
+    scripted.answers[jobs.END_CONSENT.name].append(postponed)
     async with living(client, scripted, consent_deadline=now - timedelta(minutes=1)) as life:
-        await life.until_called(ActivityName.END_CONSENT)
+        await life.until_called(jobs.END_CONSENT.name)
         await life.until(lambda d: d.state is LifecycleState.PENDING_CONSENT)
         await life.consent()
         return life.handle
@@ -98,7 +99,7 @@ async def idle_then_kept_alive(client: Client) -> Handle:
 
 async def asked_by_a_pipeline_while_revoking(client: Client) -> Handle:
     scripted = ScriptedActivities()
-    scripted.answers[ActivityName.REVOKE_GRANT].append(RevocationResult(failure=ErrorCode.PROVIDER_ERROR))
+    scripted.answers[jobs.REVOKE_GRANT.name].append(RevocationResult(failure=ErrorCode.PROVIDER_ERROR))
     async with living(client, scripted) as life:
         await life.consent()
         await life.handle.signal(SignalName.REVOKE, m.Revoke(reason="left", context=ASKED))
@@ -183,7 +184,7 @@ async def cancelled_in_the_middle_of_a_refresh(client: Client) -> Handle:
 async def approved_on_another_device(client: Client) -> Handle:
     """A code is asked about until it was approved: slower when told so, and when nothing is heard."""
     scripted = ScriptedActivities()
-    scripted.answers[ActivityName.POLL_DEVICE_TOKEN] += [
+    scripted.answers[jobs.POLL_DEVICE_TOKEN.name] += [
         GrantResult(device_poll=DevicePoll.STARTED, interval_s=0.2),
         GrantResult(device_poll=DevicePoll.PENDING),
         GrantResult(device_poll=DevicePoll.NO_ANSWER),
@@ -196,7 +197,7 @@ async def approved_on_another_device(client: Client) -> Handle:
 
 async def device_code_denied(client: Client) -> Handle:
     scripted = ScriptedActivities()
-    scripted.answers[ActivityName.POLL_DEVICE_TOKEN] += [
+    scripted.answers[jobs.POLL_DEVICE_TOKEN.name] += [
         GrantResult(device_poll=DevicePoll.STARTED, interval_s=0.2),
         GrantResult(failure=ErrorCode.CONSENT_DENIED, consent_over=True),
     ]
@@ -223,10 +224,10 @@ async def end_announced(client: Client) -> Handle:
     """A grant that can't be refreshed lasts a day and a little: that is recorded, and a 401 reported."""
     scripted = ScriptedActivities(lifetime=timedelta(days=1, seconds=2))
     granted = a_grant(lasts=timedelta(days=1, seconds=2), refreshable=False)
-    scripted.answers[ActivityName.EXCHANGE_CODE].append(granted)
+    scripted.answers[jobs.EXCHANGE_CODE.name].append(granted)
     async with living(client, scripted) as life:
         await life.consent()
-        await life.until_called(ActivityName.ANNOUNCE_EXPIRY)
+        await life.until_called(jobs.ANNOUNCE_EXPIRY.name)
         scripted.generation = 1
         for generation in (1, 2):  # the second is declined
             await life.ensure_fresh(generation, reported=True)
@@ -238,10 +239,10 @@ async def accounts_looked_up_and_chosen(client: Client) -> Handle:
     scripted = ScriptedActivities()
     news = a_grant(account_lookup_needed=True)
     async with living(client, scripted) as life:
-        scripted.answers[ActivityName.EXCHANGE_CODE].append(news)
+        scripted.answers[jobs.EXCHANGE_CODE.name].append(news)
         away = GrantResult(failure=ErrorCode.PROVIDER_ERROR)
         several = news.model_copy(update={"account_lookup_needed": False, "choice_pending": True})
-        scripted.answers[ActivityName.LOOK_UP_ACCOUNTS] += [away, several]
+        scripted.answers[jobs.LOOK_UP_ACCOUNTS.name] += [away, several]
         await life.consent()
         await life.until(lambda d: d.reason is ErrorCode.CHOICE_REQUIRED)
         await life.handle.signal(SignalName.ACCOUNT_CHOSEN, AccountChosen(choice="site-1", context=ASKED))
@@ -255,7 +256,7 @@ async def asked_by_many_at_once(client: Client) -> Handle:
     async with living(client, scripted, policy="on_demand") as life:
         await life.consent()
         await asyncio.sleep(1.1)
-        scripted.answers[ActivityName.REFRESH_GRANT].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
+        scripted.answers[jobs.REFRESH_GRANT.name].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
         for pipeline in ("one-that-is-gone", "another-that-is-gone"):
             ask = m.RequestToken(app="crm-sync", reply_to=pipeline, context=ASKED)
             await life.handle.signal(SignalName.REQUEST_TOKEN, ask)
@@ -273,15 +274,15 @@ async def reported_while_an_answer_is_lost(client: Client) -> Handle:
     """A token that has no end is reported; an answer is lost, and the next try knows of the report."""
     scripted = ScriptedActivities()
     endless = a_grant(lasts=None)
-    scripted.answers[ActivityName.EXCHANGE_CODE].append(endless)
+    scripted.answers[jobs.EXCHANGE_CODE.name].append(endless)
     lost = GrantResult(failure=ErrorCode.PROVIDER_UNREACHABLE)
     newer = endless.model_copy(update={"generation": 2})
-    scripted.answers[ActivityName.REFRESH_GRANT] += [lost, newer]
+    scripted.answers[jobs.REFRESH_GRANT.name] += [lost, newer]
     async with living(client, scripted, policy="on_demand") as life:
         await life.consent()
         await life.ensure_fresh(1, reported=True)
         await life.until(lambda d: d.generation == 2)
-        orders = [order for name, order in scripted.calls if name == ActivityName.REFRESH_GRANT]
+        orders = [order for name, order in scripted.calls if name == jobs.REFRESH_GRANT.name]
         assert [order.token_over for order in orders] == [True, True]
         return life.handle
 
@@ -289,7 +290,7 @@ async def reported_while_an_answer_is_lost(client: Client) -> Handle:
 async def tokens_dated_ahead(client: Client) -> Handle:
     """Tokens that are dated an hour ahead; each is over after two seconds all the same, and reported."""
     async with living(client, policy="on_demand") as life:
-        for generation, name in enumerate((ActivityName.EXCHANGE_CODE, *[ActivityName.REFRESH_GRANT] * 2)):
+        for generation, name in enumerate((jobs.EXCHANGE_CODE.name, *[jobs.REFRESH_GRANT.name] * 2)):
             ahead = datetime.now(UTC) + timedelta(hours=1)
             dates = {"obtained_at": ahead, "expires_at": ahead + timedelta(seconds=2)}
             life.scripted.answers[name].append(a_grant(generation + 1, **dates))
@@ -310,7 +311,7 @@ async def late_tokens_verified(client: Client) -> Handle:
         life.scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.OUTCOME_UNKNOWN))
         await life.ensure_fresh(1)
         await life.until(lambda d: d.state is LifecycleState.NEEDS_REAUTH)
-        life.scripted.answers[ActivityName.VERIFY_LATE_TOKENS].append(
+        life.scripted.answers[jobs.VERIFY_LATE_TOKENS.name].append(
             GrantResult(failure=ErrorCode.PROVIDER_ERROR)
         )
         came = LateTokensReceived(attempt_id=AttemptId(new_id("att")), context=ASKED)
@@ -324,7 +325,7 @@ async def late_tokens_beside_a_grant(client: Client) -> Handle:
     async with living(client) as life:
         await life.consent()
         newer = a_grant(2)
-        life.scripted.answers[ActivityName.VERIFY_LATE_TOKENS] += [newer, newer]
+        life.scripted.answers[jobs.VERIFY_LATE_TOKENS.name] += [newer, newer]
         for _ in range(2):
             came = LateTokensReceived(attempt_id=AttemptId(new_id("att")), context=ASKED)
             await life.handle.signal(SignalName.LATE_TOKENS_RECEIVED, came)
@@ -335,7 +336,7 @@ async def late_tokens_beside_a_grant(client: Client) -> Handle:
 async def short_lived_token_exchanged(client: Client) -> Handle:
     """A first token that is exchanged for a long-lived one: at once, and again after an outage."""
     scripted = ScriptedActivities()
-    scripted.answers[ActivityName.EXCHANGE_CODE].append(a_grant(lasts=None, short_lived=True))
+    scripted.answers[jobs.EXCHANGE_CODE.name].append(a_grant(lasts=None, short_lived=True))
     end = datetime.now(UTC) + timedelta(days=60)
     long_lived = a_grant(2, expires_at=end, refresh_expires_at=end, ends_together=True)
     scripted.answers[REFRESH] += [GrantResult(failure=ErrorCode.PROVIDER_ERROR), long_lived]
@@ -356,7 +357,7 @@ async def late_tokens_one_after_another(client: Client) -> Handle:
         first, second = (
             LateTokensReceived(attempt_id=AttemptId(new_id("att")), context=ASKED) for _ in range(2)
         )
-        verify = ActivityName.VERIFY_LATE_TOKENS
+        verify = jobs.VERIFY_LATE_TOKENS.name
         away = GrantResult(failure=ErrorCode.PROVIDER_ERROR, retry_after=600)
         refused = GrantResult(failure=ErrorCode.GRANT_REJECTED, next_late_attempt=first.attempt_id)
         life.scripted.answers[verify] += [away, refused]

@@ -1,51 +1,26 @@
 """Stories of the passes, rollouts and deliveries that have workflows of their own."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from pydantic import BaseModel
 from temporalio.client import Client
 
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import (
-    AgentStopId,
-    ConnectionId,
-    ConsentId,
-    PersonLoginId,
-    ReceiverId,
-    TrustedIssuerId,
-)
+from evergrant_server.core.ids import AgentStopId, ExportId
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import ReplacedRevocationResult
 from evergrant_server.core.messages.agents import AgentStopProgress, AgentStopStart
-from evergrant_server.core.messages.decisions import DecisionProgress, ReviewPermits
-from evergrant_server.core.messages.integrations import (
-    FetchReceiverKeys,
-    PushAuthorizationRequest,
-    ReadClientDocument,
-    VerifyLogin,
-    VerifyPerson,
-)
-from evergrant_server.core.messages.maintenance import (
-    DeliveryRound,
-    FetchIssuerKeys,
-    IntrospectGrants,
-    ReconcileRequest,
-    RereadMetadata,
-)
-from evergrant_server.core.messages.names import (
-    ActivityName,
-    WorkflowName,
-    agent_stop_workflow_id,
-    client_document_workflow_id,
-    issuer_keys_workflow_id,
-    login_workflow_id,
-    person_login_workflow_id,
-    pushed_authorization_workflow_id,
-    receiver_keys_workflow_id,
-)
+from evergrant_server.core.messages.decisions import DecisionProgress
+from evergrant_server.core.messages.export import ExportProgress, ExportStart
+from evergrant_server.core.messages.maintenance import DeliveryRound
+from evergrant_server.core.messages.work import Job
+from evergrant_server.temporal_link import start_requests
+from evergrant_server.temporal_link.start_requests import StartRequest
 from tests.fakes.scripted_activities import ScriptedActivities
-from tests.workflows.connection_runs import ASKED, Handle, a_worker, until_called
+from tests.workflows.connection_runs import ASKED, Handle, until_called
 from tests.workflows.maintenance_runs import (
     FOREVER,
     TENANT,
@@ -56,94 +31,21 @@ from tests.workflows.maintenance_runs import (
     requesting_access,
     retrying,
     revoking_replaced,
+    run_to_its_end,
     running_rollout,
     wanted_back,
 )
-
-
-async def _run(
-    client: Client,
-    name: WorkflowName,
-    order: BaseModel,
-    workflow: str,
-    scripted: ScriptedActivities | None = None,
-) -> Handle:
-    """Run one that is no connection's life to its end."""
-    queue = f"queue-{workflow}"
-    async with a_worker(client, (scripted or ScriptedActivities()).everything(), queue):
-        handle = await client.start_workflow(name, order, id=workflow, task_queue=queue)
-        await handle.result()
-        return handle
-
-
-async def reconciled(client: Client) -> Handle:
-    """What the schedule starts."""
-    return await _run(client, WorkflowName.RECONCILE, ReconcileRequest(), "evergrant:reconcile")
-
-
-async def metadata_reread(client: Client) -> Handle:
-    """What the schedule starts."""
-    return await _run(client, WorkflowName.REREAD_METADATA, RereadMetadata(), "evergrant:reread-metadata")
-
-
-async def grants_introspected(client: Client) -> Handle:
-    """What the schedule starts."""
-    return await _run(client, WorkflowName.INTROSPECTION, IntrospectGrants(), "evergrant:look-elsewhere")
-
-
-async def receiver_keys_fetched(client: Client) -> Handle:
-    receiver_id = ReceiverId("rcv_0000000000000000000000")
-    order = FetchReceiverKeys(tenant=TENANT, receiver_id=receiver_id, context=ASKED)
-    workflow = receiver_keys_workflow_id(TENANT, receiver_id)
-    return await _run(client, WorkflowName.FETCH_RECEIVER_KEYS, order, workflow)
-
-
-async def issuer_keys_fetched(client: Client) -> Handle:
-    issuer_id = TrustedIssuerId("iss_0000000000000000000000")
-    order = FetchIssuerKeys(tenant=TENANT, issuer_id=issuer_id, context=ASKED)
-    workflow = issuer_keys_workflow_id(TENANT, issuer_id)
-    return await _run(client, WorkflowName.FETCH_ISSUER_KEYS, order, workflow)
-
-
-async def request_pushed(client: Client) -> Handle:
-    """An authorization request that a browser waits for."""
-    connection_id = ConnectionId("con_0000000000000000000000")
-    ids = {"tenant": TENANT, "consent_id": ConsentId("cns_0000000000000000000000"), "revision": 2}
-    order = PushAuthorizationRequest(connection_id=connection_id, context=ASKED, **ids)
-    return await _run(
-        client, WorkflowName.PUSHED_AUTHORIZATION, order, pushed_authorization_workflow_id(*ids.values())
-    )
-
-
-async def login_verified(client: Client) -> Handle:
-    """The login of a subject whose browser waits."""
-    ids = {"tenant": TENANT, "consent_id": ConsentId("cns_0000000000000000000000"), "revision": 3}
-    workflow = login_workflow_id(*ids.values())
-    return await _run(client, WorkflowName.VERIFY_LOGIN, VerifyLogin(context=ASKED, **ids), workflow)
-
-
-async def person_verified(client: Client) -> Handle:
-    """The login of a person who administers."""
-    ids = {"tenant": TENANT, "login_id": PersonLoginId("pln_0000000000000000000000"), "revision": 2}
-    workflow = person_login_workflow_id(*ids.values())
-    return await _run(client, WorkflowName.VERIFY_PERSON, VerifyPerson(context=ASKED, **ids), workflow)
-
-
-async def client_document_read(client: Client) -> Handle:
-    """The metadata document of an OAuth client whose browser waits."""
-    url = "https://agent.example/client.json"
-    order = ReadClientDocument(tenant=TENANT, client_id=url, context=ASKED)
-    return await _run(client, WorkflowName.READ_CLIENT_DOCUMENT, order, client_document_workflow_id(url))
+from tests.workflows.sampled_messages import sample
 
 
 async def connections_retried_after_several_changes(client: Client) -> Handle:
     """Three changes come while a worker tells the connections of the first one."""
     scripted = ScriptedActivities()
     hold = asyncio.Event()
-    scripted.answers[ActivityName.RETRY_CONNECTIONS] = [hold]
+    scripted.answers[jobs.RETRY_CONNECTIONS.name] = [hold]
     async with retrying(client, scripted.everything()) as changed:
         handle = await changed()
-        await until_called(scripted, ActivityName.RETRY_CONNECTIONS)
+        await until_called(scripted, jobs.RETRY_CONNECTIONS.name)
         for _ in range(3):
             await changed()
         hold.set()
@@ -156,10 +58,10 @@ async def replaced_grants_revoked(client: Client) -> Handle:
     scripted = ScriptedActivities()
     failed = ReplacedRevocationResult(failure=ErrorCode.PROVIDER_ERROR)
     for_long = failed.model_copy(update={"retry_after": 3600.0})
-    scripted.answers[ActivityName.REVOKE_REPLACED_GRANTS] = [failed, for_long]
+    scripted.answers[jobs.REVOKE_REPLACED_GRANTS.name] = [failed, for_long]
     async with revoking_replaced(client, scripted.everything()) as replaced:
         handle = await replaced()
-        await until_called(scripted, ActivityName.REVOKE_REPLACED_GRANTS, 2)
+        await until_called(scripted, jobs.REVOKE_REPLACED_GRANTS.name, 2)
         await replaced()
         await handle.result()
         return handle
@@ -190,7 +92,7 @@ async def delivered_to_a_webhook_that_was_down(client: Client) -> Handle:
     now = datetime.now(UTC)
     paused = DeliveryRound(failed=1, next_at=now + timedelta(hours=1), paused=True)
     soon = DeliveryRound(failed=1, next_at=now + timedelta(seconds=4), paused=True)
-    scripted.answers[ActivityName.DELIVER_WEBHOOKS] = [
+    scripted.answers[jobs.DELIVER_WEBHOOKS.name] = [
         DeliveryRound(delivered=20, next_at=now),
         paused,
         soon,
@@ -198,19 +100,19 @@ async def delivered_to_a_webhook_that_was_down(client: Client) -> Handle:
     ]
     async with delivering(client, scripted.everything()) as told:
         await told.wake()
-        await until_called(scripted, ActivityName.DELIVER_WEBHOOKS, 2)
+        await until_called(scripted, jobs.DELIVER_WEBHOOKS.name, 2)
         await told.wake()
         await told.wake(at_once=True)
-        await until_called(scripted, ActivityName.DELIVER_WEBHOOKS, 4)
+        await until_called(scripted, jobs.DELIVER_WEBHOOKS.name, 4)
         await told.wake()
-        await until_called(scripted, ActivityName.DELIVER_WEBHOOKS, 5)
+        await until_called(scripted, jobs.DELIVER_WEBHOOKS.name, 5)
         return told.handle
 
 
 async def access_requested_reminded_approved_and_ended(client: Client) -> Handle:
     """An admin is reminded once, approves for a moment, and the access ends by itself."""
     scripted = ScriptedActivities()
-    advance, soon = ActivityName.ADVANCE_ACCESS_REQUEST, 0.2
+    advance, soon = jobs.ADVANCE_ACCESS_REQUEST.name, 0.2
     waits = DecisionProgress(state="waiting", next_s=soon)
     long = DecisionProgress(state="waiting", next_s=FOREVER)
     approved = DecisionProgress(state="approved", next_s=soon)
@@ -226,7 +128,7 @@ async def access_requested_reminded_approved_and_ended(client: Client) -> Handle
 async def call_asked_for_reminded_escalated_approved_and_used(client: Client) -> Handle:
     """A person is reminded, the call is escalated, approved and made: each tells its workflow."""
     scripted = ScriptedActivities()
-    advance, soon = ActivityName.ADVANCE_CALL_APPROVAL, 0.2
+    advance, soon = jobs.ADVANCE_CALL_APPROVAL.name, 0.2
     waits = DecisionProgress(state="waiting", next_s=soon)
     long = DecisionProgress(state="waiting", next_s=FOREVER)
     approved = DecisionProgress(state="approved", next_s=FOREVER)
@@ -247,12 +149,32 @@ async def agent_stopped(client: Client) -> Handle:
     start = AgentStopStart(tenant=TENANT, stop_id=stop_id, context=ASKED)
     scripted = ScriptedActivities()
     parts = [AgentStopProgress(approvals_closed=50), AgentStopProgress(approvals_closed=60)]
-    scripted.answers[ActivityName.ADVANCE_AGENT_STOP] = list(parts)
-    workflow = agent_stop_workflow_id(TENANT, stop_id)
-    return await _run(client, WorkflowName.AGENT_STOP, start, workflow, scripted)
+    scripted.answers[jobs.ADVANCE_AGENT_STOP.name] = list(parts)
+    return await run_to_its_end(client, start_requests.agent_stop(start), scripted)
 
 
-async def permits_reviewed(client: Client) -> Handle:
-    """What the schedule starts."""
-    order = ReviewPermits()
-    return await _run(client, WorkflowName.REVIEW_PERMITS, order, "evergrant:review-permits")
+async def grants_exported(client: Client) -> Handle:
+    """Two pages, and nobody fetches the lines before they expire."""
+    export_id, expires_at = ExportId("exp_0000000000000000000000"), datetime.now(UTC) + timedelta(seconds=1)
+    start = ExportStart(tenant=TENANT, export_id=export_id, expires_at=expires_at, context=ASKED)
+    scripted = ScriptedActivities()
+    first = ExportProgress(exported=100, skipped=1, done=False)
+    scripted.answers[jobs.SEAL_EXPORT_PAGE.name] = [first, ExportProgress(exported=120, skipped=1, done=True)]
+    return await run_to_its_end(client, start_requests.export(start), scripted)
+
+
+def _story_of(job: Job[Any, Any]) -> Callable[[Client], Awaitable[Handle]]:
+    """A run of the job, as its schedule, the relay or the API starts it."""
+
+    async def story(client: Client) -> Handle:
+        request = job.request.model_validate(sample(job.request))
+        if job.recurrence is not None:
+            start = StartRequest(job.name, job.recurrence.request, f"evergrant:{job.name}", job.title)
+        else:
+            start = start_requests.job(job, request)
+        return await run_to_its_end(client, start, ScriptedActivities())
+
+    return story
+
+
+OF_EACH_JOB = {f"job_{job.name}": _story_of(job) for job in jobs.JOBS.values()}

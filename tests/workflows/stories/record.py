@@ -27,7 +27,7 @@ STORIES: dict[str, Callable[[Client], Awaitable[Handle]]] = {
     for module in (client_grants, connections, imports, maintenance, refreshes_ahead)
     for name, story in vars(module).items()
     if iscoroutinefunction(story) and story.__module__ == module.__name__ and not name.startswith("_")
-}
+} | maintenance.OF_EACH_JOB
 
 
 async def record(names: list[str]) -> None:

@@ -6,11 +6,11 @@ from datetime import timedelta
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.names import ActivityName
 from tests.workflows.connection_runs import Handle, a_grant, living
 
-REFRESH = ActivityName.REFRESH_GRANT
+REFRESH = jobs.REFRESH_GRANT.name
 
 
 def _busy(_: object) -> GrantResult:

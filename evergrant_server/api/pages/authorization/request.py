@@ -19,6 +19,7 @@ from evergrant_server.core.connections.login import is_same_subject
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant, is_id
 from evergrant_server.core.messages.integrations import ReadClientDocument
+from evergrant_server.core.messages.jobs import READ_CLIENT_DOCUMENT
 from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.oauth.client_metadata import is_document_url
 from evergrant_server.core.oauth.clients import REGISTRATION_LASTS, ClientKind, GatewayClient
@@ -171,7 +172,7 @@ async def read_client(pages: SubjectPages, query: AuthorizeQuery) -> GatewayClie
     client_id = query.values["client_id"]
     tenant = Tenant(pages.api.settings.tenant)
     order = ReadClientDocument(tenant=tenant, client_id=client_id, context=pages.context)
-    result = await pages.api.link.read_client_document(order, timeout=_READ_TIMEOUT_S)
+    result = await pages.api.link.run_job(READ_CLIENT_DOCUMENT, order, timeout=_READ_TIMEOUT_S)
     if result.failure is not None:
         code = result.failure
         if code is ErrorCode.EGRESS_REFUSED:  # for the person it is one more reason

@@ -17,8 +17,8 @@ from activities.support.bounded_tries import internal_after_last_try
 from activities.support.temporal import FailureInterceptor
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import GrantResult, RevocationResult
-from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry import metrics
 from tests.fakes.failures import fails
@@ -57,11 +57,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("name", "result"),
     [
-        (ActivityName.REFRESH_GRANT, GrantResult(failure=ErrorCode.INTERNAL)),
-        (ActivityName.EXCHANGE_CODE, GrantResult(failure=ErrorCode.INTERNAL)),
-        (ActivityName.LOOK_UP_ACCOUNTS, GrantResult(failure=ErrorCode.INTERNAL)),
-        (ActivityName.REVOKE_GRANT, RevocationResult(failure=ErrorCode.INTERNAL)),
-        (ActivityName.BEGIN_REVOCATION, None),
+        (jobs.REFRESH_GRANT.name, GrantResult(failure=ErrorCode.INTERNAL)),
+        (jobs.EXCHANGE_CODE.name, GrantResult(failure=ErrorCode.INTERNAL)),
+        (jobs.LOOK_UP_ACCOUNTS.name, GrantResult(failure=ErrorCode.INTERNAL)),
+        (jobs.REVOKE_GRANT.name, RevocationResult(failure=ErrorCode.INTERNAL)),
+        (jobs.BEGIN_REVOCATION.name, None),
     ],
 )
 async def test_the_workflow_goes_on_after_the_last_try(
@@ -95,7 +95,7 @@ async def test_a_store_that_is_away_is_waited_for(code: ErrorCode, counted: list
 
 async def test_activities_of_no_connection_are_raised_after_any_number_of_tries():
     with pytest.raises(ApplicationError, match="RuntimeError"):
-        await run_as(ActivityName.RECONCILE, 1000, UNEXPECTED)
+        await run_as(jobs.RECONCILE.name, 1000, UNEXPECTED)
 
 
 @pytest.mark.parametrize(("attempt", "error"), [(2, RuntimeError), (3, Failure)])

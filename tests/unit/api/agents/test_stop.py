@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import text
 from temporalio.testing import ActivityEnvironment
 
-from activities.agents.stops import AgentStopActivities
+from activities.agents import AgentStopActivities
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.outbox import OutboxKind
+from evergrant_server.core.messages.jobs import FETCH_ISSUER_KEYS
 from tests.fakes.api import Api
 
 OIDC = {"kind": "oidc", "issuer": "https://issuer.example/realm"}
@@ -48,7 +48,7 @@ async def test_an_issuer_that_could_not_be_trusted_is_refused(
 async def test_a_new_issuer_has_its_keys_read_and_never_becomes_another(api: Api, admin: str):
     made = await api.call("PUT", "/v1/issuers/theirs", admin, json=OIDC)
     assert (made.status_code, made.json()["keys"], made.json()["keys_at"]) == (201, 0, None)
-    (asked,) = [it for it in await api.outbox() if it.kind is OutboxKind.FETCH_ISSUER_KEYS]
+    (asked,) = [it for it in await api.outbox() if it.name == FETCH_ISSUER_KEYS.name]
     assert asked.payload["issuer_id"] == made.json()["id"]
     again = await api.call("PUT", "/v1/issuers/theirs", admin, json=OIDC)
     assert again.status_code == 200

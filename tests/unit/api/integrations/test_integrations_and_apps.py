@@ -10,7 +10,8 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints, Integration, IntegrationState
-from evergrant_server.core.messages.integrations import DiscoveryResult
+from evergrant_server.core.messages import jobs
+from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from tests.conformance.store.samples import an_attempt
 from tests.fakes.api import TENANT, Api
@@ -39,7 +40,8 @@ async def stored(api: Api, name: str = "crm") -> Integration:
 def discovers(api: Api, failure: ErrorCode | None = None, **changed: str) -> None:
     """What the worker writes."""
 
-    async def discover(tenant, integration_id):
+    async def discover(request: DiscoverEndpoints) -> DiscoveryResult:
+        tenant, integration_id = request.tenant, request.integration_id
         changes = {"state": IntegrationState.READY, "endpoints": ENDPOINTS, **changed}
         if failure:
             changes = {"state": IntegrationState.FAILED, "problem": "it names another issuer"}
@@ -49,7 +51,7 @@ def discovers(api: Api, failure: ErrorCode | None = None, **changed: str) -> Non
             await tx.integrations.replace(before.model_copy(update=changes), expected=before.revision)
         return DiscoveryResult(failure=failure, detail="it names another issuer" if failure else "")
 
-    api.link.on_discover = discover
+    api.link.on_job[jobs.DISCOVER_ENDPOINTS.name] = discover
 
 
 @pytest.mark.parametrize("secret", ["\ud800", "a\0b"])
@@ -294,7 +296,7 @@ async def test_a_client_id_comes_from_the_issuer(api: Api, admin: str):
 async def test_putting_it_again_keeps_the_registration_and_another_issuer_is_another(api: Api, admin: str):
     discovers(api, client_id="made-by-the-issuer")
     await put(api, admin, DYNAMIC)
-    api.link.on_discover = None
+    api.link.on_job.clear()
     answer = await put(api, admin, {**DYNAMIC, "default_scopes": ["read"]})
     assert (answer.status_code, answer.json()["client_id"]) == (200, "made-by-the-issuer")
     discovers(api, client_id="made-by-the-second")

@@ -7,8 +7,8 @@ import pytest
 import pytest_asyncio
 
 from evergrant_server.core.access import Action
-from evergrant_server.core.ids import IntegrationId, Tenant
-from evergrant_server.core.messages.integrations import DiscoveryResult
+from evergrant_server.core.messages import jobs
+from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
 from tests.fakes.api import PUBLIC_URL, TENANT, Api
 from tests.fakes.providers.mcp_worker import McpWorker
 from tests.fakes.providers.scripted_mcp import ScriptedMcp
@@ -31,13 +31,13 @@ async def server() -> AsyncIterator[ScriptedMcp]:
 async def admin(api: Api, server: ScriptedMcp) -> str:
     worker = McpWorker(api, server)
 
-    async def discover(tenant: Tenant, integration_id: IntegrationId) -> DiscoveryResult:
+    async def discover(request: DiscoverEndpoints) -> DiscoveryResult:
         async with api.worker.read() as tx:
-            found = await tx.integrations.get(tenant, integration_id)
+            found = await tx.integrations.get(request.tenant, request.integration_id)
         assert found is not None
         return await worker.discovered(found)
 
-    api.link.on_discover = discover
+    api.link.on_job[jobs.DISCOVER_ENDPOINTS.name] = discover
     return await api.app_with("admin", Action.ADMIN)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from activities.maintenance.reconcile import prune_store
+from activities.reconcile import prune_store
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import new_id

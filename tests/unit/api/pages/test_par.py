@@ -13,7 +13,7 @@ from evergrant_server.core.connections.id_token import hash_of_nonce
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.integrations import PushAuthorizationRequest
-from evergrant_server.core.outbox import OutboxKind
+from evergrant_server.core.messages.jobs import PUSH_AUTHORIZATION_REQUEST
 from tests.fakes.api import Api
 from tests.fakes.patience import eventually
 from tests.fakes.visitor import Visitor, consent_of
@@ -75,7 +75,7 @@ async def test_the_browser_leaves_with_the_reference_and_the_worker_was_told_no_
     sent = await api.outbox()
     async with api.worker.read() as tx:
         pushed = dict((await tx.consents.pushed_request(consent)).fields)
-    (payload,) = [it.payload for it in sent if it.kind is OutboxKind.PUSH_AUTHORIZATION_REQUEST]
+    (payload,) = [it.payload for it in sent if it.name == PUSH_AUTHORIZATION_REQUEST.name]
     order = PushAuthorizationRequest.model_validate(payload)
     assert (order.consent_id, order.revision) == (consent.id, consent.revision)
     assert consent.nonce_hash == hash_of_nonce(pushed["nonce"])
