@@ -20,12 +20,12 @@ from evergrant_server.api.apps import (
     explain,
     keys,
     permits,
+    reach,
     report,
     simulation,
     trusted_issuers,
 )
 from evergrant_server.api.apps import routes as apps
-from evergrant_server.api.apps.reach import routes as reach
 from evergrant_server.api.connections import commands, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.console import agents as console_agents

@@ -24,9 +24,8 @@ from evergrant_server.core.messages.connection import RefreshReason
 from evergrant_server.egress import StreamedResponse
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.caller_body import CallerBody
-from evergrant_server.gateway.proxy.challenges import missing_scopes
 from evergrant_server.gateway.proxy.echo import EchoFilter, encodings
-from evergrant_server.gateway.proxy.headers import RawHeaders, passed_headers, request_headers
+from evergrant_server.gateway.proxy.headers import RawHeaders, missing_scopes, passed_headers, request_headers
 from evergrant_server.gateway.proxy.outgoing import Outgoing
 from evergrant_server.gateway.proxy.provider_api import ProviderApi
 from evergrant_server.gateway.proxy.target import ApiTarget
@@ -204,7 +203,9 @@ class ProxyCall:
         scopes = missing_scopes(answer.headers) if answer.status == 403 else None
         if scopes is not None:
             where = {"connection_id": self.connection_id, "scopes": scopes}
-            raise Failure(ErrorCode.SCOPE_NOT_GRANTED, **{name: it for name, it in where.items() if it})
+            raise Failure(
+                ErrorCode.SCOPE_NOT_GRANTED, **{name: value for name, value in where.items() if value}
+            )
 
     def _record_outcome(self, sent: Sent) -> None:
         caller = self.caller

@@ -94,11 +94,13 @@ class EvergrantTools:
     ) -> CallToolResult | InputRequiredResult:
         tool = TOOLS[params.name]
         try:
-            given = tool.arguments.model_validate(params.arguments or {})
+            arguments = tool.arguments.model_validate(params.arguments or {})
         except ValidationError as error:
             first = field_errors(error, tool.arguments.model_fields)[0]
             raise invalid_request(first["field"], f"{first['field']}: {first['problem']}") from None
-        return await tool.run(ToolCall(self._parts, self._proxy, self._completions, context, params), given)
+        return await tool.run(
+            ToolCall(self._parts, self._proxy, self._completions, context, params), arguments
+        )
 
     def _failed(self, failure: Failure) -> CallToolResult:
         report_broken_authority(failure)
