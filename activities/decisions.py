@@ -34,7 +34,7 @@ from evergrant_server.core.messages.decisions import (
 from evergrant_server.core.messages.names import ActivityName
 from evergrant_server.core.outbox import access_request_message
 from evergrant_server.store import Store, Transaction
-from evergrant_server.store.review.access_review import unused_permits
+from evergrant_server.store.access_review import unused_permits
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.agents import CALL_APPROVALS
 
@@ -174,7 +174,7 @@ class PermitReviewActivities:
                     return result
                 for permit in page:
                     proposed = await commit_with_retries(
-                        self._store, lambda tx, it=permit: self._propose(tx, it)
+                        self._store, lambda tx, permit=permit: self._propose(tx, permit)
                     )
                     result = result.__replace__(
                         reviewed=result.reviewed + 1, proposed=result.proposed + proposed, after=permit.id

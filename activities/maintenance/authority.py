@@ -7,7 +7,7 @@ from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Store
-from evergrant_server.store.review.authority_scan import broken_configuration
+from evergrant_server.store.authority.scan import broken_configuration
 from evergrant_server.telemetry.alarms import report_broken_authority
 
 _RECORDED_FOR = timedelta(days=1)  # one record a day for a row that stays broken

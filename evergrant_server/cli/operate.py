@@ -23,9 +23,9 @@ from evergrant_server.crypto.keyfile import key_file_error
 from evergrant_server.crypto.keyring import KeyPurpose, KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
+from evergrant_server.store.authority.gateway_role import put_gateway_role
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.engine import sqlite_path
-from evergrant_server.store.review.gateway_role import put_gateway_role
 from evergrant_server.temporal_link.connect import connect, prepare_namespace
 from evergrant_server.temporal_link.reconcile import ReconcileCounts
 from evergrant_server.wiring.platform import open_platform
@@ -71,8 +71,8 @@ db.command(gateway_role)
 async def current(*, flags: Flags | None = None) -> None:
     """Print the schema's version, and the newest that this release knows."""
     settings = settings_of(flags)
-    found = await schema.current_version(settings.database_url)
-    print(f"{found or 'none'} (newest: {schema.expected_version()})")
+    version = await schema.current_version(settings.database_url)
+    print(f"{version or 'none'} (newest: {schema.expected_version()})")
 
 
 @keys.command
@@ -158,8 +158,8 @@ async def make_admin_key(settings: Settings, again: bool, out: Path | None) -> N
         await store.close()
     if out is None:
         print(key)
-        what = f"the key of the app admin of the tenant {tenant}"
-        print(f"{what}, shown once; send it as: Authorization: Bearer <key>", file=sys.stderr)
+        title = f"the key of the app admin of the tenant {tenant}"
+        print(f"{title}, shown once; send it as: Authorization: Bearer <key>", file=sys.stderr)
     else:
         write_private(out, key + "\n")
 

@@ -21,7 +21,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, CredentialId, SessionId, Tenant, TokenId, TrustedIssuerId
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.access import Access, AppCredentialRow, AppKeyUseRow, app_foreign_key
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import columns_equal, fetch_all, insert
@@ -124,7 +124,7 @@ class AppCredentials(AuthenticatedRepository[AppCredential, CredentialId]):
         """The credentials that name a trusted issuer. Not checked."""
         named = col(AppCredentialRow.parameters)["issuer_id"].as_string() == issuer_id
         methods = (AuthenticationMethod.WORKLOAD_IDENTITY, AuthenticationMethod.X509_SVID)
-        of_workloads = col(AppCredentialRow.method).in_([it.value for it in methods])
+        of_workloads = col(AppCredentialRow.method).in_([method.value for method in methods])
         return await self._all_unchecked(self._where(named, of_workloads, tenant=tenant))
 
     async def app(self, app_id: AppId) -> App | None:

@@ -13,7 +13,7 @@ from evergrant_server.core.ids import DeliveryId, EventId, Tenant, WebhookId
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhooks import MASK, Delivery, DeliveryStatus, Webhook, masked_url
 from evergrant_server.crypto import KeyRing, Sealed
-from evergrant_server.store.authority import AuthenticatedRepository, authentic, row_mac
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository, authentic, row_mac
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import (
@@ -160,7 +160,7 @@ class Webhooks(IntakeRepository[Webhook, WebhookId], AuthenticatedRepository[Web
         current = await self._opened(webhook, _SECRET)
         until = webhook.previous_secret_until
         previous = None if until is None or now >= until else await self._opened(webhook, _PREVIOUS)
-        return tuple(it for it in (current, previous) if it is not None)
+        return tuple(secret for secret in (current, previous) if secret is not None)
 
     async def delete(self, tenant: Tenant, id: WebhookId) -> None:
         """Delete it with its secrets and its deliveries. Raises Failure NOT_FOUND."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from evergrant_server.settings import BadSettings, Settings
-from evergrant_server.store.review.gateway_role import grants
+from evergrant_server.store.authority.gateway_role import grants
 
 _NO_ROLES = "SQLite has no roles: give gateways one of their own with PostgreSQL"
 
@@ -16,7 +16,7 @@ def gateway_role(role: str, /, *, schema: str = "public") -> None:
     Args:
         schema: The schema of PostgreSQL that holds the tables.
     """
-    print(*(f"{it};" for it in grants(role, schema)), sep="\n")
+    print(*(f"{statement};" for statement in grants(role, schema)), sep="\n")
 
 
 def gateway_password(settings: Settings, role: str | None, file: Path | None) -> str | None:

@@ -9,7 +9,7 @@ from evergrant_server.core.access import App
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.store.access import AppRow
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database.rows import columns_equal
 
 

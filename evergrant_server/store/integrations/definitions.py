@@ -8,7 +8,7 @@ from sqlmodel import col
 
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import DefinitionId, Tenant
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import columns_equal
 
@@ -42,8 +42,8 @@ class Definitions(AuthenticatedRepository[Definition, DefinitionId]):
 
     async def add(self, definition: Definition) -> None:
         """Add a version. Raises Failure ALREADY_EXISTS when its number is taken."""
-        what = f"Version {definition.version} of {definition.name}"
-        await self._add(definition, what, **_json(definition))
+        name = f"Version {definition.version} of {definition.name}"
+        await self._add(definition, name, **_json(definition))
 
     async def version(self, tenant: Tenant, name: str, version: int) -> Definition | None:
         return await self._one(tenant=tenant, name=name, version=version)

@@ -15,7 +15,7 @@ from evergrant_server.core.connections.pinned_hosts import PinnedHosts, hosts_in
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration
 from evergrant_server.crypto import KeyPurpose, KeyRing
-from evergrant_server.store.authority import (
+from evergrant_server.store.authority.authenticators import (
     authentic,
     grant_mac,
     has_same_destination,

@@ -7,7 +7,7 @@ from sqlmodel import col
 
 from evergrant_server.core.ids import AuthorizationCodeId
 from evergrant_server.core.oauth.authorizations import AuthorizationCode
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.oauth.tables import AuthorizationCodeRow
 
 

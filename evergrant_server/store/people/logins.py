@@ -9,7 +9,7 @@ from evergrant_server.core.ids import AdminLoginId, PersonLoginId, Tenant
 from evergrant_server.core.people.logins import PersonLogin
 from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.secret import Secret
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import columns_equal, not_found
 from evergrant_server.store.people.tables import AdminLoginRow, PersonLoginRow

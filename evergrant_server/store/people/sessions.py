@@ -8,7 +8,7 @@ from sqlmodel import col
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import SessionId, Tenant
 from evergrant_server.core.people.sessions import PersonSession
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database.rows import columns_equal
 from evergrant_server.store.people.tables import PersonSessionRow
 
