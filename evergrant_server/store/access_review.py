@@ -119,20 +119,7 @@ async def review_permits(
     tx: Transaction, tenant: Tenant, after: tuple[str, str] | None, limit: int, *, of_app: str | None = None
 ) -> list[PermitReview]:
     """The tenant's permits, or those of one app, sorted by the names of app and permit, after that pair."""
-    permit, app = table_of(PermitRow), table_of(AppRow)
-    names = (app.c.name, permit.c.name)
-    query = (
-        select(permit, app.c.name.label("app_name"))
-        .join(app, (app.c.tenant == permit.c.tenant) & (app.c.id == permit.c.app_id))
-        .where(permit.c.tenant == tenant)
-        .order_by(*names)
-        .limit(limit)
-    )
-    if after is not None:
-        query = query.where(tuple_(*names) > tuple_(*after))
-    if of_app is not None:
-        query = query.where(app.c.name == of_app)
-    rows = await fetch_all(tx.connection, query)
+    rows = await _permit_rows(tx, tenant, after, limit, of_app)
     app_ids = sorted({row["app_id"] for row in rows})
     apps = {row["id"]: row for row in await _apps(tx, tenant, app_ids)}
     uses = await tx.access.permit_uses(tenant, [row["id"] for row in rows])
@@ -160,6 +147,26 @@ async def review_permits(
             )
         )
     return reviews
+
+
+async def _permit_rows(
+    tx: Transaction, tenant: Tenant, after: tuple[str, str] | None, limit: int, of_app: str | None
+) -> list[Values]:
+    """The rows of permits, each with its app's name as `app_name`."""
+    permit, app = table_of(PermitRow), table_of(AppRow)
+    names = (app.c.name, permit.c.name)
+    query = (
+        select(permit, app.c.name.label("app_name"))
+        .join(app, (app.c.tenant == permit.c.tenant) & (app.c.id == permit.c.app_id))
+        .where(permit.c.tenant == tenant)
+        .order_by(*names)
+        .limit(limit)
+    )
+    if after is not None:
+        query = query.where(tuple_(*names) > tuple_(*after))
+    if of_app is not None:
+        query = query.where(app.c.name == of_app)
+    return await fetch_all(tx.connection, query)
 
 
 async def unused_permits(
