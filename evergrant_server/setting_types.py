@@ -167,11 +167,14 @@ def client_metadata_template(text: str, public_url: str) -> str:
     Raises ValueError unless it is an https URL with a path: draft-ietf-oauth-client-id-metadata-document,
     section 3.
     """
+    own = public_url + CLIENT_METADATA_PATH  # of http too, on a loopback: a copy of the settings has it
+    if text in ("", own):
+        return own
     url = urlsplit(text.replace("{integration}", "id"))
     plain = url.scheme == "https" and url.hostname and url.path.strip("/") and text.isprintable()
-    if text and (not plain or "{" in url.path or url.query or url.fragment or url.username is not None):
+    if not plain or "{" in url.path or url.query or url.fragment or url.username is not None:
         raise ValueError("EVERGRANT_CLIENT_METADATA_URL must be https://host/path, {integration} in it")
-    return text or public_url + CLIENT_METADATA_PATH
+    return text
 
 
 def is_loopback(host: str) -> bool:

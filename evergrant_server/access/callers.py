@@ -58,6 +58,11 @@ class DelegatedAuthority:
         return self.chain[-1]
 
     @property
+    def narrows(self) -> bool:
+        """Whether a delegation of the chain names scopes: then a token never does more than is requested."""
+        return any(delegation.reach.scopes is not None for delegation in self.chain)
+
+    @property
     def act(self) -> dict[str, object]:
         """Who acts, and for which actor (RFC 8693 section 4.1): the outermost is the one that does."""
         found: dict[str, object] = {}

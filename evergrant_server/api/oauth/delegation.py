@@ -44,7 +44,6 @@ from evergrant_server.core.ids import (
 )
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.workloads.issuer import TrustedIssuer
-from evergrant_server.crypto import KeyRing
 from evergrant_server.settings import Settings
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.request_ids import trace_of
@@ -164,21 +163,20 @@ class Beginning:
 
 async def add_delegation(
     tx: Transaction,
-    ring: KeyRing,
+    request: ClientTokenRequest,
     actor: Actor,
     beginning: Beginning,
     reach: Reach,
     context: RequestContext,
-    now: datetime,
     *,
     ends: datetime | None = None,
     may_act: AppId | None = None,
 ) -> tuple[Delegation, str]:
     """The new row, and the text of its token. Raises TokenRefused for what its parent doesn't reach."""
-    app, rule, id = actor.app, beginning.rule, DelegationId(new_id("dlg"))
+    app, rule, now, id = actor.app, beginning.rule, request.now, DelegationId(new_id("dlg"))
     path, reach = await _place_in_tree(tx, app, beginning, id, reach)
     limits = (now + LONGEST, beginning.expires_at, actor.expires_at, app.ends_at, ends)
-    text, secret_hash = new_delegation_token(ring, app.tenant, id)
+    text, secret_hash = new_delegation_token(request.api.ring, app.tenant, id)
     made = Delegation(
         tenant=app.tenant,
         id=id,

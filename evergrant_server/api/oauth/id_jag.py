@@ -84,7 +84,7 @@ async def _granted(
 
     async def add(tx: Transaction, context: RequestContext) -> tuple[Delegation, str]:
         beginning = await _person(tx, request, token, client.app)
-        return await add_delegation(tx, request.api.ring, actor, beginning, reach, context, request.now)
+        return await add_delegation(tx, request, actor, beginning, reach, context)
 
     return await judged(request, actor, add, _refused)
 

@@ -90,11 +90,9 @@ async def _exchanged(request: ClientTokenRequest, actor: Actor, wanted: Wanted) 
         else:
             beginning = await _person_behind(tx, request, actor.app)
         may_act = await _may_act(tx, wanted, actor)
-        now = request.now
+        ends = request.now + wanted.lifetime
         return await add_delegation(
-            *(tx, request.api.ring, actor, beginning, wanted.reach, context, now),
-            ends=now + wanted.lifetime,
-            may_act=may_act,
+            tx, request, actor, beginning, wanted.reach, context, ends=ends, may_act=may_act
         )
 
     return await judged(request, actor, add, _refused)

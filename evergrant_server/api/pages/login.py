@@ -17,12 +17,13 @@ from starlette.responses import Response
 from evergrant_server.access.context import integration_spec
 from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.pages.browser import redirect_response
-from evergrant_server.api.pages.callback_checks import (
+from evergrant_server.api.pages.callback_outcome import (
     load_bound_session,
+    outcome_of,
     parse_query,
+    record_refusal,
     require_same_token_endpoint,
 )
-from evergrant_server.api.pages.callback_outcome import outcome_of, record_refusal
 from evergrant_server.api.pages.session import (
     ConsentSession,
     SubjectPages,
@@ -197,24 +198,7 @@ async def verify_consent_login(
     A callback of the bound browser that fails its checks ends the attempt; an issuer's error doesn't. Raises
     Failure SUBJECT_MISMATCH for another person, and those of the worker.
     """
-    ends, words = False, None
-    try:
-        async with pages.api.store.read() as tx:
-            integration = await tx.integrations.find_in_any_tenant(integration_id)
-            await load_bound_session(pages, tx, consent, integration, login=True)
-            assert integration is not None  # `load_bound_session` has checked it
-            ends, words = True, callback_words(parse_query(raw), unauthenticated=True)
-            spec = await integration_spec(tx, pages.api.registry, integration)
-            require_same_token_endpoint(consent, integration_endpoints(spec, integration).token_endpoint)
-            callback = await _read_callback(tx, pages, integration, consent, raw)
-            link = await tx.consents.connect_link(consent)
-        code = callback.code
-        if code is None:
-            ends, words = False, callback.said  # the attempt goes on
-            raise _not_logged_in(callback, integration)
-    except Failure as failure:
-        await record_refusal(pages, consent, failure, end=ends, words=words)
-        raise
+    code, link = await _checked_code(pages, integration_id, consent, raw)
     used = consent.__replace__(state_hash=None)
     try:
         waiting = await _store_code(
@@ -232,6 +216,30 @@ async def verify_consent_login(
         failure.context["reference"] = reference_of(consent.id)
         raise failure
     return link.reveal()
+
+
+async def _checked_code(
+    pages: SubjectPages, integration_id: IntegrationId, consent: Consent, raw: bytes
+) -> tuple[Secret, Secret]:
+    """The login's authorization code, and the consent's connect link. Records a refusal."""
+    ends, words = False, None
+    try:
+        async with pages.api.store.read() as tx:
+            integration = await tx.integrations.find_in_any_tenant(integration_id)
+            await load_bound_session(pages, tx, consent, integration, login=True)
+            assert integration is not None  # `load_bound_session` has checked it
+            ends, words = True, callback_words(parse_query(raw), unauthenticated=True)
+            spec = await integration_spec(tx, pages.api.registry, integration)
+            require_same_token_endpoint(consent, integration_endpoints(spec, integration).token_endpoint)
+            callback = await _read_callback(tx, pages, integration, consent, raw)
+            link = await tx.consents.connect_link(consent)
+        if callback.code is None:
+            ends, words = False, callback.said  # the attempt goes on
+            raise _not_logged_in(callback, integration)
+    except Failure as failure:
+        await record_refusal(pages, consent, failure, end=ends, words=words)
+        raise
+    return callback.code, link
 
 
 def _not_logged_in(callback: Callback, integration: Integration) -> Failure:

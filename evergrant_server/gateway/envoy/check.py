@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from evergrant_server.access.callers import Caller
 from evergrant_server.access.judged_request import JudgedRequest
-from evergrant_server.access.refusals import LeaseRequest, ProxiedCall, target_of
+from evergrant_server.access.refusals import LeaseRequest, ProxiedCall
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
@@ -130,10 +130,7 @@ class EnvoyCheck:
 
     def _require_holder(self, envoy: JudgedRequest, row: LeaseRow) -> None:
         """Raise Failure NOT_PERMITTED unless Envoy may lease the token, with all of its scopes."""
-        assert row.grant is not None
-        offline = self._parts.api.registry.offline_scope(row.provider)
-        scopes = tuple(it for it in row.grant.scopes if it != offline)
-        decision = envoy.judge(Action.TOKEN, target_of(row), scopes, scopes)
+        decision = envoy.decide(envoy.permit_judge.token_question(row, Action.TOKEN, ()))
         if not decision.allowed:
             name = envoy.caller.app.name
             why = f"Envoy holds the token, and its app {name} has no permit with token for it."

@@ -8,7 +8,8 @@ from starlette.requests import Request
 
 from evergrant_server.access.callers import Caller
 from evergrant_server.access.judged_request import JudgedRequest
-from evergrant_server.access.refusals import WantedConsent, add_link, names_of, target_of, with_turn
+from evergrant_server.access.judgement import target_of
+from evergrant_server.access.refusals import WantedConsent, add_link, names_of, with_turn
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Send
 
 from evergrant_server.access.judged_request import JudgedRequest
-from evergrant_server.access.refusals import target_of
+from evergrant_server.access.judgement import target_of
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.egress import StreamedResponse

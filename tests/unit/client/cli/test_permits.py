@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evergrant.calls.permits import Permit
+from evergrant.api.models import Permit
 
 from evergrant_server.api.apps.permits import PermitBody
 from tests.unit.client.conftest import Command
