@@ -36,7 +36,7 @@ from evergrant_server.core.outbox import access_request_message
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.access_review import unused_permits
 from evergrant_server.telemetry import metrics
-from evergrant_server.telemetry.agents import CALL_APPROVALS
+from evergrant_server.telemetry.metrics import CALL_APPROVALS
 
 TIME_TO_DECIDE = timedelta(days=30)
 

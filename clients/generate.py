@@ -144,7 +144,7 @@ class Schemas:
         base = f"({BASES[name]})" if name in BASES else ""
         yield f"@dataclass(frozen=True, slots=True)\nclass {self.asked[name]}{base}:"
         if text := self._all[name].get("description"):
-            yield from docstring(text, "    ")
+            yield from docstring(text, "    ", after="")
         fields = sorted(self.fields(name), key=lambda field: not field[3])
         for member, kind, described, required in fields:
             if required:
@@ -155,7 +155,7 @@ class Schemas:
                 kind += " | None"
             hidden = f"{name}.{member}" in SECRETS
             yield f"    {member}: {kind} = {f'field(default={default}, repr=False)' if hidden else default}"
-        yield "\n"
+        yield ""
 
 
 def empty(schema: Mapping[str, Any]) -> str:
@@ -168,27 +168,30 @@ def empty(schema: Mapping[str, Any]) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def docstring(text: str, indent: str) -> Iterator[str]:
+def docstring(text: str, indent: str, after: str = "\n") -> Iterator[str]:
     """A docstring whose first paragraph is one sentence or more, wrapped anew."""
     paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
     first, *rest = textwrap.wrap(paragraphs[0], WIDTH - len(indent) - 3)
     if not rest and len(paragraphs) == 1 and len(first) < WIDTH - len(indent) - 6:
-        yield f'{indent}"""{first}"""\n'
+        yield f'{indent}"""{first}"""{after}'
         return
     yield f'{indent}"""{first}'
     yield from (indent + line for line in rest)
     for paragraph in paragraphs[1:]:
         yield ""
         yield from textwrap.wrap(paragraph, WIDTH, initial_indent=indent, subsequent_indent=indent)
-    yield f'{indent}"""\n'
+    yield f'{indent}"""{after}'
 
 
 def operations(
     document: Mapping[str, Any], by_hand: frozenset[str] = BY_HAND
 ) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
-    """The API's operations but those that are written by hand: name, method, path, and what is described."""
-    for path, methods in document["paths"].items():
-        for method, operation in methods.items():
+    """The API's operations but those that are written by hand: name, method, path, and what is described.
+
+    Sorted by path, so that a router that moves changes nothing.
+    """
+    for path, methods in sorted(document["paths"].items()):
+        for method, operation in sorted(methods.items()):
             # FastAPI's id: the function's name, its path and its method
             ending = re.sub(r"\W", "_", path) + f"_{method}"
             name = operation["operationId"].removesuffix(ending)

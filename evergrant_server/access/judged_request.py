@@ -157,8 +157,8 @@ class JudgedRequest:
     async def integration_target(self, name: str, provider: str | None = None) -> Target:
         """The integration of this name as permits see it. `provider`: of one that isn't there yet."""
         async with self.api.store.read() as tx:
-            found = await tx.integrations.by_name(self.tenant, name)
-        return Target(name, provider if found is None else found.provider)
+            integration = await tx.integrations.by_name(self.tenant, name)
+        return Target(name, provider if integration is None else integration.provider)
 
     def require_step_up(self) -> None:
         """Raise Failure STEP_UP_REQUIRED for a person who didn't log in moments ago; apps can't log in."""
@@ -179,14 +179,14 @@ class JudgedRequest:
         """
         id = ConnectionId(connection_id)
         if revoking:
-            found = await tx.revocable_rows.connection(self.tenant, id, self.now)
+            connection = await tx.revocable_rows.connection(self.tenant, id, self.now)
         else:
-            found = await tx.connections.get_authentic(self.tenant, id)
-        if found is None or not self.may_see(Target.of(found)):
+            connection = await tx.connections.get_authentic(self.tenant, id)
+        if connection is None or not self.may_see(Target.of(connection)):
             raise Failure(ErrorCode.NOT_FOUND)
         if actions:
-            self.require_permit(*actions, of=Target.of(found), hidden=True)
-        return found
+            self.require_permit(*actions, of=Target.of(connection), hidden=True)
+        return connection
 
     def entry(self, action: AuditAction, object_id: str, /, **detail: object) -> AuditEntry:
         """An audit entry about the object with this id. `detail` must hold no secret.

@@ -93,12 +93,12 @@ class NarrowedLeases:
         wanted: tuple[str, ...],
     ) -> None:
         """Raise the Failure of a provider, or a grant, that gives no narrower token, or no further one."""
-        now, own = call.now, (row.tenant, row.connection_id)
+        now, place = call.now, (row.tenant, row.connection_id)
         async with self._api.store.read() as tx:
             integration = require_found(await tx.integrations.get(row.tenant, row.integration_id))
             spec = await integration_spec(tx, self._api.registry, integration)
-            connection = require_found(await tx.connections.get(*own))
-            full_until = await tx.narrowed_tokens.full_until(*own, slot, now)
+            connection = require_found(await tx.connections.get(*place))
+            full_until = await tx.narrowed_tokens.full_until(*place, slot, now)
         if not is_narrowable(spec, connection.flow, row.grant):
             known: DownScoping = "unsupported" if spec.down_scoping == "refresh" else spec.down_scoping
             why = f"{spec.display_name} is not known to narrow the tokens of this connection."

@@ -20,12 +20,12 @@ from evergrant_server.api.apps import (
     explain,
     keys,
     permits,
+    reach,
     report,
     simulation,
     trusted_issuers,
 )
 from evergrant_server.api.apps import routes as apps
-from evergrant_server.api.apps.reach import routes as reach
 from evergrant_server.api.connections import commands, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.console import agents as console_agents
@@ -55,7 +55,7 @@ from evergrant_server.api.transfer import routes as transfer
 from evergrant_server.console.console_pages import ConsolePages
 from evergrant_server.console.logos import Logos
 from evergrant_server.console.pages import Pages
-from evergrant_server.setting_types import CertificateHeader
+from evergrant_server.settings.types import CertificateHeader
 from evergrant_server.telemetry import traces
 
 VERSION = "0.1.0"

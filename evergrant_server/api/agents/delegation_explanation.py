@@ -81,18 +81,18 @@ async def explain_delegation(
     """
     requested = split_scopes(scopes)
     async with call.api.store.read() as tx:
-        own = await visible_delegation(tx, call, delegation_id)
+        delegation = await visible_delegation(tx, call, delegation_id)
         explained = require_found(await explained_connection(tx, call, connection))
-        require_found(explained if explained.row.subject == own.subject else None)
-        authority, ended = await _authority(tx, own, call.now)
+        require_found(explained if explained.row.subject == delegation.subject else None)
+        authority, ended = await _authority(tx, delegation, call.now)
     judge = _judge(call, authority)
     proxied = ProxiedRequest.asked_about(method, path, None, explained.method_overrides)
     question = explained.question(judge, action, requested, proxied)
     chain = () if authority is None else _explained_links(authority, question)
     return DelegationExplanation(
-        delegation_id=own.id,
-        session_id=own.root_id,
-        subject=own.subject,
+        delegation_id=delegation.id,
+        session_id=delegation.root_id,
+        subject=delegation.subject,
         connection_id=explained.row.connection_id,
         action=action,
         scopes=question.scopes,
@@ -103,11 +103,11 @@ async def explain_delegation(
 
 
 async def _authority(
-    tx: Transaction, own: Delegation, now: datetime
+    tx: Transaction, delegation: Delegation, now: datetime
 ) -> tuple[DelegatedAuthority | None, Failure | None]:
     """The authority behind the delegation, or why it counts no more. Raises Failure AUTHORITY_BROKEN."""
     try:
-        return await authority_of(tx, own, now), None
+        return await authority_of(tx, delegation, now), None
     except Failure as failure:
         if failure.code is ErrorCode.AUTHORITY_BROKEN:
             raise

@@ -252,8 +252,10 @@ def _view(explained: PermitExplanation, obstacles: Iterable[Obstacle], **asked: 
         "observed_by": explained.observed_by,
     }
     shown = tuple(
-        OtherPermit(permit=it.permit_name, effect=it.effect, field=it.field, scopes=it.scopes)
-        for it in why_not[:_MOST_SHOWN]
+        OtherPermit(
+            permit=mismatch.permit_name, effect=mismatch.effect, field=mismatch.field, scopes=mismatch.scopes
+        )
+        for mismatch in why_not[:_MOST_SHOWN]
     )
     return AccessExplanation.model_validate(
         {
@@ -264,7 +266,7 @@ def _view(explained: PermitExplanation, obstacles: Iterable[Obstacle], **asked: 
             "valid_until": explained.valid_until,
             **{name: names[:_MOST_SHOWN] for name, names in named.items()},
             "why_not": shown,
-            "omitted": sum(max(0, len(it) - _MOST_SHOWN) for it in (*named.values(), why_not)),
+            "omitted": sum(max(0, len(members) - _MOST_SHOWN) for members in (*named.values(), why_not)),
             "stopped_by": tuple(obstacles)[:_MOST_SHOWN],
         }
     )

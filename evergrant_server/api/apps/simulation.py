@@ -79,7 +79,7 @@ async def simulate_change(call: AdminCall, body: SimulationBody) -> Simulation:
     before = [permit.__replace__(sources=None) for permit in permits]
     after = _changed(call, app, before, body)
     judged = leased[:_MOST_JUDGED]
-    lost = [it for lease in judged if (it := _lost(call, lease, before, after)) is not None]
+    lost = [loss for lease in judged if (loss := _lost(call, lease, before, after)) is not None]
     return Simulation(
         app=app.name,
         since=since,

@@ -95,7 +95,7 @@ async def approve(visit: VisitDep, request_id: str) -> Response:
 @router.post("/console/requests/{request_id}/deny")
 @console_page
 async def deny(visit: VisitDep, request_id: str) -> Response:
-    """Refuse it."""
+    """Deny the request."""
     body = NoteBody(note=(await visit.read_form()).get("note") or None)
     await deny_access_request(request_id, await require_tenant_admin(visit.call), body)
     return _back_to(request_id, "denied")
@@ -104,7 +104,7 @@ async def deny(visit: VisitDep, request_id: str) -> Response:
 @router.post("/console/requests/{request_id}/withdraw")
 @console_page
 async def withdraw(visit: VisitDep, request_id: str) -> Response:
-    """Take it back."""
+    """Withdraw the request."""
     await visit.read_form()
     await withdraw_access_request(request_id, visit.call)
     return _back_to(request_id, "withdrawn")

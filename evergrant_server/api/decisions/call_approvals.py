@@ -30,7 +30,7 @@ from evergrant_server.policy import Target
 from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
-from evergrant_server.telemetry.agents import CALL_APPROVALS
+from evergrant_server.telemetry.metrics import CALL_APPROVALS
 
 router = APIRouter(tags=["agents"])
 

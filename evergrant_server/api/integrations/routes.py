@@ -49,7 +49,7 @@ from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
 from evergrant_server.policy import Target
 from evergrant_server.problems import require_found
-from evergrant_server.setting_types import CLIENT_METADATA_PATH
+from evergrant_server.settings.types import CLIENT_METADATA_PATH
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from providers.definition.schema import ProviderSpec

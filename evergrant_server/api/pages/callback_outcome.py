@@ -149,13 +149,13 @@ def require_same_endpoints(session: ConsentSession) -> Endpoints:
 
 
 def require_same_token_endpoint(consent: Consent, token_endpoint: str) -> None:
-    """Raise Failure CALLBACK_INVALID unless it is the one that was recorded when the browser left."""
+    """Raise Failure CALLBACK_INVALID unless the consent has recorded this endpoint when its browser left."""
     if token_endpoint != consent.token_endpoint:
         raise Failure(ErrorCode.CALLBACK_INVALID, "The integration's endpoints changed meanwhile.")
 
 
 def parse_integration_id(integration_id: str) -> IntegrationId:
-    """Raises Failure NOT_FOUND for a malformed id."""
+    """The integration of a callback's path. Raises Failure NOT_FOUND for a malformed id."""
     if not is_id(integration_id, "int"):
         raise Failure(ErrorCode.NOT_FOUND, "This address is unknown.")
     return IntegrationId(integration_id)

@@ -56,7 +56,7 @@ from providers.requests.authorization_url import build_authorization_url, new_ra
 from providers.requests.callback import Callback, read_callback
 from providers.requests.callback_parameters import callback_words, state_in
 
-LOGIN_TIMEOUT_S = 30.0  # the browser waits; each request to the issuer has a shorter limit
+_LOGIN_TIMEOUT_S = 30.0  # the browser waits; each request to the issuer has a shorter limit
 _BY = "person"  # until the worker has found out which
 _CLIENTS_OFF = "No app is designated for OAuth clients here. An admin does it with: evergrant clients login."
 
@@ -154,7 +154,7 @@ async def _store_code(pages: SubjectPages, store: Callable[[Transaction], Awaita
 
 
 def _failure_of(result: LoginResult) -> Failure | None:
-    """Why the worker let nobody in; None for a verified login."""
+    """Why the worker refused the login; None for a verified one."""
     if result.failure is None:
         return None
     return Failure(result.failure, result.detail, retry_after=result.retry_after)
@@ -211,7 +211,7 @@ async def verify_consent_login(
     order = VerifyLogin(
         tenant=consent.tenant, consent_id=consent.id, revision=waiting.revision, context=pages.context
     )
-    failure = _failure_of(await pages.api.link.verify_login(order, timeout=LOGIN_TIMEOUT_S))
+    failure = _failure_of(await pages.api.link.verify_login(order, timeout=_LOGIN_TIMEOUT_S))
     if failure is not None:
         failure.context["reference"] = reference_of(consent.id)
         raise failure
@@ -356,7 +356,7 @@ async def verify_person_login(
         raise
     context = trace_of(pages.request).request_context(_BY)
     order = VerifyPerson(tenant=login.tenant, login_id=login.id, revision=waiting.revision, context=context)
-    failure = _failure_of(await pages.api.link.verify_person(order, timeout=LOGIN_TIMEOUT_S))
+    failure = _failure_of(await pages.api.link.verify_person(order, timeout=_LOGIN_TIMEOUT_S))
     if failure is not None:
         raise failure
 

@@ -96,21 +96,12 @@ class ApiMethods(Operations):
         with another one is refused. `login_hint` helps the provider to choose it; without, an expected
         `email` does.
         """
-        slots = {name: list(scopes) for name, scopes in (slot_scopes or {}).items()}
-        body = without_none(
-            integration=integration,
-            subject=subject,
-            label=label,
-            scopes=list_or_none(scopes),
-            return_to=return_to,
-            flow=flow,
-            resources=list(resources) or None,
-            audience=audience,
-            choice=choice,
-            slot_scopes=slots or None,
-            challenge=challenge,
-            account=without_none(expect=dict(expect or {}) or None, login_hint=login_hint) or None,
-        )
+        slots = {name: list(texts) for name, texts in (slot_scopes or {}).items()}
+        account = without_none(expect=dict(expect or {}) or None, login_hint=login_hint)
+        body: dict[str, object] = {"integration": integration, "subject": subject, "label": label}
+        body |= without_none(scopes=list_or_none(scopes), resources=list(resources) or None)
+        body |= without_none(return_to=return_to, flow=flow, audience=audience, choice=choice)
+        body |= without_none(slot_scopes=slots or None, challenge=challenge, account=account or None)
         return post("/v1/connections", object_parser(Connection), body)
 
     @built

@@ -18,14 +18,12 @@ class AccessChange:
     """One change. `detail` is what was written, `before` what the record before it said of the same object;
     null for what was new, and for changes that replace nothing.
     """
-
     at: datetime
     action: str
     object: str
     by: str
     detail: Facts
     before: Facts | None
-
 
 @dataclass(frozen=True, slots=True)
 class AccessExplanation:
@@ -38,7 +36,6 @@ class AccessExplanation:
     the provider issues narrower tokens. With `refresh`, a permit that insists on exact scopes is judged by
     the requested ones, since a narrower token is leased.
     """
-
     app: str
     connection_id: str
     integration: str
@@ -57,11 +54,9 @@ class AccessExplanation:
     down_scoping: str
     stopped_by: tuple[Obstacle, ...]
 
-
 @dataclass(frozen=True, slots=True)
 class AccessRequest:
     """`permit_name` is the permit's once it is approved. `ends_at`: the end of temporary access."""
-
     id: str
     app: str
     kind: str
@@ -78,15 +73,12 @@ class AccessRequest:
     note: str | None
     ends_at: datetime | None
 
-
 @dataclass(frozen=True, slots=True)
 class AccountChoice:
     """One account that the grant reaches. `metadata` becomes the connection's when it is chosen."""
-
     id: str
     label: str
     metadata: Facts = field(default_factory=dict[str, Any])
-
 
 @dataclass(frozen=True, slots=True)
 class AdminLogin:
@@ -99,13 +91,11 @@ class AdminLogin:
     login_url: str
     redirect_uri: str
 
-
 @dataclass(frozen=True, slots=True)
 class Agent:
     """`active` false: requests of the agent are refused, because it or its sponsor is disabled, or its time
     is over.
     """
-
     id: str
     name: str
     sponsor: str
@@ -116,14 +106,12 @@ class Agent:
     created_at: datetime
     revision: int
 
-
 @dataclass(frozen=True, slots=True)
 class AgentStop:
     """`approvals_closed`, `delegations_ended` (with those that were delegated by its own) and
     `connections_revoked` count what has been ended so far, `connections_kept` the connections that other
     apps use too. `finished_at` null: a worker hasn't come to the end yet.
     """
-
     id: str
     agent: str
     reason: str
@@ -136,14 +124,12 @@ class AgentStop:
     delegations_ended: int
     finished_at: datetime | None
 
-
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     """`live`: the key is accepted. One without `expires_at` is of an earlier version, and isn't.
 
     `last_used_at` is exact to the minute.
     """
-
     id: str
     live: bool
     created_at: datetime
@@ -152,11 +138,9 @@ class ApiKey:
     last_used_at: datetime | None
     key: str | None = field(default=None, repr=False)
 
-
 @dataclass(frozen=True, slots=True)
 class App:
     """An agent has a `sponsor` who answers for it, a `purpose`, and gets nothing from `ends_at` on."""
-
     id: str
     name: str
     disabled: bool
@@ -168,14 +152,12 @@ class App:
     created_at: datetime
     revision: int
 
-
 @dataclass(frozen=True, slots=True)
 class Approval:
     """`command` and `body` are the request that waits; `resolves_to` is what its names stand for: ids,
     revisions, issuers and endpoints, for which alone the approval is good. `approved_by` is null until it
     is approved.
     """
-
     id: str
     by: str
     command: str
@@ -185,11 +167,9 @@ class Approval:
     expires_at: datetime
     approved_by: str | None
 
-
 @dataclass(frozen=True, slots=True)
 class ApprovedCall:
     """What is called: all that the approval is for. Neutral headers aren't part of it."""
-
     method: str | None = None
     url: str | None = None
     headers: tuple[CallHeader, ...] | None = None
@@ -199,11 +179,9 @@ class ApprovedCall:
     arguments: Facts | None = None
     params: Facts | None = None
 
-
 @dataclass(frozen=True, slots=True)
 class AuditRecord:
     """One record. `shard` and `seq` are its place in a hash chain; `workflow_…` the event that caused it."""
-
     seq: int
     shard: str
     at: datetime
@@ -217,13 +195,11 @@ class AuditRecord:
     workflow_event_id: int | None
     hash: str
 
-
 @dataclass(frozen=True, slots=True)
 class CallApproval(Decision):
     """`call` is what is to be called, null in lists, where `name` is its method or tool. An approved call may
     be made once, until `use_by`.
     """
-
     id: str
     state: str
     agent: str
@@ -243,14 +219,11 @@ class CallApproval(Decision):
     use_by: datetime | None
     used_at: datetime | None
 
-
 @dataclass(frozen=True, slots=True)
 class CallHeader:
     """A header of the call, its name in lower case."""
-
     name: str
     value: str
-
 
 @dataclass(frozen=True, slots=True)
 class ClientLogin:
@@ -265,18 +238,15 @@ class ClientLogin:
     redirect_uri: str
     mcp_url: str
 
-
 @dataclass(frozen=True, slots=True)
 class CommandSession:
     """The only response that contains the session's token."""
-
     token: str
     role: str
     name: str | None
     person: str
     tenant: str
     expires_at: datetime
-
 
 @dataclass(frozen=True, slots=True)
 class Connection:
@@ -291,7 +261,6 @@ class Connection:
     is valid until it expires. `live` (with the next attempt as `next_at`) and `differs` are null unless the
     request had `live=true` and the workflow answered.
     """
-
     id: str
     integration: str
     provider: str
@@ -333,22 +302,18 @@ class Connection:
     live: LiveStatus | None = None
     differs: Texts | None = None
 
-
 @dataclass(frozen=True, slots=True)
 class CoveredConnection:
     """A connection that a permit covers."""
-
     id: str
     integration: str
     provider: str
     subject: str
     state: State
 
-
 @dataclass(frozen=True, slots=True)
 class Credential:
     """`parameters` are those of the method. `last_used_at` is exact to the minute."""
-
     id: str
     name: str
     method: str
@@ -356,7 +321,6 @@ class Credential:
     created_at: datetime
     revision: int
     last_used_at: datetime | None
-
 
 @dataclass(frozen=True, slots=True)
 class Delegation:
@@ -367,7 +331,6 @@ class Delegation:
     `may_act`: the only app that may exchange it. `state` is that of the rows; an app that was disabled
     ends it too.
     """
-
     id: str
     session_id: str
     parent_id: str | None
@@ -388,14 +351,12 @@ class Delegation:
     stopped_by: str | None
     stop_reason: str | None
 
-
 @dataclass(frozen=True, slots=True)
 class DelegationExplanation:
     """`chain` begins with the app that the person's token was given to, and ends with the one that acts. A
     request succeeds when each of them allows it and `stopped_by` is empty. `scopes` are those judged, all
     of the token's, or those that were asked for where the token has more and is narrowed to these.
     """
-
     delegation_id: str
     session_id: str
     subject: str
@@ -406,11 +367,9 @@ class DelegationExplanation:
     chain: tuple[ExplainedLink, ...]
     stopped_by: tuple[Obstacle, ...]
 
-
 @dataclass(frozen=True, slots=True)
 class DelegationRule:
     """`actors` and the values of `clients` are names of apps; a deleted app's is left out."""
-
     id: str
     name: str
     issuer: str
@@ -425,11 +384,9 @@ class DelegationRule:
     changed_at: datetime
     revision: int
 
-
 @dataclass(frozen=True, slots=True)
 class DelegationStop:
     """`delegations_ended` counts the live ones that ended with this stop, the stopped one among them."""
-
     id: str
     session_id: str
     stopped_at: datetime
@@ -437,29 +394,23 @@ class DelegationStop:
     stop_reason: str
     delegations_ended: int
 
-
 @dataclass(frozen=True, slots=True)
 class DeviceCode:
     """The subject enters `user_code` at `verification_uri` (RFC 8628 section 3.2)."""
-
     user_code: str
     verification_uri: str
     verification_uri_complete: str | None
     expires_at: datetime
 
-
 @dataclass(frozen=True, slots=True)
 class EndedFamilies:
     """How many families were ended, and how many access tokens with them that were valid."""
-
     families: int
     access_tokens: int
-
 
 @dataclass(frozen=True, slots=True)
 class EventReceiver:
     """`url` is to be registered at the provider. `keys` counts the pinned keys of its transmitter."""
-
     id: str
     url: str
     kind: str
@@ -475,11 +426,9 @@ class EventReceiver:
     changed_at: datetime
     revision: int
 
-
 @dataclass(frozen=True, slots=True)
 class ExplainedLink:
     """What one link of the chain says: the delegation's own bounds first, then the permits of its app."""
-
     delegation_id: str
     app: str
     allowed: bool
@@ -487,18 +436,15 @@ class ExplainedLink:
     permit: str | None
     scopes: Texts
 
-
 @dataclass(frozen=True, slots=True)
 class Export:
     """Progress of an export. `exported` counts sealed lines, `skipped` connections without a live grant."""
-
     id: str
     status: str
     exported: int
     skipped: int
     key: str
     expires_at: datetime
-
 
 @dataclass(frozen=True, slots=True)
 class FailedExchange:
@@ -507,7 +453,6 @@ class FailedExchange:
     `unanswered` counts the refreshes in a row without an answer. `circuit_open`: they are so many that each
     worker that met them sends one probe at a time until the provider answers (EVERGRANT_CIRCUIT_THRESHOLD).
     """
-
     failure: str
     repairer: str
     at: datetime
@@ -515,15 +460,12 @@ class FailedExchange:
     unanswered: int
     circuit_open: bool
 
-
 @dataclass(frozen=True, slots=True)
 class Finding:
     """The result of one check. No secret: hosts, statuses and names of fields."""
-
     check: str
     level: str
     detail: str
-
 
 @dataclass(frozen=True, slots=True)
 class Integration:
@@ -538,7 +480,6 @@ class Integration:
     allows, but for a part: only refreshes with a waiting caller are sent. `failed_exchange` is read by GET
     alone, from the tenant's newest 1000 audit records; null: none of them says that the newest one failed.
     """
-
     id: str
     name: str
     provider: str
@@ -574,11 +515,9 @@ class Integration:
     revision: int
     failed_exchange: FailedExchange | None = None
 
-
 @dataclass(frozen=True, slots=True)
 class LiveStatus:
     """The workflow's answer to the `describe` query."""
-
     state: State
     generation: int
     expires_at: datetime | None
@@ -590,21 +529,17 @@ class LiveStatus:
     failed: str | None = None
     failing_since: datetime | None = None
 
-
 @dataclass(frozen=True, slots=True)
 class LoginRule:
     """Where an integration's subjects log in, and which claim names them."""
-
     integration: str
     issuer: str | None = None
     claim: str = "sub"
     domains: Texts = ()
 
-
 @dataclass(frozen=True, slots=True)
 class LostAccess:
     """A connection that the app has leased and couldn't lease any more: why not, and by which permit."""
-
     connection_id: str
     integration: str
     subject: str
@@ -612,11 +547,9 @@ class LostAccess:
     reason: str
     permit: str | None
 
-
 @dataclass(frozen=True, slots=True)
 class OAuthClient:
     """`kind`: `registered` by itself, a metadata `document`, or made by an `admin`."""
-
     id: str
     client_id: str
     kind: str
@@ -628,24 +561,19 @@ class OAuthClient:
     created_at: datetime
     used_at: datetime | None
 
-
 @dataclass(frozen=True, slots=True)
 class Obstacle:
     """What stops the app apart from its permits, with the code of a request that meets it."""
-
     code: str
     detail: str
-
 
 @dataclass(frozen=True, slots=True)
 class OtherPermit:
     """A permit that doesn't fit: its first field that fails, and the scopes that it refuses."""
-
     permit: str
     effect: str
     field: str
     scopes: Texts
-
 
 @dataclass(frozen=True, slots=True)
 class Permit:
@@ -673,7 +601,6 @@ class Permit:
     created_at: datetime
     revision: int
 
-
 @dataclass(frozen=True, slots=True)
 class PermitAccess:
     """A permit of an app, and what it reaches now.
@@ -683,7 +610,6 @@ class PermitAccess:
     the permit last allowed something, `app_last_used_at` the app's last lease or other authenticated request:
     to the minute, null before the first. An agent has a `sponsor`, and gets nothing from `agent_ends_at` on.
     """
-
     app: str
     app_disabled: bool
     permit: str
@@ -713,7 +639,6 @@ class PermitAccess:
     agent_ends_at: datetime | None
     tools: Texts | None
 
-
 @dataclass(frozen=True, slots=True)
 class PersonSession:
     """`person` is the id in audit records: `person:psn_…`, of `issuer` and `sub`. `name` is the issuer's.
@@ -721,7 +646,6 @@ class PersonSession:
     `live`: requests with it are accepted now. `authenticated_at` is when the issuer last saw the person's
     proof, null where it doesn't say.
     """
-
     id: str
     kind: str
     person: str
@@ -737,7 +661,6 @@ class PersonSession:
     expires_at: datetime
     ended_at: datetime | None
 
-
 @dataclass(frozen=True, slots=True)
 class ProviderSaid:
     """The newest refusal in which the provider said something, else the newest refusal.
@@ -745,7 +668,6 @@ class ProviderSaid:
     `reference` is what the subject's page shows, where the refusal ended a consent. `unauthenticated`: the
     words came by a browser, in a callback that was refused.
     """
-
     at: datetime
     reason: str | None
     reference: str | None
@@ -754,11 +676,9 @@ class ProviderSaid:
     description: str | None = None
     unauthenticated: bool = False
 
-
 @dataclass(frozen=True, slots=True)
 class ProviderVersion:
     """`share` of the connections use this version; `succeeded` and `failed` count its stage."""
-
     id: str
     name: str
     version: int
@@ -777,14 +697,12 @@ class ProviderVersion:
     changed_at: datetime
     revision: int
 
-
 @dataclass(frozen=True, slots=True)
 class ReachedPermit:
     """A permit as `GET /v1/access` shows it, with `words` that say what it means. `covered` has the first ten
     of its `live_connections`, by subject. `stopped_by`: the code with which every request of the app is
     refused now, even those that permits allow; null: none is.
     """
-
     app: str
     app_disabled: bool
     permit: str
@@ -817,36 +735,29 @@ class ReachedPermit:
     covered: tuple[CoveredConnection, ...]
     stopped_by: str | None
 
-
 @dataclass(frozen=True, slots=True)
 class RefreshRules:
     """How an integration's tokens age. Seconds; None means the provider has no such limit."""
-
     rotation: str = "unknown"
     grace_s: float = 0
     refresh_token_idle_s: float | None = None
     margin_s: float | None = None
     min_age_s: float | None = None
 
-
 @dataclass(frozen=True, slots=True)
 class RevocationProgress:
     """A revocation that the provider hasn't confirmed. `failure` is that of the last attempt."""
-
     since: datetime | None
     failure: str | None
     failed_at: datetime | None
 
-
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """How a version replaces another. `stage_s` is seconds."""
-
     shares: tuple[float, ...] = (0.05, 0.25, 1.0)
     stage_s: float = 3600
     enough: int = 20
     most_bad: float = 0.1
-
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
@@ -854,7 +765,6 @@ class Simulation:
 
     `would_lose` has at most 200 of the `lost`.
     """
-
     app: str
     since: datetime
     judged: int
@@ -862,17 +772,14 @@ class Simulation:
     lost: int
     would_lose: tuple[LostAccess, ...]
 
-
 @dataclass(frozen=True, slots=True)
 class TimelineEvent:
     """One event of the history of a connection's workflow."""
-
     at: datetime
     run_id: str
     event_id: int
     what: str
     detail: Facts
-
 
 @dataclass(frozen=True, slots=True)
 class TokenFamily:
@@ -882,7 +789,6 @@ class TokenFamily:
     its last call to the minute. `replays` counts the repetitions of used refresh tokens. `live`: its refresh
     tokens are accepted; `end` says why it has ended.
     """
-
     id: str
     client_id: str
     app: str | None
@@ -900,14 +806,12 @@ class TokenFamily:
     end: str | None
     replays: int
 
-
 @dataclass(frozen=True, slots=True)
 class TrustedIssuer:
     """`keys` counts the public keys of the last good reading, at `keys_at`. They serve for 24 hours.
 
     `keys_problem`: why the last reading failed.
     """
-
     id: str
     name: str
     kind: str
@@ -920,11 +824,9 @@ class TrustedIssuer:
     changed_at: datetime
     revision: int
 
-
 @dataclass(frozen=True, slots=True)
 class Webhook:
     """`failures` counts consecutive failed attempts; `paused_until` is the time of the next one."""
-
     id: str
     name: str
     url: str
@@ -942,11 +844,9 @@ class Webhook:
     revision: int
     secret: str | None = field(default=None, repr=False)
 
-
 @dataclass(frozen=True, slots=True)
 class WebhookDelivery:
     """The delivery of one event. `event_id` is the `webhook-id` that the receiver gets."""
-
     id: str
     event_id: str
     event_type: str

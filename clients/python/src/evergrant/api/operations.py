@@ -11,360 +11,16 @@ from evergrant.api.methods import Facts, Texts, lists, sends
 class Operations:
     """The operations of the API; `evergrant.api.commands` adds those that are written by hand."""
 
-    @sends("POST", "/v1/providers", models.ProviderVersion, once=True)
-    def propose_provider(self, definition: Facts, *, rollout: Facts | None = None) -> None:
-        """Propose a definition of a new provider, or one that replaces the catalogue's.
+    @lists("/v1/access", models.PermitAccess)
+    def access_report(self) -> None:
+        """Every permit of the tenant's apps, sorted by the names of app and permit.
 
-        A worker checks it. No connection uses it before an admin approves it.
-
-        `definition` has the members of a catalogue file, as JSON.
+        As CSV with `format=csv`, or where `Accept` names `text/csv` first; the next page is then in `Link`.
         """
 
-    @lists("/v1/providers/{provider}/versions", models.ProviderVersion)
-    def provider_versions(self, provider: str) -> None:
-        """The tenant's versions, newest first, with check results and decision."""
-
-    @sends("POST", "/v1/providers/{provider}/approve", models.ProviderVersion)
-    def approve_provider(
-        self, provider: str, version: int, *, reason: str | None = None, accept_hosts: bool | None = None
-    ) -> None:
-        """Approve a checked version: live at once for a new provider, in stages when it replaces another.
-
-        `accept_hosts`: the approver accepts that secrets and tokens would be sent to new hosts.
-        """
-
-    @sends("POST", "/v1/providers/{provider}/reject", models.ProviderVersion)
-    def reject_provider(
-        self, provider: str, version: int, *, reason: str | None = None, accept_hosts: bool | None = None
-    ) -> None:
-        """Reject a checked version, with a reason for the proposer.
-
-        `accept_hosts`: the approver accepts that secrets and tokens would be sent to new hosts.
-        """
-
-    @sends("POST", "/v1/providers/{provider}/roll-back", models.ProviderVersion)
-    def roll_provider_back(self, provider: str, version: int, *, reason: str | None = None) -> None:
-        """Return to the version before a staged one. After the last stage, propose the older version."""
-
-    @sends("PUT", "/v1/integrations/{name}", models.Integration)
-    def put_integration(
-        self, name: str, provider: str, *, client_id: str | None = None, registration: str | None = None,
-        initial_access_token: str | None = None, client_secret: str | None = None, issuer: str | None = None,
-        params: Facts | None = None, client_auth: str | None = None, client_key: Facts | None = None,
-        client_certificate: Facts | None = None, default_scopes: Texts | None = None,
-        scope_ceiling: Texts | None = None, dpop: bool | None = None, binding: str | None = None,
-        login: Facts | None = None, on_reconnect: str | None = None, identity_provider: str | None = None,
-        refresh: Facts | None = None
-    ) -> None:
-        """Create or change an integration. Waits for a worker if the endpoints are discovered.
-
-        An OAuth client at a provider. Secret and key are write-only; None keeps the stored ones.
-        """
-
-    @sends("GET", "/v1/integrations/{name}", models.Integration)
-    def integration(self, name: str) -> None:
-        """An integration, with the redirect URI to register at the provider. Never its client secret."""
-
-    @sends("DELETE", "/v1/integrations/{name}", None)
-    def delete_integration(self, name: str) -> None:
-        """Delete the integration with its secret. Refused while it has live connections."""
-
-    @lists("/v1/integrations", models.Integration)
-    def integrations(self) -> None:
-        """The integrations that the app administers or audits, sorted by name."""
-
-    @sends("PUT", "/v1/apps/{name}", models.App)
-    def put_app(
-        self, name: str, *, disabled: bool | None = None, return_to: Texts | None = None,
-        lease_limit: int | None = None
-    ) -> None:
-        """Create or change an app. Requests of a disabled app are refused at once."""
-
-    @sends("GET", "/v1/apps/{name}", models.App)
-    def app(self, name: str) -> None:
-        """The app."""
-
-    @sends("DELETE", "/v1/apps/{name}", None)
-    def delete_app(self, name: str) -> None:
-        """Delete an app with its keys and permits. Connections stay: other apps may use them."""
-
-    @lists("/v1/apps", models.App)
-    def apps(self) -> None:
-        """All apps of the tenant, sorted by name."""
-
-    @sends("PUT", "/v1/agents/{name}", models.Agent)
-    def put_agent(self, name: str, purpose: str, ends_at: datetime, *, sponsor: str | None = None) -> None:
-        """Make an app an agent, or give an agent another sponsor, purpose or end. An app of this name is
-        created if there is none; one that is an agent stays one until it is deleted.
-
-        `sponsor` answers for the agent: `app:<name>`, or `person:<id>` as audit records name people. By
-        default it is who sends this. From `ends_at` on, at most 366 days ahead, the agent gets nothing.
-        """
-
-    @sends("GET", "/v1/agents/{name}", models.Agent)
-    def agent(self, name: str) -> None:
-        """The agent."""
-
-    @lists("/v1/agents", models.Agent)
-    def agents(self) -> None:
-        """All agents of the tenant, sorted by name."""
-
-    @lists("/v1/delegations", models.Delegation)
-    def delegations(
-        self, *, app: str | None = None, subject: str | None = None, session: str | None = None
-    ) -> None:
-        """Delegations sorted by id, of one app, subject or session, if given. An app sees its own; an admin
-        or auditor all. Each is kept for a week after its end.
-        """
-
-    @sends("GET", "/v1/delegations/{delegation_id}", models.Delegation)
-    def delegation(self, delegation_id: str) -> None:
-        """Who acts for whom, and how far. For an admin or auditor, and each app of its chain."""
-
-    @sends("POST", "/v1/delegations/{delegation_id}/stop", models.DelegationStop)
-    def stop_delegation(
-        self, delegation_id: str, *, reason: str | None = None, part: str | None = None
-    ) -> None:
-        """End a delegation, with all that was delegated by it. From this response on they lease nothing and
-        call nothing, in every process, and open streams are cut within seconds. For an admin, and each app
-        of its chain; a whole session for an admin, and the app at its root.
-        """
-
-    @sends("GET", "/v1/delegations/{delegation_id}/explain", models.DelegationExplanation)
-    def explain_delegation(
-        self, delegation_id: str, connection: str, *, scopes: Texts | None = None, action: str | None = None,
-        method: str | None = None, path: str | None = None
-    ) -> None:
-        """Who acts for whom, and which of them lets a connection be used. For those who may read the
-        delegation.
-
-        `method` and `path` are those of a request to the provider's API (`action=proxy`).
-        """
-
-    @sends("PUT", "/v1/delegation-rules/{name}", models.DelegationRule)
-    def put_delegation_rule(
-        self, name: str, issuer: str, token_type: str, audience: str, *, claim: str | None = None,
-        domains: Texts | None = None, may_act: bool | None = None, actors: Texts | None = None,
-        clients: Facts | None = None
-    ) -> None:
-        """Say which tokens of a trusted issuer let which apps act for a person. A change ends the delegations
-        that the rule has accepted before.
-
-        Tokens of the trusted issuer `issuer`, of the type `token_type`, with exactly this `audience`.
-        """
-
-    @sends("GET", "/v1/delegation-rules/{name}", models.DelegationRule)
-    def delegation_rule(self, name: str) -> None:
-        """The delegation rule."""
-
-    @sends("DELETE", "/v1/delegation-rules/{name}", None)
-    def delete_delegation_rule(self, name: str) -> None:
-        """Accept such tokens no more. What the rule has accepted ends with this response."""
-
-    @lists("/v1/delegation-rules", models.DelegationRule)
-    def delegation_rules(self) -> None:
-        """The tenant's rules, sorted by name."""
-
-    @sends("POST", "/v1/agents/{agent}/stop", models.AgentStop)
-    def stop_agent(
-        self, agent: str, *, reason: str | None = None, revoke_connections: bool | None = None
-    ) -> None:
-        """Stop an agent. From this response on its requests are refused, and what waits of it in any process
-        gets nothing; then a worker closes its approvals. `PUT /v1/apps/{name}` with `disabled: false` ends
-        it.
-
-        `revoke_connections`: revoke for good those whose tokens no other app has leased.
-        """
-
-    @sends("GET", "/v1/agents/{agent}/stop", models.AgentStop)
-    def agent_stop(self, agent: str) -> None:
-        """The last stop of the agent, and how far it has come. 404 for one that was never stopped."""
-
-    @lists("/v1/call-approvals", models.CallApproval)
-    def call_approvals(self, *, state: str | None = None) -> None:
-        """Calls, sorted by id: all of the tenant for an admin or an auditor, else the app's own."""
-
-    @sends("GET", "/v1/call-approvals/{call_approval_id}", models.CallApproval)
-    def call_approval(self, call_approval_id: str) -> None:
-        """What is to be called, and what has become of it: 202 with `Retry-After` while it waits."""
-
-    @sends("POST", "/v1/call-approvals/{call_approval_id}/approve", models.CallApproval)
-    def approve_call(self, call_approval_id: str, *, note: str | None = None) -> None:
-        """Approve the call as it is stored: it may be made once, within a day. No agent may, nor who asks.
-
-        `note` is for the agent.
-        """
-
-    @sends("POST", "/v1/call-approvals/{call_approval_id}/deny", models.CallApproval)
-    def deny_call(self, call_approval_id: str, *, note: str | None = None) -> None:
-        """Deny it. The same call isn't asked for again before its deadline.
-
-        `note` is for the agent.
-        """
-
-    @sends("PUT", "/v1/apps/{app}/permits/{name}", models.Permit)
-    def put_permit(
-        self, app: str, name: str, integration: str, actions: Texts, *, effect: str | None = None,
-        mode: str | None = None, provider: str | None = None, subjects: Texts | None = None,
-        connections: Texts | None = None, sources: Texts | None = None, scope_ceiling: Texts | None = None,
-        exact_scopes: bool | None = None, scopes: Texts | None = None, expires_at: datetime | None = None,
-        purpose: str | None = None, owner: str | None = None, reason: str | None = None,
-        methods: Texts | None = None, paths: Texts | None = None, call_approval: bool | None = None,
-        tools: Texts | None = None
-    ) -> None:
-        """Create or change a permit. An app can't give itself `token`, `proxy` or `export`, nor change what
-        denies it these.
-
-        A request is allowed when a permit with `effect: allow` fits it, and none with `effect: deny` does.
-        """
-
-    @sends("GET", "/v1/apps/{app}/permits/{name}", models.Permit)
-    def permit(self, app: str, name: str) -> None:
-        """The permit."""
-
-    @sends("DELETE", "/v1/apps/{app}/permits/{name}", None)
-    def delete_permit(self, app: str, name: str) -> None:
-        """Delete a permit. An app can't delete what denies it `token`, `proxy` or `export`."""
-
-    @lists("/v1/apps/{app}/permits", models.Permit)
-    def permits(self, app: str) -> None:
-        """The permits of an app, sorted by name."""
-
-    @sends("POST", "/v1/apps/{app}/keys", models.ApiKey, once=True)
-    def create_api_key(self, app: str, *, lifetime: timedelta | None = None) -> None:
-        """Create a key. Only this response contains it.
-
-        An app has two live keys at most: to replace one without a gap, create the second, give it to the app,
-        and revoke the first.
-
-        `lifetime` is in seconds; by default EVERGRANT_API_KEY_LIFETIME.
-        """
-
-    @lists("/v1/apps/{app}/keys", models.ApiKey)
-    def api_keys(self, app: str) -> None:
-        """The app's keys, with revoked ones, without secrets."""
-
-    @sends("DELETE", "/v1/apps/{app}/keys/{key_id}", None)
-    def revoke_api_key(self, app: str, key_id: str) -> None:
-        """Revoke a key. Requests with it are refused at once. Idempotent."""
-
-    @sends("PUT", "/v1/apps/{app}/credentials/{name}", models.Credential)
-    def put_credential(self, app: str, name: str, method: str, parameters: Facts) -> None:
-        """Register a credential, or replace it, which ends its tokens at once.
-
-        To replace one without a gap, register the second under another name, give the app its key, and delete
-        the first.
-        """
-
-    @sends("GET", "/v1/apps/{app}/credentials/{name}", models.Credential)
-    def credential(self, app: str, name: str) -> None:
-        """The credential."""
-
-    @sends("DELETE", "/v1/apps/{app}/credentials/{name}", None)
-    def delete_credential(self, app: str, name: str) -> None:
-        """Delete a credential. Requests with its tokens are refused at once."""
-
-    @lists("/v1/apps/{app}/credentials", models.Credential)
-    def credentials(self, app: str) -> None:
-        """The app's credentials, sorted by name."""
-
-    @sends("GET", "/v1/client-login", models.ClientLogin)
-    def client_login(self) -> None:
-        """As which app OAuth clients act, and where the persons who use them log in."""
-
-    @sends("PUT", "/v1/client-login", models.ClientLogin)
-    def put_client_login(
-        self, app: str, integration: str, *, claim: str | None = None, domains: Texts | None = None,
-        registration: bool | None = None, documents: bool | None = None
-    ) -> None:
-        """Let OAuth clients act as an app, for persons who log in. A change ends what was authorized before.
-
-        With EVERGRANT_FOUR_EYES a second admin must approve it.
-
-        Clients act as the app `app`, whose permits say what they reach, and there for the person who uses
-        them alone: the subject that `claim` names in the id token of `integration`'s issuer; of `email`,
-        verified and of one of `domains`.
-        """
-
-    @sends("DELETE", "/v1/client-login", None)
-    def delete_client_login(self) -> None:
-        """Let no OAuth clients act here. Ends what was authorized before."""
-
-    @sends("POST", "/v1/oauth-clients", models.OAuthClient)
-    def create_oauth_client(self, name: str, redirect_uris: Texts, *, jwks: Facts | None = None) -> None:
-        """Register an OAuth client for the persons of this tenant. Give its `client_id` to the client.
-
-        A client that an admin answers for. `jwks`, its public keys, make it prove them at the token endpoint
-        (`private_key_jwt`); without it is a public client with PKCE. Of redirect URIs any scheme is accepted
-        but those that browsers open themselves.
-        """
-
-    @lists("/v1/oauth-clients", models.OAuthClient)
-    def oauth_clients(self) -> None:
-        """The tenant's clients, and in the installation's own tenant those that registered themselves."""
-
-    @sends("PUT", "/v1/oauth-clients/{oauth_client_id}", models.OAuthClient)
-    def switch_oauth_client(self, oauth_client_id: str, disabled: bool) -> None:
-        """Turn a client off, or on again. Its tokens count no more while it is off."""
-
-    @sends("DELETE", "/v1/oauth-clients/{oauth_client_id}", None)
-    def delete_oauth_client(self, oauth_client_id: str) -> None:
-        """Delete a client. Its tokens count no more, and its people are asked again; one that registers
-        itself again is another client.
-        """
-
-    @lists("/v1/token-families", models.TokenFamily)
-    def token_families(
-        self, *, app: str | None = None, client_id: str | None = None, subject: str | None = None
-    ) -> None:
-        """What subjects have authorized clients for, sorted by id; what has ended for 30 days."""
-
-    @sends("DELETE", "/v1/token-families/{family_id}", models.EndedFamilies)
-    def end_token_family(self, family_id: str) -> None:
-        """End one, with its access tokens: their next use is refused. Idempotent."""
-
-    @sends("POST", "/v1/token-families/end", models.EndedFamilies)
-    def end_token_families(
-        self, *, app: str | None = None, client_id: str | None = None, subject: str | None = None
-    ) -> None:
-        """End all of an app, a client or a subject, with their access tokens. Idempotent.
-
-        Which families to end: at least one member. Of an app, of a client by the `client_id` that it
-        presents, of a subject.
-        """
-
-    @lists("/v1/approvals", models.Approval)
-    def approvals(self) -> None:
-        """The commands that wait for an approval, or were approved and not sent again; the 200 oldest."""
-
-    @sends("POST", "/v1/approvals/{approval_id}", models.Approval)
-    def approve(self, approval_id: str) -> None:
-        """Approve a command of another app or person, for what it resolves to. Who sent it may send it again,
-        once, until `expires_at`. No agent may approve. Idempotent.
-        """
-
-    @sends("PUT", "/v1/issuers/{name}", models.TrustedIssuer)
-    def put_trusted_issuer(self, name: str, kind: str, issuer: str, *, jwks_uri: str | None = None) -> None:
-        """Trust an issuer of workload tokens, change where its keys are, or have them read now.
-
-        Alone it lets no app in: a credential has to name it.
-
-        `issuer` is the tokens' `iss`, exactly; of the kind `spiffe` it is `spiffe://<trust domain>`.
-        """
-
-    @sends("GET", "/v1/issuers/{name}", models.TrustedIssuer)
-    def trusted_issuer(self, name: str) -> None:
-        """The trusted issuer."""
-
-    @sends("DELETE", "/v1/issuers/{name}", None)
-    def delete_trusted_issuer(self, name: str) -> None:
-        """Trust an issuer no more. The credentials and delegation rules that name it go too, with the access
-        tokens and delegations that came of them.
-        """
-
-    @lists("/v1/issuers", models.TrustedIssuer)
-    def trusted_issuers(self) -> None:
-        """The tenant's trusted issuers, sorted by name."""
+    @lists("/v1/access-requests", models.AccessRequest)
+    def access_requests(self, *, state: str | None = None) -> None:
+        """Requests, sorted by id: all of the tenant for an admin or an auditor, else the app's own."""
 
     @sends("POST", "/v1/access-requests", models.AccessRequest, once=True)
     def request_access(
@@ -376,10 +32,6 @@ class Operations:
         `permit` is what `PUT /v1/apps/{app}/permits/{permit}` takes, and `app` the caller, unless an admin
         asks for another app.
         """
-
-    @lists("/v1/access-requests", models.AccessRequest)
-    def access_requests(self, *, state: str | None = None) -> None:
-        """Requests, sorted by id: all of the tenant for an admin or an auditor, else the app's own."""
 
     @sends("GET", "/v1/access-requests/{request_id}", models.AccessRequest)
     def access_request(self, request_id: str) -> None:
@@ -413,17 +65,6 @@ class Operations:
         From `since` on, and before `until`, as the audit log has them.
         """
 
-    @sends("POST", "/v1/access/simulate", models.Simulation)
-    def simulate_access(self, app: str, permits: Facts, *, since: datetime | None = None) -> None:
-        """Who would lose access if an app's permits were changed so, judged against the leases of the last
-        time.
-
-        Permits with `sources` are taken as if the caller's address fitted, unless they are among the changes:
-        addresses aren't recorded.
-
-        `permits`: by name what each would become; null removes it. The app's others stay as they are.
-        """
-
     @sends("GET", "/v1/access/explain", models.AccessExplanation)
     def explain_access(
         self, app: str, connection: str, *, scopes: Texts | None = None, action: str | None = None,
@@ -437,18 +78,20 @@ class Operations:
         The path is percent-encoded as it is sent, and may have its query.
         """
 
-    @lists("/v1/access", models.PermitAccess)
-    def access_report(self) -> None:
-        """Every permit of the tenant's apps, sorted by the names of app and permit.
+    @sends("POST", "/v1/access/simulate", models.Simulation)
+    def simulate_access(self, app: str, permits: Facts, *, since: datetime | None = None) -> None:
+        """Who would lose access if an app's permits were changed so, judged against the leases of the last
+        time.
 
-        As CSV with `format=csv`, or where `Accept` names `text/csv` first; the next page is then in `Link`.
+        Permits with `sources` are taken as if the caller's address fitted, unless they are among the changes:
+        addresses aren't recorded.
+
+        `permits`: by name what each would become; null removes it. The app's others stay as they are.
         """
 
-    @lists("/v1/apps/{app}/reach", models.ReachedPermit)
-    def app_reach(self, app: str) -> None:
-        """What an app or agent can reach: its permits, allows and denies, sorted by name. An app without
-        permits reaches nothing.
-        """
+    @sends("DELETE", "/v1/admin-login", None)
+    def delete_admin_login(self) -> None:
+        """Let no people log in. Ends the sessions of all people."""
 
     @sends("GET", "/v1/admin-login", models.AdminLogin)
     def admin_login(self) -> None:
@@ -466,25 +109,182 @@ class Operations:
         as the claim `groups_claim` has them: exact, without patterns. `scopes` are requested beside `openid`.
         """
 
-    @sends("DELETE", "/v1/admin-login", None)
-    def delete_admin_login(self) -> None:
-        """Let no people log in. Ends the sessions of all people."""
+    @lists("/v1/agents", models.Agent)
+    def agents(self) -> None:
+        """All agents of the tenant, sorted by name."""
 
-    @lists("/v1/sessions", models.PersonSession)
-    def sessions(self) -> None:
-        """The sessions of the tenant's people, ended ones for 30 days, sorted by id."""
+    @sends("GET", "/v1/agents/{name}", models.Agent)
+    def agent(self, name: str) -> None:
+        """The agent."""
 
-    @sends("GET", "/v1/sessions/current", models.PersonSession)
-    def own_session(self) -> None:
-        """The session that this request came with: who you are, in which role, and until when."""
+    @sends("PUT", "/v1/agents/{name}", models.Agent)
+    def put_agent(self, name: str, purpose: str, ends_at: datetime, *, sponsor: str | None = None) -> None:
+        """Make an app an agent, or give an agent another sponsor, purpose or end. An app of this name is
+        created if there is none; one that is an agent stays one until it is deleted.
 
-    @sends("DELETE", "/v1/sessions/current", None)
-    def end_own_session(self) -> None:
-        """Log out."""
+        `sponsor` answers for the agent: `app:<name>`, or `person:<id>` as audit records name people. By
+        default it is who sends this. From `ends_at` on, at most 366 days ahead, the agent gets nothing.
+        """
 
-    @sends("DELETE", "/v1/sessions/{session_id}", None)
-    def end_session(self, session_id: str) -> None:
-        """End a session. Requests with it are refused at once. Idempotent."""
+    @sends("GET", "/v1/agents/{agent}/stop", models.AgentStop)
+    def agent_stop(self, agent: str) -> None:
+        """The last stop of the agent, and how far it has come. 404 for one that was never stopped."""
+
+    @sends("POST", "/v1/agents/{agent}/stop", models.AgentStop)
+    def stop_agent(
+        self, agent: str, *, reason: str | None = None, revoke_connections: bool | None = None
+    ) -> None:
+        """Stop an agent. From this response on its requests are refused, and what waits of it in any process
+        gets nothing; then a worker closes its approvals. `PUT /v1/apps/{name}` with `disabled: false` ends
+        it.
+
+        `revoke_connections`: revoke for good those whose tokens no other app has leased.
+        """
+
+    @lists("/v1/approvals", models.Approval)
+    def approvals(self) -> None:
+        """The commands that wait for an approval, or were approved and not sent again; the 200 oldest."""
+
+    @sends("POST", "/v1/approvals/{approval_id}", models.Approval)
+    def approve(self, approval_id: str) -> None:
+        """Approve a command of another app or person, for what it resolves to. Who sent it may send it again,
+        once, until `expires_at`. No agent may approve. Idempotent.
+        """
+
+    @lists("/v1/apps", models.App)
+    def apps(self) -> None:
+        """All apps of the tenant, sorted by name."""
+
+    @sends("DELETE", "/v1/apps/{name}", None)
+    def delete_app(self, name: str) -> None:
+        """Delete an app with its keys and permits. Connections stay: other apps may use them."""
+
+    @sends("GET", "/v1/apps/{name}", models.App)
+    def app(self, name: str) -> None:
+        """The app."""
+
+    @sends("PUT", "/v1/apps/{name}", models.App)
+    def put_app(
+        self, name: str, *, disabled: bool | None = None, return_to: Texts | None = None,
+        lease_limit: int | None = None
+    ) -> None:
+        """Create or change an app. Requests of a disabled app are refused at once."""
+
+    @lists("/v1/apps/{app}/credentials", models.Credential)
+    def credentials(self, app: str) -> None:
+        """The app's credentials, sorted by name."""
+
+    @sends("DELETE", "/v1/apps/{app}/credentials/{name}", None)
+    def delete_credential(self, app: str, name: str) -> None:
+        """Delete a credential. Requests with its tokens are refused at once."""
+
+    @sends("GET", "/v1/apps/{app}/credentials/{name}", models.Credential)
+    def credential(self, app: str, name: str) -> None:
+        """The credential."""
+
+    @sends("PUT", "/v1/apps/{app}/credentials/{name}", models.Credential)
+    def put_credential(self, app: str, name: str, method: str, parameters: Facts) -> None:
+        """Register a credential, or replace it, which ends its tokens at once.
+
+        To replace one without a gap, register the second under another name, give the app its key, and delete
+        the first.
+        """
+
+    @lists("/v1/apps/{app}/keys", models.ApiKey)
+    def api_keys(self, app: str) -> None:
+        """The app's keys, with revoked ones, without secrets."""
+
+    @sends("POST", "/v1/apps/{app}/keys", models.ApiKey, once=True)
+    def create_api_key(self, app: str, *, lifetime: timedelta | None = None) -> None:
+        """Create a key. Only this response contains it.
+
+        An app has two live keys at most: to replace one without a gap, create the second, give it to the app,
+        and revoke the first.
+
+        `lifetime` is in seconds; by default EVERGRANT_API_KEY_LIFETIME.
+        """
+
+    @sends("DELETE", "/v1/apps/{app}/keys/{key_id}", None)
+    def revoke_api_key(self, app: str, key_id: str) -> None:
+        """Revoke a key. Requests with it are refused at once. Idempotent."""
+
+    @lists("/v1/apps/{app}/permits", models.Permit)
+    def permits(self, app: str) -> None:
+        """The permits of an app, sorted by name."""
+
+    @sends("DELETE", "/v1/apps/{app}/permits/{name}", None)
+    def delete_permit(self, app: str, name: str) -> None:
+        """Delete a permit. An app can't delete what denies it `token`, `proxy` or `export`."""
+
+    @sends("GET", "/v1/apps/{app}/permits/{name}", models.Permit)
+    def permit(self, app: str, name: str) -> None:
+        """The permit."""
+
+    @sends("PUT", "/v1/apps/{app}/permits/{name}", models.Permit)
+    def put_permit(
+        self, app: str, name: str, integration: str, actions: Texts, *, effect: str | None = None,
+        mode: str | None = None, provider: str | None = None, subjects: Texts | None = None,
+        connections: Texts | None = None, sources: Texts | None = None, scope_ceiling: Texts | None = None,
+        exact_scopes: bool | None = None, scopes: Texts | None = None, expires_at: datetime | None = None,
+        purpose: str | None = None, owner: str | None = None, reason: str | None = None,
+        methods: Texts | None = None, paths: Texts | None = None, call_approval: bool | None = None,
+        tools: Texts | None = None
+    ) -> None:
+        """Create or change a permit. An app can't give itself `token`, `proxy` or `export`, nor change what
+        denies it these.
+
+        A request is allowed when a permit with `effect: allow` fits it, and none with `effect: deny` does.
+        """
+
+    @lists("/v1/apps/{app}/reach", models.ReachedPermit)
+    def app_reach(self, app: str) -> None:
+        """What an app or agent can reach: its permits, allows and denies, sorted by name. An app without
+        permits reaches nothing.
+        """
+
+    @lists("/v1/call-approvals", models.CallApproval)
+    def call_approvals(self, *, state: str | None = None) -> None:
+        """Calls, sorted by id: all of the tenant for an admin or an auditor, else the app's own."""
+
+    @sends("GET", "/v1/call-approvals/{call_approval_id}", models.CallApproval)
+    def call_approval(self, call_approval_id: str) -> None:
+        """What is to be called, and what has become of it: 202 with `Retry-After` while it waits."""
+
+    @sends("POST", "/v1/call-approvals/{call_approval_id}/approve", models.CallApproval)
+    def approve_call(self, call_approval_id: str, *, note: str | None = None) -> None:
+        """Approve the call as it is stored: it may be made once, within a day. No agent may, nor who asks.
+
+        `note` is for the agent.
+        """
+
+    @sends("POST", "/v1/call-approvals/{call_approval_id}/deny", models.CallApproval)
+    def deny_call(self, call_approval_id: str, *, note: str | None = None) -> None:
+        """Deny it. The same call isn't asked for again before its deadline.
+
+        `note` is for the agent.
+        """
+
+    @sends("DELETE", "/v1/client-login", None)
+    def delete_client_login(self) -> None:
+        """Let no OAuth clients act here. Ends what was authorized before."""
+
+    @sends("GET", "/v1/client-login", models.ClientLogin)
+    def client_login(self) -> None:
+        """As which app OAuth clients act, and where the persons who use them log in."""
+
+    @sends("PUT", "/v1/client-login", models.ClientLogin)
+    def put_client_login(
+        self, app: str, integration: str, *, claim: str | None = None, domains: Texts | None = None,
+        registration: bool | None = None, documents: bool | None = None
+    ) -> None:
+        """Let OAuth clients act as an app, for persons who log in. A change ends what was authorized before.
+
+        With EVERGRANT_FOUR_EYES a second admin must approve it.
+
+        Clients act as the app `app`, whose permits say what they reach, and there for the person who uses
+        them alone: the subject that `claim` names in the id token of `integration`'s issuer; of `email`,
+        verified and of one of `domains`.
+        """
 
     @lists("/v1/connections", models.Connection)
     def connections(
@@ -515,6 +315,236 @@ class Operations:
     def connection_history(self, connection_id: str) -> None:
         """The events of the connection's workflow: exported runs, then those that Temporal still has."""
 
+    @lists("/v1/delegation-rules", models.DelegationRule)
+    def delegation_rules(self) -> None:
+        """The tenant's rules, sorted by name."""
+
+    @sends("DELETE", "/v1/delegation-rules/{name}", None)
+    def delete_delegation_rule(self, name: str) -> None:
+        """Accept such tokens no more. What the rule has accepted ends with this response."""
+
+    @sends("GET", "/v1/delegation-rules/{name}", models.DelegationRule)
+    def delegation_rule(self, name: str) -> None:
+        """The delegation rule."""
+
+    @sends("PUT", "/v1/delegation-rules/{name}", models.DelegationRule)
+    def put_delegation_rule(
+        self, name: str, issuer: str, token_type: str, audience: str, *, claim: str | None = None,
+        domains: Texts | None = None, may_act: bool | None = None, actors: Texts | None = None,
+        clients: Facts | None = None
+    ) -> None:
+        """Say which tokens of a trusted issuer let which apps act for a person. A change ends the delegations
+        that the rule has accepted before.
+
+        Tokens of the trusted issuer `issuer`, of the type `token_type`, with exactly this `audience`.
+        """
+
+    @lists("/v1/delegations", models.Delegation)
+    def delegations(
+        self, *, app: str | None = None, subject: str | None = None, session: str | None = None
+    ) -> None:
+        """Delegations sorted by id, of one app, subject or session, if given. An app sees its own; an admin
+        or auditor all. Each is kept for a week after its end.
+        """
+
+    @sends("GET", "/v1/delegations/{delegation_id}", models.Delegation)
+    def delegation(self, delegation_id: str) -> None:
+        """Who acts for whom, and how far. For an admin or auditor, and each app of its chain."""
+
+    @sends("GET", "/v1/delegations/{delegation_id}/explain", models.DelegationExplanation)
+    def explain_delegation(
+        self, delegation_id: str, connection: str, *, scopes: Texts | None = None, action: str | None = None,
+        method: str | None = None, path: str | None = None
+    ) -> None:
+        """Who acts for whom, and which of them lets a connection be used. For those who may read the
+        delegation.
+
+        `method` and `path` are those of a request to the provider's API (`action=proxy`).
+        """
+
+    @sends("POST", "/v1/delegations/{delegation_id}/stop", models.DelegationStop)
+    def stop_delegation(
+        self, delegation_id: str, *, reason: str | None = None, part: str | None = None
+    ) -> None:
+        """End a delegation, with all that was delegated by it. From this response on they lease nothing and
+        call nothing, in every process, and open streams are cut within seconds. For an admin, and each app
+        of its chain; a whole session for an admin, and the app at its root.
+        """
+
+    @lists("/v1/integrations", models.Integration)
+    def integrations(self) -> None:
+        """The integrations that the app administers or audits, sorted by name."""
+
+    @sends("DELETE", "/v1/integrations/{name}", None)
+    def delete_integration(self, name: str) -> None:
+        """Delete the integration with its secret. Refused while it has live connections."""
+
+    @sends("GET", "/v1/integrations/{name}", models.Integration)
+    def integration(self, name: str) -> None:
+        """An integration, with the redirect URI to register at the provider. Never its client secret."""
+
+    @sends("PUT", "/v1/integrations/{name}", models.Integration)
+    def put_integration(
+        self, name: str, provider: str, *, client_id: str | None = None, registration: str | None = None,
+        initial_access_token: str | None = None, client_secret: str | None = None, issuer: str | None = None,
+        params: Facts | None = None, client_auth: str | None = None, client_key: Facts | None = None,
+        client_certificate: Facts | None = None, default_scopes: Texts | None = None,
+        scope_ceiling: Texts | None = None, dpop: bool | None = None, binding: str | None = None,
+        login: Facts | None = None, on_reconnect: str | None = None, identity_provider: str | None = None,
+        refresh: Facts | None = None
+    ) -> None:
+        """Create or change an integration. Waits for a worker if the endpoints are discovered.
+
+        An OAuth client at a provider. Secret and key are write-only; None keeps the stored ones.
+        """
+
+    @sends("DELETE", "/v1/integrations/{integration}/security-events", None)
+    def delete_event_receiver(self, integration: str) -> None:
+        """Delete the receiver with its secret. Its URL then answers 404."""
+
+    @sends("GET", "/v1/integrations/{integration}/security-events", models.EventReceiver)
+    def event_receiver(self, integration: str) -> None:
+        """The receiver, with the URL to register at the provider. Never its secret."""
+
+    @sends("PUT", "/v1/integrations/{integration}/security-events", models.EventReceiver)
+    def put_event_receiver(
+        self, integration: str, kind: str, *, issuer: str | None = None, jwks_uri: str | None = None,
+        audience: Texts | None = None, account_in: str | None = None, secret: str | None = None
+    ) -> None:
+        """Create or change the receiver of an integration. A worker fetches the transmitter's keys.
+
+        `set` needs `issuer` and `jwks_uri`; the other kinds need a `secret`, which is write-only.
+        """
+
+    @lists("/v1/issuers", models.TrustedIssuer)
+    def trusted_issuers(self) -> None:
+        """The tenant's trusted issuers, sorted by name."""
+
+    @sends("DELETE", "/v1/issuers/{name}", None)
+    def delete_trusted_issuer(self, name: str) -> None:
+        """Trust an issuer no more. The credentials and delegation rules that name it go too, with the access
+        tokens and delegations that came of them.
+        """
+
+    @sends("GET", "/v1/issuers/{name}", models.TrustedIssuer)
+    def trusted_issuer(self, name: str) -> None:
+        """The trusted issuer."""
+
+    @sends("PUT", "/v1/issuers/{name}", models.TrustedIssuer)
+    def put_trusted_issuer(self, name: str, kind: str, issuer: str, *, jwks_uri: str | None = None) -> None:
+        """Trust an issuer of workload tokens, change where its keys are, or have them read now.
+
+        Alone it lets no app in: a credential has to name it.
+
+        `issuer` is the tokens' `iss`, exactly; of the kind `spiffe` it is `spiffe://<trust domain>`.
+        """
+
+    @lists("/v1/oauth-clients", models.OAuthClient)
+    def oauth_clients(self) -> None:
+        """The tenant's clients, and in the installation's own tenant those that registered themselves."""
+
+    @sends("POST", "/v1/oauth-clients", models.OAuthClient)
+    def create_oauth_client(self, name: str, redirect_uris: Texts, *, jwks: Facts | None = None) -> None:
+        """Register an OAuth client for the persons of this tenant. Give its `client_id` to the client.
+
+        A client that an admin answers for. `jwks`, its public keys, make it prove them at the token endpoint
+        (`private_key_jwt`); without it is a public client with PKCE. Of redirect URIs any scheme is accepted
+        but those that browsers open themselves.
+        """
+
+    @sends("DELETE", "/v1/oauth-clients/{oauth_client_id}", None)
+    def delete_oauth_client(self, oauth_client_id: str) -> None:
+        """Delete a client. Its tokens count no more, and its people are asked again; one that registers
+        itself again is another client.
+        """
+
+    @sends("PUT", "/v1/oauth-clients/{oauth_client_id}", models.OAuthClient)
+    def switch_oauth_client(self, oauth_client_id: str, disabled: bool) -> None:
+        """Turn a client off, or on again. Its tokens count no more while it is off."""
+
+    @sends("POST", "/v1/providers", models.ProviderVersion, once=True)
+    def propose_provider(self, definition: Facts, *, rollout: Facts | None = None) -> None:
+        """Propose a definition of a new provider, or one that replaces the catalogue's.
+
+        A worker checks it. No connection uses it before an admin approves it.
+
+        `definition` has the members of a catalogue file, as JSON.
+        """
+
+    @sends("POST", "/v1/providers/{provider}/approve", models.ProviderVersion)
+    def approve_provider(
+        self, provider: str, version: int, *, reason: str | None = None, accept_hosts: bool | None = None
+    ) -> None:
+        """Approve a checked version: live at once for a new provider, in stages when it replaces another.
+
+        `accept_hosts`: the approver accepts that secrets and tokens would be sent to new hosts.
+        """
+
+    @sends("POST", "/v1/providers/{provider}/reject", models.ProviderVersion)
+    def reject_provider(
+        self, provider: str, version: int, *, reason: str | None = None, accept_hosts: bool | None = None
+    ) -> None:
+        """Reject a checked version, with a reason for the proposer.
+
+        `accept_hosts`: the approver accepts that secrets and tokens would be sent to new hosts.
+        """
+
+    @sends("POST", "/v1/providers/{provider}/roll-back", models.ProviderVersion)
+    def roll_provider_back(self, provider: str, version: int, *, reason: str | None = None) -> None:
+        """Return to the version before a staged one. After the last stage, propose the older version."""
+
+    @lists("/v1/providers/{provider}/versions", models.ProviderVersion)
+    def provider_versions(self, provider: str) -> None:
+        """The tenant's versions, newest first, with check results and decision."""
+
+    @lists("/v1/sessions", models.PersonSession)
+    def sessions(self) -> None:
+        """The sessions of the tenant's people, ended ones for 30 days, sorted by id."""
+
+    @sends("DELETE", "/v1/sessions/current", None)
+    def end_own_session(self) -> None:
+        """Log out."""
+
+    @sends("GET", "/v1/sessions/current", models.PersonSession)
+    def own_session(self) -> None:
+        """The session that this request came with: who you are, in which role, and until when."""
+
+    @sends("DELETE", "/v1/sessions/{session_id}", None)
+    def end_session(self, session_id: str) -> None:
+        """End a session. Requests with it are refused at once. Idempotent."""
+
+    @lists("/v1/token-families", models.TokenFamily)
+    def token_families(
+        self, *, app: str | None = None, client_id: str | None = None, subject: str | None = None
+    ) -> None:
+        """What subjects have authorized clients for, sorted by id; what has ended for 30 days."""
+
+    @sends("POST", "/v1/token-families/end", models.EndedFamilies)
+    def end_token_families(
+        self, *, app: str | None = None, client_id: str | None = None, subject: str | None = None
+    ) -> None:
+        """End all of an app, a client or a subject, with their access tokens. Idempotent.
+
+        Which families to end: at least one member. Of an app, of a client by the `client_id` that it
+        presents, of a subject.
+        """
+
+    @sends("DELETE", "/v1/token-families/{family_id}", models.EndedFamilies)
+    def end_token_family(self, family_id: str) -> None:
+        """End one, with its access tokens: their next use is refused. Idempotent."""
+
+    @lists("/v1/webhooks", models.Webhook)
+    def webhooks(self) -> None:
+        """All webhooks of the tenant, sorted by name."""
+
+    @sends("DELETE", "/v1/webhooks/{name}", None)
+    def delete_webhook(self, name: str) -> None:
+        """Delete the webhook with its secret and delivery log. Pending deliveries are dropped."""
+
+    @sends("GET", "/v1/webhooks/{name}", models.Webhook)
+    def webhook(self, name: str) -> None:
+        """A webhook with the state of its endpoint. Never its signing secret."""
+
     @sends("PUT", "/v1/webhooks/{name}", models.Webhook)
     def put_webhook(
         self, name: str, url: str, *, events: Texts | None = None, integration: str | None = None,
@@ -528,17 +558,15 @@ class Operations:
         A subscription. `connection.refreshed` is not among the default `events`.
         """
 
-    @sends("GET", "/v1/webhooks/{name}", models.Webhook)
-    def webhook(self, name: str) -> None:
-        """A webhook with the state of its endpoint. Never its signing secret."""
+    @lists("/v1/webhooks/{webhook}/deliveries", models.WebhookDelivery)
+    def webhook_deliveries(self, webhook: str, *, status: str | None = None) -> None:
+        """The delivery log, newest first."""
 
-    @sends("DELETE", "/v1/webhooks/{name}", None)
-    def delete_webhook(self, name: str) -> None:
-        """Delete the webhook with its secret and delivery log. Pending deliveries are dropped."""
-
-    @lists("/v1/webhooks", models.Webhook)
-    def webhooks(self) -> None:
-        """All webhooks of the tenant, sorted by name."""
+    @sends(
+        "POST", "/v1/webhooks/{webhook}/deliveries/{delivery_id}/replay", models.WebhookDelivery, once=True
+    )
+    def replay_webhook(self, webhook: str, delivery_id: str) -> None:
+        """Send a delivery again. It keeps its `webhook-id`, by which receivers deduplicate."""
 
     @sends("POST", "/v1/webhooks/{webhook}/rotate-secret", models.Webhook, once=True)
     def rotate_webhook_secret(self, webhook: str, *, overlap: timedelta | None = None) -> None:
@@ -550,31 +578,3 @@ class Operations:
     @sends("POST", "/v1/webhooks/{webhook}/test", models.WebhookDelivery, once=True)
     def test_webhook(self, webhook: str) -> None:
         """Send a `webhook.ping` before pending deliveries. The delivery log shows the outcome."""
-
-    @lists("/v1/webhooks/{webhook}/deliveries", models.WebhookDelivery)
-    def webhook_deliveries(self, webhook: str, *, status: str | None = None) -> None:
-        """The delivery log, newest first."""
-
-    @sends(
-        "POST", "/v1/webhooks/{webhook}/deliveries/{delivery_id}/replay", models.WebhookDelivery, once=True
-    )
-    def replay_webhook(self, webhook: str, delivery_id: str) -> None:
-        """Send a delivery again. It keeps its `webhook-id`, by which receivers deduplicate."""
-
-    @sends("PUT", "/v1/integrations/{integration}/security-events", models.EventReceiver)
-    def put_event_receiver(
-        self, integration: str, kind: str, *, issuer: str | None = None, jwks_uri: str | None = None,
-        audience: Texts | None = None, account_in: str | None = None, secret: str | None = None
-    ) -> None:
-        """Create or change the receiver of an integration. A worker fetches the transmitter's keys.
-
-        `set` needs `issuer` and `jwks_uri`; the other kinds need a `secret`, which is write-only.
-        """
-
-    @sends("GET", "/v1/integrations/{integration}/security-events", models.EventReceiver)
-    def event_receiver(self, integration: str) -> None:
-        """The receiver, with the URL to register at the provider. Never its secret."""
-
-    @sends("DELETE", "/v1/integrations/{integration}/security-events", None)
-    def delete_event_receiver(self, integration: str) -> None:
-        """Delete the receiver with its secret. Its URL then answers 404."""

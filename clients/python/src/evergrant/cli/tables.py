@@ -64,28 +64,7 @@ def show_rows(
     if not rows:
         console.print("none")
         return
-    under = below or {}
-    stacked = {name for names in under.values() for name in names}
-    filled = [_filled(row, columns, usual or {}) for row in rows]
-    visible = tuple(name for name in columns if name not in stacked and any(name in has for has in filled))
-    cells = [
-        [
-            "\n".join(
-                _seen(row.get(member))
-                for member in (name, *(low for low in under.get(name, ()) if low in has))
-            )
-            for name in visible
-        ]
-        for row, has in zip(rows, filled, strict=True)
-    ]
-    plain = [name.removesuffix("_at") for name in visible]
-    for headers in (plain, [name.replace("_", "\n") for name in plain]):
-        if _width(headers, cells) <= console.width:
-            console.print(_table(headers, cells))
-            return
-    for row, has in zip(rows, filled, strict=True):  # one member a line, where the terminal is too narrow
-        _print_members({name: row[name] for name in has}, console)
-        console.print()
+    _print_fitting(rows, columns, below or {}, usual or {}, console)
 
 
 def show_one(shown: Shown, output: Format) -> None:
@@ -110,6 +89,37 @@ def relative(at: datetime, now: datetime) -> str:
     size, unit = next((unit for unit in _UNITS if abs(seconds) >= unit[0]), _UNITS[-1])
     count = f"{abs(seconds) // size}{unit}"
     return f"in {count}" if seconds > 0 else f"{count} ago"
+
+
+def _print_fitting(
+    rows: Sequence[Row],
+    columns: tuple[str, ...],
+    below: Mapping[str, tuple[str, ...]],
+    usual: Row,
+    console: Console,
+) -> None:
+    """A table for a terminal; where the terminal is too narrow, one member a line."""
+    stacked = {name for names in below.values() for name in names}
+    filled = [_filled(row, columns, usual) for row in rows]
+    visible = tuple(name for name in columns if name not in stacked and any(name in has for has in filled))
+    cells = [
+        [
+            "\n".join(
+                _seen(row.get(member))
+                for member in (name, *(low for low in below.get(name, ()) if low in has))
+            )
+            for name in visible
+        ]
+        for row, has in zip(rows, filled, strict=True)
+    ]
+    plain = [name.removesuffix("_at") for name in visible]
+    for headers in (plain, [name.replace("_", "\n") for name in plain]):
+        if _width(headers, cells) <= console.width:
+            console.print(_table(headers, cells))
+            return
+    for row, has in zip(rows, filled, strict=True):
+        _print_members({name: row[name] for name in has}, console)
+        console.print()
 
 
 def _print_value(value: object, output: Format) -> None:
@@ -206,8 +216,9 @@ def _row(shown: Shown) -> Row:
 
 
 def row_of(model: Any) -> dict[str, object]:
-    """Every field of a model, as JSON values."""
-    return members_of(model, tuple(field.name for field in fields(model)))
+    """Every field of a model as JSON values, but for a secret that this answer doesn't have."""
+    shown = (field for field in fields(model) if field.repr or getattr(model, field.name) is not None)
+    return members_of(model, tuple(field.name for field in shown))
 
 
 def members_of(source: object, names: tuple[str, ...]) -> dict[str, object]:

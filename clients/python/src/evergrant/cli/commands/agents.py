@@ -12,6 +12,7 @@ from evergrant.api.models import Delegation
 from evergrant.cli.arguments import Days
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.tables import Format, Row, row_of, show_one, show_rows
+from evergrant.cli.verbs import verb
 from evergrant.retries import Deadline
 
 _WAIT = timedelta(seconds=20)  # for a worker; it goes on without this command
@@ -20,19 +21,8 @@ _AGENTS = ("name", "active", "sponsor", "purpose", "ends_at", "id")
 
 agents = App(name="agents")
 
-
-@agents.command(name=("ls", "list"))
-def list_agents(*, options: Options = DEFAULTS) -> None:
-    """List the agents of the tenant."""
-    with options.client() as client:
-        show_rows(client.agents(), _AGENTS, options.output)
-
-
-@agents.command(name="get")
-def get_agent(agent: str, /, *, options: Options = DEFAULTS) -> None:
-    """Show one agent."""
-    with options.client() as client:
-        show_one(client.agent(agent), options.output)
+verb(agents, "ls list", "agents", "List the agents of the tenant.", _AGENTS)
+verb(agents, "get", "agent", "Show one agent.")
 
 
 @agents.command(name="put")
@@ -82,6 +72,14 @@ _RULES = ("name", "issuer", "token_type", "audience", "actors", "clients", "may_
 
 delegations = App(name="delegations")
 rules = App(name="rules", help="Whose tokens let which apps act for people.")
+
+verb(rules, "ls list", "delegation_rules", "List the rules of the tenant.", _RULES)
+verb(
+    rules,
+    "delete rm",
+    "delete_delegation_rule",
+    "Accept such tokens no more: what the rule has accepted ends at once.",
+)
 delegations.command(rules)
 
 
@@ -166,13 +164,6 @@ def stop_delegation(
     show_one(stop, options.output)
 
 
-@rules.command(name=("ls", "list"))
-def list_rules(*, options: Options = DEFAULTS) -> None:
-    """List the rules of the tenant."""
-    with options.client() as client:
-        show_rows(client.delegation_rules(), _RULES, options.output)
-
-
 @rules.command(name="put")
 def put_rule(
     name: str,
@@ -211,13 +202,6 @@ def put_rule(
             may_act=may_act,
         )
     show_one(rule, options.output)
-
-
-@rules.command(name=("delete", "rm"))
-def delete_rule(name: str, /, *, options: Options = DEFAULTS) -> None:
-    """Accept such tokens no more: what the rule has accepted ends at once."""
-    with options.client() as client:
-        client.delete_delegation_rule(name)
 
 
 def _row(one: Delegation) -> Row:

@@ -11,22 +11,9 @@ from evergrant.api.models import CallApproval
 from evergrant.cli.arguments import header_of
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.tables import Row, row_of, show_one, show_rows
+from evergrant.cli.verbs import verb
 
 approvals = App(name="approvals")
-
-
-@approvals.command(name=("ls", "list"))
-def list_approvals(*, options: Options = DEFAULTS) -> None:
-    """List the commands that wait for an approval: their requests, and what the names in them resolve to."""
-    with options.client() as client:
-        show_rows(client.approvals(), _APPROVALS, options.output)
-
-
-@approvals.command
-def give(approval_id: str, /, *, options: Options = DEFAULTS) -> None:
-    """Approve another app's or person's command, for what it resolves to. They may send it again, once."""
-    with options.client() as client:
-        show_one(client.approve(approval_id), options.output)
 
 
 _APPROVALS = ("id", "by", "command", "body", "resolves_to", "expires_at", "approved_by")
@@ -34,6 +21,20 @@ _APPROVALS = ("id", "by", "command", "body", "resolves_to", "expires_at", "appro
 
 _CALLS = ("id", "state", "agent", "name", "integration", "subject", "reason", "decide_by")
 _Header = Annotated[tuple[str, ...], Parameter(name=["--header", "-H"])]
+
+verb(
+    approvals,
+    "ls list",
+    "approvals",
+    "List the commands that wait for an approval: their requests, and what the names in them resolve to.",
+    _APPROVALS,
+)
+verb(
+    approvals,
+    "give",
+    "approve",
+    "Approve another app's or person's command, for what it resolves to. They may send it again, once.",
+)
 
 
 @approvals.command

@@ -10,7 +10,8 @@ from evergrant.api.models import App as Consumer
 from evergrant.cli.arguments import Days, Scopes
 from evergrant.cli.commands.credentials import credentials
 from evergrant.cli.options import DEFAULTS, Options, note_missing_integration
-from evergrant.cli.tables import Row, row_of, show_one, show_rows
+from evergrant.cli.tables import row_of, show_one
+from evergrant.cli.verbs import verb
 from evergrant.errors import BadRequest
 from evergrant.grant_files import write_private_file
 from evergrant.sync_client import Evergrant
@@ -23,19 +24,17 @@ keys = App(name="keys", help="API keys. Two of an app may be live: create the se
 apps.command(keys)
 apps.command(credentials)
 
+verb(apps, "ls list", "apps", "List the apps of the tenant.", _APPS, usual={"disabled": False})
+verb(apps, "get", "app", "Show one app.")
+verb(
+    apps,
+    "rm delete",
+    "delete_app",
+    "Delete an app with its keys and permits. Connections stay: other apps may use them.",
+)
 
-@apps.command(name=("ls", "list"))
-def list_apps(*, options: Options = DEFAULTS) -> None:
-    """List the apps of the tenant."""
-    with options.client() as client:
-        show_rows(client.apps(), _APPS, options.output, usual={"disabled": False})
-
-
-@apps.command(name="get")
-def get_app(app: str, /, *, options: Options = DEFAULTS) -> None:
-    """Show one app."""
-    with options.client() as client:
-        show_one(client.app(app), options.output)
+verb(keys, "ls list", "api_keys", "List the keys of an app, with their expiry and last use.", _KEYS)
+verb(keys, "revoke", "revoke_api_key", "Revoke a key of an app. Requests with it are refused at once.")
 
 
 @apps.command(name="put")
@@ -85,13 +84,6 @@ def change_app(
         lease_limit=limit,
         disabled=now.disabled if disabled is None else disabled,
     )
-
-
-@apps.command(name=("rm", "delete"))
-def delete_app(app: str, /, *, options: Options = DEFAULTS) -> None:
-    """Delete an app with its keys and permits. Connections stay: other apps may use them."""
-    with options.client() as client:
-        client.delete_app(app)
 
 
 @apps.command(name="permit")
@@ -145,7 +137,7 @@ def write_key(
     """
     with options.client() as client:
         path, made = key_in_file(client, app, out or Path(f"{app}.key"), days)
-    show_one({**_key_row(made), "key": f"in {path}"}, options.output)
+    show_one({**row_of(made), "key": f"in {path}"}, options.output)
 
 
 def key_in_file(client: Evergrant, app: str, path: Path, days: float | None = None) -> tuple[Path, ApiKey]:
@@ -160,13 +152,6 @@ def key_in_file(client: Evergrant, app: str, path: Path, days: float | None = No
     return path, made
 
 
-@keys.command(name=("ls", "list"))
-def list_keys(app: str, /, *, options: Options = DEFAULTS) -> None:
-    """List the keys of an app, with their expiry and last use."""
-    with options.client() as client:
-        show_rows((_key_row(key) for key in client.api_keys(app)), _KEYS, options.output)
-
-
 @keys.command
 def create(app: str, /, *, days: Days | None = None, options: Options = DEFAULTS) -> None:
     """Create a key of an app and show it, once.
@@ -176,19 +161,4 @@ def create(app: str, /, *, days: Days | None = None, options: Options = DEFAULTS
     """
     lifetime = None if days is None else timedelta(days=days)
     with options.client() as client:
-        show_one(_key_row(client.create_api_key(app, lifetime=lifetime)), options.output)
-
-
-@keys.command
-def revoke(app: str, key_id: str, /, *, options: Options = DEFAULTS) -> None:
-    """Revoke a key of an app. Requests with it are refused at once."""
-    with options.client() as client:
-        client.revoke_api_key(app, key_id)
-
-
-def _key_row(key: ApiKey) -> Row:
-    """Every member; the key itself only in the answer that has it."""
-    row = row_of(key)
-    if key.key is None:
-        del row["key"]
-    return row
+        show_one(client.create_api_key(app, lifetime=lifetime), options.output)

@@ -8,10 +8,24 @@ from cyclopts import App
 from evergrant.cli.arguments import argument_error
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.tables import show_one, show_rows
+from evergrant.cli.verbs import verb
 
 _CLIENTS = ("id", "name", "kind", "disabled", "redirect_uris", "used_at", "client_id")
 
 clients = App(name="clients")
+
+verb(
+    clients, "show", "client_login", "Show as which app OAuth clients act, and the URL to give an MCP client."
+)
+verb(clients, "off", "delete_client_login", "Let no OAuth clients act. Ends what was authorized before.")
+verb(
+    clients,
+    "ls",
+    "oauth_clients",
+    "List OAuth clients: those of admins, and those that registered themselves.",
+    _CLIENTS,
+)
+verb(clients, "rm", "delete_oauth_client", "Delete a client. Its tokens count no more.")
 
 
 @clients.command
@@ -45,20 +59,6 @@ def login(
 
 
 @clients.command
-def show(*, options: Options = DEFAULTS) -> None:
-    """Show as which app OAuth clients act, and the URL to give an MCP client."""
-    with options.client() as client:
-        show_one(client.client_login(), options.output)
-
-
-@clients.command
-def off(*, options: Options = DEFAULTS) -> None:
-    """Let no OAuth clients act. Ends what was authorized before."""
-    with options.client() as client:
-        client.delete_client_login()
-
-
-@clients.command
 def put(
     name: str, /, *, redirect_uri: tuple[str, ...] = (), jwks: Path | None = None, options: Options = DEFAULTS
 ) -> None:
@@ -78,13 +78,6 @@ def put(
         show_one(client.create_oauth_client(name, redirect_uri, jwks=keys), options.output)
 
 
-@clients.command(name="ls")
-def list_clients(*, options: Options = DEFAULTS) -> None:
-    """List OAuth clients: those of admins, and those that registered themselves."""
-    with options.client() as client:
-        show_rows(client.oauth_clients(), _CLIENTS, options.output)
-
-
 @clients.command
 def disable(client_id: str, /, *, options: Options = DEFAULTS) -> None:
     """Turn a client off. Its tokens count no more while it is off."""
@@ -97,13 +90,6 @@ def enable(client_id: str, /, *, options: Options = DEFAULTS) -> None:
     """Turn a client on again."""
     with options.client() as client:
         show_one(client.switch_oauth_client(client_id, disabled=False), options.output)
-
-
-@clients.command(name="rm")
-def remove(client_id: str, /, *, options: Options = DEFAULTS) -> None:
-    """Delete a client. Its tokens count no more."""
-    with options.client() as client:
-        client.delete_oauth_client(client_id)
 
 
 _FAMILIES = (

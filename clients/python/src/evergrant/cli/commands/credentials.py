@@ -6,7 +6,8 @@ from cyclopts import App
 
 from evergrant.cli.arguments import name_and_value, read_text
 from evergrant.cli.options import DEFAULTS, Options
-from evergrant.cli.tables import show_one, show_rows
+from evergrant.cli.tables import show_one
+from evergrant.cli.verbs import verb
 from evergrant.grant_files import write_private_file
 from evergrant.identity.certificate import thumbprint
 from evergrant.identity.private_key import new_private_key, public_jwk
@@ -15,12 +16,19 @@ _CREDENTIALS = ("name", "method", "created_at", "last_used_at", "id")
 
 credentials = App(name="credentials", help="Keys and certificates, for which apps get short-lived tokens.")
 
-
-@credentials.command(name=("ls", "list"))
-def list_credentials(app: str, /, *, options: Options = DEFAULTS) -> None:
-    """List the credentials of an app, with their last use."""
-    with options.client() as client:
-        show_rows(client.credentials(app), _CREDENTIALS, options.output)
+verb(
+    credentials,
+    "ls list",
+    "credentials",
+    "List the credentials of an app, with their last use.",
+    _CREDENTIALS,
+)
+verb(
+    credentials,
+    "rm delete",
+    "delete_credential",
+    "Delete a credential of an app. Requests with its tokens are refused at once.",
+)
 
 
 @credentials.command
@@ -139,30 +147,24 @@ def put_workload(
         show_one(client.put_credential(app, name, "workload_identity", parameters), options.output)
 
 
-@credentials.command(name=("rm", "delete"))
-def delete(app: str, name: str, /, *, options: Options = DEFAULTS) -> None:
-    """Delete a credential of an app. Requests with its tokens are refused at once."""
-    with options.client() as client:
-        client.delete_credential(app, name)
-
-
 _ISSUERS = ("name", "kind", "issuer", "keys", "keys_at", "keys_problem")
 
 issuers = App(name="issuers")
 
-
-@issuers.command(name=("ls", "list"))
-def list_issuers(*, options: Options = DEFAULTS) -> None:
-    """List the trusted issuers of the tenant, with the state of their keys."""
-    with options.client() as client:
-        show_rows(client.trusted_issuers(), _ISSUERS, options.output)
-
-
-@issuers.command(name="get")
-def get_issuer(name: str, /, *, options: Options = DEFAULTS) -> None:
-    """Show one trusted issuer and the state of its keys."""
-    with options.client() as client:
-        show_one(client.trusted_issuer(name), options.output)
+verb(
+    issuers,
+    "ls list",
+    "trusted_issuers",
+    "List the trusted issuers of the tenant, with the state of their keys.",
+    _ISSUERS,
+)
+verb(issuers, "get", "trusted_issuer", "Show one trusted issuer and the state of its keys.")
+verb(
+    issuers,
+    "delete rm",
+    "delete_trusted_issuer",
+    "Trust an issuer no more. The credentials that name it go too, with the access tokens they got.",
+)
 
 
 @issuers.command(name="put")
@@ -178,10 +180,3 @@ def put_issuer(
     """
     with options.client() as client:
         show_one(client.put_trusted_issuer(name, kind, issuer, jwks_uri=jwks_uri), options.output)
-
-
-@issuers.command(name=("delete", "rm"))
-def delete_issuer(name: str, /, *, options: Options = DEFAULTS) -> None:
-    """Trust an issuer no more. The credentials that name it go too, with the access tokens they got."""
-    with options.client() as client:
-        client.delete_trusted_issuer(name)

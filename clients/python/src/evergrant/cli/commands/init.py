@@ -72,17 +72,23 @@ def init(
         have_app(client, app, _HERE)
         have_permit(client, app, name, subject)
         have_key(client, url, app, key)
-    elsewhere = ("--url", options.url) if options.url else ()
-    flags = ("--open", "--wait", "--api-key-file", str(key), *elsewhere)
-    connect = line_to_copy("evergrant", "connect", name, subject, *flags)
-    text = written_program(url, os.path.relpath(key, out.parent), name, subject, connect)
-    out.write_text(text, encoding="utf-8")
+    connect = _write_program(out, url, key, name, subject, options)
     if options.output is not Format.TABLE:
         made = {"integration": name, "redirect_uri": integration.redirect_uri, "app": app, "subject": subject}
         show_one({**made, "key_file": str(key), "program": str(out)}, options.output)
     _say(f"Made the integration {name}, the app {app} with a permit for {subject}, {key} and {out}.")
     _say(f"Next:\n\n  {connect}\n  {line_to_copy('python', str(out))}")
     _say("\nWith a URL of the provider's API behind it, the second gets that with the token.")
+
+
+def _write_program(out: Path, url: str, key: Path, name: str, subject: str, options: Options) -> str:
+    """Write the program that leases a token. Returns the command that connects the subject first."""
+    elsewhere = ("--url", options.url) if options.url else ()
+    flags = ("--open", "--wait", "--api-key-file", str(key), *elsewhere)
+    connect = line_to_copy("evergrant", "connect", name, subject, *flags)
+    text = written_program(url, os.path.relpath(key, out.parent), name, subject, connect)
+    out.write_text(text, encoding="utf-8")
+    return connect
 
 
 def _client(

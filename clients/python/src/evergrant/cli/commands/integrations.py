@@ -7,7 +7,8 @@ from cyclopts import App
 from evergrant.api.models import Integration
 from evergrant.cli.arguments import InputFile, Scopes, Seconds, name_and_value, read_secret
 from evergrant.cli.options import DEFAULTS, Options
-from evergrant.cli.tables import Format, members_of, show_one, show_rows
+from evergrant.cli.tables import Format, members_of, show_one
+from evergrant.cli.verbs import verb
 from evergrant.errors import BadRequest
 from evergrant.sync_client import Evergrant
 
@@ -17,19 +18,31 @@ _PUT = ("name", "provider", "client_id", "default_scopes", "state", "problem", "
 
 integrations = App(name="integrations")
 
-
-@integrations.command(name=("ls", "list"))
-def list_integrations(*, options: Options = DEFAULTS) -> None:
-    """List the OAuth clients that this app administers."""
-    with options.client() as client:
-        show_rows(client.integrations(), _INTEGRATIONS, options.output)
-
-
-@integrations.command(name="get")
-def get_integration(name: str, /, *, options: Options = DEFAULTS) -> None:
-    """Show one OAuth client, with the redirect URI to register at the provider."""
-    with options.client() as client:
-        show_one(client.integration(name), options.output)
+verb(
+    integrations,
+    "ls list",
+    "integrations",
+    "List the OAuth clients that this app administers.",
+    _INTEGRATIONS,
+)
+verb(
+    integrations,
+    "get",
+    "integration",
+    "Show one OAuth client, with the redirect URI to register at the provider.",
+)
+verb(
+    integrations,
+    "delete rm",
+    "delete_integration",
+    "Delete an OAuth client with its secret. Refused while it has live connections.",
+)
+verb(
+    integrations,
+    "roll-secret-back",
+    "roll_client_secret_back",
+    "Make the client secret from before the rotation the only one again.",
+)
 
 
 @integrations.command
@@ -128,13 +141,6 @@ def put_integration(
     show_one(members_of(made, _PUT) if options.output is Format.TABLE else made, options.output)
 
 
-@integrations.command(name=("delete", "rm"))
-def delete_integration(name: str, /, *, options: Options = DEFAULTS) -> None:
-    """Delete an OAuth client with its secret. Refused while it has live connections."""
-    with options.client() as client:
-        client.delete_integration(name)
-
-
 @integrations.command
 def rotate_secret(
     name: str,
@@ -154,13 +160,6 @@ def rotate_secret(
     with options.client() as client:
         changed = client.rotate_client_secret(name, read_secret(client_secret_file), overlap=overlap_time)
         show_one(changed, options.output)
-
-
-@integrations.command
-def roll_secret_back(name: str, /, *, options: Options = DEFAULTS) -> None:
-    """Make the client secret from before the rotation the only one again."""
-    with options.client() as client:
-        show_one(client.roll_client_secret_back(name), options.output)
 
 
 def _login(integration: str | None, domains: tuple[str, ...]) -> dict[str, object] | None:

@@ -50,26 +50,28 @@ def token(
         answer = client.lease(integration, subject, **wanted)
     match answer:
         case ConsentRequired():
-            if answer.missing_scopes:
-                needed = answer.as_error()
-                needed.repair = f"Send the subject to {answer.connect_url}"
-                raise needed
-            named = () if label == "default" else ("--label", label)
-            key = ("--api-key-file", str(options.api_key_file)) if options.api_key_file else ()
-            command = line_to_copy(
-                "evergrant", "connect", integration, subject, *named, "--open", "--wait", *key
-            )
-            raise ReconnectNeeded(
-                f"{subject} has not consented at {integration}",
-                repair=f"Run: {command}; or send the subject to {answer.connect_url}",
-                context=answer.as_error().context,
-            )
+            raise _consent_needed(answer, integration, subject, label, options)
         case Lease():
             visible = show or not sys.stdout.isatty()
             if visible and options.output is Format.TABLE:
                 print(answer.access_token)
             else:
                 show_one(lease_row(answer, show_token=visible), options.output)
+
+
+def _consent_needed(
+    answer: ConsentRequired, integration: str, subject: str, label: str, options: Options
+) -> ReconnectNeeded:
+    needed = answer.as_error()
+    if answer.missing_scopes:
+        needed.repair = f"Send the subject to {answer.connect_url}"
+        return needed
+    flags = () if label == "default" else ("--label", label)
+    key = ("--api-key-file", str(options.api_key_file)) if options.api_key_file else ()
+    command = line_to_copy("evergrant", "connect", integration, subject, *flags, "--open", "--wait", *key)
+    needed.detail = f"{subject} has not consented at {integration}"
+    needed.repair = f"Run: {command}; or send the subject to {answer.connect_url}"
+    return needed
 
 
 def proof(

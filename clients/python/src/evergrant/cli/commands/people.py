@@ -22,7 +22,8 @@ from evergrant.api.models import CommandSession
 from evergrant.cli.arguments import Scopes, argument_error
 from evergrant.cli.consent import ReturnListener
 from evergrant.cli.options import DEFAULTS, Options
-from evergrant.cli.tables import row_of, show_one, show_rows
+from evergrant.cli.tables import row_of, show_one
+from evergrant.cli.verbs import verb
 from evergrant.errors import BadRequest, EvergrantError, Unreachable
 from evergrant.identity.session_file import keep_token
 from evergrant.models import new_verifier
@@ -30,6 +31,11 @@ from evergrant.models import new_verifier
 _SESSIONS = ("id", "live", "name", "person", "role", "kind", "created_at", "last_used_at", "expires_at")
 
 people = App(name="people")
+
+verb(people, "show", "admin_login", "Show where people log in, and which groups have which role.")
+verb(people, "rm", "delete_admin_login", "Let no people log in. Ends the sessions of all people.")
+verb(people, "sessions", "sessions", "List who is logged in; ended sessions for thirty days.", _SESSIONS)
+verb(people, "end", "end_session", "End a session. Requests with it are refused at once.")
 
 
 @people.command
@@ -58,34 +64,6 @@ def put(
     with options.client() as client:
         made = client.put_admin_login(integration, roles, groups_claim=claim, scopes=scope)
         show_one(made, options.output)
-
-
-@people.command
-def show(*, options: Options = DEFAULTS) -> None:
-    """Show where people log in, and which groups have which role."""
-    with options.client() as client:
-        show_one(client.admin_login(), options.output)
-
-
-@people.command(name="rm")
-def remove(*, options: Options = DEFAULTS) -> None:
-    """Let no people log in. Ends the sessions of all people."""
-    with options.client() as client:
-        client.delete_admin_login()
-
-
-@people.command
-def sessions(*, options: Options = DEFAULTS) -> None:
-    """List who is logged in; ended sessions for thirty days."""
-    with options.client() as client:
-        show_rows(client.sessions(), _SESSIONS, options.output)
-
-
-@people.command
-def end(session_id: str, /, *, options: Options = DEFAULTS) -> None:
-    """End a session. Requests with it are refused at once."""
-    with options.client() as client:
-        client.end_session(session_id)
 
 
 _EXCHANGE_S = 30.0

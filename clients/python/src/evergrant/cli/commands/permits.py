@@ -9,6 +9,7 @@ from evergrant.api.models import AccessRequest
 from evergrant.cli.arguments import Scopes
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.tables import Row, row_of, show_one, show_rows
+from evergrant.cli.verbs import verb
 
 _PERMITS = (
     *("name", "effect", "mode", "integration", "provider", "subjects", "actions"),
@@ -19,19 +20,9 @@ USUAL = {"effect": "allow", "mode": "enforce", "provider": "*", "app_disabled": 
 
 permits = App(name="permits")
 
-
-@permits.command(name=("ls", "list"))
-def list_permits(app: str, /, *, options: Options = DEFAULTS) -> None:
-    """List the permits of an app."""
-    with options.client() as client:
-        show_rows(client.permits(app), _PERMITS, options.output, usual=USUAL)
-
-
-@permits.command
-def get(app: str, name: str, /, *, options: Options = DEFAULTS) -> None:
-    """Show one permit of an app."""
-    with options.client() as client:
-        show_one(client.permit(app, name), options.output)
+verb(permits, "ls list", "permits", "List the permits of an app.", _PERMITS, usual=USUAL)
+verb(permits, "get", "permit", "Show one permit of an app.")
+verb(permits, "rm delete", "delete_permit", "Delete a permit of an app. It counts from the next request on.")
 
 
 @permits.command
@@ -101,13 +92,6 @@ def put(
             **{field: values for field, values in named.items() if values},
         )
         show_one(made, options.output)
-
-
-@permits.command(name=("rm", "delete"))
-def delete(app: str, name: str, /, *, options: Options = DEFAULTS) -> None:
-    """Delete a permit of an app. It counts from the next request on."""
-    with options.client() as client:
-        client.delete_permit(app, name)
 
 
 _REQUESTS = (

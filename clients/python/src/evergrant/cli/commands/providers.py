@@ -98,7 +98,11 @@ def _version_row(version: ProviderVersion) -> Row:
 
 
 def _show_version(version: ProviderVersion, options: Options) -> None:
-    show_one(_version_row(version), options.output)
+    """The version; in a table without its whole definition."""
+    row = _version_row(version)
+    if options.output is Format.TABLE:
+        row = {name: value for name, value in row.items() if name not in ("document", "rollout")}
+    show_one(row, options.output)
 
 
 _MODULE = ("-P", "-m", "evergrant_server", "providers")  # -P: not that of the working directory

@@ -79,11 +79,7 @@ def import_file(
     """
     names, columns = _names(integration, subject), dict(_pairs("--column", column))
     _require_fitting(source, key, names, columns)
-    try:
-        opened = file.open("rb")
-    except OSError as error:
-        raise file_error(file, error) from None
-    with opened:
+    with _opened(file) as opened:
         lines, mapping = _lines(opened, source, key, names, columns)
         report = Report(str(file), options.output is not Format.TABLE, dry_run, mapping)
         started = time.monotonic()
@@ -96,8 +92,14 @@ def import_file(
             report.show(time.monotonic() - started, options)
             raise
     report.show(time.monotonic() - started, options)
-    if report.status:
-        sys.exit(report.status)
+    sys.exit(report.status or None)
+
+
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise file_error(file, error) from None
 
 
 def _import(
@@ -264,23 +266,13 @@ def export_file(
         wait: Seconds to wait for the server to seal them.
     """
     public = read_public_key(to)
-    try:
-        written = os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii")
-    except OSError as error:
-        raise file_error(out, error) from None
-    done = False
-    try:
-        with written, options.client() as client:
-            export = client.start_export(public, integration=integration, provider=provider, subject=subject)
-            first = _sealed(client, export, timedelta(seconds=wait))
-            total = _fetch(client, export.id, first, written)
-            written.flush()
-            os.fsync(written.fileno())
-            dropped = client.drop_export(export.id)  # the file is on disk: the server's copy can go
-        done = True
-    finally:
-        if not done:
-            out.unlink(missing_ok=True)  # a partial export looks like a complete one
+    with _whole_file(out) as written, options.client() as client:
+        export = client.start_export(public, integration=integration, provider=provider, subject=subject)
+        first = _sealed(client, export, timedelta(seconds=wait))
+        total = _fetch(client, export.id, first, written)
+        written.flush()
+        os.fsync(written.fileno())
+        dropped = client.drop_export(export.id)  # the file is on disk: the server's copy can go
     row = {
         "id": export.id,
         "exported": total,
@@ -289,6 +281,21 @@ def export_file(
         "file": str(out),
     }
     show_one(row, options.output)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Generator[TextIO]:
+    """A new file, which is removed after a failure: a partial export looks like a complete one."""
+    try:
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii")
+    except OSError as error:
+        raise file_error(path, error) from None
+    try:
+        with file:
+            yield file
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _sealed(client: Evergrant, export: Export, limit: timedelta) -> SealedPage:

@@ -4,10 +4,10 @@ from datetime import timedelta
 
 from cyclopts import App
 
-from evergrant.api.models import Webhook
 from evergrant.cli.arguments import Seconds
 from evergrant.cli.options import DEFAULTS, Options
-from evergrant.cli.tables import Row, row_of, show_one, show_rows
+from evergrant.cli.tables import show_one, show_rows
+from evergrant.cli.verbs import verb
 
 _WEBHOOKS = ("name", "url", "integration", "events", "disabled_by", "failures", "failing_since")
 _DELIVERIES = (
@@ -17,19 +17,13 @@ _DELIVERIES = (
 
 webhooks = App(name="webhooks")
 
-
-@webhooks.command(name=("ls", "list"))
-def list_webhooks(*, options: Options = DEFAULTS) -> None:
-    """List the webhooks of the tenant."""
-    with options.client() as client:
-        show_rows((_webhook_row(webhook) for webhook in client.webhooks()), _WEBHOOKS, options.output)
-
-
-@webhooks.command(name="get")
-def get_webhook(name: str, /, *, options: Options = DEFAULTS) -> None:
-    """Show one webhook and the state of its endpoint."""
-    with options.client() as client:
-        show_one(_webhook_row(client.webhook(name)), options.output)
+verb(webhooks, "ls list", "webhooks", "List the webhooks of the tenant.", _WEBHOOKS)
+verb(webhooks, "get", "webhook", "Show one webhook and the state of its endpoint.")
+verb(
+    webhooks, "delete rm", "delete_webhook", "Delete a webhook with its log. Pending deliveries are dropped."
+)
+verb(webhooks, "replay", "replay_webhook", "Send one delivery again.")
+verb(webhooks, "test", "test_webhook", "Have a webhook.ping sent; `deliveries` shows the result.")
 
 
 @webhooks.command(name="put")
@@ -52,14 +46,7 @@ def put_webhook(
     """
     with options.client() as client:
         made = client.put_webhook(name, url, events=event or None, integration=integration, disabled=disabled)
-    show_one(_webhook_row(made), options.output)
-
-
-@webhooks.command(name=("delete", "rm"))
-def delete_webhook(name: str, /, *, options: Options = DEFAULTS) -> None:
-    """Delete a webhook with its log. Pending deliveries are dropped."""
-    with options.client() as client:
-        client.delete_webhook(name)
+    show_one(made, options.output)
 
 
 @webhooks.command(name="rotate")
@@ -71,7 +58,7 @@ def rotate_secret(name: str, /, *, overlap: Seconds | None = None, options: Opti
     """
     overlap_time = None if overlap is None else timedelta(seconds=overlap)
     with options.client() as client:
-        show_one(_webhook_row(client.rotate_webhook_secret(name, overlap=overlap_time)), options.output)
+        show_one(client.rotate_webhook_secret(name, overlap=overlap_time), options.output)
 
 
 @webhooks.command
@@ -84,25 +71,3 @@ def deliveries(name: str, /, *, status: str | None = None, options: Options = DE
     with options.client() as client:
         log = client.webhook_deliveries(name, status=status)
         show_rows(log, _DELIVERIES, options.output)
-
-
-@webhooks.command
-def replay(name: str, delivery_id: str, /, *, options: Options = DEFAULTS) -> None:
-    """Send one delivery again."""
-    with options.client() as client:
-        show_one(client.replay_webhook(name, delivery_id), options.output)
-
-
-@webhooks.command(name="test")
-def send_ping(name: str, /, *, options: Options = DEFAULTS) -> None:
-    """Have a webhook.ping sent; `deliveries` shows the result."""
-    with options.client() as client:
-        show_one(client.test_webhook(name), options.output)
-
-
-def _webhook_row(webhook: Webhook) -> Row:
-    """Every member; the secret only in the answer that has it."""
-    row = row_of(webhook)
-    if webhook.secret is None:
-        del row["secret"]
-    return row

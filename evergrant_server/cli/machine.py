@@ -1,6 +1,8 @@
-"""Whether a port can be listened on, before a process is started that would."""
+"""What commands need of this machine: ports that are free, and files that only this user reads."""
 
+import os
 import socket
+from pathlib import Path
 
 from evergrant_server.settings import BadSettings
 
@@ -30,3 +32,12 @@ def free_port_after(host: str, port: int) -> int | None:
         (candidate for candidate in range(port + 10, 65536, 10) if port_problem(host, candidate) is None),
         None,
     )
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only this user can read, replacing an existing one."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(text)

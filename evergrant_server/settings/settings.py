@@ -6,17 +6,17 @@ Secrets are read from files only. The Temporal connection may also come from a p
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from evergrant_server.core.messages.names import TASK_QUEUE
-from evergrant_server.gateway_settings import GatewaySettings
-from evergrant_server.mtls_settings import MtlsSettings
-from evergrant_server.oauth_settings import OAuthSettings
-from evergrant_server.setting_errors import PREFIX, SETTINGS_FILE, errors_in_words, suspicious_variables
-from evergrant_server.setting_types import (
+from evergrant_server.core.model import CheckedModel
+from evergrant_server.settings.errors import PREFIX, SETTINGS_FILE, errors_in_words, suspicious_variables
+from evergrant_server.settings.types import (
+    CertificateHeader,
     DatabaseUrl,
     Days,
     Duration,
@@ -30,6 +30,7 @@ from evergrant_server.setting_types import (
     check_web_url,
     client_metadata_template,
     own_public_url,
+    read_duration,
     with_password,
 )
 
@@ -42,6 +43,107 @@ _CLIENT_VARIABLES = {
 
 class BadSettings(ValueError):
     """A setting that can't be used; the message names it and says what would be right."""
+
+
+class MtlsSettings(CheckedModel):
+    """What `serve --mtls` listens on. The listener at host and port never reads a certificate."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    mtls_url: str = ""
+    """The https URL at which a proxy asks apps for their certificates; empty: none does. The authorization
+    server's metadata names it (RFC 8705 section 5)."""
+    mtls_header: CertificateHeader | None = None
+    """How that proxy hands a certificate on: `rfc9440` (`Client-Cert`: HAProxy and others), `nginx`
+    (`Ssl-Client-Cert` with `$ssl_client_escaped_cert`) or `envoy` (`X-Forwarded-Client-Cert` with `Cert`). It
+    needs a hop that only the proxy reaches: a socket, or a port with `mtls_proxy_ca`."""
+    mtls_socket: Path | None = None
+    """The unix socket on which `serve --mtls` listens. Its user and group alone can open it (mode 0660), and
+    may be any app: the proxy must be the group's only other member."""
+    mtls_host: str = "127.0.0.1"
+    """The address on which `serve --mtls` listens with TLS."""
+    mtls_port: int | None = Field(default=None, ge=1, le=65535)
+    """The port on which `serve --mtls` listens with TLS 1.3, in place of a socket."""
+    mtls_certificate: Path | None = None
+    """The certificate of `mtls_port`, PEM."""
+    mtls_key: Path | None = None
+    """The private key of `mtls_certificate`, PEM (PKCS #8)."""
+    mtls_proxy_ca: Path | None = None
+    """A private authority, PEM. Each certificate that it issues may say that it is any app: the proxy's
+    must be the only one."""
+
+    @model_validator(mode="after")
+    def _require_trusted_hop(self) -> "MtlsSettings":
+        over_tls = (self.mtls_certificate, self.mtls_key, self.mtls_proxy_ca)
+        if self.mtls_socket is not None and self.mtls_port is not None:
+            raise ValueError("EVERGRANT_MTLS_SOCKET and EVERGRANT_MTLS_PORT: give one of them")
+        if self.mtls_port is None and any(over_tls):
+            raise ValueError("EVERGRANT_MTLS_CERTIFICATE, _KEY and _PROXY_CA belong to EVERGRANT_MTLS_PORT")
+        if self.mtls_port is not None and not all(over_tls):
+            raise ValueError(
+                "EVERGRANT_MTLS_PORT: any client could send a certificate's header there; it needs "
+                "EVERGRANT_MTLS_CERTIFICATE, EVERGRANT_MTLS_KEY and EVERGRANT_MTLS_PROXY_CA"
+            )
+        if self.mtls_header is not None and not self.has_trusted_hop:
+            raise ValueError(
+                "EVERGRANT_MTLS_HEADER: any client could send that header; it needs a hop that only the "
+                "proxy reaches: EVERGRANT_MTLS_SOCKET, or EVERGRANT_MTLS_PORT with EVERGRANT_MTLS_PROXY_CA"
+            )
+        if self.has_trusted_hop and self.mtls_header is None:
+            raise ValueError("EVERGRANT_MTLS_HEADER: name the format of the proxy: rfc9440, nginx or envoy")
+        self.mtls_url = self.mtls_url.rstrip("/")
+        url = urlsplit(self.mtls_url)
+        if self.mtls_url and (url.scheme != "https" or not url.hostname or url.path or url.query):
+            raise ValueError("EVERGRANT_MTLS_URL must be https://host[:port], without a path")
+        return self
+
+    @property
+    def has_trusted_hop(self) -> bool:
+        return self.mtls_socket is not None or self.mtls_port is not None
+
+
+class GatewaySettings(CheckedModel):
+    """Where the gateway listens, and how long calls may take."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    gateway_host: str = "127.0.0.1"
+    """The address the gateway listens on."""
+    gateway_port: int = Field(default=8483, ge=1, le=65535)
+    """The port the gateway listens on."""
+    gateway_public_url: str = ""
+    """The URL at which apps reach the gateway; empty: http://gateway_host:gateway_port. It must not be an
+    origin of the API's: providers' pages would run beside the console."""
+    gateway_envoy_port: int = Field(default=0, ge=0, le=65535)
+    """The port of the gateway's gRPC service for Envoy's external authorization, on gateway_host; 0: none."""
+    gateway_silence: Duration = timedelta(minutes=5)
+    """How long a provider's API may send nothing before the gateway ends the call, also in a stream."""
+    gateway_drain: Duration = timedelta(seconds=30)
+    """How long calls may go on once the gateway is told to stop."""
+    gateway_calls_per_app: int = Field(default=256, ge=1)
+    """Calls that one app may have open at once in one gateway process; more are answered with 429."""
+
+
+class OAuthSettings(CheckedModel):
+    """How long the tokens of clients are accepted, and repetitions of used refresh tokens."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    oauth_access_token_lifetime: Duration = timedelta(hours=8)
+    """How long an access token of a gateway's client is accepted. Each request reads it from the store, so it
+    can be revoked at once."""
+    oauth_idle: Duration = timedelta(days=30)
+    """How long an authorization of a gateway's client may go without a refresh until it ends."""
+    oauth_lifetime: Duration = timedelta(days=180)
+    """The age at which such an authorization ends, however often it is used."""
+    oauth_replay_window: Annotated[timedelta, BeforeValidator(read_duration), Field(ge=timedelta(0))] = (
+        timedelta(minutes=10)
+    )
+    """How long a used refresh token of a client without a key may come again, and gets the same successor:
+    processes that share one file of tokens refresh at once, and some late. 0: not at all."""
+    oauth_replays: int = Field(default=10, ge=0)
+    """How often one used refresh token may come again within that time; three times of these after the first
+    minute."""
 
 
 class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):

@@ -8,15 +8,14 @@ from starlette.types import ASGIApp
 from evergrant_server.access.context import ApiContext
 from evergrant_server.api.connections.create import offer_consent
 from evergrant_server.audit.lease_ledger import LeaseLedger, new_lease_shard
-from evergrant_server.cli.ports import require_free_port
+from evergrant_server.cli.machine import require_free_port
 from evergrant_server.cli.serve import check_keys_and_store
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.egress import EgressPolicy, StreamingTransport
 from evergrant_server.gateway.app import GatewayApp
-from evergrant_server.gateway.http.lifespan import Lifespan
-from evergrant_server.gateway.http.server import make_server
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.outcomes import OutcomeLog
+from evergrant_server.gateway.server import Lifespan, make_server
 from evergrant_server.gc_tuning import tune_garbage_collector
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows
