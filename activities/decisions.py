@@ -35,7 +35,7 @@ from evergrant_server.core.messages.decisions import (
 )
 from evergrant_server.core.outbox import access_request_message
 from evergrant_server.store import Store, Transaction
-from evergrant_server.store.review.access_review import unused_permits
+from evergrant_server.store.access_review import unused_permits
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.metrics import CALL_APPROVALS
 

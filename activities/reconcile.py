@@ -19,7 +19,7 @@ from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
 from evergrant_server.store import Store, Transaction
-from evergrant_server.store.review.authority_scan import broken_configuration
+from evergrant_server.store.authority.scan import broken_configuration
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.alarms import report_broken_authority
 from evergrant_server.telemetry.logs import LogEvent, log_event

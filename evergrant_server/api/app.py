@@ -145,7 +145,6 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
 
     `certificates`: how the proxy hands on those of apps, for a listener that only the proxy reaches.
     """
-
     refresher = RefreshWaiter(api.lease_rows, api.link, api.settings.lease_wait)
     refusals = RefusalLog(api.store)
     issuer = LeaseIssuer(api, refresher, refusals)
@@ -167,12 +166,9 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
         redirect_slashes=False,
         telemetry=_NO_TELEMETRY,
     )
-    app.state.api = api
-    app.state.refresher = refresher
-    app.state.refusals = refusals
+    app.state.api, app.state.refresher, app.state.refusals = api, refresher, refusals
     app.state.lease_issuer = issuer
-    app.state.templates = Pages(Logos(api.settings.data_dir / "logos"))
-    app.state.console = ConsolePages()
+    app.state.templates, app.state.console = Pages(Logos(api.settings.data_dir / "logos")), ConsolePages()
     app.state.browsers = BrowserSessions(api.settings.public_url, api.ring)
     install_error_handlers(app, api.settings.public_url)
     app.add_exception_handler(404, answer_unknown_path)
@@ -182,6 +178,12 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
     app.openapi = cache(lambda: openapi.openapi_schema(app))
     app.add_middleware(GuessLimit, api=api, templates=app.state.templates)
     app.add_middleware(leases.LeaseMiddleware, routes=lease_routes)
+    _add_outer_middleware(app, api, certificates)
+    return app
+
+
+def _add_outer_middleware(app: FastAPI, api: ApiContext, certificates: CertificateHeader | None) -> None:
+    """From the inside out."""
     if certificates is not None:
         app.add_middleware(TrustedHop, header=certificates, base_url=api.settings.public_url)
     lease_wait_s = api.settings.lease_wait.total_seconds()
@@ -189,4 +191,3 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
     app.add_middleware(Envelope, base_url=api.settings.public_url, version=VERSION)
     if traces.is_enabled():
         app.add_middleware(traces.TracingMiddleware)  # outermost: the envelope reads its span
-    return app

@@ -116,31 +116,33 @@ async def put_webhook(
             after = await tx.webhooks.add(await _new_webhook(tx, call, name, body), secret)
             shown = secret.reveal()
         else:
-            moved = await _moves(tx, before, body)
-            changed = _with_body(before, body, moved=moved).__replace__(changed_at=call.now)
-            if moved:
-                after = await tx.webhooks.replace_with_url(changed, body.url, expected=before.revision)
-            else:
-                after = await tx.webhooks.replace(changed, expected=before.revision)
-            shown = None
-            if not after.disabled and (before.disabled or moved):
-                await audit.wake_webhook(tx, after, call.context, call.now, at_once=True)
-        await call.record(
-            tx,
-            AuditAction.WEBHOOK_PUT,
-            after.id,
-            webhook=name,
-            origin=_origin(after.url),
-            events=[event.value for event in after.events],
-            integration=after.integration,
-            disabled=after.disabled,
-            **approved,
-        )
+            after, shown = await _change(tx, call, before, body), None
+        detail = {
+            "webhook": name,
+            "origin": _origin(after.url),
+            "events": [event.value for event in after.events],
+            "integration": after.integration,
+            "disabled": after.disabled,
+        }
+        await call.record(tx, AuditAction.WEBHOOK_PUT, after.id, **detail, **approved)
         return after, shown
 
     after, shown = await call.write(write)
     response.status_code = 200 if shown is None else 201
     return WebhookSecretView.of(after, secret=shown)
+
+
+async def _change(tx: Transaction, call: ApiCall, before: Webhook, body: WebhookBody) -> Webhook:
+    """Write the body's members, and have pending deliveries sent where the webhook works again or moved."""
+    moved = await _moves(tx, before, body)
+    changed = _with_body(before, body, moved=moved).__replace__(changed_at=call.now)
+    if moved:
+        after = await tx.webhooks.replace_with_url(changed, body.url, expected=before.revision)
+    else:
+        after = await tx.webhooks.replace(changed, expected=before.revision)
+    if not after.disabled and (before.disabled or moved):
+        await audit.wake_webhook(tx, after, call.context, call.now, at_once=True)
+    return after
 
 
 @router.get("/v1/webhooks")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from evergrant_server.core.errors import Failure
 from evergrant_server.crypto import KeyRing, Role
-from evergrant_server.store.authority import authority_broken
+from evergrant_server.store.authority.authenticators import authority_broken
 
 _GATEWAY = "gateway"
 GENESIS_HASH = "0" * 64  # the previous hash of a chain's first record

@@ -17,7 +17,7 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
-from evergrant_server.store.authority import BrokenRow, authority_broken
+from evergrant_server.store.authority.authenticators import BrokenRow, authority_broken
 from evergrant_server.store.database.rows import columns_equal, fetch_all
 
 _MISSING = "and its records are missing from the audit log"

@@ -16,9 +16,9 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
-from evergrant_server.store.authority import BrokenRow
-from evergrant_server.store.review.authority_scan import accept as accept_table_rows
-from evergrant_server.store.review.authority_scan import (
+from evergrant_server.store.authority.authenticators import BrokenRow
+from evergrant_server.store.authority.scan import accept as accept_table_rows
+from evergrant_server.store.authority.scan import (
     broken_configuration,
     broken_connections,
 )

@@ -6,8 +6,8 @@ from cyclopts import App
 
 from evergrant_server.cli.flags import Flags, settings_of
 from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.store.authority.gateway_role import grants, put_gateway_role
 from evergrant_server.store.database import schema
-from evergrant_server.store.review.gateway_role import grants, put_gateway_role
 from evergrant_server.temporal_link.connect import connect, prepare_namespace
 
 _NO_ROLES = "SQLite has no roles: give gateways one of their own with PostgreSQL"

@@ -15,7 +15,7 @@ from evergrant_server.core.access import MOST_LIVE_KEYS, App, AppKey, Effect, Pe
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, KeyId, PermitId, Tenant
 from evergrant_server.crypto import KeyRing
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import app_foreign_key
 from evergrant_server.store.database.engine import DatabaseConnection

@@ -21,7 +21,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, CredentialId, SessionId, Tenant, TokenId, TrustedIssuerId
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.access import Access, AppCredentialRow, AppKeyUseRow, app_foreign_key
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import columns_equal, fetch_all, insert

@@ -24,7 +24,7 @@ from evergrant_server.core.ids import AccessRequestId, AppId, ApprovalId, CallAp
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyPurpose, Sealed
 from evergrant_server.store.access import app_foreign_key
-from evergrant_server.store.authority import AuthenticatedRepository, row_mac
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository, row_mac
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import columns_equal, not_found
@@ -38,8 +38,8 @@ _MOST_COMPARED = 100
 
 def _equal(app_id: AppId | None, state: StrEnum | None) -> dict[str, str]:
     """The columns of a list of one app, in one state, if given."""
-    columns = {"app_id": app_id, "state": None if state is None else state.value}
-    return {name: value for name, value in columns.items() if value is not None}
+    equal = {"app_id": app_id, "state": None if state is None else state.value}
+    return {name: value for name, value in equal.items() if value is not None}
 
 
 class AccessRequestRow(columns.IdTable, table=True):

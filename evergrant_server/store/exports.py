@@ -8,7 +8,7 @@ from sqlmodel import Field, ForeignKeyConstraint, col
 
 from evergrant_server.core.export import Export
 from evergrant_server.core.ids import ExportId
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import columns_equal, insert
 

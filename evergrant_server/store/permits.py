@@ -9,7 +9,7 @@ from sqlmodel import Field, col
 from evergrant_server.core.access import MOST_PERMITS, App, Effect, Permit
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, PermitId, Tenant
-from evergrant_server.store.authority import AuthenticatedRepository, authority_broken
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository, authority_broken
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import columns_equal
 

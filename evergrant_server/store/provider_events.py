@@ -14,7 +14,7 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, ReceiverId, T
 from evergrant_server.core.provider_events import IntrospectionFinding, Receiver
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Sealed
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.engine import DatabaseConnection

@@ -5,7 +5,7 @@ from datetime import datetime
 from evergrant_server.core.access import TenantStanding
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
-from evergrant_server.store.authority import AuthenticatedRepository, authority_broken
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository, authority_broken
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import table_of
 

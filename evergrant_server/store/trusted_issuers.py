@@ -11,7 +11,7 @@ from sqlmodel import col
 
 from evergrant_server.core.ids import Tenant, TrustedIssuerId
 from evergrant_server.core.workloads.issuer import TrustedIssuer
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database import columns
 
 

@@ -13,7 +13,7 @@ from evergrant_server.core.ids import DeliveryId, EventId, Tenant, WebhookId
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhooks import MASK, Delivery, DeliveryStatus, Webhook, masked_url
 from evergrant_server.crypto import KeyRing, Sealed
-from evergrant_server.store.authority import AuthenticatedRepository, authentic, row_mac
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository, authentic, row_mac
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import (

@@ -43,7 +43,7 @@ from evergrant_server.policy import (
 )
 from evergrant_server.policy.networks import parse_address
 from evergrant_server.store import LeaseRow, Transaction
-from evergrant_server.store.review.access_review import AppReview, review_app, review_connection
+from evergrant_server.store.access_review import AppReview, review_app, review_connection
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_response import DownScoping
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from evergrant_server.api.http.call import AuditorCall
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit, View
-from evergrant_server.store.review.access_review import PermitReview, review_permits
+from evergrant_server.store.access_review import PermitReview, review_permits
 
 router = APIRouter(tags=["apps"])
 

@@ -19,7 +19,7 @@ from evergrant_server.api.http.models import Body, Slug, UtcDatetime, View
 from evergrant_server.core.access import Action, App, Permit
 from evergrant_server.core.ids import PermitId
 from evergrant_server.policy import DecisionReason, PermitDecision, Target, decide
-from evergrant_server.store.review.lease_uses import LeasedConnection, leased_connections
+from evergrant_server.store.access_review import LeasedConnection, leased_connections
 
 router = APIRouter(tags=["apps"])
 

@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from evergrant_server.access.callers import Caller
 from evergrant_server.access.context import ApiContext
@@ -64,39 +65,52 @@ async def request_consent(
     replaces_any = await require_consent_allowed(tx, call, connection, slot_scopes)
     require_return_to(call.caller, wanted.return_to)
     require_flow_allowed(connection.flow, call.api)
-    binding = _binding_of(integration, connection, call.api)
-    id, now = ConsentId(new_id("cns")), call.now
     derived = not call.api.ring.holds(KeyPurpose.INTAKE)  # the gateway's role
-    if derived and binding is not Binding.OIDC:
-        why = "Through the gateway a login alone proves a subject: put the integration with --binding oidc."
-        raise Failure(ErrorCode.BINDING_REQUIRED, why, integration=integration.name, binding=binding)
+    binding = _binding_of(integration, connection, call.api, by_gateway=derived)
+    id = ConsentId(new_id("cns"))
     new_link = Secret(secrets.token_urlsafe(LINK_BYTES))
     link = tx.consents.derived_link(connection.tenant, id) if derived else new_link
-    device = connection.flow is Flow.DEVICE_CODE
-    consent = Consent(
-        tenant=connection.tenant,
+    consent = _new_consent(
+        call,
+        connection,
+        wanted,
+        link,
         id=id,
+        scopes=scopes,
+        slot_scopes=dict(slot_scopes),
+        binding=binding,
+        replaces_any=replaces_any,
+    )
+    await tx.consents.add(consent, None if derived else link, account=account_of_consent(wanted.account))
+    if consent.kind is ConsentKind.DEVICE:
+        await signal_granted(tx, connection, consent, call.context, call.now)
+    return consent, connect_url(call.api, link.reveal())
+
+
+def _new_consent(
+    call: ApiCall,
+    connection: Connection,
+    wanted: ConnectionBody | ReauthorizeBody,
+    link: Secret,
+    **members: Any,
+) -> Consent:
+    device = connection.flow is Flow.DEVICE_CODE
+    return Consent(
+        tenant=connection.tenant,
         connection_id=connection.id,
         integration_id=connection.integration_id,
         kind=ConsentKind.DEVICE if device else ConsentKind.CODE,
         status=ConsentStatus.CODE_RECEIVED if device else ConsentStatus.OPEN,
-        scopes=scopes,
-        slot_scopes=dict(slot_scopes),
         return_to=wanted.return_to,
-        binding=binding,
         app_id=call.caller.app.id,
-        replaces_any=replaces_any,
         challenge=wanted.challenge,
         link_hash=hash_link(link.reveal()),
-        created_at=now,
-        expires_at=now + call.api.settings.consent_ttl,
+        created_at=call.now,
+        expires_at=call.now + call.api.settings.consent_ttl,
         by=call.context.by,
         trace_id=call.context.trace_id,
+        **members,
     )
-    await tx.consents.add(consent, None if derived else link, account=account_of_consent(wanted.account))
-    if device:
-        await signal_granted(tx, connection, consent, call.context, now)
-    return consent, connect_url(call.api, link.reveal())
 
 
 async def request_client_grant(
@@ -135,21 +149,25 @@ async def request_client_grant(
     return consent
 
 
-def _binding_of(integration: Integration, connection: Connection, api: ApiContext) -> Binding:
+def _binding_of(
+    integration: Integration, connection: Connection, api: ApiContext, *, by_gateway: bool
+) -> Binding:
     """The binding of a new consent; none for a device code whose account the app expects.
 
-    Raises Failure BINDING_REQUIRED for a flow that can't have the integration's, and for an unbound consent
-    that the operator doesn't allow any more.
+    Raises Failure BINDING_REQUIRED for a flow that can't have the integration's, for an unbound consent that
+    the operator doesn't allow any more, and at a gateway for any binding but `oidc`.
     """
     flow, binding, why = connection.flow, integration.binding, None
     if binding is not Binding.NONE and flow is Flow.DEVICE_CODE and connection.expected_account:
-        return Binding.NONE
-    if binding is Binding.NONE:
+        binding = Binding.NONE
+    elif binding is Binding.NONE:
         why = None if api.settings.allow_unbound_consent else "Unbound consents are off."
     elif flow is Flow.DEVICE_CODE:
         why = "A device code can't be bound (RFC 8628 section 5.4): say which account to expect."
     elif flow is Flow.IMPLICIT and binding is Binding.APP:
         why = "The flow implicit brings its token at once: it needs the binding app_first."
+    if why is None and by_gateway and binding is not Binding.OIDC:
+        why = "Through the gateway a login alone proves a subject: put the integration with --binding oidc."
     if why is not None:
         raise Failure(ErrorCode.BINDING_REQUIRED, why, integration=integration.name, binding=binding)
     return binding

@@ -168,21 +168,25 @@ class ConnectionSetup:
             deadline=self._now
             + (CLIENT_GRANT_DEADLINE if without_subject else self._api.settings.consent_ttl),
         )
-        await tx.connections.add_new(connection)
-        subject_hash = self._api.ring.subject_hash(connection.tenant, connection.subject)
-        await tx.outbox.add(start_message(connection, subject_hash, self._call.context, self._now))
-        detail = {
-            "integration": integration.name,
-            "label": wanted.label,
-            "scopes": list(scopes),
-            "flow": flow,
-        }
-        await self._call.record(tx, AuditAction.CONNECTION_CREATED, connection.id, **detail)
+        await self._add(tx, connection)
         if without_subject:
             await request_client_grant(tx, self._call, connection, scopes, supplied)
             return ConnectionWithLink(connection, True)
         consent, url = await request_consent(tx, self._call, integration, connection, scopes, slots, wanted)
         return ConnectionWithLink(connection, True, consent, url)
+
+    async def _add(self, tx: Transaction, connection: Connection) -> None:
+        """Write the connection with the message that starts its workflow, and its audit record."""
+        await tx.connections.add_new(connection)
+        subject_hash = self._api.ring.subject_hash(connection.tenant, connection.subject)
+        await tx.outbox.add(start_message(connection, subject_hash, self._call.context, self._now))
+        detail = {
+            "integration": connection.integration,
+            "label": connection.label,
+            "scopes": list(connection.requested_scopes),
+            "flow": connection.flow,
+        }
+        await self._call.record(tx, AuditAction.CONNECTION_CREATED, connection.id, **detail)
 
     async def _existing_with_link(
         self,

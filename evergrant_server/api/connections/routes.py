@@ -91,19 +91,29 @@ async def list_connections(
     after = call.cursors.decode(cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
         connections, unreadable, last = await _visible_page(tx, call, filters, after, limit)
-        items: list[ConnectionView] = []
-        for connection in connections:
-            try:
-                items.append(await connection_view(tx, connection))
-            except Failure as failure:  # of the row of its grant, say
-                if failure.code is not ErrorCode.INTERNAL:
-                    raise
-                unreadable.append((connection.id, failure.detail))
+        items, unreadable_views = await _views(tx, connections)
+    unreadable += unreadable_views
     report_unreadable(log, unreadable)
     next_cursor = call.cursors.encode(last, call.tenant, **bound) if last is not None else None
     return ConnectionList(
         items=items, next_cursor=next_cursor, unreadable=tuple(sorted(id for id, _ in unreadable))
     )
+
+
+async def _views(
+    tx: Transaction, connections: list[Connection]
+) -> tuple[list[ConnectionView], list[tuple[str, str]]]:
+    """The views, and the id and the reason of each that the server can't read, such as of its grant's row."""
+    views: list[ConnectionView] = []
+    unreadable: list[tuple[str, str]] = []
+    for connection in connections:
+        try:
+            views.append(await connection_view(tx, connection))
+        except Failure as failure:
+            if failure.code is not ErrorCode.INTERNAL:
+                raise
+            unreadable.append((connection.id, failure.detail))
+    return views, unreadable
 
 
 def _require_alone(others: dict[str, object]) -> None:

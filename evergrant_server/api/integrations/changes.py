@@ -90,25 +90,7 @@ async def changed_integration(
     if body.registration is not None:
         after = _with_registration(spec, body, login, before, moves, now)
         return after.__replace__(state=IntegrationState.DISCOVERING) if again else after
-    if before.lacks_client and has_client(body):
-        require_credentials(spec, body)
-    if not has_client(body) and not before.lacks_client:
-        raise invalid_request("client_id", "Give a client id, or a registration.")
-    has_certificate = before.client_certificate_expires_at is not None
-    if moves or (body.client_id or "") != before.client_id:
-        stored = {
-            "client_secret": await tx.integrations.client_secret(before),
-            "client_key": await tx.integrations.client_key(before),
-            "client_certificate": has_certificate,
-        }
-        for field, held in stored.items():
-            if held and getattr(body, field) is None:
-                credential = field.replace("_", " ")
-                why = f"Give the {credential} again: the stored one belongs to the previous client."
-                raise invalid_request(field, why)
-    wanted = ClientAuth(body.client_auth or spec.client_auth) in MUTUAL_TLS
-    if wanted and not has_certificate and body.client_certificate is None:
-        raise invalid_request("client_certificate", NO_CERTIFICATE)
+    await _require_client(tx, spec, body, before, moves=moves)
     another = again and body.client_id != before.client_id
     discover = spec.discovery and (moves or again or before.state is not IntegrationState.READY)
     return _with_body(
@@ -125,6 +107,35 @@ async def changed_integration(
         login,
         now,
     )
+
+
+async def _require_client(
+    tx: Transaction, spec: ProviderSpec, body: IntegrationBody, before: Integration, *, moves: bool
+) -> None:
+    """Raise Failure INVALID_REQUEST for a client without the credentials that it needs now."""
+    if before.lacks_client and has_client(body):
+        require_credentials(spec, body)
+    if not has_client(body) and not before.lacks_client:
+        raise invalid_request("client_id", "Give a client id, or a registration.")
+    if moves or (body.client_id or "") != before.client_id:
+        await _require_credentials_again(tx, body, before)
+    presents = ClientAuth(body.client_auth or spec.client_auth) in MUTUAL_TLS
+    if presents and before.client_certificate_expires_at is None and body.client_certificate is None:
+        raise invalid_request("client_certificate", NO_CERTIFICATE)
+
+
+async def _require_credentials_again(tx: Transaction, body: IntegrationBody, before: Integration) -> None:
+    """Raise Failure INVALID_REQUEST for a stored credential that the body of another client leaves out."""
+    stored = {
+        "client_secret": await tx.integrations.client_secret(before),
+        "client_key": await tx.integrations.client_key(before),
+        "client_certificate": before.client_certificate_expires_at,
+    }
+    for field, credential in stored.items():
+        if credential and getattr(body, field) is None:
+            named = field.replace("_", " ")
+            why = f"Give the {named} again: the stored one belongs to the previous client."
+            raise invalid_request(field, why)
 
 
 def _with_registration(

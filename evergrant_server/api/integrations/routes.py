@@ -43,6 +43,7 @@ from evergrant_server.api.integrations.models import (
 from evergrant_server.audit.exchanges import Exchange, newest_exchanges
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
@@ -119,22 +120,7 @@ async def put_integration(
         if await is_dangerous_change(tx, before, after, body):
             facts = await change_facts(tx, call, before, after, body)
             approved = await use_approval(tx, call, without_secrets(body), facts)
-        after = await tx.integrations.put(
-            after,
-            body.client_secret,
-            expected=None if before is None else before.revision,
-            client_key=key,
-            client_certificate=certificate,
-        )
-        if before is not None:
-            if body.client_auth == "none" and body.client_secret is None and not (key or certificate):
-                after = await tx.integrations.delete_client_credentials(after, expected=after.revision)
-            await retry_failing_connections(tx, after, call.context, now)
-        if body.registration is not None and not after.client_id:
-            if after.registration is RegistrationMethod.METADATA_DOCUMENT:
-                client_id = client_metadata_url(api.settings.client_metadata_url, after.id)
-                after = after.__replace__(client_id=client_id)
-            after = await tx.integrations.request_registration(after, body.initial_access_token)
+        after = await _write(tx, call, body, before, after, key, certificate)
         await _record(tx, call, AuditAction.INTEGRATION_PUT, after, approved)
     api.relay.notify()
     if after.state is IntegrationState.DISCOVERING:
@@ -142,6 +128,35 @@ async def put_integration(
     response.status_code = 201 if before is None else 200
     async with api.store.read() as tx:
         return await _view(tx, call, require_found(await tx.integrations.get(call.tenant, after.id)))
+
+
+async def _write(
+    tx: Transaction,
+    call: ApiCall,
+    body: IntegrationBody,
+    before: Integration | None,
+    after: Integration,
+    key: ClientKey | None,
+    certificate: ClientCertificate | None,
+) -> Integration:
+    """Write the integration with its credentials, and what follows: retries and a registration."""
+    after = await tx.integrations.put(
+        after,
+        body.client_secret,
+        expected=None if before is None else before.revision,
+        client_key=key,
+        client_certificate=certificate,
+    )
+    if before is not None:
+        if body.client_auth == "none" and body.client_secret is None and not (key or certificate):
+            after = await tx.integrations.delete_client_credentials(after, expected=after.revision)
+        await retry_failing_connections(tx, after, call.context, call.now)
+    if body.registration is not None and not after.client_id:
+        if after.registration is RegistrationMethod.METADATA_DOCUMENT:
+            client_id = client_metadata_url(call.api.settings.client_metadata_url, after.id)
+            after = after.__replace__(client_id=client_id)
+        after = await tx.integrations.request_registration(after, body.initial_access_token)
+    return after
 
 
 @router.post("/v1/integrations/{name}/rotate-secret", response_model=IntegrationView)

@@ -15,11 +15,11 @@ from evergrant_server.crypto import KeyPurpose, KeyRing, Role, keyfile
 from evergrant_server.crypto.keyring import widest_role
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store, Transaction
+from evergrant_server.store.authority.gateway_role import rights_of_user
+from evergrant_server.store.authority.scan import broken_configuration
 from evergrant_server.store.connections.connections import PendingRevocation
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.engine import sqlite_path
-from evergrant_server.store.review.authority_scan import broken_configuration
-from evergrant_server.store.review.gateway_role import rights_of_user
 from evergrant_server.store.store import database_time, unwrap_newest_tenant_key
 
 CERTIFICATE_WARNING = timedelta(days=30)

@@ -1,4 +1,4 @@
-"""Agents: the calls that wait for a person's approval, and how an agent is stopped. Pure.
+"""Agents: what a call of one is, whom it acts for, and how it is stopped. Pure.
 
-Doesn't own who an agent is and until when (`core.access`), nor where requests are kept (store).
+Doesn't own who an agent is and until when (`core.access`), nor which calls people approve (`core.decisions`).
 """

@@ -1,6 +1,5 @@
 """What a workflow does next: the pure transition of a connection, its timers and schedules.
 
-`transition.next_step` maps state and event to state and command; one module for each kind of event.
-`access_requests` has the steps of a request for access. Calls no activity and reads no clock: `workflows`
-does.
+`transition.next_step` maps state and event to state and command; one module for each kind of event. Calls no
+activity and reads no clock: `workflows` does.
 """

@@ -11,7 +11,7 @@ from evergrant_server.core.agents.stops import AgentStop
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AgentStopId, AppId, ConnectionId, Tenant
 from evergrant_server.store.access import AppRow, LeaseUseRow
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import columns_equal
 

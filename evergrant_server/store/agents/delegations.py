@@ -10,7 +10,7 @@ from sqlmodel import Field, col
 from evergrant_server.core.agents.delegation_rules import DelegationRule
 from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.ids import AppId, DelegationId, DelegationRuleId, Tenant, TrustedIssuerId
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import columns_equal, fetch_all, insert
 

@@ -22,7 +22,7 @@ from evergrant_server.core.provider_events import (
     unreplaced_names,
 )
 from evergrant_server.crypto import KeyRing
-from evergrant_server.store.authority import account_mac, require_own_account
+from evergrant_server.store.authority.authenticators import account_mac, require_own_account
 from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import table_of

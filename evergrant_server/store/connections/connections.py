@@ -17,7 +17,12 @@ from evergrant_server.core.connections.grant import MAIN_SLOT
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
 from evergrant_server.crypto import KeyRing, Signer
-from evergrant_server.store.authority import authentic, require_signature, row_mac, was_put_back
+from evergrant_server.store.authority.authenticators import (
+    authentic,
+    require_signature,
+    row_mac,
+    was_put_back,
+)
 from evergrant_server.store.connections.tables import (
     BY_NAMES,
     FAILING_CONDITION,

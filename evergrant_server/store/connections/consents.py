@@ -23,7 +23,7 @@ from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ConnectionId, ConsentId, Tenant
 from evergrant_server.core.secret import Secret
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.connections.tables import ConsentRow
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal

@@ -17,7 +17,7 @@ from evergrant_server.core.integrations import NOTHING_PINNED, PinnedHosts
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, Sealed
 from evergrant_server.crypto.envelope import seal_broken
-from evergrant_server.store.authority import grant_parts, require_grant
+from evergrant_server.store.authority.authenticators import grant_parts, require_grant
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import LateTokenSets
 from evergrant_server.store.connections.connections import Connections

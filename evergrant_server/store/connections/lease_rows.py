@@ -16,7 +16,12 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyPurpose, KeyRing, Sealed, key_id_of, open_sealed
 from evergrant_server.crypto.envelope import key_unavailable, seal_broken
 from evergrant_server.store.audit_tables import END_CONDITION
-from evergrant_server.store.authority import connection_parts, require_grant, require_signed, was_put_back
+from evergrant_server.store.authority.authenticators import (
+    connection_parts,
+    require_grant,
+    require_signed,
+    was_put_back,
+)
 from evergrant_server.store.connections.grants import ACCESS_COLUMN, grant_associated_data, was_rolled_back
 from evergrant_server.store.connections.tables import LIVE_CONDITION, ConnectionRow
 from evergrant_server.store.database.columns import SealedBytes, UtcDateTime

@@ -8,7 +8,7 @@ from sqlmodel import col
 
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import DefinitionId, Tenant
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import columns_equal
 

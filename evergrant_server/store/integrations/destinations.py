@@ -14,7 +14,7 @@ from evergrant_server.core.connections.grant import MAIN_SLOT
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration, PinnedHosts, hosts_in, hosts_text
 from evergrant_server.crypto import KeyPurpose, KeyRing
-from evergrant_server.store.authority import (
+from evergrant_server.store.authority.authenticators import (
     authentic,
     grant_mac,
     has_same_destination,

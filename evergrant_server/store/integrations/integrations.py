@@ -13,7 +13,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration, IntegrationState
 from evergrant_server.core.secret import Secret
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, not_found

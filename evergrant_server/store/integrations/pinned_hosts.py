@@ -13,7 +13,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.integrations import Integration, hosts_in, hosts_text
 from evergrant_server.crypto import KeyRing
-from evergrant_server.store.authority import (
+from evergrant_server.store.authority.authenticators import (
     accepted_destination_mac,
     authentic,
     grant_mac,

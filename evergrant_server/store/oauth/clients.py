@@ -7,7 +7,7 @@ from sqlmodel import col
 
 from evergrant_server.core.ids import OAuthClientId, Tenant
 from evergrant_server.core.oauth.clients import ClientKind, GatewayClient
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database.rows import columns_equal
 from evergrant_server.store.oauth.tables import OAuthClientRow
 

@@ -21,7 +21,7 @@ from evergrant_server.core.oauth.authorizations import (
 )
 from evergrant_server.core.secret import Secret
 from evergrant_server.store.access import AppKeyUseRow, AppRow
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import columns_equal, not_found
 from evergrant_server.store.oauth.tables import (

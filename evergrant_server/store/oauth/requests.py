@@ -15,7 +15,7 @@ from evergrant_server.core.ids import (
 )
 from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.oauth.requests import AuthorizationRequest, ClientConsent, SubjectSession
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import columns_equal
 

@@ -13,7 +13,7 @@ from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import Sealed
-from evergrant_server.store.authority import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import columns_equal, not_found

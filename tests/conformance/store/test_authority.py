@@ -21,6 +21,11 @@ from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import LeaseRows, Store, Transaction
 from evergrant_server.store.access import AppRow, PermitRow
+from evergrant_server.store.authority.scan import (
+    accept,
+    broken_configuration,
+    broken_connections,
+)
 from evergrant_server.store.connections.account_identifiers import AccountIdentifierRow
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database.columns import Row
@@ -28,11 +33,6 @@ from evergrant_server.store.database.rows import columns_equal, find_one
 from evergrant_server.store.exports import ExportRow
 from evergrant_server.store.integrations.definitions import DefinitionRow
 from evergrant_server.store.integrations.tables import IntegrationRow
-from evergrant_server.store.review.authority_scan import (
-    accept,
-    broken_configuration,
-    broken_connections,
-)
 from evergrant_server.store.trusted_issuers import TrustedIssuerRow
 from tests.conformance.store.samples import (
     ACME,

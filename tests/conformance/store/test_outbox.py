@@ -15,9 +15,9 @@ from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import BULK, OutboxKind, OutboxMessage
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
+from evergrant_server.store.authority.scan import accept, broken_configuration
 from evergrant_server.store.database.rows import column_values, insert
 from evergrant_server.store.outbox import Outbox, OutboxRow
-from evergrant_server.store.review.authority_scan import accept, broken_configuration
 from tests.conformance.store.samples import a_message
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails

@@ -34,7 +34,7 @@ from evergrant_server.core.webhooks import (
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.egress.transport import BODY_LIMIT
 from evergrant_server.store import Store
-from evergrant_server.store.review.authority_scan import broken_configuration
+from evergrant_server.store.authority.scan import broken_configuration
 from evergrant_server.store.webhooks import EventRow, WebhookRow
 from tests.fakes.clock import SetClock
 from tests.fakes.events.webhook_receiver import SECRET, TENANT, Received, Receiver, listening, log_of, reread

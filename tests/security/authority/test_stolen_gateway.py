@@ -18,11 +18,11 @@ from evergrant_server.crypto import KeyPurpose, KeyRing, Role, Signer
 from evergrant_server.crypto.keyring import GATEWAY_SECRETS
 from evergrant_server.store.access import AppKeyRow, AppRow, PermitRow
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
-from evergrant_server.store.authority import connection_parts, row_mac
+from evergrant_server.store.authority.authenticators import connection_parts, row_mac
+from evergrant_server.store.authority.covered_fields import COVERED, GATEWAY_MAY_WRITE
+from evergrant_server.store.authority.scan import ALL
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database.rows import column_values
-from evergrant_server.store.review.authority_fields import COVERED, GATEWAY_MAY_WRITE
-from evergrant_server.store.review.authority_tables import ALL
 from tests.fakes.api import TENANT, Api
 from tests.fakes.failures import fails
 

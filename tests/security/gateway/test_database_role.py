@@ -18,10 +18,8 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import load_settings
-from evergrant_server.store.database.columns import METADATA, table_of
-from evergrant_server.store.review.authority_fields import GATEWAY_MAY_WRITE
-from evergrant_server.store.review.authority_tables import ALL
-from evergrant_server.store.review.gateway_role import (
+from evergrant_server.store.authority.covered_fields import GATEWAY_MAY_WRITE
+from evergrant_server.store.authority.gateway_role import (
     grants,
     inserted,
     put_gateway_role,
@@ -29,6 +27,8 @@ from evergrant_server.store.review.gateway_role import (
     scram_verifier,
     updated,
 )
+from evergrant_server.store.authority.scan import ALL
+from evergrant_server.store.database.columns import METADATA, table_of
 from tests.fakes.api import Api, running_api
 from tests.fakes.databases import lent, postgres
 from tests.fakes.failures import fails

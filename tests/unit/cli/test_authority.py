@@ -16,14 +16,19 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
-from evergrant_server.store.authority import account_mac, grant_mac, new_destination_mac, row_mac
+from evergrant_server.store.authority.authenticators import (
+    account_mac,
+    grant_mac,
+    new_destination_mac,
+    row_mac,
+)
+from evergrant_server.store.authority.scan import broken_connections
 from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.columns import Row, table_of
 from evergrant_server.store.database.engine import open_database
 from evergrant_server.store.database.rows import column_values
 from evergrant_server.store.integrations.tables import IntegrationRow
-from evergrant_server.store.review.authority_scan import broken_connections
 from tests.conformance.store.samples import a_grant
 from tests.fakes.databases import NOW, sqlite_url
 from tests.fakes.failures import fails

@@ -11,9 +11,9 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.integrations import NOTHING_PINNED, PinnedHosts
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
+from evergrant_server.store.authority.scan import broken_configuration, broken_connections
 from evergrant_server.store.connections.tables import ConnectionGrantRow
 from evergrant_server.store.integrations.tables import IntegrationRow
-from evergrant_server.store.review.authority_scan import broken_configuration, broken_connections
 from tests.conformance.store.samples import ACME, GITHUB, a_connection, a_grant, added, some_tokens
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW

@@ -17,10 +17,10 @@ from evergrant_server.core.oauth.authorizations import (
 from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
+from evergrant_server.store.authority.scan import broken_connections
 from evergrant_server.store.database.columns import Row
 from evergrant_server.store.database.rows import find_one
 from evergrant_server.store.oauth.tables import AuthorizationCodeRow, RefreshTokenRow, TokenFamilyRow
-from evergrant_server.store.review.authority_scan import broken_connections
 from tests.conformance.store.samples import ACME, an_app_of, built
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails

@@ -17,6 +17,8 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.store.access import AppKeyUseRow, LeaseUseRow
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
 from evergrant_server.store.authentication import AppAssertionRow
+from evergrant_server.store.authority.covered_fields import GATEWAY_MAY_WRITE
+from evergrant_server.store.authority.scan import ALL
 from evergrant_server.store.connections.connections import OFFERED
 from evergrant_server.store.connections.tables import ConnectionRow, UsageRow
 from evergrant_server.store.database import schema
@@ -28,8 +30,6 @@ from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.keys import KeyRow
 from evergrant_server.store.outbox import OutboxRow
 from evergrant_server.store.permits import PermitUseRow
-from evergrant_server.store.review.authority_fields import GATEWAY_MAY_WRITE
-from evergrant_server.store.review.authority_tables import ALL
 from evergrant_server.store.webhooks import DeliveryRow
 
 # Records and what they lead to, the key that seals an approval's call, and request states that are used up.
@@ -60,7 +60,7 @@ _RIGHTS = text(
     " has_column_privilege(:role, c.oid, a.attnum, 'SELECT') AS \"SELECT\","
     " has_column_privilege(:role, c.oid, a.attnum, 'INSERT') AS \"INSERT\","
     " has_column_privilege(:role, c.oid, a.attnum, 'UPDATE') AS \"UPDATE\","
-    + ",".join(f" has_table_privilege(:role, c.oid, '{it}') AS \"{it}\"" for it in _FORBIDDEN)
+    + ",".join(f" has_table_privilege(:role, c.oid, '{right}') AS \"{right}\"" for right in _FORBIDDEN)
     + " FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
     " WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r'"
 )
@@ -88,7 +88,7 @@ class Rights(NamedTuple):
 def inserted() -> set[Table]:
     """The tables to which a gateway adds rows: of authority those alone that count with its signature."""
     signed = {table for table, model in ALL.items() if model in GATEWAY_MAY_WRITE}
-    return {table_of(it) for it in (*signed, *_ADDED, *_COUNTED)}
+    return {table_of(row) for row in (*signed, *_ADDED, *_COUNTED)}
 
 
 def updated() -> set[Column[object]]:
@@ -102,21 +102,23 @@ def grants(role: str, schema_name: str = "public") -> list[str]:
     quoted = _DIALECT.identifier_preparer.quote_identifier
     to, tables = quoted(role), METADATA.sorted_tables
     columns: defaultdict[Table, list[str]] = defaultdict(list)
-    for column in sorted(updated(), key=lambda it: it.name):
+    for column in sorted(updated(), key=lambda column: column.name):
         columns[column.table].append(quoted(column.name))
-    every = ", ".join(quoted(it.name) for it in tables)
-    new = [it for it in tables if it in inserted()]
-    numbered = [f"{it.name}_{at.name}_seq" for it in new if (at := it.autoincrement_column) is not None]
+    every = ", ".join(quoted(table.name) for table in tables)
+    new = [table for table in tables if table in inserted()]
+    numbered = [
+        f"{table.name}_{at.name}_seq" for table in new if (at := table.autoincrement_column) is not None
+    ]
     return [
         f"REVOKE ALL ON ALL TABLES IN SCHEMA {quoted(schema_name)} FROM {to}",
         f"GRANT USAGE ON SCHEMA {quoted(schema_name)} TO {to}",
         f"GRANT SELECT ON {every}, alembic_version TO {to}",
-        f"GRANT INSERT ON {', '.join(quoted(it.name) for it in new)} TO {to}",
-        *(f"GRANT USAGE ON SEQUENCE {quoted(it)} TO {to}" for it in numbered),
+        f"GRANT INSERT ON {', '.join(quoted(table.name) for table in new)} TO {to}",
+        *(f"GRANT USAGE ON SEQUENCE {quoted(sequence)} TO {to}" for sequence in numbered),
         *(
-            f"GRANT UPDATE ({', '.join(columns[it])}) ON {quoted(it.name)} TO {to}"
-            for it in tables
-            if it in columns
+            f"GRANT UPDATE ({', '.join(columns[table])}) ON {quoted(table.name)} TO {to}"
+            for table in tables
+            if table in columns
         ),
     ]
 
@@ -149,12 +151,12 @@ async def rights_of_user(url: str) -> tuple[str, Rights]:
 
 def _put(connection: Connection, role: str, password: str | None) -> None:
     schema.require_expected_version(connection)
-    there = connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role}).first()
+    exists = connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role}).first()
     quoted = _DIALECT.identifier_preparer.quote_identifier(role)
     if password is not None:
-        made = "ALTER" if there else "CREATE"
+        made = "ALTER" if exists else "CREATE"
         _run(connection, f"{made} ROLE {quoted} LOGIN PASSWORD '{scram_verifier(password)}'")
-    elif there is None:
+    elif exists is None:
         repair = f"As an administrator of PostgreSQL: CREATE ROLE {quoted} LOGIN PASSWORD '…'"
         raise Failure(ErrorCode.NOT_FOUND, f"PostgreSQL has no role {role}.", repair=repair)
     here = connection.execute(text("SELECT current_schema()")).scalar_one()
@@ -182,7 +184,10 @@ def _rights_of_user(connection: Connection) -> tuple[str, Rights]:
 
 def _rights(connection: Connection, role: str) -> Rights:
     """Compare what the role may do with what a gateway needs, for each column of each table."""
-    new, changed = {it.name for it in inserted()}, {(it.table.name, it.name) for it in updated()}
+    new, changed = (
+        {table.name for table in inserted()},
+        {(column.table.name, column.name) for column in updated()},
+    )
     lacking: set[str] = set()
     beyond: set[str] = set()
     nature = connection.execute(_BY_NATURE, {"role": role}).mappings().one()
@@ -208,5 +213,5 @@ def scram_verifier(password: str, salt: bytes | None = None) -> str:
     salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, _ROUNDS)
     stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
     keys = (stored, hmac.digest(salted, b"Server Key", "sha256"))
-    text_of = [base64.b64encode(it).decode() for it in (salt, *keys)]
+    text_of = [base64.b64encode(part).decode() for part in (salt, *keys)]
     return f"SCRAM-SHA-256${_ROUNDS}:{text_of[0]}${text_of[1]}:{text_of[2]}"

@@ -6,9 +6,8 @@ from sqlalchemy import func, select, update
 from sqlmodel import col
 
 from evergrant_server.core.ids import Tenant
+from evergrant_server.store.authority.scan import ALL, broken_configuration, broken_connections
 from evergrant_server.store.database.columns import METADATA, table_of
-from evergrant_server.store.review.authority_scan import broken_configuration, broken_connections
-from evergrant_server.store.review.authority_tables import ALL
 from tests.fakes.api import running_api
 from tests.security.isolation.world import a_world
 

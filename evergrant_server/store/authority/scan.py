@@ -1,6 +1,7 @@
 """All rows whose authenticator isn't good, and the command that accepts rows as they are.
 
-Walks whole tables in pages: for an operator's command, not for a request.
+Walks whole tables in pages: for an operator's command, not for a request. The tables are those of the
+repositories that check authenticators.
 """
 
 from collections.abc import AsyncIterator, Collection
@@ -14,12 +15,15 @@ from evergrant_server.core.connections.account import PIN
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import NARROWED
 from evergrant_server.core.errors import Failure
+from evergrant_server.core.events import WebhookEvent
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.model import CheckedModel
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.access import AppRow, PermitRow
-from evergrant_server.store.authority import (
+from evergrant_server.store.authentication import AppTokenRow
+from evergrant_server.store.authority.authenticators import (
+    AuthenticatedRepository,
     BrokenRow,
     accepted_destination_mac,
     account_mac,
@@ -39,24 +43,60 @@ from evergrant_server.store.connections.tables import (
     FINAL_STATES,
     ConnectionGrantRow,
     ConnectionRow,
+    ConsentRow,
 )
 from evergrant_server.store.database.columns import IdTable, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, read_model
 from evergrant_server.store.ends import put_back
 from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.oauth.requests import (
+    AuthorizationRequestRow,
+    ClientConsentRow,
+    SubjectSessionRow,
+)
+from evergrant_server.store.oauth.tables import (
+    AccessTokenRow,
+    AuthorizationCodeRow,
+    OAuthClientRow,
+    RefreshTokenRow,
+    TokenFamilyRow,
+)
 from evergrant_server.store.permits import Permits, require_denies
-from evergrant_server.store.review.authority_tables import ALL, CONFIGURATION
 from evergrant_server.store.store import Store
+from evergrant_server.store.webhooks import EventRow
 
+# Not from a list: a table that a repository reads with authenticators is checked, shown and accepted.
+_TABLES = {
+    **AuthenticatedRepository.tables_below(),
+    ConnectionRow: Connection,
+    EventRow: WebhookEvent,
+}
+ALL: dict[type[IdTable], type[CheckedModel]] = dict(
+    sorted(_TABLES.items(), key=lambda pair: table_of(pair[0]).name)
+)
+# as many rows as there are connections, subjects or requests: for `authority verify`, not for `doctor`
+_MANY = {
+    *(AccessTokenRow, AppTokenRow, AuthorizationCodeRow, AuthorizationRequestRow, ClientConsentRow),
+    *(
+        ConnectionRow,
+        ConsentRow,
+        EventRow,
+        OAuthClientRow,
+        RefreshTokenRow,
+        SubjectSessionRow,
+        TokenFamilyRow,
+    ),
+}
+CONFIGURATION = {table: model for table, model in ALL.items() if table not in _MANY}
 _PAGE_ROWS = 500
 
 
 async def broken_configuration(store: Store) -> list[BrokenRow]:
     """Each broken row of tenants, apps, permits, people, integrations, definitions, exports, messages."""
     async with store.read() as tx:
-        messages = [BrokenRow(it.tenant, it.failure) for it in await tx.outbox.broken()]
-    return [it for table in CONFIGURATION async for it in _broken(store, table)] + messages
+        messages = [BrokenRow(message.tenant, message.failure) for message in await tx.outbox.broken()]
+    return [row for table in CONFIGURATION async for row in _broken(store, table)] + messages
 
 
 async def broken_connections(store: Store) -> AsyncIterator[BrokenRow]:
@@ -91,7 +131,7 @@ async def accept(store: Store, ids: Collection[str] | None = None) -> list[str]:
 
     Integrations come before the grants of their connections. Needs the refresh purpose.
     """
-    accepted = [it for table in ALL for it in await _accept_table(store, table, ids)]
+    accepted = [row for table in ALL for row in await _accept_table(store, table, ids)]
     after = ("", "", "")
     while page := await _grants(store, after, ids):
         async with store.write() as tx:
@@ -129,11 +169,11 @@ async def _denies(store: Store, apps: list[Values]) -> dict[str, list[str]]:
     """The ids of these apps' permits that deny, by the app's id."""
     permit = table_of(PermitRow).c
     deny = (permit.effect == Effect.DENY.value) & permit.app_id.in_([row["id"] for row in apps])
-    found: dict[str, list[str]] = {}
+    denies: dict[str, list[str]] = {}
     async with store.read() as tx:
         for row in await fetch_all(tx.connection, select(permit.app_id, permit.id).where(deny)):
-            found.setdefault(row["app_id"], []).append(row["id"])
-    return found
+            denies.setdefault(row["app_id"], []).append(row["id"])
+    return denies
 
 
 async def _broken(store: Store, table: type[IdTable]) -> AsyncIterator[BrokenRow]:
@@ -153,7 +193,11 @@ async def _broken(store: Store, table: type[IdTable]) -> AsyncIterator[BrokenRow
             except Failure as failure:
                 yield BrokenRow(row["tenant"], failure)
         async with store.read() as tx:
-            ended = [(tenant, id) for tenant, it in good.items() for id in await put_back(tx.connection, it)]
+            ended = [
+                (tenant, id)
+                for tenant, models in good.items()
+                for id in await put_back(tx.connection, models)
+            ]
         for tenant, id in ended:
             yield BrokenRow(tenant, was_put_back(table, id))
         after = (page[-1]["tenant"], page[-1]["id"])
@@ -186,7 +230,7 @@ async def _grants(
     store: Store, after: tuple[str, str, str], ids: Collection[str] | None = None
 ) -> list[Values]:
     """Grants of connections that haven't ended, with their connection's and integration's columns."""
-    g, c, i = (table_of(it).c for it in (ConnectionGrantRow, ConnectionRow, IntegrationRow))
+    g, c, i = (table_of(table).c for table in (ConnectionGrantRow, ConnectionRow, IntegrationRow))
     key = (g.tenant, g.connection_id, g.slot)
     query = (
         select(table_of(ConnectionGrantRow), c.integration_id, i.destination_mac.label("made"))

@@ -22,6 +22,7 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.model import CheckedModel
 from evergrant_server.crypto import KeyRing, Role, Signer
+from evergrant_server.store.authority.covered_fields import COVERED, GATEWAY_MAY_WRITE
 from evergrant_server.store.database.columns import IdTable, Row, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import (
@@ -34,7 +35,6 @@ from evergrant_server.store.database.rows import (
     read_model,
 )
 from evergrant_server.store.ends import put_back
-from evergrant_server.store.review.authority_fields import COVERED, GATEWAY_MAY_WRITE
 
 CONNECTION_NAMES = (  # and `target`, and `expected_account` where the app has said one
     *("tenant", "id", "integration_id", "integration", "provider", "subject", "label", "flow"),

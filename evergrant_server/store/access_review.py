@@ -1,4 +1,4 @@
-"""Who reaches what, for auditors: apps and permits with their broken rows, and what they reach.
+"""Who reaches what, for people: apps and permits with their broken rows, what they reach and have leased.
 
 Reads rows whose authenticator is broken too, and says so. Nothing is decided by these rows: the lease path
 reads `access` and `lease_rows`.
@@ -13,11 +13,19 @@ from sqlmodel import col
 
 from evergrant_server.core.access import App, AppCredential, AppKey, Effect, Permit
 from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import MAIN_SLOT
 from evergrant_server.core.errors import Failure
-from evergrant_server.core.ids import ConnectionId, PermitId, Tenant
-from evergrant_server.store.access import AppCredentialRow, AppKeyRow, AppKeyUseRow, AppRow, PermitRow
-from evergrant_server.store.authority import Model, authentic
-from evergrant_server.store.connections.tables import LIVE_CONDITION, ConnectionRow
+from evergrant_server.core.ids import AppId, ConnectionId, PermitId, Tenant
+from evergrant_server.store.access import (
+    AppCredentialRow,
+    AppKeyRow,
+    AppKeyUseRow,
+    AppRow,
+    LeaseUseRow,
+    PermitRow,
+)
+from evergrant_server.store.authority.authenticators import Model, authentic
+from evergrant_server.store.connections.tables import LIVE_CONDITION, ConnectionGrantRow, ConnectionRow
 from evergrant_server.store.database.columns import Row, table_of
 from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, find_one, read_model
 from evergrant_server.store.permits import PermitUseRow
@@ -97,20 +105,54 @@ async def review_connection(
     tx: Transaction, tenant: Tenant, id: ConnectionId
 ) -> tuple[Connection, Failure | None] | None:
     """The connection as its row says, with the failure of its names' authenticator, or None."""
-    found = await tx.connections.get(tenant, id)
-    if found is None:
+    connection = await tx.connections.get(tenant, id)
+    if connection is None:
         return None
     try:
         await tx.connections.get_authentic(tenant, id)
     except Failure as failure:
-        return found, failure
-    return found, None
+        return connection, failure
+    return connection, None
 
 
 async def review_permits(
     tx: Transaction, tenant: Tenant, after: tuple[str, str] | None, limit: int, *, of_app: str | None = None
 ) -> list[PermitReview]:
     """The tenant's permits, or those of one app, sorted by the names of app and permit, after that pair."""
+    rows = await _permit_rows(tx, tenant, after, limit, of_app)
+    app_ids = sorted({row["app_id"] for row in rows})
+    apps = {row["id"]: row for row in await _apps(tx, tenant, app_ids)}
+    uses = await tx.access.permit_uses(tenant, [row["id"] for row in rows])
+    app_uses = await _last_uses(tx, tenant, app_ids)
+    lost = {id: await _missing_denies(tx, read_model(App, AppRow, row)) for id, row in apps.items()}
+    reached: dict[str, int] = {}
+    reviews: list[PermitReview] = []
+    for row in rows:
+        owner = apps[row["app_id"]]
+        place = repr([row[name] for name in _PLACE])
+        if place not in reached:
+            reached[place] = await _live_connections(tx, tenant, row)
+        broken = _split(tx, App, AppRow, [owner])[1] or _split(tx, Permit, PermitRow, [row])[1]
+        reviews.append(
+            PermitReview(
+                app=row["app_name"],
+                app_disabled=bool(owner["disabled"]),
+                sponsor=owner["sponsor"],
+                agent_ends_at=owner["ends_at"],
+                permit=row,
+                authentic=not (broken or lost[owner["id"]]),
+                live_connections=reached[place],
+                last_used_at=uses.get(row["id"]),
+                app_last_used_at=app_uses.get(owner["id"]),
+            )
+        )
+    return reviews
+
+
+async def _permit_rows(
+    tx: Transaction, tenant: Tenant, after: tuple[str, str] | None, limit: int, of_app: str | None
+) -> list[Values]:
+    """The rows of permits, each with its app's name as `app_name`."""
     permit, app = table_of(PermitRow), table_of(AppRow)
     names = (app.c.name, permit.c.name)
     query = (
@@ -124,34 +166,7 @@ async def review_permits(
         query = query.where(tuple_(*names) > tuple_(*after))
     if of_app is not None:
         query = query.where(app.c.name == of_app)
-    rows = await fetch_all(tx.connection, query)
-    app_ids = sorted({row["app_id"] for row in rows})
-    apps = {row["id"]: row for row in await _apps(tx, tenant, app_ids)}
-    uses = await tx.access.permit_uses(tenant, [row["id"] for row in rows])
-    app_uses = await _last_uses(tx, tenant, app_ids)
-    lost = {id: await _missing_denies(tx, read_model(App, AppRow, row)) for id, row in apps.items()}
-    reached: dict[str, int] = {}
-    found: list[PermitReview] = []
-    for row in rows:
-        owner = apps[row["app_id"]]
-        place = repr([row[name] for name in _PLACE])
-        if place not in reached:
-            reached[place] = await _live_connections(tx, tenant, row)
-        broken = _split(tx, App, AppRow, [owner])[1] or _split(tx, Permit, PermitRow, [row])[1]
-        found.append(
-            PermitReview(
-                app=row["app_name"],
-                app_disabled=bool(owner["disabled"]),
-                sponsor=owner["sponsor"],
-                agent_ends_at=owner["ends_at"],
-                permit=row,
-                authentic=not (broken or lost[owner["id"]]),
-                live_connections=reached[place],
-                last_used_at=uses.get(row["id"]),
-                app_last_used_at=app_uses.get(owner["id"]),
-            )
-        )
-    return found
+    return await fetch_all(tx.connection, query)
 
 
 async def unused_permits(
@@ -205,7 +220,10 @@ async def _last_uses(tx: Transaction, tenant: Tenant, app_ids: Sequence[str]) ->
     """When an app was last authenticated, by its id. The lease ledger writes it (`app_key_use`)."""
     both = (table_of(AppKeyRow).c, table_of(AppCredentialRow).c)
     keys = union_all(
-        *(select(it.id, it.app_id).where(it.tenant == tenant, it.app_id.in_(app_ids)) for it in both)
+        *(
+            select(table.id, table.app_id).where(table.tenant == tenant, table.app_id.in_(app_ids))
+            for table in both
+        )
     ).subquery()
     use = table_of(AppKeyUseRow).c
     query = (
@@ -223,7 +241,7 @@ async def covered_connections(
     checked."""
     row = ConnectionRow
     query = select(row).where(*_covered(tenant, permit)).order_by(col(row.subject), col(row.id)).limit(limit)
-    return [read_model(Connection, row, it) for it in await fetch_all(tx.connection, query)]
+    return [read_model(Connection, row, values) for values in await fetch_all(tx.connection, query)]
 
 
 async def _live_connections(tx: Transaction, tenant: Tenant, permit: Values) -> int:
@@ -247,6 +265,47 @@ def _covered(tenant: Tenant, permit: Values) -> Iterator[ColumnElement[bool] | T
 def _subjects(subjects: Sequence[str]) -> Iterator[ColumnElement[bool]]:
     """As `policy` compares them: exactly, or by the beginning where `*` follows it."""
     subject = col(ConnectionRow.subject)
-    yield subject.in_([it for it in subjects if not it.endswith(_EVERY)])
-    for beginning in (it[:-1] for it in subjects if it.endswith(_EVERY)):
+    yield subject.in_([name for name in subjects if not name.endswith(_EVERY)])
+    for beginning in (beginning[:-1] for beginning in subjects if beginning.endswith(_EVERY)):
         yield func.substr(subject, 1, len(beginning)) == beginning
+
+
+@dataclass(frozen=True)
+class LeasedConnection:
+    """A connection that an app has leased, with the scopes of its token now."""
+
+    id: ConnectionId
+    integration: str
+    provider: str
+    subject: str
+    scopes: tuple[str, ...]
+    leased_at: datetime
+
+
+async def leased_connections(
+    tx: Transaction, tenant: Tenant, app_id: AppId, since: datetime, limit: int
+) -> list[LeasedConnection]:
+    """The connections that an app has leased since then and that hold a token, the newest lease first."""
+    use, connection, grant = (table_of(table) for table in (LeaseUseRow, ConnectionRow, ConnectionGrantRow))
+    same = (connection.c.tenant == use.c.tenant) & (connection.c.id == use.c.connection_id)
+    main = (grant.c.tenant == use.c.tenant) & (grant.c.connection_id == use.c.connection_id)
+    c = connection.c
+    query = (
+        select(c.id, c.integration, c.provider, c.subject, grant.c.scopes, use.c.used_at)
+        .join_from(use, connection, same)
+        .join(grant, main & (grant.c.slot == MAIN_SLOT))
+        .where(use.c.tenant == tenant, use.c.app_id == app_id, use.c.used_at >= since)
+        .order_by(use.c.used_at.desc(), c.id)
+        .limit(limit)
+    )
+    return [
+        LeasedConnection(
+            row["id"],
+            row["integration"],
+            row["provider"],
+            row["subject"],
+            tuple(row["scopes"]),
+            row["used_at"],
+        )
+        for row in await fetch_all(tx.connection, query)
+    ]

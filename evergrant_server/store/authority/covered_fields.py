@@ -1,4 +1,4 @@
-"""Which fields of a row its authenticator covers, and which rows a gateway may write (`store.authority`)."""
+"""Which fields of a row its authenticator covers, and which rows a gateway may write (`authenticators`)."""
 
 from collections.abc import Callable
 from typing import Any
