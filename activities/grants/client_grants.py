@@ -8,7 +8,7 @@ workflow alone refreshes it. The ID-JAG is in this process's memory only.
 from datetime import UTC, datetime, timedelta
 
 from activities.grants import GrantServices
-from activities.grants.candidates import try_each_secret
+from activities.grants.client_secrets import try_each_secret
 from activities.grants.token_request import NO_CREDENTIAL_SPENT, PreparedTokenRequest
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import earlier_now
@@ -28,7 +28,7 @@ from evergrant_server.policy import may_exchange, source_scopes
 from evergrant_server.store import Transaction
 from providers.requests.client_grants import ClientGrantInput, client_grant_request, read_exchanged_token
 from providers.requests.id_jag import id_jag_request, id_jag_token_request, read_id_jag, read_id_jag_tokens
-from providers.requests.request_format import PreparedRequest
+from providers.requests.request_format import ProviderRequest
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
 
@@ -137,7 +137,7 @@ async def _require_source_permit(
 
 async def _token_request_of_id_jag(
     services: GrantServices, by: RequestContext, context: ProviderContext, scopes: tuple[str, ...]
-) -> PreparedRequest:
+) -> ProviderRequest:
     """The token request with an ID-JAG that the identity provider has just issued.
 
     Raises Failure IDENTITY_NEEDED while the subject has no usable connection there, REFRESH_PENDING while
@@ -152,7 +152,7 @@ async def _token_request_of_id_jag(
 
     async def ask(provider: ProviderContext) -> Secret:
         asked = id_jag_request(provider, id_token, audience=issuer, resources=resources, scopes=scopes)
-        reply = await services.sender.send_prepared(provider, asked)
+        reply = await services.sender.send(provider, asked)
         return read_id_jag(provider.spec, reply, services.clock.now())
 
     id_jag, _ = await try_each_secret(there, ask)

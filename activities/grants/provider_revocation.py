@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from activities.grants import GrantServices
-from activities.grants.candidates import try_each_secret
+from activities.grants.client_secrets import try_each_secret
 from activities.support.provider_context import ProviderContext
 from activities.support.provider_replies import log_words
 from activities.support.transactions import append_audit, close_attempt, commit_with_retries, load_connection
@@ -88,7 +88,7 @@ async def _revoke_token(sender: Sender, context: ProviderContext, token: Secret 
     if token is None:
         return False
     request = revocation_request(context, token, hint)
-    reply = await sender.send_prepared(context, request)
+    reply = await sender.send(context, request)
     if is_unsupported_token_type(context.spec, reply):
         return False
     read_revocation(context.spec, reply)

@@ -7,7 +7,6 @@ a critical section: the end of the activity doesn't end it, and shutdown waits f
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -47,12 +46,12 @@ class CriticalSections:
     def __init__(self) -> None:
         self._running: dict[AttemptId, asyncio.Task[Any]] = {}
 
-    async def run(self, attempt_id: AttemptId, work: Coroutine[Any, Any, T]) -> T:
-        """Await `work`; cancelling this call doesn't cancel it."""
-        task = asyncio.create_task(work, name=f"critical section {attempt_id}")
-        self._running[attempt_id] = task
-        task.add_done_callback(lambda done: self._on_done(attempt_id, done))
-        return await asyncio.shield(task)
+    async def run(self, attempt_id: AttemptId, section: asyncio.Task[T]) -> T:
+        """Own a section until its end, and await it; cancelling this call doesn't cancel it."""
+        section.set_name(f"critical section {attempt_id}")
+        self._running[attempt_id] = section
+        section.add_done_callback(lambda done: self._on_done(attempt_id, done))
+        return await asyncio.shield(section)
 
     def in_flight(self, attempt_id: AttemptId) -> bool:
         return attempt_id in self._running

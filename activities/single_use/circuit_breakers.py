@@ -7,7 +7,7 @@ none depends on another, or on the store.
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -41,22 +41,18 @@ class BreakerPermit:
     connection: ConnectionId
     reported: bool = False
 
-    async def track(self, sending: Awaitable[RawReply]) -> RawReply:
-        """Await a request, and report whether the provider answers."""
-        try:
-            reply = await sending
-        except SendFailed as failure:
-            if failure.code is ErrorCode.PROVIDER_UNREACHABLE:
-                self._report_failure(failure.code, None)
-            raise
-        if reply.status == 429:
-            self._report_failure(ErrorCode.PROVIDER_RATE_LIMITED, retry_after(reply.headers))
-        elif reply.status >= 500:
-            self._report_failure(ErrorCode.PROVIDER_ERROR, retry_after(reply.headers))
+    def answered(self, answer: RawReply | SendFailed) -> None:
+        """Report whether the provider answers."""
+        if isinstance(answer, SendFailed):
+            if answer.code is ErrorCode.PROVIDER_UNREACHABLE:
+                self._report_failure(answer.code, None)
+        elif answer.status == 429:
+            self._report_failure(ErrorCode.PROVIDER_RATE_LIMITED, retry_after(answer.headers))
+        elif answer.status >= 500:
+            self._report_failure(ErrorCode.PROVIDER_ERROR, retry_after(answer.headers))
         else:
             breakers, now = self.breakers, self.breakers.elapsed()
             self._report(answered(breakers.of(self.key), now, breakers.rules, self.connection))
-        return reply
 
     def release(self) -> None:
         """Give the permit back without an outcome, unless one was reported."""

@@ -17,7 +17,7 @@ from evergrant_server.core.provider_words import ReplyFailure
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec
-from providers.requests.request_format import PreparedRequest, ProviderAccess, code_exchange_format
+from providers.requests.request_format import ProviderAccess, ProviderRequest, token_request
 from providers.responses.error_mapping import (
     error_name,
     raise_for_failure,
@@ -48,7 +48,7 @@ class DevicePending(Failure):
         self.poll = poll
 
 
-def device_authorization_request(provider: ProviderAccess, scopes: Sequence[str]) -> PreparedRequest:
+def device_authorization_request(provider: ProviderAccess, scopes: Sequence[str]) -> ProviderRequest:
     """The device authorization request (RFC 8628 section 3.1). Raises Failure INVALID_REQUEST."""
     spec = provider.spec
     spec.require_usable(Flow.DEVICE_CODE)
@@ -59,24 +59,16 @@ def device_authorization_request(provider: ProviderAccess, scopes: Sequence[str]
     fields = {"client_id": provider.client.client_id}
     if scopes:
         fields[spec.scope_param_name] = spec.scope_separator.join(scopes)
-    asking = replace(
-        code_exchange_format(provider),
-        extra_params=fields,
-        omitted_params=("grant_type",),
-        requests_tokens=False,
-    )
-    return PreparedRequest(url, DEVICE_CODE, asking)
+    request = token_request(provider, DEVICE_CODE, provider.filled(spec.token_params))
+    return replace(request, url=url, fields=fields, requests_tokens=False)
 
 
-def device_token_request(provider: ProviderAccess, device_code: Secret) -> PreparedRequest:
+def device_token_request(provider: ProviderAccess, device_code: Secret) -> ProviderRequest:
     """The device access token request (RFC 8628 section 3.4). Raises Failure INVALID_REQUEST."""
     provider.spec.require_usable(Flow.DEVICE_CODE)
-    format = code_exchange_format(provider)
-    own = {"device_code": device_code.reveal(), "client_id": provider.client.client_id}
-    fields = {**format.extra_params, **own}
-    return PreparedRequest(
-        provider.endpoints.token_endpoint, DEVICE_CODE, replace(format, extra_params=fields)
-    )
+    fields = provider.filled(provider.spec.token_params)
+    fields |= {"device_code": device_code.reveal(), "client_id": provider.client.client_id}
+    return token_request(provider, DEVICE_CODE, fields)
 
 
 def read_device_authorization(spec: ProviderSpec, reply: RawReply, now: datetime) -> DeviceCode:

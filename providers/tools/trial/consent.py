@@ -115,7 +115,7 @@ async def walk_consent(
     if uses_par(spec, access.endpoints):
         endpoint = access.endpoints.authorization_endpoint or ""
         sent_at = clock.now()
-        reply = await sender.send_prepared(access, par_request(access, par_fields(url, endpoint)))
+        reply = await sender.send(access, par_request(access, par_fields(url, endpoint)))
         pushed = read_par_reply(spec, reply, sent_at)
         url = par_authorization_url(spec, integration, endpoint, str(pushed.request_uri))
     query = await receiver.receive(url, state)
