@@ -2,12 +2,13 @@
 
 from datetime import timedelta
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from evergrant_server.core.model import CheckedModel
 from evergrant_server.setting_types import Duration
 
 
-class GatewaySettings(BaseModel):
+class GatewaySettings(CheckedModel):
     """Where the gateway listens, and how long calls may take."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)

@@ -3,12 +3,13 @@
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from evergrant_server.core.model import CheckedModel
 from evergrant_server.setting_types import CertificateHeader
 
 
-class MtlsSettings(BaseModel):
+class MtlsSettings(CheckedModel):
     """What `serve --mtls` listens on. The listener at host and port never reads a certificate."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)

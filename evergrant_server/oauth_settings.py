@@ -3,12 +3,13 @@
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
+from evergrant_server.core.model import CheckedModel
 from evergrant_server.setting_types import Duration, read_duration
 
 
-class OAuthSettings(BaseModel):
+class OAuthSettings(CheckedModel):
     """How long the tokens of clients are accepted, and repetitions of used refresh tokens."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)

@@ -124,9 +124,10 @@ class ConnectionWorkflow:
         await self._finish_handlers()
         if self._connection.state.is_final:
             return
-        state = self._connection.model_copy(update={"runs": self._connection.runs + 1})
-        changes = {"state": state, "pending_events": self._inbox.events, "rules": NEWEST_RULES}
-        workflow.continue_as_new(self._start.model_copy(update=changes))
+        state = self._connection.__replace__(runs=self._connection.runs + 1)
+        workflow.continue_as_new(
+            self._start.__replace__(state=state, pending_events=self._inbox.events, rules=NEWEST_RULES)
+        )
 
     async def _finish_handlers(self) -> None:
         """Every update gets its answer; signals may wait for the next run, if there is one."""
@@ -150,7 +151,7 @@ class ConnectionWorkflow:
             await self._send_token_ready(reply_to)
         waiting = self._connection.waiting_callers
         if waiting and callers_can_be_told(self._connection):
-            self._connection = self._connection.model_copy(update={"waiting_callers": ()})
+            self._connection = self._connection.__replace__(waiting_callers=())
             for caller in waiting:
                 await self._send_token_ready(caller)
 

@@ -22,7 +22,7 @@ class ExportWorkflow:
         while not (progress := await seal_export_page(SealExportPage(**_call(start), page=page))).done:
             page += 1
             if page - start.pages >= _PAGES_A_RUN:
-                workflow.continue_as_new(start.model_copy(update={"pages": page}))
+                workflow.continue_as_new(start.__replace__(pages=page))
         left = (start.expires_at - workflow.now()).total_seconds()
         await workflow.sleep(max(left, 0.001), summary="until the export expires")
         await delete_export(DeleteExport(**_call(start)))

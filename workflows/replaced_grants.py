@@ -50,7 +50,7 @@ class ReplacedGrantsWorkflow:
             await workflow.wait_condition(lambda: self._woken, timeout=again - now)
         self._woken = True
         if workflow.info().is_continue_as_new_suggested():
-            workflow.continue_as_new(self._start.model_copy(update={"failures": self._failures}))
+            workflow.continue_as_new(self._start.__replace__(failures=self._failures))
 
     @workflow.signal(name=SignalName.WAKE_REPLACED_GRANTS)
     def wake(self, signal: RevokeReplacedStart) -> None:

@@ -95,11 +95,9 @@ class ReconcileWorkflow:
     async def run(self, request: maintenance.ReconcileRequest) -> maintenance.ReconcileResult:
         last = workflow.get_last_completion_result(maintenance.ReconcileResult)
         if last is not None:
-            request = request.model_copy(
-                update={
-                    "audit_checkpoint": last.audit_checkpoint,
-                    "closed_since": last.closed_since,
-                    "so_far": None if last.after is None else last,
-                }
+            request = request.__replace__(
+                audit_checkpoint=last.audit_checkpoint,
+                closed_since=last.closed_since,
+                so_far=None if last.after is None else last,
             )
         return await activity_calls.reconcile(request)

@@ -38,11 +38,11 @@ class AgentStopActivities:
             return AgentStopProgress(finished=True)
         if stop.finished_at is None:
             context = RequestContext(by=stop.by, trace_id=call.context.trace_id)
-            changes = await self._close_approvals(tx, stop, context)
-            changes = changes or await self._end_delegations(tx, call, stop, context)
-            if not changes and stop.revoke_connections:
-                changes = await self._revoke_connections(tx, call, stop, context)
-            after = stop.model_copy(update=changes or {"finished_at": self._clock.now()})
+            after = await self._close_approvals(tx, stop, context)
+            after = after or await self._end_delegations(tx, call, stop, context)
+            if after is None and stop.revoke_connections:
+                after = await self._revoke_connections(tx, call, stop, context)
+            after = after or stop.__replace__(finished_at=self._clock.now())
             stop = await tx.agent_stops.replace(after, expected=stop.revision)
             if stop.finished_at is not None:
                 await self._record(tx, call, AuditAction.AGENT_STOP_ENDED, stop.app_id, context, stop.counts)
@@ -50,20 +50,21 @@ class AgentStopActivities:
 
     async def _close_approvals(
         self, tx: Transaction, stop: AgentStop, context: RequestContext
-    ) -> dict[str, object]:
-        """Nothing that was approved may be called any more; each workflow is told, and ends."""
+    ) -> AgentStop | None:
+        """Close a page of the agent's open approvals, and tell their workflows; None when none is left."""
         open_ones = await tx.call_approvals.open_of_app(stop.tenant, stop.app_id, _PAGE)
         for it in open_ones:
             over = it.over(CallApprovalState.STOPPED)
             await tx.call_approvals.replace(over, expected=it.revision)
             await tx.outbox.add(call_approval_message(over, context, self._clock.now()))
-        return {"approvals_closed": stop.approvals_closed + len(open_ones)} if open_ones else {}
+        return (
+            stop.__replace__(approvals_closed=stop.approvals_closed + len(open_ones)) if open_ones else None
+        )
 
     async def _end_delegations(
         self, tx: Transaction, call: AgentStopCall, stop: AgentStop, context: RequestContext
-    ) -> dict[str, object]:
-        """None of them counts while the agent is disabled, and none afterwards: nor what was delegated by
-        them."""
+    ) -> AgentStop | None:
+        """End a page of the agent's delegations, and what was delegated by them; None when none is left."""
         now, ended = self._clock.now(), stop.delegations_ended
         own = await tx.delegations.live_of_app(stop.tenant, stop.app_id, now, _PAGE)
         for it in own:
@@ -73,21 +74,21 @@ class AgentStopActivities:
             detail |= {"subject": it.subject, "delegations_ended": count}
             await self._record(tx, call, AuditAction.DELEGATION_STOPPED, it.id, context, detail)
             ended += count
-        return {"delegations_ended": ended} if own else {}
+        return stop.__replace__(delegations_ended=ended) if own else None
 
     async def _revoke_connections(
         self, tx: Transaction, call: AgentStopCall, stop: AgentStop, context: RequestContext
-    ) -> dict[str, object]:
+    ) -> AgentStop | None:
         used = await tx.agent_stops.used_connections(stop.tenant, stop.app_id, stop.after, _PAGE)
         if not used:
-            return {}
+            return None
         own = [connection_id for connection_id, shared in used if not shared]
         revoked = [await self._revoke(tx, call, stop, connection_id, context) for connection_id in own]
-        return {
-            "after": used[-1][0],
-            "connections_revoked": stop.connections_revoked + sum(revoked),
-            "connections_kept": stop.connections_kept + len(used) - len(own),
-        }
+        return stop.__replace__(
+            after=used[-1][0],
+            connections_revoked=stop.connections_revoked + sum(revoked),
+            connections_kept=stop.connections_kept + len(used) - len(own),
+        )
 
     async def _revoke(
         self,

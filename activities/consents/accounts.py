@@ -80,10 +80,10 @@ class AccountActivities:
         if any(lookup.choose for lookup in context.spec.post_auth):
             after, option = current.accounts_found(options, now)
         else:
-            after = current.model_copy(update={"follow_up": None, "changed_at": now})
+            after = current.__replace__(follow_up=None, changed_at=now)
         metadata = grant.metadata | metadata_found | (option.metadata if option else {})
         saved = await tx.connections.replace(after, expected=current.revision)
-        updated = grant.model_copy(update={"metadata": metadata, "options": options})
+        updated = grant.__replace__(metadata=metadata, options=options)
         await tx.grants.update_facts(saved, updated)
         if option is not None:
             detail = {"choice": option.id, "of": len(options)}

@@ -49,7 +49,7 @@ class CodeExchangeSpend(FirstGrantSpend):
             raise Failure(ErrorCode.CALLBACK_INVALID, "the consent was never started")
         access = replace(
             context,
-            endpoints=context.endpoints.model_copy(update={"token_endpoint": token_endpoint}),
+            endpoints=context.endpoints.__replace__(token_endpoint=token_endpoint),
             params=context.integration.params | params_from_metadata(context.spec, consent.facts),
         )
         now = self.services.clock.now()
@@ -86,7 +86,7 @@ class CodeExchangeSpend(FirstGrantSpend):
         if try_again or _was_not_sent(failure, outcome):
             return unsuccessful
         if is_client_refused(failure) and self.context.other_client is not None:
-            return unsuccessful.model_copy(update={"client_refused": True})
+            return unsuccessful.__replace__(client_refused=True)
         code = failure.code
         if code is ErrorCode.GRANT_REJECTED and attempt.row.sends > 1:
             code = ErrorCode.OUTCOME_UNKNOWN  # an earlier send spent it, and its reply is lost

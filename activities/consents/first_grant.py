@@ -58,7 +58,7 @@ class FirstGrantSpend(GrantSpend[ConsentCall]):
     ) -> GrantResult | None:
         consent, now = self.consent, self.services.clock.now()
         scopes = tokens.scopes if tokens.scopes is not None else consent.granted_scopes
-        tokens = tokens.model_copy(update={"metadata": tokens.metadata | consent.facts, "scopes": scopes})
+        tokens = tokens.__replace__(metadata=tokens.metadata | consent.facts, scopes=scopes)
         current = await load_connection(tx, self.call)
         row = await tx.attempts.get(attempt.row.tenant, attempt.row.id)
         if row is None or row.outcome not in (None, AttemptOutcome.UNREAD):
@@ -209,7 +209,7 @@ class FirstGrantActivities(ABC):
         over = await commit_with_retries(
             services.store, lambda tx: self._record_failed_activity(tx, request, failure)
         )
-        return result.model_copy(update={"consent_over": over})
+        return result.__replace__(consent_over=over)
 
 
 def _result_if_ended(consent: Consent, context: ProviderContext) -> GrantResult | None:

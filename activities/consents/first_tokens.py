@@ -61,7 +61,7 @@ class ClientGrantSpend(FirstGrantSpend):
         if connection.flow is Flow.TOKEN_EXCHANGE and connection.source is None:
             async with self.services.store.read() as tx:
                 imported = (await tx.consents.imported_tokens(self.consent)).access_token
-            tokens = tokens.model_copy(update={"refresh_token": imported})
+            tokens = tokens.__replace__(refresh_token=imported)
         return await super().commit(attempt, tokens)
 
     async def record_failure(

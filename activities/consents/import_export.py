@@ -65,9 +65,7 @@ async def install_import(
         if tokens.account is not None and not await is_meant_account(tx, context, current, tokens):
             return await refuse_account(tx, request, context, current, waiting, tokens, now)
         if context.access_token_exchange is not None:  # it is the subject token of later exchanges
-            tokens = tokens.model_copy(
-                update={"refresh_token": None, "refresh_expires_in": tokens.expires_in}
-            )
+            tokens = tokens.__replace__(refresh_token=None, refresh_expires_in=tokens.expires_in)
         grant = Grant.from_tokens(
             tokens,
             generation=after.generation,

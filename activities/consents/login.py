@@ -76,8 +76,7 @@ class _Verdict:
             return logged_in(consent, now)
         if self.failure.code not in ENDS_CONSENT:
             return consent
-        ended = {"status": ConsentStatus.FAILED, "failure": self.failure.code}
-        return consent.model_copy(update=ended)
+        return consent.__replace__(status=ConsentStatus.FAILED, failure=self.failure.code)
 
     def detail(self, consent: Consent) -> dict[str, Any]:
         """For the audit log."""

@@ -43,7 +43,7 @@ def with_account(
     name = context.spec.account_id
     if account is None and name is not None:
         account = Account.of_fact(name, {**tokens.metadata, **(facts or {})}.get(name))
-    return tokens.model_copy(update={"account": account})
+    return tokens.__replace__(account=account)
 
 
 class IdTokenRefused(Failure):
@@ -72,7 +72,7 @@ def with_believed_account(context: ProviderContext, tokens: TokenSet) -> TokenSe
     try:
         return with_account(context, tokens)
     except Failure:
-        return tokens.model_copy(update={"id_token": None})
+        return tokens.__replace__(id_token=None)
 
 
 async def is_meant_account(

@@ -77,7 +77,7 @@ def read_client_grant_tokens(
         tokens = read_exchanged_token(context.spec, reply, requested_scopes=scopes, now=came_at)
     else:
         tokens = read_tokens(context.spec, reply, requested_scopes=scopes, refreshing=False, now=came_at)
-    return tokens.model_copy(update={"refresh_token": None, "refresh_expires_in": None})
+    return tokens.__replace__(refresh_token=None, refresh_expires_in=None)
 
 
 async def _load_subject_token(

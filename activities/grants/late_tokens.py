@@ -97,13 +97,12 @@ class LateReply:
         if refresh_expires_in is None and late.refresh_expires_in is not None:
             refresh_expires_in = late.refresh_expires_in - (since - self.asked_at).total_seconds()
         # no refresh token in the reply: keep the one that was just used (RFC 6749 section 6)
-        merged = {
-            "refresh_token": tokens.refresh_token or late.refresh_token,
-            "refresh_expires_in": refresh_expires_in,
-            "id_token": tokens.id_token or late.id_token,
-            "account": late.account or tokens.account,
-            "scopes": tokens.scopes or late.scopes,
-            "metadata": late.metadata | tokens.metadata,
-            "further": late.further,
-        }
-        return tokens.model_copy(update=merged)
+        return tokens.__replace__(
+            refresh_token=tokens.refresh_token or late.refresh_token,
+            refresh_expires_in=refresh_expires_in,
+            id_token=tokens.id_token or late.id_token,
+            account=late.account or tokens.account,
+            scopes=tokens.scopes or late.scopes,
+            metadata=late.metadata | tokens.metadata,
+            further=late.further,
+        )

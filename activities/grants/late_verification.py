@@ -95,7 +95,7 @@ class LateTokenActivities:
             for late in stored
             if late.attempt_id != request.attempt_id and awaits_verification(connection, late)
         )
-        return result.model_copy(update={"next_late_attempt": next(others, None)})
+        return result.__replace__(next_late_attempt=next(others, None))
 
     async def replay(self, attempt: SingleUseAttempt, journaled: JournaledReply) -> GrantResult:
         """Judge and commit a reply that a journal holds, as one that has just arrived."""
@@ -139,7 +139,7 @@ class LateTokenActivities:
         """Verified by an earlier try, or overtaken by another grant or a revocation."""
         context = await self._services.contexts.load(request.tenant, request.connection_id)
         result = context.stored_result(context.connection, context.grant)
-        return result.model_copy(update={"consent_over": result.failure is not None})
+        return result.__replace__(consent_over=result.failure is not None)
 
 
 @dataclass

@@ -30,7 +30,7 @@ def refreshed_detail(request: RefreshGrant, tokens: TokenSet, grant: Grant) -> d
 def tokens_of_chain(request: RefreshGrant, tokens: TokenSet) -> TokenSet:
     """The tokens for a later refresh: their refresh token is good for the scopes of the chain (RFC 6749
     section 6), whichever this request named."""
-    return tokens.model_copy(update={"scopes": None}) if request.scopes else tokens
+    return tokens.__replace__(scopes=None) if request.scopes else tokens
 
 
 def is_narrowing_refused(failure: Failure) -> bool:
@@ -57,8 +57,12 @@ async def record_narrowing_refusal(
         return GrantResult(state=LifecycleState.REVOKING)
     if current.generation == row.from_generation and context.grant is not None:
         refused = context.grant.narrowed(request.scopes, context.spec.offline_scope)
-        dates = {"obtained_at": now, "expires_at": now + _REFUSED_FOR, "access_generation": None}
-        await tx.narrowed_tokens.put(current, refused.model_copy(update=dates), None, now)
+        await tx.narrowed_tokens.put(
+            current,
+            refused.__replace__(obtained_at=now, expires_at=now + _REFUSED_FOR, access_generation=None),
+            None,
+            now,
+        )
     detail = {"reason": failure.code, "requested_scopes": list(request.scopes), **words_in(failure)}
     await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, **detail)
     return GrantResult(unchanged=True)

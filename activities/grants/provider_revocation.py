@@ -141,10 +141,7 @@ async def revoke_late_tokens(
 
 def all_slots(tokens: TokenSet) -> tuple[TokenSet, ...]:
     """The main slot's tokens and those of further slots, all with the main slot's metadata."""
-    further = (
-        it.model_copy(update={"metadata": {**tokens.metadata, **it.metadata}})
-        for it in tokens.further.values()
-    )
+    further = (it.__replace__(metadata={**tokens.metadata, **it.metadata}) for it in tokens.further.values())
     return tokens, *further
 
 

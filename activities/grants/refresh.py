@@ -104,7 +104,7 @@ class RefreshActivities:
         async with self._pacing.turn(context, may_be_postponed=request.may_be_postponed) as turn:
             if turn.postponed_s is not None:
                 stored = context.stored_result(context.connection, context.grant)
-                return stored.model_copy(update={"postponed_s": turn.postponed_s})
+                return stored.__replace__(postponed_s=turn.postponed_s)
 
             def spend_with(candidate: ProviderContext) -> RefreshSpend:
                 return RefreshSpend(services, request, candidate, self._breakers, turn)
@@ -259,7 +259,7 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
             if failure.code is not ErrorCode.REPLY_UNREADABLE or not (context.spec.dpop and never_bound):
                 raise
             # DPoP was required after the consent and the provider didn't bind these: bearer tokens as before
-            bearer = context.spec.model_copy(update={"dpop": False})
+            bearer = context.spec.__replace__(dpop=False)
             return read_tokens(bearer, reply, requested_scopes=scopes, refreshing=True, now=came_at)
 
     async def install(

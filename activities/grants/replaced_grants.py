@@ -99,7 +99,7 @@ async def keep_unwanted_tokens(
         id = ReplacedGrantId(derived_id("rpl", attempt.tenant, attempt.id))
         if await tx.replaced_grants.get(attempt.tenant, id) is not None:
             return
-        replaced = replaced.model_copy(update={"id": id})
+        replaced = replaced.__replace__(id=id)
     await _keep(tx, call, context, replaced, tokens, wanted=wanted)
 
 
@@ -156,7 +156,7 @@ async def _keep(
     wanted: bool,
 ) -> None:
     pending = wanted and await is_revocable(tx, context, replaced)
-    replaced = replaced.model_copy(update={"pending": pending})
+    replaced = replaced.__replace__(pending=pending)
     await tx.replaced_grants.add(replaced, tokens)
     at = replaced.replaced_at
     if pending:

@@ -156,7 +156,7 @@ async def _write(
         if stored is None:
             return  # by another try, or with its connection
         if keep:
-            kept = stored.model_copy(update={"pending": False})
+            kept = stored.__replace__(pending=False)
             await grants.replace(kept, expected=stored.revision)
         else:
             await grants.delete(row.tenant, row.connection_id, row.id)

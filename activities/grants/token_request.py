@@ -109,4 +109,4 @@ def read_first_tokens(
     if context.connection.flow is Flow.OAUTH1:
         return read_token_credentials(context.spec, reply, now=came_at)
     tokens = read_tokens(context.spec, reply, requested_scopes=scopes, refreshing=False, now=came_at)
-    return tokens.model_copy(update={"further": additional_token_sets(context.spec, reply, now=came_at)})
+    return tokens.__replace__(further=additional_token_sets(context.spec, reply, now=came_at))

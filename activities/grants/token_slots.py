@@ -51,8 +51,9 @@ async def install_further_slots(
         granted = granted_scopes(slot_tokens.scopes, first.slot_scopes.get(slot, ()))
         scopes = known_scopes(granted)
         metadata = tokens.metadata | slot_tokens.metadata
-        about = {"scopes": granted, "metadata": metadata, "account": slot_tokens.account or tokens.account}
-        imported = slot_tokens.model_copy(update=about)
+        imported = slot_tokens.__replace__(
+            scopes=granted, metadata=metadata, account=slot_tokens.account or tokens.account
+        )
         found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
         live = found is not None and not found.state.is_final
         if found is not None and live and not await _may_fill(tx, first, found, consent):
@@ -60,8 +61,7 @@ async def install_further_slots(
             continue
         if found is not None and live:
             # its id, permits and audit stay; from now on the consents of `first` bring its grants
-            changes = {"consented_with": first.id, "requested_scopes": scopes}
-            after = found.model_copy(update=changes)
+            after = found.__replace__(consented_with=first.id, requested_scopes=scopes)
             connection = await tx.connections.replace_names(after, expected=found.revision)
         else:
             connection = await _create_connection(tx, ring, call, first, label, scopes, now)
@@ -123,6 +123,6 @@ async def _create_connection(
         "flow": connection.flow,
         "consented_with": first.id,
     }
-    created = call.model_copy(update={"connection_id": connection.id})
+    created = call.__replace__(connection_id=connection.id)
     await append_audit(tx, created, AuditAction.CONNECTION_CREATED, now, **detail)
     return connection

@@ -118,7 +118,7 @@ class ConsentStartActivities:
                 return read_temporary_credentials(each.spec, reply)
 
             pair, _ = await try_each_secret(context.for_new_grant(), ask)
-            ready = consent.model_copy(update={"state_hash": hash_state(pair.token)})
+            ready = consent.__replace__(state_hash=hash_state(pair.token))
             async with self._store.write() as tx:
                 await tx.consents.replace(ready, expected=request.revision, verifier=pair.as_secret())
         except Failure as failure:

@@ -85,7 +85,7 @@ class DefinitionRolloutActivities:
                     return _result(current)
                 case RolloutVerdict.HOLD:
                     next_check_s = max(HELD_CHECK_INTERVAL_S, current.rollout.check_interval_s)
-                    return _result(current).model_copy(update={"next_check_s": next_check_s})
+                    return _result(current).__replace__(next_check_s=next_check_s)
                 case RolloutVerdict.ROLL_ON:
                     return await self._write_move(tx, request, current, current.advanced(now))
                 case RolloutVerdict.ROLL_BACK:

@@ -87,7 +87,7 @@ class DiscoveryActivities:
                 raise moved
             kept = current.registration is RegistrationMethod.METADATA_DOCUMENT  # portable: it is our URL
             client = {} if kept else {"client_id": "", "client_auth": None}
-            after = current.model_copy(update={"endpoints": None, **client})
+            after = current.__replace__(endpoints=None, **client)
             left = await tx.integrations.request_registration(after, None)
             await tx.destinations.leave(left)  # with the client that goes: the next one pins its own hosts
             return left
@@ -141,7 +141,7 @@ class DiscoveryActivities:
             if registered is None:
                 if current.registration is not None and not current.client_id:
                     changes |= {"client_id": seen.client_id, "client_auth": seen.client_auth}
-                after = current.model_copy(update=changes)
+                after = current.__replace__(**changes)
                 await tx.integrations.replace(after, expected=current.revision)
             elif current.client_id or current.registration_sent_at != seen.registration_sent_at:
                 return  # committed already, or changed meanwhile
@@ -152,7 +152,7 @@ class DiscoveryActivities:
                     "client_secret_expires_at": registered.secret_expires_at,
                     "registration_url": registered.management_url,
                 }
-                after = current.model_copy(update=changes)
+                after = current.__replace__(**changes)
                 await tx.integrations.store_registration(
                     after, registered.client_secret, registered.management_token
                 )
@@ -175,8 +175,7 @@ class DiscoveryActivities:
             current = await current_if_same_place(tx, seen)
             if current is None:
                 return
-            changes = {"state": IntegrationState.FAILED, "problem": failure.detail, "changed_at": now}
-            after = current.model_copy(update=changes)
+            after = current.__replace__(state=IntegrationState.FAILED, problem=failure.detail, changed_at=now)
             await tx.integrations.replace(after, expected=current.revision)
             await record_change(tx, now, AuditAction.INTEGRATION_DISCOVERED, after, request.context, detail)
 

@@ -70,7 +70,7 @@ class MetadataRereads:
             if current is None or current.endpoints != seen.endpoints:
                 return None
             action, changes = _metadata_change(current, published, reasons)
-            after = current.model_copy(update={"metadata_read_at": now, **changes})
+            after = current.__replace__(metadata_read_at=now, **changes)
             await tx.integrations.replace(after, expected=current.revision)
             if action is not None:
                 await record_change(tx, now, action, after, _SCHEDULE, {"reasons": list(reasons)})

@@ -53,7 +53,7 @@ class PublishedEndpoints:
         if integration.issuer is not None:
             return await discover(self.egress, integration.issuer), ()
         endpoints = definition_endpoints(spec, integration.params)
-        return endpoints.model_copy(update={"token_auth_methods": (spec.client_auth.value,)}), spec.quirks
+        return endpoints.__replace__(token_auth_methods=(spec.client_auth.value,)), spec.quirks
 
     async def _of_resource(self, url: str, integration: Integration) -> Endpoints:
         """The endpoints of the issuer whose tokens the resource takes; the pinned one while it is listed."""
@@ -64,7 +64,7 @@ class PublishedEndpoints:
         issuer = pinned or resource.issuers[0]
         endpoints = await discover(self.egress, issuer, require_pkce=True)
         scopes = tuple(it for it in resource.scopes if it != "offline_access" or endpoints.offline_access)
-        return endpoints.model_copy(update={"resource": resource.resource, "resource_scopes": scopes})
+        return endpoints.__replace__(resource=resource.resource, resource_scopes=scopes)
 
     async def _spec(self, integration: Integration) -> ProviderSpec:
         async with self.store.read() as tx:

@@ -193,7 +193,7 @@ class ClientRegistrations:
             if initial is not None and current.registration_sent_at is not None:
                 why = "the reply to the registration is lost; give another initial access token"
                 raise Failure(ErrorCode.CLIENT_REJECTED, why, field="initial_access_token")
-            sent = current.model_copy(update={"registration_sent_at": sent_at})
+            sent = current.__replace__(registration_sent_at=sent_at)
             await tx.integrations.replace(sent, expected=current.revision)
             return initial
 

@@ -80,7 +80,7 @@ class ConnectionRetryActivities:
         changed = ProviderChanged(version=request.version, context=request.context)
         name, now = SignalName.PROVIDER_CHANGED, self._clock.now()
         message = signal_message(connection.tenant, connection.id, name, changed, now)
-        return message.model_copy(update={"id": OutboxId(derived_id("out", request.id, connection.id))})
+        return message.__replace__(id=OutboxId(derived_id("out", request.id, connection.id)))
 
     async def _wait_for_deliveries(self, targets: list[str]) -> None:
         ends = seconds_since_boot() + self._longest_wait_s

@@ -46,12 +46,8 @@ class PermitReviewActivities:
                     proposed = await commit_with_retries(
                         self._store, lambda tx, it=permit: self._propose(tx, it)
                     )
-                    result = result.model_copy(
-                        update={
-                            "reviewed": result.reviewed + 1,
-                            "proposed": result.proposed + proposed,
-                            "after": permit.id,
-                        }
+                    result = result.__replace__(
+                        reviewed=result.reviewed + 1, proposed=result.proposed + proposed, after=permit.id
                     )
 
     async def _propose(self, tx: Transaction, permit: Permit) -> bool:

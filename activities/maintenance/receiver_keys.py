@@ -27,17 +27,18 @@ class ReceiverKeysActivities:
             return ReceiverKeysResult(problem="the receiver is gone")
         try:
             keys = await fetch_keys(self._egress, receiver.jwks_uri)
-            changes = {"keys": keys, "keys_problem": None}
             fetched = ReceiverKeysResult(keys=len(keys))
         except Failure as failure:
-            changes = {"keys_problem": failure.detail}
+            keys = None
             fetched = ReceiverKeysResult(problem=failure.detail)
 
         async def pin(tx: Transaction) -> None:
             current = await tx.receivers.find_in_any_tenant(request.receiver_id)
             if current is None or current.jwks_uri != receiver.jwks_uri:
                 return  # changed meanwhile, which started another fetch
-            after = current.model_copy(update={**changes, "keys_at": self._clock.now()})
+            after = current.__replace__(keys_problem=fetched.problem, keys_at=self._clock.now())
+            if keys is not None:
+                after = after.__replace__(keys=keys)
             await tx.receivers.replace(after, expected=current.revision)
 
         await commit_with_retries(self._store, pin)

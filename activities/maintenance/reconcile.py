@@ -80,13 +80,13 @@ class ReconcileActivities:
             await prune_store(self._store, self._clock, self._deliveries_age)
             await report_broken_rows(self._store, self._clock.now())
             checkpoint = await self._next_checkpoint(request, progress.result, counts.complete)
-        end = {
-            "exported": exported,
-            "audit_checkpoint": checkpoint,
-            "closed_since": began - _OVERLAP,
-            "spent_s": 0,
-        }
-        return progress.result.model_copy(update=end | {"after": None if counts.complete else counts.after})
+        return progress.result.__replace__(
+            exported=exported,
+            audit_checkpoint=checkpoint,
+            closed_since=began - _OVERLAP,
+            spent_s=0,
+            after=None if counts.complete else counts.after,
+        )
 
     async def _should_compare(self, request: ReconcileRequest, before: ReconcileResult) -> bool:
         return (

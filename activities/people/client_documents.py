@@ -98,7 +98,7 @@ class ClientDocumentActivities:
             "client_uri": metadata.client_uri,
         }
         if before is not None:
-            after = before.model_copy(update={**said, "fresh_until": now + fresh_for})
+            after = before.__replace__(**said, fresh_until=now + fresh_for)
             await tx.oauth_clients.replace(after, expected=before.revision)
             if all(getattr(before, name) == value for name, value in said.items()):
                 return
@@ -120,7 +120,7 @@ class ClientDocumentActivities:
         before = await tx.oauth_clients.by_client_id(request.client_id)
         if before is None or before.fresh_until is None:
             return
-        after = before.model_copy(update={"fresh_until": None})
+        after = before.__replace__(fresh_until=None)
         await tx.oauth_clients.replace(after, expected=before.revision)
         await self._record(tx, request, after, refused=why)
 

@@ -96,14 +96,16 @@ class PersonLoginActivities:
         async def write(tx: Transaction) -> None:
             login = await _waiting_login(tx, request)
             good = verdict.failure is None
-            update = {
-                "status": LoginStatus.VERIFIED if good else LoginStatus.FAILED,
-                "person": verdict.person if good else None,
-                "role": verdict.role,
-                "authenticated_at": verdict.authenticated_at,
-                "subject": verdict.subject,
-            }
-            await tx.person_logins.verified(login.model_copy(update=update), expected=login.revision)
+            await tx.person_logins.verified(
+                login.__replace__(
+                    status=LoginStatus.VERIFIED if good else LoginStatus.FAILED,
+                    person=verdict.person if good else None,
+                    role=verdict.role,
+                    authenticated_at=verdict.authenticated_at,
+                    subject=verdict.subject,
+                ),
+                expected=login.revision,
+            )
             if not good:
                 administers = login.authorize is None
                 action = AuditAction.PERSON_REFUSED if administers else AuditAction.SUBJECT_REFUSED

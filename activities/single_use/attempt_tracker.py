@@ -124,9 +124,9 @@ class AttemptTracker:
         newest = max((it.closed_at or it.opened_at for it in superseded), default=None)
         if newest is None:
             return False
-        since = {"send_by": newest + self.limits.send}
         return any(
-            self.status_of(it).answered and self.may_be_answered(it.model_copy(update=since))
+            self.status_of(it).answered
+            and self.may_be_answered(it.__replace__(send_by=newest + self.limits.send))
             for it in superseded
         )
 

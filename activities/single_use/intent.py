@@ -123,7 +123,7 @@ async def end_intent(
     """Withdraw the intent of a registration, or date it `since`."""
     current = await tx.integrations.get(tenant, integration_id)
     if current is not None and current.registration_sent_at == sent_at:
-        after = current.model_copy(update={"registration_sent_at": since})
+        after = current.__replace__(registration_sent_at=since)
         await tx.integrations.replace(after, expected=current.revision)
 
 

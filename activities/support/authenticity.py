@@ -63,7 +63,7 @@ class _AuthenticActivity(ActivityInboundInterceptor):
         request = input.args[0] if input.args else None
         if isinstance(request, RequestMessage):
             _require_own_workflow(request)
-            input.args = [request.model_copy(update={"context": self._checked(request)})]
+            input.args = [request.__replace__(context=self._checked(request))]
         return await self.next.execute_activity(input)
 
     def _checked(self, request: RequestMessage) -> RequestContext:

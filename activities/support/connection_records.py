@@ -87,7 +87,7 @@ async def end_consent(
     account: ConsentAccount | None = None,
 ) -> None:
     """Write how a consent ended, and erase its secrets. `account` is shown to the subject."""
-    ended = consent.model_copy(update={"status": status, "failure": failure})
+    ended = consent.__replace__(status=status, failure=failure)
     saved = await tx.consents.replace(ended, expected=consent.revision, account=account)
     await tx.consents.erase_secrets(saved)
 

@@ -114,12 +114,11 @@ class ProviderContext(ProviderAccess):
     def after_consent(self, granted: Connection, consent: Consent) -> Connection:
         """The connection with what was consented to, which the next consent asks for as well."""
         looks_up = self.spec.post_auth and granted.flow.is_bearer
-        changes = {
-            "requested_scopes": consent.scopes,
-            "slot_scopes": granted.slot_scopes | consent.slot_scopes,
-            "follow_up": FollowUp.LOOKING_UP if looks_up else None,
-        }
-        return granted.model_copy(update=changes)
+        return granted.__replace__(
+            requested_scopes=consent.scopes,
+            slot_scopes=granted.slot_scopes | consent.slot_scopes,
+            follow_up=FollowUp.LOOKING_UP if looks_up else None,
+        )
 
     def require_host(self, url: str) -> None:
         """A grant's secrets go where it was granted; the requests for a grant go where the definition says,

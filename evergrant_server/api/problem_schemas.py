@@ -5,10 +5,11 @@ Each status has a schema of its own, with the codes that it comes with.
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from evergrant_server.api.http.problems import MEDIA_TYPE
 from evergrant_server.core.errors import FAILURES
+from evergrant_server.core.model import CheckedModel
 
 METHODS = ("get", "put", "post", "delete")
 _REF = "#/components/schemas/"
@@ -28,14 +29,14 @@ _HEADERS: dict[int, dict[str, Any]] = {
 }
 
 
-class FieldError(BaseModel):
+class FieldError(CheckedModel):
     """An invalid field of the request, without its value."""
 
     field: str
     problem: str
 
 
-class ProblemDocument(BaseModel):
+class ProblemDocument(CheckedModel):
     """A problem document (RFC 9457) with a stable `code`, who repairs it and how.
 
     Some codes come with members of their own, such as `connection_id`, `connect_url` or `approval_id`.

@@ -111,7 +111,7 @@ async def _discovered(egress: Egress, setup: TrialSetup) -> TrialSetup:
     if issuer is None:
         raise _invalid("issuer", f"{spec.name} has no endpoints of its own; give --issuer")
     endpoints = await discover(egress, issuer)
-    return replace(setup, integration=setup.integration.model_copy(update={"endpoints": endpoints}))
+    return replace(setup, integration=setup.integration.__replace__(endpoints=endpoints))
 
 
 async def _write_vector(requests: TokenRequests, out: Path) -> None:

@@ -89,8 +89,9 @@ async def set_disabled(store: Store, clock: Clock, tenant: Tenant, reason: str, 
         if await _is_already(tx, tenant, disabled=disabled):
             return False
         now, before = clock.now(), await tx.tenants.to_change(tenant)
-        changes = {"disabled": disabled, "reason": reason, "changed_at": now}
-        after = (before or TenantStanding(tenant=tenant, id=tenant)).model_copy(update=changes)
+        after = (before or TenantStanding(tenant=tenant, id=tenant)).__replace__(
+            disabled=disabled, reason=reason, changed_at=now
+        )
         await tx.tenants.put(after, expected=None if before is None else before.revision)
         action = AuditAction.TENANT_DISABLED if disabled else AuditAction.TENANT_ENABLED
         await record(tx, tenant, action, tenant, RequestContext(by="operator"), now, reason=reason)

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import Field
 
-from evergrant_server.core.ids import FrozenModel, Tenant
+from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import Provenance, RequestContext
+from evergrant_server.core.model import FrozenModel
 
 INSTALLATION = Tenant("-")  # of records that are about no tenant; no tenant has this name
 SCOPES_LIMIT = 8_192  # characters of a record's scopes, with the spaces between them

@@ -10,9 +10,10 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt
+from pydantic import ConfigDict, Field, StrictFloat, StrictInt
 
-from evergrant_server.core.ids import DefinitionId, FrozenModel, TenantRow
+from evergrant_server.core.ids import DefinitionId, TenantRow
+from evergrant_server.core.model import CheckedModel, FrozenModel
 
 _CHECKS_PER_STAGE = 4
 _SHORTEST_CHECK_INTERVAL_S = 1.0
@@ -59,7 +60,7 @@ class CheckResult(FrozenModel):
     detail: str
 
 
-class Rollout(BaseModel):
+class Rollout(CheckedModel):
     """How a version replaces another. `stage_s` is seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -114,39 +115,38 @@ class Definition(TenantRow):
     def with_checks(self, findings: Sequence[CheckResult], at: datetime) -> "Definition":
         unsound = any(it.level is CheckLevel.PROBLEM for it in findings)
         state = DefinitionState.UNSOUND if unsound else DefinitionState.WAITING
-        return self._with(at, state=state, findings=tuple(findings))
+        return self.__replace__(changed_at=at, state=state, findings=tuple(findings))
 
     def with_decision(self, by: str, reason: str | None, at: datetime, *, approved: bool) -> "Definition":
         """An admin has decided; the workflow carries it out."""
-        return self._with(at, decided_by=by, approved=approved, reason=reason)
+        return self.__replace__(changed_at=at, decided_by=by, approved=approved, reason=reason)
 
     def rejected(self, at: datetime, reason: str | None = None) -> "Definition":
-        return self._with(at, state=DefinitionState.REJECTED, reason=self.reason or reason)
+        return self.__replace__(changed_at=at, state=DefinitionState.REJECTED, reason=self.reason or reason)
 
     def started(self, at: datetime, *, replaces: bool) -> "Definition":
         """The first stage; the first version of a provider is active at once."""
         if not replaces:
-            return self._with(at, state=DefinitionState.ACTIVE, share=1.0)
+            return self.__replace__(changed_at=at, state=DefinitionState.ACTIVE, share=1.0)
         return self._staged(self.rollout.shares[0], at)
 
     def advanced(self, at: datetime) -> "Definition":
         """The next stage; after the last it is active."""
         larger = [share for share in self.rollout.shares if share > self.share]
         if not larger:
-            return self._with(at, state=DefinitionState.ACTIVE)
+            return self.__replace__(changed_at=at, state=DefinitionState.ACTIVE)
         return self._staged(larger[0], at)
 
     def rolled_back(self, reason: str, at: datetime) -> "Definition":
-        return self._with(at, state=DefinitionState.ROLLED_BACK, share=0.0, reason=reason)
+        return self.__replace__(changed_at=at, state=DefinitionState.ROLLED_BACK, share=0.0, reason=reason)
 
     def replaced(self, at: datetime) -> "Definition":
-        return self._with(at, state=DefinitionState.REPLACED, share=0.0)
+        return self.__replace__(changed_at=at, state=DefinitionState.REPLACED, share=0.0)
 
     def _staged(self, share: float, at: datetime) -> "Definition":
-        return self._with(at, state=DefinitionState.STAGED, share=share, succeeded=0, failed=0)
-
-    def _with(self, at: datetime, **changes: Any) -> "Definition":
-        return self.model_copy(update={"changed_at": at, **changes})
+        return self.__replace__(
+            changed_at=at, state=DefinitionState.STAGED, share=share, succeeded=0, failed=0
+        )
 
 
 class RolloutVerdict(StrEnum):

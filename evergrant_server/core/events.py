@@ -10,13 +10,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import FAILURES, ErrorCode, Repairer
 from evergrant_server.core.ids import ConnectionId, EventId, Tenant, TenantRow
+from evergrant_server.core.model import CheckedModel
 
 
 class EventType(StrEnum):
@@ -126,7 +127,7 @@ class WebhookEvent(TenantRow):
     body: str  # JSON as text: exactly these bytes are signed
 
 
-class EventData(BaseModel):
+class EventData(CheckedModel):
     """The facts of a connection as they were when it happened. No member could hold a secret."""
 
     tenant: str = Field(description="the tenant's name")
@@ -150,7 +151,7 @@ class EventData(BaseModel):
     )
 
 
-class EventMessage(BaseModel):
+class EventMessage(CheckedModel):
     """What is sent about a connection: Standard Webhooks' type, timestamp and data."""
 
     type: EventType

@@ -3,9 +3,10 @@
 from datetime import datetime
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from evergrant_server.core.ids import ExportId, TenantRow
+from evergrant_server.core.model import CheckedModel
 
 
 class ExportStatus(StrEnum):
@@ -14,7 +15,7 @@ class ExportStatus(StrEnum):
     GONE = "gone"  # the lines were deleted: fetched, or expired
 
 
-class ExportFilters(BaseModel):
+class ExportFilters(CheckedModel):
     """Which connections; None: all."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,15 +43,13 @@ class Export(TenantRow):
 
     def page_sealed(self, exported: int, skipped: int, after: str | None) -> "Export":
         """One more page is written; without `after` it was the last."""
-        return self.model_copy(
-            update={
-                "exported": self.exported + exported,
-                "skipped": self.skipped + skipped,
-                "pages": self.pages + 1,
-                "after": after or self.after,
-                "status": ExportStatus.RUNNING if after else ExportStatus.READY,
-            }
+        return self.__replace__(
+            exported=self.exported + exported,
+            skipped=self.skipped + skipped,
+            pages=self.pages + 1,
+            after=after or self.after,
+            status=ExportStatus.RUNNING if after else ExportStatus.READY,
         )
 
     def deleted(self) -> "Export":
-        return self.model_copy(update={"status": ExportStatus.GONE})
+        return self.__replace__(status=ExportStatus.GONE)

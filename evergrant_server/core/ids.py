@@ -8,7 +8,7 @@ import re
 import secrets
 from typing import NewType
 
-from pydantic import BaseModel, ConfigDict
+from evergrant_server.core.model import FrozenModel
 
 Tenant = NewType("Tenant", str)
 ConnectionId = NewType("ConnectionId", str)
@@ -87,10 +87,6 @@ PREFIXES = (
     "dlg",
     "dru",
 )
-
-
-class FrozenModel(BaseModel):
-    model_config = ConfigDict(frozen=True)
 
 
 class TenantRow(FrozenModel):

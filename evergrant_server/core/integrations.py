@@ -11,7 +11,8 @@ from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.flow import TokenTarget
 from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import FrozenModel, IntegrationId, TenantRow
+from evergrant_server.core.ids import IntegrationId, TenantRow
+from evergrant_server.core.model import FrozenModel
 
 
 class Rotation(StrEnum):
@@ -71,7 +72,8 @@ class Endpoints(FrozenModel):
 
     def for_mutual_tls(self) -> "Endpoints":
         """The endpoints of a client that presents a certificate."""
-        return self.model_copy(update=self.mtls_aliases)
+        aliases: dict[str, Any] = self.mtls_aliases
+        return self.__replace__(**aliases)
 
 
 class IntegrationState(StrEnum):
@@ -126,7 +128,7 @@ class Integration(TenantRow):
         if self.refresh_overrides is None:
             return self
         rules = RefreshRules.model_validate({**known.model_dump(), **self.refresh_overrides})
-        return self.model_copy(update={"refresh": rules})
+        return self.__replace__(refresh=rules)
 
     def previous_secret_is_usable(self, now: datetime) -> bool:
         """True in the overlap of a rotation, and after it while the new secret is the refused one."""
@@ -161,7 +163,7 @@ class Integration(TenantRow):
         if asked.resources not in ((), (self.resource,)):
             why = f"Tokens of {self.name} are for {self.resource} alone: leave resources out."
             raise Failure(ErrorCode.INVALID_REQUEST, why, field="resources")
-        return asked.model_copy(update={"resources": (self.resource,)})
+        return asked.__replace__(resources=(self.resource,))
 
     @property
     def lacks_client(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from evergrant_server.core.access import App
 from evergrant_server.core.agents.call_approvals import CallApproval
 from evergrant_server.core.agents.stops import AgentStop
-from evergrant_server.core.ids import ConnectionId, FrozenModel, OutboxId, Tenant, new_id
+from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.access_requests import AccessRequest
 from evergrant_server.core.messages.access import AdvanceAccessRequest
@@ -25,6 +25,7 @@ from evergrant_server.core.messages.names import (
     replaced_grants_workflow_id,
     retry_connections_workflow_id,
 )
+from evergrant_server.core.model import FrozenModel
 from evergrant_server.core.workloads.issuer import TrustedIssuer
 
 BULK = "import"  # the name of a message of which there may be thousands: workers deliver it, after all others
@@ -154,7 +155,7 @@ def _retry_message(
     values = {"tenant": changed.tenant, "id": id, "version": changed.revision, "context": context, **whose}
     request = RetryConnections.model_validate(values)
     message = outbox_message(changed.tenant, OutboxKind.RETRY_CONNECTIONS, target, request, at)
-    return message.model_copy(update={"id": id})
+    return message.__replace__(id=id)
 
 
 def signal_message(

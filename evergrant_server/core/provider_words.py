@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import FrozenModel
+from evergrant_server.core.model import FrozenModel
 
 PROVIDER_SAID = "provider_said"  # the member of an audit record's detail
 REDACTED = "[redacted]"

@@ -3,8 +3,10 @@
 import json
 from typing import Any, NoReturn, Self, cast
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic import ConfigDict, GetCoreSchemaHandler
 from pydantic_core import core_schema, to_jsonable_python
+
+from evergrant_server.core.model import CheckedModel
 
 
 class SecretLeak(TypeError):
@@ -59,7 +61,7 @@ class Secret:
         )
 
 
-class SealableModel(BaseModel):
+class SealableModel(CheckedModel):
     """A value with secrets that a sealer keeps as one text.
 
     Never a message: its secrets refuse to be serialised, except into another secret.

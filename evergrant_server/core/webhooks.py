@@ -65,17 +65,17 @@ class Webhook(TenantRow):
 
     def enabled(self) -> "Webhook":
         """The webhook enabled again, without failures and pause: waiting deliveries are tried at once."""
-        return self.succeeded().model_copy(update={"disabled_by": None})
+        return self.succeeded().__replace__(disabled_by=None)
 
     def paused(self, now: datetime) -> bool:
         """No delivery is sent meanwhile."""
         return self.paused_until is not None and now < self.paused_until
 
     def disabled_as_gone(self) -> "Webhook":
-        return self.model_copy(update={"disabled_by": DisabledBy.GONE})
+        return self.__replace__(disabled_by=DisabledBy.GONE)
 
     def succeeded(self) -> "Webhook":
-        return self.model_copy(update={"failures": 0, "failing_since": None, "paused_until": None})
+        return self.__replace__(failures=0, failing_since=None, paused_until=None)
 
     def failed(self, now: datetime, retry_after: float | None, give_up_after: timedelta) -> "Webhook":
         """One more failure in a row; disabled when they have gone on for `give_up_after`.
@@ -85,14 +85,12 @@ class Webhook(TenantRow):
         again = self.paused_until is not None and now - self.paused_until <= _QUIET
         failures = self.failures + 1 if again else 1
         since = (self.failing_since or now) if again else now
-        changes: dict[str, object] = {
-            "failures": failures,
-            "failing_since": since,
-            "paused_until": now + endpoint_pause(failures, retry_after, jitter(self.id, failures)),
-        }
-        if now - since >= give_up_after:
-            changes["disabled_by"] = DisabledBy.FAILING
-        return self.model_copy(update=changes)
+        return self.__replace__(
+            failures=failures,
+            failing_since=since,
+            paused_until=now + endpoint_pause(failures, retry_after, jitter(self.id, failures)),
+            disabled_by=DisabledBy.FAILING if now - since >= give_up_after else self.disabled_by,
+        )
 
 
 def masked_url(url: str) -> tuple[str, Secret | None]:
@@ -146,14 +144,14 @@ class Delivery(TenantRow):
     ended_at: datetime | None = None
 
     def delivered(self, status: int, at: datetime) -> "Delivery":
-        return self._tried(
+        return self._tried().__replace__(
             status=DeliveryStatus.DELIVERED, response_status=status, problem=None, next_at=None, ended_at=at
         )
 
     def failed(self, status: int | None, problem: str, at: datetime) -> "Delivery":
         """Not delivered by this try; given up after the last one."""
         wait = retry_delay(self.tries + 1, jitter(self.id, self.attempts + 1))
-        return self._tried(
+        return self._tried().__replace__(
             status=DeliveryStatus.PENDING if wait is not None else DeliveryStatus.FAILED,
             response_status=status,
             problem=problem,
@@ -162,12 +160,12 @@ class Delivery(TenantRow):
         )
 
     def replayed(self, at: datetime) -> "Delivery":
-        again = {"status": DeliveryStatus.PENDING, "by_hand": True, "tries": 0}
-        return self.model_copy(update={**again, "next_at": at, "ended_at": None})
+        return self.__replace__(
+            status=DeliveryStatus.PENDING, by_hand=True, tries=0, next_at=at, ended_at=None
+        )
 
-    def _tried(self, **changes: object) -> "Delivery":
-        counted = {"attempts": self.attempts + 1, "tries": self.tries + 1, "by_hand": False}
-        return self.model_copy(update={**counted, **changes})
+    def _tried(self) -> "Delivery":
+        return self.__replace__(attempts=self.attempts + 1, tries=self.tries + 1, by_hand=False)
 
 
 def signed_headers(secrets: tuple[Secret, ...], id: EventId, at: datetime, body: str) -> dict[str, str]:

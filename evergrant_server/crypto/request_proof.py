@@ -54,7 +54,7 @@ def prove_request(
         raise ValueError(f"a {ring.role} sends no {message}")
     second = int(at.timestamp())
     mac = _mac(ring, ring.role, context, workflow_id, message, second)
-    return context.model_copy(update={"proof": f"{message} {second} {mac}"})
+    return context.__replace__(proof=f"{message} {second} {mac}")
 
 
 def proven_message(

@@ -8,11 +8,12 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from evergrant_server.core.clock import seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
+from evergrant_server.core.model import CheckedModel
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind
 from evergrant_server.crypto import AssociatedData, Sealed
 
@@ -20,7 +21,7 @@ ENTRY_SUFFIX, SET_ASIDE_SUFFIX = ".entry", ".set-aside"
 _FORMAT = 1
 
 
-class EntryHeader(BaseModel):
+class EntryHeader(CheckedModel):
     """The attempt that the reply belongs to. In clear, so that its key can be found; no secret."""
 
     model_config = ConfigDict(frozen=True)
@@ -46,7 +47,7 @@ class EntryHeader(BaseModel):
         )
 
     def with_digest_of(self, sealed: bytes) -> "EntryHeader":
-        return self.model_copy(update={"digest": hashlib.sha256(sealed).hexdigest()})
+        return self.__replace__(digest=hashlib.sha256(sealed).hexdigest())
 
     @property
     def associated_data(self) -> AssociatedData:

@@ -88,7 +88,7 @@ class Access(AuthenticatedRepository[App, AppId]):
         adding, STORE_CONFLICT or NOT_FOUND when changing.
         """
         denies = {*(app.denies or ()), *await self._permits.denies(app.tenant, app.id)}
-        app = app.model_copy(update={"denies": tuple(sorted(denies))})
+        app = app.__replace__(denies=tuple(sorted(denies)))
         return await self._put(app, f"App {app.name!r}", expected)
 
     async def app(self, tenant: Tenant, id: AppId) -> App | None:
@@ -173,7 +173,7 @@ class Access(AuthenticatedRepository[App, AppId]):
         if key.revoked_at is not None:
             return key
         await self.bump(tenant, key.app_id)
-        revoked = key.model_copy(update={"revoked_at": at})
+        revoked = key.__replace__(revoked_at=at)
         return await self._keys.replace(revoked, expected=key.revision)
 
     async def put_permit(self, p: Permit, *, expected: int | None) -> Permit:
@@ -240,7 +240,7 @@ class Access(AuthenticatedRepository[App, AppId]):
         named = set(await self._permits.denies(tenant, app_id) if app.denies is None else app.denies)
         wanted = named | {id} if denies else named - {id}
         if app.denies is None or wanted != named:
-            renamed = app.model_copy(update={"denies": tuple(sorted(wanted))})
+            renamed = app.__replace__(denies=tuple(sorted(wanted)))
             await self.replace(renamed, expected=app.revision)
 
     async def bump(self, tenant: Tenant, app_id: AppId) -> None:

@@ -12,7 +12,6 @@ import secrets
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
 from sqlalchemy import Executable, Select
 from sqlmodel import col
 
@@ -21,6 +20,7 @@ from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration
+from evergrant_server.core.model import CheckedModel
 from evergrant_server.crypto import KeyRing, Role, Signer
 from evergrant_server.store.database.columns import IdTable, Row, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
@@ -70,7 +70,7 @@ def require_grant(
         raise authority_broken("connection_grant", connection_id)
 
 
-def row_mac(ring: KeyRing, model: BaseModel) -> str:
+def row_mac(ring: KeyRing, model: CheckedModel) -> str:
     """The authenticator of the row of this value.
 
     Raises Failure KEY_UNAVAILABLE where a gateway may not write it: no process would accept its signature.
@@ -87,7 +87,7 @@ def authentic(ring: KeyRing, model: type[Model], table: type[Row], row: Values) 
     return value
 
 
-def require_signature(ring: KeyRing, model: BaseModel, table: type[Row], row: Mapping[str, Any]) -> None:
+def require_signature(ring: KeyRing, model: CheckedModel, table: type[Row], row: Mapping[str, Any]) -> None:
     """Raise Failure AUTHORITY_BROKEN that names the row unless who signed it may write it."""
     require_signed(ring, _signed_parts(model), table, row, gateway_may=_is_for_gateways(model))
 
@@ -106,13 +106,13 @@ def require_signed(
         raise authority_broken(table_of(table).name, row["id"])
 
 
-def _signed_parts(model: BaseModel) -> tuple[str, ...]:
+def _signed_parts(model: CheckedModel) -> tuple[str, ...]:
     if isinstance(model, Connection):
         return connection_parts(vars(model), model.target.model_dump(mode="json"))
     return (type(model).__name__, _content(model, COVERED[type(model)]))
 
 
-def _is_for_gateways(model: BaseModel) -> bool:
+def _is_for_gateways(model: CheckedModel) -> bool:
     may_write = GATEWAY_MAY_WRITE.get(type(model))
     return may_write is not None and may_write(model)
 
@@ -239,7 +239,7 @@ def _serial(destination_mac: str) -> str:
     return destination_mac.partition(".")[0]
 
 
-def _content(model: BaseModel, names: set[str]) -> str:
+def _content(model: CheckedModel, names: set[str]) -> str:
     """One JSON text for the values of these fields."""
     values = model.model_dump(mode="json", include=names, exclude_defaults=True)
     return json.dumps(values, sort_keys=True, separators=(",", ":"))
@@ -256,9 +256,9 @@ class AuthenticatedRepository(ModelRepository[Model, Id]):
         self._ring = ring
 
     @classmethod
-    def tables_below(cls) -> dict[type[IdTable], type[BaseModel]]:
+    def tables_below(cls) -> dict[type[IdTable], type[CheckedModel]]:
         """The table of every repository of this kind that has been imported, and the value of its rows."""
-        below: dict[type[IdTable], type[BaseModel]] = {}
+        below: dict[type[IdTable], type[CheckedModel]] = {}
         for repository in cls.__subclasses__():
             below |= {getattr(repository, "_table"): getattr(repository, "_model")}  # noqa: B009  # of a class
             below |= repository.tables_below()

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
 from sqlalchemy import bindparam, select, text
 from sqlmodel import col
 
@@ -26,6 +25,7 @@ from evergrant_server.core.agents.delegation_rules import DelegationRule
 from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.model import CheckedModel
 from evergrant_server.core.oauth.authorizations import AccessToken, TokenFamily
 from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.people.roles import AdminLogin
@@ -44,14 +44,14 @@ class Record(NamedTuple):
 
 
 # Whether the row denies what a record says; None: the record says nothing of it. The last one counts.
-_Contradiction = Callable[[Record, BaseModel], bool | None]
+_Contradiction = Callable[[Record, CheckedModel], bool | None]
 
 
 def _ended(over: str | None, *actions: AuditAction, until: AuditAction | None = None) -> _Contradiction:
     """An end by one of these actions, which a later `until` undoes. `over`: the attribute by which the row
     says so itself; None where the row is deleted at its end."""
 
-    def contradicts(record: Record, model: BaseModel) -> bool | None:
+    def contradicts(record: Record, model: CheckedModel) -> bool | None:
         if record.action is until:
             return False
         return _lacks(over, model) if record.action in actions else None
@@ -59,23 +59,23 @@ def _ended(over: str | None, *actions: AuditAction, until: AuditAction | None = 
     return contradicts
 
 
-def _enabled(record: Record, app: BaseModel) -> bool | None:
+def _enabled(record: Record, app: CheckedModel) -> bool | None:
     if record.action is AuditAction.APP_PUT:
         return bool(record.detail.get("disabled")) and _lacks("disabled", app)
     return _lacks("disabled", app) if record.action is AuditAction.AGENT_STOPPED else None
 
 
-def _denies_other(record: Record, app: BaseModel) -> bool | None:
+def _denies_other(record: Record, app: CheckedModel) -> bool | None:
     if record.action is not AuditAction.DENIES_CHANGED:
         return None
     return record.detail["denies"] != list(vars(app)["denies"] or ())
 
 
-def _lacks(over: str | None, model: BaseModel) -> bool:
+def _lacks(over: str | None, model: CheckedModel) -> bool:
     return over is None or not getattr(model, over)
 
 
-_ENDS: dict[type[BaseModel], tuple[_Contradiction, ...]] = {
+_ENDS: dict[type[CheckedModel], tuple[_Contradiction, ...]] = {
     TenantStanding: (_ended("disabled", AuditAction.TENANT_DISABLED, until=AuditAction.TENANT_ENABLED),),
     App: (_enabled, _denies_other, _ended(None, AuditAction.APP_DELETED)),
     AppKey: (_ended("revoked_at", AuditAction.KEY_REVOKED),),
@@ -112,9 +112,9 @@ _RECORDS = (
 )
 
 
-async def put_back(connection: DatabaseConnection, models: Sequence[BaseModel]) -> list[str]:
+async def put_back(connection: DatabaseConnection, models: Sequence[CheckedModel]) -> list[str]:
     """The ids of those of one tenant's rows that deny their end, which the audit log tells."""
-    by_id: dict[str, BaseModel] = {vars(model)["id"]: model for model in models if type(model) in _ENDS}
+    by_id: dict[str, CheckedModel] = {vars(model)["id"]: model for model in models if type(model) in _ENDS}
     if not by_id:
         return []
     query = _RECORDS.params(tenant=vars(models[0])["tenant"], ids=sorted(by_id))

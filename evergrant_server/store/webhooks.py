@@ -100,14 +100,14 @@ class Webhooks(IntakeRepository[Webhook, WebhookId], AuthenticatedRepository[Web
         """
         masked, query = masked_url(webhook.url)
         sealed = await self._sealed(webhook, {_SECRET: secret, _QUERY: query})
-        stored = webhook.model_copy(update={"url": masked})
+        stored = webhook.__replace__(url=masked)
         return await self._add(stored, f"Webhook {webhook.name!r}", **sealed)
 
     async def replace_with_url(self, webhook: Webhook, url: str, *, expected: int) -> Webhook:
         """As `replace`, with another URL."""
         masked, query = masked_url(url)
         sealed = await self._sealed(webhook, {_QUERY: query})
-        return await self._change(webhook.model_copy(update={"url": masked}), expected, **sealed)
+        return await self._change(webhook.__replace__(url=masked), expected, **sealed)
 
     async def whole_url(self, webhook: Webhook) -> Secret:
         """The URL with its query. Raises Failure SEAL_BROKEN, KEY_UNAVAILABLE."""

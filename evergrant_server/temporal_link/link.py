@@ -241,7 +241,7 @@ class TemporalLink(WorkflowRuns):
 
     def _proven(self, message: RequestT, workflow_id: str, name: str) -> RequestT:
         context = prove_request(self._ring, message.context, workflow_id, name, self._clock.now())
-        return message.model_copy(update={"context": context})
+        return message.__replace__(context=context)
 
     def _connection_handle(self, tenant: Tenant, connection_id: ConnectionId) -> WorkflowHandle[Any, Any]:
         return self._client.get_workflow_handle(connection_workflow_id(tenant, connection_id))

@@ -74,8 +74,8 @@ def _with_current_span(args: Sequence[Any]) -> Sequence[Any]:
     trace_id, span_id = traces.current_ids()
     if context is None or not span_id or trace_id != context.trace_id:
         return args
-    updated = context.model_copy(update={"span_id": span_id})
-    return [cast(Any, args[0]).model_copy(update={"context": updated}), *args[1:]]
+    updated = context.__replace__(span_id=span_id)
+    return [cast(Any, args[0]).__replace__(context=updated), *args[1:]]
 
 
 @asynccontextmanager

@@ -85,7 +85,7 @@ class WorkflowStarter:
         grant = await tx.grants.get(tenant, connection.id)
         rules = await self._refresh_rules(tx, connection, integration) if grant and integration else None
         life = state_from_store(connection, grant, rules, now, self._announce_days)
-        life = life.model_copy(update={"generation": max(life.generation, known_generation)})
+        life = life.__replace__(generation=max(life.generation, known_generation))
         subject_hash = self._ring.subject_hash(tenant, connection.subject)
         context = reconcile_context(self._ring, connection_workflow_id(tenant, connection.id), now)
         waiting = await _waiting_events(tx, connection, context)
@@ -134,6 +134,6 @@ def _with_pending_replies(start: ConnectionStart, pending_replies: tuple[str, ..
     """The message for a run that owes these workflows a reply, and sends it at once if it can."""
     if not pending_replies:
         return start
-    life = start.state.model_copy(update={"waiting_callers": pending_replies})
+    life = start.state.__replace__(waiting_callers=pending_replies)
     waiting = (*start.pending_events, _event(EventKind.TIMER_FIRED, start.context))
-    return start.model_copy(update={"state": life, "pending_events": waiting})
+    return start.__replace__(state=life, pending_events=waiting)

@@ -7,9 +7,10 @@ decide which host gets a client secret, so each has a closed list or an anchored
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from evergrant_server.core.clock import MAX_LIFETIME
+from evergrant_server.core.model import CheckedModel
 from providers.definition.patterns import check_pattern, matches
 
 PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*(?:\.[a-zA-Z0-9_-]+)?)\}")
@@ -19,7 +20,7 @@ _AUTHORITY = re.compile(r"^(?:[A-Za-z0-9.-]|\{[a-z][a-z0-9_]*\})+(?::[0-9]{1,5})
 _HEADER = re.compile(r"^[A-Za-z0-9_-]{1,64}\Z")
 
 
-class SpecPart(BaseModel):
+class SpecPart(CheckedModel):
     """A frozen part of a definition. An unknown field is an error, since nothing would read it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -69,13 +69,13 @@ def with_document_client(integration: Integration, endpoints: Endpoints, url: st
     undecided = integration.registration is RegistrationMethod.AUTOMATIC and not integration.client_id
     if not (undecided and endpoints.takes_metadata_documents and url.startswith("https://")):
         return integration
-    return integration.model_copy(update={"client_id": url, "client_auth": "none"})
+    return integration.__replace__(client_id=url, client_auth="none")
 
 
 def scopes_to_register(integration: Integration, endpoints: Endpoints | None) -> tuple[str, ...]:
     """The scopes that consents request by default; none leaves them to the server."""
     offline = ("offline_access",) if endpoints is not None and endpoints.offline_access else ()
-    named = integration.model_copy(update={"endpoints": endpoints}).scopes_by_default
+    named = integration.__replace__(endpoints=endpoints).scopes_by_default
     return tuple(dict.fromkeys((*named, *offline))) if named else ()
 
 

@@ -152,7 +152,7 @@ def build_authorization_url(
         # the token comes in the fragment only, and no refresh token comes (section 4.2.2)
         extra.pop("response_mode", None)
         extra["response_type"] = "token"
-        spec = spec.model_copy(update={"offline_scope": None})
+        spec = spec.__replace__(offline_scope=None)
     standard = {
         "audience": target.audience if target else None,
         "dpop_jkt": dpop_jkt,

@@ -104,8 +104,8 @@ def read_fragment(
     read = read_tokens(spec, reply, requested_scopes=requested, refreshing=False, now=now)
     require_nonce(read.id_token, nonce_hash)
     metadata = callback_metadata(spec, given, params)
-    tokens = ImportedTokens.from_token_set(read, now).model_copy(
-        update={"issued_at": now, "refresh_expires_at": None, "metadata": read.metadata | metadata}
+    tokens = ImportedTokens.from_token_set(read, now).__replace__(
+        issued_at=now, refresh_expires_at=None, metadata=read.metadata | metadata
     )
     return Callback(None, state, False, None, metadata, read.scopes, tokens)
 

@@ -46,7 +46,7 @@ def wants_dpop(spec: ProviderSpec, integration: Integration, grant: Grant | None
 def with_dpop_binding(spec: ProviderSpec, integration: Integration, grant: Grant | None) -> ProviderSpec:
     """The definition with `dpop` set as `wants_dpop` decides for this connection."""
     wanted = wants_dpop(spec, integration, grant)
-    return spec if wanted is spec.dpop else spec.model_copy(update={"dpop": wanted})
+    return spec if wanted is spec.dpop else spec.__replace__(dpop=wanted)
 
 
 def require_dpop_algorithm(spec: ProviderSpec, endpoints: Endpoints) -> None:

@@ -6,9 +6,10 @@ docs/guide/adding-a-provider.md describes them for authors. A field that isn't h
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from evergrant_server.core.errors import Failure
+from evergrant_server.core.model import CheckedModel
 from providers.definition.parsing import describe_errors
 from providers.definition.schema import ProviderSpec
 from providers.definition.templates import checked_params
@@ -18,7 +19,7 @@ EvidenceKind = Literal["dead_token", "client", "passing", "success", "refresh"]
 GUIDE = "docs/guide/adding-a-provider.md says how"
 
 
-class _Part(BaseModel):
+class _Part(CheckedModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 

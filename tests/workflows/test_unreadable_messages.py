@@ -25,12 +25,13 @@ from temporalio.exceptions import ApplicationError
 from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import FrozenModel, new_id
+from evergrant_server.core.ids import new_id
 from evergrant_server.core.messages import access, agents, export, integrations, maintenance
 from evergrant_server.core.messages.activities import RevocationResult
 from evergrant_server.core.messages.base import Message, Received
 from evergrant_server.core.messages.connection import ConnectionStart, Revoke
 from evergrant_server.core.messages.names import ActivityName, QueryName, SignalName, WorkflowName
+from evergrant_server.core.model import FrozenModel
 from evergrant_server.telemetry.logs import LogEvent
 from tests.fakes.patience import PATIENCE_S, eventually
 from tests.workflows.connection_runs import ASKED, a_worker

@@ -166,7 +166,7 @@ async def _with_body(
     }
     del facts["issuer"]
     if before is not None:
-        return before.model_copy(update=facts)
+        return before.__replace__(**facts)
     id = DelegationRuleId(new_id("dru"))
     return DelegationRule(tenant=call.tenant, id=id, name=name, created_at=call.now, **facts)
 

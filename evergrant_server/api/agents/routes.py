@@ -70,15 +70,15 @@ async def put_agent(name: Slug, body: AgentBody, response: Response, call: Admin
         before = await tx.access.app_by_name(call.tenant, name)
         facts = {"purpose": body.purpose, "ends_at": body.ends_at, **await _sponsor_of(tx, call, name, body)}
         approved: dict[str, str] = {}
-        if before is None or before.model_copy(update=facts) != before:
+        if before is None or before.__replace__(**facts) != before:
             known = {"app": None} if before is None else await app_facts(tx, before)
             approved = await use_approval(tx, call, body, {**known, "sponsor": facts["sponsor_app"]})
         if before is None:
             new = App(tenant=call.tenant, id=AppId(new_id("app")), name=name, created_at=call.now)
-            after = await tx.access.put_app(new.model_copy(update=facts), expected=None)
+            after = await tx.access.put_app(new.__replace__(**facts), expected=None)
         else:
             await _require_sponsors_none(tx, before)
-            after = await tx.access.put_app(before.model_copy(update=facts), expected=before.revision)
+            after = await tx.access.put_app(before.__replace__(**facts), expected=before.revision)
         detail = {"sponsor": after.sponsor, "purpose": body.purpose, "ends_at": body.ends_at.isoformat()}
         await call.record(tx, AuditAction.AGENT_PUT, after.id, app=name, **detail, **approved)
         return before is None, await agent_view(tx, after, call.now)

@@ -59,7 +59,7 @@ async def stop_agent(name: Slug, call: AdminCall, body: StopBody | None = None) 
 
     async def write(tx: Transaction) -> StopView:
         agent = await require_agent(tx, call, name)
-        stopped = agent.model_copy(update={"disabled": True})
+        stopped = agent.__replace__(disabled=True)
         await tx.access.put_app(stopped, expected=agent.revision)
         stop = AgentStop(
             tenant=call.tenant,

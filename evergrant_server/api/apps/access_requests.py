@@ -112,7 +112,7 @@ async def approve_access_request(
         else:
             permit = PermitBody.model_validate(request.permit)
             ends_at = min((it for it in (ends_at, permit.expires_at) if it is not None), default=None)
-            permit = permit.model_copy(update={"expires_at": ends_at})
+            permit = permit.__replace__(expires_at=ends_at)
             recorded = {"request_id": request.id}
             if gives_weighty(permit) and not await _are_two_admins(tx, call, request):
                 facts = await permit_facts(tx, call, app, None, permit.integration)

@@ -59,7 +59,7 @@ async def approve(approval_id: str, call: AdminCall) -> ApprovalView:
             raise Failure(ErrorCode.NOT_PERMITTED, why)
         if found.approved_by is not None:
             return found
-        approved = found.model_copy(update={"approved_by": call.context.by})
+        approved = found.__replace__(approved_by=call.context.by)
         await tx.approvals.put(approved, expected=found.revision)
         await call.record(tx, AuditAction.APPROVAL_GIVEN, found.id, command=found.command, by=found.by)
         return approved

@@ -67,7 +67,7 @@ async def put_credential(
             )
             after = await tx.credentials.put(new, expected=None)
         else:
-            after = await tx.credentials.put(before.model_copy(update=given), expected=before.revision)
+            after = await tx.credentials.put(before.__replace__(**given), expected=before.revision)
         detail = {"app": name, "name": credential_name, **body.model_dump(mode="json"), **approved}
         await call.record(tx, AuditAction.CREDENTIAL_PUT, after.id, **detail)
         return before, after

@@ -45,7 +45,7 @@ async def put_permit(
         if _denies(before, TOKEN_ACTIONS):
             _require_other(call, is_own)
         approved: dict[str, str] = {}
-        changes = before is None or before.model_copy(update=dict(body)) != before
+        changes = before is None or before.__replace__(**dict(body)) != before
         if changes and (gives_weighty(body) or _denies(before, _WEIGHTY)):
             facts = await permit_facts(tx, call, app, before, body.integration)
             approved = await use_approval(tx, call, body, facts)
@@ -71,7 +71,7 @@ async def save_permit(
         owned = {"tenant": call.tenant, "id": id, "app_id": app.id, "name": name, "created_at": call.now}
         after = await tx.access.put_permit(Permit(**owned, **dict(body)), expected=None)
     else:
-        changed = before.model_copy(update=dict(body))
+        changed = before.__replace__(**dict(body))
         after = await tx.access.put_permit(changed, expected=before.revision)
     await retry_waiting_connections(tx, call, app)
     await audit.record_denies(tx, call.tenant, app.id, call.context, call.now)

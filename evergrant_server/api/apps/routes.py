@@ -76,7 +76,7 @@ async def put_app(name: Slug, body: AppBody, response: Response, call: AdminCall
             new = App(tenant=call.tenant, id=id, name=name, created_at=now, **dict(body))
             after = await tx.access.put_app(new, expected=None)
         else:
-            changed = before.model_copy(update=dict(body))
+            changed = before.__replace__(**dict(body))
             after = await tx.access.put_app(changed, expected=before.revision)
         if after.disabled:
             await tx.agents.end_leases_of_sponsored(call.tenant, after.id)

@@ -74,7 +74,7 @@ async def simulate_change(call: AdminCall, body: SimulationBody) -> Simulation:
         app = await require_app(tx, call, body.app)
         permits = await tx.access.permits_of(app)
         leased = await leased_connections(tx, call.tenant, app.id, since, _MOST_JUDGED + 1)
-    before = [permit.model_copy(update={"sources": None}) for permit in permits]
+    before = [permit.__replace__(sources=None) for permit in permits]
     after = _changed(call, app, before, body)
     judged = leased[:_MOST_JUDGED]
     lost = [it for lease in judged if (it := _lost(call, lease, before, after)) is not None]

@@ -167,7 +167,7 @@ def _with_body(
             "This name is of another issuer. The rules that name it were made for that one: use another name."
         )
         raise Failure(ErrorCode.ALREADY_EXISTS, why)
-    return before.model_copy(update={"jwks_uri": body.jwks_uri, "changed_at": call.now})
+    return before.__replace__(jwks_uri=body.jwks_uri, changed_at=call.now)
 
 
 def _view(issuer: TrustedIssuer) -> TrustedIssuerView:

@@ -67,7 +67,7 @@ async def save_account_choice(
         raise invalid_request("choice", "This is not one of the connection's choices.")
     saved = await tx.connections.replace(connection.account_chosen(option, now), expected=connection.revision)
     metadata = grant.metadata | option.metadata
-    await tx.grants.update_facts(saved, grant.model_copy(update={"metadata": metadata}))
+    await tx.grants.update_facts(saved, grant.__replace__(metadata=metadata))
     detail = {"choice": option.id, "of": len(options)}
     await record(tx, saved.tenant, AuditAction.ACCOUNT_CHOSEN, saved.id, context, now, **detail)
     message = AccountChosen(choice=option.id, context=context)

@@ -50,7 +50,7 @@ async def confirm_consent(connection_id: str, body: ConfirmBody, call: Call) -> 
     view = await get_connection(connection_id, call)
     if consent.status is ConsentStatus.STARTED:  # the browser goes to the provider now
         url = await _link(call, consent)
-        view = view.model_copy(update={"connect_url": url, "connect_expires_at": consent.expires_at})
+        view = view.__replace__(connect_url=url, connect_expires_at=consent.expires_at)
     return CommandResponse.of(view)
 
 
@@ -103,8 +103,10 @@ async def _carry_out(
             verified = body.verifier is not None
             await call.record(tx, AuditAction.CONSENT_CONFIRMED, connection.id, verifier=verified, **detail)
         case ConfirmVerdict.MISMATCH if consent.status is ConsentStatus.CONFIRMING:
-            ended = {"status": ConsentStatus.FAILED, "failure": ErrorCode.SUBJECT_MISMATCH}
-            consent = await tx.consents.replace(consent.model_copy(update=ended), expected=consent.revision)
+            consent = await tx.consents.replace(
+                consent.__replace__(status=ConsentStatus.FAILED, failure=ErrorCode.SUBJECT_MISMATCH),
+                expected=consent.revision,
+            )
             await tx.consents.erase_secrets(consent)
             claimed = {"claimed_subject": body.subject, "same_subject": body.subject == connection.subject}
             await call.record(tx, AuditAction.SUBJECT_MISMATCH, connection.id, **detail, **claimed)

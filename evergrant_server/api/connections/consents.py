@@ -127,7 +127,7 @@ async def request_client_grant(
         expires_at=now + CLIENT_GRANT_DEADLINE,
         app_id=call.caller.app.id,
     )
-    consent = made.model_copy(update={"replaces_any": replaces_any})
+    consent = made.__replace__(replaces_any=replaces_any)
     if supplied is None:
         await tx.consents.add(consent, None)
     else:

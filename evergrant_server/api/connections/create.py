@@ -115,7 +115,7 @@ class ConnectionSetup:
                 why += "change its account with POST /v1/connections/{id}/choose."
                 raise Failure(ErrorCode.ALREADY_EXISTS, why, field="choice")
             await require_maker(tx, call, live)
-            changed = live.model_copy(update={"choice": wanted.choice})
+            changed = live.__replace__(choice=wanted.choice)
             live = await tx.connections.replace(changed, expected=live.revision)
         return await self._existing_with_link(tx, check, live, scopes, slots, wanted)
 
@@ -196,7 +196,7 @@ class ConnectionSetup:
         await require_consent_allowed(tx, self._call, connection)
         await require_consent_helps(tx, connection, self._now, for_lease=self._for_lease)
         if connection is not named:
-            wanted = wanted.model_copy(update={"scopes": None})
+            wanted = wanted.__replace__(scopes=None)
             scopes = check.permitted(scopes_to_ask_for(connection, None, check.defaults, for_lease=False))
             slots = await check.permitted_slots(tx, connection, None)
         existing = await open_consent(tx, self._call, connection, wanted.challenge)

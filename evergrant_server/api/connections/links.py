@@ -53,13 +53,15 @@ async def offer_link(
     """
     if connection.state is not LifecycleState.PENDING_CONSENT:
         return connection
-    changes = {
-        "consent_deadline": max(connection.consent_deadline, call.now + call.api.settings.consent_ttl),
-        "requested_scopes": scopes,
-        "default_scopes": connection.default_scopes and set(scopes) == set(defaults),
-        "slot_scopes": dict(slots),
-    }
-    return await tx.connections.offer(connection.model_copy(update=changes), expected=connection.revision)
+    return await tx.connections.offer(
+        connection.__replace__(
+            consent_deadline=max(connection.consent_deadline, call.now + call.api.settings.consent_ttl),
+            requested_scopes=scopes,
+            default_scopes=connection.default_scopes and set(scopes) == set(defaults),
+            slot_scopes=dict(slots),
+        ),
+        expected=connection.revision,
+    )
 
 
 async def require_consent_helps(

@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import suppress
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -53,11 +54,11 @@ async def create_connection(body: ConnectionBody, call: Command) -> Response:
             connection = await take_over_exchange(tx, call, connection)
         view = await connection_view(tx, connection, found)
         if found.consent is not None:
-            view = view.model_copy(update={"expires_at": found.consent.expires_at})
+            view = view.__replace__(expires_at=found.consent.expires_at)
         return CommandResponse.of(view, 201 if found.created else 200)
 
     # the request hash must not cover secrets
-    sent = body.model_copy(update={"subject_token": None, "credential": None})
+    sent = body.__replace__(subject_token=None, credential=None)
     return await add_device_code(call, await call.run(sent, create))
 
 
@@ -126,7 +127,7 @@ async def _with_reference(call: ApiCall, reference: str) -> ConnectionList:
                 continue  # not this app's to see
             view = await connection_view(tx, connection)
             said = await provider_said(tx, call, connection, consent)
-            items.append(view.model_copy(update={"provider_said": said}))
+            items.append(view.__replace__(provider_said=said))
     return ConnectionList(items=items)
 
 
@@ -177,10 +178,10 @@ async def get_connection(
         view = await connection_view(tx, connection)
         said = await provider_said(tx, call, connection)
         base_url = await _api_base_url(tx, api, connection, view)
-        view = view.model_copy(update={"api_base_url": base_url, "provider_said": said})
+        view = view.__replace__(api_base_url=base_url, provider_said=said)
         # a reader of the code could have another account approve it
         if call.allows(Action.CONNECT, Target.of(connection)):
-            view = view.model_copy(update={"device": await device_view(tx, connection)})
+            view = view.__replace__(device=await device_view(tx, connection))
     action = _awaited_action(connection)
     described = None
     if live or action is None:
@@ -188,11 +189,15 @@ async def get_connection(
         with suppress(Failure):  # then the view has what the store knows
             described = await api.link.describe(connection.tenant, connection.id, timeout=timeout)
     if described is not None:
-        action = action or {"next_action": described.next_step, "next_at": described.next_at}
+        if action in (None, (None, None)):
+            action = described.next_step, described.next_at
         if live:
             shown = LiveView.of_workflow(described)
-            action |= {"live": shown, "differs": shown.differences_from(view)}
-    return view.model_copy(update=action or {})
+            view = view.__replace__(live=shown, differs=shown.differences_from(view))
+    if action is None:
+        return view
+    next_action, next_at = action
+    return view.__replace__(next_action=next_action, next_at=next_at)
 
 
 async def _api_base_url(
@@ -209,18 +214,18 @@ async def _api_base_url(
     return api_base_url_of(spec, integration.params, view.metadata)
 
 
-def _awaited_action(connection: Connection) -> dict[str, object] | None:
+def _awaited_action(connection: Connection) -> tuple[str | None, datetime | None] | None:
     """The action of the subject or app that the workflow waits for; None when it waits for neither."""
     match connection.state:
         case LifecycleState.PENDING_CONSENT:
             if connection.flow.is_client_grant:
                 return None
-            return {"next_action": "consent", "next_at": connection.consent_deadline}
+            return "consent", connection.consent_deadline
         case LifecycleState.NEEDS_REAUTH:
-            return {"next_action": "reauthorize"}
+            return "reauthorize", None
         case LifecycleState.ACTIVE if connection.follow_up is FollowUp.CHOOSING:
-            return {"next_action": "choose"}
+            return "choose", None
         case LifecycleState.ACTIVE | LifecycleState.REVOKING:
             return None
         case _:
-            return {}
+            return None, None

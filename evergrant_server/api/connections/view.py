@@ -95,4 +95,4 @@ async def add_device_code(call: ApiCall, answer: CommandResponse) -> CommandResp
 
     longest = min(_MAX_WAIT_S, call.api.settings.lease_wait.total_seconds())
     device, _ = await poll_until(look, lambda seen: seen[0] is not None or seen[1], longest)
-    return CommandResponse.of(view.model_copy(update={"device": device}), answer.status_code)
+    return CommandResponse.of(view.__replace__(device=device), answer.status_code)

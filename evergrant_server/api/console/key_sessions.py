@@ -48,7 +48,7 @@ def new_key_session(api: ApiContext, caller: Caller) -> tuple[KeySession, str]:
         created_at=now,
         expires_at=min(now + LASTS, caller.credential.valid_until),
     )
-    kept = session.model_copy(update={"secret_hash": _mac(api.ring, session, secret)})
+    kept = session.__replace__(secret_hash=_mac(api.ring, session, secret))
     return kept, f"{session.id}_{secret}"
 
 

@@ -47,7 +47,7 @@ def new_key(ring: KeyRing, app: App, now: datetime, lifetime: timedelta) -> tupl
         expires_at=now + lifetime,
     )
     text = f"evg_{key.id}_{secret}"
-    return key.model_copy(update={"secret_hash": key_mac(ring, key, secret)}), text + checksum(text)
+    return key.__replace__(secret_hash=key_mac(ring, key, secret)), text + checksum(text)
 
 
 def parse_key(text: str) -> PresentedKey:

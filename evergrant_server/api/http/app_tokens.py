@@ -49,7 +49,7 @@ def new_token(
         expires_at=expires_at,
     )
     text = f"evg_{token.id}_{secret}"
-    return token.model_copy(update={"secret_hash": token_mac(ring, token, secret)}), text + checksum(text)
+    return token.__replace__(secret_hash=token_mac(ring, token, secret)), text + checksum(text)
 
 
 def parse_token(text: str) -> PresentedToken:

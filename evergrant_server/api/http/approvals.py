@@ -86,7 +86,7 @@ async def use_approval(
     approval = await tx.approvals.get(call.tenant, command.approval_id)
     if approval is None or approval.approved_by is None or not await _counts(tx, call, approval):
         raise _NotApproved(command)
-    used = approval.model_copy(update={"used_at": call.now})
+    used = approval.__replace__(used_at=call.now)
     await tx.approvals.put(used, expected=approval.revision)
     # by its own id, so that a row from before can't be used again: before the command's own record, and so
     # before rows that it changes, which on PostgreSQL may cost a second try

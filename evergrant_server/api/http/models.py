@@ -18,6 +18,7 @@ from pydantic import (
 
 from evergrant_server.core.connections.binding import is_challenge
 from evergrant_server.core.ids import is_slug
+from evergrant_server.core.model import CheckedModel
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import is_storable_text
 
@@ -84,7 +85,9 @@ def _challenge(value: str) -> str:
 
 
 def _date_text(value: object) -> object:
-    """A date as RFC 3339 writes it: pydantic also reads a number of seconds."""
+    """A date as RFC 3339 writes it: pydantic also reads a number of seconds. A copy has its date already."""
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return value
     if not isinstance(value, str) or not _DATE.match(value):
         raise ValueError("use a date and time with a zone, such as 2026-01-31T12:00:00Z")
     return value
@@ -182,7 +185,7 @@ def _take_json_types(schema: Any) -> None:
             _take_json_types(inner)
 
 
-class Body(BaseModel):
+class Body(CheckedModel):
     """A request's body. Its numbers and booleans are JSON's own: `"60"` is no number, and `true` no 1."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -194,7 +197,7 @@ class Body(BaseModel):
         return schema
 
 
-class View(BaseModel):
+class View(CheckedModel):
     model_config = ConfigDict(frozen=True)
 
     @classmethod

@@ -71,7 +71,7 @@ class RefusalLog:
             for it in seen.values():
                 if it.count:
                     detail = {**it.last.detail, "repeated": it.count}
-                    await self._append(it.last.model_copy(update={"detail": detail}))
+                    await self._append(it.last.__replace__(detail=detail))
         self._task = None
 
     async def _append(self, entry: AuditEntry) -> None:

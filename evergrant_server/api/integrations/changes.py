@@ -74,7 +74,7 @@ async def changed_integration(
     again = spec.protected_resource is not None and unused  # whose issuer may be another one by now
     if body.registration is not None:
         after = _with_registration(spec, body, login, before, moves, now)
-        return after.model_copy(update={"state": IntegrationState.DISCOVERING}) if again else after
+        return after.__replace__(state=IntegrationState.DISCOVERING) if again else after
     if before.lacks_client and has_client(body):
         require_credentials(spec, body)
     if not has_client(body) and not before.lacks_client:
@@ -96,16 +96,20 @@ async def changed_integration(
         raise invalid_request("client_certificate", NO_CERTIFICATE)
     another = again and body.client_id != before.client_id
     discover = spec.discovery and (moves or again or before.state is not IntegrationState.READY)
-    update = {
-        "provider": spec.name,
-        "client_id": body.client_id or "",
-        "registration": None,
-        "state": IntegrationState.DISCOVERING if discover else IntegrationState.READY,
-        "problem": None,
-        # endpoints that were discovered are pinned until the issuer changes
-        "endpoints": before.endpoints if spec.discovery and not (moves or another) else None,
-    }
-    return _with_body(spec, body, before.model_copy(update=update), login, now)
+    return _with_body(
+        spec,
+        body,
+        before.__replace__(
+            provider=spec.name,
+            client_id=body.client_id or "",
+            registration=None,
+            state=IntegrationState.DISCOVERING if discover else IntegrationState.READY,
+            problem=None,
+            endpoints=before.endpoints if spec.discovery and not (moves or another) else None,
+        ),
+        login,
+        now,
+    )
 
 
 def _with_registration(
@@ -119,17 +123,20 @@ def _with_registration(
     """The integration with a registration: the existing one, unless it was at another issuer."""
     kept = before.registration is body.registration and not moves and before.state is IntegrationState.READY
     if kept:
-        return _with_body(spec, body, before, login, now).model_copy(
-            update={"client_auth": before.client_auth}
-        )
-    update = {
-        "provider": spec.name,
-        "client_id": "",
-        "state": IntegrationState.DISCOVERING,
-        "problem": None,
-        "endpoints": None if moves else before.endpoints,
-    }
-    return _with_body(spec, body, before.model_copy(update=update), login, now)
+        return _with_body(spec, body, before, login, now).__replace__(client_auth=before.client_auth)
+    return _with_body(
+        spec,
+        body,
+        before.__replace__(
+            provider=spec.name,
+            client_id="",
+            state=IntegrationState.DISCOVERING,
+            problem=None,
+            endpoints=None if moves else before.endpoints,
+        ),
+        login,
+        now,
+    )
 
 
 async def change_client_secret(
@@ -141,7 +148,7 @@ async def change_client_secret(
     stored = await tx.integrations.client_secret(before)
     if before.client_auth == ClientAuth.NONE or stored is None:
         raise invalid_request("client_secret", "A public client has no secret to rotate.")
-    after = before.model_copy(update={"changed_at": now})
+    after = before.__replace__(changed_at=now)
     if body.client_secret is None:
         return await tx.integrations.restore_previous_secret(after, expected=before.revision)
     require_nonempty(body.client_secret)
@@ -187,4 +194,4 @@ def _with_body(
         update["client_auth"] = "none"
     if not has_client(body):
         update |= {"state": IntegrationState.FAILED, "problem": NO_CLIENT}
-    return integration.model_copy(update=update).with_provider_rules(spec.refresh_rules())
+    return integration.__replace__(**update).with_provider_rules(spec.refresh_rules())

@@ -32,7 +32,7 @@ def with_default_registration(spec: ProviderSpec, body: IntegrationBody) -> Inte
     is automatic."""
     if spec.protected_resource is None or has_client(body) or body.identity_provider is not None:
         return body
-    return body.model_copy(update={"registration": RegistrationMethod.AUTOMATIC})
+    return body.__replace__(registration=RegistrationMethod.AUTOMATIC)
 
 
 def require_credentials(spec: ProviderSpec, body: IntegrationBody) -> None:

@@ -22,4 +22,4 @@ def with_exchange(view: IntegrationView, call: ApiCall, exchanges: Mapping[str, 
         unanswered=found.unanswered,
         circuit_open=0 < threshold <= found.unanswered,
     )
-    return view.model_copy(update={"failed_exchange": failed})
+    return view.__replace__(failed_exchange=failed)

@@ -63,4 +63,4 @@ async def pinned_login(tx: Transaction, tenant: Tenant, rule: LoginRule | None) 
         there = require_login(rule, await tx.integrations.by_name(tenant, rule.integration))
     except Failure as failure:
         raise invalid_request("login.integration", failure.detail) from None
-    return rule.model_copy(update={"issuer": there.issuer})
+    return rule.__replace__(issuer=there.issuer)

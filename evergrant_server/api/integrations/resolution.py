@@ -83,7 +83,9 @@ async def change_facts(
 
 def without_secrets(body: IntegrationBody) -> IntegrationBody:
     """The body as an approval may hold it."""
-    return body.model_copy(update=dict.fromkeys(_secrets(body)))
+    return body.__replace__(
+        client_secret=None, initial_access_token=None, client_key=None, client_certificate=None
+    )
 
 
 def _secrets(body: IntegrationBody) -> dict[str, Secret]:

@@ -131,7 +131,7 @@ async def put_integration(
         if body.registration is not None and not after.client_id:
             if after.registration is RegistrationMethod.METADATA_DOCUMENT:
                 client_id = client_metadata_url(api.settings.client_metadata_url, after.id)
-                after = after.model_copy(update={"client_id": client_id})
+                after = after.__replace__(client_id=client_id)
             after = await tx.integrations.request_registration(after, body.initial_access_token)
         await _record(tx, call, AuditAction.INTEGRATION_PUT, after, approved)
     api.relay.notify()
@@ -151,7 +151,7 @@ async def rotate_client_secret(name: Slug, body: RotateSecretBody, call: Command
     two the provider accepts. `roll_back` makes the previous secret the only one again.
     """
     call.require_permit(Action.ADMIN, of=await call.integration_target(name))
-    without_secret = body.model_copy(update={"client_secret": None})
+    without_secret = body.__replace__(client_secret=None)
 
     async def rotate(tx: Transaction) -> CommandResponse:
         before = await _require_integration(tx, call, name)

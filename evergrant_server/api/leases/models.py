@@ -69,8 +69,9 @@ class TokenBody(Body):
         if self.www_authenticate is None:
             return self
         scopes = dict.fromkeys((*(self.scopes or ()), *challenged_scopes(self.www_authenticate)))
-        judged = {"scopes": tuple(scopes) or None, "www_authenticate": None}
-        return type(self).model_validate(self.model_copy(update=judged).model_dump())
+        return type(self).model_validate(
+            self.__replace__(scopes=tuple(scopes) or None, www_authenticate=None).model_dump()
+        )
 
 
 class LeaseBody(TokenBody):

@@ -113,7 +113,7 @@ async def switch_oauth_client(
         if not body.disabled:
             facts = client.model_dump(mode="json", include={"id", "revision", "name", "redirect_uris"})
             approved = await use_approval(tx, call, body, {"client": facts})
-        changed = client.model_copy(update={"disabled": body.disabled})
+        changed = client.__replace__(disabled=body.disabled)
         after = await tx.oauth_clients.replace(changed, expected=client.revision)
         await tx.token_families.judge_again(client.client_id)
         detail = {"name": client.name, "kind": client.kind, "disabled": body.disabled, **approved}

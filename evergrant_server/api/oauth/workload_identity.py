@@ -111,7 +111,7 @@ async def read_keys(api: ApiContext, needed: KeysNeeded, context: RequestContext
     async def request(tx: Transaction) -> None:
         current, now = await tx.trusted_issuers.get(tenant, id), api.clock.now()
         if current is not None and current.may_request_keys(now):
-            asked = current.model_copy(update={"keys_requested_at": now})
+            asked = current.__replace__(keys_requested_at=now)
             await tx.trusted_issuers.put(asked, expected=current.revision)
             await tx.outbox.add(fetch_issuer_keys_message(current, context, now))
 

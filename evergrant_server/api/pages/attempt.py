@@ -80,12 +80,14 @@ async def _start_attempt(tx: Transaction, pages: SubjectPages, link: str, browse
     if session.consent.revision > _MAX_REVISIONS:  # each click may cause a request to the provider
         raise Failure(ErrorCode.CONSENT_EXPIRED, "This link was used too often.")
     require_flow_allowed(session.connection.flow, pages.api)
-    bound = {
-        "status": ConsentStatus.STARTED,
-        "browser_hash": pages.browsers.hash_cookie(browser),
-        "redirect_uri": pages.api.redirect_uri(session.integration.id),
-    }
-    session = replace(session, consent=session.consent.model_copy(update=bound))
+    session = replace(
+        session,
+        consent=session.consent.__replace__(
+            status=ConsentStatus.STARTED,
+            browser_hash=pages.browsers.hash_cookie(browser),
+            redirect_uri=pages.api.redirect_uri(session.integration.id),
+        ),
+    )
     if session.consent.binding is Binding.APP_FIRST and must_be_confirmed(session.consent):
         return Departure(await request_confirm(tx, pages, session))
     if must_log_in(session.consent):
@@ -133,14 +135,16 @@ async def _save_attempt(
     pushed = None
     if uses_par(spec, endpoints):
         pushed = PushedAuthorization(fields=par_fields(url, _authorization_endpoint(endpoints)))
-    sent = {
-        "state_hash": hash_state(state),
-        "nonce_hash": None if nonce is None else hash_of_nonce(nonce.reveal()),
-        "issuer": endpoints.issuer,
-        "token_endpoint": endpoints.token_endpoint,
-    }
     started = await tx.consents.replace(
-        consent.model_copy(update=sent), expected=consent.revision, verifier=verifier, request=pushed
+        consent.__replace__(
+            state_hash=hash_state(state),
+            nonce_hash=None if nonce is None else hash_of_nonce(nonce.reveal()),
+            issuer=endpoints.issuer,
+            token_endpoint=endpoints.token_endpoint,
+        ),
+        expected=consent.revision,
+        verifier=verifier,
+        request=pushed,
     )
     if pushed is not None:
         await tx.outbox.add(push_message(started, context, now))

@@ -8,7 +8,6 @@ from dataclasses import replace
 from urllib.parse import urlencode
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 from starlette.responses import HTMLResponse, Response
 
 from evergrant_server.api.connections.flows import require_flow_allowed
@@ -49,6 +48,7 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId
+from evergrant_server.core.model import CheckedModel
 from providers.oauth1 import flow
 from providers.requests.callback import ACCESS_TOKEN_PARAM, Callback, read_fragment
 from providers.requests.callback_parameters import callback_words, state_in
@@ -166,7 +166,7 @@ async def _fragment_page(pages: SubjectPages, integration_id: IntegrationId) -> 
     return html_response(page, script=FRAGMENT_SCRIPT_HASH)
 
 
-class FragmentAccepted(BaseModel):
+class FragmentAccepted(CheckedModel):
     """The path that the page loads next."""
 
     next: str
@@ -210,4 +210,4 @@ def _judge_fragment(
         nonce_hash=session.consent.nonce_hash,
         now=pages.now,
     )
-    return callback, replace(session, consent=session.consent.model_copy(update={"facts": callback.metadata}))
+    return callback, replace(session, consent=session.consent.__replace__(facts=callback.metadata))

@@ -109,12 +109,12 @@ def judge_code_callback(
         token_endpoint = require_complete(spec, endpoints.token_endpoint)
     except Failure as failure:
         raise Failure(ErrorCode.CALLBACK_INVALID, f"{CALLBACK_REFUSED}{failure.detail}.") from None
-    changes = {
-        "token_endpoint": token_endpoint,
-        "facts": callback.metadata,
-        "granted_scopes": callback.scopes,
-    }
-    return callback, replace(session, consent=session.consent.model_copy(update=changes))
+    return callback, replace(
+        session,
+        consent=session.consent.__replace__(
+            token_endpoint=token_endpoint, facts=callback.metadata, granted_scopes=callback.scopes
+        ),
+    )
 
 
 def read_login_callback(spec: ProviderSpec, there: Integration, issuer: str | None, raw: bytes) -> Callback:

@@ -47,10 +47,9 @@ async def save_outcome(pages: SubjectPages, session: ConsentSession, callback: C
     A bound consent waits for its confirmation: then the session has the confirm code.
     """
     status, failure = outcome_of(callback)
-    changes: dict[str, object] = {"status": status, "failure": failure}
+    consent, confirm_code = session.consent.__replace__(status=status, failure=failure), None
     if callback.tokens is not None:
-        changes |= {"kind": ConsentKind.IMPORT, "granted_scopes": callback.scopes}
-    consent, confirm_code = session.consent.model_copy(update=changes), None
+        consent = consent.__replace__(kind=ConsentKind.IMPORT, granted_scopes=callback.scopes)
     if status is ConsentStatus.CODE_RECEIVED and must_be_confirmed(consent):
         consent, confirm_code = await_confirm(consent, pages.now, session.spec.code_lifetime)
     async with pages.api.store.write() as tx:
@@ -126,8 +125,10 @@ async def record_refusal(
             # a bound browser has brought the words
             object_id: str = consent.connection_id if end or said else consent.integration_id
             if end:
-                ended = {"status": ConsentStatus.FAILED, "failure": failure.code}
-                await tx.consents.replace(consent.model_copy(update=ended), expected=consent.revision)
+                await tx.consents.replace(
+                    consent.__replace__(status=ConsentStatus.FAILED, failure=failure.code),
+                    expected=consent.revision,
+                )
             await pages.record(tx, AuditAction.CALLBACK_REFUSED, consent.tenant, object_id, **detail)
 
 

@@ -55,7 +55,7 @@ async def begin_login(
     state, verifier, nonce = new_random_value(), new_random_value(), new_random_value()
     redirect_uri = pages.api.redirect_uri(there.id)
     url = build_authorization_url(
-        spec.model_copy(update={"offline_scope": None}),  # no token of a login is kept
+        spec.__replace__(offline_scope=None),  # no token of a login is kept
         there,
         redirect_uri=redirect_uri,
         state=state,
@@ -63,15 +63,16 @@ async def begin_login(
         scopes=rule.scopes,
         nonce=nonce,
     )
-    sent = {
-        "state_hash": hash_state(state),
-        "nonce_hash": hash_of_nonce(nonce.reveal()),
-        "redirect_uri": redirect_uri,
-        "issuer": endpoints.issuer,
-        "token_endpoint": endpoints.token_endpoint,
-    }
     consent = await tx.consents.replace(
-        consent.model_copy(update=sent), expected=consent.revision, verifier=verifier
+        consent.__replace__(
+            state_hash=hash_state(state),
+            nonce_hash=hash_of_nonce(nonce.reveal()),
+            redirect_uri=redirect_uri,
+            issuer=endpoints.issuer,
+            token_endpoint=endpoints.token_endpoint,
+        ),
+        expected=consent.revision,
+        verifier=verifier,
     )
     return consent, url, issuer_name(there)
 
@@ -142,7 +143,7 @@ def _not_logged_in(callback: Callback, there: Integration) -> Failure:
 
 async def _save_code(pages: SubjectPages, consent: Consent, code: Secret) -> Consent:
     """Its state is used up. One of parallel callbacks wins."""
-    used = consent.model_copy(update={"state_hash": None})
+    used = consent.__replace__(state_hash=None)
     try:
         async with pages.api.store.write() as tx:
             return await tx.consents.replace(used, expected=consent.revision, code=code)

@@ -80,8 +80,10 @@ def _push_timed_out(why: str) -> Failure:
 async def save_oauth1_attempt(tx: Transaction, session: ConsentSession) -> Consent:
     """Store the attempt. Its state is the temporary token, which a worker will request."""
     consent, there = session.consent, oauth1_endpoints(session.spec, session.integration)
-    sent = {"issuer": None, "token_endpoint": there.token, "state_hash": None}
-    return await tx.consents.replace(consent.model_copy(update=sent), expected=consent.revision)
+    return await tx.consents.replace(
+        consent.__replace__(issuer=None, token_endpoint=there.token, state_hash=None),
+        expected=consent.revision,
+    )
 
 
 async def oauth1_redirect_url(pages: SubjectPages, session: ConsentSession) -> str:

@@ -9,7 +9,6 @@ import logging
 from datetime import datetime, timedelta
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from evergrant_server.api.http.call import ApiDep
@@ -25,6 +24,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ReceiverId, is_id
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.model import CheckedModel
 from evergrant_server.core.provider_events import (
     ACCOUNT_IS_SUB,
     ACCOUNT_IS_SUBJECT,
@@ -59,7 +59,7 @@ _KEY_FETCH_INTERVAL = timedelta(minutes=5)  # limits the key fetches that an una
 _ATTEMPTS = 20
 
 
-class EventRefusal(BaseModel):
+class EventRefusal(CheckedModel):
     """An error response of RFC 8935 section 2.4."""
 
     err: str

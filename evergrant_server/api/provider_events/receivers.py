@@ -97,7 +97,7 @@ async def put_event_receiver(
         approved: dict[str, str] = {}
         if before is None or await _says_otherwise(tx, before, body):
             facts = {"integration": integration.id, "secret": fingerprint(call, body.secret)}
-            approved = await use_approval(tx, call, body.model_copy(update={"secret": None}), facts)
+            approved = await use_approval(tx, call, body.__replace__(secret=None), facts)
         if before is None:
             blank = Receiver(
                 tenant=integration.tenant,
@@ -150,7 +150,7 @@ async def request_keys(
     tx: Transaction, receiver: Receiver, context: RequestContext, now: datetime
 ) -> Receiver:
     """Have a worker fetch the public keys of the receiver's transmitter."""
-    requested = receiver.model_copy(update={"keys_requested_at": now})
+    requested = receiver.__replace__(keys_requested_at=now)
     after = await tx.receivers.replace(requested, expected=receiver.revision)
     order = FetchReceiverKeys(tenant=after.tenant, receiver_id=after.id, context=context)
     target = receiver_keys_workflow_id(after.tenant, after.id)
@@ -187,11 +187,14 @@ def _required_secret(body: EventReceiverBody) -> Secret | None:
 def _with_body(before: Receiver, body: EventReceiverBody, now: datetime) -> Receiver:
     """The receiver with the body's members. Another issuer or key URL drops the pinned keys."""
     kept = (body.issuer, body.jwks_uri) == (before.issuer, before.jwks_uri)
-    fresh = {} if kept else {"keys": None, "keys_at": None, "keys_requested_at": None, "keys_problem": None}
     usual = ACCOUNT_IS_SUB if body.kind is ReceiverKind.SET else ACCOUNT_IS_SUBJECT
     given = body.model_dump(exclude={"secret", "account_in"})
-    update = {**given, "account_in": body.account_in or usual, "changed_at": now, **fresh}
-    return before.model_copy(update=update)
+    after = before.__replace__(**given, account_in=body.account_in or usual, changed_at=now)
+    return (
+        after
+        if kept
+        else after.__replace__(keys=None, keys_at=None, keys_requested_at=None, keys_problem=None)
+    )
 
 
 async def _says_otherwise(tx: Transaction, before: Receiver, body: EventReceiverBody) -> bool:

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     AwareDatetime,
-    BaseModel,
     Field,
     WithJsonSchema,
     field_validator,
@@ -18,6 +17,7 @@ from evergrant_server.api.http.models import Body, Label, Scopes, Slug, Subject,
 from evergrant_server.core.clock import MAX_LIFETIME
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.export import ExportFilters, ExportStatus
+from evergrant_server.core.model import CheckedModel
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import is_storable
 
@@ -114,7 +114,7 @@ ImportStatus = Literal["imported", "exists", "invalid", "would_import"]
 VerificationStatus = Literal["verified", "unverified", "failed"]
 
 
-class ImportOutcome(BaseModel):
+class ImportOutcome(CheckedModel):
     """The outcome of one item. `code` and `detail` say why it is invalid, unverified or failed.
 
     `verification` is None for an item that wasn't imported, `verified` after a refresh, `unverified`
@@ -132,10 +132,10 @@ class ImportOutcome(BaseModel):
     def with_verification(
         self, how: VerificationStatus, code: ErrorCode | None = None, detail: str | None = None
     ) -> "ImportOutcome":
-        return self.model_copy(update={"verification": how, "code": code, "detail": detail})
+        return self.__replace__(verification=how, code=code, detail=detail)
 
 
-class ImportView(BaseModel):
+class ImportView(CheckedModel):
     items: list[ImportOutcome]
 
 

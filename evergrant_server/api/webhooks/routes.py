@@ -105,14 +105,14 @@ async def put_webhook(
         if before is None or await _moves(tx, before, body) or _says_otherwise(before, body):
             shown_url, _ = masked_url(body.url)
             facts = {"webhook": before and before.id, "url": fingerprint(call, body.url)}
-            approved = await use_approval(tx, call, body.model_copy(update={"url": shown_url}), facts)
+            approved = await use_approval(tx, call, body.__replace__(url=shown_url), facts)
         if before is None:
             secret = new_signing_secret(secrets.token_bytes(SECRET_BYTES))
             after = await tx.webhooks.add(await _new_webhook(tx, call, name, body), secret)
             shown = secret.reveal()
         else:
             moved = await _moves(tx, before, body)
-            changed = _with_body(before, body, moved=moved).model_copy(update={"changed_at": call.now})
+            changed = _with_body(before, body, moved=moved).__replace__(changed_at=call.now)
             if moved:
                 after = await tx.webhooks.replace_with_url(changed, body.url, expected=before.revision)
             else:
@@ -186,13 +186,10 @@ async def rotate_webhook_secret(
         now = call.now
         webhook = await require_webhook(tx, call, name)
         approved = await use_approval(tx, call, body, {"webhook": webhook.id, "url": webhook.url})
-        changes = {
-            "secret_changed_at": now,
-            "previous_secret_until": now + overlap if overlap else None,
-            "changed_at": now,
-        }
         secret = new_signing_secret(secrets.token_bytes(SECRET_BYTES))
-        changed = webhook.model_copy(update=changes)
+        changed = webhook.__replace__(
+            secret_changed_at=now, previous_secret_until=now + overlap if overlap else None, changed_at=now
+        )
         after = await tx.webhooks.rotate_secret(changed, secret, expected=webhook.revision)
         detail = {"webhook": name, "overlap": overlap.total_seconds(), **approved}
         await call.record(tx, AuditAction.WEBHOOK_SECRET_ROTATED, after.id, **detail)
@@ -225,10 +222,10 @@ async def _new_webhook(tx: Transaction, call: ApiCall, name: str, body: WebhookB
 def _with_body(before: Webhook, body: WebhookBody, *, moved: bool) -> Webhook:
     start = before
     if body.disabled:
-        start = before if before.disabled else before.model_copy(update={"disabled_by": DisabledBy.ADMIN})
+        start = before if before.disabled else before.__replace__(disabled_by=DisabledBy.ADMIN)
     elif before.disabled or moved:
         start = before.enabled()
-    return start.model_copy(update=body.model_dump(exclude={"disabled", "url"}))
+    return start.__replace__(**body.model_dump(exclude={"disabled", "url"}))
 
 
 def _says_otherwise(before: Webhook, body: WebhookBody) -> bool:

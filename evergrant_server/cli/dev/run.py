@@ -81,12 +81,11 @@ def _make_folder(folder: Path) -> None:
 
 def _on_this_machine(settings: Settings) -> Settings:
     unbound = settings.allow_unbound_consent or is_loopback(urlsplit(settings.public_url).hostname or "")
-    here = {
-        "temporal_address": f"127.0.0.1:{settings.temporal_port}",
-        "temporal_ui_url": f"http://127.0.0.1:{settings.temporal_ui_port}",
-        "allow_unbound_consent": unbound,
-    }
-    return settings.model_copy(update=here)
+    return settings.__replace__(
+        temporal_address=f"127.0.0.1:{settings.temporal_port}",
+        temporal_ui_url=f"http://127.0.0.1:{settings.temporal_ui_port}",
+        allow_unbound_consent=unbound,
+    )
 
 
 def _processes(settings: Settings) -> tuple[ChildProcess, ChildProcess, ChildProcess, ChildProcess]:

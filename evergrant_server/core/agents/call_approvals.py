@@ -142,4 +142,4 @@ class CallApproval(TenantRow):
         return self.escalated_at is None and now >= self._half_time
 
     def _with(self, **changes: Any) -> "CallApproval":
-        return self.model_copy(update=changes)
+        return self.__replace__(**changes)

@@ -7,7 +7,8 @@ member of `params`. So all of them are part of the call, but for those that are 
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from evergrant_server.core.ids import AppId, ConnectionId, FrozenModel
+from evergrant_server.core.ids import AppId, ConnectionId
+from evergrant_server.core.model import FrozenModel
 
 Header = tuple[str, str]  # name and value
 

@@ -7,14 +7,8 @@ delegation itself: every use of it is judged by each of them, and ends with the 
 from datetime import datetime, timedelta
 
 from evergrant_server.core.access import Action, AuthenticationMethod
-from evergrant_server.core.ids import (
-    AppId,
-    DelegationId,
-    DelegationRuleId,
-    FrozenModel,
-    KeyId,
-    TenantRow,
-)
+from evergrant_server.core.ids import AppId, DelegationId, DelegationRuleId, KeyId, TenantRow
+from evergrant_server.core.model import FrozenModel
 
 MOST_DEPTH = 5  # of a tree: each use reads one row for each level
 MOST_IN_TREE = 1000  # rows
@@ -95,7 +89,7 @@ class Delegation(TenantRow):
         return self.path[-2] if len(self.path) > 1 else None
 
     def stopped(self, by: str, reason: str, now: datetime) -> "Delegation":
-        return self.model_copy(update={"stopped_at": now, "stopped_by": by, "stop_reason": reason})
+        return self.__replace__(stopped_at=now, stopped_by=by, stop_reason=reason)
 
 
 def chain_problem(chain: tuple[Delegation, ...], now: datetime) -> str | None:

@@ -47,12 +47,11 @@ def await_confirm(
     time = CONFIRM_TIME
     if code_lifetime is not None:
         time = min(time, max(code_lifetime - _BEFORE_CODE_ENDS, code_lifetime / 2))
-    waiting = {
-        "status": ConsentStatus.CONFIRMING,
-        "confirm_hash": hash_confirm_code(code),
-        "confirm_by": min(now + time, consent.expires_at + _AFTER_CONSENT),
-    }
-    return consent.model_copy(update=waiting), Secret(code)
+    return consent.__replace__(
+        status=ConsentStatus.CONFIRMING,
+        confirm_hash=hash_confirm_code(code),
+        confirm_by=min(now + time, consent.expires_at + _AFTER_CONSENT),
+    ), Secret(code)
 
 
 def judge_confirmation(
@@ -79,13 +78,12 @@ def confirmed(consent: Consent, now: datetime) -> Consent:
     """The consent after its confirmation: its code may be exchanged, or its browser go to the provider."""
     first = consent.binding is Binding.APP_FIRST
     status = ConsentStatus.STARTED if first else ConsentStatus.CODE_RECEIVED
-    return consent.model_copy(update={"status": status, "confirmed_at": now})
+    return consent.__replace__(status=status, confirmed_at=now)
 
 
 def reopened(consent: Consent) -> Consent:
     """A consent that wasn't confirmed in time, as its link was before. The hash stays, for a late confirm."""
-    before = {"state_hash": None, "nonce_hash": None, "browser_hash": None}
-    return consent.model_copy(update={"status": ConsentStatus.OPEN, **before})
+    return consent.__replace__(status=ConsentStatus.OPEN, state_hash=None, nonce_hash=None, browser_hash=None)
 
 
 def _is_same_session(consent: Consent, verifier: Secret | None) -> bool:

@@ -133,7 +133,7 @@ class Connection(TenantRow):
         """Why there is no grant yet; cleared by the first one."""
         if self.state is not LifecycleState.PENDING_CONSENT:
             raise IllegalStateChange(f"a connection that is {self.state} doesn't wait for its first grant")
-        return self.model_copy(update={"reason": reason, "changed_at": at})
+        return self.__replace__(reason=reason, changed_at=at)
 
     def accounts_found(
         self, options: tuple[AccountOption, ...], at: datetime
@@ -142,11 +142,10 @@ class Connection(TenantRow):
         option = matching_option(options, self.choice)
         if option is not None:
             return self.account_chosen(option, at), option
-        changes = {"follow_up": FollowUp.CHOOSING, "changed_at": at}
-        return self.model_copy(update=changes), None
+        return self.__replace__(follow_up=FollowUp.CHOOSING, changed_at=at), None
 
     def account_chosen(self, option: AccountOption, at: datetime) -> "Connection":
-        return self.model_copy(update={"follow_up": None, "choice": option.id, "changed_at": at})
+        return self.__replace__(follow_up=None, choice=option.id, changed_at=at)
 
     def label_of_slot(self, slot: str) -> str:
         """The label of the connection that holds a further token slot of this one's consents."""
@@ -154,7 +153,7 @@ class Connection(TenantRow):
 
     def with_source_app(self, app: AppId) -> "Connection":
         """From here on its source's token is exchanged on behalf of `app`."""
-        return self.model_copy(update={"source_app": app})
+        return self.__replace__(source_app=app)
 
     @property
     def has_ended(self) -> bool:
@@ -173,54 +172,49 @@ class Connection(TenantRow):
         """It is failing from the third failure in a row, or once its access token has ended."""
         failures = self.failures + 1
         failing = failures >= _FAILURES_UNTIL_FAILING or token_over
-        changes = {
-            "failures": failures,
-            "last_failure": code,
-            "last_failed_at": at,
-            "failing_since": self.failing_since or (at if failing else None),
-        }
-        return self.model_copy(update=changes)
+        return self.__replace__(
+            failures=failures,
+            last_failure=code,
+            last_failed_at=at,
+            failing_since=self.failing_since or (at if failing else None),
+        )
 
     def token_reported(self) -> "Connection":
         """An app says that the provider's API refuses the token. A refresh that is refused confirms it."""
-        return self.model_copy(update={"reported_generation": self.generation})
+        return self.__replace__(reported_generation=self.generation)
 
     def rejected(self, reason: ErrorCode, at: datetime) -> "Connection":
-        return self._changed(StateChange.REJECTED, at, reason=reason)
+        return self._moved(StateChange.REJECTED, at).__replace__(reason=reason)
 
     def consent_denied(self, at: datetime) -> "Connection":
-        return self._changed(StateChange.CONSENT_DENIED, at, reason=ErrorCode.CONSENT_DENIED)
+        return self._moved(StateChange.CONSENT_DENIED, at).__replace__(reason=ErrorCode.CONSENT_DENIED)
 
     def consent_expired(self, at: datetime) -> "Connection":
-        return self._changed(StateChange.CONSENT_EXPIRED, at, reason=ErrorCode.CONSENT_EXPIRED)
+        return self._moved(StateChange.CONSENT_EXPIRED, at).__replace__(reason=ErrorCode.CONSENT_EXPIRED)
 
     def revocation_requested(self, reason: str, at: datetime) -> "Connection":
         """No lease is issued once this is committed; the first reason is kept."""
-        return self._changed(
-            StateChange.REVOCATION_REQUESTED,
-            at,
-            reason=ErrorCode.CONNECTION_REVOKED,
-            revoke_reason=self.revoke_reason or reason,
+        return self._moved(StateChange.REVOCATION_REQUESTED, at).__replace__(
+            reason=ErrorCode.CONNECTION_REVOKED, revoke_reason=self.revoke_reason or reason
         )
 
     def revocation_ended(self, how: RevocationOutcome, at: datetime) -> "Connection":
-        return self._changed(StateChange.REVOCATION_ENDED, at, revocation=how)
+        return self._moved(StateChange.REVOCATION_ENDED, at).__replace__(revocation=how)
 
     def _with_new_grant(self, move: StateChange, at: datetime, generation: int) -> "Connection":
         """A new grant ends any failure; it doesn't undo a revocation."""
-        changes = {
-            "generation": generation,
-            "reported_generation": None,
-            "reason": self.reason if self.state is LifecycleState.REVOKING else None,
-            "failures": 0,
-            "last_failure": None,
-            "last_failed_at": None,
-            "failing_since": None,
-        }
-        return self._changed(move, at, **changes)
+        return self._moved(move, at).__replace__(
+            generation=generation,
+            reported_generation=None,
+            reason=self.reason if self.state is LifecycleState.REVOKING else None,
+            failures=0,
+            last_failure=None,
+            last_failed_at=None,
+            failing_since=None,
+        )
 
-    def _changed(self, move: StateChange, at: datetime, **changes: object) -> "Connection":
-        return self.model_copy(update={"state": state_after(self.state, move), "changed_at": at, **changes})
+    def _moved(self, move: StateChange, at: datetime) -> "Connection":
+        return self.__replace__(state=state_after(self.state, move), changed_at=at)
 
 
 def is_leasable(

@@ -6,7 +6,7 @@ in what a new access token is made from.
 
 from enum import StrEnum
 
-from evergrant_server.core.ids import FrozenModel
+from evergrant_server.core.model import FrozenModel
 
 
 class Flow(StrEnum):

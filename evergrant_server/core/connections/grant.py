@@ -9,7 +9,7 @@ from pydantic import Field
 from evergrant_server.core.clock import CLOCK_SKEW, add_time
 from evergrant_server.core.connections.account import Account
 from evergrant_server.core.connections.narrowing import narrowed_slot
-from evergrant_server.core.ids import FrozenModel
+from evergrant_server.core.model import FrozenModel
 from evergrant_server.core.secret import SealableModel, Secret
 
 
@@ -140,15 +140,21 @@ class Grant(FrozenModel):
     def narrowed(self, requested: tuple[str, ...], offline: str | None) -> "Grant":
         """The access token of this reply, requested with these scopes, as one beside the main one. The scope
         `offline`, for a refresh token, permits this one nothing."""
-        only = {"slot": narrowed_slot(requested), "refresh_expires_at": None, "refreshable": False}
         scopes = tuple(scope for scope in self.scopes if scope != offline)
-        return self.model_copy(update={**only, "scopes": scopes, "metadata": {}, "options": ()})
+        return self.__replace__(
+            slot=narrowed_slot(requested),
+            refresh_expires_at=None,
+            refreshable=False,
+            scopes=scopes,
+            metadata={},
+            options=(),
+        )
 
     def keeping_access_token(self, before: "Grant") -> "Grant":
         """This reply's grant with the access token of `before`, which stays valid beside a narrower one."""
         facts = ("token_type", "scopes", "obtained_at", "expires_at", "short_lived")
         kept = {name: getattr(before, name) for name in facts}
-        return self.model_copy(update={**kept, "access_generation": before.token_generation})
+        return self.__replace__(**kept, access_generation=before.token_generation)
 
     @property
     def token_generation(self) -> int:

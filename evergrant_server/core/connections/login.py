@@ -12,7 +12,7 @@ from enum import StrEnum
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import FrozenModel
+from evergrant_server.core.model import FrozenModel
 from evergrant_server.core.text import is_storable_text
 
 ENDS_CONSENT = (ErrorCode.ID_TOKEN_REFUSED, ErrorCode.SUBJECT_MISMATCH)  # others leave the link usable
@@ -46,7 +46,7 @@ def must_log_in(consent: Consent) -> bool:
 
 def logged_in(consent: Consent, now: datetime) -> Consent:
     """The consent after its subject's login: its browser, and no other one, may go to the provider."""
-    return consent.model_copy(update={"confirmed_at": now, "nonce_hash": None})
+    return consent.__replace__(confirmed_at=now, nonce_hash=None)
 
 
 def judge_login(rule: LoginRule, claims: Mapping[str, object], subject: str) -> str | None:

@@ -119,4 +119,4 @@ class AccessRequest(TenantRow):
         return {name: value for name, value in said.items() if value is not None}
 
     def _with(self, **changes: Any) -> "AccessRequest":
-        return self.model_copy(update=changes)
+        return self.__replace__(**changes)

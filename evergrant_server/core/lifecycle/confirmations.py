@@ -40,4 +40,4 @@ def next_to_lapse(connection: ConnectionState) -> PendingConfirmation | None:
 def _with(connection: ConnectionState, consent: ConsentId, until: datetime | None) -> ConnectionState:
     others = [it for it in connection.confirming if it.consent_id != consent]
     new = [] if until is None else [PendingConfirmation(consent_id=consent, until=until)]
-    return connection.model_copy(update={"confirming": tuple([*others, *new][-_MOST:])})
+    return connection.__replace__(confirming=tuple([*others, *new][-_MOST:]))

@@ -49,20 +49,20 @@ def on_consent_not_ended(connection: ConnectionState, event: LifecycleEvent, at:
     result = event.result
     if result is None or connection.state not in (LifecycleState.CONSENT_EXPIRED, LifecycleState.DENIED):
         return Transition(connection)
-    pending = connection.model_copy(update={"state": LifecycleState.PENDING_CONSENT, "reason": None})
+    pending = connection.__replace__(state=LifecycleState.PENDING_CONSENT, reason=None)
     if result.state is LifecycleState.REVOKING:
         return start_revoking(pending, Command.REVOKE)
     if result.consent_id is not None:
         return _use_consent(pending, result.consent_id)
     if result.consent_deadline is not None:
-        return Transition(pending.model_copy(update={"consent_deadline": result.consent_deadline}))
+        return Transition(pending.__replace__(consent_deadline=result.consent_deadline))
     return install(pending, StateChange.GRANTED, result, at.now)
 
 
 def on_code_exchange_ended(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
     result = event.result or GrantResult()
     if result.failure is not None:
-        return Transition(connection.model_copy(update={"refusal": result.failure}))
+        return Transition(connection.__replace__(refusal=result.failure))
     return install(connection, StateChange.GRANTED, result, at.now)
 
 
@@ -71,9 +71,7 @@ def on_first_tokens_ended(connection: ConnectionState, event: LifecycleEvent, at
     result = event.result or GrantResult()
     if result.device_poll is not None:
         return Transition(_poll_again(connection, result, result.device_poll, event.consent_id, at))
-    connection = connection.model_copy(
-        update={"waiting_consent": None, "poll_at": None, "poll_interval_s": None}
-    )
+    connection = connection.__replace__(waiting_consent=None, poll_at=None, poll_interval_s=None)
     if result.failure is None:
         return install(connection, StateChange.GRANTED, result, at.now)
     if result.failure in _CONSENT_ENDS and connection.state is LifecycleState.PENDING_CONSENT:
@@ -89,16 +87,16 @@ def request_first_tokens(connection: ConnectionState) -> Command:
 
 def _use_consent(connection: ConnectionState, consent: ConsentId) -> Transition:
     recent = (*connection.recent_consents, consent)[-_REMEMBERED_CONSENTS:]
-    connection = without_confirmation(connection, consent).model_copy(update={"recent_consents": recent})
+    connection = without_confirmation(connection, consent).__replace__(recent_consents=recent)
     if connection.flow.uses_browser:
         return Transition(connection, Command.EXCHANGE_CODE)
-    waiting = connection.model_copy(update={"waiting_consent": consent})
+    waiting = connection.__replace__(waiting_consent=consent)
     return Transition(waiting, request_first_tokens(connection))
 
 
 def _ended(connection: ConnectionState, reason: ErrorCode) -> ConnectionState:
     state = state_after(connection.state, _CONSENT_ENDS[reason])
-    return connection.model_copy(update={"state": state, "reason": reason})
+    return connection.__replace__(state=state, reason=reason)
 
 
 def _poll_again(
@@ -106,8 +104,9 @@ def _poll_again(
 ) -> ConnectionState:
     """The device code isn't approved yet: poll again, never sooner than before (RFC 8628 section 3.5)."""
     interval = next_poll_interval(result.interval_s or connection.poll_interval_s or DEFAULT_INTERVAL_S, poll)
-    changes = {"poll_interval_s": interval, "poll_at": at.now + timedelta(seconds=interval)}
-    return connection.model_copy(update={**changes, "waiting_consent": consent})
+    return connection.__replace__(
+        poll_interval_s=interval, poll_at=at.now + timedelta(seconds=interval), waiting_consent=consent
+    )
 
 
 def _request_again(
@@ -118,15 +117,15 @@ def _request_again(
     at: Moment,
 ) -> ConnectionState:
     """What time or an admin may repair is tried again; a grant that works is left as it is."""
-    connection = connection.model_copy(update={"refusal": code})
+    connection = connection.__replace__(refusal=code)
     if connection.state not in (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH):
         return connection
     failures = connection.failures + 1
-    connection = connection.model_copy(update={"failures": failures, "reason": code, "retry_at": None})
+    connection = connection.__replace__(failures=failures, reason=code, retry_at=None)
     if FAILURES[code].retry is RetryAdvice.NEVER or result.consent_over:
         return connection
     again = retry_at(at.now, failures, code, result.retry_after, at.rules, at.share)
-    return connection.model_copy(update={"waiting_consent": consent, "retry_at": again})
+    return connection.__replace__(waiting_consent=consent, retry_at=again)
 
 
 def on_account_lookup_ended(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
@@ -135,7 +134,7 @@ def on_account_lookup_ended(connection: ConnectionState, event: LifecycleEvent, 
 
 
 def on_account_chosen(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
-    return Transition(connection.model_copy(update={"choice_pending": False, "account_lookup_at": None}))
+    return Transition(connection.__replace__(choice_pending=False, account_lookup_at=None))
 
 
 def blocking_reason(connection: ConnectionState) -> ErrorCode | None:
@@ -148,13 +147,14 @@ def _after_lookup(connection: ConnectionState, result: GrantResult, at: Moment) 
     """The answer, or the moment of the next try."""
     another = result.generation not in (None, connection.generation)  # it has a lookup of its own
     if connection.state is not LifecycleState.ACTIVE or another:
-        return connection.model_copy(update={"account_lookup_at": None})
+        return connection.__replace__(account_lookup_at=None)
     if result.failure is None:
-        changes = {"account_lookup_at": None, "account_lookup_failures": 0}
-        return connection.model_copy(update={**changes, "choice_pending": result.choice_pending})
+        return connection.__replace__(
+            account_lookup_at=None, account_lookup_failures=0, choice_pending=result.choice_pending
+        )
     failures = connection.account_lookup_failures + 1
     again = retry_at(at.now, failures, result.failure, result.retry_after, at.rules, at.share)
-    return connection.model_copy(update={"account_lookup_failures": failures, "account_lookup_at": again})
+    return connection.__replace__(account_lookup_failures=failures, account_lookup_at=again)
 
 
 def _needs_refresh(connection: ConnectionState, now: datetime) -> bool:

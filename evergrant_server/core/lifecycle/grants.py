@@ -60,9 +60,12 @@ def without_future_dates(result: GrantResult, now: datetime) -> GrantResult:
     if result.obtained_at is None or result.obtained_at <= now + CLOCK_SKEW:
         return result
     ahead = result.obtained_at - now
-    ends = {"expires_at": result.expires_at, "refresh_expires_at": result.refresh_expires_at}
-    shifted = {name: None if end is None else end - ahead for name, end in ends.items()}
-    return result.model_copy(update={"obtained_at": now, **shifted})
+    expires_at, refresh_expires_at = result.expires_at, result.refresh_expires_at
+    return result.__replace__(
+        obtained_at=now,
+        expires_at=None if expires_at is None else expires_at - ahead,
+        refresh_expires_at=None if refresh_expires_at is None else refresh_expires_at - ahead,
+    )
 
 
 def grant_ends_at(connection: ConnectionState) -> datetime | None:
@@ -104,7 +107,8 @@ def refresh_extends_end(connection: ConnectionState, change: StateChange, result
     return after - before > passed / 2
 
 
-NO_LATE_TOKENS: dict[str, Any] = {"late_attempt": None, "verify_late_at": None, "late_failures": 0}
+def without_late_tokens(connection: ConnectionState) -> ConnectionState:
+    return connection.__replace__(late_attempt=None, verify_late_at=None, late_failures=0)
 
 
 def grant_facts_of(result: GrantResult) -> dict[str, Any]:
@@ -118,39 +122,39 @@ def install(
     state = state_after(connection.state, change)
     kept = result.access_generation
     known = kept is not None and 0 < kept <= connection.generation  # a narrower token came beside it
-    changes = {
-        "state": state,
-        "generation": max(connection.generation, result.generation or 0),
+    after = without_late_tokens(connection).__replace__(
+        state=state,
+        generation=max(connection.generation, result.generation or 0),
         **grant_facts_of(result),
-        "leased": True,
-        "failures": 0,
-        "retry_at": None,
-        "caller_retry_at": None,
-        "postponed_until": None,
-        "reason": ErrorCode.CONNECTION_REVOKED if state is LifecycleState.REVOKING else None,
-        "installed_at": connection.installed_at if known else now,
-        "refresh_extends": refresh_extends_end(connection, change, result),
-        "account_lookup_at": now if result.account_lookup_needed else None,
-        "account_lookup_failures": 0,
-        **NO_LATE_TOKENS,
-    }
-    after = connection.model_copy(update=changes)
+        leased=True,
+        failures=0,
+        retry_at=None,
+        caller_retry_at=None,
+        postponed_until=None,
+        reason=ErrorCode.CONNECTION_REVOKED if state is LifecycleState.REVOKING else None,
+        installed_at=connection.installed_at if known else now,
+        refresh_extends=refresh_extends_end(connection, change, result),
+        account_lookup_at=now if result.account_lookup_needed else None,
+        account_lookup_failures=0,
+    )
     if not is_same_end(grant_ends_at(connection), grant_ends_at(after)):
-        after = after.model_copy(update={"end_known_at": result.obtained_at, "announced_days": ()})
+        after = after.__replace__(end_known_at=result.obtained_at, announced_days=())
     if LifecycleState.REVOKING in (result.state, state):
         return start_revoking(after, Command.REVOKE)
     return Transition(after)
 
 
 def start_revoking(connection: ConnectionState, command: Command, reason: str | None = None) -> Transition:
-    changes = {
-        "state": state_after(connection.state, StateChange.REVOCATION_REQUESTED),
-        "reason": ErrorCode.CONNECTION_REVOKED,
-        "revoke_reason": connection.revoke_reason or reason,
-        "failures": 0,
-        "retry_at": None,
-    }
-    return Transition(connection.model_copy(update=changes), command)
+    return Transition(
+        connection.__replace__(
+            state=state_after(connection.state, StateChange.REVOCATION_REQUESTED),
+            reason=ErrorCode.CONNECTION_REVOKED,
+            revoke_reason=connection.revoke_reason or reason,
+            failures=0,
+            retry_at=None,
+        ),
+        command,
+    )
 
 
 def store_is_revoking(result: GrantResult) -> bool:
@@ -177,35 +181,33 @@ def on_revoked_at_provider(connection: ConnectionState, event: LifecycleEvent, a
     has_grant = connection.state in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH)
     if not has_grant or connection.generation > (event.seen_generation or 0):
         return Transition(connection)
-    changes = {
-        "state": LifecycleState.NEEDS_REAUTH,
-        "reason": ErrorCode.GRANT_REVOKED_ELSEWHERE,
-        "retry_at": None,
-        "caller_retry_at": None,
-        "failures": 0,
-    }
-    return Transition(connection.model_copy(update=changes))
+    return Transition(
+        connection.__replace__(
+            state=LifecycleState.NEEDS_REAUTH,
+            reason=ErrorCode.GRANT_REVOKED_ELSEWHERE,
+            retry_at=None,
+            caller_retry_at=None,
+            failures=0,
+        )
+    )
 
 
 def _after_revocation(connection: ConnectionState, result: RevocationResult, at: Moment) -> ConnectionState:
     """Ended once the provider has confirmed, or has no revocation; otherwise tried again."""
     if result.revocation is not None:
-        changes = {
-            "state": state_after(connection.state, StateChange.REVOCATION_ENDED),
-            "revocation": result.revocation,
-            "revocation_failure": None,
-            "revocation_failing_since": None,
-            "retry_at": None,
-        }
-        return connection.model_copy(update=changes)
+        return connection.__replace__(
+            state=state_after(connection.state, StateChange.REVOCATION_ENDED),
+            revocation=result.revocation,
+            revocation_failure=None,
+            revocation_failing_since=None,
+            retry_at=None,
+        )
     failures, code = connection.failures + 1, result.failure or ErrorCode.INTERNAL
     again = revocation_retry_at(at.now, failures, code, result.retry_after, at.rules, at.share)
-    after = connection.model_copy(update={"failures": failures, "retry_at": again})
+    after = connection.__replace__(failures=failures, retry_at=again)
     if code is ErrorCode.REFRESH_PENDING:  # it waits for the tokens of an open attempt, to revoke them too
         return after
-    return after.model_copy(
-        update={
-            "revocation_failure": result.failure,
-            "revocation_failing_since": connection.revocation_failing_since or at.now,
-        }
+    return after.__replace__(
+        revocation_failure=result.failure,
+        revocation_failing_since=connection.revocation_failing_since or at.now,
     )

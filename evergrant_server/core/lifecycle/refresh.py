@@ -11,12 +11,12 @@ from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind
 from evergrant_server.core.ids import AttemptId
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
 from evergrant_server.core.lifecycle.grants import (
-    NO_LATE_TOKENS,
     install,
     start_revoking,
     store_is_revoking,
     token_ends_at,
     token_has_ended,
+    without_late_tokens,
 )
 from evergrant_server.core.lifecycle.schedule import caller_retry_at, next_forced_refresh_at, retry_at
 from evergrant_server.core.lifecycle.timers import (
@@ -33,18 +33,18 @@ def on_refresh_ended(connection: ConnectionState, event: LifecycleEvent, at: Mom
     result = event.result or GrantResult()
     if store_is_revoking(result):
         return start_revoking(connection, Command.REVOKE)
-    connection = connection.model_copy(update={"postponed_until": None})
+    connection = connection.__replace__(postponed_until=None)
     if result.postponed_s is not None:
         return _postponed(connection, timedelta(seconds=result.postponed_s), at.now)
     if result.not_leased:
-        return Transition(connection.model_copy(update={"leased": False, "retry_at": None}))
+        return Transition(connection.__replace__(leased=False, retry_at=None))
     if result.unchanged:
         return Transition(connection)
     if result.failure is None:
         return _installed(connection, result, at)
     if result.failure is ErrorCode.STORE_BEHIND and (event.seen_generation or 0) > connection.generation:
         # a caller named a generation that neither this run nor the store knows: only that caller is refused
-        return Transition(connection.model_copy(update={"refusal": result.failure}))
+        return Transition(connection.__replace__(refusal=result.failure))
     if FAILURES[result.failure].kind is FailureKind.RECONNECT_NEEDED:
         return Transition(_rejected(connection, result.failure))
     return Transition(_failed(connection, result, result.failure, at))
@@ -52,8 +52,9 @@ def on_refresh_ended(connection: ConnectionState, event: LifecycleEvent, at: Mom
 
 def _postponed(connection: ConnectionState, wait: timedelta, now: datetime) -> Transition:
     """No caller waits for it, and one that comes causes a refresh at once: nothing is wrong."""
-    changes = {"postponed_until": now + wait, "retry_at": None, "caller_retry_at": None}
-    return _declined(connection.model_copy(update=changes), wait)
+    return _declined(
+        connection.__replace__(postponed_until=now + wait, retry_at=None, caller_retry_at=None), wait
+    )
 
 
 def _installed(connection: ConnectionState, result: GrantResult, at: Moment) -> Transition:
@@ -63,19 +64,18 @@ def _installed(connection: ConnectionState, result: GrantResult, at: Moment) -> 
     if state.state is not LifecycleState.ACTIVE or state.generation > connection.generation:
         return after
     again = max(state.expires_at or at.now, at.now + at.rules.first_backoff)
-    return Transition(state.model_copy(update={"retry_at": again}), after.command)
+    return Transition(state.__replace__(retry_at=again), after.command)
 
 
 def _rejected(connection: ConnectionState, code: ErrorCode) -> ConnectionState:
-    changes = {
-        "state": state_after(connection.state, StateChange.REJECTED),
-        "reason": code,
-        "refusal": code,
-        "retry_at": None,
-        "caller_retry_at": None,
-        "failures": 0,
-    }
-    return connection.model_copy(update=changes)
+    return connection.__replace__(
+        state=state_after(connection.state, StateChange.REJECTED),
+        reason=code,
+        refusal=code,
+        retry_at=None,
+        caller_retry_at=None,
+        failures=0,
+    )
 
 
 def _failed(connection: ConnectionState, result: GrantResult, code: ErrorCode, at: Moment) -> ConnectionState:
@@ -85,14 +85,13 @@ def _failed(connection: ConnectionState, result: GrantResult, code: ErrorCode, a
     if code is ErrorCode.REFRESH_PENDING and expires_at is not None and now < expires_at:
         # an attempt of unknown outcome may be decided once the token is over: callers wait for that
         again = min(again, expires_at + at.rules.first_backoff)
-    changes = {
-        "failures": failures,
-        "retry_at": again,
-        "caller_retry_at": caller_retry_at(now, again, code, retry_after, at.rules, refused=refused),
-        "reason": code,
-        "refusal": code,
-    }
-    return connection.model_copy(update=changes)
+    return connection.__replace__(
+        failures=failures,
+        retry_at=again,
+        caller_retry_at=caller_retry_at(now, again, code, retry_after, at.rules, refused=refused),
+        reason=code,
+        refusal=code,
+    )
 
 
 def on_late_tokens_received(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
@@ -105,7 +104,7 @@ def on_late_verification_ended(connection: ConnectionState, event: LifecycleEven
         return start_revoking(connection, Command.REVOKE)
     newer = result.failure is None and (result.generation or 0) > connection.generation
     if connection.state is LifecycleState.ACTIVE and not newer:
-        return Transition(connection.model_copy(update={"late_attempt": None}))  # the grant stays as it is
+        return Transition(connection.__replace__(late_attempt=None))  # the grant stays as it is
     if result.failure is None and result.generation is not None:
         return install(connection, StateChange.GRANTED, result, at.now)
     return _verify(connection, result.next_late_attempt) or Transition(_late_failed(connection, result, at))
@@ -116,12 +115,12 @@ def _verify(connection: ConnectionState, attempt_id: AttemptId | None) -> Transi
     if attempt_id is None:
         return None
     if connection.state is LifecycleState.ACTIVE:  # installed already: the store says which state holds
-        changes = {"late_attempt": attempt_id}
+        after = connection
     elif connection.state in STATES_WITHOUT_GRANT:
-        changes = {**_without_late_tokens(connection), "late_attempt": attempt_id}
+        after = _dropped_late_tokens(connection)
     else:
         return None
-    return Transition(connection.model_copy(update=changes), Command.VERIFY_LATE_TOKENS)
+    return Transition(after.__replace__(late_attempt=attempt_id), Command.VERIFY_LATE_TOKENS)
 
 
 def _late_failed(connection: ConnectionState, result: GrantResult, at: Moment) -> ConnectionState:
@@ -129,17 +128,17 @@ def _late_failed(connection: ConnectionState, result: GrantResult, at: Moment) -
     code = result.failure or ErrorCode.INTERNAL
     refused = FAILURES[code].kind is FailureKind.RECONNECT_NEEDED
     if result.failure is None or result.consent_over or refused:
-        return connection.model_copy(update=_without_late_tokens(connection))
+        return _dropped_late_tokens(connection)
     failures = connection.late_failures + 1
     again = retry_at(at.now, failures, code, result.retry_after, at.rules, at.share)
-    return connection.model_copy(update={"late_failures": failures, "verify_late_at": again})
+    return connection.__replace__(late_failures=failures, verify_late_at=again)
 
 
-def _without_late_tokens(connection: ConnectionState) -> dict[str, object]:
+def _dropped_late_tokens(connection: ConnectionState) -> ConnectionState:
     """First tokens that are waited for are requested again when they would have been."""
     if connection.waiting_consent is not None:
-        return NO_LATE_TOKENS
-    return {**NO_LATE_TOKENS, "retry_at": None, "failures": 0}
+        return without_late_tokens(connection)
+    return without_late_tokens(connection).__replace__(retry_at=None, failures=0)
 
 
 _MOST_WAITING_CALLERS = 100  # the answer to a later one says that no further answer follows
@@ -191,7 +190,7 @@ def with_waiting_caller(connection: ConnectionState, reply_to: str | None) -> Co
     if reply_to is None or not (waits or connection.choice_pending):
         return connection
     callers = tuple(dict.fromkeys((*connection.waiting_callers, reply_to)))
-    return connection.model_copy(update={"waiting_callers": callers[:_MOST_WAITING_CALLERS]})
+    return connection.__replace__(waiting_callers=callers[:_MOST_WAITING_CALLERS])
 
 
 def callers_can_be_told(connection: ConnectionState) -> bool:
@@ -210,26 +209,26 @@ def _forced(connection: ConnectionState, seen: int, at: Moment) -> Transition:
             ends = token_ends_at(connection)
             return _declined(connection, (until if ends is None else min(until, ends)) - now)
     after = _refresh_now(connection, now)
-    changes: dict[str, object] = {"reported_generation": seen}  # also for the next try that comes by itself
+    state = after.state.__replace__(reported_generation=seen)  # also for the next try that comes by itself
     if after.command is Command.REFRESH:
-        changes |= {"forced_refreshes": times + 1, "last_forced_at": now}
-    return Transition(after.state.model_copy(update=changes), after.command)
+        state = state.__replace__(forced_refreshes=times + 1, last_forced_at=now)
+    return Transition(state, after.command)
 
 
 def _declined(connection: ConnectionState, wait: timedelta) -> Transition:
-    return Transition(connection.model_copy(update={"declined_s": wait.total_seconds()}))
+    return Transition(connection.__replace__(declined_s=wait.total_seconds()))
 
 
 def _refresh_now(connection: ConnectionState, now: datetime) -> Transition:
     """Refresh for a caller, unless that is known to fail."""
     if connection.state is not LifecycleState.ACTIVE:
         refusal = connection.reason or ErrorCode.CONSENT_REQUIRED
-        return Transition(connection.model_copy(update={"refusal": refusal}))
+        return Transition(connection.__replace__(refusal=refusal))
     if connection.expires_at is None and not connection.refreshable:
         return Transition(connection)
     again = connection.caller_retry_at or connection.retry_at
     if again is not None and now < again:  # an outage costs no call for each caller
-        return Transition(connection.model_copy(update={"refusal": connection.reason}))
+        return Transition(connection.__replace__(refusal=connection.reason))
     allowed = earliest_refresh_at(connection)
     if allowed is not None and now < allowed:
         return _declined(connection, allowed - now)

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from evergrant_server.core.clock import add_time
 from evergrant_server.core.errors import FAILURES, ErrorCode, RetryAdvice
-from evergrant_server.core.ids import FrozenModel
+from evergrant_server.core.model import FrozenModel
 
 
 class RefreshPolicy(StrEnum):
@@ -59,7 +59,7 @@ _PLATFORM_CODES = frozenset(
 
 def with_announce_days(rules: LifecycleRules, days: tuple[int, ...] | None) -> LifecycleRules:
     """`rules` with the days that the operator set; None: the operator set none."""
-    return rules if days is None else rules.model_copy(update={"announce_days": days})
+    return rules if days is None else rules.__replace__(announce_days=days)
 
 
 def jitter(identity: str, generation: int) -> float:
@@ -134,7 +134,7 @@ def revocation_retry_at(
     share: float,
 ) -> datetime:
     """As `retry_at`, for a revocation: its pauses grow no longer than `longest_revocation_backoff`."""
-    shorter = rules.model_copy(update={"longest_backoff": rules.longest_revocation_backoff})
+    shorter = rules.__replace__(longest_backoff=rules.longest_revocation_backoff)
     return retry_at(now, failures, code, retry_after, shorter, share)
 
 

@@ -74,7 +74,7 @@ def state_from_store(
     if grant is None:
         return state
     result = grant_result_of(connection, grant, rules or RefreshRules(), announce_days)
-    return state.model_copy(update={**grant_facts_of(result), "end_known_at": grant.obtained_at})
+    return state.__replace__(**grant_facts_of(result), end_known_at=grant.obtained_at)
 
 
 def connection_start(

@@ -31,10 +31,10 @@ def next_step(
     """
     if connection.state.is_final and event.kind is not EventKind.CONSENT_NOT_ENDED:
         refusal = connection.reason or ErrorCode.CONNECTION_REVOKED
-        return Transition(connection.model_copy(update={"refusal": refusal}))
-    connection = connection.model_copy(update={"refusal": None, "declined_s": None})
+        return Transition(connection.__replace__(refusal=refusal))
+    connection = connection.__replace__(refusal=None, declined_s=None)
     if event.result is not None:
-        event = event.model_copy(update={"result": without_future_dates(event.result, now)})
+        event = event.__replace__(result=without_future_dates(event.result, now))
     return _HANDLERS[event.kind](connection, event, Moment(now, rules, share))
 
 
@@ -76,7 +76,7 @@ def _announce(connection: ConnectionState, at: Moment) -> Transition:
     assert end is not None
     reached = tuple(days for days in at.rules.announce_days if end - timedelta(days=days) <= at.now)
     announced = tuple(sorted({*connection.announced_days, *reached}, reverse=True))
-    after = connection.model_copy(update={"announced_days": announced})
+    after = connection.__replace__(announced_days=announced)
     return Transition(after, Command.ANNOUNCE_EXPIRY, days_before_end=min(reached))
 
 
@@ -84,12 +84,11 @@ def _on_provider_changed(connection: ConnectionState, event: LifecycleEvent, at:
     """An admin may have repaired what failed: try again now; a fleet is spread, a revocation isn't."""
     revoking = connection.state is LifecycleState.REVOKING
     again = at.now if revoking else at.now + at.rules.repaired_spread * at.share
-    changes: dict[str, object] = {}
     if connection.verify_late_at is not None:
-        changes |= {"verify_late_at": again}
+        connection = connection.__replace__(verify_late_at=again)
     if connection.failures:
-        changes |= {"retry_at": again, "caller_retry_at": at.now}
-    return Transition(connection.model_copy(update=changes))
+        connection = connection.__replace__(retry_at=again, caller_retry_at=at.now)
+    return Transition(connection)
 
 
 _HANDLERS: dict[EventKind, Callable[[ConnectionState, LifecycleEvent, Moment], Transition]] = {

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from evergrant_server.core.ids import FrozenModel
+from evergrant_server.core.model import FrozenModel
 
 SCHEDULE = "schedule"  # the requester of what a workflow's own timer causes
 CLAIMED = "claimed:"  # before a requester that nothing proves
@@ -32,7 +32,7 @@ class RequestContext(Message):
     def as_received(self) -> "RequestContext":
         """The context of a message that a run received: without a proof none is the run's own timer."""
         unproven = self.by == SCHEDULE and not self.proof
-        return self.model_copy(update={"by": CLAIMED + SCHEDULE}) if unproven else self
+        return self.__replace__(by=CLAIMED + SCHEDULE) if unproven else self
 
 
 class RequestMessage(Received):

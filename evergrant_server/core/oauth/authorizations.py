@@ -108,8 +108,7 @@ class RefreshToken(TenantRow):
         return late or now - self.rotated_at >= window or self.replays >= replays
 
     def replayed(self, now: datetime) -> "RefreshToken":
-        counted = {"replays": self.replays + 1, "late_replays": self.late_replays + self._is_late(now)}
-        return self.model_copy(update=counted)
+        return self.__replace__(replays=self.replays + 1, late_replays=self.late_replays + self._is_late(now))
 
     def _is_late(self, now: datetime) -> bool:
         return self.rotated_at is not None and now - self.rotated_at >= AT_ONCE

@@ -6,12 +6,12 @@ from enum import StrEnum
 from evergrant_server.core.ids import (
     AdminLoginId,
     ClientLoginId,
-    FrozenModel,
     IntegrationId,
     PersonLoginId,
     Tenant,
     TenantRow,
 )
+from evergrant_server.core.model import FrozenModel
 from evergrant_server.core.people.roles import Person, PersonRole
 
 LOGIN_LASTS = timedelta(minutes=10)

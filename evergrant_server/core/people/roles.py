@@ -10,8 +10,9 @@ from typing import cast
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.login import LoginRule
-from evergrant_server.core.ids import AdminLoginId, FrozenModel, PersonId, Tenant, TenantRow, derived_id
+from evergrant_server.core.ids import AdminLoginId, PersonId, Tenant, TenantRow, derived_id
 from evergrant_server.core.integrations import Integration, require_pinned_login
+from evergrant_server.core.model import FrozenModel
 from evergrant_server.core.text import is_storable_text
 
 HOST = "host"  # the issuer of people whose proof is the host itself

@@ -12,8 +12,9 @@ from enum import StrEnum
 from evergrant_server.core.clock import CLOCK_SKEW
 from evergrant_server.core.connections.grant import MAIN_SLOT
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import AttemptId, ConnectionId, FrozenModel, IntegrationId, TenantRow
+from evergrant_server.core.ids import AttemptId, ConnectionId, IntegrationId, TenantRow
 from evergrant_server.core.integrations import RefreshRules
+from evergrant_server.core.model import FrozenModel
 
 
 class AttemptKind(StrEnum):
@@ -206,16 +207,16 @@ def is_dated_ahead(attempt: Attempt, now: datetime, limits: TimeLimits = LIMITS)
 
 def redated(attempt: Attempt, since: datetime, limits: TimeLimits = LIMITS) -> Attempt:
     """The attempt with its deadlines moved to our clock: they count from `since`, when it was first seen."""
-    deadlines = {"opened_at": since, "send_by": since + limits.send}
-    return attempt.model_copy(update={**deadlines, "first_sent_at": attempt.first_opened_at})
+    return attempt.__replace__(
+        opened_at=since, send_by=since + limits.send, first_sent_at=attempt.first_opened_at
+    )
 
 
 def with_earlier_sends(wanted: Attempt, unknown: Attempt | None) -> Attempt:
     """`wanted`, with the earlier uses of its credential counted."""
     if unknown is None:
         return wanted
-    before = {"sends": unknown.sends + 1, "first_sent_at": unknown.first_opened_at}
-    return wanted.model_copy(update=before)
+    return wanted.__replace__(sends=unknown.sends + 1, first_sent_at=unknown.first_opened_at)
 
 
 def _is_safe_to_resend(rules: RefreshRules, last: Attempt, now: datetime) -> bool:

@@ -97,20 +97,20 @@ class TrustedIssuer(TenantRow):
     def without_keys(self) -> "TrustedIssuer":
         """With its first keys, or those of another place, to be read."""
         names = ("keys", "keys_at", "keys_tried_at", "keys_next_at", "keys_requested_at", "keys_problem")
-        return self.model_copy(update=dict.fromkeys(names))
+        return self.__replace__(**dict.fromkeys(names))
 
     def with_keys(
         self, keys: tuple[dict[str, Any], ...], now: datetime, max_age: timedelta | None
     ) -> "TrustedIssuer":
         """After a good reading."""
         cached = min(max(USUAL_CACHE if max_age is None else max_age, SHORTEST_CACHE), LONGEST_CACHE)
-        times = {"keys_at": now, "keys_tried_at": now, "keys_next_at": now + cached}
-        return self.model_copy(update={"keys": keys, "keys_problem": None, **times})
+        return self.__replace__(
+            keys=keys, keys_problem=None, keys_at=now, keys_tried_at=now, keys_next_at=now + cached
+        )
 
     def with_problem(self, problem: str, now: datetime) -> "TrustedIssuer":
         """After a reading that failed: the old keys stay, and the next one comes soon."""
-        times = {"keys_tried_at": now, "keys_next_at": now + SHORTEST_CACHE}
-        return self.model_copy(update={"keys_problem": problem, **times})
+        return self.__replace__(keys_problem=problem, keys_tried_at=now, keys_next_at=now + SHORTEST_CACHE)
 
 
 def kind_problem(kind: IssuerKind, issuer: str) -> str | None:

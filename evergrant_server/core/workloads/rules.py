@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, cast
 
 from pydantic import Field
 
-from evergrant_server.core.ids import FrozenModel, TrustedIssuerId
+from evergrant_server.core.ids import TrustedIssuerId
+from evergrant_server.core.model import FrozenModel
 from evergrant_server.core.workloads.issuer import IssuerKind, TrustedIssuer
 
 MOST_CLAIMS = 20  # of a rule

@@ -193,7 +193,7 @@ def _may_connect(tool: ToolCall, target: Target) -> bool:
     if tool.call.judge(Action.CONNECT, target).reason is DecisionReason.DENIED:
         return False
     connecting = [it for it in tool.call.caller.permits if Action.CONNECT in it.actions]
-    of_any = [it.model_copy(update={"subjects": ("*",)}) for it in connecting if it.effect is Effect.ALLOW]
+    of_any = [it.__replace__(subjects=("*",)) for it in connecting if it.effect is Effect.ALLOW]
     return may_see(of_any, target, tool.call.now, tool.call.address)
 
 
@@ -212,7 +212,7 @@ def _permits_for_calls(tool: ToolCall, connection: Connection) -> list[Permit]:
 
 
 def _is_about(permit: Permit, target: Target, tool: ToolCall) -> bool:
-    as_allow = permit.model_copy(update={"effect": Effect.ALLOW})
+    as_allow = permit.__replace__(effect=Effect.ALLOW)
     return may_see([as_allow], target, tool.call.now, tool.call.address)
 
 

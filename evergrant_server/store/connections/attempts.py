@@ -167,7 +167,7 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
     async def mark_installed_late(self, taken_over: Attempt) -> None:
         """Write that what came for it was installed all the same; `closed_at` still says when another one
         took over. Raises Failure STORE_CONFLICT when its row changed meanwhile."""
-        late = taken_over.model_copy(update={"outcome": AttemptOutcome.INSTALLED_LATE})
+        late = taken_over.__replace__(outcome=AttemptOutcome.INSTALLED_LATE)
         await self.replace(late, expected=taken_over.revision)
 
     async def close(self, attempt: Attempt, outcome: AttemptOutcome, at: datetime) -> Attempt:
@@ -175,7 +175,7 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
         was closed meanwhile."""
         if attempt.outcome not in (None, AttemptOutcome.UNREAD):
             raise Failure(ErrorCode.STORE_CONFLICT, f"{attempt.id} was closed before.", row=attempt.id)
-        ended = attempt.model_copy(update={"outcome": outcome, "closed_at": at})
+        ended = attempt.__replace__(outcome=outcome, closed_at=at)
         return await self.replace(ended, expected=attempt.revision)
 
 

@@ -189,7 +189,7 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
 
     async def store_device_code(self, consent: Consent, device: DeviceCode, *, expected: int) -> Consent:
         """Keep the code that was got; the consent ends with it. Raises Failure STORE_CONFLICT, NOT_FOUND."""
-        after = consent.model_copy(update={"expires_at": device.expires_at})
+        after = consent.__replace__(expires_at=device.expires_at)
         return await self._change(after, expected, **await self._sealed(after, {_DEVICE: device.as_secret()}))
 
     async def device_code(self, consent: Consent) -> DeviceCode | None:

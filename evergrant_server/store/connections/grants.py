@@ -143,7 +143,7 @@ class Grants(SealedRepository):
         await LateTokenSets(self._connection, self._sealer).delete(after.tenant, after.id)  # superseded
         if grant.slot == MAIN_SLOT and grant.access_generation is None:
             await self._delete_narrowed(after)
-        return after.model_copy(update={"revision": revision})
+        return after.__replace__(revision=revision)
 
     async def _destination(
         self, after: Connection, old: Mapping[str, Any] | None, origin: Origin, hosts: PinnedHosts

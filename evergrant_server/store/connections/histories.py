@@ -3,16 +3,17 @@
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 from sqlalchemy import select, tuple_
 from sqlmodel import col
 
 from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.model import CheckedModel
 from evergrant_server.store.connections.tables import HistoryRow
 from evergrant_server.store.database.rows import ModelRepository, column_values, compare_and_set, find_one
 
 
-class HistoryExport(BaseModel):
+class HistoryExport(CheckedModel):
     """One run of a connection's workflow. `closed`: the export has its last event."""
 
     model_config = ConfigDict(frozen=True)

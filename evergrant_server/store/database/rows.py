@@ -26,11 +26,12 @@ from sqlmodel import col
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
+from evergrant_server.core.model import CheckedModel
 from evergrant_server.store.database.columns import Row, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 
 Values = dict[str, Any]
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound=CheckedModel)
 Id = TypeVar("Id", bound=str)
 
 
@@ -195,7 +196,8 @@ class ModelRepository(Repository, Generic[Model, Id]):
     async def _write(self, model: Model, values: Values, expected: int) -> Model:
         key = model.model_dump(include={"tenant", "id"})
         revision = await compare_and_set(self._connection, self._table, key, values, expected)
-        return model.model_copy(update={"revision": revision})
+        written: dict[str, Any] = {"revision": revision}  # a field of every model that is a row
+        return model.__replace__(**written)
 
     async def _put(self, model: Model, what: str, expected: int | None, **more: Any) -> Model:
         """Add (`expected` None) or change it. Raises as `_add` and `replace`."""

@@ -52,13 +52,13 @@ class Integrations(
         """
         given: dict[str, Secret | None] = {}
         if client_secret is not None:  # at once, without an overlap: `rotate_secret` is the other way
-            i = i.model_copy(update=_OVER)
+            i = i.__replace__(**_OVER)
             given |= {_SECRET: client_secret, _PREVIOUS: None}
         if client_key is not None:
             given[_KEY] = client_key.as_secret()
         if client_certificate is not None:
             given[_CERTIFICATE] = client_certificate.as_secret()
-            i = i.model_copy(update={"client_certificate_expires_at": client_certificate.expires_at})
+            i = i.__replace__(client_certificate_expires_at=client_certificate.expires_at)
         return await self._put(i, f"Integration {i.name!r}", expected, **await self._sealed(i, given))
 
     async def get_unchecked(self, tenant: Tenant, id: IntegrationId) -> Integration | None:
@@ -137,9 +137,7 @@ class Integrations(
         Raises Failure STORE_CONFLICT, NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE.
         """
         kept = await self._opened(i, _PREVIOUS if i.secret_refused_at is not None else _SECRET)
-        after = i.model_copy(
-            update={"previous_secret_until": until if kept else None, "secret_refused_at": None}
-        )
+        after = i.__replace__(previous_secret_until=until if kept else None, secret_refused_at=None)
         return await self._change(after, expected, **await self._sealed(i, {_SECRET: new, _PREVIOUS: kept}))
 
     async def restore_previous_secret(self, i: Integration, *, expected: int) -> Integration:
@@ -148,7 +146,7 @@ class Integrations(
         kept = await self._opened(i, _PREVIOUS)
         if kept is None:
             raise Failure(ErrorCode.INVALID_REQUEST, "No previous client secret is kept.", field="roll_back")
-        after = i.model_copy(update=_OVER)
+        after = i.__replace__(**_OVER)
         return await self._change(after, expected, **await self._sealed(i, {_SECRET: kept, _PREVIOUS: None}))
 
     async def request_registration(self, i: Integration, initial: Secret | None) -> Integration:
@@ -158,8 +156,9 @@ class Integrations(
         """
         sealed = await self._sealed(i, {_INITIAL: initial or None})
         gone = {_MANAGEMENT: None, _SECRET: None, _PREVIOUS: None}
-        fresh = {"registration_sent_at": None, "registration_url": None, "client_secret_expires_at": None}
-        after = i.model_copy(update={**fresh, **_OVER})
+        after = i.__replace__(
+            registration_sent_at=None, registration_url=None, client_secret_expires_at=None, **_OVER
+        )
         return await self._change(after, i.revision, **sealed, **gone)
 
     async def initial_access_token(self, i: Integration) -> Secret | None:
@@ -204,7 +203,7 @@ class Integrations(
     async def delete_client_credentials(self, i: Integration, *, expected: int) -> Integration:
         """Make it a public client: the old secrets, the key and the certificate are gone."""
         gone = dict.fromkeys((_SECRET, _PREVIOUS, _KEY, _CERTIFICATE))
-        after = i.model_copy(update={**_OVER, "client_certificate_expires_at": None})
+        after = i.__replace__(**_OVER, client_certificate_expires_at=None)
         return await self._change(after, expected, **gone)
 
     async def _change(self, model: Integration, expected: int, **more: Any) -> Integration:

@@ -109,9 +109,12 @@ class RefreshTokens(
     async def rotated(self, token: RefreshToken, successor: RefreshToken, text: Secret) -> RefreshToken:
         """Use a token up and add its successor, whose text is kept. Raises Failure STORE_CONFLICT."""
         await self.add(successor)
-        used = {"rotated_at": successor.created_at, "successor_id": successor.id}
         sealed = await self._sealed(token, {_SUCCESSOR: text})
-        return await self._change(token.model_copy(update=used), token.revision, **sealed)
+        return await self._change(
+            token.__replace__(rotated_at=successor.created_at, successor_id=successor.id),
+            token.revision,
+            **sealed,
+        )
 
     async def successor(self, token: RefreshToken) -> Secret:
         """The text of its successor. Raises Failure NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE."""

@@ -34,7 +34,7 @@ class PersonSessions(AuthenticatedRepository[PersonSession, SessionId]):
             raise Failure(ErrorCode.NOT_FOUND)
         if session.ended_at is not None:
             return None
-        return await self.replace(session.model_copy(update={"ended_at": at}), expected=session.revision)
+        return await self.replace(session.__replace__(ended_at=at), expected=session.revision)
 
     async def used(self, session: PersonSession, at: datetime) -> None:
         """Raise the time of its last use, which no authenticator covers."""

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel
-
 from evergrant_server.core.access import (
     App,
     AppCredential,
@@ -27,6 +25,7 @@ from evergrant_server.core.events import EventType, WebhookEvent
 from evergrant_server.core.export import Export
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.access_requests import AccessRequest
+from evergrant_server.core.model import CheckedModel
 from evergrant_server.core.oauth.authorizations import (
     AccessToken,
     AuthorizationCode,
@@ -52,7 +51,7 @@ _FACTS_OF_INTEGRATIONS = {
 }
 # The fields that the authenticator of a row covers. Those that hold their default are left out, so that a
 # field that comes later, with a default, changes no authenticator.
-COVERED: dict[type[BaseModel], set[str]] = {
+COVERED: dict[type[CheckedModel], set[str]] = {
     TenantStanding: {"tenant", "id", "disabled", "reason"},
     App: set(App.model_fields) - {"revision", "created_at"},
     AppKey: {"tenant", "id", "app_id", "secret_hash", "revoked_at"},  # the hash covers the expiry
@@ -113,7 +112,7 @@ def _has_no_grant(connection: Connection) -> bool:
 
 
 # What counts with a gateway's signature. Every other row needs one that a gateway can't make.
-GATEWAY_MAY_WRITE: dict[type[BaseModel], Callable[[Any], bool]] = {
+GATEWAY_MAY_WRITE: dict[type[CheckedModel], Callable[[Any], bool]] = {
     CallApproval: _is_asked_or_used,
     Connection: _has_no_grant,
     Consent: _opens_nothing_yet,

@@ -6,7 +6,6 @@ Walks whole tables in pages: for an operator's command, not for a request.
 from collections.abc import AsyncIterator, Collection
 from typing import Any
 
-from pydantic import BaseModel
 from sqlalchemy import select, tuple_, update
 from sqlmodel import col
 
@@ -17,6 +16,7 @@ from evergrant_server.core.connections.narrowing import NARROWED
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration
+from evergrant_server.core.model import CheckedModel
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.access import AppRow, PermitRow
 from evergrant_server.store.authority import (
@@ -140,7 +140,7 @@ async def _broken(store: Store, table: type[IdTable]) -> AsyncIterator[BrokenRow
     after = ("", "")
     while page := await _page(store, table, after):
         denies = await _denies(store, page) if table is AppRow else {}
-        good: dict[Tenant, list[BaseModel]] = {}
+        good: dict[Tenant, list[CheckedModel]] = {}
         for row in page:
             try:
                 value = authentic(store.ring, ALL[table], table, row)
@@ -241,12 +241,12 @@ def _owner(row: Values) -> Connection:
 
 
 async def _accept(
-    connection: DatabaseConnection, ring: KeyRing, table: type[IdTable], value: BaseModel, row: Values
+    connection: DatabaseConnection, ring: KeyRing, table: type[IdTable], value: CheckedModel, row: Values
 ) -> None:
     made: Values = {}
     if isinstance(value, App):
         denies = tuple(sorted(await Permits(connection, ring).denies(value.tenant, value.id)))
-        value, made["denies"] = value.model_copy(update={"denies": denies}), list(denies)
+        value, made["denies"] = value.__replace__(denies=denies), list(denies)
     made["mac"] = row_mac(ring, value)
     if isinstance(value, Integration):
         hosts = row["pinned_hosts"]

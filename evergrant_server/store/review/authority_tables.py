@@ -1,9 +1,8 @@
 """The tables whose rows have an authenticator in their column `mac`: those of repositories that check it."""
 
-from pydantic import BaseModel
-
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.events import WebhookEvent
+from evergrant_server.core.model import CheckedModel
 from evergrant_server.store.authentication import AppTokenRow
 from evergrant_server.store.authority import AuthenticatedRepository
 from evergrant_server.store.connections.tables import ConnectionRow, ConsentRow
@@ -28,7 +27,7 @@ _TABLES = {
     ConnectionRow: Connection,
     EventRow: WebhookEvent,
 }
-ALL: dict[type[IdTable], type[BaseModel]] = dict(
+ALL: dict[type[IdTable], type[CheckedModel]] = dict(
     sorted(_TABLES.items(), key=lambda pair: table_of(pair[0]).name)
 )
 # as many rows as there are connections, subjects or requests: for `authority verify`, not for `doctor`

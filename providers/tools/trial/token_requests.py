@@ -142,7 +142,7 @@ class TokenRequests:
         scopes = self.setup.scopes
         tokens = read_tokens(spec, reply, requested_scopes=scopes, refreshing=refreshing, now=now)
         if not refreshing:
-            tokens = tokens.model_copy(update={"further": additional_token_sets(spec, reply, now=now)})
+            tokens = tokens.__replace__(further=additional_token_sets(spec, reply, now=now))
         for each in (tokens, *tokens.further.values()):
             self.redactor.learn(each.access_token, each.refresh_token)
             self.redactor.learn_id_token(each.id_token)
@@ -156,7 +156,7 @@ class TokenRequests:
             return
         kept = tokens.refresh_token or grant.tokens.refresh_token  # RFC 6749 section 6
         grant.ended = False
-        grant.tokens = tokens.model_copy(update={"refresh_token": kept})
+        grant.tokens = tokens.__replace__(refresh_token=kept)
 
     async def refresh(
         self,

@@ -89,10 +89,11 @@ class VectorRequests:
         self._hosts = hosts_of(own) if own is not None else []
         segments = set(urlsplit((own.issuer if own is not None else None) or "").path.split("/"))
         self.tenant_words = sorted(segments - _PLAIN_SEGMENTS - {""})  # in the issuer's path
-        changes = {"client_id": "client-1", "params": self.params, "endpoints": self.endpoints}
         self.setup = replace(
             setup,
-            integration=setup.integration.model_copy(update=changes),
+            integration=setup.integration.__replace__(
+                client_id="client-1", params=self.params, endpoints=self.endpoints
+            ),
             client_secret=Secret("s3cret") if setup.client_secret is not None else None,
             redirect_uri=REDIRECT_URI,
         )
@@ -201,11 +202,11 @@ def _sample(rule: TemplateParam, value: Any, known: Any) -> Any:
 
 def masked_endpoints(own: Endpoints) -> Endpoints:
     """A discovered server's endpoints, at an invented host: their paths may name a tenant."""
-    urls = {
+    urls: dict[str, Any] = {
         name: f"https://{_HOST}" + ("" if name == "issuer" else f"/{name.removesuffix('_endpoint')}")
         for name, _ in _urls(own)
     }
-    return own.model_copy(update={**urls, "mtls_aliases": {}, "registration_endpoint": None})
+    return own.__replace__(**urls, mtls_aliases={}, registration_endpoint=None)
 
 
 def hosts_of(own: Endpoints) -> list[str]:

@@ -21,7 +21,7 @@ from tests.fakes.providers.scripted_provider import Answer, drip, drop_after_com
 from tests.fakes.rows import a_connection, an_integration
 from tests.faults.harness.database import TENANT, FinalState, HarnessDatabase
 from tests.faults.harness.instrumentation.passages import AFTER, BEFORE, Fault
-from tests.faults.harness.instrumentation.points import ROOT, Point, existing
+from tests.faults.harness.instrumentation.points import ROOT, Point, existing, labelled
 from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.random_run.aftermath import Aftermath, judge_real
 from tests.faults.harness.random_run.plan import KINDS, SLOW, plan, told
@@ -97,12 +97,12 @@ def _lost_in_the_window() -> list[Case]:
         # A busy machine lets a short limit pass: what was kept is the no to the version on trial.
         (
             replace(trial, answers=lambda _: (error("invalid_grant"), drop_after_commit())),
-            Fault(point="activities.grants.client_secrets:candidates#2", kind="die"),
+            Fault(point=labelled("a try is counted"), kind="die"),
         ),
         # The same worker sends again, and dies with the no to that in its journal.
         (
             replace(SCENARIOS[0], answers=lambda _: (drop_after_commit(),)),
-            Fault(point="activities.single_use.protocol:SingleUseProtocol._send_and_conclude#6", kind="die"),
+            Fault(point=labelled("the reply is concluded"), kind="die"),
         ),
         # A worker before this one left a room, and no answer.
         (

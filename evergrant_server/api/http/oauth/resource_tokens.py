@@ -72,7 +72,7 @@ def new_access_token(
         created_at=now,
         expires_at=expires_at,
     )
-    return token.model_copy(update={"secret_hash": _mac(ring, token, secret)}), text
+    return token.__replace__(secret_hash=_mac(ring, token, secret)), text
 
 
 def is_right(ring: KeyRing, token: AccessToken, secret: str) -> bool:

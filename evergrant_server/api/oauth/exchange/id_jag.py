@@ -152,7 +152,7 @@ def _reach(request: ClientTokenRequest, claims: Mapping[str, Any], app: App) -> 
     resources = tuple(fewer) or resources
     named = {"resource": " ".join(resources), "scope": granted if asked is None else asked}
     reach = read_wanted({name: it for name, it in named.items() if it}, request.api.settings).reach
-    return (reach.model_copy(update={"scopes": ()}) if granted == "" else reach), resources
+    return (reach.__replace__(scopes=()) if granted == "" else reach), resources
 
 
 def _resources(claims: Mapping[str, Any], app: App) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ async def _exchange(
     await note_use(tx, known, app, now)
     family = _family_of(request, code, known)
     await tx.token_families.add(family)
-    used = code.model_copy(update={"used_at": now, "family_id": family.id})
+    used = code.__replace__(used_at=now, family_id=family.id)
     await tx.authorization_codes.replace(used, expected=code.revision)
     refresh = refresh_token_of(tx.sealer.ring, family, request)
     await tx.refresh_tokens.add(refresh.token)

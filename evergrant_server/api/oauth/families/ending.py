@@ -18,7 +18,7 @@ async def end_family(
 
     The app's revision moves: its callers are read anew, and calls that are being decided are decided again.
     """
-    ended = family.model_copy(update={"ended_at": at, "end": why})
+    ended = family.__replace__(ended_at=at, end=why)
     valid = await tx.oauth_tokens.count_valid(family.tenant, family.id, at)
     await tx.token_families.replace(ended, expected=family.revision)
     await tx.access.bump(family.tenant, family.app_id)

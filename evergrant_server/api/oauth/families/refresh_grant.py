@@ -118,8 +118,9 @@ async def _refresh(
     await note_use(tx, known, app, now)
     replays = token.replays + 1 if token.rotated_at is not None else 0
     text = await _next(tx, request, token, family)
-    used = {"used_at": now, "replays": family.replays + (replays > 0)}
-    family = await tx.token_families.replace(family.model_copy(update=used), expected=family.revision)
+    family = await tx.token_families.replace(
+        family.__replace__(used_at=now, replays=family.replays + (replays > 0)), expected=family.revision
+    )
     refreshed = AuditAction.TOKEN_FAMILY_REFRESHED
     detail = {"refresh_token": token.id} | ({"replay": replays} if replays else {})
     view = await issue(tx, request, family, app, text.reveal(), scopes, refreshed, **detail)

@@ -48,7 +48,7 @@ async def deny(
     """End a request without a code. `form`: it answers a form."""
 
     async def write(tx: Transaction) -> None:
-        ended = request.model_copy(update={"status": RequestStatus.DENIED})
+        ended = request.__replace__(status=RequestStatus.DENIED)
         await tx.authorization_requests.replace(ended, expected=request.revision)
         detail = _detail(request) | {"error": refused.error}
         await pages.record(tx, AuditAction.AUTHORIZATION_DENIED, request.tenant, request.id, **detail)
@@ -63,7 +63,7 @@ async def give_code(pages: SubjectPages, request: AuthorizationRequest, *, form:
     text = new_random_value()
 
     async def write(tx: Transaction) -> None:
-        done = request.model_copy(update={"status": RequestStatus.DONE})
+        done = request.__replace__(status=RequestStatus.DONE)
         await tx.authorization_requests.replace(done, expected=request.revision)
         await add_code(tx, pages, request, text)
 
@@ -111,7 +111,7 @@ async def add_code(tx: Transaction, pages: SubjectPages, request: AuthorizationR
 async def _add_registered(tx: Transaction, pages: SubjectPages, client: GatewayClient) -> None:
     """Keep what a client has registered, now that a person lets it in; created now, so that no token of a row
     that was deleted counts again."""
-    if await tx.oauth_clients.add_once(client.model_copy(update={"created_at": pages.now})):
+    if await tx.oauth_clients.add_once(client.__replace__(created_at=pages.now)):
         detail = {"name": client.name, "kind": client.kind, "redirect_uris": list(client.redirect_uris)}
         await pages.record(tx, AuditAction.OAUTH_CLIENT_PUT, client.tenant, client.id, **detail)
 

@@ -131,4 +131,4 @@ async def _rule_for(tx: Transaction, tenant: Tenant, kind: ClientKind) -> Client
 
 def _from_anywhere(permit: Permit) -> Permit:
     """Where the client will call from isn't known yet: the gateway looks at each call."""
-    return permit.model_copy(update={"sources": None}) if permit.effect is Effect.ALLOW else permit
+    return permit.__replace__(sources=None) if permit.effect is Effect.ALLOW else permit

@@ -96,9 +96,7 @@ async def give_subject_session(
         login, secret = await verified(tx), new_random_value()
         assert login.subject is not None
         assert login.person is not None  # a worker has verified it
-        await tx.person_logins.replace(
-            login.model_copy(update={"status": LoginStatus.DONE}), expected=login.revision
-        )
+        await tx.person_logins.replace(login.__replace__(status=LoginStatus.DONE), expected=login.revision)
         now = pages.now
         session = SubjectSession(
             tenant=login.tenant,
@@ -124,5 +122,5 @@ async def give_subject_session(
 
 
 async def end_session(pages: SubjectPages, tx: Transaction, session: SubjectSession) -> None:
-    ended = session.model_copy(update={"ended_at": pages.now})
+    ended = session.__replace__(ended_at=pages.now)
     await tx.subject_sessions.replace(ended, expected=session.revision)

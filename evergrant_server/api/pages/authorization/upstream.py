@@ -54,17 +54,15 @@ async def consent_at_provider(
         if connection is None:
             raise Failure(ErrorCode.NOT_FOUND)
         new = await _new_consent(tx, pages, request, connection, app, link)
-        consent = new.model_copy(
-            update={"status": ConsentStatus.STARTED, "browser_hash": pages.browsers.hash_cookie(browser)}
+        consent = new.__replace__(
+            status=ConsentStatus.STARTED, browser_hash=pages.browsers.hash_cookie(browser)
         )
         await tx.consents.add(consent, Secret(link))
-        approved = {
-            "status": RequestStatus.AT_PROVIDER,
-            "consent_id": consent.id,
-            "expires_at": consent.expires_at,
-        }
         await tx.authorization_requests.replace(
-            request.model_copy(update=approved), expected=request.revision
+            request.__replace__(
+                status=RequestStatus.AT_PROVIDER, consent_id=consent.id, expires_at=consent.expires_at
+            ),
+            expected=request.revision,
         )
         detail = {"consent_id": consent.id, "binding": consent.binding, "login": rule.integration}
         action = AuditAction.CONSENT_CONFIRMED
@@ -92,11 +90,12 @@ async def _new_consent(
     if connection.state is LifecycleState.PENDING_CONSENT:
         if connection.default_scopes:
             scopes = integration.scopes_by_default or spec.default_scopes
-        later = {
-            "consent_deadline": max(connection.consent_deadline, ends),
-            "requested_scopes": scopes,
-        }
-        await tx.connections.replace(connection.model_copy(update=later), expected=connection.revision)
+        await tx.connections.replace(
+            connection.__replace__(
+                consent_deadline=max(connection.consent_deadline, ends), requested_scopes=scopes
+            ),
+            expected=connection.revision,
+        )
     return Consent(
         tenant=connection.tenant,
         id=ConsentId(new_id("cns")),

@@ -51,7 +51,7 @@ async def begin_at_issuer(
     )
     await tx.person_logins.add(login, verifier)
     return build_authorization_url(
-        spec.model_copy(update={"offline_scope": None}),  # no token of a login is kept
+        spec.__replace__(offline_scope=None),  # no token of a login is kept
         there,
         redirect_uri=redirect_uri,
         state=state,

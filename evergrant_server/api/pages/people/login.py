@@ -146,7 +146,7 @@ async def _read_callback(pages: SubjectPages, login: PersonLogin, raw: bytes) ->
 
 
 async def _end(pages: SubjectPages, login: PersonLogin) -> None:
-    ended = login.model_copy(update={"status": LoginStatus.FAILED, "state_hash": None})
+    ended = login.__replace__(status=LoginStatus.FAILED, state_hash=None)
 
     async def write(tx: Transaction) -> None:
         await tx.person_logins.verified(ended, expected=login.revision)
@@ -156,7 +156,7 @@ async def _end(pages: SubjectPages, login: PersonLogin) -> None:
 
 async def _save_code(pages: SubjectPages, login: PersonLogin, code: Secret) -> PersonLogin:
     """Its state is used up. One of parallel callbacks wins."""
-    used = login.model_copy(update={"state_hash": None, "status": LoginStatus.CODE_RECEIVED})
+    used = login.__replace__(state_hash=None, status=LoginStatus.CODE_RECEIVED)
     try:
         async with pages.api.store.write() as tx:
             return await tx.person_logins.code_received(used, code, expected=login.revision)
@@ -181,7 +181,7 @@ async def _give_session(pages: SubjectPages, login: PersonLogin) -> Response:
         found = await _verified(tx, pages, login)
         await end_presented_session(tx, pages.api, pages.request)
         session, secret = new_session(found, SessionKind.BROWSER, pages.api)
-        done = found.model_copy(update={"status": LoginStatus.DONE})
+        done = found.__replace__(status=LoginStatus.DONE)
         await tx.person_logins.replace(done, expected=found.revision)
         await tx.person_sessions.add(session)
         await record_login(tx, session, pages.request)
@@ -200,12 +200,14 @@ async def _send_to_command(pages: SubjectPages, login: PersonLogin, command: Com
 
     async def write(tx: Transaction) -> None:
         found = await _verified(tx, pages, login)
-        given = {
-            "status": LoginStatus.CODE_GIVEN,
-            "code_hash": hash_secret(code.reveal()),
-            "expires_at": pages.now + COMMAND_CODE_LASTS,
-        }
-        await tx.person_logins.replace(found.model_copy(update=given), expected=found.revision)
+        await tx.person_logins.replace(
+            found.__replace__(
+                status=LoginStatus.CODE_GIVEN,
+                code_hash=hash_secret(code.reveal()),
+                expires_at=pages.now + COMMAND_CODE_LASTS,
+            ),
+            expected=found.revision,
+        )
 
     await run_transaction(pages.api.store, write)
     query = {"code": code.reveal(), "state": command.state, "iss": pages.api.settings.public_url}

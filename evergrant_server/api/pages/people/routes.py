@@ -177,7 +177,7 @@ async def exchange_command_code(body: CommandCodeBody, request: Request, api: Ap
         )
         good = right and api.clock.now() < login.expires_at
         status = LoginStatus.DONE if good else LoginStatus.FAILED  # a wrong verifier burns the code
-        await tx.person_logins.replace(login.model_copy(update={"status": status}), expected=login.revision)
+        await tx.person_logins.replace(login.__replace__(status=status), expected=login.revision)
         if not good:
             return None
         session, secret = new_session(login, SessionKind.COMMAND, api)

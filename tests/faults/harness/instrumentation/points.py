@@ -62,6 +62,8 @@ LABELS = {
     "the request is sent": ("activities.single_use", "self._sender.send("),
     "the library answers": ("providers.requests", "http.send("),
     "the reply is journalled": ("activities.single_use", "journal.in_thread(reservation.write_entry,"),
+    "the reply is concluded": ("activities.single_use.protocol", "self.conclude("),
+    "a try is counted": ("activities.grants.spend", "_count_for_rollout("),
     "the commit": ("activities.support", "store.write(keys)"),
     "the consent is loaded": ("activities.consents.first_grant", "self._services.store.read()"),
     "the first byte is written": ("evergrant_server.egress", "SendObserver.trace"),
@@ -208,10 +210,10 @@ def labelled(label: str, side: str = "") -> str:
     """The name of the point with this label; `side` is `.enter` or `.exit` of a block. The first one, where
     several await the same."""
     within, awaited = LABELS[label]
-    for point in existing():
-        is_there = point.source.startswith(awaited) or (not point.source and awaited in point.name)
-        if point.name.startswith(within) and is_there and point.name.endswith(side or tuple("0123456789")):
-            return point.name
+    for place in existing():
+        is_there = place.source.startswith(awaited) or (not place.source and awaited in place.name)
+        if place.name.startswith(within) and is_there and place.name.endswith(side or tuple("0123456789")):
+            return place.name
     raise LookupError(f"{label}: nothing in {within} awaits {awaited}")
 
 
