@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.load import HOST
-from evergrant_server.api.http.api_keys import new_key
+from evergrant_server.access.credentials import new_key
 from evergrant_server.core.access import Action, App, Permit
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import Connection

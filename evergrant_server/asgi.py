@@ -5,8 +5,9 @@ from contextlib import AsyncExitStack, suppress
 from multiprocessing import parent_process
 from typing import Any
 
+from evergrant_server.access.context import ApiContext
 from evergrant_server.api.app import create_app
-from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.connections.create import offer_consent
 from evergrant_server.audit.lease_ledger import LeaseLedger, new_lease_shard
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.egress import EgressPolicy
@@ -68,6 +69,7 @@ class Application:
             ledger=ledger,
             lease_rows=LeaseRows(platform.store),
             check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
+            offer_consent=offer_consent,
         )
         self._app = create_app(api, settings.mtls_header if self._behind_mtls else None)
         # before the ledger, which it writes to

@@ -25,8 +25,8 @@ async def _run_on(url: str) -> None:
         await database.close()
 
 
-given = context.config.attributes.get("connection")
-if given is not None:
-    _run(given)
+connection = context.config.attributes.get("connection")
+if connection is not None:
+    _run(connection)
 else:
     asyncio.run(_run_on(os.environ["EVERGRANT_DATABASE_URL"]))

@@ -11,3 +11,8 @@ depends_on = None
 
 def upgrade() -> None:
     ${upgrades if upgrades else "raise NotImplementedError"}
+
+
+def downgrade() -> None:
+    """Refuse: going back means restoring a backup."""
+    raise RuntimeError("restore a backup of the earlier schema")

@@ -8,6 +8,10 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.telemetry import TelemetryConfig
 
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.decision import LeaseIssuer
+from evergrant_server.access.recording import RefusalLog
+from evergrant_server.access.refreshes import RefreshWaiter
 from evergrant_server.api import audit, health, openapi
 from evergrant_server.api.agents import approvals as call_approvals
 from evergrant_server.api.agents import delegation_explanation, delegation_rules, delegations
@@ -38,17 +42,13 @@ from evergrant_server.api.console import keys as console_keys
 from evergrant_server.api.console import login as console_login
 from evergrant_server.api.console import requests as console_requests
 from evergrant_server.api.console import static as console_static
-from evergrant_server.api.http import problems
 from evergrant_server.api.http.client_certificates import TrustedHop
-from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.middleware import Deadline, Envelope
-from evergrant_server.api.http.refusal_log import RefusalLog
+from evergrant_server.api.http.request_errors import install_error_handlers
 from evergrant_server.api.integrations import definition_rollout, definitions
 from evergrant_server.api.integrations import routes as integrations
 from evergrant_server.api.leases import oauth1_signatures, refresh_command
 from evergrant_server.api.leases import routes as leases
-from evergrant_server.api.leases.decision import LeaseIssuer
-from evergrant_server.api.leases.refresher import RefreshWaiter
 from evergrant_server.api.oauth import client_login, registration
 from evergrant_server.api.oauth import clients as oauth_clients
 from evergrant_server.api.oauth import metadata as server_metadata
@@ -196,7 +196,7 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
     app.state.templates = Pages(Logos(api.settings.data_dir / "logos"))
     app.state.console = ConsolePages()
     app.state.browsers = BrowserSessions(api.settings.public_url, api.ring)
-    problems.install_error_handlers(app, api.settings.public_url)
+    install_error_handlers(app, api.settings.public_url)
     app.add_exception_handler(404, answer_unknown_path)
     lease_routes = leases.routes(api, issuer)
     app.router.routes.extend(lease_routes)

@@ -108,9 +108,9 @@ async def _page(
     newest_first: bool = False,
 ) -> Page[AuditView]:
     bound = {"list": "audit", "of": object_id} | ({"newest": True} if newest_first else {})
-    after = call.api.cursors.decode(cursor, call.tenant, **bound)
+    after = call.cursors.decode(cursor, call.tenant, **bound)
     found = await audit.page(
         tx, call.tenant, object=object_id, after=after, limit=limit + 1, newest_first=newest_first
     )
-    next_cursor = call.api.cursors.next_cursor(found, limit, audit.page_cursor, call.tenant, **bound)
+    next_cursor = call.cursors.next_cursor(found, limit, audit.page_cursor, call.tenant, **bound)
     return Page(items=[AuditView.of_record(record) for record in found[:limit]], next_cursor=next_cursor)

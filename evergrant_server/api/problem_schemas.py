@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from evergrant_server.api.http.problems import MEDIA_TYPE
 from evergrant_server.core.errors import FAILURES
 from evergrant_server.core.model import CheckedModel
+from evergrant_server.problems import MEDIA_TYPE
 
 METHODS = ("get", "put", "post", "delete")
 _REF = "#/components/schemas/"

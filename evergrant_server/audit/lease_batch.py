@@ -64,8 +64,8 @@ _LITE_USAGE = (
 )
 
 # On PostgreSQL a change of these rows waits for this transaction: it commits before or after the lease is in
-# the log, never in between (migration 0008 has the other side). The batch waits for no change: a claim whose
-# row is being changed is judged with a later batch, and those beside it don't wait.
+# the log, never in between (the other side is the trigger `exclude_leases`). The batch waits for no change: a
+# claim whose row is being changed is judged with a later batch, and those beside it don't wait.
 _PG_LOCKS = (
     "SELECT id FROM unnest($1::varchar[]) AS id"
     " WHERE pg_try_advisory_xact_lock_shared(hashtextextended(id, 0))"

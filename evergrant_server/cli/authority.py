@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 from evergrant_server import audit
 from evergrant_server.cli.app import Flags, settings_of
 from evergrant_server.cli.pinned_hosts.acceptance import accept_hosts as accept_hosts_of
-from evergrant_server.cli.pinned_hosts.acceptance import pin_hosts_of_before
+from evergrant_server.cli.pinned_hosts.acceptance import pin_accepted_rows
 from evergrant_server.cli.pinned_hosts.waiting import print_waiting_hosts
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -22,10 +22,7 @@ from evergrant_server.store.review.authority_scan import (
     broken_configuration,
     broken_connections,
 )
-from evergrant_server.store.store import require_matching_key_ring
 from providers.definition.registry import Registry
-
-_FIRST_WITH_SIGNATURES = "0033"  # the schema from which on every row has what `authority verify` checks
 
 authority = App(name="authority")
 
@@ -69,7 +66,7 @@ async def accept(
     async with _store(settings_of(flags)) as store:
         accepted = await accept_rows(store, None if everything else frozenset(ids))
         if everything:
-            await pin_hosts_of_before(store, Registry.load())
+            await pin_accepted_rows(store, Registry.load())
     missing = sorted(set(ids) - set(accepted))
     if missing:
         raise Failure(ErrorCode.NOT_FOUND, f"There is no row {', '.join(missing)}.")
@@ -109,22 +106,6 @@ async def accept_hosts(
 async def accept_rows(store: Store, ids: frozenset[str] | None = None) -> list[str]:
     """Write the authenticators of these rows as they are (None: of all); returns their ids."""
     return [*await accept_table_rows(store, ids), *await audit.accept_heads(store, ids)]
-
-
-def has_authenticators(schema: str) -> bool:
-    """Whether every row of authority in a database of this version has one."""
-    return schema >= _FIRST_WITH_SIGNATURES
-
-
-async def make_authenticators(settings: Settings, ring: KeyRing) -> None:
-    """Sign the rows of a schema that had no signatures. The schema is upgraded already."""
-    store = await Store.open(settings.database_url, ring, SystemClock())
-    try:
-        await require_matching_key_ring(store, ring)
-        await accept_rows(store)
-        await pin_hosts_of_before(store, Registry.load())
-    finally:
-        await store.close()
 
 
 async def _broken(store: Store) -> AsyncIterator[BrokenRow]:

@@ -9,10 +9,9 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from evergrant_server import audit
+from evergrant_server.access.authentication import Authenticator
 from evergrant_server.api.apps.keys import bootstrap_admin
-from evergrant_server.api.http.authentication import Authenticator
 from evergrant_server.cli.app import Flags, settings_of
-from evergrant_server.cli.authority import has_authenticators, make_authenticators
 from evergrant_server.cli.break_glass import break_glass
 from evergrant_server.cli.gateway.database_role import gateway_password, gateway_role
 from evergrant_server.cli.gateway.key_exports import export_api, export_gateway
@@ -30,11 +29,6 @@ from evergrant_server.store.review.gateway_role import put_gateway_role
 from evergrant_server.temporal_link.connect import connect, prepare_namespace
 from evergrant_server.temporal_link.reconcile import ReconcileCounts
 from evergrant_server.wiring.platform import open_platform
-
-_WITHOUT_AUTHENTICATORS = (
-    "The schema is upgraded, but rows of before have no authenticators yet. Once the cause is mended, run\n"
-    "`python -m evergrant_server authority accept --all` before the API and the workers start."
-)
 
 db, keys, audit_log = App(name="db"), App(name="keys"), App(name="audit")
 
@@ -57,7 +51,7 @@ async def upgrade(
     """
     settings = settings_of(flags)
     password = gateway_password(settings, gateway_role, gateway_password_file)
-    before = await upgrade_database(settings)
+    before = await schema.upgrade(settings.database_url)
     print(f"schema {before or 'none'} -> {schema.expected_version()}")
     if gateway_role is not None:
         await put_gateway_role(settings.database_url, gateway_role, password)
@@ -68,22 +62,6 @@ async def upgrade(
         print(
             f"namespace {client.namespace}: search attributes, retention {settings.history_retention.days} d"
         )
-
-
-async def upgrade_database(settings: Settings) -> str | None:
-    """Upgrade the schema; returns the earlier version. Rows of before signatures get theirs."""
-    before = await schema.current_version(settings.database_url)
-    if before is None or has_authenticators(before):
-        await schema.upgrade(settings.database_url)
-        return before
-    ring = KeyRing.open(settings.key_path, Role.OPERATOR)  # before the schema has changed
-    await schema.upgrade(settings.database_url)
-    try:
-        await make_authenticators(settings, ring)
-    except BaseException:
-        print(_WITHOUT_AUTHENTICATORS, file=sys.stderr)
-        raise
-    return before
 
 
 db.command(gateway_role)

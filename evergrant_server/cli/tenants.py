@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from cyclopts import App
 
-from evergrant_server.api.http.transactions import record, run_transaction
+from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.cli.app import Flags, settings_of
 from evergrant_server.core.access import TenantStanding
 from evergrant_server.core.audit import AuditAction

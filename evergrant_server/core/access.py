@@ -105,7 +105,7 @@ class TenantStanding(TenantRow):
 
 
 class AppKey(TenantRow):
-    """An API key. Of its secret only a MAC is kept (`api.http.api_keys`).
+    """An API key. Of its secret only a MAC is kept (`access.credentials`).
 
     A key without `expires_at` is from a version that kept a plain hash: it isn't accepted.
     """
@@ -137,7 +137,7 @@ class AppCredential(TenantRow):
 
 
 class AppToken(TenantRow):
-    """An opaque access token. Of its secret only a MAC is kept, over every field (`api.http.app_tokens`).
+    """An opaque access token. Of its secret only a MAC is kept, over every field (`access.credentials`).
 
     It counts while its credential is at `credential_revision`: a credential that is replaced or deleted ends
     its tokens. `confirmation` is the `cnf` of RFC 7800 section 3.1: what each request must prove as well.

@@ -9,10 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from evergrant_server.api import health
-from evergrant_server.api.http.problems import problem_response
-from evergrant_server.api.http.tracing import begin_trace
-from evergrant_server.api.limits.leases import add_limit_headers
+from evergrant_server.access.context import readiness
+from evergrant_server.access.limits import add_limit_headers
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.gateway.callers import challenge_of, resource_metadata
 from evergrant_server.gateway.envoy import http_service as envoy_http
@@ -25,7 +23,9 @@ from evergrant_server.gateway.proxy.streaming import ResponseBroken
 from evergrant_server.gateway.refusals import ERROR_HEADER, note_refusal, unexpected
 from evergrant_server.gateway.tools.endpoint import PATH as TOOLS_PATH
 from evergrant_server.gateway.tools.endpoint import ToolsEndpoint
+from evergrant_server.problems import problem_response
 from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.request_ids import begin_trace
 
 _PROXY_ROUTE = SimpleNamespace(path="/v1/proxy/{connection}/{path}")  # for its span: the path isn't
 _MCP_ROUTE = SimpleNamespace(path="/mcp/{connection}")
@@ -103,9 +103,9 @@ class GatewayApp:
         if path == b"/metrics":
             return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
         if path == b"/readyz":
-            response = Response()
-            checked = await health.readyz(self.parts.api, response)
-            return JSONResponse(checked, response.status_code)
+            is_ready, checks = await readiness(self.parts.api)
+            headers = {} if is_ready else {"Retry-After": "1"}
+            return JSONResponse({"ready": is_ready, "checks": checks}, 200 if is_ready else 503, headers)
         settings = self.parts.api.settings
         document = resource_metadata(path, settings.gateway_public_url, settings.public_url)
         if document is not None:

@@ -6,9 +6,9 @@ import re
 from starlette.requests import Request
 from starlette.types import Scope
 
-from evergrant_server.api.http.authentication import Caller
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.oauth.resource_tokens import RESOURCE
+from evergrant_server.access.authentication import RESOURCE
+from evergrant_server.access.callers import Caller
+from evergrant_server.access.context import ApiContext
 
 SCOPES = ("mcp",)  # of every resource
 _WELL_KNOWN = b"/.well-known/oauth-protected-resource"

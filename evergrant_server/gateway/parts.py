@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.refusal_log import RefusalLog
-from evergrant_server.api.leases.decision import LeaseIssuer
-from evergrant_server.api.leases.refresher import RefreshWaiter
-from evergrant_server.api.limits.leases import OPEN_REQUESTS, RateLimited
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.decision import LeaseIssuer
+from evergrant_server.access.limits import OPEN_REQUESTS, RateLimited
+from evergrant_server.access.recording import RefusalLog
+from evergrant_server.access.refreshes import RefreshWaiter
 from evergrant_server.core.access import App
 from evergrant_server.core.ids import AppId
 from evergrant_server.egress import StreamingTransport

@@ -1,6 +1,6 @@
 """Permit decisions: may this app do that, and up to which scopes. Pure.
 
-Owns the decision, its reason and its explanation. Doesn't own authentication (api), where permits are kept
+Owns the decision, its reason and its explanation. Doesn't own authentication (access), where permits are kept
 (store) or what a refusal looks like on the wire (core.errors).
 """
 

@@ -231,7 +231,7 @@ def _grant_parts(connection: Connection, destination_mac: str, hosts: str | None
 
 
 def _hosts_part(hosts: str | None) -> tuple[str, ...]:
-    """None: an earlier version wrote the row, and nothing is sent before its hosts are pinned."""
+    """None: the row was accepted without hosts, and nothing is sent before they are pinned."""
     return () if hosts is None else (hosts,)
 
 

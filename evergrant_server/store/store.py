@@ -1,9 +1,11 @@
 """The store itself: opened once per process, handing out transactions with every repository."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
+from functools import cached_property
+from typing import TypeVar
 
 from sqlalchemy import select, text
 from sqlmodel import col
@@ -61,61 +63,84 @@ from evergrant_server.store.webhooks import Deliveries, Webhooks
 _CLOSE_S = 10.0
 
 
+Repo = TypeVar("Repo")
+
+
+def _with_connection(repository: Callable[[DatabaseConnection], Repo]) -> cached_property[Repo]:
+    return cached_property(lambda tx: repository(tx.connection))
+
+
+def _with_ring(repository: Callable[[DatabaseConnection, KeyRing], Repo]) -> cached_property[Repo]:
+    return cached_property(lambda tx: repository(tx.connection, tx.ring))
+
+
+def _with_sealer(repository: Callable[[DatabaseConnection, ColumnSealer], Repo]) -> cached_property[Repo]:
+    return cached_property(lambda tx: repository(tx.connection, tx.sealer))
+
+
 class Transaction:
-    """The repositories of one transaction. Nothing but calls to these may be awaited inside it."""
+    """The repositories of one transaction, each built when it is first asked for.
+
+    Nothing but calls to these may be awaited inside it.
+    """
 
     def __init__(
         self, connection: DatabaseConnection, ring: KeyRing, now: datetime, keys: UnwrappedKeys | None = None
     ) -> None:
-        self.connection, self.now = connection, now
-        sealer = self.sealer = ColumnSealer(connection, ring, now, keys)
-        self.connections = Connections(connection, ring)
-        self.grants = Grants(connection, sealer)
-        self.narrowed_tokens = NarrowedTokens(connection, sealer)
-        self.integrations = Integrations(connection, sealer)
-        self.destinations = Destinations(connection, ring)
-        self.pinned_hosts = PinnedHostsOfAll(connection, ring)
-        self.definitions = Definitions(connection, ring)
-        self.tenants = Tenants(connection, ring)
-        self.access = Access(connection, ring)
-        self.agents = Agents(connection, ring)
-        self.call_approvals = CallApprovals(connection, sealer)
-        self.agent_stops = AgentStops(connection, ring)
-        self.delegations = Delegations(connection, ring)
-        self.delegation_rules = DelegationRules(connection, ring)
-        self.credentials = AppCredentials(connection, ring)
-        self.tokens = AppTokens(connection, ring)
-        self.key_sessions = KeySessions(connection, ring)
-        self.approvals = Approvals(connection, ring)
-        self.trusted_issuers = TrustedIssuers(connection, ring)
-        self.access_requests = AccessRequests(connection, ring)
-        self.admin_logins = AdminLogins(connection, ring)
-        self.person_logins = PersonLogins(connection, sealer)
-        self.person_sessions = PersonSessions(connection, ring)
-        self.oauth_clients = OAuthClients(connection, ring)
-        self.authorization_codes = AuthorizationCodes(connection, ring)
-        self.token_families = TokenFamilies(connection, ring)
-        self.refresh_tokens = RefreshTokens(connection, sealer)
-        self.oauth_tokens = OAuthTokens(connection, ring)
-        self.client_logins = ClientLogins(connection, ring)
-        self.authorization_requests = AuthorizationRequests(connection, ring)
-        self.subject_sessions = SubjectSessions(connection, ring)
-        self.client_consents = ClientConsents(connection, ring)
-        self.consents = Consents(connection, sealer)
-        self.exports = Exports(connection, ring)
-        self.attempts = Attempts(connection)
-        self.late_tokens = LateTokenSets(connection, sealer)
-        self.replaced_grants = ReplacedGrants(connection, sealer)
-        self.revocable_rows = RevocableRows(connection)
-        self.proof_keys = ProofKeys(connection, sealer)
-        self.outbox = Outbox(connection, ring)
-        self.histories = Histories(connection)
-        self.webhooks = Webhooks(connection, sealer)
-        self.deliveries = Deliveries(connection, ring)
-        self.receivers = Receivers(connection, sealer)
-        self.account_identifiers = AccountIdentifiers(connection, ring)
-        self.introspections = Introspections(connection)
-        self.idempotency = Idempotency(connection, sealer)
+        self.connection, self.ring, self.now = connection, ring, now
+        self._keys = keys
+
+    @cached_property
+    def sealer(self) -> ColumnSealer:
+        return ColumnSealer(self.connection, self.ring, self.now, self._keys)
+
+    connections = _with_ring(Connections)
+    grants = _with_sealer(Grants)
+    narrowed_tokens = _with_sealer(NarrowedTokens)
+    integrations = _with_sealer(Integrations)
+    destinations = _with_ring(Destinations)
+    pinned_hosts = _with_ring(PinnedHostsOfAll)
+    definitions = _with_ring(Definitions)
+    tenants = _with_ring(Tenants)
+    access = _with_ring(Access)
+    agents = _with_ring(Agents)
+    call_approvals = _with_sealer(CallApprovals)
+    agent_stops = _with_ring(AgentStops)
+    delegations = _with_ring(Delegations)
+    delegation_rules = _with_ring(DelegationRules)
+    credentials = _with_ring(AppCredentials)
+    tokens = _with_ring(AppTokens)
+    key_sessions = _with_ring(KeySessions)
+    approvals = _with_ring(Approvals)
+    trusted_issuers = _with_ring(TrustedIssuers)
+    access_requests = _with_ring(AccessRequests)
+    admin_logins = _with_ring(AdminLogins)
+    person_logins = _with_sealer(PersonLogins)
+    person_sessions = _with_ring(PersonSessions)
+    oauth_clients = _with_ring(OAuthClients)
+    authorization_codes = _with_ring(AuthorizationCodes)
+    token_families = _with_ring(TokenFamilies)
+    refresh_tokens = _with_sealer(RefreshTokens)
+    oauth_tokens = _with_ring(OAuthTokens)
+    client_logins = _with_ring(ClientLogins)
+    authorization_requests = _with_ring(AuthorizationRequests)
+    subject_sessions = _with_ring(SubjectSessions)
+    client_consents = _with_ring(ClientConsents)
+    consents = _with_sealer(Consents)
+    exports = _with_ring(Exports)
+    attempts = _with_connection(Attempts)
+    late_tokens = _with_sealer(LateTokenSets)
+    replaced_grants = _with_sealer(ReplacedGrants)
+    revocable_rows = _with_connection(RevocableRows)
+    proof_keys = _with_sealer(ProofKeys)
+    outbox = _with_ring(Outbox)
+    histories = _with_connection(Histories)
+    webhooks = _with_sealer(Webhooks)
+    deliveries = _with_ring(Deliveries)
+    receivers = _with_sealer(Receivers)
+    account_identifiers = _with_ring(AccountIdentifiers)
+    introspections = _with_connection(Introspections)
+    idempotency = _with_sealer(Idempotency)
 
 
 class Store:
@@ -194,9 +219,9 @@ class Store:
         Raises Failure KEY_UNAVAILABLE, SEAL_BROKEN, STORE_UNAVAILABLE.
         """
         async with self.read() as tx:
-            found = await tx.sealer.find_current_keys(tenant, connection_id, purposes)
-        if found is not None:
-            return found
+            keys = await tx.sealer.find_current_keys(tenant, connection_id, purposes)
+        if keys is not None:
+            return keys
         async with self.write() as tx:
             return await tx.sealer.get_or_create_keys(tenant, connection_id, purposes)
 

@@ -3,8 +3,7 @@
     api.link.refreshes_with("at-2")     # what a workflow would do, done to the real store
     answer = await api.post("/v1/lease", key, {...})
 
-Two stores share one database: the API's own (its ring can't open refresh tokens), and the
-worker's, through which tokens arrive.
+Two stores share one database: the API's, which can't open refresh tokens, and the worker's, which installs.
 """
 
 import asyncio
@@ -20,8 +19,9 @@ import httpx2
 import pytest_asyncio
 
 from evergrant_server import audit
+from evergrant_server.access.context import ApiContext
 from evergrant_server.api.app import create_app
-from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.connections.create import offer_consent
 from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.core.access import Action, App
 from evergrant_server.core.audit import AuditAction, AuditRecord
@@ -55,7 +55,6 @@ TENANT = Tenant("acme")
 OTHER = Tenant("acme-2")  # one tenant's name begins with the other's
 PUBLIC_URL = "https://evergrant.test"
 LIFETIME = 3600.0
-
 Refresh = Callable[[Tenant, ConnectionId, EnsureFresh], Awaitable[EnsureFreshResult]]
 
 
@@ -380,6 +379,7 @@ async def running_api(
         ledger=ledger,
         lease_rows=LeaseRows(store),
         check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
+        offer_consent=offer_consent,
     )
     api = Api(parts, worker, clock, certificates)
     try:

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx2
 
-from evergrant_server.api.http.api_keys import new_key
+from evergrant_server.access.credentials import new_key
 from evergrant_server.core.access import App, Approval, AuthenticationMethod, Permit
 from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.connections.connection import Connection

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from evergrant_server.access.credentials import new_app_token
 from evergrant_server.api.apps.keys import bootstrap_admin
-from evergrant_server.api.http.app_tokens import new_token
 from evergrant_server.core.access import Action, AppCredential
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.store import Store
@@ -208,7 +208,7 @@ async def made_by_hand(
 ) -> str:
     """A token that Evergrant made, whose row is changed afterwards."""
     now = api.clock.now()
-    token, text = new_token(api.parts.ring, credential, now, now + timedelta(minutes=10), cnf)
+    token, text = new_app_token(api.parts.ring, credential, now, now + timedelta(minutes=10), cnf)
     async with api.worker.write() as tx:
         await tx.tokens.add(token)
         if values:

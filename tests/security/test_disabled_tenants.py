@@ -5,7 +5,7 @@ import json
 import pytest
 from sqlalchemy import delete, text, update
 
-from evergrant_server.api.http.api_keys import checksum
+from evergrant_server.access.credentials import checksum
 from evergrant_server.api.people.break_glass import make_break_glass_session
 from evergrant_server.cli.tenants import set_disabled
 from evergrant_server.core.access import Action

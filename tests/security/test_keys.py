@@ -9,7 +9,8 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import text
 
-from evergrant_server.api.http import api_keys, authentication
+from evergrant_server.access import authentication
+from evergrant_server.access.credentials import checksum
 from evergrant_server.core.access import Action, AppKey
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import KeyId, new_id
@@ -21,7 +22,7 @@ DAY_S = 86_400
 
 
 def with_checksum(text: str) -> str:
-    return text + api_keys.checksum(text)
+    return text + checksum(text)
 
 
 def with_secret(key: str, secret: str) -> str:
@@ -130,7 +131,7 @@ async def test_a_key_is_shown_once_and_only_its_mac_is_kept(api: Api):
 async def test_a_key_has_a_checksum_and_a_mistyped_one_is_named(api: Api):
     key = await api.app_with("pipeline", Action.TOKEN)
     assert SCANNED.fullmatch(key)
-    assert api_keys.checksum("evg_key_0000000000000000000000_" + "0" * 64) == "21Ax32"
+    assert checksum("evg_key_0000000000000000000000_" + "0" * 64) == "21Ax32"
     mistyped = key[:40] + ("0" if key[40] != "0" else "1") + key[41:]
     answer = await api.get("/v1/connections", mistyped)
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")

@@ -5,6 +5,8 @@ from datetime import timedelta
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from evergrant_server.access.approvals import dangerous
+from evergrant_server.access.context import integration_spec
 from evergrant_server.api.agents.approval_models import (
     CallApprovalBody,
     CallApprovalView,
@@ -12,11 +14,8 @@ from evergrant_server.api.agents.approval_models import (
     CallDecisionBody,
     CalledView,
 )
-from evergrant_server.api.http.approvals import dangerous
 from evergrant_server.api.http.call import AdminCall, ApiCall, Call, CommandResponse
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit
-from evergrant_server.api.http.problems import invalid_request, require_found
-from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.audit.approved_calls import hash_of, use_call_approval
 from evergrant_server.core.access import Action, App
 from evergrant_server.core.agents.call_approvals import CallApproval, CallApprovalState
@@ -27,6 +26,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import CallApprovalId, ConnectionId, derived_id
 from evergrant_server.core.outbox import call_approval_message
 from evergrant_server.policy import Target, may_see
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.agents import CALL_APPROVALS
@@ -90,12 +90,12 @@ async def list_call_approvals(
 ) -> Page[CallApprovalView]:
     """Calls, sorted by id: all of the tenant for an admin or an auditor, else the app's own."""
     bound = {"list": "call-approvals", "state": state}
-    after = call.api.cursors.decode(cursor, call.tenant, **bound)
+    after = call.cursors.decode(cursor, call.tenant, **bound)
     mine = None if _may_read_all(call) else call.caller.app.id
     async with call.api.store.read() as tx:
         found = await tx.call_approvals.page(call.tenant, after, limit + 1, app_id=mine, state=state)
         views = [await _view(tx, call, it, with_call=False) for it in found[:limit]]
-    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.id, call.tenant, **bound)
+    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.id, call.tenant, **bound)
     return Page(items=views, next_cursor=next_cursor)
 
 

@@ -7,12 +7,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from evergrant_server.access.callers import authority_of
 from evergrant_server.api.agents.delegations import visible_delegation
 from evergrant_server.api.apps.explain import Obstacle, ScopeList
 from evergrant_server.api.http.call import Call
-from evergrant_server.api.http.callers.delegated import authority_of
 from evergrant_server.api.http.models import View
-from evergrant_server.api.http.problems import require_found
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Grant
@@ -26,6 +25,7 @@ from evergrant_server.policy import (
     Target,
     decide_delegated,
 )
+from evergrant_server.problems import require_found
 
 router = APIRouter(tags=["agents"])
 

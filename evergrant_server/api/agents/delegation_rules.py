@@ -7,11 +7,10 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
+from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.apps.trusted_issuers import issuer_facts
-from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Page, Slug, Text, View
-from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.core.agents.delegation_rules import (
     MOST_RULES,
     PERSONS_ISSUERS,
@@ -23,6 +22,7 @@ from evergrant_server.core.connections.login import LoginClaim
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, DelegationRuleId, new_id
 from evergrant_server.core.workloads.issuer import TrustedIssuer
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["agents"])

@@ -6,17 +6,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from evergrant_server.access.approvals import dangerous
 from evergrant_server.api.agents.delegation_views import DelegationView, viewed
-from evergrant_server.api.http.approvals import dangerous
 from evergrant_server.api.http.call import ApiCall, Call
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, View
-from evergrant_server.api.http.problems import require_found
 from evergrant_server.core.access import Action
 from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, DelegationId, is_id
 from evergrant_server.policy import Target
+from evergrant_server.problems import require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["agents"])
@@ -59,12 +59,12 @@ async def list_delegations(
     """Delegations sorted by id, of one app, subject or session, if given. An app sees its own; an admin or
     auditor all. Each is kept for a week after its end."""
     wanted = {"app": app, "subject": subject, "session": session}
-    after = call.api.cursors.decode(cursor, call.tenant, list="delegations", **_said(wanted))
+    after = call.cursors.decode(cursor, call.tenant, list="delegations", **_said(wanted))
     async with call.api.store.read() as tx:
         columns = {"app_id": await _app_id(tx, call, app), "subject": subject, "root_id": session}
         found = await tx.delegations.page(call.tenant, after, limit + 1, **columns)
         views = [await viewed(tx, it, call.now) for it in found[:limit]]
-    next_cursor = call.api.cursors.next_cursor(
+    next_cursor = call.cursors.next_cursor(
         found, limit, lambda it: it.id, call.tenant, list="delegations", **_said(wanted)
     )
     return Page(items=views, next_cursor=next_cursor)

@@ -6,15 +6,15 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator
 
+from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.apps.routes import app_facts, require_app
-from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, UtcDatetime, View
-from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, is_id, is_slug, new_id
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["agents"])
@@ -91,11 +91,11 @@ async def put_agent(name: Slug, body: AgentBody, response: Response, call: Admin
 @router.get("/v1/agents")
 async def list_agents(call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None) -> Page[AgentView]:
     """All agents of the tenant, sorted by name."""
-    after = call.api.cursors.decode(cursor, call.tenant, list="agents")
+    after = call.cursors.decode(cursor, call.tenant, list="agents")
     async with call.api.store.read() as tx:
         found = await tx.agents.page(call.tenant, after, limit + 1)
         views = [await agent_view(tx, it, call.now) for it in found[:limit]]
-    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, list="agents")
+    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, list="agents")
     return Page(items=views, next_cursor=next_cursor)
 
 

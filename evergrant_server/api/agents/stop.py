@@ -4,15 +4,15 @@ from datetime import datetime
 
 from fastapi import APIRouter
 
+from evergrant_server.access.approvals import dangerous
 from evergrant_server.api.agents.routes import require_agent
-from evergrant_server.api.http.approvals import dangerous
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Slug, Text, View
-from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.core.agents.stops import AgentStop
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import AgentStopId, new_id
 from evergrant_server.core.outbox import agent_stop_message
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["agents"])

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from evergrant_server import audit
+from evergrant_server.access.approvals import dangerous, is_admin_app, is_second_admin, use_approval
 from evergrant_server.api.apps.access_request_models import (
     AccessRequestBody,
     AccessRequestView,
@@ -16,10 +17,8 @@ from evergrant_server.api.apps.access_request_models import (
 from evergrant_server.api.apps.permit_models import PermitBody
 from evergrant_server.api.apps.permits import gives_weighty, permit_facts, save_permit
 from evergrant_server.api.apps.routes import require_app
-from evergrant_server.api.http.approvals import dangerous, is_admin_app, is_second_admin, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, Call, Command, CommandResponse
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit
-from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.core.access import Action, App, Effect
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -32,6 +31,7 @@ from evergrant_server.core.lifecycle.access_requests import (
 )
 from evergrant_server.core.outbox import access_request_message
 from evergrant_server.policy import Target
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["apps"])
@@ -69,13 +69,13 @@ async def list_access_requests(
 ) -> Page[AccessRequestView]:
     """Requests, sorted by id: all of the tenant for an admin or an auditor, else the app's own."""
     bound = {"list": "access-requests", "state": state}
-    after = call.api.cursors.decode(cursor, call.tenant, **bound)
+    after = call.cursors.decode(cursor, call.tenant, **bound)
     mine = None if _may_read_all(call) else call.caller.app.id
     async with call.api.store.read() as tx:
         found = await tx.access_requests.page(call.tenant, after, limit + 1, app_id=mine, state=state)
         apps = {it.app_id: await tx.access.app(call.tenant, it.app_id) for it in found}
     names = {id: "" if app is None else app.name for id, app in apps.items()}
-    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.id, call.tenant, **bound)
+    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.id, call.tenant, **bound)
     views = [AccessRequestView.of_request(it, names[it.app_id]) for it in found[:limit]]
     return Page(items=views, next_cursor=next_cursor)
 

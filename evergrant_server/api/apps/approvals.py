@@ -1,11 +1,11 @@
-"""`/v1/approvals`: commands of others that wait for a second admin (`api.http.approvals`)."""
+"""`/v1/approvals`: commands of others that wait for a second admin (`access.approvals`)."""
 
 from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter
 
-from evergrant_server.api.http.approvals import dangerous, is_second_admin
+from evergrant_server.access.approvals import dangerous, is_second_admin
 from evergrant_server.api.http.call import AdminCall, AuditorCall
 from evergrant_server.api.http.models import Page, View
 from evergrant_server.core.access import Approval

@@ -43,12 +43,12 @@ async def list_access_changes(
     From `since` on, and before `until`, as the audit log has them.
     """
     bound = {"list": "access-changes", "since": _text(since), "until": _text(until)}
-    after = call.api.cursors.decode(cursor, call.tenant, **bound)
+    after = call.cursors.decode(cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
         window = audit.Window(since, until, access_only=True)
         found = await audit.page(tx, call.tenant, window=window, after=after, limit=limit + 1)
         items = [await _change(tx, record) for record in found[:limit]]
-    next_cursor = call.api.cursors.next_cursor(found, limit, audit.page_cursor, call.tenant, **bound)
+    next_cursor = call.cursors.next_cursor(found, limit, audit.page_cursor, call.tenant, **bound)
     return Page(items=items, next_cursor=next_cursor)
 
 

@@ -6,16 +6,16 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.apps.credential_parameters import CredentialBody
 from evergrant_server.api.apps.routes import app_facts, require_app
 from evergrant_server.api.apps.workload_parameters import stored_parameters
-from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Page, Slug, View
-from evergrant_server.api.http.problems import require_found
 from evergrant_server.core.access import AppCredential, AuthenticationMethod
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import CredentialId, KeyId, new_id
+from evergrant_server.problems import require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["apps"])

@@ -10,9 +10,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import AfterValidator
 
+from evergrant_server.access.context import integration_spec
+from evergrant_server.access.narrowing import is_narrowable
 from evergrant_server.api.http.call import AuditorCall
 from evergrant_server.api.http.models import Slug, View, _scope
-from evergrant_server.api.integrations.definitions import integration_spec, is_narrowable
 from evergrant_server.core.access import Action, Effect
 from evergrant_server.core.connections.connection import Connection, LifecycleState, is_leasable
 from evergrant_server.core.connections.grant import FollowUp, Grant

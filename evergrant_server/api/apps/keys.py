@@ -8,12 +8,12 @@ from pydantic import Field
 from starlette.responses import Response
 
 from evergrant_server import audit
+from evergrant_server.access.approvals import dangerous, use_approval
+from evergrant_server.access.credentials import LONGEST_LIFETIME, new_key
+from evergrant_server.access.transactions import record
 from evergrant_server.api.apps.routes import app_facts, require_app
-from evergrant_server.api.http.api_keys import LONGEST_LIFETIME, new_key
-from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, AdminCommand, AuditorCall, CommandResponse
 from evergrant_server.api.http.models import Body, Page, Slug, View
-from evergrant_server.api.http.transactions import record
 from evergrant_server.core.access import MOST_LIVE_KEYS, Action, App, Permit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock

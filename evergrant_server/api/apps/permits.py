@@ -6,18 +6,18 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from evergrant_server import audit
+from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.apps.permit_models import PermitBody, PermitView
 from evergrant_server.api.apps.routes import app_facts, require_app
 from evergrant_server.api.connections.scopes import retry_waiting_connections
-from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug
-from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.api.integrations.resolution import integration_by_name
 from evergrant_server.core.access import TOKEN_ACTIONS, Action, App, Effect, EnforcementMode, Permit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import PermitId, new_id
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["apps"])
@@ -86,11 +86,11 @@ async def list_permits(
 ) -> Page[PermitView]:
     """The permits of an app, sorted by name."""
     bound = {"list": "permits", "app": name}
-    after = call.api.cursors.decode(cursor, call.tenant, **bound)
+    after = call.cursors.decode(cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
         app = await require_app(tx, call, name)
         found = await tx.access.permits(call.tenant, app.id, after, limit + 1)
-    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, **bound)
+    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, **bound)
     return Page(items=[PermitView.of(it) for it in found[:limit]], next_cursor=next_cursor)
 
 

@@ -88,11 +88,11 @@ async def report_access(
 
     As CSV with `format=csv`, or where `Accept` names `text/csv` first; the next page is then in `Link`.
     """
-    after = call.api.cursors.decode(cursor, call.tenant, list="access")
+    after = call.cursors.decode(cursor, call.tenant, list="access")
     app, _, permit = (after or "").partition("/")
     async with call.api.store.read() as tx:
         found = await review_permits(tx, call.tenant, (app, permit) if after else None, limit + 1)
-    next_cursor = call.api.cursors.next_cursor(found, limit, _place, call.tenant, list="access")
+    next_cursor = call.cursors.next_cursor(found, limit, _place, call.tenant, list="access")
     items = [access_view(it) for it in found[:limit]]
     accepted = call.request.headers.get("accept", "").partition(",")[0].partition(";")[0].strip().lower()
     if format == "csv" or (format is None and accepted == CSV):

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 from pydantic import Field
 
+from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.connections.scopes import retry_waiting_connections
-from evergrant_server.api.http.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import (
     Body,
@@ -18,10 +18,10 @@ from evergrant_server.api.http.models import (
     Slug,
     View,
 )
-from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.core.access import App, Effect
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import AppId, new_id
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["apps"])
@@ -94,10 +94,10 @@ async def put_app(name: Slug, body: AppBody, response: Response, call: AdminCall
 @router.get("/v1/apps")
 async def list_apps(call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None) -> Page[AppView]:
     """All apps of the tenant, sorted by name."""
-    after = call.api.cursors.decode(cursor, call.tenant, list="apps")
+    after = call.cursors.decode(cursor, call.tenant, list="apps")
     async with call.api.store.read() as tx:
         found = await tx.access.apps(call.tenant, after, limit + 1)
-    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, list="apps")
+    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, list="apps")
     return Page(items=[AppView.of(app) for app in found[:limit]], next_cursor=next_cursor)
 
 

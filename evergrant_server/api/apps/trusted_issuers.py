@@ -7,16 +7,16 @@ from fastapi import APIRouter
 from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
-from evergrant_server.api.http.approvals import dangerous, use_approval
+from evergrant_server.access.approvals import dangerous, use_approval
+from evergrant_server.access.context import ApiContext
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
-from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, View, request_url
-from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import TrustedIssuerId, new_id
 from evergrant_server.core.outbox import fetch_issuer_keys_message
 from evergrant_server.core.workloads.issuer import IssuerKind, TrustedIssuer, kind_problem
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["workload identity"])
@@ -90,10 +90,10 @@ async def list_issuers(
     call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[TrustedIssuerView]:
     """The tenant's trusted issuers, sorted by name."""
-    after = call.api.cursors.decode(cursor, call.tenant, list="issuers")
+    after = call.cursors.decode(cursor, call.tenant, list="issuers")
     async with call.api.store.read() as tx:
         found = await tx.trusted_issuers.all(call.tenant, after, limit + 1)
-    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, list="issuers")
+    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, list="issuers")
     return Page(items=[_view(issuer) for issuer in found[:limit]], next_cursor=next_cursor)
 
 

@@ -6,10 +6,10 @@ from pydantic import AfterValidator, Field
 
 from evergrant_server.api.apps.certificate_parameters import X509SvidParameters
 from evergrant_server.api.http.models import Body, Slug, Text, _storable
-from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.core.access import AuthenticationMethod
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.workloads.rules import MOST_CLAIMS, WorkloadRule, rule_problem
+from evergrant_server.problems import invalid_request
 from evergrant_server.store import Transaction
 
 _ClaimText = Annotated[Text, AfterValidator(_storable)]

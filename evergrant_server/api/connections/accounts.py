@@ -1,12 +1,12 @@
 """The account at the provider that an app expects its subject to consent with."""
 
 from evergrant_server.api.http.models import Body, Text
-from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.core.connections.account import EMAIL, SUB, ConsentAccount
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration
+from evergrant_server.problems import invalid_request
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 from providers.requests.authorization_url import asks_for_id_token

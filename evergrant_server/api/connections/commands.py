@@ -5,6 +5,8 @@ from datetime import datetime
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from evergrant_server.access.context import integration_spec
+from evergrant_server.access.transactions import record, signal_connection
 from evergrant_server.api.connections.accounts import require_same_expectation
 from evergrant_server.api.connections.consents import (
     ConnectionWithLink,
@@ -21,9 +23,7 @@ from evergrant_server.api.connections.scopes import (
 )
 from evergrant_server.api.connections.view import add_device_code, connection_view
 from evergrant_server.api.http.call import ApiCall, Call, Command, CommandResponse
-from evergrant_server.api.http.problems import invalid_request, require_found
-from evergrant_server.api.http.transactions import record, signal_connection
-from evergrant_server.api.integrations.definitions import integration_spec, require_ready
+from evergrant_server.api.integrations.definitions import require_ready
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -32,6 +32,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import AccountChosen, Revoke
 from evergrant_server.core.messages.names import SignalName
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["connections"])

@@ -14,7 +14,6 @@ from evergrant_server.api.connections.consents import connect_url, signal_grante
 from evergrant_server.api.connections.models import ConfirmBody, ConnectionView
 from evergrant_server.api.connections.routes import get_connection
 from evergrant_server.api.http.call import ApiCall, Call, CommandResponse
-from evergrant_server.api.http.problems import require_found
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.binding import hash_confirm_code
@@ -23,6 +22,7 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
+from evergrant_server.problems import require_found
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event

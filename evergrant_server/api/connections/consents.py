@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from evergrant_server.access.callers import Caller
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.transactions import poll_until, signal_connection
 from evergrant_server.api.connections.accounts import account_of_consent
 from evergrant_server.api.connections.flows import require_flow_allowed
 from evergrant_server.api.connections.makers import require_consent_allowed
 from evergrant_server.api.connections.models import ConnectionBody, ReauthorizeBody
-from evergrant_server.api.http.authentication import Caller
 from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.transactions import poll_until, signal_connection
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import (

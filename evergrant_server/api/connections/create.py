@@ -3,6 +3,11 @@
 from datetime import datetime
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from evergrant_server.access.context import integration_spec
+from evergrant_server.access.judged_request import JudgedRequest
+from evergrant_server.access.refusals import OfferedConsent, WantedConsent
 from evergrant_server.api.connections.accounts import expected_account, require_same_expectation
 from evergrant_server.api.connections.consents import (
     CLIENT_GRANT_DEADLINE,
@@ -30,8 +35,8 @@ from evergrant_server.api.connections.makers import require_consent_allowed, req
 from evergrant_server.api.connections.models import ConnectionBody
 from evergrant_server.api.connections.scopes import ScopeCheck
 from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.problems import invalid_request, require_found
-from evergrant_server.api.integrations.definitions import integration_spec, require_ready
+from evergrant_server.api.http.models import Scopes
+from evergrant_server.api.integrations.definitions import require_ready
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -42,10 +47,12 @@ from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.snapshot import start_message
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.policy import Target
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 
 _CLIENT_GRANT_RETRY_S = 1.0
+_SCOPES: TypeAdapter[tuple[str, ...] | None] = TypeAdapter(Scopes | None)
 
 
 def new_connection(
@@ -231,6 +238,21 @@ class ConnectionSetup:
     async def _record_request(self, tx: Transaction, connection: Connection, consent_id: str) -> None:
         action = AuditAction.REAUTHORIZATION_REQUESTED
         await self._call.record(tx, action, connection.id, consent_id=consent_id)
+
+
+async def offer_consent(judged: JudgedRequest, wanted: WantedConsent) -> OfferedConsent:
+    """The live connection of these names, or a new one, with a link where its subject has to consent.
+
+    Raises Failure as `ConnectionSetup.find_or_create`, ValueError for scopes that can't be asked for.
+    """
+    call = ApiCall(judged.api, judged.caller, judged.context, judged.request, observed=judged.observed)
+    setup = ConnectionSetup(call, for_lease=True, step_up=wanted.step_up)
+    scopes, challenge = _SCOPES.validate_python(wanted.scopes), wanted.challenge
+    # a lease's names were checked with its body, a row's when it was created
+    body = ConnectionBody.model_construct(**wanted.names._asdict(), scopes=scopes, challenge=challenge)
+    linked = await judged.write(lambda tx: setup.find_or_create(tx, body))
+    expires_at = None if linked.consent is None else linked.consent.expires_at
+    return OfferedConsent(linked.connection, linked.connect_url, expires_at)
 
 
 def _require_same_settings(there: Connection, wanted: ConnectionBody) -> None:

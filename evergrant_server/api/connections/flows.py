@@ -6,15 +6,15 @@ Static credentials and subject tokens in a request replace a consent.
 import base64
 import re
 
+from evergrant_server.access.context import ApiContext
 from evergrant_server.api.connections.models import ConnectionBody, CredentialBody
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.secret import Secret
+from evergrant_server.problems import invalid_request
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 from providers.requests.dpop import with_dpop_binding

@@ -13,9 +13,9 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from evergrant_server.access.context import ApiContext
 from evergrant_server.api.connections.models import Timeline, TimelineEvent
 from evergrant_server.api.http.call import Call
-from evergrant_server.api.http.context import ApiContext
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.telemetry.logs import LogEvent, log_event

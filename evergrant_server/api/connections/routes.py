@@ -8,15 +8,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
+from evergrant_server.access.context import ApiContext, integration_spec
 from evergrant_server.api.connections.create import ConnectionSetup
 from evergrant_server.api.connections.models import ConnectionBody, ConnectionList, ConnectionView, LiveView
 from evergrant_server.api.connections.provider_words import provider_said
 from evergrant_server.api.connections.scopes import require_source_permit, take_over_exchange
 from evergrant_server.api.connections.view import add_device_code, connection_view, device_view
 from evergrant_server.api.http.call import ApiCall, Call, Command, CommandResponse
-from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import PageCursor, PageLimit, UtcDatetime
-from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import FollowUp
@@ -90,7 +89,7 @@ async def list_connections(
         _require_alone({**filters, "cursor": cursor})
         return await _with_reference(call, reference)
     bound = {"list": "connections", "app": call.caller.app.id, **filters}
-    after = call.api.cursors.decode(cursor, call.tenant, **bound)
+    after = call.cursors.decode(cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
         found, unreadable, last = await _visible_page(tx, call, filters, after, limit)
         items: list[ConnectionView] = []
@@ -102,7 +101,7 @@ async def list_connections(
                     raise
                 unreadable.append((connection.id, failure.detail))
     report_unreadable(log, unreadable)
-    next_cursor = call.api.cursors.encode(last, call.tenant, **bound) if last is not None else None
+    next_cursor = call.cursors.encode(last, call.tenant, **bound) if last is not None else None
     return ConnectionList(
         items=items, next_cursor=next_cursor, unreadable=tuple(sorted(id for id, _ in unreadable))
     )

@@ -7,10 +7,9 @@ permits before each exchange; the API checks them here and signals workflows whe
 
 from dataclasses import dataclass
 
+from evergrant_server.access.judged_request import refusal
+from evergrant_server.access.transactions import signal_connection
 from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.judged_request import refusal
-from evergrant_server.api.http.problems import invalid_request
-from evergrant_server.api.http.transactions import signal_connection
 from evergrant_server.core.access import Action, App
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -21,6 +20,7 @@ from evergrant_server.core.messages.connection import ProviderChanged
 from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import retry_exchanges_message
 from evergrant_server.policy import PermitDecision, Target, may_exchange, scopes_above, source_scopes
+from evergrant_server.problems import invalid_request
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 from providers.requests.authorization_url import token_slot_scope_params

@@ -4,10 +4,10 @@ A worker requests device codes, the API shows them (ADR 0008).
 """
 
 from evergrant_server import audit
+from evergrant_server.access.transactions import poll_until
 from evergrant_server.api.connections.consents import ConnectionWithLink
 from evergrant_server.api.connections.models import ConnectionView, DeviceView, RevocationProgressView
 from evergrant_server.api.http.call import ApiCall, CommandResponse
-from evergrant_server.api.http.transactions import poll_until
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import ConsentKind

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from starlette.requests import Request
 
-from evergrant_server.api.http.authentication import Caller, PresentedCredential
-from evergrant_server.api.http.context import ApiContext
+from evergrant_server.access.callers import Caller, PresentedCredential
+from evergrant_server.access.context import ApiContext
 from evergrant_server.core.access import AuthenticationMethod, KeySession
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import KeyId, SessionId, new_id

@@ -11,9 +11,9 @@ from evergrant_server.api.apps.keys import KeyBody, NewKeyView, create_key, list
 from evergrant_server.api.apps.routes import get_app
 from evergrant_server.api.console.visit import VisitDep, console_page
 from evergrant_server.api.http.call import require_tenant_admin
-from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.problems import invalid_request
 
 router = APIRouter(include_in_schema=False)
 

@@ -3,17 +3,12 @@
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from evergrant_server.access.callers import Caller
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.people import login_url, require_same_origin, session_cookie
+from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.console.key_sessions import LASTS, key_caller, key_cookie, new_key_session
 from evergrant_server.api.console.visit import LOGIN, ConsoleVisit, VisitDep, console_page
-from evergrant_server.api.http.authentication import Caller
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.people.authentication import (
-    login_url,
-    require_same_origin,
-    session_cookie,
-)
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import record, run_transaction
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.api.people.session_start import end_presented_session
 from evergrant_server.core.access import AuthenticationMethod
@@ -21,6 +16,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry.request_ids import trace_of
 
 router = APIRouter(include_in_schema=False)
 

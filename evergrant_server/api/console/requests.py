@@ -15,11 +15,11 @@ from evergrant_server.api.apps.approvals import approve as approve_command
 from evergrant_server.api.apps.approvals import list_approvals
 from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, chosen, console_page, pages_of
 from evergrant_server.api.http.call import require_tenant_admin
-from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.core.access import Action
 from evergrant_server.core.lifecycle.access_requests import AccessRequestState
 from evergrant_server.policy import Target
+from evergrant_server.problems import invalid_request
 
 router = APIRouter(include_in_schema=False)
 

@@ -12,17 +12,10 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from evergrant_server import audit
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.people import login_url, person_caller, presented_secret, require_same_origin
 from evergrant_server.api.console.key_sessions import key_caller
 from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.people.authentication import (
-    login_url,
-    person_caller,
-    presented_secret,
-    require_same_origin,
-)
-from evergrant_server.api.http.problems import field_errors, invalid_request
-from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.pages.browser import (
     APPROVAL_PAGES,
     BrowserSessions,
@@ -34,8 +27,10 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import is_id
 from evergrant_server.policy import Target
+from evergrant_server.problems import field_errors, invalid_request
 from evergrant_server.store.database.engine import share_connections
 from evergrant_server.telemetry.alarms import report_broken_authority
+from evergrant_server.telemetry.request_ids import trace_of
 
 LOGIN = "/console/login"
 ROWS = 25  # of a page of a list

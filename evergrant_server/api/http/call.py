@@ -1,11 +1,9 @@
-"""The request of an app as the routes see it: caller, permits, audit records, `Idempotency-Key`.
+"""The request of an app as the API's routes see it: a judged request with an `Idempotency-Key`.
 
 Every caller is read from the store. Only the lease path uses a cache, and the lease ledger
 re-checks the revisions.
 """
 
-import hashlib
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, TypeVar
@@ -15,18 +13,14 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from evergrant_server import audit
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.judged_request import JudgedRequest
-from evergrant_server.api.http.people.authentication import login_url, person_caller
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import ATTEMPTS, run_transaction
-from evergrant_server.api.request_errors import require_known_query
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.judged_request import JudgedRequest
+from evergrant_server.access.people import person_caller
+from evergrant_server.access.transactions import ATTEMPTS
+from evergrant_server.api.http.cursors import Cursors
+from evergrant_server.api.http.request_errors import require_known_query
 from evergrant_server.core.access import READING_ACTIONS, Action
-from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId
 from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 
@@ -54,65 +48,9 @@ class ApiCall(JudgedRequest):
 
     key: str | None = None
 
-    async def integration_target(self, name: str, provider: str | None = None) -> Target:
-        """The integration of this name as permits see it. `provider`: of one that isn't there yet."""
-        async with self.api.store.read() as tx:
-            found = await tx.integrations.by_name(self.tenant, name)
-        return Target(name, provider if found is None else found.provider)
-
-    def require_step_up(self) -> None:
-        """Raise Failure STEP_UP_REQUIRED for a person who didn't log in moments ago; apps can't log in."""
-        session = self.caller.session
-        if session is not None and not session.is_stepped_up(self.now):
-            raise Failure(
-                ErrorCode.STEP_UP_REQUIRED, login_url=login_url(self.api, self.tenant, step_up=True)
-            )
-
-    async def visible_connection(
-        self, tx: Transaction, connection_id: str, *actions: Action, revoking: bool = False
-    ) -> Connection:
-        """The connection, if a permit covers it and allows one of `actions` (none given: any action).
-
-        Raises Failure NOT_FOUND alike for an absent, another tenant's and an uncovered connection;
-        NOT_PERMITTED when a permit covers it for other actions; AUTHORITY_BROKEN, and INTERNAL for a row that
-        can't be read, which stop no one from `revoking` it.
-        """
-        id = ConnectionId(connection_id)
-        if revoking:
-            found = await tx.revocable_rows.connection(self.tenant, id, self.now)
-        else:
-            found = await tx.connections.get_authentic(self.tenant, id)
-        if found is None or not self.may_see(Target.of(found)):
-            raise Failure(ErrorCode.NOT_FOUND)
-        if actions:
-            self.require_permit(*actions, of=Target.of(found), hidden=True)
-        return found
-
-    def entry(self, action: AuditAction, object_id: str, /, **detail: object) -> AuditEntry:
-        """An audit entry about the object with this id. `detail` must hold no secret.
-
-        It names the permits that would have denied the request if their mode were `enforce`.
-        """
-        if self.observed:
-            detail = {**detail, "would_be_denied_by": sorted(self.observed)}
-        return AuditEntry(
-            tenant=self.tenant,
-            at=self.now,
-            action=action,
-            object=object_id,
-            context=self.context,
-            detail=detail,
-        )
-
-    async def record(self, tx: Transaction, action: AuditAction, object_id: str, /, **detail: object) -> None:
-        """Append one audit record, as `entry` makes it."""
-        await audit.append(tx, self.entry(action, object_id, **detail))
-
-    async def write(self, work: Callable[[Transaction], Awaitable[T]], *, tries: int = ATTEMPTS) -> T:
-        """Run `work` in a transaction, again after a conflict, and deliver the outbox."""
-        result = await run_transaction(self.api.store, work, tries=tries)
-        self.api.relay.notify()
-        return result
+    @property
+    def cursors(self) -> Cursors:
+        return Cursors(self.api.ring)
 
     async def run(
         self,
@@ -151,12 +89,6 @@ class ApiCall(JudgedRequest):
             raise Failure(ErrorCode.IDEMPOTENCY_CONFLICT)
         return CommandResponse(found.body, found.status)
 
-    def request_hash(self, sent: BaseModel | None) -> str:
-        """Method, path and body of the request, hashed."""
-        body = sent.model_dump(mode="json") if sent is not None else None
-        described = json.dumps([self.request.method, self.request.url.path, body], sort_keys=True)
-        return hashlib.sha256(described.encode()).hexdigest()
-
 
 def api_context(request: Request) -> ApiContext:
     return request.app.state.api
@@ -175,7 +107,7 @@ async def _any_app(request: Request, _: Annotated[object, Depends(_bearer_scheme
         api.ledger.note_use(caller.tenant, caller.credential.id)
     await api.limits.count_request(request.scope, caller.app)
     require_known_query(request)
-    return ApiCall(api, caller, trace_of(request).request_context(caller.by), request)
+    return ApiCall.of(api, request, caller)
 
 
 Call = Annotated[ApiCall, Depends(_any_app)]

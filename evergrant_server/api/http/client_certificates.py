@@ -11,26 +11,20 @@ from collections.abc import Callable
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
-from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from evergrant_server.api.http.problems import invalid_request, problem_response
+from evergrant_server.access.authentication import CERTIFICATE
 from evergrant_server.crypto.client_certificates import AppCertificate
+from evergrant_server.problems import invalid_request, problem_response
 from evergrant_server.setting_types import CERTIFICATE_HEADER_NAMES, CertificateHeader
 from evergrant_server.telemetry.logs import LogEvent, log_event
 
 log = logging.getLogger("evergrant.api")
 
-_SCOPE_KEY = "evergrant.client_certificate"
 _SOCKET_PEER = ("127.0.0.1", 0)  # at the other end of a unix socket is this machine
 _MAX_BYTES = 16_384  # of a header; a certificate has about 1,000
 _BYTE_SEQUENCE = re.compile(rb":([A-Za-z0-9+/]+={0,2}):")  # RFC 8941 section 3.3.5
 _XFCC_PAIR = re.compile(rb'([A-Za-z]+)=("(?:[^"\\]|\\.)*"|[^;,"]*)(?:;|\Z)')
-
-
-def client_certificate(request: Request) -> AppCertificate | None:
-    """The certificate of the caller's TLS connection to a trusted proxy, if any."""
-    return request.scope.get(_SCOPE_KEY)
 
 
 class TrustedHop:
@@ -54,7 +48,7 @@ class TrustedHop:
             if values:
                 try:
                     (value,) = values
-                    scope[_SCOPE_KEY] = read_header(self._header, value)
+                    scope[CERTIFICATE] = read_header(self._header, value)
                 except ValueError:
                     why = f"{self._name}: the proxy must send one certificate, in the format {self._header}."
                     log_event(log, logging.WARNING, LogEvent.CERTIFICATE_UNREADABLE, why)

@@ -8,8 +8,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.crypto import KeyRing
+from evergrant_server.problems import invalid_request
 
 T = TypeVar("T")
 

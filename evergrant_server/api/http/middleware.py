@@ -12,11 +12,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from evergrant_server.api.http.problems import invalid_request, problem_response
-from evergrant_server.api.http.tracing import begin_trace
-from evergrant_server.api.limits.leases import add_limit_headers
+from evergrant_server.access.limits import add_limit_headers
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.problems import invalid_request, problem_response
 from evergrant_server.telemetry.logs import LogEvent
+from evergrant_server.telemetry.request_ids import begin_trace
 
 log = logging.getLogger("evergrant.api")
 

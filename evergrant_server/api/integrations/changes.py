@@ -5,7 +5,6 @@ The endpoints that secrets are sent to never change while connections are live.
 
 from datetime import datetime, timedelta
 
-from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.integrations.checks import (
     NO_CERTIFICATE,
     has_client,
@@ -18,6 +17,7 @@ from evergrant_server.core.ids import IntegrationId, Tenant, new_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.outbox import retry_integration_message
+from evergrant_server.problems import invalid_request
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import MUTUAL_TLS, ClientAuth

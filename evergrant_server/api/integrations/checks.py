@@ -2,8 +2,7 @@
 
 from datetime import datetime
 
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.problems import invalid_request
+from evergrant_server.access.context import ApiContext
 from evergrant_server.api.integrations.models import IntegrationBody
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey
@@ -12,6 +11,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import RegistrationMethod
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import scopes_above
+from evergrant_server.problems import invalid_request
 from providers.client_auth import import_signing_key, parse_client_certificate
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import MUTUAL_TLS, ClientAuth

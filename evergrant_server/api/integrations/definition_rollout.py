@@ -7,10 +7,9 @@ from fastapi import APIRouter
 from pydantic import Field, field_validator
 from starlette.responses import Response
 
-from evergrant_server.api.http.approvals import dangerous, is_second_admin
+from evergrant_server.access.approvals import dangerous, is_second_admin
 from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, AuditorCall, CommandResponse
 from evergrant_server.api.http.models import MAX_INTEGER, Body, Page, Slug, Text, View
-from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.definition import CheckResult, Definition, DefinitionState, Rollout
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -24,6 +23,7 @@ from evergrant_server.core.messages.integrations import (
 from evergrant_server.core.messages.names import SignalName, definition_rollout_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
 from evergrant_server.core.text import is_storable
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 from providers.definition.registry import parse_definition
 

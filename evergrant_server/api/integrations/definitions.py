@@ -7,14 +7,11 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from evergrant_server.access.context import spec_by_name
 from evergrant_server.api.http.call import Call
 from evergrant_server.api.http.models import Page
 from evergrant_server.core.connections.consent import Consent
-from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
-from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration, IntegrationState
 from evergrant_server.store import Transaction
 from providers.definition.registry import Registry
@@ -60,16 +57,6 @@ def _summary(spec: ProviderSpec) -> dict[str, Any]:
     }
 
 
-async def spec_by_name(tx: Transaction, registry: Registry, tenant: Tenant, provider: str) -> ProviderSpec:
-    """The definition of a provider for new requests. Raises Failure PROVIDER_UNKNOWN."""
-    return registry.serving(provider, await tx.definitions.serving(tenant, provider))
-
-
-async def integration_spec(tx: Transaction, registry: Registry, integration: Integration) -> ProviderSpec:
-    """The definition of the integration's provider. Raises Failure PROVIDER_UNKNOWN."""
-    return await spec_by_name(tx, registry, integration.tenant, integration.provider)
-
-
 async def consent_spec(
     tx: Transaction, registry: Registry, integration: Integration, consent: Consent
 ) -> ProviderSpec:
@@ -89,14 +76,6 @@ async def consent_spec(
         if integration_endpoints(it, integration).token_endpoint == consent.token_endpoint
     )
     return next(left_with, answering[0])
-
-
-def is_narrowable(spec: ProviderSpec | None, flow: Flow, grant: Grant | None) -> bool:
-    """True when the provider issues narrower bearer tokens of this grant by a refresh."""
-    if spec is None or grant is None:
-        return False
-    bound = spec.dpop or grant.token_type == DPOP_TOKEN_TYPE
-    return grant.refreshable and not bound and spec.narrows_tokens(flow)
 
 
 def require_ready(integration: Integration) -> None:

@@ -3,7 +3,6 @@
 import re
 
 from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.integrations.models import IntegrationBody
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.binding import Binding
@@ -12,6 +11,7 @@ from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import require_login
 from evergrant_server.policy import Target
+from evergrant_server.problems import invalid_request
 from evergrant_server.store import Transaction
 
 _DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})+")

@@ -3,10 +3,10 @@
 from contextlib import suppress
 from typing import Any
 
-from evergrant_server.api.http.approvals import fingerprint
+from evergrant_server.access.approvals import fingerprint
+from evergrant_server.access.context import integration_spec
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.integrations.checks import client_key_of
-from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.api.integrations.models import IntegrationBody
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import Tenant

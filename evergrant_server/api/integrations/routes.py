@@ -10,10 +10,10 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from evergrant_server.api.http.approvals import dangerous, fingerprint, use_approval
+from evergrant_server.access.approvals import dangerous, fingerprint, use_approval
+from evergrant_server.access.context import integration_spec, spec_by_name
 from evergrant_server.api.http.call import ApiCall, ApiDep, Call, Command, CommandResponse
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug
-from evergrant_server.api.http.problems import require_found
 from evergrant_server.api.integrations.changes import (
     change_client_secret,
     changed_integration,
@@ -27,7 +27,6 @@ from evergrant_server.api.integrations.checks import (
     require_binding_allowed,
     with_default_registration,
 )
-from evergrant_server.api.integrations.definitions import integration_spec, spec_by_name
 from evergrant_server.api.integrations.exchanges import with_exchange
 from evergrant_server.api.integrations.logins import (
     login_rule,
@@ -48,6 +47,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
 from evergrant_server.policy import Target
+from evergrant_server.problems import require_found
 from evergrant_server.setting_types import CLIENT_METADATA_PATH
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event
@@ -194,13 +194,13 @@ async def list_integrations(
 ) -> Page[IntegrationView]:
     """The integrations that the app administers or audits, sorted by name."""
     bound = {"list": "integrations", "app": call.caller.app.id}
-    after = call.api.cursors.decode(cursor, call.tenant, **bound)
+    after = call.cursors.decode(cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
         found = await tx.integrations.page(call.tenant, after, limit + 1)
         mine = [it for it in found[:limit] if call.may_audit(Target(it.name, it.provider))]
         exchanges = await newest_exchanges(tx, call.tenant) if mine else {}
         shown = [with_exchange(await _view(tx, call, it), call, exchanges) for it in mine]
-    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, **bound)
+    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, **bound)
     return Page(items=shown, next_cursor=next_cursor)
 
 

@@ -1,4 +1,5 @@
-"""The lease path: tokens, DPoP proofs and OAuth 1.0a signatures, and the refreshes that callers wait for.
+"""The routes of leases: tokens, DPoP proofs and OAuth 1.0a signatures, and the refreshes that are requested.
 
-Doesn't own the refresh itself (a worker's) or the audit transaction of a lease (audit).
+Doesn't own whether a lease is issued (access), the refresh itself (a worker's), or the audit transaction of a
+lease (audit).
 """

@@ -1,10 +1,12 @@
 """Request and response bodies of leases, proofs and refreshes."""
 
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from evergrant_server.access.refusals import ConnectionNames, LeaseRequest
 from evergrant_server.api.http.models import (
     MAX_INTEGER,
     Body,
@@ -16,6 +18,7 @@ from evergrant_server.api.http.models import (
     View,
     request_url,
 )
+from evergrant_server.core.ids import ConnectionId
 from providers.requests.dpop import htu_of, is_nonce
 from providers.responses.challenges import challenged_scopes
 
@@ -73,6 +76,11 @@ class TokenBody(Body):
             self.__replace__(scopes=tuple(scopes) or None, www_authenticate=None).model_dump()
         )
 
+    def lease_request(self, connection_id: ConnectionId | None) -> LeaseRequest:
+        """The lease that is requested."""
+        min_ttl = None if self.min_ttl is None else timedelta(seconds=self.min_ttl)
+        return LeaseRequest(connection_id, scopes=self.scopes, exact=self.exact, min_ttl=min_ttl)
+
 
 class LeaseBody(TokenBody):
     """`challenge` is that of the connect link, should the subject have to consent."""
@@ -81,6 +89,11 @@ class LeaseBody(TokenBody):
     subject: Subject
     label: Label = "default"
     challenge: Challenge | None = None
+
+    def lease_request_by_names(self) -> LeaseRequest:
+        """The lease of the connection with these names."""
+        names = ConnectionNames(self.integration, self.subject, self.label)
+        return replace(self.lease_request(None), names=names, challenge=self.challenge)
 
 
 class ProofBody(Body):

@@ -11,19 +11,16 @@ from urllib.parse import parse_qsl, urlsplit
 from fastapi import APIRouter, Depends, Response
 from pydantic import Field, model_validator
 
+from evergrant_server.access.context import ApiContext, integration_spec
+from evergrant_server.access.decision import LeaseIssuer
+from evergrant_server.access.refusals import LeaseRequest, comparable_location
 from evergrant_server.api.http.call import ApiCall, Call
-from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import Body, View, request_url
-from evergrant_server.api.http.problems import invalid_request
-from evergrant_server.api.integrations.definitions import integration_spec
-from evergrant_server.api.leases.decision import LeaseIssuer
-from evergrant_server.api.leases.dpop import comparable_location
-from evergrant_server.api.leases.models import TokenBody
-from evergrant_server.api.leases.refusals import LeaseRequest
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.credentials import TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
+from evergrant_server.problems import invalid_request
 from evergrant_server.store import LeaseRow
 from providers.definition.templates import client_auth_of
 from providers.oauth1.flow import oauth1_endpoints, oauth1_spec
@@ -82,7 +79,7 @@ async def sign_request(
 ) -> SignatureView:
     """Sign one request with a connection's token (OAuth 1.0a, RFC 5849 section 3)."""
     await _require_no_provider_endpoint(call, connection_id, body.url)
-    ask = LeaseRequest(TokenBody(), ConnectionId(connection_id), signs=body.audit_text)
+    ask = LeaseRequest(ConnectionId(connection_id), signs=body.audit_text)
     issuer: LeaseIssuer = call.request.app.state.lease_issuer
     row = await issuer.issue(call.request, ask, (call.caller, False))
     response.headers["Cache-Control"] = "no-store"

@@ -6,11 +6,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from evergrant_server.access.refreshes import RefreshKey, RefreshWaiter
 from evergrant_server.api.connections.models import ConnectionView
 from evergrant_server.api.connections.view import connection_view
 from evergrant_server.api.http.call import ApiCall, Command, CommandResponse
 from evergrant_server.api.leases.models import RefreshBody
-from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState

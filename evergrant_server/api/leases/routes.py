@@ -11,17 +11,17 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from evergrant_server.api.http.context import ApiContext
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.decision import LeaseIssuer
+from evergrant_server.access.refusals import LeaseRequest, ProvedRequest
 from evergrant_server.api.http.models import Body
-from evergrant_server.api.http.problems import invalid_request_response
-from evergrant_server.api.leases.decision import LeaseIssuer
-from evergrant_server.api.leases.dpop import create_proof
 from evergrant_server.api.leases.models import LeaseBody, ProofBody, TokenBody
-from evergrant_server.api.leases.refusals import LeaseRequest
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
+from evergrant_server.problems import invalid_request_response
 from evergrant_server.store import LeaseRow
 from evergrant_server.telemetry import metrics
+from providers.requests.dpop import dpop_proof
 
 LEASE_PATH = "/v1/lease"
 TOKEN_PATH = "/v1/connections/{connection_id}/token"
@@ -78,26 +78,27 @@ def routes(api: ApiContext, issuer: LeaseIssuer) -> list[LeaseRoute]:
     async def by_names(request: Request) -> Response:
         caller = await api.authenticator.authenticate_cached(request)
         body = (await _parse_body(request, LeaseBody)).with_challenged_scopes()
-        row = await issuer.issue(request, LeaseRequest(body), caller)
+        row = await issuer.issue(request, body.lease_request_by_names(), caller)
         return _lease_response(row, api)
 
     async def by_id(request: Request) -> Response:
         caller = await api.authenticator.authenticate_cached(request)
         body = (await _parse_body(request, TokenBody)).with_challenged_scopes()
-        row = await issuer.issue(request, LeaseRequest(body, _connection_id(request)), caller)
+        row = await issuer.issue(request, body.lease_request(_connection_id(request)), caller)
         return _lease_response(row, api)
 
-    async def dpop_proof(request: Request) -> Response:
+    async def proof_by_id(request: Request) -> Response:
         caller = await api.authenticator.authenticate_cached(request)
         body = await _parse_body(request, ProofBody)
-        lease_request = LeaseRequest(TokenBody(), _connection_id(request), body)
+        proof = ProvedRequest(body.htm, body.proved_url)
+        lease_request = LeaseRequest(_connection_id(request), proof=proof)
         row = await issuer.issue(request, lease_request, caller)
-        return _grant_response(row, proof=await create_proof(api, row, body), htu=body.proved_url)
+        return _grant_response(row, proof=await _create_proof(api, row, body), htu=body.proved_url)
 
     return [
         LeaseRoute(LEASE_PATH, _counting_refusals(by_names, base_url), methods=["POST"]),
         LeaseRoute(TOKEN_PATH, _counting_refusals(by_id, base_url), methods=["POST"]),
-        LeaseRoute(PROOF_PATH, _counting_refusals(dpop_proof, base_url), methods=["POST"]),
+        LeaseRoute(PROOF_PATH, _counting_refusals(proof_by_id, base_url), methods=["POST"]),
     ]
 
 
@@ -144,3 +145,23 @@ def _grant_response(row: LeaseRow, **values: object) -> Response:
         "connection_id": row.connection_id,
     }
     return Response(json.dumps(body), 200, {"Cache-Control": "no-store"}, "application/json")
+
+
+async def _create_proof(api: ApiContext, row: LeaseRow, wanted: ProofBody) -> str:
+    """The DPoP proof (RFC 9449), with the hash of the token that the row holds. Its record is committed by
+    now, and the private key never leaves the API.
+
+    Raises Failure CONSENT_REQUIRED when the grant is gone, SEAL_BROKEN, KEY_UNAVAILABLE.
+    """
+    async with api.store.read() as tx:
+        key = await tx.proof_keys.get(row.tenant, row.connection_id)
+    if key is None:
+        raise Failure(ErrorCode.CONSENT_REQUIRED, f"{row.connection_id} holds no proof key.")
+    return dpop_proof(
+        key,
+        wanted.htm,
+        wanted.proved_url,
+        api.clock.now(),
+        nonce=wanted.nonce,
+        access_token=row.open_access_token(api.ring),
+    )

@@ -21,7 +21,7 @@ from datetime import datetime
 
 from starlette.requests import Request
 
-from evergrant_server.api.http.context import ApiContext
+from evergrant_server.access.context import ApiContext
 from evergrant_server.core.access import App, AppCredential, AuthenticationMethod
 from evergrant_server.core.ids import AppId, is_id
 from evergrant_server.store import Transaction

@@ -2,16 +2,16 @@
 
 from datetime import datetime
 
-from evergrant_server.api.http.app_tokens import new_token
+from evergrant_server.access.credentials import new_app_token
+from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.http.models import View
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import record, run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, ProvenClient, TokenRefused
 from evergrant_server.api.oauth.methods import prove
 from evergrant_server.core.access import TOKEN_LIFETIME, App, AppToken
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry.request_ids import trace_of
 
 GRANT_TYPE = "client_credentials"
 
@@ -49,7 +49,7 @@ async def _add_token(request: ClientTokenRequest, client: ProvenClient) -> tuple
     """Store a token and its audit record. Raises TokenRefused for an assertion that was used before."""
     app, credential, now = client.app, client.credential, request.now
     ends = min(it for it in (now + TOKEN_LIFETIME, client.expires_at, app.ends_at) if it is not None)
-    token, text = new_token(request.api.ring, credential, now, ends, client.confirmation)
+    token, text = new_app_token(request.api.ring, credential, now, ends, client.confirmation)
     context = trace_of(request.http).request_context(f"app:{app.name}")
 
     async def write(tx: Transaction) -> None:

@@ -6,10 +6,9 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import Field
 
-from evergrant_server.api.http.approvals import dangerous, use_approval
+from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Slug, View
-from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.api.integrations.logins import checked_domains
 from evergrant_server.api.integrations.resolution import integration_facts
 from evergrant_server.core.access import App
@@ -19,6 +18,7 @@ from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import ClientLoginId, new_id
 from evergrant_server.core.integrations import Integration, require_login
 from evergrant_server.core.oauth.client_login import ClientLogin
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["clients"])

@@ -6,15 +6,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 from pydantic import Field
 
-from evergrant_server.api.http.approvals import dangerous, use_approval
+from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, AuditorCall
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, View
-from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import OAuthClientId, Tenant, new_id
 from evergrant_server.core.oauth.client_metadata import MetadataRefused, read_client_metadata
 from evergrant_server.core.oauth.clients import ClientAuthMethod, ClientKind, GatewayClient
 from evergrant_server.crypto.client_assertions import public_key_set
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["clients"])
@@ -90,11 +90,11 @@ async def list_oauth_clients(
     call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[OAuthClientView]:
     """The tenant's clients, and in the installation's own tenant those that registered themselves."""
-    after = call.api.cursors.decode(cursor, call.tenant, list="oauth-clients")
+    after = call.cursors.decode(cursor, call.tenant, list="oauth-clients")
     async with call.api.store.read() as tx:
         found = await tx.oauth_clients.page(call.tenant, after, limit + 1)
     key = {"list": "oauth-clients"}
-    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.id, call.tenant, **key)
+    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.id, call.tenant, **key)
     return Page(items=[OAuthClientView.of(it) for it in found[:limit]], next_cursor=next_cursor)
 
 

@@ -1,6 +1,5 @@
 """Which method a token request uses, and the methods that the metadata names."""
 
-from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.oauth import mutual_tls, private_key_jwt, workload_identity
 from evergrant_server.api.oauth.client_authentication import (
     Authenticate,
@@ -12,6 +11,7 @@ from evergrant_server.api.oauth.client_authentication import (
 from evergrant_server.core.access import AuthenticationMethod
 from evergrant_server.core.messages.base import CLAIMED
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry.request_ids import trace_of
 
 JWT_BEARER = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"  # RFC 7523 section 2.2
 

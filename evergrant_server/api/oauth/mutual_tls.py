@@ -8,8 +8,7 @@ certificate (RFC 8705 section 3) and doesn't outlive it.
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
-from evergrant_server.api.http.authentication import THUMBPRINT
-from evergrant_server.api.http.client_certificates import client_certificate
+from evergrant_server.access.authentication import THUMBPRINT, client_certificate
 from evergrant_server.api.oauth.client_authentication import (
     UNPROVEN,
     ClientTokenRequest,

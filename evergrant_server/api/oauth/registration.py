@@ -11,8 +11,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from evergrant_server.access.context import ApiContext
 from evergrant_server.api.http.call import ApiDep
-from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import View
 from evergrant_server.api.oauth.metadata import REGISTRATION_PATH
 from evergrant_server.api.oauth.routes import OAuthError

@@ -10,11 +10,10 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.recording import RefusalLog
 from evergrant_server.api.http.call import ApiDep
-from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import View
-from evergrant_server.api.http.refusal_log import RefusalLog
-from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
 from evergrant_server.api.oauth.client_credentials import TokenView
 from evergrant_server.api.oauth.families.issuing import FamilyTokenView
@@ -24,6 +23,7 @@ from evergrant_server.api.oauth.metadata import REVOCATION_PATH, TOKEN_PATH
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.messages.base import CLAIMED
 from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.request_ids import trace_of
 
 router = APIRouter(tags=["oauth"])
 

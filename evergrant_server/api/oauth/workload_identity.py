@@ -5,8 +5,8 @@ until it ends: platforms hand out the same one for minutes, and a JWT-SVID needs
 (draft-ietf-oauth-spiffe-client-auth section 3.1).
 """
 
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.transactions import poll_until, run_transaction
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.transactions import poll_until, run_transaction
 from evergrant_server.api.oauth.client_authentication import (
     UNPROVEN,
     ClientTokenRequest,

@@ -5,9 +5,9 @@ from datetime import datetime
 
 from starlette.responses import Response
 
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.connections.flows import require_flow_allowed
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.integrations.definitions import require_ready
 from evergrant_server.api.pages.accounts import params_for_account
 from evergrant_server.api.pages.browser import html_response

@@ -10,8 +10,8 @@ from urllib.parse import urlencode
 from fastapi import APIRouter
 from starlette.responses import HTMLResponse, Response
 
+from evergrant_server.access.context import integration_spec
 from evergrant_server.api.connections.flows import require_flow_allowed
-from evergrant_server.api.integrations.definitions import integration_spec
 from evergrant_server.api.pages.attempt import send_away
 from evergrant_server.api.pages.browser import form_of, html_response, redirect_response
 from evergrant_server.api.pages.callback_checks import (

@@ -5,8 +5,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from evergrant_server.access.transactions import signal_connection
 from evergrant_server.api.connections.consents import signal_granted, signal_returned, wait_for_exchange
-from evergrant_server.api.http.transactions import signal_connection
 from evergrant_server.api.pages.session import ConsentSession, SubjectPages
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.confirmation import await_confirm, must_be_confirmed

@@ -6,8 +6,8 @@ GET changes nothing: link previews send GETs too. `…/choice` takes the choice 
 from fastapi import APIRouter
 from starlette.responses import HTMLResponse, Response
 
+from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.connections.commands import save_account_choice
-from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.pages.attempt import require_same_browser, send_away
 from evergrant_server.api.pages.browser import form_of, html_response
 from evergrant_server.api.pages.confirmation import confirm_page

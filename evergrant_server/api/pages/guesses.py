@@ -7,12 +7,12 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.problems import problem_response
-from evergrant_server.api.limits.leases import RateLimited
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.limits import RateLimited
 from evergrant_server.api.pages.browser import html_response
 from evergrant_server.console.pages import Pages
 from evergrant_server.policy.networks import caller_address, parse_address
+from evergrant_server.problems import problem_response
 
 _PAGES = ("/connect/", "/oauth/callback/")
 _TOKEN_PATH = "/oauth/token"

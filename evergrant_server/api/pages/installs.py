@@ -4,7 +4,7 @@ import logging
 
 from starlette.responses import Response
 
-from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.access.context import integration_spec
 from evergrant_server.api.pages.browser import html_response
 from evergrant_server.api.pages.callback_checks import parse_query
 from evergrant_server.api.pages.names import provider_display_name

@@ -3,7 +3,7 @@
 A worker exchanges the login's code (ADR 0008); the browser waits for it.
 """
 
-from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.access.context import integration_spec
 from evergrant_server.api.pages.callback_checks import (
     load_bound_session,
     parse_query,

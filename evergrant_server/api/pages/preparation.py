@@ -3,8 +3,8 @@
 
 from datetime import datetime
 
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.transactions import poll_until
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.transactions import poll_until
 from evergrant_server.api.pages.session import ConsentSession, SubjectPages
 from evergrant_server.core.connections.consent import Consent, PushedAuthorization, reference_of
 from evergrant_server.core.connections.credentials import TokenPair

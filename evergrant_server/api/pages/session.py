@@ -11,9 +11,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from fastapi import Depends, Request
 from starlette.responses import Response
 
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import record
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.transactions import record
 from evergrant_server.api.integrations.definitions import consent_spec
 from evergrant_server.api.pages.browser import BrowserSessions, html_response, redirect_response
 from evergrant_server.api.pages.names import provider_display_name
@@ -31,6 +30,7 @@ from evergrant_server.core.integrations import Integration
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.alarms import report_broken_authority
+from evergrant_server.telemetry.request_ids import trace_of
 from providers.definition.schema import ProviderSpec
 
 AUTHORIZE_PATH = "/oauth/authorize"

@@ -4,8 +4,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from evergrant_server.api.http.request_errors import path_that_is_near
 from evergrant_server.api.pages.browser import html_response
-from evergrant_server.api.request_errors import path_that_is_near
 
 
 async def answer_unknown_path(request: Request, error: Exception) -> Response:

@@ -6,11 +6,10 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, Field
 
-from evergrant_server.api.http.approvals import dangerous, use_approval
+from evergrant_server.access.approvals import dangerous, use_approval
+from evergrant_server.access.people import login_url
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Scopes, Slug, View, _printable
-from evergrant_server.api.http.people.authentication import login_url
-from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.api.integrations.resolution import integration_facts
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.login import LoginRule
@@ -18,6 +17,7 @@ from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import AdminLoginId, new_id
 from evergrant_server.core.integrations import Integration, require_login
 from evergrant_server.core.people.roles import AdminLogin, PersonRole
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["people"])

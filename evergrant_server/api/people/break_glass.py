@@ -2,7 +2,7 @@
 
 import logging
 
-from evergrant_server.api.http.transactions import record
+from evergrant_server.access.transactions import record
 from evergrant_server.api.people.session_start import bearer_of
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock

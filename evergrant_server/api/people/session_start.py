@@ -2,16 +2,16 @@
 
 from starlette.requests import Request
 
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.people.authentication import BEARER_PREFIX, live_session, presented_secret
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import record
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.people import BEARER_PREFIX, live_session, presented_secret
+from evergrant_server.access.transactions import record
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import AdminLoginId, SessionId, new_id
 from evergrant_server.core.people.logins import PersonLogin
 from evergrant_server.core.people.sessions import SESSION_LASTS, PersonSession, SessionKind, hash_secret
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry.request_ids import trace_of
 from providers.requests.authorization_url import new_random_value
 
 

@@ -45,11 +45,11 @@ async def list_sessions(
     call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[SessionView]:
     """The sessions of the tenant's people, ended ones for 30 days, sorted by id."""
-    after = call.api.cursors.decode(cursor, call.tenant, list="sessions")
+    after = call.cursors.decode(cursor, call.tenant, list="sessions")
     async with call.api.store.read() as tx:
         rule = await tx.admin_logins.of_tenant(call.tenant)
         found = await tx.person_sessions.page(call.tenant, after, limit + 1)
-    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.id, call.tenant, list="sessions")
+    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.id, call.tenant, list="sessions")
     current = None if rule is None else rule.id
     items = [_view(it, call.now, of_rule=it.rule in (None, current)) for it in found[:limit]]
     return Page(items=items, next_cursor=next_cursor)

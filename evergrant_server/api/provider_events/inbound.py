@@ -11,11 +11,9 @@ from datetime import datetime, timedelta
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.http.call import ApiDep
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.http.problems import require_found
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import record, run_transaction
 from evergrant_server.api.provider_events.receivers import request_keys
 from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.audit import AuditAction
@@ -36,9 +34,11 @@ from evergrant_server.core.provider_events import (
     ReportSource,
     fact_name,
 )
+from evergrant_server.problems import require_found
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event
+from evergrant_server.telemetry.request_ids import trace_of
 from providers.events.base import (
     ACCOUNT_ID,
     EventRejected,

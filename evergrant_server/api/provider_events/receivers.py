@@ -8,11 +8,10 @@ from fastapi import APIRouter
 from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
-from evergrant_server.api.http.approvals import dangerous, fingerprint, use_approval
+from evergrant_server.access.approvals import dangerous, fingerprint, use_approval
+from evergrant_server.access.context import ApiContext
 from evergrant_server.api.http.call import ApiCall, Call
-from evergrant_server.api.http.context import ApiContext
 from evergrant_server.api.http.models import Body, Slug, StorableSecret, Text, View
-from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import Failure
@@ -30,6 +29,7 @@ from evergrant_server.core.provider_events import (
 )
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import Target
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["security events"])

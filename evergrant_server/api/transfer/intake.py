@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from evergrant_server import audit
+from evergrant_server.access.context import integration_spec
+from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.connections.create import new_connection
 from evergrant_server.api.connections.scopes import ScopeCheck
 from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.problems import field_errors, invalid_request
-from evergrant_server.api.http.transactions import run_transaction
-from evergrant_server.api.integrations.definitions import integration_spec, require_ready
+from evergrant_server.api.integrations.definitions import require_ready
 from evergrant_server.api.transfer.models import ImportItem, ImportOutcome
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -23,6 +23,7 @@ from evergrant_server.core.connections.grant import INSTALL_WITHIN, ImportedToke
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.snapshot import import_message
+from evergrant_server.problems import field_errors, invalid_request
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 

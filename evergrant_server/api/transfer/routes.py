@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
-from evergrant_server.api.http import bulk_reads
-from evergrant_server.api.http.approvals import dangerous, use_approval
+from evergrant_server.access.approvals import dangerous, use_approval
+from evergrant_server.access.recording import record_bulk_read
 from evergrant_server.api.http.call import AdminCall, CommandResponse, ExportCall, ExportCommand
 from evergrant_server.api.http.models import MAX_INTEGER
 from evergrant_server.api.integrations.resolution import integration_by_name
@@ -109,7 +109,7 @@ async def request_export(body: ExportBody, call: ExportCommand) -> Response:
             **approved,
         }
         await call.record(tx, AuditAction.EXPORT_REQUESTED, export.id, **detail)
-        await bulk_reads.alarm(tx, call, "export", export=export.id)
+        await record_bulk_read(tx, call, "export", export=export.id)
         return CommandResponse.of(_view(export), 202)
 
     return await call.run(body, begin)

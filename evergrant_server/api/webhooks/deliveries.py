@@ -8,13 +8,13 @@ from starlette.responses import Response
 from evergrant_server import audit
 from evergrant_server.api.http.call import AdminCommand, ApiCall, AuditorCall, CommandResponse
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug, View
-from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.api.webhooks.routes import require_webhook
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.events import EventType, WebhookEvent, ping_body
 from evergrant_server.core.ids import DeliveryId, EventId, new_id
 from evergrant_server.core.webhooks import Delivery, DeliveryStatus, Webhook
+from evergrant_server.problems import invalid_request
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["webhooks"])
@@ -69,13 +69,13 @@ async def list_deliveries(
     async with call.api.store.read() as tx:
         webhook = await require_webhook(tx, call, name)
         bound = {"list": "deliveries", "of": webhook.id, "status": status}
-        after = call.api.cursors.decode(cursor, call.tenant, **bound)
+        after = call.cursors.decode(cursor, call.tenant, **bound)
         at, _, id = (after or "").partition(" ")
         position = None if after is None else (datetime.fromisoformat(at), DeliveryId(id))
         found = await tx.deliveries.page(
             call.tenant, webhook.id, status=status, after=position, limit=limit + 1
         )
-    next_cursor = call.api.cursors.next_cursor(found, limit, _cursor_position, call.tenant, **bound)
+    next_cursor = call.cursors.next_cursor(found, limit, _cursor_position, call.tenant, **bound)
     return Page(items=[DeliveryView.of(it) for it in found[:limit]], next_cursor=next_cursor)
 
 

@@ -10,10 +10,9 @@ from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
 from evergrant_server import audit
-from evergrant_server.api.http.approvals import dangerous, fingerprint, use_approval
+from evergrant_server.access.approvals import dangerous, fingerprint, use_approval
 from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, AuditorCall, CommandResponse
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, View, absolute_url
-from evergrant_server.api.http.problems import invalid_request, require_found
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.events import DEFAULT_EVENTS, EventType
@@ -26,6 +25,7 @@ from evergrant_server.core.webhooks import (
     masked_url,
     new_signing_secret,
 )
+from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["webhooks"])
@@ -143,10 +143,10 @@ async def list_webhooks(
     call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[WebhookView]:
     """All webhooks of the tenant, sorted by name."""
-    after = call.api.cursors.decode(cursor, call.tenant, list="webhooks")
+    after = call.cursors.decode(cursor, call.tenant, list="webhooks")
     async with call.api.store.read() as tx:
         found = await tx.webhooks.page(call.tenant, after, limit + 1)
-    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, list="webhooks")
+    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, list="webhooks")
     return Page(items=[WebhookView.of(it) for it in found[:limit]], next_cursor=next_cursor)
 
 

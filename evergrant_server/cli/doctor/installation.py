@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from evergrant_server.api.http.api_keys import parse_key
-from evergrant_server.api.http.authentication import Authenticator
+from evergrant_server.access.authentication import Authenticator
+from evergrant_server.access.credentials import parse_key
 from evergrant_server.cli.dev.leftovers import recorded_processes, running_dev
 from evergrant_server.cli.dev.settings_file import read, server_file
 from evergrant_server.cli.doctor import COMMAND, CheckFailed

@@ -5,7 +5,8 @@ from contextlib import AsyncExitStack
 
 from starlette.types import ASGIApp
 
-from evergrant_server.api.http.context import ApiContext
+from evergrant_server.access.context import ApiContext
+from evergrant_server.api.connections.create import offer_consent
 from evergrant_server.audit.lease_ledger import LeaseLedger, new_lease_shard
 from evergrant_server.cli.ports import require_free_port
 from evergrant_server.cli.serve import check_keys_and_store
@@ -67,6 +68,7 @@ async def open_gateway(settings: Settings, opened: AsyncExitStack) -> GatewayApp
         ledger=ledger,
         lease_rows=LeaseRows(platform.store),
         check_endpoint=policy.check_endpoint,
+        offer_consent=offer_consent,
     )
     transport = StreamingTransport(policy, silence_s=settings.gateway_silence.total_seconds())
     outcomes = OutcomeLog(platform.store.in_pool(Pool.BACKGROUND), new_lease_shard(Role.GATEWAY))

@@ -1,9 +1,9 @@
-"""What pins hosts on an operator's host: an acceptance, and an upgrade of rows that have none."""
+"""What pins hosts on an operator's host: the acceptance of a host, and of rows that have none."""
 
 from collections.abc import Collection
 from typing import Any
 
-from evergrant_server.api.http.transactions import record, run_transaction
+from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.cli.pinned_hosts.waiting import hosts_of
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
@@ -38,8 +38,8 @@ async def accept_hosts(store: Store, clock: Clock, id: str, hosts: Collection[st
     return await run_transaction(store, write)
 
 
-async def pin_hosts_of_before(store: Store, registry: Registry) -> None:
-    """Pin what definitions name now, where an earlier version wrote rows without hosts."""
+async def pin_accepted_rows(store: Store, registry: Registry) -> None:
+    """Pin what definitions name now to rows that were accepted without hosts."""
     async with store.read() as tx:
         first = await tx.pinned_hosts.page()
     after: str | None = "" if first else None

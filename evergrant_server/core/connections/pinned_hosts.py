@@ -23,5 +23,5 @@ def hosts_text(hosts: tuple[str, ...] | None) -> str:
 
 
 def hosts_in(text: str | None) -> tuple[str, ...]:
-    """The hosts of a column. One of an earlier version has none: nothing is sent before it is pinned."""
+    """The hosts of a column. A row accepted without them has none: nothing is sent before they are pinned."""
     return tuple((text or "").split())

@@ -13,11 +13,9 @@ from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
-from evergrant_server.api.http.authentication import Caller
-from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.leases.models import TokenBody
-from evergrant_server.api.leases.refusals import LeaseRequest, ProxiedCall, target_of
+from evergrant_server.access.callers import Caller
+from evergrant_server.access.judged_request import JudgedRequest
+from evergrant_server.access.refusals import LeaseRequest, ProxiedCall, target_of
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
@@ -29,6 +27,7 @@ from evergrant_server.gateway.proxy.target import CallerPath, read_caller_path, 
 from evergrant_server.policy import PermitDecision, ProxiedRequest, query_names
 from evergrant_server.store import LeaseRow
 from evergrant_server.telemetry import envoy_metrics
+from evergrant_server.telemetry.request_ids import trace_of
 
 _CONNECTION = re.compile(r"con_[0-9a-z]{22}\Z")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
@@ -108,13 +107,13 @@ class EnvoyCheck:
         call = ProxiedCall(
             secrets.token_hex(8), path.line, query_names(path.query), judged, prepare, envoy.caller.app.id
         )
-        ask = LeaseRequest(TokenBody(), ConnectionId(asked.connection), proxied=call)
+        ask = LeaseRequest(ConnectionId(asked.connection), proxied=call)
         row = await parts.issuer.issue(request, ask, (caller, cached))
         injected = sending[0].credential(row.open_access_token(parts.api.ring))
         own = sending[0].takes.method_overrides
         return AllowedCall(injected, removed_headers(asked.headers, injected, own))
 
-    async def _envoy(self, request: Request, key: str) -> ApiCall:
+    async def _envoy(self, request: Request, key: str) -> JudgedRequest:
         """Envoy as the store knows it now, never as cached: no ledger looks at it again."""
         own = Request({**request.scope, "headers": [(b"authorization", f"Bearer {key}".encode())]})
         try:
@@ -126,9 +125,10 @@ class EnvoyCheck:
             repair = "Have Envoy send Evergrant-Envoy-Key: the key of an app with the action token."
             raise Failure(ErrorCode.NOT_PERMITTED, why, repair=repair) from None
         self._parts.api.ledger.note_use(envoy.tenant, envoy.credential.id)
-        return ApiCall(self._parts.api, envoy, trace_of(request).request_context(envoy.by), own)
+        context = trace_of(request).request_context(envoy.by)
+        return JudgedRequest(self._parts.api, envoy, context, own)
 
-    def _require_holder(self, envoy: ApiCall, row: LeaseRow) -> None:
+    def _require_holder(self, envoy: JudgedRequest, row: LeaseRow) -> None:
         """Raise Failure NOT_PERMITTED unless Envoy may lease the token, with all of its scopes."""
         assert row.grant is not None
         offline = self._parts.api.registry.offline_scope(row.provider)

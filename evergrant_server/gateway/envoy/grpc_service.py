@@ -13,8 +13,6 @@ import grpc
 import grpc.aio
 from starlette.requests import Request
 
-from evergrant_server.api.http.problems import problem_response
-from evergrant_server.api.http.tracing import begin_trace
 from evergrant_server.core.errors import Failure
 from evergrant_server.gateway.envoy.check import AllowedCall, AskedCall, EnvoyCheck
 from evergrant_server.gateway.envoy.headers import CONNECTION, KEY
@@ -22,6 +20,8 @@ from evergrant_server.gateway.envoy.messages import CheckRequest, CheckResponse
 from evergrant_server.gateway.http.strict import MOST_HEAD
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.refusals import ERROR_HEADER, note_refusal, unexpected
+from evergrant_server.problems import problem_response
+from evergrant_server.telemetry.request_ids import begin_trace
 
 _SERVICE = "envoy.service.auth.v3.Authorization"
 _MOST_MESSAGE = 4 * MOST_HEAD

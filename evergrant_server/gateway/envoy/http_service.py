@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.gateway.envoy.check import AskedCall, EnvoyCheck
 from evergrant_server.gateway.envoy.headers import CONNECTION, KEY
 from evergrant_server.gateway.parts import GatewayParts
+from evergrant_server.problems import invalid_request
 
 PREFIX = b"/ext_authz/"
 _REMOVE = "x-envoy-auth-headers-to-remove"

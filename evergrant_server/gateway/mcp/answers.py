@@ -5,9 +5,9 @@ from typing import Any
 
 from starlette.responses import Response
 
-from evergrant_server.api.http.problems import problem_document, problem_response
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.gateway.mcp.message import McpMessage
+from evergrant_server.problems import problem_document, problem_response
 
 _INVALID_REQUEST, _INTERNAL = -32600, -32603  # JSON-RPC 2.0 section 5.1
 _HEADER_MISMATCH = -32020  # MCP's revision 2026-07-28

@@ -11,12 +11,10 @@ from functools import lru_cache
 import httpx2
 from starlette.requests import Request
 
-from evergrant_server.api.http.authentication import Caller
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import run_transaction
-from evergrant_server.api.leases.models import TokenBody
-from evergrant_server.api.leases.refresher import RefreshKey
-from evergrant_server.api.leases.refusals import LeaseRequest, ProxiedCall
+from evergrant_server.access.callers import Caller
+from evergrant_server.access.refreshes import RefreshKey
+from evergrant_server.access.refusals import LeaseRequest, ProxiedCall
+from evergrant_server.access.transactions import run_transaction
 from evergrant_server.audit.approved_calls import hash_of, use_call_approval
 from evergrant_server.core.agents.calls import AgentCall
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -36,6 +34,7 @@ from evergrant_server.policy import PermitDecision, ProxiedRequest, query_names
 from evergrant_server.store import LeaseRow, Transaction
 from evergrant_server.telemetry import proxy_metrics, traces
 from evergrant_server.telemetry.logs import LogEvent, log_event
+from evergrant_server.telemetry.request_ids import trace_of
 
 log = logging.getLogger("evergrant.gateway")
 
@@ -135,7 +134,7 @@ class ProxyCall:
         id = secrets.token_hex(8)
         names = query_names(self.outgoing.query)
         proxied = ProxiedCall(id, self.outgoing.line, names, self.judged, self._prepare)
-        ask = LeaseRequest(TokenBody(), self.connection_id, proxied=proxied)
+        ask = LeaseRequest(self.connection_id, proxied=proxied)
         row = await self._parts.issuer.issue(self._request, ask, self._caller)
         return Sent(id, row, EchoFilter(()))
 

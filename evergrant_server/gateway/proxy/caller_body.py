@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 from starlette.types import Receive, Scope
 
-from evergrant_server.api.http.problems import invalid_request
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.problems import invalid_request
 
 KEPT = 64 * 1024  # bytes
 _SLOWEST_S = 30.0  # for a body that is kept: the token is chosen after it has come

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from starlette.requests import Request
 
-from evergrant_server.api.http.authentication import Caller
-from evergrant_server.api.http.context import ApiContext
+from evergrant_server.access.callers import Caller
+from evergrant_server.access.context import ApiContext
 from evergrant_server.core.access import AuthenticationMethod
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import CredentialId

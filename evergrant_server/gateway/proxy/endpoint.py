@@ -5,7 +5,7 @@ import re
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from evergrant_server.api.http.authentication import Caller
+from evergrant_server.access.callers import Caller
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.gateway.parts import GatewayParts

@@ -5,8 +5,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from evergrant_server.api.http.context import ApiContext
-from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.access.context import ApiContext, integration_spec
 from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant

@@ -6,9 +6,8 @@ from collections.abc import AsyncIterator
 from starlette.requests import Request
 from starlette.types import Receive, Send
 
-from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.leases.refusals import target_of
+from evergrant_server.access.judged_request import JudgedRequest
+from evergrant_server.access.refusals import target_of
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.egress import StreamedResponse
@@ -60,8 +59,7 @@ async def _refusal(parts: GatewayParts, request: Request, call: ProxyCall) -> Fa
     try:
         caller = await current_caller(api, request, call.caller)
         row = await api.lease_rows.load(caller.tenant, call.connection_id)
-        context = trace_of(request).request_context(caller.by)
-        judged = ApiCall(api, caller, context, request)
+        judged = JudgedRequest.of(api, request, caller)
         if row is None:
             return Failure(ErrorCode.NOT_FOUND)
         if not row.leasable:

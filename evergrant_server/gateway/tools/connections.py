@@ -53,7 +53,7 @@ async def list_integrations(tool: ToolCall, given: ListIntegrations) -> CallTool
     """Those at which a permit lets the caller ask for a connection."""
     call = tool.call
     bound = {"list": "mcp integrations", "app": call.caller.app.id}
-    after = call.api.cursors.decode(given.cursor, call.tenant, **bound)
+    after = call.cursors.decode(given.cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
         found = await tx.integrations.page(call.tenant, after, MOST_ROWS + 1)
     rows = [
@@ -61,7 +61,7 @@ async def list_integrations(tool: ToolCall, given: ListIntegrations) -> CallTool
         for it in found[:MOST_ROWS]
         if _may_connect(tool, Target(it.name, it.provider, tool.by.subject))
     ]
-    next_cursor = call.api.cursors.next_cursor(found, MOST_ROWS, lambda it: it.name, call.tenant, **bound)
+    next_cursor = call.cursors.next_cursor(found, MOST_ROWS, lambda it: it.name, call.tenant, **bound)
     return result({"integrations": rows, "next_cursor": next_cursor})
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from evergrant_server.api.limits.leases import RateLimited
+from evergrant_server.access.limits import RateLimited
 
 
 @dataclass

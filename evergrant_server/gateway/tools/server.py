@@ -21,13 +21,13 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from evergrant_server import __version__
-from evergrant_server.api.http.problems import field_errors, invalid_request
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.endpoint import ProxyEndpoint
 from evergrant_server.gateway.tools.catalogue import INSTRUCTIONS, TOOLS
 from evergrant_server.gateway.tools.elicitation import STATE_LASTS_S, Completions
 from evergrant_server.gateway.tools.tool_call import ToolCall, caller_of, failed
+from evergrant_server.problems import field_errors, invalid_request
 from evergrant_server.telemetry import proxy_metrics
 from evergrant_server.telemetry.alarms import report_broken_authority
 from evergrant_server.telemetry.logs import LogEvent, log_event

@@ -10,12 +10,11 @@ from mcp.server.context import ServerRequestContext
 from mcp.types import CallToolRequestParams, CallToolResult, TextContent
 from starlette.requests import Request
 
-from evergrant_server.api.http.authentication import Caller
+from evergrant_server.access.callers import Caller
 from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.problems import invalid_request, problem_document
-from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.problems import invalid_request, problem_document
 from evergrant_server.store import Transaction
 
 if TYPE_CHECKING:
@@ -83,9 +82,7 @@ class ToolCall:
 
     @property
     def call(self) -> ApiCall:
-        caller = self.by.caller
-        context = trace_of(self.request).request_context(caller.by)
-        return ApiCall(self.parts.api, caller, context, self.request)
+        return ApiCall.of(self.parts.api, self.request, self.by.caller)
 
     @property
     def public_url(self) -> str:

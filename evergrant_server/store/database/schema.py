@@ -18,7 +18,8 @@ from evergrant_server.store.database.errors import store_unavailable, translate_
 T = TypeVar("T")
 MIGRATIONS = Path(__file__).resolve().parents[3] / "migrations"
 _OF_A_NEWER_SERVER = (
-    "Start the newer release with this database; or restore the backup from before its upgrade."
+    "Start the newer release with this database; or restore the backup from before its upgrade. "
+    "If a checkout from before 0.1.0 made it: begin with an empty database."
 )
 _OR_OTHER = "or name another file: EVERGRANT_DATABASE_URL=sqlite:///FOLDER/evergrant.db"
 _UPGRADE_LOCK = 0x4576_6572  # "Ever": one upgrade at a time on PostgreSQL
@@ -52,14 +53,15 @@ async def is_in_use(url: str) -> bool:
     return await current_version(url) is not None and await _run(url, _has_rows, writes=False)
 
 
-async def upgrade(url: str) -> None:
-    """Bring the database to `expected_version()`, in one transaction; does nothing when it is there.
+async def upgrade(url: str) -> str | None:
+    """Bring the database to `expected_version()`, in one transaction; returns the version it had.
 
+    Does nothing to a database of that version, and returns None for one that was empty.
     Raises Failure SCHEMA_MISMATCH for a database from a newer version, STORE_UNAVAILABLE
     when it can't be reached.
     """
     _private_file(url)
-    await _run(url, _upgrade, writes=True)
+    return await _run(url, _upgrade, writes=True)
 
 
 async def _run(url: str, work: Callable[[Connection], T], *, writes: bool) -> T:
@@ -74,19 +76,19 @@ async def _run(url: str, work: Callable[[Connection], T], *, writes: bool) -> T:
 
 def require_expected_version(connection: Connection) -> None:
     """Raise Failure SCHEMA_MISMATCH unless the database has exactly the version of this code."""
-    found, expected = _version(connection), expected_version()
-    if found != expected:
-        raise _mismatch(found, expected)
+    version, expected = _version(connection), expected_version()
+    if version != expected:
+        raise _mismatch(version, expected)
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection) -> str | None:
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _UPGRADE_LOCK})
-    found, expected = _version(connection), expected_version()
-    if found == expected:
-        return
-    if found is not None and not is_known(found):
-        raise _mismatch(found, expected)
+    version, expected = _version(connection), expected_version()
+    if version == expected:
+        return version
+    if version is not None and not is_known(version):
+        raise _mismatch(version, expected)
     from alembic import command
     from alembic.config import Config
 
@@ -94,6 +96,7 @@ def _upgrade(connection: Connection) -> None:
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+    return version
 
 
 def _version(connection: Connection) -> str | None:
@@ -103,8 +106,8 @@ def _version(connection: Connection) -> str | None:
 
 
 def _has_rows(connection: Connection) -> bool:
-    found = text('SELECT 1 WHERE EXISTS (SELECT 1 FROM app) OR EXISTS (SELECT 1 FROM "key")')
-    return connection.execute(found).first() is not None
+    rows = text('SELECT 1 WHERE EXISTS (SELECT 1 FROM app) OR EXISTS (SELECT 1 FROM "key")')
+    return connection.execute(rows).first() is not None
 
 
 def is_known(version: str) -> bool:
@@ -118,16 +121,18 @@ def known_versions() -> frozenset[str]:
     return frozenset(file.name[:4] for file in (MIGRATIONS / "versions").glob("[0-9]*.py"))
 
 
-def _mismatch(found: str | None, expected: str) -> Failure:
-    if found is None:
+def _mismatch(version: str | None, expected: str) -> Failure:
+    repair = "Run: python -m evergrant_server db upgrade."
+    if version is None:
         detail = f"The database is empty and this code wants schema {expected}."
-    elif is_known(found):
-        detail = f"The database has the older schema {found} and this code wants {expected}."
+    elif is_known(version):
+        detail = f"The database has the older schema {version} and this code wants {expected}."
     else:
-        detail = f"The database has schema {found}, from a newer server; this code knows {expected}."
-    newer = found is not None and not is_known(found)
-    repair = _OF_A_NEWER_SERVER if newer else "Run: python -m evergrant_server db upgrade."
-    return Failure(ErrorCode.SCHEMA_MISMATCH, detail, found=found or "none", expected=expected, repair=repair)
+        detail = f"The database has schema {version}, from a newer server; this code knows {expected}."
+        repair = _OF_A_NEWER_SERVER
+    return Failure(
+        ErrorCode.SCHEMA_MISMATCH, detail, found=version or "none", expected=expected, repair=repair
+    )
 
 
 def _absent(url: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from sqlalchemy import URL, Connection, CursorResult, Dialect, Executable, QueuePool, create_engine, event
@@ -158,8 +158,12 @@ class SqliteDatabase:
 
 
 def _configure(driver: sqlite3.Connection, record: object) -> None:
+    """Set up a connection, in the thread that opens it. SQLite doesn't wait by itself while another process
+    changes a new file to WAL."""
+    until = monotonic() + BUSY_MS / 1000
     for pragma in (f"busy_timeout={BUSY_MS}", *_PRAGMAS):
-        driver.execute(f"PRAGMA {pragma}")
+        while not _executed(driver, f"PRAGMA {pragma}", last=monotonic() >= until):
+            sleep(_RETRY_DELAYS_S[-1])
 
 
 async def _begin_immediate(driver: sqlite3.Connection) -> None:
@@ -168,15 +172,16 @@ async def _begin_immediate(driver: sqlite3.Connection) -> None:
     delays = iter(_RETRY_DELAYS_S)
     driver.execute("PRAGMA busy_timeout=0")  # SQLite's own wait would block the loop
     try:
-        while not _begun(driver, last=monotonic() >= until):
+        while not _executed(driver, "BEGIN IMMEDIATE", last=monotonic() >= until):
             await asyncio.sleep(next(delays, _RETRY_DELAYS_S[-1]))
     finally:
         driver.execute(f"PRAGMA busy_timeout={BUSY_MS}")
 
 
-def _begun(driver: sqlite3.Connection, *, last: bool) -> bool:
+def _executed(driver: sqlite3.Connection, statement: str, *, last: bool) -> bool:
+    """False when another process holds the file, unless this try is the last."""
     try:
-        driver.execute("BEGIN IMMEDIATE")
+        driver.execute(statement)
     except sqlite3.OperationalError as error:
         if last or error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # the low byte: any kind of busy
             raise

@@ -1,5 +1,5 @@
-"""Pinned hosts of every tenant: read page by page, accepted by an operator, and written where a row of an
-earlier version has none. A connection's own are in `destinations`."""
+"""Pinned hosts of every tenant: read page by page, accepted by an operator, and written where an accepted row
+has none. A connection's own are in `destinations`."""
 
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any

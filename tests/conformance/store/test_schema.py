@@ -1,28 +1,23 @@
-"""The schema: made from nothing, the same as the models, refused when it is another."""
+"""The schema: made from nothing, the same as the models, upgraded, refused when it is another."""
 
 import asyncio
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic import command
-from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, insert, inspect, text
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import DBAPIError
 
-from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Store
-from evergrant_server.store.access import AppRow
-from evergrant_server.store.authority import row_mac
-from evergrant_server.store.connections.tables import ConnectionRow, ConsentRow
 from evergrant_server.store.database import schema, sqlite
-from evergrant_server.store.database.columns import METADATA, table_of
+from evergrant_server.store.database.columns import METADATA
 from evergrant_server.store.database.engine import open_database
-from evergrant_server.store.database.rows import column_values
-from evergrant_server.store.integrations.integrations import IntegrationRow
-from evergrant_server.store.permits import PermitRow
-from tests.conformance.store.samples import GITHUB, a_connection, a_consent, a_permit, an_app
+from tests.conformance.store.samples import an_app
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import DURABLE
 from tests.fakes.failures import fails
@@ -43,60 +38,74 @@ def test_the_names_of_the_migrations_are_their_revisions():
     assert scripts.get_current_head() == schema.expected_version()
 
 
-async def test_integrations_of_the_first_schema_bind_from_then_on_and_their_consents_under_way_do_not(
-    empty_url: str,
+def test_no_migration_can_be_reverted():
+    for script in ScriptDirectory(str(schema.MIGRATIONS)).walk_revisions():
+        with pytest.raises(RuntimeError):
+            script.module.downgrade()
+
+
+LATER = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision = "0002", "0001"
+
+
+def upgrade() -> None:
+    op.add_column("app", sa.Column("later", sa.String(), nullable=False, server_default="yes"))
+    op.execute("{statement}")
+"""
+
+
+@pytest.fixture
+def later_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Makes this code the release after the next: with one more migration, which runs a statement."""
+
+    def release(statement: str) -> None:
+        folder = tmp_path / "migrations"
+        shutil.copytree(schema.MIGRATIONS, folder)
+        (folder / "versions" / "0002_later.py").write_text(LATER.format(statement=statement))
+        monkeypatch.setattr(schema, "MIGRATIONS", folder)
+        schema.known_versions.cache_clear()
+
+    yield release
+    schema.known_versions.cache_clear()
+
+
+async def test_a_database_of_an_older_version_is_refused_until_its_upgrade_which_keeps_the_rows(
+    database_url: str, ring: KeyRing, clock: SetClock, later_release: Callable[[str], None]
 ):
-    connection = a_connection()
-    old = {
-        IntegrationRow: column_values(GITHUB),
-        ConnectionRow: column_values(connection),
-        ConsentRow: column_values(a_consent(connection)),
-    }
-    database = open_database(empty_url)
-    async with database.write() as session:
-        await session.run_sync(lambda it: command.upgrade(configuration(it), "0001"))
-        for table, values in old.items():
-            there = await session.run_sync(columns_of, table_of(table).name)
-            kept = {name: value for name, value in values.items() if name in there}
-            await session.execute(insert(table_of(table)).values(kept))
-    await schema.upgrade(empty_url)
-    async with database.read() as session:
-        found = [
-            (await session.execute(text(f"SELECT {name}"))).scalar_one()
-            for name in ("binding FROM integration", "binding FROM consent", "on_reconnect FROM integration")
-        ]
-    await database.close()
-    assert found == ["app", "none", "same"]
-
-
-async def test_permits_of_before_stay_good_and_mean_the_same(empty_url: str, ring: KeyRing, clock: SetClock):
-    app = an_app()
-    permit = a_permit(app, scope_ceiling=("repo",))
-    old = {AppRow: column_values(app), PermitRow: column_values(permit)}
-    database = open_database(empty_url)
-    async with database.write() as session:
-        await session.run_sync(lambda it: command.upgrade(configuration(it), "0006"))
-        for (table, values), value in zip(old.items(), (app, permit), strict=True):
-            there = await session.run_sync(columns_of, table_of(table).name)
-            kept = {name: it for name, it in values.items() if name in there}
-            await session.execute(insert(table_of(table)).values(kept | {"mac": row_mac(ring, value)}))
-    await database.close()
-    await schema.upgrade(empty_url)
-    store = await Store.open(empty_url, ring, clock)
-    async with store.read() as tx:
-        assert await tx.access.permits(app.tenant, app.id) == [permit]
+    before = schema.expected_version()
+    store = await Store.open(database_url, ring, clock)
+    async with store.write() as tx:
+        await tx.access.put_app(an_app(), expected=None)
     await store.close()
+    later_release("UPDATE app SET later = name")
+    with fails(ErrorCode.SCHEMA_MISMATCH, "older schema 0001") as caught:
+        await Store.open(database_url, ring, clock)
+    assert "db upgrade" in caught.value.repair
+    assert await schema.upgrade(database_url) == before
+    assert await schema.upgrade(database_url) == "0002"
+    store = await Store.open(database_url, ring, clock)
+    async with store.read() as tx:
+        names = (await tx.connection.execute(text("SELECT later FROM app"))).scalars().all()
+    await store.close()
+    assert names == [an_app().name]
 
 
-def columns_of(connection: Connection, table: str) -> set[str]:
-    return {it["name"] for it in inspect(connection).get_columns(table)}
-
-
-def configuration(connection: Connection) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(schema.MIGRATIONS))
-    config.attributes["connection"] = connection
-    return config
+async def test_a_migration_that_fails_changes_nothing(
+    database_url: str, later_release: Callable[[str], None]
+):
+    database = open_database(database_url)
+    async with database.read() as connection:
+        before = await connection.run_sync(shape_of)
+    later_release("UPDATE nothing SET there = 1")
+    with pytest.raises((Failure, DBAPIError)):
+        await schema.upgrade(database_url)
+    async with database.read() as connection:
+        assert await connection.run_sync(shape_of) == before
+    await database.close()
+    assert await schema.current_version(database_url) == "0001"
 
 
 def index_of(described: Any) -> dict[str, Any]:

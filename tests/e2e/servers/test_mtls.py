@@ -21,8 +21,8 @@ import pytest_asyncio
 from evergrant import AsyncEvergrant, Evergrant
 from evergrant.identity import Certificate
 
+from evergrant_server.access.credentials import parse_app_token
 from evergrant_server.api.apps.keys import bootstrap_admin
-from evergrant_server.api.http.app_tokens import parse_token
 from evergrant_server.cli.doctor import CheckFailed, mtls
 from evergrant_server.core.access import Action
 from evergrant_server.crypto.client_certificates import AppCertificate
@@ -279,7 +279,7 @@ async def test_the_client_gets_bound_tokens_and_takes_a_renewed_certificate(worl
 
     async def bound_to(token: str) -> str:
         async with world.api.worker.read() as tx:
-            found = await tx.tokens.find(parse_token(token).id)
+            found = await tx.tokens.find(parse_app_token(token).id)
         assert found is not None
         assert found.confirmation is not None
         return found.confirmation["x5t#S256"]

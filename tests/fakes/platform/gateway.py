@@ -15,7 +15,8 @@ from typing import Any
 
 import httpx2
 
-from evergrant_server.api.http.context import ApiContext
+from evergrant_server.access.context import ApiContext
+from evergrant_server.api.connections.create import offer_consent
 from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.egress import EgressPolicy, StreamingTransport
@@ -169,6 +170,7 @@ async def running_gateway(
         ledger=ledger,
         lease_rows=LeaseRows(store),
         check_endpoint=policy.check_endpoint,
+        offer_consent=offer_consent,
     )
     silence = settings.gateway_silence.total_seconds()
     outcomes = OutcomeLog(store, "gateway-outcomes")

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from evergrant_server.access.context import ApiContext
 from evergrant_server.api.app import create_app
-from evergrant_server.api.http.context import ApiContext
+from evergrant_server.api.connections.create import offer_consent
 from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.crypto.keyring import KeyPurpose, Role
 from evergrant_server.egress import EgressPolicy
@@ -35,6 +36,7 @@ async def serving(settings: Settings, port: int = 0) -> AsyncIterator[str]:
                 ledger=ledger,
                 lease_rows=LeaseRows(parts.store),
                 check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
+                offer_consent=offer_consent,
             )
         )
         try:

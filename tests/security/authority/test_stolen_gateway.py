@@ -9,7 +9,7 @@ from sqlalchemy import delete, insert, update
 from sqlmodel import col
 
 from evergrant_server import audit
-from evergrant_server.api.http.api_keys import new_key
+from evergrant_server.access.credentials import new_key
 from evergrant_server.core.access import Action, App, Permit
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode

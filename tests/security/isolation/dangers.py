@@ -4,7 +4,7 @@ import re
 
 from fastapi import FastAPI
 
-from evergrant_server.api.http.approvals import Danger, danger_of
+from evergrant_server.access.approvals import Danger, danger_of
 from tests.security.isolation.routes import PROVED_OTHERWISE, endpoints
 
 # The first rule that fits a route without a declaration: a method, a part of its path, and the reason.

@@ -5,10 +5,9 @@ import json
 import httpx2
 import pytest
 
-from evergrant_server.api.http import problems
-from evergrant_server.api.http.problems import problem_document
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
+from evergrant_server.problems import QUOTA_EXCEEDED, problem_document
 from tests.fakes.api import Api
 
 MEMBERS = {"type", "title", "status", "detail", "code", "kind", "repairer", "repair"}
@@ -29,7 +28,7 @@ def test_the_table_fills_every_document(code: ErrorCode):
     body = problem_document(Failure(code, "detail", provider="x", status="9", kind="no"), "https://e")
     assert (body["status"], body["code"], body["provider"]) == (FAILURES[code].status, code.value, "x")
     quota = code is ErrorCode.RATE_LIMITED  # a type of its own, from the draft of the RateLimit fields
-    assert body["type"] == (problems.QUOTA_EXCEEDED if quota else f"https://e/docs#{code.value}")
+    assert body["type"] == (QUOTA_EXCEEDED if quota else f"https://e/docs#{code.value}")
 
 
 async def test_what_starlette_would_say_itself(api: Api):

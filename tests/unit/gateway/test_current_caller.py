@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from starlette.requests import Request
 
-from evergrant_server.api.http.authentication import Caller, PresentedCredential
+from evergrant_server.access.callers import Caller, PresentedCredential
 from evergrant_server.core.access import Action, AppCredential, AuthenticationMethod
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import CredentialId, KeyId, new_id

@@ -6,11 +6,11 @@ from evergrant_server.api.apps.reach.words import words_of
 from evergrant_server.api.apps.report import AccessView, access_view
 from evergrant_server.api.http.call import AuditorCall
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug, View
-from evergrant_server.api.http.problems import require_found
 from evergrant_server.core.access import Permit
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import Tenant
+from evergrant_server.problems import require_found
 from evergrant_server.store import Transaction
 from evergrant_server.store.review.access_review import (
     PermitReview,
@@ -52,7 +52,7 @@ async def app_reach(
 ) -> Page[ReachView]:
     """What an app or agent can reach: its permits, allows and denies, sorted by name. An app without permits
     reaches nothing."""
-    after = call.api.cursors.decode(cursor, call.tenant, list="reach", app=name)
+    after = call.cursors.decode(cursor, call.tenant, list="reach", app=name)
     async with call.api.store.read() as tx:
         app = require_found(await review_app(tx, call.tenant, name, call.now))
         place = (name, after) if after else None
@@ -60,7 +60,7 @@ async def app_reach(
         broken = app.broken[0].code if app.broken else None
         stopped_by = app.stopped.code if app.stopped is not None else broken
         items = [await _view(tx, call.tenant, it, stopped_by) for it in found[:limit]]
-    next_cursor = call.api.cursors.next_cursor(
+    next_cursor = call.cursors.next_cursor(
         found, limit, lambda it: it.permit["name"], call.tenant, list="reach", app=name
     )
     return Page(items=items, next_cursor=next_cursor)

@@ -1,6 +1,7 @@
 """The app that acts: the authenticated client, or the one whose API key or token is the `actor_token`."""
 
-from evergrant_server.api.http.authentication import Caller, require_confirmation
+from evergrant_server.access.authentication import require_confirmation
+from evergrant_server.access.callers import Caller
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
 from evergrant_server.api.oauth.client_credentials import proven_app
 from evergrant_server.api.oauth.exchange.issuing import Actor

@@ -6,8 +6,9 @@ parent. Nothing is read twice: the exchange is judged in the transaction that ad
 
 from datetime import timedelta
 
-from evergrant_server.api.http.authentication import PresentedCredential, require_confirmation
-from evergrant_server.api.http.callers.delegated import PREFIX, read_authority
+from evergrant_server.access.authentication import read_authority, require_confirmation
+from evergrant_server.access.callers import PresentedCredential
+from evergrant_server.access.credentials import DELEGATION_TOKEN
 from evergrant_server.api.http.models import View
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
 from evergrant_server.api.oauth.exchange.actors import acting_app
@@ -60,7 +61,7 @@ async def issue(request: ClientTokenRequest) -> ExchangeView:
 
 async def _exchanged(request: ClientTokenRequest, actor: Actor, wanted: Wanted) -> tuple[Delegation, str]:
     async def add(tx: Transaction, context: RequestContext) -> tuple[Delegation, str]:
-        if request.parameters["subject_token"].startswith(PREFIX):
+        if request.parameters["subject_token"].startswith(DELEGATION_TOKEN):
             beginning = await _parent(tx, request, actor)
         else:
             beginning = await person_behind(tx, request, actor.app)

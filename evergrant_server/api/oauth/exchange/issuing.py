@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from evergrant_server.api.http.callers.delegated import DelegatedAuthority, new_secret
-from evergrant_server.api.http.transactions import record
+from evergrant_server.access.callers import DelegatedAuthority
+from evergrant_server.access.credentials import new_delegation_token
+from evergrant_server.access.transactions import record
 from evergrant_server.api.oauth.client_authentication import TokenRefused
 from evergrant_server.core.access import App, AuthenticationMethod
 from evergrant_server.core.agents.delegation_rules import DelegationRule
@@ -71,7 +72,7 @@ async def add_delegation(
     if above is not None:
         reach = await _within(tx, app, reach, above.own.reach)
     limits = (now + LONGEST, beginning.expires_at, actor.expires_at, app.ends_at, ends)
-    text, secret_hash = new_secret(ring, app.tenant, id)
+    text, secret_hash = new_delegation_token(ring, app.tenant, id)
     made = Delegation(
         tenant=app.tenant,
         id=id,

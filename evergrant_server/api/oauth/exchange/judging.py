@@ -5,8 +5,7 @@ It is repeated once, when a worker has read the issuer's newest keys.
 
 from collections.abc import Awaitable, Callable
 
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
 from evergrant_server.api.oauth.client_credentials import require_active
 from evergrant_server.api.oauth.exchange.issuing import Actor
@@ -15,6 +14,7 @@ from evergrant_server.core.access import App
 from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry.request_ids import trace_of
 
 Add = Callable[[Transaction, RequestContext], Awaitable[tuple[Delegation, str]]]
 Refused = Callable[[str, App, str | None], TokenRefused]

@@ -6,13 +6,13 @@ counts for DOCUMENT_GRACE more, so that a passing failure of the client's site e
 
 import asyncio
 
-from evergrant_server.api.http.tracing import trace_of
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, invalid_client
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import CLAIMED
 from evergrant_server.core.messages.integrations import ReadClientDocument
 from evergrant_server.core.oauth.clients import GatewayClient
+from evergrant_server.telemetry.request_ids import trace_of
 
 READ_TIMEOUT_S = 5.0  # the client waits, and has a limit of its own
 

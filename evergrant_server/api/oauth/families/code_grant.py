@@ -5,8 +5,7 @@ import hashlib
 import hmac
 import re
 
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
 from evergrant_server.api.oauth.families.client import KnownClient, current_client_of, note_use
 from evergrant_server.api.oauth.families.ending import end_family
@@ -26,6 +25,7 @@ from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.alarms import report_replayed_token
 from evergrant_server.telemetry.families import count_family
+from evergrant_server.telemetry.request_ids import trace_of
 
 _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}\Z")  # RFC 7636 section 4.1
 _WRONG = "The code is unknown, has expired, or belongs to another request."

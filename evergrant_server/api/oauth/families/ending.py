@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from evergrant_server.api.http.transactions import record
+from evergrant_server.access.transactions import record
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.oauth.authorizations import FamilyEnd, TokenFamily

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
+from evergrant_server.access.callers import standing_app
+from evergrant_server.access.credentials import new_access_token, new_text
+from evergrant_server.access.transactions import record
 from evergrant_server.api.http.models import View
-from evergrant_server.api.http.oauth.resource_tokens import new_access_token, new_text, standing_app
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import record
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
 from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
@@ -14,6 +14,7 @@ from evergrant_server.core.ids import AppId, RefreshTokenId, new_id
 from evergrant_server.core.oauth.authorizations import Authorization, RefreshToken, TokenFamily
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry.request_ids import trace_of
 
 _STANDING = (
     ErrorCode.UNAUTHENTICATED,

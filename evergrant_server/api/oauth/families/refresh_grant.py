@@ -9,9 +9,8 @@ repetition is counted. Beyond it, or again and again, it was stolen: the family 
 import hmac
 from typing import NamedTuple
 
-from evergrant_server.api.http.oauth.resource_tokens import parse_text
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.access.credentials import parse_text
+from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
 from evergrant_server.api.oauth.families.client import KnownClient, current_client_of, note_use
 from evergrant_server.api.oauth.families.ending import end_family
@@ -33,6 +32,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.alarms import report_replayed_token
 from evergrant_server.telemetry.families import count_family
+from evergrant_server.telemetry.request_ids import trace_of
 
 _WRONG = "The refresh token is unknown, has expired or was revoked, or is another client's."
 

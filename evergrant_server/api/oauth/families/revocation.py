@@ -1,8 +1,7 @@
 """`POST /oauth/revoke` (RFC 7009): a client gives its tokens back."""
 
-from evergrant_server.api.http.oauth.resource_tokens import PREFIX, is_right, parse_text
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import record, run_transaction
+from evergrant_server.access.credentials import CLIENT_TOKEN, is_right, parse_text
+from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
 from evergrant_server.api.oauth.families.client import KnownClient, client_of
 from evergrant_server.api.oauth.families.ending import end_family
@@ -12,6 +11,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import AccessTokenId
 from evergrant_server.core.oauth.authorizations import FamilyEnd
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry.request_ids import trace_of
 
 _FOREIGN = "The token was issued to another client."
 
@@ -30,7 +30,7 @@ async def revoke(request: ClientTokenRequest) -> None:
 
 async def _revoke(tx: Transaction, request: ClientTokenRequest, known: KnownClient) -> None:
     text = request.parameters["token"]
-    if text.startswith(PREFIX):
+    if text.startswith(CLIENT_TOKEN):
         return await _revoke_access_token(tx, request, known)
     found = await find_refresh_token(tx, text)
     if found is None:

@@ -17,12 +17,12 @@ from evergrant_server.api.http.models import (
     Subject,
     View,
 )
-from evergrant_server.api.http.problems import require_found
 from evergrant_server.api.oauth.families.ending import end_family
 from evergrant_server.core.ids import Tenant, TokenFamilyId
 from evergrant_server.core.oauth.authorizations import FamilyEnd, TokenFamily
 from evergrant_server.core.oauth.clients import known_id
 from evergrant_server.crypto.client_registrations import LONGEST_CLIENT_ID
+from evergrant_server.problems import require_found
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["clients"])
@@ -91,13 +91,13 @@ async def list_token_families(
 ) -> Page[TokenFamilyView]:
     """What subjects have authorized clients for, sorted by id; what has ended for 30 days."""
     key = {"list": "token-families", "app": app, "client": client_id, "subject": subject}
-    after = call.api.cursors.decode(cursor, call.tenant, **key)
+    after = call.cursors.decode(cursor, call.tenant, **key)
     async with call.api.store.read() as tx:
         equal = await _columns(tx, call.tenant, app, client_id, subject)
         known = app is None or equal["app_id"] is not None
         found = await tx.token_families.page(call.tenant, after, limit + 1, **equal) if known else []
         items = await _views(tx, call, found[:limit])
-    next_cursor = call.api.cursors.next_cursor(found, limit, lambda it: it.id, call.tenant, **key)
+    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.id, call.tenant, **key)
     return Page(items=items, next_cursor=next_cursor)
 
 

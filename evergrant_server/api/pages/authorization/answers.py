@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from starlette.responses import Response
 
-from evergrant_server.api.http.transactions import record, run_transaction
+from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.pages.authorization.clients import find_client
 from evergrant_server.api.pages.authorization.parameters import (
     AuthorizationRefused,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.pages.authorization.answers import ANSWERED, consent_to, require_still_taken
 from evergrant_server.api.pages.authorization.asked import Asked, read_again
 from evergrant_server.api.pages.authorization.session import live_subject

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from starlette.responses import HTMLResponse, Response
 
-from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.pages.authorization.answers import ANSWERED, deny, give_code
 from evergrant_server.api.pages.authorization.opened import find_request, open_request, remember
 from evergrant_server.api.pages.authorization.parameters import AuthorizationRefused

@@ -1,6 +1,6 @@
 """What a client may reach once its person agrees, in plain words for the page."""
 
-from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.access.context import integration_spec
 from evergrant_server.api.pages.authorization.asked import Asked
 from evergrant_server.api.pages.names import provider_display_name
 from evergrant_server.api.pages.session import SubjectPages

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 from starlette.responses import HTMLResponse, Response
 
-from evergrant_server.api.http.transactions import run_transaction
+from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.pages.authorization.answers import (
     add_code,
     code_response,

@@ -8,7 +8,7 @@ from functools import partial
 
 from starlette.responses import Response
 
-from evergrant_server.api.http.transactions import record, run_transaction
+from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.api.pages.people.issuer import begin_at_issuer
 from evergrant_server.api.pages.session import AUTHORIZE_PATH, SubjectPages, html_route

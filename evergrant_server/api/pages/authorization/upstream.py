@@ -7,8 +7,9 @@ import secrets
 
 from starlette.responses import Response
 
-from evergrant_server.api.http.transactions import run_transaction
-from evergrant_server.api.integrations.definitions import integration_spec, require_ready
+from evergrant_server.access.context import integration_spec
+from evergrant_server.access.transactions import run_transaction
+from evergrant_server.api.integrations.definitions import require_ready
 from evergrant_server.api.pages.attempt import send_away
 from evergrant_server.api.pages.authorization.parameters import AuthorizationRefused
 from evergrant_server.api.pages.session import AUTHORIZE_PATH, SubjectPages

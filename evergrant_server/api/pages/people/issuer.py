@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.access.context import integration_spec
 from evergrant_server.api.pages.session import SubjectPages
 from evergrant_server.core.connections.consent import hash_state
 from evergrant_server.core.connections.id_token import hash_of_nonce

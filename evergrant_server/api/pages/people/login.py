@@ -10,10 +10,9 @@ from urllib.parse import urlencode
 
 from starlette.responses import Response
 
-from evergrant_server.api.http.people.authentication import session_cookie
-from evergrant_server.api.http.tracing import trace_of
-from evergrant_server.api.http.transactions import run_transaction
-from evergrant_server.api.integrations.definitions import integration_spec
+from evergrant_server.access.context import integration_spec
+from evergrant_server.access.people import session_cookie
+from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.pages.authorization.session import clients_issuer, give_subject_session
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.api.pages.callback_checks import parse_query, read_login_callback
@@ -39,6 +38,7 @@ from evergrant_server.core.people.sessions import SESSION_LASTS, STEP_UP_LASTS, 
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.request_ids import trace_of
 from providers.requests.authorization_url import new_random_value
 from providers.requests.callback import Callback
 from providers.requests.callback_parameters import state_in

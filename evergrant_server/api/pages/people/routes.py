@@ -9,16 +9,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from evergrant_server.access.people import live_session, login_url, presented_secret, session_cookie
+from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.http.call import ApiDep
 from evergrant_server.api.http.models import Body, StorableSecret, View
-from evergrant_server.api.http.people.authentication import (
-    live_session,
-    login_url,
-    presented_secret,
-    session_cookie,
-)
-from evergrant_server.api.http.problems import invalid_request
-from evergrant_server.api.http.transactions import run_transaction
 from evergrant_server.api.pages.browser import html_response, redirect_response
 from evergrant_server.api.pages.people.login import begin_person_login, login_host, person_page
 from evergrant_server.api.pages.session import PagesDep, SubjectPages
@@ -35,6 +29,7 @@ from evergrant_server.core.people.logins import CommandStart, LoginStart, LoginS
 from evergrant_server.core.people.roles import PersonRole
 from evergrant_server.core.people.sessions import PersonSession, SessionKind, hash_secret
 from evergrant_server.core.secret import Secret
+from evergrant_server.problems import invalid_request
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)

@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from evergrant_server.api.limits.leases import Gcra
+from evergrant_server.access.limits import Gcra
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from tests.fakes.api import Api, running_api

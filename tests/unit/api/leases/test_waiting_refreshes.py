@@ -6,8 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from evergrant_server.api.leases.position_poller import POLL_INTERVAL_S
-from evergrant_server.api.leases.refresher import RefreshKey, RefreshWaiter
+from evergrant_server.access.refreshes import POLL_INTERVAL_S, RefreshKey, RefreshWaiter
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from evergrant_server.api.limits import requests
+from evergrant_server.access import limits
 from evergrant_server.core.access import Action
 from tests.fakes.api import Api, running_api
 from tests.fakes.assertions import asserting_app
@@ -45,8 +45,8 @@ async def test_an_address_that_guesses_links_waits_and_others_do_not(
     assert refused.headers["ratelimit"] == '"guesses";r=0;t=20'
     assert "default-src 'none'" in refused.headers["content-security-policy"]
     assert (await visit(guarded, link, "192.0.2.2")).status_code == 200
-    ahead = requests.monotonic() + 20.1
-    monkeypatch.setattr(requests, "monotonic", lambda: ahead)
+    ahead = limits.monotonic() + 20.1
+    monkeypatch.setattr(limits, "monotonic", lambda: ahead)
     assert (await visit(guarded, link, "192.0.2.1")).status_code == 200
 
 

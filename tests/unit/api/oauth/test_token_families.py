@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.api.http.oauth.resource_tokens import read_token
+from evergrant_server.access.authentication import read_token
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import Failure

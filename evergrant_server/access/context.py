@@ -1,0 +1,162 @@
+"""What every judgement works with: settings, store, keys, clock, and calls to Temporal without its types."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from evergrant_server.access.authentication import Authenticator
+from evergrant_server.access.limits import RequestLimits
+from evergrant_server.audit.lease_ledger import LeaseLedger
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.integrations import Integration
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
+from evergrant_server.core.messages.integrations import (
+    ClientDocumentResult,
+    DiscoveryResult,
+    LoginResult,
+    ReadClientDocument,
+    RequestTemporaryCredentials,
+    TemporaryCredentialsResult,
+    VerifyLogin,
+    VerifyPerson,
+)
+from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, new_sealing_key
+from evergrant_server.settings import Settings
+from evergrant_server.store import LeaseRows, Store, Transaction
+from evergrant_server.store.database.engine import Pool
+from evergrant_server.telemetry.logs import LogEvent, log_event
+from providers.definition.registry import Registry
+from providers.definition.schema import ProviderSpec
+
+if TYPE_CHECKING:
+    from evergrant_server.access.judged_request import JudgedRequest
+    from evergrant_server.access.refusals import OfferedConsent, WantedConsent
+
+log = logging.getLogger("evergrant.api")
+
+
+class TemporalPort(Protocol):
+    """Calls to workflows. Each raises Failure TEMPORAL_UNAVAILABLE. Timeouts are seconds."""
+
+    async def ensure_fresh(
+        self, tenant: Tenant, connection_id: ConnectionId, request: EnsureFresh, *, timeout: float
+    ) -> EnsureFreshResult: ...
+
+    async def describe(
+        self, tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0
+    ) -> ConnectionDescription | None: ...
+
+    async def discover(
+        self, tenant: Tenant, integration_id: IntegrationId, context: RequestContext, timeout: float
+    ) -> DiscoveryResult: ...
+
+    async def prepare_consent(
+        self, request: RequestTemporaryCredentials, timeout: float
+    ) -> TemporaryCredentialsResult: ...
+
+    async def verify_login(self, request: VerifyLogin, timeout: float) -> LoginResult: ...
+
+    async def verify_person(self, request: VerifyPerson, timeout: float) -> LoginResult: ...
+
+    async def read_client_document(
+        self, request: ReadClientDocument, timeout: float
+    ) -> ClientDocumentResult: ...
+
+    async def ready(self) -> bool: ...
+
+    async def history(self, workflow: str, run_id: str | None = None) -> list[dict[str, Any]]: ...
+
+
+class Relay(Protocol):
+    """Delivers the rows of the outbox to Temporal."""
+
+    def notify(self) -> None:
+        """Deliver now: a message was committed."""
+        ...
+
+
+@dataclass
+class ApiContext:
+    """Settings, store, keys, clock and links of one process of the API or the gateway.
+
+    `check_endpoint` raises Failure EGRESS_REFUSED for a URL that the egress policy never allows.
+    `offer_consent` is the API's: it finds or makes a connection, with a link where its subject must consent.
+    """
+
+    settings: Settings
+    store: Store
+    ring: KeyRing
+    registry: Registry
+    clock: Clock
+    link: TemporalPort
+    relay: Relay
+    ledger: LeaseLedger
+    lease_rows: LeaseRows
+    check_endpoint: Callable[[str], None]
+    offer_consent: "Callable[[JudgedRequest, WantedConsent], Awaitable[OfferedConsent]]"
+    authenticator: Authenticator = field(init=False)
+    limits: RequestLimits = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.authenticator = Authenticator(self.store.in_pool(Pool.LEASES), self.clock)
+        self.limits = RequestLimits(self.settings)
+
+    def redirect_uri(self, integration_id: str) -> str:
+        """The integration's own redirect URI (RFC 9700 section 4.4.2.2)."""
+        return f"{self.settings.public_url}/oauth/callback/{integration_id}"
+
+
+async def spec_by_name(tx: Transaction, registry: Registry, tenant: Tenant, provider: str) -> ProviderSpec:
+    """The definition of a provider for new requests. Raises Failure PROVIDER_UNKNOWN."""
+    return registry.serving(provider, await tx.definitions.serving(tenant, provider))
+
+
+async def integration_spec(tx: Transaction, registry: Registry, integration: Integration) -> ProviderSpec:
+    """The definition of the integration's provider. Raises Failure PROVIDER_UNKNOWN."""
+    return await spec_by_name(tx, registry, integration.tenant, integration.provider)
+
+
+async def readiness(api: ApiContext) -> tuple[bool, dict[str, str]]:
+    """Whether the process can serve leases, and what each part says.
+
+    Temporal is reported but not required: leases of fresh tokens, consents and revocations work without it.
+    """
+    checks = {
+        "store": await _check_store(api),
+        "keys": _check_keys(api),
+        "temporal": await _check_temporal(api),
+    }
+    return checks["store"] == checks["keys"] == "ok", checks
+
+
+async def _check_store(api: ApiContext) -> str:
+    try:
+        async with api.store.read() as tx:
+            await tx.access.app(Tenant(api.settings.tenant), AppId("app_none"))
+    except Failure as failure:
+        return failure.code.value
+    return "ok"
+
+
+def _check_keys(api: ApiContext) -> str:
+    """Wrap a key and unwrap it again, as the lease path does."""
+    place, key = AssociatedData("readyz", "readyz", "readyz", "key"), new_sealing_key("readyz")
+    try:
+        wrapped = api.ring.wrap(KeyPurpose.LEASE, place, key)
+        same = api.ring.unwrap(KeyPurpose.LEASE, place, key.id, wrapped).reveal() == key.reveal()
+    except Failure as failure:
+        return failure.code.value
+    return "ok" if same else ErrorCode.SEAL_BROKEN.value
+
+
+async def _check_temporal(api: ApiContext) -> str:
+    try:
+        return "ok" if await api.link.ready() else ErrorCode.TEMPORAL_UNAVAILABLE.value
+    except Exception as error:
+        # an error of Temporal's client doesn't make this process unready
+        log_event(log, logging.WARNING, LogEvent.TEMPORAL_NOT_READY, type(error).__name__)
+        return ErrorCode.TEMPORAL_UNAVAILABLE.value

@@ -1,0 +1,260 @@
+"""Decides one lease: the caller's permit, the row, its freshness, or the refusal."""
+
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+
+from starlette.requests import Request
+
+from evergrant_server.access.authentication import CACHED_FOR
+from evergrant_server.access.callers import Caller
+from evergrant_server.access.context import ApiContext
+from evergrant_server.access.judged_request import JudgedRequest, refusal
+from evergrant_server.access.limits import LeaseLimits, RateLimited
+from evergrant_server.access.narrowing import NarrowedLeases
+from evergrant_server.access.recording import LeasedConnections, RefusalLog, record_bulk_read
+from evergrant_server.access.refreshes import RefreshKey, RefreshWaiter
+from evergrant_server.access.refusals import (
+    LeaseRequest,
+    absent,
+    not_leasable,
+    refresh_refused,
+    refusal_entry,
+    require_kind,
+    require_provable,
+    scope_not_granted,
+    target_of,
+)
+from evergrant_server.audit.lease_ledger import LeaseClaim, StaleClaim
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.connection import RefreshReason
+from evergrant_server.policy import PermitDecision, scopes_above
+from evergrant_server.store import LeaseRow
+from evergrant_server.telemetry import metrics
+from providers.requests.dpop import origin_of
+
+_MAX_TRIES = 4  # for a row that keeps changing
+_MAX_CACHED = 50_000
+
+
+class LeaseIssuer:
+    """Issues leases. Sealed rows are cached; no token leaves before the ledger's commit."""
+
+    def __init__(self, api: ApiContext, refresher: RefreshWaiter, refusals: RefusalLog) -> None:
+        self._api = api
+        self._refresher = refresher
+        self._narrowed = NarrowedLeases(api, refresher)
+        self._refusals = refusals
+        self._leased = LeasedConnections(api.settings.bulk_read_alarm)
+        self._limits = LeaseLimits(api.settings)
+        self._margin = RULES[NEWEST_RULES].margin
+        self._rows: dict[tuple[str, ...], tuple[LeaseRow, datetime]] = {}  # with the end of their time here
+
+    async def issue(
+        self, request: Request, lease_request: LeaseRequest, known: tuple[Caller, bool]
+    ) -> LeaseRow:
+        """Decide and record a lease: its row, with the token still sealed. `known` is the caller as cached.
+
+        Raises Failure; a refusal of an authenticated app is in the audit log too.
+        """
+        try:
+            with self._limits.admit(request.scope, known[0].app):
+                return await self._issue(request, lease_request, *known)
+        except RateLimited as failure:
+            call = JudgedRequest.of(self._api, request, known[0])
+            await self._refusals.record(refusal_entry(call, lease_request, failure))
+            raise
+
+    async def _issue(
+        self, request: Request, lease_request: LeaseRequest, caller: Caller, from_cache: bool
+    ) -> LeaseRow:
+        for _ in range(_MAX_TRIES):
+            call = JudgedRequest.of(self._api, request, caller)
+            try:
+                return await self._decide(call, lease_request, cached=from_cache)
+            except StaleClaim:
+                self._forget(caller, lease_request)
+            except RateLimited:
+                raise
+            except Failure as failure:
+                if not from_cache:
+                    await self._refusals.record(refusal_entry(call, lease_request, failure))
+                    raise
+                # a refusal from the cache is decided again from the store
+                self._forget(caller, lease_request)
+            caller, from_cache = await self._api.authenticator.authenticate(request), False
+            self._api.authenticator.cache(caller)
+        failure = Failure(ErrorCode.STORE_CONFLICT, "The connection keeps changing.", retry_after=1.0)
+        await self._refusals.record(refusal_entry(call, lease_request, failure))
+        raise failure
+
+    async def _decide(self, call: JudgedRequest, lease_request: LeaseRequest, *, cached: bool) -> LeaseRow:
+        """Check permit, state, freshness and scopes in this order, then record the lease."""
+        row = await self._load_row(call.caller, lease_request, cached=cached)
+        if cached and not self._can_serve_cached(row, lease_request):
+            raise StaleClaim  # a cached caller starts nothing: no link, no refresh
+        if row is None:
+            raise await absent(call, lease_request)
+        if lease_request.proxied is not None:
+            lease_request = replace(lease_request, judged=await lease_request.proxied.judged(row))
+        call.permitted(lease_request.action, of=target_of(row), hidden=True, proxied=lease_request.judged)
+        if lease_request.scopes:
+            self._judge_scopes(call, lease_request, row, lease_request.scopes)
+        require_kind(lease_request, row)
+        narrower = self._narrowed.wanted(call, lease_request, row)
+        if row.leasable and narrower:
+            row = await self._narrowed.row(call, lease_request, row, narrower, cached=cached)
+        elif row.leasable:
+            row = await self._refreshed_row(lease_request, row, call.context)
+        if not row.leasable or not self._is_valid(row):
+            raise await not_leasable(call, lease_request, row)
+        decision = await self._check_scopes(call, lease_request, row, cached=cached)
+        if lease_request.proof is not None:
+            await require_provable(self._api, row, lease_request.proof)
+        if lease_request.proxied is not None:
+            await lease_request.proxied.prepare(row, decision)
+        self._limits.count_integration(call.request.scope, row.tenant, row.integration)
+        await self._api.ledger.record(claim_of(call, lease_request, row, decision))
+        if not narrower:
+            self._remember(call.caller, lease_request, row)
+        if self._leased.reaches_alarm(call.caller.app.id, row.connection_id, self._now()):
+            await self._alarm(call)
+        return row
+
+    async def _alarm(self, call: JudgedRequest) -> None:
+        with suppress(Failure):  # the lease itself is recorded
+            async with self._api.store.write() as tx:
+                await record_bulk_read(tx, call, "lease", connections=self._api.settings.bulk_read_alarm)
+
+    # --- rows -------------------------------------------------------------------------
+
+    async def _load_row(
+        self, caller: Caller, lease_request: LeaseRequest, *, cached: bool
+    ) -> LeaseRow | None:
+        known = self._rows.get(lease_request.cache_key(caller.tenant)) if cached else None
+        if known is not None and self._now() < known[1] and self._is_fresh(known[0], lease_request):
+            return known[0]
+        rows = self._api.lease_rows
+        if lease_request.names is not None:
+            names = lease_request.names
+            return await rows.load_by_names(caller.tenant, names.integration, names.subject, names.label)
+        assert lease_request.connection_id is not None
+        return await rows.load(caller.tenant, lease_request.connection_id)
+
+    def _remember(self, caller: Caller, lease_request: LeaseRequest, row: LeaseRow) -> None:
+        key = lease_request.cache_key(caller.tenant)
+        known = self._rows.get(key)
+        if known is not None and known[0] is row:
+            return
+        if len(self._rows) >= _MAX_CACHED:
+            self._rows.clear()
+        self._rows[key] = row, self._now() + CACHED_FOR
+
+    def _forget(self, caller: Caller, lease_request: LeaseRequest) -> None:
+        self._rows.pop(lease_request.cache_key(caller.tenant), None)
+        self._api.authenticator.evict(caller)
+
+    # --- freshness --------------------------------------------------------------------
+
+    async def _refreshed_row(
+        self, lease_request: LeaseRequest, row: LeaseRow, context: RequestContext
+    ) -> LeaseRow:
+        """The row, or a newer one. A valid token is served even if the refresh fails (rule 5)."""
+        if self._is_fresh(row, lease_request) or row.state is not LifecycleState.ACTIVE:
+            return row
+        key = RefreshKey(row.tenant, row.connection_id, row.generation, RefreshReason.DUE)
+        if self._is_valid(row) and lease_request.min_ttl is None:
+            self._refresher.start_refresh(key, context)
+            return row
+        for _ in range(_MAX_TRIES):
+            result = await self._refresher.wait_for_newer(key, context)
+            newest = result.row or row
+            if self._is_valid(newest) or newest.state is not LifecycleState.ACTIVE:
+                return newest
+            if newest.generation <= key.seen or newest.brought_token_after(key.seen):
+                break
+            key = key._replace(seen=newest.generation)  # a narrower token came beside this one
+        raise refresh_refused(result, newest)
+
+    def _is_fresh(self, row: LeaseRow, lease_request: LeaseRequest) -> bool:
+        return row.grant is not None and row.grant.is_fresh(self._now(), self._margin, lease_request.min_ttl)
+
+    def _is_valid(self, row: LeaseRow) -> bool:
+        return row.grant is not None and row.grant.is_valid(self._now())
+
+    def _can_serve_cached(self, row: LeaseRow | None, lease_request: LeaseRequest) -> bool:
+        """True when this row can be leased without waiting for a refresh."""
+        if row is None or not row.leasable or not self._is_valid(row):
+            return False
+        return lease_request.min_ttl is None or self._is_fresh(row, lease_request)
+
+    def _now(self) -> datetime:
+        return self._api.clock.now()
+
+    # --- permits ----------------------------------------------------------------------
+
+    async def _check_scopes(
+        self, call: JudgedRequest, lease_request: LeaseRequest, row: LeaseRow, *, cached: bool
+    ) -> PermitDecision:
+        """The requested scopes must be granted; all scopes of the token must be permitted."""
+        assert row.grant is not None
+        requested = lease_request.scopes or ()
+        missing = scopes_above(requested, row.grant.scopes)
+        if missing and cached:
+            raise StaleClaim
+        if missing:
+            raise await scope_not_granted(call, lease_request, row, missing)
+        excess = scopes_above(row.grant.scopes, requested) if lease_request.proxied is None else ()
+        decision = self._judge_scopes(call, lease_request, row, row.grant.scopes, excess)
+        if decision.observed:
+            metrics.count(metrics.OBSERVED_DENIALS, "observed", row.provider)
+        return decision
+
+    def _judge_scopes(
+        self,
+        call: JudgedRequest,
+        lease_request: LeaseRequest,
+        row: LeaseRow,
+        scopes: tuple[str, ...],
+        excess: tuple[str, ...] = (),
+    ) -> PermitDecision:
+        offline = self._api.registry.offline_scope(row.provider)
+        counted, beyond = ([it for it in them if it != offline] for them in (scopes, excess))
+        action, proxied = lease_request.action, lease_request.judged
+        decision = call.judge(action, target_of(row), tuple(counted), tuple(beyond), proxied)
+        if not decision.allowed:
+            raise refusal(decision, request=proxied)
+        return decision
+
+
+def claim_of(
+    call: JudgedRequest, lease_request: LeaseRequest, row: LeaseRow, decision: PermitDecision
+) -> LeaseClaim:
+    """The lease as it was judged, with the revisions by which the ledger checks it again."""
+    assert row.grant is not None
+    app, credential, proof = call.caller.app, call.caller.credential, lease_request.proof
+    proxied = lease_request.proxied
+    return LeaseClaim(
+        tenant=app.tenant,
+        connection_id=row.connection_id,
+        connection_revision=row.connection_revision,
+        app_id=app.id,
+        app_revision=app.revision,
+        key_id=credential.id,
+        valid_until=min(credential.valid_until, decision.valid_until or credential.valid_until),
+        permit=decision.permit,
+        observed=decision.observed,
+        authorization=call.caller.authorization,
+        generation=row.generation,
+        context=call.context,
+        scopes=row.grant.scopes,
+        at=call.now,
+        dpop_request=None if proof is None else f"{proof.method} {origin_of(proof.url)}",
+        signed_request=lease_request.signs,
+        proxied=None if proxied is None else {"call": proxied.id, **proxied.recorded},
+        through=None if proxied is None else proxied.through,
+        delegated=None if call.caller.delegated is None else call.caller.delegated.use,
+    )

@@ -1,1 +1,0 @@
-"""How access tokens of the gateways' clients are recognized."""

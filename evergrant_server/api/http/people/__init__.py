@@ -1,1 +1,0 @@
-"""Requests of people who administer: which session a request came with."""
