@@ -185,20 +185,18 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         services, context = self.services, self.context
         if context.connection.flow.is_client_grant:
             return await client_grant_token_request(services, self.call.context, context)
-        if context.access_token_exchange is not None:
-            if not self._token_is_valid():
-                return await self._without_refresh_token()
+        grant, exchange = context.grant, context.access_token_exchange
+        if exchange is not None and self._token_is_valid():
             async with services.store.read() as tx:
                 access_token = await tx.grants.access_token(context.connection)
-            return access_token_exchange(context, context.access_token_exchange, access_token)
-        grant = context.grant
-        if not context.spec.refresh_supported or grant is None or not grant.refreshable:
-            return await self._without_refresh_token()
-        async with services.store.read() as tx:
-            refresh_token = await tx.grants.refresh_token(context.connection)
-        if refresh_token is None:
-            return await self._without_refresh_token()
-        return RefreshTokenRequest(context, context.integration.refresh, refresh_token, self.call.scopes)
+            return access_token_exchange(context, exchange, access_token)
+        if exchange is None and context.spec.refresh_supported and grant is not None and grant.refreshable:
+            async with services.store.read() as tx:
+                refresh_token = await tx.grants.refresh_token(context.connection)
+            if refresh_token is not None:
+                rules = context.integration.refresh
+                return RefreshTokenRequest(context, rules, refresh_token, self.call.scopes)
+        return await self._without_refresh_token()
 
     async def _without_refresh_token(self) -> GrantResult:
         """The result for a grant that can't be refreshed; once its access token is over, it is condemned."""

@@ -30,7 +30,6 @@ ELSEWHERE = {
     ),
     "evergrant_server.egress.transport:GuardedBackend.connect_unix_socket": "always refuses",
     "activities.grants.refresh:RefreshSpend.request#2": "an access token that is exchanged is not spent",
-    "activities.grants.refresh:RefreshSpend.request#3": "an access token that is exchanged is not spent",
     "evergrant_server.api.connections.confirm:confirm_consent": "the harness confirms without HTTP",
     "evergrant_server.api.connections.confirm:_raise_refusal": "nothing is written here",
     "evergrant_server.api.connections.confirm:_link": "nothing is written here",
