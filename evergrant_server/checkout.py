@@ -15,9 +15,9 @@ def require_own_packages() -> None:
     """
     for name in ("workflows", "activities", "providers"):
         spec = find_spec(name)
-        found = Path(spec.origin).resolve() if spec is not None and spec.origin else None
-        if found is None or ROOT not in found.parents:
-            where = found.parent if found is not None else "nowhere"
+        place = Path(spec.origin).resolve() if spec is not None and spec.origin else None
+        if place is None or ROOT not in place.parents:
+            where = place.parent if place is not None else "nowhere"
             raise BadSettings(
                 f"the package {name!r} comes from {where}, not from Evergrant's checkout: "
                 f"start from {ROOT}, and remove the other one from PYTHONPATH or uninstall it"

@@ -71,7 +71,9 @@ class FairTurns:
             del self._parts[key]
         if not self._parties[key[0]]:
             del self._parties[key[0]]
-        while (following := next((it for it in self._queues if self.has_turn(*it)), None)) is not None:
+        while (
+            following := next((queue for queue in self._queues if self.has_turn(*queue)), None)
+        ) is not None:
             turn = next(iter(self._queues[following]))
             self._remove(turn, following)
             if not turn.cancelled():  # else its caller has gone, and is about to notice

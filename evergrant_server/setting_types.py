@@ -33,10 +33,10 @@ def read_duration(value: Any) -> Any:
     """The duration that a text says, in one of `DURATION_FORMS`. Raises ValueError."""
     if not isinstance(value, str):
         return value
-    given = _DURATION.fullmatch(value.strip().lower())
+    match = _DURATION.fullmatch(value.strip().lower())
     try:
-        if given is not None:
-            return timedelta(seconds=float(given[1]) * _UNITS_S[given[2]])
+        if match is not None:
+            return timedelta(seconds=float(match[1]) * _UNITS_S[match[2]])
         return _ISO_8601.validate_python(value.strip())
     except (ValueError, OverflowError):
         raise ValueError(f"{value!r} is no duration; {DURATION_FORMS}") from None

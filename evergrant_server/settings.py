@@ -185,12 +185,12 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_empty(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def _drop_empty(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Empty stands for a default that is nothing or a path: an empty path would be this folder."""
         defaults = {name: field.default for name, field in cls.model_fields.items()}
         return {
             name: value
-            for name, value in given.items()
+            for name, value in values.items()
             if value != "" or not isinstance(defaults.get(name, ""), Path | None)
         }
 
@@ -229,11 +229,11 @@ def load_settings(**flags: Any) -> Settings:
 
     Raises BadSettings with one line per invalid setting.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
+    overrides = {name: value for name, value in flags.items() if value is not None}
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     if lines := suspicious_variables(known, _CLIENT_VARIABLES):
         raise BadSettings("\n  ".join(lines))
     try:
-        return Settings(**given)
+        return Settings(**overrides)
     except ValidationError as error:
         raise BadSettings("\n  ".join(errors_in_words(error))) from None

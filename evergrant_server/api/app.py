@@ -33,15 +33,12 @@ from evergrant_server.api.apps import routes as apps
 from evergrant_server.api.apps.reach import routes as reach
 from evergrant_server.api.connections import commands, confirm, history
 from evergrant_server.api.connections import routes as connections
-from evergrant_server.api.console import acts as console_acts
 from evergrant_server.api.console import agents as console_agents
 from evergrant_server.api.console import apps as console_apps
 from evergrant_server.api.console import connections as console_connections
 from evergrant_server.api.console import integrations as console_integrations
-from evergrant_server.api.console import keys as console_keys
 from evergrant_server.api.console import login as console_login
 from evergrant_server.api.console import requests as console_requests
-from evergrant_server.api.console import static as console_static
 from evergrant_server.api.http.client_certificates import TrustedHop
 from evergrant_server.api.http.middleware import Deadline, Envelope
 from evergrant_server.api.http.request_errors import install_error_handlers
@@ -49,19 +46,14 @@ from evergrant_server.api.integrations import definition_rollout, definitions
 from evergrant_server.api.integrations import routes as integrations
 from evergrant_server.api.leases import oauth1_signatures, refresh_command
 from evergrant_server.api.leases import routes as leases
-from evergrant_server.api.oauth import client_login, registration
 from evergrant_server.api.oauth import clients as oauth_clients
+from evergrant_server.api.oauth import family_routes, registration, token_endpoint
 from evergrant_server.api.oauth import metadata as server_metadata
-from evergrant_server.api.oauth import routes as oauth
-from evergrant_server.api.oauth.families import routes as token_families
-from evergrant_server.api.pages import callback, connect
-from evergrant_server.api.pages.authorization import page as authorization_page
+from evergrant_server.api.pages import callback, connect, people
 from evergrant_server.api.pages.authorization import routes as authorization
-from evergrant_server.api.pages.browser import BrowserSessions
+from evergrant_server.api.pages.browser import BrowserSessions, answer_unknown_path
 from evergrant_server.api.pages.guesses import GuessLimit
-from evergrant_server.api.pages.people import routes as people
-from evergrant_server.api.pages.unknown_path import answer_unknown_path
-from evergrant_server.api.people import admin_login, sessions
+from evergrant_server.api.people import login_rules, sessions
 from evergrant_server.api.provider_events import inbound, receivers
 from evergrant_server.api.transfer import routes as transfer
 from evergrant_server.api.webhooks import deliveries
@@ -101,12 +93,11 @@ ROUTERS = (
     credentials.router,
     server_metadata.router,
     registration.router,
-    client_login.router,
+    login_rules.client_login_router,
     oauth_clients.router,
     authorization.router,
-    authorization_page.router,
-    oauth.router,
-    token_families.router,
+    token_endpoint.router,
+    family_routes.router,
     approvals.router,
     trusted_issuers.router,
     access_requests.router,
@@ -115,7 +106,7 @@ ROUTERS = (
     explain.router,
     report.router,
     reach.router,
-    admin_login.router,
+    login_rules.admin_login_router,
     sessions.router,
     people.router,
     people.command_router,
@@ -134,14 +125,11 @@ ROUTERS = (
     connect.router,
     callback.router,
     callback.fragment_router,
-    console_static.router,
     console_login.router,
     console_connections.router,
-    console_acts.router,
     console_integrations.router,
     console_apps.router,
     console_agents.router,
-    console_keys.router,
     console_requests.router,
     openapi.router,
 )

@@ -28,10 +28,10 @@ async def use_call_approval(
     committed. Raises Failure CALL_APPROVAL_REQUIRED; STORE_CONFLICT when another call came
     first; INVALID_REQUEST for params that aren't I-JSON.
     """
-    found = await tx.call_approvals.newest(tenant, await hash_of(tx, tenant, call))
-    if found is None or found.app_id != call.agent or not found.may_be_used(now):
+    approval = await tx.call_approvals.newest(tenant, await hash_of(tx, tenant, call))
+    if approval is None or approval.app_id != call.agent or not approval.may_be_used(now):
         raise _approval_required(call)
-    used = await tx.call_approvals.use(found.used(now), expected=found.revision)
+    used = await tx.call_approvals.use(approval.used(now), expected=approval.revision)
     entry = AuditEntry(
         tenant=tenant,
         at=now,

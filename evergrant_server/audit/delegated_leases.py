@@ -34,8 +34,8 @@ class DelegatedUse(NamedTuple):
 
     def holds(self, tenant: Tenant, rows: Revisions, apps: Revisions) -> bool:
         """Whether all of it is as it was. `apps` have `disabled` behind their revision."""
-        return all(rows.get(id) == (id, tenant, it) for id, it in self.rows) and all(
-            apps.get(id) == (id, tenant, it, False) for id, it in self.apps
+        return all(rows.get(id) == (id, tenant, revision) for id, revision in self.rows) and all(
+            apps.get(id) == (id, tenant, revision, False) for id, revision in self.apps
         )
 
 

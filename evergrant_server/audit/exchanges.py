@@ -38,21 +38,21 @@ class Exchange(NamedTuple):
 async def newest_exchanges(tx: Transaction, tenant: Tenant) -> dict[str, Exchange]:
     """By the integration's name, of those that had one lately."""
     records = await newest_of_tenant(tx, tenant, (*_FAILED, *_ANSWERED), among=_READ)
-    names = await _integrations_of(tx, tenant, {it.object for it in records})
+    names = await _integrations_of(tx, tenant, {record.object for record in records})
     of_integrations: dict[str, list[AuditRecord]] = {}
     for record in records:
         name = names.get(record.object)
         if name is not None:
             of_integrations.setdefault(name, []).append(record)
-    return {name: _newest(found) for name, found in of_integrations.items()}
+    return {name: _newest(own_records) for name, own_records in of_integrations.items()}
 
 
 async def _integrations_of(tx: Transaction, tenant: Tenant, ids: set[str]) -> dict[str, str]:
     """The names of these connections' integrations."""
     columns = (col(ConnectionRow.id), col(ConnectionRow.integration))
     mine = (col(ConnectionRow.tenant) == tenant, col(ConnectionRow.id).in_(ids))
-    found = await fetch_all(tx.connection, select(*columns).where(*mine))
-    return {row["id"]: row["integration"] for row in found}
+    rows = await fetch_all(tx.connection, select(*columns).where(*mine))
+    return {row["id"]: row["integration"] for row in rows}
 
 
 def _newest(records: Sequence[AuditRecord]) -> Exchange:

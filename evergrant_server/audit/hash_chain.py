@@ -115,7 +115,7 @@ async def append_all(
 
     Raises TypeError when a detail holds what JSON can't say: a Secret never gets in.
     """
-    (tenant,) = {it.tenant for it in entries}
+    (tenant,) = {entry.tenant for entry in entries}
     ring = tx.sealer.ring
     shard = shard or main_shard(ring.role)
     head, has_webhooks = await _locked_head(tx, tenant, shard, entries[0].at)
@@ -174,14 +174,14 @@ async def _locked_head(tx: Transaction, tenant: str, shard: str, at: datetime) -
     transaction locks all.)
     """
     which = {"tenant": tenant, "shard": shard}
-    found = (await tx.connection.execute(_LOCK_END, which)).one_or_none()
-    if found is None:
+    end = (await tx.connection.execute(_LOCK_END, which)).one_or_none()
+    if end is None:
         first = ChainHead.first(tx.sealer.ring, tenant, shard)
         is_new = await insert(tx.connection, AuditShardRow, {**first._asdict(), "revision": 1})
         if is_new and tenant != INSTALLATION:
             await append(tx, birth_entry(tx.sealer.ring.role, tenant, shard, at))
-        found = (await tx.connection.execute(_LOCK_END, which)).one()
-    return ChainHead(tenant, shard, *found[:3]), bool(found[3])
+        end = (await tx.connection.execute(_LOCK_END, which)).one()
+    return ChainHead(tenant, shard, *end[:3]), bool(end[3])
 
 
 def record_of(row: Mapping[str, Any]) -> AuditRecord:

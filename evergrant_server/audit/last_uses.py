@@ -49,11 +49,11 @@ async def write_uses_postgresql(raw: Any, uses: LastUses) -> None:
 
 def _by_table(uses: LastUses) -> Iterable[tuple[str, list[tuple[Any, ...]]]]:
     """The rows of each table, in order, so that two ledgers never wait crosswise."""
-    found: dict[str, list[tuple[Any, ...]]] = {}
+    rows_of: dict[str, list[tuple[Any, ...]]] = {}
     for key, at in sorted(uses.items()):
         kind = key[1].partition("_")[0]
-        found.setdefault(kind if kind in _TABLES else _OF_KEYS, []).append((*key, at))
-    return sorted(found.items())
+        rows_of.setdefault(kind if kind in _TABLES else _OF_KEYS, []).append((*key, at))
+    return sorted(rows_of.items())
 
 
 def sqlite_moment(at: datetime) -> str:

@@ -85,7 +85,7 @@ _PG_RECORDS = (
     f"WITH moved AS (UPDATE audit_shard SET count = $16, last_hash = $17, mac = $18, revision = revision + 1"
     f" WHERE tenant = $19 AND shard = $20)"
     f" INSERT INTO audit ({_NAMES})"
-    f" SELECT * FROM unnest({', '.join(f'${n}::{it}[]' for n, it in enumerate(_PG_TYPES, 1))})"
+    f" SELECT * FROM unnest({', '.join(f'${n}::{type_}[]' for n, type_ in enumerate(_PG_TYPES, 1))})"
 )
 _PG_USAGE = (
     "INSERT INTO usage (tenant, connection_id, leased_generation, revision)"
@@ -110,18 +110,18 @@ async def write_sqlite(
         claims,
         raw.execute(_LITE_CONNECTIONS, (json.dumps(connection_ids),)),
         raw.execute(_LITE_APPS, (json.dumps(app_ids),)),
-        rows_sqlite(raw, [it.delegated for it in claims if it.delegated is not None]),
+        rows_sqlite(raw, [claim.delegated for claim in claims if claim.delegated is not None]),
         clock.now(),
     )
     kept = [claims[place] for place in sorted(good)]
     for tenant, entries in _by_tenant(kept):
-        found: tuple[int, str, str | None] | None = raw.execute(_LITE_HEAD, (tenant, shard)).fetchone()
-        if found is None:
+        stored: tuple[int, str, str | None] | None = raw.execute(_LITE_HEAD, (tenant, shard)).fetchone()
+        if stored is None:
             head = ChainHead.first(ring, tenant, shard)
             raw.execute(_LITE_FIRST, head)
             await append(tx, birth_entry(ring.role, tenant, shard, clock.now()))
         else:
-            head = ChainHead(tenant, shard, *found)
+            head = ChainHead(tenant, shard, *stored)
         rows, end = _chained(ring, head, entries)
         raw.executemany(_LITE_RECORDS, [{**row, "at": sqlite_moment(row["at"])} for row in rows])
         raw.execute(_LITE_MOVED, (end.count, end.last_hash, end.mac, tenant, shard))
@@ -137,13 +137,13 @@ async def write_postgresql(
     raw, ring = await asyncpg_driver(tx.connection), tx.sealer.ring
     connection_ids, app_ids = _ids(claims)
     async with raw.transaction(isolation="read_committed"):  # so that the rows are read after the locks
-        named = sorted(set[str]().union(*(it.named for it in claims)))
+        named = sorted(set[str]().union(*(claim.named for claim in claims)))
         locked = {row[0] for row in await raw.fetch(_PG_LOCKS, named)}
         connections = await raw.fetch(_PG_CONNECTIONS, connection_ids)
         apps = await raw.fetch(_PG_APPS, app_ids)
-        used = [it.delegated for it in claims if it.delegated is not None]
+        used = [claim.delegated for claim in claims if claim.delegated is not None]
         delegations = await rows_postgresql(raw, used)
-        busy = frozenset(n for n, it in enumerate(claims) if not it.named <= locked)
+        busy = frozenset(n for n, claim in enumerate(claims) if not claim.named <= locked)
         good = _still_leasable(claims, connections, apps, delegations, clock.now()) - busy
         kept = [claims[place] for place in sorted(good)]
         for tenant, entries in _by_tenant(kept):
@@ -158,16 +158,16 @@ async def write_postgresql(
 
 async def _locked_head(raw: Any, ring: KeyRing, tenant: str, shard: str, clock: Clock) -> ChainHead:
     """The end of a chain, locked. A chain that begins is recorded, also behind a broken end."""
-    found = await raw.fetchrow(_PG_HEAD, tenant, shard)
-    if found is None:
+    stored = await raw.fetchrow(_PG_HEAD, tenant, shard)
+    if stored is None:
         await raw.execute(_PG_FIRST, *ChainHead.first(ring, tenant, shard))
-        found = await raw.fetchrow(_PG_HEAD, tenant, shard)
+        stored = await raw.fetchrow(_PG_HEAD, tenant, shard)
         if tenant != INSTALLATION:
             above = await _locked_head(raw, ring, INSTALLATION, main_shard(ring.role), clock)
             birth = birth_entry(ring.role, tenant, shard, clock.now())
             authentic = above.is_authentic(ring)
             await _append_postgresql(raw, *_behind(ring, above, [birth], authentic=authentic))
-    return ChainHead(tenant, shard, *found)
+    return ChainHead(tenant, shard, *stored)
 
 
 async def _append_postgresql(raw: Any, rows: list[Values], end: ChainHead) -> None:
@@ -192,11 +192,11 @@ def _behind(
 
 
 def _ids(claims: Sequence[LeaseClaim]) -> tuple[list[str], list[str]]:
-    apps = {str(it.app_id) for it in claims}
+    apps = {str(claim.app_id) for claim in claims}
     for claim in claims:
         if claim.delegated is not None:
             apps.update(id for id, _ in claim.delegated.apps)
-    return sorted({it.connection_id for it in claims}), sorted(apps)
+    return sorted({claim.connection_id for claim in claims}), sorted(apps)
 
 
 def _still_leasable(
@@ -221,40 +221,40 @@ def _still_leasable(
 
 def _by_tenant(claims: Iterable[LeaseClaim]) -> list[tuple[Tenant, list[AuditEntry]]]:
     """Always in the same order: two ledgers never wait crosswise."""
-    found: dict[Tenant, list[AuditEntry]] = {}
+    entries: dict[Tenant, list[AuditEntry]] = {}
     for claim in claims:
-        found.setdefault(claim.tenant, []).append(_entry(claim))
-    return sorted(found.items())
+        entries.setdefault(claim.tenant, []).append(_entry(claim))
+    return sorted(entries.items())
 
 
 def _entry(claim: LeaseClaim) -> AuditEntry:
     action = AuditAction.LEASE_ISSUED
-    what: dict[str, object] = {"scopes": list(claim.scopes)}
+    detail: dict[str, object] = {"scopes": list(claim.scopes)}
     if claim.dpop_request is not None:
         action = AuditAction.DPOP_PROOF_ISSUED
-        what = {"for": claim.dpop_request}
+        detail = {"for": claim.dpop_request}
     elif claim.proxied is not None:
         action = AuditAction.PROXY_CALLED
-        what = dict(claim.proxied)
+        detail = dict(claim.proxied)
         if claim.through is not None:
-            what["through"] = claim.through
+            detail["through"] = claim.through
     elif claim.signed_request:
-        what["signed"] = claim.signed_request
+        detail["signed"] = claim.signed_request
     if claim.authorization is not None:
-        what |= claim.authorization.named
+        detail |= claim.authorization.named
     if claim.permit is not None:
-        what["permit"] = claim.permit.name
+        detail["permit"] = claim.permit.name
     if claim.delegated is not None:
-        what["acts_for"] = claim.delegated.recorded
+        detail["acts_for"] = claim.delegated.recorded
     if claim.observed:
-        what["would_be_denied_by"] = list(claim.observed)
+        detail["would_be_denied_by"] = list(claim.observed)
     return AuditEntry(
         tenant=claim.tenant,
         at=claim.at,
         action=action,
         object=claim.connection_id,
         context=claim.context,
-        detail={"app": claim.app_id, "generation": claim.generation, **what},
+        detail={"app": claim.app_id, "generation": claim.generation, **detail},
     )
 
 

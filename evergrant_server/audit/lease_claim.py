@@ -38,5 +38,5 @@ class LeaseClaim:
     @property
     def named(self) -> set[str]:
         """The ids of what mustn't change until the lease is committed."""
-        own: set[str] = {self.connection_id, self.app_id, self.tenant}
-        return own if self.delegated is None else own | self.delegated.named
+        names: set[str] = {self.connection_id, self.app_id, self.tenant}
+        return names if self.delegated is None else names | self.delegated.named

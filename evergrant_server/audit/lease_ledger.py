@@ -127,8 +127,9 @@ class LeaseLedger:
         problem = _unavailable("the ledger was stopped while it committed")
         try:
             async with self._store.write() as tx:
-                batch = [it for it in batch if not it.done.done()]  # the others' callers have gone
-                claims = [it.claim for it in batch]
+                # the others' callers have gone
+                batch = [waiting for waiting in batch if not waiting.done.done()]
+                claims = [waiting.claim for waiting in batch]
                 written = await self._write(tx, self._shard, claims, uses, self._clock)
             if batch:
                 metrics.AUDIT_BATCH.record(len(written.leased))
@@ -149,8 +150,8 @@ class LeaseLedger:
             problem = _unavailable(failure.detail)
             if failure.code is ErrorCode.AUTHORITY_BROKEN:  # one tenant's log: it stops no other's leases
                 tenant = failure.context["row"].partition("/")[0]
-                self._fail([it for it in batch if it.claim.tenant == tenant], failure)
-                await self._settle([it for it in batch if it.claim.tenant != tenant], uses)
+                self._fail([waiting for waiting in batch if waiting.claim.tenant == tenant], failure)
+                await self._settle([waiting for waiting in batch if waiting.claim.tenant != tenant], uses)
         except Exception as error:
             problem = _unavailable(type(error).__name__)
         finally:

@@ -49,12 +49,12 @@ class LeaseQueue:
         while turns and len(batch) < LARGEST_BATCH:
             tenant = turns.popleft()
             apps = self._tenants.pop(tenant)
-            app = next((it for it in apps if taken[it] < share), None)
+            app = next((name for name in apps if taken[name] < share), None)
             if app is not None:
                 claims = apps.pop(app)
-                found = _next_awaited(claims)
-                if found is not None:
-                    batch.append(found)
+                claim = _next_awaited(claims)
+                if claim is not None:
+                    batch.append(claim)
                     taken[app] += 1
                 if claims:
                     apps[app] = claims  # behind the tenant's other apps
@@ -65,9 +65,9 @@ class LeaseQueue:
         return batch
 
     def take_all(self) -> list[WaitingClaim]:
-        found = [it for apps in self._tenants.values() for claims in apps.values() for it in claims]
+        queued = [claim for apps in self._tenants.values() for claims in apps.values() for claim in claims]
         self._tenants.clear()
-        return found
+        return queued
 
 
 def _next_awaited(claims: deque[WaitingClaim]) -> WaitingClaim | None:

@@ -32,7 +32,7 @@ async def publish_events(tx: Transaction, entry: AuditEntry) -> None:
     if not any(type in webhook.events for webhook in listening for type in types):
         return
     if types[0] in APP_EVENTS:
-        subscribed = [it for it in listening if it.subscribes_to(types[0], ANY_INTEGRATION)]
+        subscribed = [webhook for webhook in listening if webhook.subscribes_to(types[0], ANY_INTEGRATION)]
         event = _event(entry, None, types[0], app_event_body(types[0], entry))
         await write_event(tx, subscribed, event, entry.context, entry.at)
         return

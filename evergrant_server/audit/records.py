@@ -58,9 +58,9 @@ async def page(
     if object is not None:
         query = query.where(col(AuditRow.object) == object)
     if after is not None:
-        place, there = tuple_(*order), _after(after)
-        query = query.where(place < there if newest_first else place > there)
-    sorting = [it.desc() for it in order] if newest_first else order
+        place, start = tuple_(*order), _after(after)
+        query = query.where(place < start if newest_first else place > start)
+    sorting = [column.desc() for column in order] if newest_first else order
     return [record_of(row) for row in await fetch_all(tx.connection, query.order_by(*sorting).limit(limit))]
 
 
@@ -69,10 +69,10 @@ async def newest_record(
 ) -> AuditRecord | None:
     """The last record of this action about an object, or None."""
     mine = columns_equal(AuditRow, tenant=tenant, object=object, action=action.value)
-    found = await fetch_all(
+    rows = await fetch_all(
         tx.connection, select(AuditRow).where(mine).order_by(col(AuditRow.at).desc()).limit(1)
     )
-    return record_of(found[0]) if found else None
+    return record_of(rows[0]) if rows else None
 
 
 async def record_before(tx: Transaction, record: AuditRecord) -> AuditRecord | None:
@@ -80,9 +80,9 @@ async def record_before(tx: Transaction, record: AuditRecord) -> AuditRecord | N
     mine = columns_equal(AuditRow, tenant=record.tenant, object=record.object, action=record.action.value)
     order = (col(AuditRow.at), col(AuditRow.shard), col(AuditRow.seq))
     mine &= tuple_(*order) < _after(page_cursor(record))
-    query = select(AuditRow).where(mine).order_by(*(it.desc() for it in order)).limit(1)
-    found = await fetch_all(tx.connection, query)
-    return record_of(found[0]) if found else None
+    query = select(AuditRow).where(mine).order_by(*(column.desc() for column in order)).limit(1)
+    rows = await fetch_all(tx.connection, query)
+    return record_of(rows[0]) if rows else None
 
 
 async def newest_records(
@@ -90,7 +90,7 @@ async def newest_records(
 ) -> list[AuditRecord]:
     """The last twenty records of these actions about an object, the newest first."""
     condition = columns_equal(AuditRow, tenant=tenant, object=object)
-    condition &= (col(AuditRow.at) >= since) & col(AuditRow.action).in_([it.value for it in actions])
+    condition &= (col(AuditRow.at) >= since) & col(AuditRow.action).in_([action.value for action in actions])
     order = (col(AuditRow.at).desc(), col(AuditRow.shard), col(AuditRow.seq).desc())
     query = select(AuditRow).where(condition).order_by(*order).limit(_MOST_NEWEST)
     return [record_of(row) for row in await fetch_all(tx.connection, query)]
@@ -102,7 +102,7 @@ async def newest_of_tenant(
     """Records of these actions among the tenant's last `among` records, the newest first."""
     order = (col(AuditRow.at).desc(), col(AuditRow.shard), col(AuditRow.seq).desc())
     mine = select(AuditRow).where(columns_equal(AuditRow, tenant=tenant)).order_by(*order).limit(among)
-    wanted = {it.value for it in actions}
+    wanted = {action.value for action in actions}
     return [record_of(row) for row in await fetch_all(tx.connection, mine) if row["action"] in wanted]
 
 

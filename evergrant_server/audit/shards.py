@@ -50,11 +50,11 @@ async def broken_heads(store: Store) -> list[BrokenRow]:
         heads = await _heads(tx)
         born = await born_shards(tx)
     ring = store.ring
-    broken = [it for it in heads if not it.is_authentic(ring) or not _has_birth(it, born)]
-    there = {(it.tenant, it.shard) for it in heads}
-    missing = [name for name in born if name not in there]
+    broken = [head for head in heads if not head.is_authentic(ring) or not _has_birth(head, born)]
+    shards = {(head.tenant, head.shard) for head in heads}
+    missing = [name for name in born if name not in shards]
     return [
-        *(BrokenRow(Tenant(it.tenant), it.broken) for it in broken),
+        *(BrokenRow(Tenant(head.tenant), head.broken) for head in broken),
         *(BrokenRow(name[0], _missing(*name)) for name in sorted(missing)),
     ]
 
@@ -77,8 +77,8 @@ async def accept_heads(store: Store, names: Collection[str] | None = None) -> li
             if not _has_birth(head, born):
                 await _record(tx, AuditAction.SHARD_BEGUN, head.name)
         accepted.append(head.name)
-    there = {(it.tenant, it.shard) for it in heads}
-    for tenant, shard in sorted(born.keys() - there):
+    shards = {(head.tenant, head.shard) for head in heads}
+    for tenant, shard in sorted(born.keys() - shards):
         name = f"{tenant}/{shard}"
         if names is not None and name in names:
             async with store.write() as tx:
@@ -108,4 +108,6 @@ async def _record(tx: Transaction, action: AuditAction, name: str) -> None:
 
 async def _heads(tx: Transaction) -> list[ChainHead]:
     rows = await fetch_all(tx.connection, select(AuditShardRow))
-    return [ChainHead(it["tenant"], it["shard"], it["count"], it["last_hash"], it["mac"]) for it in rows]
+    return [
+        ChainHead(row["tenant"], row["shard"], row["count"], row["last_hash"], row["mac"]) for row in rows
+    ]

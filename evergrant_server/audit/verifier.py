@@ -99,9 +99,9 @@ async def _heads(store: Store, tenant: Tenant) -> tuple[dict[str, ShardHead], se
     newest = select(col(AuditRow.shard), func.max(col(AuditRow.seq)))
     async with store.read() as tx:
         recorded = await tx.connection.execute(shards.where(columns_equal(AuditShardRow, tenant=tenant)))
-        ends_of = [ChainHead(*it) for it in recorded]
-        heads = {it.shard: ShardHead(it.count, it.last_hash) for it in ends_of}
-        broken = {it.shard for it in ends_of if not it.is_authentic(store.ring)}
+        ends_of = [ChainHead(*end) for end in recorded]
+        heads = {end.shard: ShardHead(end.count, end.last_hash) for end in ends_of}
+        broken = {end.shard for end in ends_of if not end.is_authentic(store.ring)}
         grouped = newest.where(columns_equal(AuditRow, tenant=tenant)).group_by(col(AuditRow.shard))
         ends = {shard: seq for shard, seq in await tx.connection.execute(grouped)}
     return (

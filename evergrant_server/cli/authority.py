@@ -34,15 +34,15 @@ async def verify(*, flags: Flags | None = None) -> None:
     Apps, permits, integrations, definitions, exports, connections with their grants and pinned accounts, and
     the ends of the audit chains, of every tenant. Needs the full key file.
     """
-    found = 0
+    broken_count = 0
     async with _store(settings_of(flags)) as store:
         async for broken in _broken(store):
             print(f"{broken.failure.detail} Tenant: {broken.tenant}")
-            found += 1
-    if found:
+            broken_count += 1
+    if broken_count:
         raise Failure(
             ErrorCode.AUTHORITY_BROKEN,
-            f"{found} rows were written or changed by other means than Evergrant. Restore them from a "
+            f"{broken_count} rows were written or changed by other means than Evergrant. Restore them from a "
             "backup, put or delete them anew; or, for one that is right as it is, run: "
             "python -m evergrant_server authority accept ID",
         )

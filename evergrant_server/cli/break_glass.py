@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from evergrant_server.api.people.break_glass import make_break_glass_session
+from evergrant_server.api.people.sessions import make_break_glass_session
 from evergrant_server.cli.app import Flags, settings_of
 from evergrant_server.cli.private_files import write_private
 from evergrant_server.core.clock import SystemClock

@@ -8,5 +8,5 @@ from cyclopts import Parameter
 from evergrant_server.setting_types import read_duration
 
 OptionalDuration = Annotated[
-    timedelta | None, Parameter(converter=lambda _, given: read_duration(given[0].value))
+    timedelta | None, Parameter(converter=lambda _, tokens: read_duration(tokens[0].value))
 ]

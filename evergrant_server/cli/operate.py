@@ -71,8 +71,8 @@ db.command(gateway_role)
 async def current(*, flags: Flags | None = None) -> None:
     """Print the schema's version, and the newest that this release knows."""
     settings = settings_of(flags)
-    found = await schema.current_version(settings.database_url)
-    print(f"{found or 'none'} (newest: {schema.expected_version()})")
+    version = await schema.current_version(settings.database_url)
+    print(f"{version or 'none'} (newest: {schema.expected_version()})")
 
 
 @keys.command
@@ -158,8 +158,8 @@ async def make_admin_key(settings: Settings, again: bool, out: Path | None) -> N
         await store.close()
     if out is None:
         print(key)
-        what = f"the key of the app admin of the tenant {tenant}"
-        print(f"{what}, shown once; send it as: Authorization: Bearer <key>", file=sys.stderr)
+        title = f"the key of the app admin of the tenant {tenant}"
+        print(f"{title}, shown once; send it as: Authorization: Bearer <key>", file=sys.stderr)
     else:
         write_private(out, key + "\n")
 

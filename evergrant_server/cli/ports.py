@@ -8,8 +8,8 @@ from evergrant_server.settings import BadSettings
 def require_free_port(setting: str, host: str, port: int) -> None:
     """Raise BadSettings when another process listens on the port."""
     if (problem := port_problem(host, port)) is not None:
-        what = "stop the process that listens there, or choose another port"
-        raise BadSettings(f"{setting}: {problem}; {what}")
+        repair = "stop the process that listens there, or choose another port"
+        raise BadSettings(f"{setting}: {problem}; {repair}")
 
 
 def port_problem(host: str, port: int) -> str | None:
@@ -26,4 +26,7 @@ def port_problem(host: str, port: int) -> str | None:
 
 def free_port_after(host: str, port: int) -> int | None:
     """A port that can be listened on, ten or more above the one that can't."""
-    return next((it for it in range(port + 10, 65536, 10) if port_problem(host, it) is None), None)
+    return next(
+        (candidate for candidate in range(port + 10, 65536, 10) if port_problem(host, candidate) is None),
+        None,
+    )

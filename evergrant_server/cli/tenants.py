@@ -29,7 +29,7 @@ async def list_tenants(*, flags: Flags | None = None) -> None:
         while True:
             async with store.read() as tx:
                 page = await tx.tenants.page(after)
-                lines = [await _line(tx, it) for it in page]
+                lines = [await _line(tx, tenant) for tenant in page]
             if not page:
                 return
             print(*lines, sep="\n")

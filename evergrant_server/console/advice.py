@@ -6,7 +6,8 @@ The failure table addresses apps and admins.
 from dataclasses import dataclass
 
 from evergrant_server.console.logos import Parties
-from evergrant_server.core.errors import ErrorCode, Failure, Repairer, RetryAdvice
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.failure_kinds import Repairer, RetryAdvice
 from evergrant_server.core.provider_words import CALLBACK_REFUSED
 
 
@@ -17,18 +18,18 @@ class WayOut:
     `back` is the app's own page, if the app listed one, with the failure's code in its query.
     """
 
-    who: Parties | None = None
+    parties: Parties | None = None
     over: bool = False
     here: bool = False
     back: str | None = None
 
     @property
     def app(self) -> str:
-        return "the app that sent you" if self.who is None else self.who.app.name
+        return "the app that sent you" if self.parties is None else self.parties.app.name
 
     @property
     def provider(self) -> str:
-        return "the provider" if self.who is None else self.who.provider.name
+        return "the provider" if self.parties is None else self.parties.provider.name
 
 
 _ADMINS = (Repairer.INTEGRATION_ADMIN, Repairer.PERMIT_ADMIN, Repairer.OPERATOR)
@@ -57,8 +58,8 @@ def words_for_admins(failure: Failure) -> str | None:
     repair = f" {failure.repair}" if is_for_admins(failure) else ""
     reference = failure.context.get("reference")
     look = f"evergrant connections ls --reference {reference} -o yaml"
-    said = f" What the provider said: {look}" if reference else ""
-    return f"{failure.detail}{repair}{said}"
+    answer = f" What the provider said: {look}" if reference else ""
+    return f"{failure.detail}{repair}{answer}"
 
 
 def what_happened(failure: Failure, way: WayOut) -> str:

@@ -44,14 +44,18 @@ class Evidence(NamedTuple):
 def search(providers: Sequence[dict[str, Any]], words: str, category: str, after: str) -> Found:
     """The providers whose name or kind has all of the words, of the category if one is given."""
     wanted = words.casefold().split()
-    fitting = [it for it in providers if _fits(it, wanted) and (not category or category in it["categories"])]
-    left = [it for it in fitting if it["name"] > after]
+    fitting = [
+        provider
+        for provider in providers
+        if _fits(provider, wanted) and (not category or category in provider["categories"])
+    ]
+    left = [provider for provider in fitting if provider["name"] > after]
     page = left[:_ROWS]
     return Found(page, len(fitting), page[-1]["name"] if len(left) > _ROWS else None)
 
 
 def _fits(provider: dict[str, Any], words: list[str]) -> bool:
-    kinds = " ".join(CATEGORIES.get(str(it), str(it)) for it in provider["categories"])
+    kinds = " ".join(CATEGORIES.get(str(name), str(name)) for name in provider["categories"])
     text = f"{provider['name']} {provider['display_name']} {kinds}".casefold()
     return all(word in text for word in words)
 

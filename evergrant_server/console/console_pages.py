@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from evergrant_server.console.next_steps import state_words, step_of
-from evergrant_server.console.templating import FOLDER, new_environment
+from evergrant_server.console.pages import FOLDER, new_environment
 from evergrant_server.core.errors import FAILURES
 
 _HTMX = "htmx-4.0.1.min.js"
@@ -72,9 +72,11 @@ def span(seconds: float) -> str:
 def plain(value: object) -> str:
     """A value of a record's detail as text."""
     if isinstance(value, dict):
-        return ", ".join(f"{name.replace('_', ' ')} {plain(it)}" for name, it in value.items()) or "none"  # pyright: ignore[reportUnknownArgumentType,reportUnknownMemberType,reportUnknownVariableType]  # JSON's values
+        return (
+            ", ".join(f"{name.replace('_', ' ')} {plain(member)}" for name, member in value.items()) or "none"
+        )  # pyright: ignore[reportUnknownArgumentType,reportUnknownMemberType,reportUnknownVariableType]  # JSON's values
     if isinstance(value, list | tuple):
-        return " ".join(str(it) for it in value) or "none"  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]  # JSON's values
+        return " ".join(str(member) for member in value) or "none"  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]  # JSON's values
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)

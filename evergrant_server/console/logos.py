@@ -52,8 +52,8 @@ class Logos:
     def party(self, name: str, *known_as: str) -> Party:
         """The party of this name. `known_as` are the parts of its logo's file name."""
         begins = "-".join(known_as).lower().replace(":", "_")
-        found = next((file for it in _MEDIA_TYPES if (file := begins + it) in self._files), None)
-        return Party(name, None if found is None else f"/logos/{found}")
+        logo = next((file for ending in _MEDIA_TYPES if (file := begins + ending) in self._files), None)
+        return Party(name, None if logo is None else f"/logos/{logo}")
 
     def file(self, name: str) -> tuple[bytes, str] | None:
         """The bytes and the media type of a logo, by its file's name."""

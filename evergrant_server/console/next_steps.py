@@ -1,11 +1,15 @@
-"""What a connection needs next and who acts, in words, from its state and the failure table."""
+"""What a connection or an integration needs next and who acts, in words, from what the API shows of it."""
 
-from datetime import datetime
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol
 
+from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.errors import FAILURES, ErrorCode, Repairer
+from evergrant_server.core.errors import FAILURES, ErrorCode
+from evergrant_server.core.failure_kinds import Repairer
+from evergrant_server.core.integrations import IntegrationState
 
 _TONES = {
     LifecycleState.PENDING_CONSENT: "wait",
@@ -53,7 +57,7 @@ class NextStep(NamedTuple):
     """`tone` is that of the mark beside the state."""
 
     text: str
-    who: str
+    actor: str
     tone: str
 
 
@@ -86,3 +90,84 @@ def step_of(shown: Shown) -> NextStep:
             return NextStep("Consent again.", "the subject", tone)
         case _:
             return NextStep("None: it is refreshed when it is due.", "", tone)
+
+
+_SOON = timedelta(days=30)
+
+
+class _FailedExchange(Protocol):
+    failure: ErrorCode
+    repairer: Repairer
+    at: datetime
+    unanswered: int
+    circuit_open: bool
+
+
+class _Integration(Protocol):
+    state: IntegrationState
+    problem: str | None
+    binding: Binding
+    secret_refused_at: datetime | None
+    previous_secret_until: datetime | None
+    client_secret_expires_at: datetime | None
+    client_certificate_expires_at: datetime | None
+
+    @property
+    def failed_exchange(self) -> _FailedExchange | None: ...
+
+
+class Finding(NamedTuple):
+    """`at` is the moment that the text is about; `actor` is who acts."""
+
+    tone: str
+    text: str
+    at: datetime | None = None
+    actor: str = ""
+
+
+_ADMIN = WHO[Repairer.INTEGRATION_ADMIN]
+
+
+def findings(integration: _Integration, now: datetime) -> list[Finding]:
+    """The worst first; one good finding where there is none."""
+    problems = sorted(_problems(integration, now), key=lambda finding: finding.tone != "bad")
+    return problems or [Finding("good", "ready")]
+
+
+def _problems(integration: _Integration, now: datetime) -> Iterator[Finding]:
+    if integration.state is IntegrationState.FAILED:
+        yield Finding("bad", integration.problem or "The issuer's metadata can't be used.", actor=_ADMIN)
+    if integration.state is IntegrationState.DISCOVERING:
+        yield Finding("wait", "A worker reads the issuer's metadata.")
+    if integration.secret_refused_at is not None:
+        yield Finding(
+            "bad", "The provider refuses the new client secret, since", integration.secret_refused_at, _ADMIN
+        )
+    elif integration.previous_secret_until is not None and integration.previous_secret_until > now:
+        yield Finding(
+            "wait",
+            "The client secret is being rotated; the previous one ends",
+            integration.previous_secret_until,
+        )
+    ends = {
+        "client secret": integration.client_secret_expires_at,
+        "certificate": integration.client_certificate_expires_at,
+    }
+    for credential, at in ends.items():
+        if at is not None and at <= now:
+            yield Finding("bad", f"The {credential} has expired", at, _ADMIN)
+        elif at is not None and at < now + _SOON:
+            yield Finding("wait", f"The {credential} expires", at, _ADMIN)
+    if integration.failed_exchange is not None:
+        yield _exchange(integration.failed_exchange)
+    if integration.binding is Binding.NONE:
+        yield Finding("wait", "Consents are unbound: no session says who consents.", actor=_ADMIN)
+
+
+def _exchange(failed: _FailedExchange) -> Finding:
+    meaning, actor = FAILURES[failed.failure].meaning, WHO[failed.repairer]
+    if failed.circuit_open:
+        text = f"The circuit is open: {failed.unanswered} refreshes in a row had no answer, so workers send "
+        return Finding("bad", f"{text}one probe at a time. {meaning} The newest was", failed.at, actor)
+    tone = "wait" if failed.repairer is Repairer.TIME else "bad"
+    return Finding(tone, f"The last exchange failed: {meaning} It was", failed.at, actor)

@@ -1,14 +1,16 @@
-"""Renders the pages. Texts of providers and callers are escaped."""
+"""Renders the subject's pages; the templates of all pages, which escape every value, and miss none."""
 
 import re
 from base64 import b64encode
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from evergrant_server.console.advice import WayOut, next_step, what_happened, words_for_admins
 from evergrant_server.console.logos import Logos, Parties
-from evergrant_server.console.templating import FOLDER, new_environment
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.device_code import DeviceCode
 from evergrant_server.core.connections.grant import AccountOption
@@ -17,6 +19,20 @@ from evergrant_server.core.oauth.clients import ClientKind, GatewayClient
 from evergrant_server.core.people.logins import CommandStart
 from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.core.secret import Secret
+
+FOLDER = Path(__file__).parent
+
+
+def new_environment() -> Environment:
+    """Compiles each template once."""
+    return Environment(
+        loader=FileSystemLoader(FOLDER / "templates"),
+        autoescape=True,  # regardless of the file's extension
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
 
 STYLE = (FOLDER / "static" / "evergrant.css").read_bytes()
 _FRAGMENT_SCRIPT = (FOLDER / "static" / "fragment.js").read_text("utf-8")
@@ -46,7 +62,7 @@ class Pages:
     def connect(
         self,
         *,
-        who: Parties,
+        parties: Parties,
         subject: str,
         consent: Consent,
         csrf: str,
@@ -55,24 +71,24 @@ class Pages:
         """The requested access, and a button to continue. `login`: where the subject logs in first."""
         return self._render(
             "connect.html",
-            title=f"Connect {who.provider.name}",
-            who=who,
+            title=f"Connect {parties.provider.name}",
+            parties=parties,
             subject=subject,
             login=login,
             scopes=_described(consent.all_scopes),
             csrf=csrf,
         )
 
-    def redirecting(self, *, who: Parties | None, to: str, url: str) -> str:
+    def redirecting(self, *, parties: Parties | None, to: str, url: str) -> str:
         """Redirects by `meta refresh`: `form-action` would apply to every hop of an HTTP redirect."""
-        return self._render("leaving.html", title=f"Taking you to {to}", who=who, url=url)
+        return self._render("leaving.html", title=f"Taking you to {to}", parties=parties, url=url)
 
-    def device(self, *, who: Parties, consent: Consent, device: DeviceCode) -> str:
+    def device(self, *, parties: Parties, consent: Consent, device: DeviceCode) -> str:
         """The device code and where to enter it; the page reloads until the code is approved."""
         return self._render(
             "device.html",
-            title=f"Connect {who.provider.name}",
-            who=who,
+            title=f"Connect {parties.provider.name}",
+            parties=parties,
             scopes=_described(consent.scopes),
             user_code=device.user_code,
             address=device.verification_uri,
@@ -80,22 +96,22 @@ class Pages:
             refresh=5,
         )
 
-    def confirm(self, *, who: Parties, subject: str, code: Secret) -> str:
+    def confirm(self, *, parties: Parties, subject: str, code: Secret) -> str:
         """The confirm code, for the program that has no page to return to."""
-        title, shown = f"Almost done at {who.provider.name}", code.reveal()
-        return self._render("confirm.html", title=title, who=who, subject=subject, code=shown)
+        title, shown = f"Almost done at {parties.provider.name}", code.reveal()
+        return self._render("confirm.html", title=title, parties=parties, subject=subject, code=shown)
 
     def install(self, *, provider: str, start_url: str | None) -> str:
         """Where to begin, for an install that began at the provider."""
         title = f"One step to connect {provider}"
         return self._render("install.html", title=title, provider=provider, start_url=start_url)
 
-    def choose(self, *, who: Parties, options: tuple[AccountOption, ...], link: str, csrf: str) -> str:
+    def choose(self, *, parties: Parties, options: tuple[AccountOption, ...], link: str, csrf: str) -> str:
         """The choice between the accounts that the grant reaches."""
         return self._render(
             "choose.html",
-            title=f"Choose an account at {who.provider.name}",
-            who=who,
+            title=f"Choose an account at {parties.provider.name}",
+            parties=parties,
             options=options,
             link=link,
             csrf=csrf,
@@ -126,8 +142,8 @@ class Pages:
         self,
         *,
         client: GatewayClient,
-        what: str,
-        may: list[str],
+        target: str,
+        rights: list[str],
         person: str,
         leads_to: str,
         then: str | None,
@@ -135,7 +151,8 @@ class Pages:
     ) -> str:
         """Whether a client may act for the person. `then` is the provider that the browser goes on to."""
         name = client.name or "A program without a name"
-        shown = {"name": name, "what": what, "may": may, "person": person, "leads_to": leads_to}
+        shown = {"name": name, "target": target, "rights": rights}
+        shown |= {"person": person, "leads_to": leads_to}
         host = urlsplit(client.client_id).netloc if client.kind is ClientKind.DOCUMENT else None
         title = f"Let “{name}” act for you?"
         return self._render(
@@ -144,8 +161,8 @@ class Pages:
 
     def not_authorized(self, failure: Failure) -> str:
         """Why the person's browser isn't led back to the client that sent it."""
-        more = {"then": failure.repair, "code": failure.code.value}
-        return self._result("bad", "This program was not let in", failure.detail, **more)
+        shown = {"then": failure.repair, "code": failure.code.value}
+        return self._result("bad", "This program was not let in", failure.detail, **shown)
 
     def fragment(self, *, provider: str) -> str:
         """Posts the URL's fragment to the callback with the only script of the pages."""
@@ -155,24 +172,26 @@ class Pages:
             script=_FRAGMENT_SCRIPT,
         )
 
-    def pending(self, *, who: Parties) -> str:
+    def pending(self, *, parties: Parties) -> str:
         """Shown while a worker exchanges the code."""
         text = "Almost done. This page reloads every two seconds."
-        return self._result("wait", f"Connecting {who.provider.name}", text, who=who, refresh=2)
+        return self._result("wait", f"Connecting {parties.provider.name}", text, parties=parties, refresh=2)
 
-    def connected(self, *, who: Parties, subject: str, account: str | None, scopes: tuple[str, ...]) -> str:
+    def connected(
+        self, *, parties: Parties, subject: str, account: str | None, scopes: tuple[str, ...]
+    ) -> str:
         """Who connected, and what was granted. `account` is the subject's at the provider, if it is known."""
-        facts = [("For", subject), ("Used by", who.app.name), ("Integration", who.integration.name)]
+        facts = [("For", subject), ("Used by", parties.app.name), ("Integration", parties.integration.name)]
         if account is not None:
             facts.insert(1, ("Account", account))
-        title, text = f"{who.provider.name} is connected", "You can close this window."
-        return self._result("good", title, text, who=who, facts=facts, scopes=_described(scopes))
+        title, text = f"{parties.provider.name} is connected", "You can close this window."
+        return self._result("good", title, text, parties=parties, facts=facts, scopes=_described(scopes))
 
-    def declined(self, *, who: Parties, reference: str) -> str:
+    def declined(self, *, parties: Parties, reference: str) -> str:
         text = "Access was declined, and nothing was stored."
-        then = f"You can close this window. If you change your mind, connect again in {who.app.name}."
-        title, code = f"{who.provider.name} is not connected", ErrorCode.CONSENT_DENIED.value
-        return self._result("bad", title, text, who=who, then=then, code=code, reference=reference)
+        then = f"You can close this window. If you change your mind, connect again in {parties.app.name}."
+        title, code = f"{parties.provider.name} is not connected", ErrorCode.CONSENT_DENIED.value
+        return self._result("bad", title, text, parties=parties, then=then, code=code, reference=reference)
 
     def failed(self, failure: Failure, way: WayOut | None = None) -> str:
         """What happened and what the subject does next, without values of the request or words of the
@@ -182,7 +201,7 @@ class Pages:
             "bad",
             "This didn't work",
             what_happened(failure, way),
-            who=way.who,
+            parties=way.parties,
             then=next_step(failure, way),
             back=way.back,
             for_admins=words_for_admins(failure),
@@ -190,15 +209,17 @@ class Pages:
             reference=failure.context.get("reference", ""),
         )
 
-    def _result(self, mark: str, title: str, text: str, **more: Any) -> str:
+    def _result(self, mark: str, title: str, text: str, **values: Any) -> str:
         """`then` is the next step, `back` the app's page where it begins.
 
         `reference` leads an admin to the record of a failure. `refresh` is the time in seconds after which
         the page is loaded again; 0: never.
         """
-        absent = dict.fromkeys(("who", "facts", "scopes", "then", "back", "code", "reference", "for_admins"))
+        absent = dict.fromkeys(
+            ("parties", "facts", "scopes", "then", "back", "code", "reference", "for_admins")
+        )
         shown = {"mark": mark, "title": title, "text": text, "refresh": 0}
-        return self._render("result.html", **{**absent, **shown, **more})
+        return self._render("result.html", **{**absent, **shown, **values})
 
     def home(self, *, lost: bool = False, near: str = "") -> str:
         """What this server is, and where to go; `lost`: at an address that it doesn't have."""

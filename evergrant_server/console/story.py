@@ -29,7 +29,7 @@ class Line(NamedTuple):
 
     at: datetime
     source: str
-    what: str
+    text: str
     by: str
     detail: dict[str, Any]
     tone: str
@@ -52,20 +52,26 @@ def tell(
     `until`: the moment of the page before, None on the first page. `is_last`: older events belong to it too.
     """
     since = None if is_last or not records else records[-1].at
-    mine = [it for it in events if (until is None or it.at < until) and (since is None or it.at >= since)]
-    mine.sort(key=lambda it: it.at, reverse=True)
-    lines = _leases_together(_line(it.at, "audit", it.action, it.by, it.detail) for it in records)
-    for it in mine[:_MOST_EVENTS]:
-        plain = ((name, value) for name, value in it.detail.items() if name not in ("by", "trace_id"))
+    here = [
+        event
+        for event in events
+        if (until is None or event.at < until) and (since is None or event.at >= since)
+    ]
+    here.sort(key=lambda event: event.at, reverse=True)
+    lines = _leases_together(
+        _line(record.at, "audit", record.action, record.by, record.detail) for record in records
+    )
+    for event in here[:_MOST_EVENTS]:
+        plain = ((name, value) for name, value in event.detail.items() if name not in ("by", "trace_id"))
         detail = {name: value for name, value in plain if not isinstance(value, dict)}  # a run's whole state
-        lines.append(_line(it.at, "workflow", it.what, str(it.detail.get("by", "")), detail))
-    lines.sort(key=lambda it: it.at, reverse=True)
-    return Story(lines, max(0, len(mine) - _MOST_EVENTS))
+        lines.append(_line(event.at, "workflow", event.what, str(event.detail.get("by", "")), detail))
+    lines.sort(key=lambda line: line.at, reverse=True)
+    return Story(lines, max(0, len(here) - _MOST_EVENTS))
 
 
-def _line(at: datetime, source: str, what: str, by: str, detail: dict[str, Any]) -> Line:
-    bad, good = any(it in what for it in _BAD), any(it in what for it in _GOOD)
-    return Line(at, source, what, by, detail, "bad" if bad else "good" if good else "plain")
+def _line(at: datetime, source: str, text: str, by: str, detail: dict[str, Any]) -> Line:
+    bad, good = any(word in text for word in _BAD), any(word in text for word in _GOOD)
+    return Line(at, source, text, by, detail, "bad" if bad else "good" if good else "plain")
 
 
 def _leases_together(lines: Iterable[Line]) -> list[Line]:
@@ -73,7 +79,7 @@ def _leases_together(lines: Iterable[Line]) -> list[Line]:
     told: list[Line] = []
     for line in lines:
         last = told[-1] if told else None
-        if last is not None and line.what == last.what == _LEASED and line.by == last.by:
+        if last is not None and line.text == last.text == _LEASED and line.by == last.by:
             told[-1] = last._replace(count=last.count + 1, since=line.at)
         else:
             told.append(line)

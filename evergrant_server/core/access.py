@@ -254,7 +254,7 @@ class Permit(TenantRow):
     @property
     def denies_all(self) -> bool:
         """Of a deny: whether it refuses its actions for all scopes, methods, paths and tools."""
-        return all(it is None for it in (self.scopes, self.methods, self.paths, self.tools))
+        return all(limit is None for limit in (self.scopes, self.methods, self.paths, self.tools))
 
     @property
     def looks_at_messages(self) -> bool:

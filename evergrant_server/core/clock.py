@@ -31,7 +31,7 @@ def clock_correction(*others: timedelta | None) -> timedelta:
     The median of three, so that one wrong clock is never followed, whichever it is. Zero when
     fewer than three are known.
     """
-    known = sorted([timedelta(0), *(it for it in others if it is not None)])
+    known = sorted([timedelta(0), *(length for length in others if length is not None)])
     middle = known[1] if len(known) == 3 else timedelta(0)
     return middle if abs(middle) > CLOCK_SKEW else timedelta(0)
 

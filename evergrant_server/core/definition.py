@@ -104,7 +104,9 @@ class Definition(TenantRow):
     @property
     def changes_secret_hosts(self) -> bool:
         """A check found that secrets would go to other hosts than now."""
-        return any(it.check == HOSTS_CHECK and it.level is CheckLevel.WARNING for it in self.findings)
+        return any(
+            finding.check == HOSTS_CHECK and finding.level is CheckLevel.WARNING for finding in self.findings
+        )
 
     def serves(self, identity: str | None) -> bool:
         """True when this version answers for `identity`; None: only what answers for all does."""
@@ -113,7 +115,7 @@ class Definition(TenantRow):
         return self.share >= 1 if identity is None else _rollout_position(self.id, identity) < self.share
 
     def with_checks(self, findings: Sequence[CheckResult], at: datetime) -> "Definition":
-        unsound = any(it.level is CheckLevel.PROBLEM for it in findings)
+        unsound = any(finding.level is CheckLevel.PROBLEM for finding in findings)
         state = DefinitionState.UNSOUND if unsound else DefinitionState.WAITING
         return self.__replace__(changed_at=at, state=state, findings=tuple(findings))
 
@@ -187,7 +189,9 @@ def serving_versions(versions: Sequence[Definition], identity: str | None) -> tu
 
     None stands for the catalogue's own. With one element there is no version to fall back on.
     """
-    serving = sorted((it for it in versions if it.serves(identity)), key=lambda it: -it.version)
+    serving = sorted(
+        (version for version in versions if version.serves(identity)), key=lambda version: -version.version
+    )
     if not serving:
         return (None,)
     newest = serving[0]

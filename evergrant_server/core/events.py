@@ -54,14 +54,18 @@ class EventType(StrEnum):
     PING = "webhook.ping"  # an admin tests one webhook
 
 
-CONNECTION_EVENTS = tuple(it for it in EventType if it.startswith("connection."))
+CONNECTION_EVENTS = tuple(type_ for type_ in EventType if type_.startswith("connection."))
 # about no connection: for webhooks of every integration
 APP_EVENTS = (
     *(EventType.BULK_READ, EventType.BREAK_GLASS, EventType.TENANT_DISABLED, EventType.TENANT_ENABLED),
-    *(it for it in EventType if it.startswith(("access.", "call_approval.", "agent.", "token_family."))),
+    *(
+        type_
+        for type_ in EventType
+        if type_.startswith(("access.", "call_approval.", "agent.", "token_family."))
+    ),
 )
 # without what happens hourly to each connection
-DEFAULT_EVENTS = (*(it for it in CONNECTION_EVENTS if it is not EventType.REFRESHED), *APP_EVENTS)
+DEFAULT_EVENTS = (*(type_ for type_ in CONNECTION_EVENTS if type_ is not EventType.REFRESHED), *APP_EVENTS)
 
 # their records may hold the reason of the failure before
 _WITHOUT_FAILURE = (EventType.CREATED, EventType.REFRESHED, EventType.RECOVERED)
@@ -193,7 +197,7 @@ def app_event_body(type: EventType, entry: AuditEntry) -> str:
     elif type in (EventType.TENANT_DISABLED, EventType.TENANT_ENABLED):
         data = {"tenant": entry.tenant, "reason": entry.detail["reason"]}
     else:
-        name = next((it for prefix, it in _NAMED_BY if type.startswith(prefix)), "request_id")
+        name = next((member for prefix, member in _NAMED_BY if type.startswith(prefix)), "request_id")
         data = {"tenant": entry.tenant, name: entry.object, **entry.detail}
     return _body(type, entry.at, data)
 

@@ -186,31 +186,31 @@ class Integration(TenantRow):
         return None
 
 
-def require_login(rule: LoginRule | None, found: Integration | None, who: str = "Subjects") -> Integration:
+def require_login(
+    rule: LoginRule | None, integration: Integration | None, people: str = "Subjects"
+) -> Integration:
     """The integration at whose issuer the rule's subjects log in. Raises Failure CLIENT_REJECTED."""
     if rule is None:
         why = "The integration doesn't say where its subjects log in: put it with login."
         raise Failure(ErrorCode.CLIENT_REJECTED, why)
     problem = "there is no integration of this name: put it, or name another one in login"
-    if found is not None:
-        problem = found.login_problem
-    if found is None or problem is not None:
-        why = f"{who} can't log in at the integration {rule.integration}: {problem}."
+    if integration is not None:
+        problem = integration.login_problem
+    if integration is None or problem is not None:
+        why = f"{people} can't log in at the integration {rule.integration}: {problem}."
         raise Failure(ErrorCode.CLIENT_REJECTED, why, login=rule.integration)
-    return found
+    return integration
 
 
 def require_pinned_login(
-    rule: LoginRule | None, found: Integration | None, who: str = "Subjects"
+    rule: LoginRule | None, integration: Integration | None, people: str = "Subjects"
 ) -> Integration:
     """As `require_login`, at the issuer with which the login was put. Raises Failure CLIENT_REJECTED with the
     repair."""
-    there = require_login(rule, found, who)
-    if rule is None or there.issuer != rule.issuer:
-        name = there.name
-        why = (
-            f"{who} can't log in: the issuer of the integration {name} isn't the one that the login was put "
-        )
-        why += "with. If it is the right one, put the login again."
+    checked = require_login(rule, integration, people)
+    if rule is None or checked.issuer != rule.issuer:
+        name = checked.name
+        why = f"{people} can't log in: the issuer of the integration {name} isn't the one that the login was "
+        why += "put with. If it is the right one, put the login again."
         raise Failure(ErrorCode.CLIENT_REJECTED, why, login=name)
-    return there
+    return checked

@@ -169,12 +169,12 @@ def fact_name(path: str) -> str:
 
 def account_identifiers_of(tokens: TokenSet, grant: Grant) -> dict[str, AccountIdentifier]:
     """Identifiers by name. A reply without an id token or refresh token has none of those."""
-    found = {fact_name(path): str(value) for path, value in grant.metadata.items() if _is_id(value)}
+    identifiers = {fact_name(path): str(value) for path, value in grant.metadata.items() if _is_id(value)}
     if tokens.id_token is not None:
-        found |= _of_id_token(tokens.id_token)
+        identifiers |= _of_id_token(tokens.id_token)
     if tokens.refresh_token is not None:
-        found |= _of_refresh_token(tokens.refresh_token)
-    known = ((name, value) for name, value in found.items() if 0 < len(value) <= _LONGEST)
+        identifiers |= _of_refresh_token(tokens.refresh_token)
+    known = ((name, value) for name, value in identifiers.items() if 0 < len(value) <= _LONGEST)
     usable = {name: AccountIdentifier(name, value) for name, value in known if is_storable_text(value)}
     return usable if tokens.account is None else usable | {PIN: AccountIdentifier(PIN, tokens.account.id)}
 
@@ -195,17 +195,17 @@ def _is_id(value: Any) -> bool:
 def _of_id_token(id_token: Secret) -> dict[str, str]:
     claims = claims_of(id_token)
     sub, email, verified = claims.get(SUB), claims.get(EMAIL), claims.get("email_verified")
-    found = {SUB: sub} if isinstance(sub, str) else {}
+    identifiers = {SUB: sub} if isinstance(sub, str) else {}
     if isinstance(email, str) and verified is True:
-        found[EMAIL] = email.casefold()
-    return found
+        identifiers[EMAIL] = email.casefold()
+    return identifiers
 
 
 def _of_refresh_token(token: Secret) -> dict[str, str]:
     """As providers name a token without revealing it; a prefix would reveal a short one."""
     raw = token.reveal()
     twice = hashlib.sha512(hashlib.sha512(raw.encode()).digest()).digest()
-    found = {TOKEN_HASH: base64.b64encode(twice).decode()}
+    identifiers = {TOKEN_HASH: base64.b64encode(twice).decode()}
     if len(raw) > 2 * _PREFIX:
-        found[TOKEN_PREFIX] = raw[:_PREFIX]
-    return found
+        identifiers[TOKEN_PREFIX] = raw[:_PREFIX]
+    return identifiers

@@ -95,8 +95,8 @@ class ReplyFailure(Failure):
 
     said: ProviderWords | None = None
 
-    def with_words(self, said: ProviderWords | None) -> "ReplyFailure":
-        self.said = said
+    def with_words(self, words: ProviderWords | None) -> "ReplyFailure":
+        self.said = words
         return self
 
 
@@ -107,8 +107,8 @@ def with_code(failure: Failure, code: ErrorCode) -> Failure:
 
 def words_in(failure: Failure) -> dict[str, Any]:
     """What the provider said, for the audit record of a failure; empty when it said nothing."""
-    said = failure.said if isinstance(failure, ReplyFailure) else None
-    return {} if said is None else said.as_detail()
+    words = failure.said if isinstance(failure, ReplyFailure) else None
+    return {} if words is None else words.as_detail()
 
 
 def looks_secret(text: str) -> bool:
@@ -141,8 +141,8 @@ def _is_random(chunk: str) -> bool:
 
 def _forms(secrets: Iterable[str]) -> list[str]:
     """How a reply may quote each secret; longer forms first, which may contain others."""
-    known = {it for it in secrets if len(it) >= _SHORTEST_SECRET}
-    escaped = {form(it) for it in known for form in (_escape, quote_plus, html.escape)}
+    known = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
+    escaped = {form(secret) for secret in known for form in (_escape, quote_plus, html.escape)}
     return sorted(known | escaped, key=len, reverse=True)
 
 

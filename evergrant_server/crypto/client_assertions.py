@@ -42,12 +42,12 @@ class Assertion(NamedTuple):
     key_id: str | None
 
 
-def public_key_set(given: Mapping[str, Any]) -> dict[str, Any]:
+def public_key_set(document: Mapping[str, Any]) -> dict[str, Any]:
     """The JWK set (RFC 7517 section 5) as it is kept: public members, `alg`, and `kid` where a key has one.
 
     Raises ValueError for a set with a private, symmetric or weak key, or a key without `alg`.
     """
-    keys = given.get("keys")
+    keys = document.get("keys")
     if not isinstance(keys, list) or not 0 < len(cast("list[Any]", keys)) <= MOST_KEYS:
         raise ValueError(f"needs `keys`, a list of 1 to {MOST_KEYS} keys")
     kept = [_public_key(key) for key in cast("list[Any]", keys)]
@@ -62,10 +62,10 @@ def thumbprints(key_set: Mapping[str, Any]) -> list[str]:
     return [jwk.import_key(dict(key)).thumbprint() for key in key_set["keys"]]
 
 
-def _public_key(given: Any) -> dict[str, str]:
-    if not isinstance(given, dict):
+def _public_key(member: Any) -> dict[str, str]:
+    if not isinstance(member, dict):
         raise ValueError("a key isn't a JWK")
-    key = cast("dict[str, Any]", given)
+    key = cast("dict[str, Any]", member)
     if not _PRIVATE.isdisjoint(key):
         raise ValueError("a key is private or symmetric: give its public half, and keep this one to yourself")
     algorithm, members = key.get("alg"), _MEMBERS.get(str(key.get("kty")))
@@ -74,7 +74,10 @@ def _public_key(given: Any) -> dict[str, str]:
     if key.get("use") not in (None, "sig"):
         raise ValueError("a key's `use` isn't `sig`")
     kept = {name: key[name] for name in ("kty", *members, "alg", "kid") if name in key}
-    if not all(isinstance(it, str) and 0 < len(it) <= 700 and is_storable_text(it) for it in kept.values()):
+    if not all(
+        isinstance(value, str) and 0 < len(value) <= 700 and is_storable_text(value)
+        for value in kept.values()
+    ):
         raise ValueError("a key's members must be texts")
     try:
         imported = jwk.import_key(dict(kept)) if key["kty"] != "RSA" else _rsa_key(kept)

@@ -82,13 +82,13 @@ def _read(der: bytes) -> x509.Certificate:
 def certificates_of_pem(pem: str) -> list[x509.Certificate]:
     """The certificates of a text that holds certificates alone. Raises ValueError."""
     try:
-        found = x509.load_pem_x509_certificates(pem.encode("ascii"))
+        certificates = x509.load_pem_x509_certificates(pem.encode("ascii"))
     except _UNREADABLE as error:
         raise ValueError("is no PEM of certificates") from error
     # blocks of other kinds and text around them are skipped by the parser: what it read must be all
-    if _bare(pem) != "".join(_bare(one.public_bytes(Encoding.PEM).decode()) for one in found):
+    if _bare(pem) != "".join(_bare(one.public_bytes(Encoding.PEM).decode()) for one in certificates):
         raise ValueError("must hold certificates alone")
-    return [_read(one.public_bytes(Encoding.DER)) for one in found]
+    return [_read(one.public_bytes(Encoding.DER)) for one in certificates]
 
 
 def _bare(pem: str) -> str:
@@ -97,19 +97,19 @@ def _bare(pem: str) -> str:
 
 def authorities_of_pem(pem: str) -> list[x509.Certificate]:
     """The authorities of a text of certificates alone (RFC 5280 section 4.2.1.9). Raises ValueError."""
-    found = certificates_of_pem(pem)
-    if not all(map(_is_authority, found)):
+    certificates = certificates_of_pem(pem)
+    if not all(map(_is_authority, certificates)):
         raise ValueError("is no authority: its basic constraints don't say CA")
-    return found
+    return certificates
 
 
 def authorities_of_bundle(encoded: Iterable[str]) -> list[x509.Certificate]:
     """The authorities among certificates (base64 of DER) that a trust domain publishes."""
-    found: list[x509.Certificate] = []
+    certificates: list[x509.Certificate] = []
     for one in encoded:
         with suppress(ValueError):
-            found.append(_read(b64decode(one, validate=True)))
-    return [certificate for certificate in found if _is_authority(certificate)]
+            certificates.append(_read(b64decode(one, validate=True)))
+    return [certificate for certificate in certificates if _is_authority(certificate)]
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:
@@ -216,18 +216,18 @@ def require_svid(certificate: AppCertificate, spiffe_id: str) -> None:
 
 
 def _alternative_names(certificate: x509.Certificate, kind: str) -> list[str]:
-    found = _extension(certificate, x509.SubjectAlternativeName)
-    if found is None:
+    extension = _extension(certificate, x509.SubjectAlternativeName)
+    if extension is None:
         return []
     match kind:
         case "san_dns":
-            return [name.lower() for name in found.get_values_for_type(x509.DNSName)]
+            return [name.lower() for name in extension.get_values_for_type(x509.DNSName)]
         case "san_uri":
-            return found.get_values_for_type(x509.UniformResourceIdentifier)
+            return extension.get_values_for_type(x509.UniformResourceIdentifier)
         case "san_ip":
-            return [str(address) for address in found.get_values_for_type(x509.IPAddress)]
+            return [str(address) for address in extension.get_values_for_type(x509.IPAddress)]
         case _:
-            return found.get_values_for_type(x509.RFC822Name)
+            return extension.get_values_for_type(x509.RFC822Name)
 
 
 def _extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
@@ -241,8 +241,8 @@ def _refuse(why: str) -> NoReturn:
     raise CertificateRefused(why)
 
 
-def _signs_certificates(_: Policy, __: x509.Certificate, found: x509.KeyUsage | None) -> None:
-    if found is not None and not found.key_cert_sign:
+def _signs_certificates(_: Policy, __: x509.Certificate, usage: x509.KeyUsage | None) -> None:
+    if usage is not None and not usage.key_cert_sign:
         raise ValueError("the authority's key usage is not keyCertSign")
 
 

@@ -23,23 +23,23 @@ _NOT_CARRIED = {"tenant", "id", "client_id", "kind", "revision"}
 
 def client_id_of(ring: KeyRing, client: GatewayClient) -> str | None:
     """The id that carries this registration; None for one that is too long for it."""
-    said = client.model_dump_json(exclude=_NOT_CARRIED, exclude_defaults=True)
-    sealed = seal(_key(ring), _place(client.tenant, client.id), zlib.compress(said.encode(), 9))
+    text = client.model_dump_json(exclude=_NOT_CARRIED, exclude_defaults=True)
+    sealed = seal(_key(ring), _place(client.tenant, client.id), zlib.compress(text.encode(), 9))
     presented = f"{client.id}.{_text(sealed)}"
     return presented if len(presented) <= LONGEST_CLIENT_ID else None
 
 
 def registration_in(ring: KeyRing, tenant: Tenant, client_id: str) -> GatewayClient | None:
     """The registration that an id carries; None for an id that isn't of this form, or wasn't given out."""
-    found = _SHAPE.match(client_id) if len(client_id) <= LONGEST_CLIENT_ID else None
-    if found is None:
+    match = _SHAPE.match(client_id) if len(client_id) <= LONGEST_CLIENT_ID else None
+    if match is None:
         return None
-    id = OAuthClientId(found[1])
+    id = OAuthClientId(match[1])
     try:
-        sealed = base64.urlsafe_b64decode(found[2] + "=" * (-len(found[2]) % 4))
-        if _text(sealed) != found[2]:  # one id has one spelling
+        sealed = base64.urlsafe_b64decode(match[2] + "=" * (-len(match[2]) % 4))
+        if _text(sealed) != match[2]:  # one id has one spelling
             return None
-        said = zlib.decompress(open_sealed(_key(ring), _place(tenant, id), sealed))
+        text = zlib.decompress(open_sealed(_key(ring), _place(tenant, id), sealed))
     except binascii.Error:
         return None
     except Failure as failure:
@@ -47,7 +47,7 @@ def registration_in(ring: KeyRing, tenant: Tenant, client_id: str) -> GatewayCli
             raise
         return None
     named = {"tenant": tenant, "id": id, "client_id": id, "kind": ClientKind.REGISTERED}
-    return GatewayClient(**{**json.loads(said), **named})
+    return GatewayClient(**{**json.loads(text), **named})
 
 
 def _key(ring: KeyRing) -> SealingKey:

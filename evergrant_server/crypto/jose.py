@@ -38,12 +38,12 @@ class Recipient:
         self.thumbprint = key.thumbprint()  # RFC 7638
 
     @classmethod
-    def parse(cls, given: dict[str, Any] | str) -> "Recipient":
+    def parse(cls, document: dict[str, Any] | str) -> "Recipient":
         """A public X25519 or P-256 key, as a JWK (RFC 7517, RFC 8037) or in PEM.
 
         Raises Failure INVALID_REQUEST; what was given is never quoted: it may be the private half.
         """
-        key = _of_pem(given) if isinstance(given, str) else _of_jwk(given)
+        key = _of_pem(document) if isinstance(document, str) else _of_jwk(document)
         if key.is_private:
             _refuse("is a private key: give the public half, and keep this one to yourself")
         if key.curve_name not in _CURVES[key.key_type]:
@@ -66,14 +66,14 @@ class Recipient:
         return jwe.encrypt_compact(header, value.reveal().encode(), self._key, algorithms=_ALLOWED)
 
 
-def _of_jwk(given: dict[str, Any]) -> jwk.OKPKey | jwk.ECKey:
-    if any(name in given for name in _PRIVATE):
+def _of_jwk(document: dict[str, Any]) -> jwk.OKPKey | jwk.ECKey:
+    if any(name in document for name in _PRIVATE):
         _refuse("is a private key: give the public half, and keep this one to yourself")
-    kind = given.get("kty")
+    kind = document.get("kty")
     bare: dict[str, str | list[str]] = {
-        name: given[name] for name in ("kty", "crv", "x", "y") if isinstance(given.get(name), str)
+        name: document[name] for name in ("kty", "crv", "x", "y") if isinstance(document.get(name), str)
     }
-    if kind not in _CURVES or any(len(it) > 100 for it in bare.values()):
+    if kind not in _CURVES or any(len(value) > 100 for value in bare.values()):
         _refuse("is no JWK of an X25519 or P-256 key")
     try:
         return jwk.OKPKey.import_key(bare) if kind == "OKP" else jwk.ECKey.import_key(bare)
@@ -81,10 +81,10 @@ def _of_jwk(given: dict[str, Any]) -> jwk.OKPKey | jwk.ECKey:
         _refuse("is no JWK of an X25519 or P-256 key")
 
 
-def _of_pem(given: str) -> jwk.OKPKey | jwk.ECKey:
+def _of_pem(pem: str) -> jwk.OKPKey | jwk.ECKey:
     for kind in (jwk.OKPKey, jwk.ECKey):
         try:
-            return kind.import_key(given)
+            return kind.import_key(pem)
         except (JoseError, ValueError, TypeError):
             continue
     _refuse("is no PEM of an X25519 or P-256 key")

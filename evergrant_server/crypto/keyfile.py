@@ -127,9 +127,9 @@ class _Parser:
         keys = {name: self._key(name, value) for name, value in content["keys"].items()}
         return RootKeys(content["current"], keys)
 
-    def _keys(self, what: str, content: object) -> dict[str, SealingKey]:
+    def _keys(self, name: str, content: object) -> dict[str, SealingKey]:
         if not isinstance(content, dict):
-            self._malformed(f"{what} has no keys")
+            self._malformed(f"{name} has no keys")
         return {name: self._key(name, value) for name, value in content.items()}
 
     def _key(self, name: str, value: object) -> SealingKey:
@@ -148,8 +148,8 @@ class _Parser:
             self._malformed("a name appears twice")
         return dict(pairs)
 
-    def _malformed(self, what: str) -> NoReturn:
-        raise key_file_error(self._path, f"is malformed: {what}", "Restore it from a backup.") from None
+    def _malformed(self, why: str) -> NoReturn:
+        raise key_file_error(self._path, f"is malformed: {why}", "Restore it from a backup.") from None
 
 
 def is_weak(raw: bytes) -> bool:

@@ -257,8 +257,8 @@ class KeyRing:
 
     @cached_property
     def _public_keys(self) -> dict[str, Ed25519PublicKey]:
-        given = {name: Ed25519PublicKey.from_public_bytes(raw) for name, raw in self._file.public.items()}
-        return given or {
+        keys = {name: Ed25519PublicKey.from_public_bytes(raw) for name, raw in self._file.public.items()}
+        return keys or {
             signer.value: Ed25519PrivateKey.from_private_bytes(self.derive(f"sign {signer}")).public_key()
             for signer in Signer
         }

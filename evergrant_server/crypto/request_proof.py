@@ -68,8 +68,8 @@ def proven_message(
     if proof is None or not is_storable_text(context.by + context.trace_id):
         return None
     message, second = proof["message"], int(proof["second"])
-    said = (_mac(ring, role, context, workflow_id, message, second) for role in roles_that_say(message))
-    if not any(hmac.compare_digest(proof["mac"], mac) for mac in said):
+    macs = (_mac(ring, role, context, workflow_id, message, second) for role in roles_that_say(message))
+    if not any(hmac.compare_digest(proof["mac"], mac) for mac in macs):
         return None
     return message if abs(now.timestamp() - second) <= longest.total_seconds() else None
 
@@ -84,5 +84,5 @@ def as_claimed(context: RequestContext) -> RequestContext:
 def _mac(
     ring: KeyRing, role: Role, context: RequestContext, workflow_id: str, message: str, second: int
 ) -> str:
-    said = encode_parts(workflow_id, message, context.by, context.trace_id, second)
-    return hmac.new(proof_key(ring, role), said, hashlib.sha256).hexdigest()[:32]
+    parts = encode_parts(workflow_id, message, context.by, context.trace_id, second)
+    return hmac.new(proof_key(ring, role), parts, hashlib.sha256).hexdigest()[:32]

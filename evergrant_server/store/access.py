@@ -203,7 +203,7 @@ class Access(AuthenticatedRepository[App, AppId]):
         """All permits by which an app's requests are judged, sorted by name. Raises Failure AUTHORITY_BROKEN
         where one that denies is missing."""
         permits = await self.permits(app.tenant, app.id)
-        require_denies(app, (it.id for it in permits if it.effect is Effect.DENY))
+        require_denies(app, (permit.id for permit in permits if permit.effect is Effect.DENY))
         return permits
 
     async def named_denies(self, tenant: Tenant, app_id: AppId) -> tuple[PermitId, ...]:

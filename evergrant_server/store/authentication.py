@@ -124,7 +124,7 @@ class AppCredentials(AuthenticatedRepository[AppCredential, CredentialId]):
         """The credentials that name a trusted issuer. Not checked."""
         named = col(AppCredentialRow.parameters)["issuer_id"].as_string() == issuer_id
         methods = (AuthenticationMethod.WORKLOAD_IDENTITY, AuthenticationMethod.X509_SVID)
-        of_workloads = col(AppCredentialRow.method).in_([it.value for it in methods])
+        of_workloads = col(AppCredentialRow.method).in_([method.value for method in methods])
         return await self._all_unchecked(self._where(named, of_workloads, tenant=tenant))
 
     async def app(self, app_id: AppId) -> App | None:

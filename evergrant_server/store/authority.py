@@ -46,17 +46,17 @@ _DESTINATION = {"tenant", "id", "provider", "issuer", "params", "endpoints"}  # 
 def connection_parts(names: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[str, ...]:
     """What the authenticator of a connection with these values of CONNECTION_NAMES covers. For the lease
     path: no model is made."""
-    given = {name: value for name, value in target.items() if value}
+    set_target = {name: value for name, value in target.items() if value}
     parts = [names[name] or "" for name in CONNECTION_NAMES]
     expected = names["expected_account"]
     account = [json.dumps(expected, sort_keys=True)] if expected else []
-    return ("Connection", *parts, json.dumps(given, sort_keys=True), *account)
+    return ("Connection", *parts, json.dumps(set_target, sort_keys=True), *account)
 
 
 def grant_parts(tenant: str, connection_id: str, grant: Grant, slot: str) -> tuple[str | int, ...]:
     """What the authenticator of a grant's row covers: what its token may be used for, and where. Its tokens
     are sealed, and a later expiry lengthens no token."""
-    options = [it.model_dump(mode="json") for it in grant.options]
+    options = [option.model_dump(mode="json") for option in grant.options]
     facts = (grant.scopes, grant.metadata, grant.access_generation, options)
     content = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return ("connection_grant", tenant, connection_id, slot, grant.generation, grant.token_type, content)
@@ -180,8 +180,8 @@ def require_destination(ring: KeyRing, integration: Integration, mac: str | None
         raise authority_broken("integration", integration.id, why)
 
 
-def has_same_destination(one: Integration, other: Integration) -> bool:
-    return _content(one, _DESTINATION) == _content(other, _DESTINATION)
+def has_same_destination(before: Integration, after: Integration) -> bool:
+    return _content(before, _DESTINATION) == _content(after, _DESTINATION)
 
 
 def grant_mac(ring: KeyRing, connection: Connection, destination_mac: str, hosts: str | None) -> str:
@@ -226,8 +226,8 @@ def _destination_parts(integration: Integration, serial: str, hosts: str | None)
 
 
 def _grant_parts(connection: Connection, destination_mac: str, hosts: str | None) -> tuple[str, ...]:
-    own = ("grant", connection.tenant, connection.id, connection.integration_id, _serial(destination_mac))
-    return (*own, *_hosts_part(hosts))
+    names = ("grant", connection.tenant, connection.id, connection.integration_id, _serial(destination_mac))
+    return (*names, *_hosts_part(hosts))
 
 
 def _hosts_part(hosts: str | None) -> tuple[str, ...]:
@@ -264,11 +264,11 @@ class AuthenticatedRepository(ModelRepository[Model, Id]):
             below |= repository.tables_below()
         return below
 
-    async def _insert(self, model: Model, **more: Any) -> bool:
-        return await super()._insert(model, mac=row_mac(self._ring, model), **more)
+    async def _insert(self, model: Model, **columns: Any) -> bool:
+        return await super()._insert(model, mac=row_mac(self._ring, model), **columns)
 
-    async def _change(self, model: Model, expected: int, **more: Any) -> Model:
-        return await super()._change(model, expected, mac=row_mac(self._ring, model), **more)
+    async def _change(self, model: Model, expected: int, **columns: Any) -> Model:
+        return await super()._change(model, expected, mac=row_mac(self._ring, model), **columns)
 
     async def _one(self, **equal: Any) -> Model | None:
         row = await find_one(self._connection, self._table, **equal)

@@ -63,9 +63,9 @@ def outbox_mac(ring: KeyRing, row: Values, role: Role | None = None) -> str:
     """The authenticator of what a row has delivered, and to whom, by a process of `role` (None: this one)."""
     at: datetime = row["created_at"]
     payload = json.dumps(row["payload"], sort_keys=True, separators=(",", ":"))
-    said = (row["tenant"], row["id"], row["kind"], row["target"], row["name"], payload)
+    parts = (row["tenant"], row["id"], row["kind"], row["target"], row["name"], payload)
     key = proof_key(ring, role or ring.role)
-    return hmac.digest(key, encode_parts("outbox", *said, at.astimezone(UTC).isoformat()), "sha256").hex()
+    return hmac.digest(key, encode_parts("outbox", *parts, at.astimezone(UTC).isoformat()), "sha256").hex()
 
 
 def is_authentic(ring: KeyRing, row: Values) -> bool:
@@ -249,8 +249,8 @@ class Outbox(Repository):
         statement = update(OutboxRow).where(columns_equal(OutboxRow, id=id), _UNDELIVERED)
         if (await self._connection.execute(statement.values({**values, **_NEXT}))).rowcount == 1:
             return
-        there = select(exists().where(columns_equal(OutboxRow, id=id)))
-        if not (await self._connection.execute(there)).scalar_one():
+        query = select(exists().where(columns_equal(OutboxRow, id=id)))
+        if not (await self._connection.execute(query)).scalar_one():
             raise Failure(ErrorCode.NOT_FOUND, f"{id} doesn't exist.")
 
 

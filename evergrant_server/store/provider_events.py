@@ -176,8 +176,8 @@ class Introspections(ModelRepository[Connection, ConnectionId]):
         """True when this provider has said of a refresh token that it is active: it knows of them."""
         mine = columns_equal(ConnectionRow, tenant=tenant, integration_id=integration_id)
         known = col(IntrospectionRow.outcome) == IntrospectionFinding.REFRESH_TOKEN_ACTIVE.value
-        found = await self._connection.execute(select(exists().where(_SAME, mine, known)))
-        return bool(found.scalar_one())
+        result = await self._connection.execute(select(exists().where(_SAME, mine, known)))
+        return bool(result.scalar_one())
 
     def _active(self, tenant: Tenant, integration_id: IntegrationId) -> Select[Any]:
         active = self._where(tenant=tenant, integration_id=integration_id, state=LifecycleState.ACTIVE.value)

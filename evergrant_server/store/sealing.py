@@ -66,9 +66,9 @@ class UnwrappedKeys:
     def get(self, key_id: str) -> SealingKey | None:
         return self._by_id.get(key_id)
 
-    def merged_with(self, other: "UnwrappedKeys") -> "UnwrappedKeys":
+    def merged_with(self, further: "UnwrappedKeys") -> "UnwrappedKeys":
         """With keys of other purposes."""
-        return UnwrappedKeys({**self._current, **other._current})
+        return UnwrappedKeys({**self._current, **further._current})
 
     def __repr__(self) -> str:
         return f"UnwrappedKeys({', '.join(self._current)})"

@@ -70,5 +70,5 @@ class TrustedIssuers(AuthenticatedRepository[TrustedIssuer, TrustedIssuerId]):
 
     async def delete(self, issuer: TrustedIssuer) -> None:
         """Delete it. Raises Failure NOT_FOUND."""
-        what = f"Trusted issuer {issuer.name!r}"
-        await self._delete(what, tenant=issuer.tenant, id=issuer.id)
+        name = f"Trusted issuer {issuer.name!r}"
+        await self._delete(name, tenant=issuer.tenant, id=issuer.id)

@@ -160,7 +160,7 @@ class Webhooks(IntakeRepository[Webhook, WebhookId], AuthenticatedRepository[Web
         current = await self._opened(webhook, _SECRET)
         until = webhook.previous_secret_until
         previous = None if until is None or now >= until else await self._opened(webhook, _PREVIOUS)
-        return tuple(it for it in (current, previous) if it is not None)
+        return tuple(secret for secret in (current, previous) if secret is not None)
 
     async def delete(self, tenant: Tenant, id: WebhookId) -> None:
         """Delete it with its secrets and its deliveries. Raises Failure NOT_FOUND."""

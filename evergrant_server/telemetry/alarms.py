@@ -23,6 +23,6 @@ def report_broken_authority(failure: Failure) -> None:
 def report_replayed_token(family: TokenFamily, why: FamilyEnd) -> None:
     """Log and count that a used code or refresh token came again, which ended its family: it was stolen, or a
     client kept it for too long."""
-    what = f"{why.value}: a client of the app {family.app_id}, which acted for a subject"
-    log_event(log, logging.ERROR, LogEvent.TOKEN_REPLAYED, what, object=family.id)
+    event = f"{why.value}: a client of the app {family.app_id}, which acted for a subject"
+    log_event(log, logging.ERROR, LogEvent.TOKEN_REPLAYED, event, object=family.id)
     count_family(why.value)

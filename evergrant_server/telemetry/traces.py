@@ -132,8 +132,8 @@ class TracingMiddleware:
 
 def _parent_context(scope: Scope) -> context.Context | None:
     for name, value in scope["headers"]:
-        if name == b"traceparent" and (found := _TRACEPARENT.match(value.decode("latin-1").strip())):
-            remote = _remote_span(found[1], found[2], int(found[3], 16) & TraceFlags.SAMPLED)
+        if name == b"traceparent" and (match := _TRACEPARENT.match(value.decode("latin-1").strip())):
+            remote = _remote_span(match[1], match[2], int(match[3], 16) & TraceFlags.SAMPLED)
             if remote.get_span_context().is_valid:
                 return trace.set_span_in_context(remote)
     return None

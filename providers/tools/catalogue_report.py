@@ -93,10 +93,10 @@ def check_catalogue(catalog: Path = CATALOG, vectors: Path | None = VECTORS) -> 
 
 
 def _unreadable_definition(file: str, failure: Failure) -> DefinitionProblem:
-    what = failure.detail.partition(f"{file}: ")[2]
-    field, _, rest = what.partition(": ")
+    problem = failure.detail.partition(f"{file}: ")[2]
+    field, _, rest = problem.partition(": ")
     if not rest or " " in field:
-        return DefinitionProblem(file, "file", what, "Correct it")
+        return DefinitionProblem(file, "file", problem, "Correct it")
     return DefinitionProblem(file, field, rest, "Correct it")
 
 
@@ -126,11 +126,11 @@ def _disagreements(specs: dict[str, ProviderSpec]) -> Iterator[DefinitionProblem
         if spec.token_endpoint and not spec.token_endpoint.startswith("https://{") and not signs_assertions:
             sharing[spec.token_endpoint].append(spec)
     for first, *others in sharing.values():
-        what = f"differs from {first.name}.yaml, which has the same token endpoint"
-        for other in others:
+        difference = f"differs from {first.name}.yaml, which has the same token endpoint"
+        for file in others:
             for name in ("client_auth", "token_request_format", "token_request_method", "client_id_param"):
-                if getattr(first, name) != getattr(other, name):
-                    yield DefinitionProblem(f"{other.name}.yaml", name, what, "Find out which is right")
+                if getattr(first, name) != getattr(file, name):
+                    yield DefinitionProblem(f"{file.name}.yaml", name, difference, "Find out which is right")
 
 
 def _read_vectors(folder: Path) -> tuple[dict[str, dict[str, Any]], list[DefinitionProblem]]:
@@ -147,8 +147,8 @@ def _read_vectors(folder: Path) -> tuple[dict[str, dict[str, Any]], list[Definit
         if isinstance(vector, dict):
             vectors[path.stem] = vector
         else:
-            what = "is not a mapping of fields"
-            problems.append(DefinitionProblem(file, "file", what, f"Add one: {GUIDE}"))
+            problem = "is not a mapping of fields"
+            problems.append(DefinitionProblem(file, "file", problem, f"Add one: {GUIDE}"))
     return vectors, problems
 
 
@@ -168,12 +168,12 @@ def _lone_files(
 
 def vector_problems(spec: ProviderSpec, vector: dict[str, Any], file: str) -> list[DefinitionProblem]:
     """The mistakes of one vector that need no request to be found."""
-    found = [
+    problems = [
         (part, "is missing", f"Add it: {GUIDE}") for part in _expected_parts(spec) if not vector.get(part)
     ]
     # of a vector in another shape, nothing else can be said
-    found += list(shape_problems(spec, vector)) or list(evidence_problems(vector))
-    return [DefinitionProblem(file, *each) for each in found]
+    problems += list(shape_problems(spec, vector)) or list(evidence_problems(vector))
+    return [DefinitionProblem(file, *each) for each in problems]
 
 
 def _expected_parts(spec: ProviderSpec) -> tuple[str, ...]:

@@ -26,11 +26,11 @@ _CODES = {  # the code that a refusal of this kind is read as
 def sourced_parts(vector: dict[str, Any]) -> frozenset[str]:
     """The parts of a vector that have a source."""
     places = {"success": "exchange", "refresh": "refresh"}
-    found = {part for part, place in places.items() if _is_sourced(vector.get(place))}
+    sourced = {part for part, place in places.items() if _is_sourced(vector.get(place))}
     refusals = vector.get("refusals")
     if isinstance(refusals, list):
-        found |= {str(each.get("of")) for each in refusals if _is_sourced(each)} & PARTS.keys()
-    return frozenset(found)
+        sourced |= {str(each.get("of")) for each in refusals if _is_sourced(each)} & PARTS.keys()
+    return frozenset(sourced)
 
 
 def absent_parts(vector: dict[str, Any]) -> frozenset[str]:
@@ -52,8 +52,12 @@ def evidence_problems(vector: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     for place, refusal in enumerate(refusals):
         code, right = refusal["code"], _CODES[refusal["of"]]
         if code not in right and not refusal.get("undecidable"):
-            what = f"is {code}, but a {refusal['of']} is read as {' or '.join(sorted(right))}"
-            yield f"refusals.{place}.code", what, "Mend it and the definition, or say why not in undecidable"
+            problem = f"is {code}, but a {refusal['of']} is read as {' or '.join(sorted(right))}"
+            yield (
+                f"refusals.{place}.code",
+                problem,
+                "Mend it and the definition, or say why not in undecidable",
+            )
     sourced, absent = sourced_parts(vector), absent_parts(vector)
     for part in _REFUSALS:
         if part in absent & sourced:

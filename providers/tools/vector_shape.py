@@ -170,17 +170,17 @@ def shape_problems(spec: ProviderSpec, vector: dict[str, Any]) -> Iterator[tuple
         read = Vector.model_validate(vector)
     except ValidationError as error:
         for line in describe_errors(error.errors(include_url=False, include_context=False), Vector):
-            field, _, what = line.partition(": ")
-            if what:
-                yield field, what, _repair(field, what)
+            field, _, problem = line.partition(": ")
+            if problem:
+                yield field, problem, _repair(field, problem)
             else:
                 yield "vector", f"has {line.removeprefix('and ')} mistakes", "Correct them"
     else:
         yield from _param_problems(spec, read.params)
 
 
-def _repair(field: str, what: str) -> str:
-    if what != "is missing":
+def _repair(field: str, problem: str) -> str:
+    if problem != "is missing":
         return f"Correct it: {GUIDE}"
     if field.endswith(".source"):
         return "Name a public page, issue or file, or write unverified"
@@ -195,8 +195,8 @@ def _param_problems(spec: ProviderSpec, params: dict[str, str]) -> Iterator[tupl
         checked_params(spec, params)
     except Failure as failure:
         field = str(failure.context["field"])
-        what = failure.detail.removeprefix(field.removeprefix("params.")).strip()
-        yield field, what, "Correct it, or template_params in the definition"
+        problem = failure.detail.removeprefix(field.removeprefix("params.")).strip()
+        yield field, problem, "Correct it, or template_params in the definition"
     for name, rule in spec.template_params.items():
         needed = rule.source == "integration" and rule.default is None and not rule.optional
         if needed and name not in params:

@@ -6,7 +6,7 @@ import logging
 import pytest
 from sqlalchemy import text
 
-from evergrant_server.api.people.break_glass import make_break_glass_session
+from evergrant_server.api.people.sessions import make_break_glass_session
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import delete, text, update
 
 from evergrant_server.access.credentials import checksum
-from evergrant_server.api.people.break_glass import make_break_glass_session
+from evergrant_server.api.people.sessions import make_break_glass_session
 from evergrant_server.cli.tenants import set_disabled
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction

@@ -34,15 +34,15 @@ _AGENTS, _CALLS = "/console/agents", APPROVAL_PAGES
 async def show_agents(visit: VisitDep, cursor: str = "") -> Response:
     """The calls that wait for a person, and a page of the tenant's agents."""
     call = await require_auditor(visit.call)
-    found = await list_agents(call, limit=ROWS, cursor=cursor or None)
+    agents = await list_agents(call, limit=ROWS, cursor=cursor or None)
     waiting = await list_call_approvals(call, state=CallApprovalState.WAITING, limit=ROWS)
     return visit.show(
         "agents.html",
         "Agents",
-        found=found,
+        found=agents,
         waiting=waiting,
         administers=_administers(visit),
-        **pages_of(_AGENTS, cursor, found.next_cursor),
+        **pages_of(_AGENTS, cursor, agents.next_cursor),
     )
 
 
@@ -136,7 +136,7 @@ def _shown(called: CalledView | None) -> dict[str, str]:
     """The call's members as text in which nothing is invisible."""
     members: dict[str, Any] = {} if called is None else called.model_dump(exclude_none=True)
     if called is not None and called.headers is not None:
-        members["headers"] = "\n".join(f"{it.name}: {it.value}" for it in called.headers)
+        members["headers"] = "\n".join(f"{header.name}: {header.value}" for header in called.headers)
     texts = {
         name: value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
         for name, value in members.items()

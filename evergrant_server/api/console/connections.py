@@ -1,24 +1,44 @@
-"""`/console/connections`: the list, and one connection's story."""
+"""`/console/connections`: the list, one connection's story, and what a visitor does with it.
+
+Each act calls the function behind the route of the API, and has nothing of its own but words.
+"""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from evergrant_server.api.audit import AuditView, connection_records
+from evergrant_server.api.connections.commands import (
+    choose_account,
+    reauthorize_connection,
+    revoke_connection,
+)
+from evergrant_server.api.connections.confirm import confirm_consent
 from evergrant_server.api.connections.history import get_connection_history
-from evergrant_server.api.connections.models import ConnectionView
-from evergrant_server.api.connections.routes import get_connection, list_connections
+from evergrant_server.api.connections.models import (
+    ChooseBody,
+    ConfirmBody,
+    ConnectionBody,
+    ConnectionView,
+    ReauthorizeBody,
+    RevokeBody,
+)
+from evergrant_server.api.connections.routes import create_connection, get_connection, list_connections
 from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, chosen, console_page, pages_of
 from evergrant_server.api.http.models import Page
+from evergrant_server.api.leases.models import RefreshBody
+from evergrant_server.api.leases.refresh_command import refresh_connection
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.console.story import tell
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.names import connection_workflow_id
+from evergrant_server.core.secret import Secret
 from evergrant_server.policy import Target
 
 router = APIRouter(include_in_schema=False)
@@ -26,7 +46,7 @@ router = APIRouter(include_in_schema=False)
 _RECORDS = 40
 _FILTERS = ("integration", "subject", "state", "reference")
 _LONGEST = 255
-SAID = {
+DONE = {
     "revoked": "The revocation is requested. No token is leased from now on.",
     "refreshed": "The connection is refreshed.",
     "unchanged": "It was refreshed already, or its provider can't replace a valid token.",
@@ -55,16 +75,16 @@ async def show_connections(
     filters: dict[str, Any] = {name: value[:_LONGEST].strip() or None for name, value in wanted.items()}
     if filters["state"] is not None:
         filters["state"] = chosen(LifecycleState, filters["state"], "state")
-    found = await list_connections(visit.call, **filters, limit=ROWS, cursor=cursor or None)
+    connections = await list_connections(visit.call, **filters, limit=ROWS, cursor=cursor or None)
     kept = {name: str(value) for name, value in filters.items() if value is not None}
     return visit.show(
         "connections.html",
         "Connections",
-        found=found,
+        found=connections,
         filters={name: kept.get(name, "") for name in _FILTERS},
         filtered=bool(kept),
         states=list(LifecycleState),
-        **pages_of("/console/connections", cursor, found.next_cursor, **kept),
+        **pages_of("/console/connections", cursor, connections.next_cursor, **kept),
         connects=visit.call.allows(Action.CONNECT, Target()),
     )
 
@@ -72,7 +92,7 @@ async def show_connections(
 @router.get("/console/connections/{connection_id}")
 @console_page
 async def show_connection(
-    visit: VisitDep, connection_id: str, said: str = "", cursor: str = "", before: str = ""
+    visit: VisitDep, connection_id: str, done: str = "", cursor: str = "", before: str = ""
 ) -> Response:
     """One connection: its state, what may be done, and its story."""
     call = visit.call
@@ -95,9 +115,9 @@ async def show_connection(
         it=view,
         acts=possible_acts(visit, view),
         connects=call.allows(Action.CONNECT, target),
-        said=SAID.get(said),
+        said=DONE.get(done),
         story=story,
-        people=await visit.names_of(it.by for it in records.items),
+        people=await visit.names_of(record.by for record in records.items),
         live=live,
         older=older,
         first_page=bool(cursor),
@@ -108,7 +128,8 @@ async def show_connection(
 def possible_acts(visit: ConsoleVisit, view: ConnectionView) -> tuple[str, ...]:
     """What the visitor may do with the connection in its state."""
     call, target = visit.call, Target(view.integration, view.provider, view.subject, view.id)
-    may = {it for it in (Action.TOKEN, Action.CONNECT, Action.ADMIN) if call.allows(it, target)}
+    actions = (Action.TOKEN, Action.CONNECT, Action.ADMIN)
+    may = {action for action in actions if call.allows(action, target)}
     if view.state.is_final or view.state is LifecycleState.REVOKING:
         return ()
     acts = ("reconnect",) if Action.CONNECT in may else ()
@@ -136,3 +157,144 @@ def _workflow_page(visit: ConsoleVisit, view: ConnectionView) -> str | None:
     id = quote(connection_workflow_id(visit.call.tenant, ConnectionId(view.id)), safe="")
     namespace = quote(settings.temporal_namespace, safe="")
     return f"{settings.temporal_ui_url.rstrip('/')}/namespaces/{namespace}/workflows/{id}"
+
+
+# --- what a visitor does: a GET shows what would happen, the POST calls the function of the API -
+
+
+class Act(NamedTuple):
+    """The words of an act's form."""
+
+    title: str
+    text: str
+    button: str
+    is_final: bool = False
+
+
+ACTS = {
+    "reconnect": Act(
+        "Make a new connect link?",
+        "The subject consents again. The current grant is used until then.",
+        "Make the link",
+    ),
+    "choose": Act(
+        "Which account?",
+        "The grant reaches several accounts. No app gets a token before one is chosen; a later choice takes "
+        "the place of an earlier one.",
+        "Use this account",
+    ),
+    "refresh": Act(
+        "Refresh now?",
+        "The workflow asks the provider for a new access token, once, whatever the old one's time.",
+        "Refresh",
+    ),
+    "revoke": Act(
+        "Revoke for good?",
+        "From now on no app gets a token. A worker ends the grant at the provider. This can't be undone: a "
+        "new connection needs a new consent.",
+        "Revoke",
+        is_final=True,
+    ),
+}
+
+
+@router.get("/console/connect")
+@console_page
+async def show_connect(
+    visit: VisitDep, integration: str = "", subject: str = "", label: str = "", scopes: str = ""
+) -> Response:
+    """The form of a new connection; with its fields filled in, what would happen."""
+    fields = {"integration": integration, "subject": subject, "label": label, "scopes": scopes}
+    wanted = _wanted(fields) if integration and subject else None
+    return visit.show("connect.html", "Connect an account", fields=fields, wanted=wanted)
+
+
+@router.post("/console/connect")
+@console_page
+async def connect(visit: VisitDep) -> Response:
+    """Create the connection, or find the live one, and show its connect link once."""
+    answer = await create_connection(_wanted(await visit.read_form()), visit.call)
+    return _show_link(visit, ConnectionView.model_validate_json(bytes(answer.body)))
+
+
+@router.get("/console/connections/{connection_id}/reconnect")
+@router.get("/console/connections/{connection_id}/choose")
+@router.get("/console/connections/{connection_id}/refresh")
+@router.get("/console/connections/{connection_id}/revoke")
+@console_page
+async def show_act(visit: VisitDep, connection_id: str) -> Response:
+    """What the act would do, and its form. Raises Failure NOT_PERMITTED for one that isn't possible."""
+    name = visit.request.url.path.rpartition("/")[2]
+    view = await get_connection(connection_id, visit.call)
+    if name not in possible_acts(visit, view):
+        raise Failure(ErrorCode.NOT_PERMITTED, "This can't be done with the connection as it is, or by you.")
+    return visit.show("act.html", ACTS[name].title, it=view, name=name, act=ACTS[name])
+
+
+@router.post("/console/connections/{connection_id}/reconnect")
+@console_page
+async def reconnect(visit: VisitDep, connection_id: str) -> Response:
+    """Make a new connect link, and show it once."""
+    await visit.read_form()
+    answer = await reauthorize_connection(connection_id, visit.call, ReauthorizeBody())
+    return _show_link(visit, ConnectionView.model_validate_json(bytes(answer.body)))
+
+
+@router.post("/console/connections/{connection_id}/choose")
+@console_page
+async def choose(visit: VisitDep, connection_id: str) -> Response:
+    """Choose one of the accounts that the grant reaches."""
+    body = ChooseBody(choice=(await visit.read_form()).get("choice", ""))
+    answer = await choose_account(connection_id, body, visit.call)
+    return _back_to(ConnectionView.model_validate_json(bytes(answer.body)).id, "chosen")
+
+
+@router.post("/console/connections/{connection_id}/refresh")
+@console_page
+async def refresh(visit: VisitDep, connection_id: str) -> Response:
+    """Refresh, unless the grant is newer than the one that the form was made for."""
+    fields = await visit.read_form()
+    seen = RefreshBody(generation=_number(fields.get("generation", "")))
+    answer = await refresh_connection(connection_id, visit.request.app.state.refresher, visit.call, seen)
+    after = ConnectionView.model_validate_json(bytes(answer.body))
+    is_newer = seen.generation is None or after.generation > seen.generation
+    return _back_to(after.id, "refreshed" if is_newer else "unchanged")
+
+
+@router.post("/console/connections/{connection_id}/revoke")
+@console_page
+async def revoke(visit: VisitDep, connection_id: str) -> Response:
+    """Revoke for good."""
+    reason = (await visit.read_form()).get("reason", "")
+    answer = await revoke_connection(connection_id, visit.call, RevokeBody(reason=reason or "requested"))
+    return _back_to(ConnectionView.model_validate_json(bytes(answer.body)).id, "revoked")
+
+
+@router.post("/console/connections/{connection_id}/confirm")
+@console_page
+async def confirm(visit: VisitDep, connection_id: str) -> Response:
+    """Confirm the consent with the code that the subject's page shows."""
+    code = Secret((await visit.read_form()).get("code", ""))
+    view = await get_connection(connection_id, visit.call)
+    await confirm_consent(view.id, ConfirmBody(code=code, subject=view.subject), visit.call)
+    return _back_to(view.id, "confirmed")
+
+
+def _wanted(fields: dict[str, str]) -> ConnectionBody:
+    texts = {name: fields.get(name, "") for name in ("integration", "subject", "label")}
+    scopes = fields.get("scopes", "").split()
+    return ConnectionBody.model_validate(
+        {name: text for name, text in texts.items() if text} | ({"scopes": scopes} if scopes else {})
+    )
+
+
+def _show_link(visit: ConsoleVisit, view: ConnectionView) -> Response:
+    return visit.show("link.html", "Connect link", it=view)
+
+
+def _back_to(connection_id: str, done: str) -> Response:
+    return redirect_response(f"/console/connections/{connection_id}?done={done}")
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 11 else None

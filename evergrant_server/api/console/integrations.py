@@ -9,7 +9,7 @@ from evergrant_server.api.console.visit import ROWS, VisitDep, console_page, pag
 from evergrant_server.api.integrations.definitions import get_provider, list_providers
 from evergrant_server.api.integrations.routes import get_integration, list_integrations
 from evergrant_server.console.catalogue import evidence_of, facts_of, search
-from evergrant_server.console.integration_health import findings
+from evergrant_server.console.next_steps import findings
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.policy import Target
@@ -24,13 +24,13 @@ _LONGEST = 100
 @console_page
 async def show_integrations(visit: VisitDep, cursor: str = "") -> Response:
     """A page of the integrations that the visitor administers or audits."""
-    found = await list_integrations(visit.call, limit=ROWS, cursor=cursor or None)
+    integrations = await list_integrations(visit.call, limit=ROWS, cursor=cursor or None)
     now = visit.api.clock.now()
     return visit.show(
         "integrations.html",
         "Integrations",
-        rows=[(it, findings(it, now)) for it in found.items],
-        **pages_of("/console/integrations", cursor, found.next_cursor),
+        rows=[(integration, findings(integration, now)) for integration in integrations.items],
+        **pages_of("/console/integrations", cursor, integrations.next_cursor),
     )
 
 
@@ -38,15 +38,15 @@ async def show_integrations(visit: VisitDep, cursor: str = "") -> Response:
 @console_page
 async def show_integration(visit: VisitDep, name: str) -> Response:
     """One integration: its health, and what to register at the provider."""
-    it = await get_integration(name, visit.call)
+    integration = await get_integration(name, visit.call)
     states = (LifecycleState.NEEDS_REAUTH, LifecycleState.PENDING_CONSENT, LifecycleState.ACTIVE)
     return visit.show(
         "integration.html",
-        it.name,
-        it=it,
-        found=findings(it, visit.api.clock.now()),
+        integration.name,
+        it=integration,
+        found=findings(integration, visit.api.clock.now()),
         states=states,
-        connects=visit.call.allows(Action.CONNECT, Target(it.name, it.provider)),
+        connects=visit.call.allows(Action.CONNECT, Target(integration.name, integration.provider)),
     )
 
 
@@ -55,16 +55,16 @@ async def show_integration(visit: VisitDep, name: str) -> Response:
 async def show_providers(visit: VisitDep, q: str = "", category: str = "", after: str = "") -> Response:
     """The providers that fit the words, by name."""
     listed = await list_providers(visit.call)
-    found = search(listed.items, q[:_LONGEST], category, after)
+    page = search(listed.items, q[:_LONGEST], category, after)
     kept = {name: text for name, text in (("q", q[:_LONGEST]), ("category", category)) if text}
     return visit.show(
         "providers.html",
         "Catalogue",
-        found=found,
+        found=page,
         q=q[:_LONGEST],
         category=category,
         categories=CATEGORIES,
-        next_page=f"?{urlencode({**kept, 'after': found.next_after})}" if found.next_after else None,
+        next_page=f"?{urlencode({**kept, 'after': page.next_after})}" if page.next_after else None,
         first_page=f"/console/providers?{urlencode(kept)}" if after else None,
     )
 
@@ -73,14 +73,14 @@ async def show_providers(visit: VisitDep, q: str = "", category: str = "", after
 @console_page
 async def show_provider(visit: VisitDep, provider: str) -> Response:
     """A provider's definition, and what it is known from."""
-    it = await get_provider(provider, visit.call)
+    view = await get_provider(provider, visit.call)
     return visit.show(
         "provider.html",
-        it["display_name"],
-        it=it,
-        facts=facts_of(it["definition"]),
-        evidence=evidence_of(it["definition"]),
-        disagreements=it["definition"].get("sources", {}).get("disagreements", ()),
-        notes=it["definition"].get("notes", ()),
+        view["display_name"],
+        it=view,
+        facts=facts_of(view["definition"]),
+        evidence=evidence_of(view["definition"]),
+        disagreements=view["definition"].get("sources", {}).get("disagreements", ()),
+        notes=view["definition"].get("notes", ()),
         categories=CATEGORIES,
     )

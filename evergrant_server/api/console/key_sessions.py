@@ -71,18 +71,18 @@ async def key_caller(api: ApiContext, request: Request) -> KeyCaller | None:
 
 async def _caller(tx: Transaction, api: ApiContext, session: KeySession) -> KeyCaller | None:
     try:
-        found = await tx.access.key(session.key_id)
+        row = await tx.access.key(session.key_id)
     except Failure as failure:
         if failure.code is not ErrorCode.AUTHORITY_BROKEN:
             raise
         report_broken_authority(failure)
         return None
-    if found is None or found[0].expires_at is None or not found[0].is_live(api.clock.now()):
+    if row is None or row[0].expires_at is None or not row[0].is_live(api.clock.now()):
         return None
-    key, app = found
+    key, app = row
     await tx.tenants.require_enabled(app.tenant)
     await tx.agents.require_active(app, api.clock.now())
-    credential = PresentedCredential(key.id, AuthenticationMethod.API_KEY, found[0].expires_at).of(app)
+    credential = PresentedCredential(key.id, AuthenticationMethod.API_KEY, row[0].expires_at).of(app)
     permits = await tx.access.permits_of(app)
     return KeyCaller(Caller(app, credential, tuple(permits), b""), session)
 

@@ -1,4 +1,5 @@
-"""`/console/login`: an API key is pasted once, and the browser gets a session of an hour."""
+"""What needs no session: `/console/login`, where an API key is pasted once for a session of an hour, and the
+style sheet and scripts of the console's pages."""
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -10,7 +11,8 @@ from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.console.key_sessions import LASTS, key_caller, key_cookie, new_key_session
 from evergrant_server.api.console.visit import LOGIN, ConsoleVisit, VisitDep, console_page
 from evergrant_server.api.pages.browser import redirect_response
-from evergrant_server.api.people.session_start import end_presented_session
+from evergrant_server.api.people.sessions import end_presented_session
+from evergrant_server.console.console_pages import STATIC
 from evergrant_server.core.access import AuthenticationMethod
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -106,3 +108,12 @@ async def log_out(visit: VisitDep) -> Response:
     for name in (key_cookie(url), session_cookie(url)):
         visit.browsers.end_session(response, name)
     return response
+
+
+@router.get("/console/static/{name}")
+async def get_static(name: str) -> Response:
+    """The console's style sheet and scripts: files of this repository, and no other origin's."""
+    if name not in STATIC:
+        raise Failure(ErrorCode.NOT_FOUND)
+    content, kind = STATIC[name]
+    return Response(content, media_type=kind, headers={"Cache-Control": "public, max-age=3600"})

@@ -24,7 +24,7 @@ from evergrant_server.problems import invalid_request
 router = APIRouter(include_in_schema=False)
 
 _HOUR = 3600
-SAID = {
+DONE = {
     "approved": "It is approved, and holds from now on.",
     "denied": "It is denied.",
     "withdrawn": "It is withdrawn.",
@@ -36,46 +36,48 @@ SAID = {
 async def show_requests(visit: VisitDep, state: str = "waiting", cursor: str = "") -> Response:
     """A page of requests: the tenant's for an admin or an auditor, else the app's own."""
     wanted = chosen(AccessRequestState, state, "state") if state else None
-    found = await list_access_requests(visit.call, wanted, limit=ROWS, cursor=cursor or None)
+    requests = await list_access_requests(visit.call, wanted, limit=ROWS, cursor=cursor or None)
     commands = (await list_approvals(visit.call)).items if visit.call.may_audit(Target()) else []
     return visit.show(
         "requests.html",
         "Access requests",
-        found=found,
+        found=requests,
         state=state,
         states=list(AccessRequestState),
         commands=commands,
         decides=visit.call.allows(Action.ADMIN, Target()),
         own=visit.call.context.by,
-        people=await visit.names_of((*(it.requested_by for it in found.items), *(it.by for it in commands))),
-        **pages_of("/console/requests", cursor, found.next_cursor, state=state),
+        people=await visit.names_of(
+            (*(request.requested_by for request in requests.items), *(command.by for command in commands))
+        ),
+        **pages_of("/console/requests", cursor, requests.next_cursor, state=state),
     )
 
 
 @router.get("/console/requests/{request_id}")
 @console_page
-async def show_request(visit: VisitDep, request_id: str, said: str = "") -> Response:
+async def show_request(visit: VisitDep, request_id: str, done: str = "") -> Response:
     """One request: what it asks for, and what this visitor may decide."""
-    it = await get_access_request(request_id, visit.call)
+    view = await get_access_request(request_id, visit.call)
     return visit.show(
         "request.html",
-        f"{it.app}: {it.kind.value}",
-        it=it,
-        acts=_possible_acts(visit, it),
-        said=SAID.get(said),
-        people=await visit.names_of(by for by in (it.requested_by, it.decided_by) if by),
+        f"{view.app}: {view.kind.value}",
+        it=view,
+        acts=_possible_acts(visit, view),
+        said=DONE.get(done),
+        people=await visit.names_of(by for by in (view.requested_by, view.decided_by) if by),
     )
 
 
-def _possible_acts(visit: ConsoleVisit, it: AccessRequestView) -> tuple[str, ...]:
+def _possible_acts(visit: ConsoleVisit, request: AccessRequestView) -> tuple[str, ...]:
     """What the visitor may do with it. Who gets the access, or asked for it, doesn't approve."""
-    if it.state is not AccessRequestState.WAITING:
+    if request.state is not AccessRequestState.WAITING:
         return ()
     call = visit.call
-    decides, own = call.allows(Action.ADMIN, Target()), it.app == call.caller.app.name
-    asked = own or it.requested_by == call.context.by
+    decides, is_own = call.allows(Action.ADMIN, Target()), request.app == call.caller.app.name
+    asked = is_own or request.requested_by == call.context.by
     approve = ("approve",) if decides and not asked else ()
-    return approve + (("deny",) if decides else ()) + (("withdraw",) if decides or own else ())
+    return approve + (("deny",) if decides else ()) + (("withdraw",) if decides or is_own else ())
 
 
 @router.post("/console/requests/{request_id}/approve")
@@ -124,5 +126,5 @@ def _seconds(hours: str) -> float | None:
         raise invalid_request("hours", "Use a number of hours, such as 8.") from None
 
 
-def _back_to(request_id: str, said: str) -> Response:
-    return redirect_response(f"/console/requests/{request_id}?said={said}")
+def _back_to(request_id: str, done: str) -> Response:
+    return redirect_response(f"/console/requests/{request_id}?done={done}")

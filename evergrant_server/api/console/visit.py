@@ -98,17 +98,17 @@ class ConsoleVisit:
 
     async def names_of(self, actors: Iterable[str]) -> dict[str, str]:
         """The names of the people among the actors of audit records, for who sees the whole tenant."""
-        found: dict[str, str] = {}
+        names: dict[str, str] = {}
         if not self.call.may_audit(Target()):
-            return found
+            return names
         async with self.api.store.read() as tx:
-            for by in dict.fromkeys(it for it in actors if it.startswith("person:")):
+            for by in dict.fromkeys(actor for actor in actors if actor.startswith("person:")):
                 login = await audit.newest_record(
                     tx, self.call.tenant, by.removeprefix("person:"), AuditAction.PERSON_LOGGED_IN
                 )
                 if login is not None:
-                    found[by] = str(login.detail.get("name") or login.detail.get("sub") or by)
-        return found
+                    names[by] = str(login.detail.get("name") or login.detail.get("sub") or by)
+        return names
 
     def respond(self, html: str, status: int = 200) -> Response:
         response = html_response(html, status, "self")

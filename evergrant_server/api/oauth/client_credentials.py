@@ -1,15 +1,25 @@
-"""The grant `client_credentials`: an access token for an app that is proven (RFC 6749 section 4.4)."""
+"""The grant `client_credentials`: an access token for an app that proves who it is (RFC 6749 section 4.4)."""
 
 from datetime import datetime
 
 from evergrant_server.access.credentials import new_app_token
 from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.http.models import View
-from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, ProvenClient, TokenRefused
-from evergrant_server.api.oauth.methods import prove
-from evergrant_server.core.access import TOKEN_LIFETIME, App, AppToken
+from evergrant_server.api.oauth import jwt_bearer, mutual_tls
+from evergrant_server.api.oauth.client_authentication import (
+    JWT_BEARER,
+    Authenticate,
+    ClientTokenRequest,
+    KeysNeeded,
+    ProvenClient,
+    TokenRefused,
+    invalid_client,
+    read_keys,
+)
+from evergrant_server.core.access import TOKEN_LIFETIME, App, AppToken, AuthenticationMethod
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.messages.base import CLAIMED
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.request_ids import trace_of
 
@@ -38,7 +48,7 @@ async def issue(request: ClientTokenRequest) -> TokenView:
 
 async def proven_app(request: ClientTokenRequest) -> ProvenClient:
     """The enabled app that the request proves, counted. Raises TokenRefused, RateLimited."""
-    client = await prove(request)
+    client = await _prove(request)
     if client.app.disabled:
         raise TokenRefused("unauthorized_client", "The app is disabled.", claimed=client.app.id)
     await request.api.limits.count_token(request.http.scope, client.app)
@@ -48,7 +58,7 @@ async def proven_app(request: ClientTokenRequest) -> ProvenClient:
 async def _add_token(request: ClientTokenRequest, client: ProvenClient) -> tuple[AppToken, str]:
     """Store a token and its audit record. Raises TokenRefused for an assertion that was used before."""
     app, credential, now = client.app, client.credential, request.now
-    ends = min(it for it in (now + TOKEN_LIFETIME, client.expires_at, app.ends_at) if it is not None)
+    ends = min(end for end in (now + TOKEN_LIFETIME, client.expires_at, app.ends_at) if end is not None)
     token, text = new_app_token(request.api.ring, credential, now, ends, client.confirmation)
     context = trace_of(request.http).request_context(f"app:{app.name}")
 
@@ -74,3 +84,52 @@ async def require_active(tx: Transaction, app: App, now: datetime) -> None:
         if failure.code is not ErrorCode.AGENT_ENDED:
             raise
         raise TokenRefused("unauthorized_client", failure.detail, claimed=app.id) from None
+
+
+# --- which method a request uses ----------------------------------------------------------------
+
+# token_endpoint_auth_methods_supported; a platform's token has no name there, and a JWT-SVID has the draft's
+ADVERTISED = (AuthenticationMethod.PRIVATE_KEY_JWT.value, "spiffe_jwt")
+ADVERTISED_WITH_MTLS = (
+    *ADVERTISED,
+    AuthenticationMethod.TLS_CLIENT_AUTH.value,
+    AuthenticationMethod.SELF_SIGNED_TLS_CLIENT_AUTH.value,
+    "spiffe_x509",  # as draft-ietf-oauth-spiffe-client-auth names `x509_svid`
+)
+
+
+async def _prove(request: ClientTokenRequest) -> ProvenClient:
+    """As `_authenticate`; once more when the keys of a workload's issuer had to be read first."""
+    try:
+        async with request.api.store.read() as tx:
+            return await _authenticate(tx, request)
+    except KeysNeeded as needed:
+        context = trace_of(request.http).request_context(f"{CLAIMED}app:{needed.claimed}")
+        await read_keys(request.api, needed, context)
+    async with request.api.store.read() as tx:
+        return await _authenticate(tx, request)
+
+
+async def _authenticate(tx: Transaction, request: ClientTokenRequest) -> ProvenClient:
+    """The client that the request proves, by the one method it uses (RFC 6749 section 2.3).
+
+    Raises TokenRefused, Failure AUTHORITY_BROKEN.
+    """
+    kind, named = request.parameters.get("client_assertion_type", ""), request.parameters.get("client_id")
+    if bool(kind) != ("client_assertion" in request.parameters):
+        raise TokenRefused("invalid_request", "client_assertion and client_assertion_type go together.")
+    if "authorization" in request.http.headers or "client_secret" in request.parameters:
+        why = "Secrets and an Authorization header are no way to prove an identity here."
+        raise invalid_client(why, named)
+    method = METHODS.get(kind)
+    if method is None:
+        raise invalid_client("The request uses no authentication method that Evergrant knows.", named)
+    return await method(tx, request)
+
+
+# by `client_assertion_type`; a method without an assertion has the name ""
+METHODS: dict[str, Authenticate] = {
+    JWT_BEARER: jwt_bearer.authenticate,
+    jwt_bearer.JWT_SPIFFE: jwt_bearer.workload_identity,
+    "": mutual_tls.authenticate,
+}

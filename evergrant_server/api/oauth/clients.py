@@ -53,11 +53,11 @@ class OAuthClientView(View):
 @dangerous("always: persons let the client in as one that an admin answers for")
 async def create_oauth_client(body: OAuthClientBody, call: AdminCall) -> OAuthClientView:
     """Register an OAuth client for the persons of this tenant. Give its `client_id` to the client."""
-    given: dict[str, Any] = {"client_name": body.name, "redirect_uris": list(body.redirect_uris)}
+    members: dict[str, Any] = {"client_name": body.name, "redirect_uris": list(body.redirect_uris)}
     if body.jwks is not None:
-        given |= {"jwks": body.jwks, "token_endpoint_auth_method": ClientAuthMethod.PRIVATE_KEY_JWT.value}
+        members |= {"jwks": body.jwks, "token_endpoint_auth_method": ClientAuthMethod.PRIVATE_KEY_JWT.value}
     try:
-        metadata = read_client_metadata(given, public_key_set, any_scheme=True)
+        metadata = read_client_metadata(members, public_key_set, any_scheme=True)
     except MetadataRefused as refused:
         field = "redirect_uris" if refused.error == "invalid_redirect_uri" else "jwks"
         raise invalid_request(field, f"{refused.description}.") from None
@@ -92,10 +92,10 @@ async def list_oauth_clients(
     """The tenant's clients, and in the installation's own tenant those that registered themselves."""
     after = call.cursors.decode(cursor, call.tenant, list="oauth-clients")
     async with call.api.store.read() as tx:
-        found = await tx.oauth_clients.page(call.tenant, after, limit + 1)
+        rows = await tx.oauth_clients.page(call.tenant, after, limit + 1)
     key = {"list": "oauth-clients"}
-    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.id, call.tenant, **key)
-    return Page(items=[OAuthClientView.of(it) for it in found[:limit]], next_cursor=next_cursor)
+    next_cursor = call.cursors.next_cursor(rows, limit, lambda row: row.id, call.tenant, **key)
+    return Page(items=[OAuthClientView.of(client) for client in rows[:limit]], next_cursor=next_cursor)
 
 
 @router.put("/v1/oauth-clients/{oauth_client_id}")

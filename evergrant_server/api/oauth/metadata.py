@@ -10,16 +10,16 @@ from fastapi import APIRouter
 
 from evergrant_server.api.http.call import ApiDep
 from evergrant_server.api.http.models import View
-from evergrant_server.api.oauth.exchange.id_jag import PROFILE
-from evergrant_server.api.oauth.grants import GRANTS
-from evergrant_server.api.oauth.methods import ADVERTISED, ADVERTISED_WITH_MTLS
+from evergrant_server.api.oauth.client_credentials import ADVERTISED, ADVERTISED_WITH_MTLS
+from evergrant_server.api.oauth.id_jag import PROFILE
+from evergrant_server.api.oauth.registration import REGISTRATION_PATH
+from evergrant_server.api.oauth.token_endpoint import GRANTS, REVOCATION_PATH, TOKEN_PATH
 from evergrant_server.core.oauth.requests import SCOPES
 from evergrant_server.crypto.client_assertions import ALGORITHMS
 
 router = APIRouter(tags=["oauth"])
 
-TOKEN_PATH, REVOCATION_PATH = "/oauth/token", "/oauth/revoke"
-REGISTRATION_PATH, AUTHORIZATION_PATH = "/oauth/register", "/oauth/authorize"
+AUTHORIZATION_PATH = "/oauth/authorize"
 _PUBLIC = ("none",)  # clients of the gateways have no secret
 
 

@@ -12,11 +12,11 @@ from evergrant_server.access.authentication import THUMBPRINT, client_certificat
 from evergrant_server.api.oauth.client_authentication import (
     UNPROVEN,
     ClientTokenRequest,
+    KeysNeeded,
     ProvenClient,
     invalid_client,
     registered,
 )
-from evergrant_server.api.oauth.workload_identity import KeysNeeded
 from evergrant_server.core.access import AppCredential, AuthenticationMethod
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.workloads.issuer import TrustedIssuer
@@ -48,10 +48,10 @@ async def authenticate(tx: Transaction, request: ClientTokenRequest) -> ProvenCl
         raise invalid_client(f"The client certificate can't be accepted: {refused}.", named) from None
     if named is None:
         raise invalid_client("client_id is missing: the app must name its id.")
-    found = await registered(tx, named, *_PROOFS)
-    if found is None:
+    row = await registered(tx, named, *_PROOFS)
+    if row is None:
         raise invalid_client(UNPROVEN, named)
-    app, credentials = found
+    app, credentials = row
     why: list[str] = []
     stale: TrustedIssuer | None = None
     for credential in credentials:
@@ -74,7 +74,7 @@ async def _tls_client(
     """One name under one authority (RFC 8705 section 2.1)."""
     parameters = credential.parameters
     verify_path(certificate, authorities_of_pem(parameters["ca"]), now)
-    (kind,) = (it for it in NAME_KINDS if parameters.get(it) is not None)
+    (kind,) = (name for name in NAME_KINDS if parameters.get(name) is not None)
     require_name(certificate, kind, parameters[kind])
 
 

@@ -14,8 +14,7 @@ from starlette.responses import JSONResponse, Response
 from evergrant_server.access.context import ApiContext
 from evergrant_server.api.http.call import ApiDep
 from evergrant_server.api.http.models import View
-from evergrant_server.api.oauth.metadata import REGISTRATION_PATH
-from evergrant_server.api.oauth.routes import OAuthError
+from evergrant_server.api.oauth.token_endpoint import OAuthError
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import OAuthClientId, Tenant, new_id
 from evergrant_server.core.oauth.client_metadata import (
@@ -33,6 +32,7 @@ from evergrant_server.telemetry import metrics
 
 router = APIRouter(tags=["oauth"])
 
+REGISTRATION_PATH = "/oauth/register"
 _LONGEST_BODY = 64 * 1024
 _NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 _OFF = (
@@ -110,12 +110,12 @@ async def _read_body(request: Request) -> Mapping[str, Any]:
     if len(body) > _LONGEST_BODY:
         raise Failure(ErrorCode.BODY_TOO_LARGE)
     try:
-        given = json.loads(body)
+        metadata = json.loads(body)
     except (ValueError, RecursionError):
         raise MetadataRefused("invalid_client_metadata", "The body isn't JSON.") from None
-    if not isinstance(given, dict) or not is_storable(given):
+    if not isinstance(metadata, dict) or not is_storable(metadata):
         raise MetadataRefused("invalid_client_metadata", "The body isn't an object of JSON.")
-    return given
+    return metadata
 
 
 def _register(api: ApiContext, metadata: ClientMetadata) -> RegisteredView:

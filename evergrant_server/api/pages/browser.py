@@ -1,4 +1,4 @@
-"""The subject's browser: cookie, CSRF tokens, forms, and the headers of pages."""
+"""A browser: its cookie, CSRF tokens, forms, the headers of pages, and the page of an unknown address."""
 
 import hashlib
 import hmac
@@ -8,9 +8,11 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from evergrant_server.api.http.request_errors import path_that_is_near
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import is_id
 from evergrant_server.core.secret import Secret
@@ -48,8 +50,8 @@ class BrowserSessions:
     def is_bound(self, request: Request, browser_hash: str | None) -> bool:
         """True when the request has the cookie of this hash, compared in constant time."""
         browser = self.cookie_of(request)
-        given = self.hash_cookie(browser or self.new_cookie())
-        return hmac.compare_digest(given, browser_hash or "") and browser is not None
+        presented = self.hash_cookie(browser or self.new_cookie())
+        return hmac.compare_digest(presented, browser_hash or "") and browser is not None
 
     def csrf_token(self, browser: str, link: str) -> str:
         """The CSRF token of this browser and link: HMAC-SHA256 over both."""
@@ -115,7 +117,7 @@ class BrowserSessions:
 
 def form_of(*fields: str) -> dict[str, Any]:
     """The form that a route reads, for the OpenAPI document."""
-    schema = {"type": "object", "properties": {it: {"type": "string"} for it in fields}}
+    schema = {"type": "object", "properties": {name: {"type": "string"} for name in fields}}
     return {"requestBody": {"content": {"application/x-www-form-urlencoded": {"schema": schema}}}}
 
 
@@ -149,3 +151,14 @@ def _security_headers(headers: dict[str, str]) -> dict[str, str]:
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",
     }
+
+
+async def answer_unknown_path(request: Request, error: Exception) -> Response:
+    """404 for an address that no route has: a page for a browser, a problem document for a program.
+
+    Browsers that load a page accept HTML by name (Fetch section 2.2.5).
+    """
+    if "text/html" not in request.headers.get("accept", ""):
+        return await request.app.exception_handlers[HTTPException](request, error)
+    page = request.app.state.templates.home(lost=True, near=path_that_is_near(request))
+    return html_response(page, 404)

@@ -4,6 +4,7 @@ The query is untrusted: its state must be known, unused, unexpired, and of this 
 and this browser.
 """
 
+import logging
 from dataclasses import replace
 from urllib.parse import urlencode
 
@@ -12,7 +13,7 @@ from starlette.responses import HTMLResponse, Response
 
 from evergrant_server.access.context import integration_spec
 from evergrant_server.api.connections.flows import require_flow_allowed
-from evergrant_server.api.pages.attempt import send_away
+from evergrant_server.api.pages.attempt import confirm_response, send_away
 from evergrant_server.api.pages.browser import form_of, html_response, redirect_response
 from evergrant_server.api.pages.callback_checks import (
     CallbackJudge,
@@ -31,16 +32,14 @@ from evergrant_server.api.pages.callback_outcome import (
     save_outcome,
     wait_for_grant,
 )
-from evergrant_server.api.pages.confirmation import confirm_response
-from evergrant_server.api.pages.installs import install_page
-from evergrant_server.api.pages.login import find_login, finish_login
-from evergrant_server.api.pages.names import provider_display_name
-from evergrant_server.api.pages.people.login import find_person_login, finish_person_login
+from evergrant_server.api.pages.login import find_login, verify_consent_login
+from evergrant_server.api.pages.people import finish_person_login
 from evergrant_server.api.pages.session import (
     ConsentSession,
     PagesDep,
     SubjectPages,
     html_route,
+    provider_display_name,
 )
 from evergrant_server.console.pages import FRAGMENT_SCRIPT_HASH
 from evergrant_server.core.connections.consent import Consent, ConsentStatus, hash_state
@@ -48,7 +47,13 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.model import CheckedModel
+from evergrant_server.core.people.logins import PersonLogin
+from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.logs import LogEvent, log_event
+from providers.definition.schema import ProviderSpec
+from providers.definition.templates import checked_params, fill_template
 from providers.oauth1 import flow
 from providers.requests.callback import ACCESS_TOKEN_PARAM, Callback, read_fragment
 from providers.requests.callback_parameters import callback_words, state_in
@@ -59,7 +64,7 @@ fragment_router = APIRouter(tags=["pages"])
 _FORM = "application/x-www-form-urlencoded"
 _PARAMETERS = ("state", "code", "iss", "error", "error_description")  # providers send others as well
 _OPTIONAL = {"in": "query", "required": False, "schema": {"type": "string"}}
-_IN_QUERY = [{"name": it, **_OPTIONAL} for it in _PARAMETERS]
+_IN_QUERY = [{"name": name, **_OPTIONAL} for name in _PARAMETERS]
 
 
 @router.post("/oauth/callback/{integration_id}", openapi_extra=form_of(*_PARAMETERS))
@@ -84,13 +89,14 @@ async def callback_by_get(pages: PagesDep, integration_id: str) -> Response:
     id, raw = parse_integration_id(integration_id), pages.request.scope["query_string"]
     if not raw and (fragment := await _fragment_page(pages, id)) is not None:
         return fragment
-    if (begun := await install_page(pages, id, raw)) is not None:
-        return begun
-    if (person := await find_person_login(pages, raw)) is not None:
-        return await finish_person_login(pages, integration_id=id, login=person, raw=raw)
+    if (install := await _install_page(pages, id, raw)) is not None:
+        return install
+    login = await find_login(pages, raw)
+    if isinstance(login, PersonLogin):
+        return await finish_person_login(pages, integration_id=id, login=login, raw=raw)
     try:
-        if (login := await find_login(pages, raw)) is not None:
-            link = await finish_login(pages, id, login, raw)
+        if login is not None:
+            link = await verify_consent_login(pages, id, login, raw)
             return await send_away(pages, link, pages.browsers.cookie_of(pages.request) or "")
         accepted = await _accept_callback(pages, id, raw, judge_code_callback)
     except CallbackUsed as used:  # reloaded, or sent again from the provider's page
@@ -129,8 +135,8 @@ async def _accept_callback(
         callback, session = judge(pages, session, query)
     except Failure as failure:
         names = session.spec.callback_error_params if session is not None else ()
-        said = callback_words(query, names, unauthenticated=True)
-        await record_refusal(pages, consent, failure, end=verified, said=said)
+        words = callback_words(query, names, unauthenticated=True)
+        await record_refusal(pages, consent, failure, end=verified, words=words)
         raise
     try:
         return await save_outcome(pages, session, callback)
@@ -211,3 +217,45 @@ def _judge_fragment(
         now=pages.now,
     )
     return callback, replace(session, consent=session.consent.__replace__(facts=callback.metadata))
+
+
+log = logging.getLogger("evergrant.api")
+
+
+# --- installs that begin at the provider (ADR 0032) ---------------------------------------------
+
+
+async def _install_page(pages: SubjectPages, integration_id: IntegrationId, raw: bytes) -> Response | None:
+    """The page that says where our own flow begins; None for a callback with a state, or another flow.
+
+    The sender of a browser chooses its code (RFC 6749 section 10.12), so it is neither stored nor
+    exchanged, and the page depends on nothing but the integration.
+    """
+    try:
+        if any(name == "state" for name, _ in parse_query(raw)):
+            return None
+    except Failure:  # the callback's own checks refuse and count it
+        return None
+    async with pages.api.store.read() as tx:
+        integration = await tx.integrations.find_in_any_tenant(integration_id)
+        if integration is None:
+            return None
+        await tx.tenants.require_enabled(integration.tenant)
+        spec = await integration_spec(tx, pages.api.registry, integration)
+    if spec.flow != "install":
+        return None
+    metrics.count(metrics.CALLBACKS_REFUSED, "begun_at_provider")
+    log_event(log, logging.INFO, LogEvent.CALLBACK_REFUSED, "it began at the provider, without a state")
+    name = provider_display_name(spec, integration)
+    page = pages.templates.install(provider=name, start_url=_start_url(spec, integration))
+    return html_response(page, framed=True)
+
+
+def _start_url(spec: ProviderSpec, integration: Integration) -> str | None:
+    """The app's page that begins our own flow, if the integration names one."""
+    if spec.install_start_url is None:
+        return None
+    try:
+        return fill_template(spec.install_start_url, checked_params(spec, integration.params), spec)
+    except Failure:
+        return None

@@ -20,7 +20,6 @@ from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.provider_words import CALLBACK_REFUSED
 from evergrant_server.store import Transaction
-from providers.definition.schema import ProviderSpec
 from providers.definition.templates import integration_endpoints, require_complete
 from providers.oauth1 import flow
 from providers.requests.callback import Callback, read_callback, read_implicit_query
@@ -109,27 +108,10 @@ def judge_code_callback(
         token_endpoint = require_complete(spec, endpoints.token_endpoint)
     except Failure as failure:
         raise Failure(ErrorCode.CALLBACK_INVALID, f"{CALLBACK_REFUSED}{failure.detail}.") from None
-    return callback, replace(
-        session,
-        consent=session.consent.__replace__(
-            token_endpoint=token_endpoint, facts=callback.metadata, granted_scopes=callback.scopes
-        ),
+    consent = session.consent.__replace__(
+        token_endpoint=token_endpoint, facts=callback.metadata, granted_scopes=callback.scopes
     )
-
-
-def read_login_callback(spec: ProviderSpec, there: Integration, issuer: str | None, raw: bytes) -> Callback:
-    """The callback of a login at an issuer, which requests no scopes of a grant.
-
-    Raises Failure CALLBACK_INVALID, for a missing or wrong `iss` too (RFC 9207 section 2.4).
-    """
-    return read_callback(
-        parse_query(raw),
-        expected_issuer=issuer,
-        iss_required=integration_endpoints(spec, there).iss_in_callback,
-        spec=spec,
-        params=there.params,
-        requested=(),
-    )
+    return callback, replace(session, consent=consent)
 
 
 def require_same_endpoints(session: ConsentSession) -> Endpoints:

@@ -104,11 +104,11 @@ async def record_refusal(
     failure: Failure,
     *,
     end: bool = False,
-    said: ProviderWords | None = None,
+    words: ProviderWords | None = None,
 ) -> None:
     """Record the refusal of a callback whose state is that of `consent`; with `end`, also end its attempt.
 
-    `said` are the callback's own words. The failure gets the reference that the page shows.
+    `words` are the callback's own. The failure gets the reference that the page shows.
 
     Without a consent the caller is unknown: the refusal is counted and logged, and leaves no audit record.
     """
@@ -117,27 +117,25 @@ async def record_refusal(
         log_event(log, logging.INFO, LogEvent.CALLBACK_REFUSED, "no consent has its state", code=failure.code)
         return
     metrics.count(metrics.CALLBACKS_REFUSED, failure.code)
-    words = _logged_words(consent, said)
-    detail = {"code": failure.code.value, "message": failure.detail, "consent_id": consent.id, **words}
+    detail = {"code": failure.code.value, "message": failure.detail, "consent_id": consent.id}
+    detail |= _logged_words(consent, words)
     failure.context["reference"] = reference_of(consent.id)
     with suppress(Failure):  # refuse also when the record can't be written
         async with pages.api.store.write() as tx:
             # a bound browser has brought the words
-            object_id: str = consent.connection_id if end or said else consent.integration_id
+            object_id: str = consent.connection_id if end or words else consent.integration_id
             if end:
-                await tx.consents.replace(
-                    consent.__replace__(status=ConsentStatus.FAILED, failure=failure.code),
-                    expected=consent.revision,
-                )
+                ended = consent.__replace__(status=ConsentStatus.FAILED, failure=failure.code)
+                await tx.consents.replace(ended, expected=consent.revision)
             await pages.record(tx, AuditAction.CALLBACK_REFUSED, consent.tenant, object_id, **detail)
 
 
-def _logged_words(consent: Consent, said: ProviderWords | None) -> dict[str, Any]:
-    """Log what a callback said. Returns it for the audit record."""
-    if said is None:
+def _logged_words(consent: Consent, words: ProviderWords | None) -> dict[str, Any]:
+    """Log a callback's words. Returns them for the audit record."""
+    if words is None:
         return {}
-    by = ", which nothing authenticates" if said.unauthenticated else ""
+    by = ", which nothing authenticates" if words.unauthenticated else ""
     log_event(
-        log, logging.INFO, LogEvent.PROVIDER_REFUSED, f"callback{by}, {said}", object=consent.connection_id
+        log, logging.INFO, LogEvent.PROVIDER_REFUSED, f"callback{by}, {words}", object=consent.connection_id
     )
-    return said.as_detail()
+    return words.as_detail()

@@ -10,13 +10,16 @@ from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.connections.commands import save_account_choice
 from evergrant_server.api.pages.attempt import require_same_browser, send_away
 from evergrant_server.api.pages.browser import form_of, html_response
-from evergrant_server.api.pages.confirmation import confirm_page
 from evergrant_server.api.pages.login import issuer_host
 from evergrant_server.api.pages.session import (
     GOES_ON,
+    ConsentSession,
     PagesDep,
+    SubjectPages,
     html_route,
 )
+from evergrant_server.core.connections.binding import hash_confirm_code
+from evergrant_server.core.connections.confirmation import is_confirming
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import (
     ConsentKind,
@@ -43,17 +46,17 @@ async def show_consent(pages: PagesDep, link: str) -> Response:
             return await pages.outcome_response(session)
         if device.expires_at <= pages.now:
             raise Failure(ErrorCode.CONSENT_EXPIRED, "This code has expired.")
-        who, consent = pages.parties(session), session.consent
-        return html_response(pages.templates.device(who=who, consent=consent, device=device))
+        parties, consent = pages.parties(session), session.consent
+        return html_response(pages.templates.device(parties=parties, consent=consent, device=device))
     if session.consent.status not in GOES_ON and pages.is_bound(session.consent):
         return await pages.outcome_response(session)
-    if (confirm := confirm_page(pages, session)) is not None:
+    if (confirm := _confirm_page(pages, session)) is not None:
         return confirm
     require_same_browser(pages, session)
     browser = pages.browsers.cookie_of(pages.request) or pages.browsers.new_cookie()
     response = html_response(
         pages.templates.connect(
-            who=pages.parties(session),
+            parties=pages.parties(session),
             subject=session.connection.subject,
             consent=session.consent,
             login=login,
@@ -62,6 +65,17 @@ async def show_consent(pages: PagesDep, link: str) -> Response:
     )
     pages.browsers.set_cookie(response, browser)
     return response
+
+
+def _confirm_page(pages: SubjectPages, session: ConsentSession) -> Response | None:
+    """The page with the confirm code, in the browser that has it, while it can be used."""
+    code = pages.browsers.confirm_code_of(pages.request)
+    if not is_confirming(session.consent, pages.now) or code is None:
+        return None
+    if hash_confirm_code(code.reveal()) != session.consent.confirm_hash:
+        return None
+    parties, subject = pages.parties(session), session.connection.subject
+    return html_response(pages.templates.confirm(parties=parties, subject=subject, code=code))
 
 
 @router.post("/connect/{link}/choice", openapi_extra=form_of("csrf", "choice"))

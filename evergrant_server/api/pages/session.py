@@ -15,7 +15,6 @@ from evergrant_server.access.context import ApiContext
 from evergrant_server.access.transactions import record
 from evergrant_server.api.integrations.definitions import consent_spec
 from evergrant_server.api.pages.browser import BrowserSessions, html_response, redirect_response
-from evergrant_server.api.pages.names import provider_display_name
 from evergrant_server.console.advice import WayOut
 from evergrant_server.console.logos import Parties
 from evergrant_server.console.pages import Pages
@@ -32,6 +31,18 @@ from evergrant_server.store import Transaction
 from evergrant_server.telemetry.alarms import report_broken_authority
 from evergrant_server.telemetry.request_ids import trace_of
 from providers.definition.schema import ProviderSpec
+
+
+def issuer_name(integration: Integration) -> str:
+    """The host of the integration's issuer, with its port."""
+    return urlsplit(integration.authorization_server or "").netloc or integration.name
+
+
+def provider_display_name(spec: ProviderSpec, integration: Integration) -> str:
+    """The provider's display name; of a discovered provider the host of its issuer, with its port."""
+    discovered = spec.discovery and integration.authorization_server is not None
+    return issuer_name(integration) if discovered else spec.display_name
+
 
 AUTHORIZE_PATH = "/oauth/authorize"
 
@@ -79,12 +90,12 @@ class SubjectPages:
     def parties(self, session: ConsentSession) -> Parties:
         """The app, the integration and the provider, as the page shows them."""
         tenant, integration = session.consent.tenant, session.integration.name
-        of = self.templates.logos.party
+        party = self.templates.logos.party
         host = session.provider_name if session.spec.discovery else session.spec.name
         return Parties(
-            of(session.app, "app", tenant, session.app),
-            of(integration, "integration", tenant, integration),
-            of(session.provider_name, "provider", host),
+            party(session.app, "app", tenant, session.app),
+            party(integration, "integration", tenant, integration),
+            party(session.provider_name, "provider", host),
         )
 
     async def load_session(self, tx: Transaction, consent: Consent | None) -> ConsentSession:
@@ -114,7 +125,7 @@ class SubjectPages:
                 return back or await self._connected_page(session)
             case ConsentStatus.DENIED:
                 reference = reference_of(session.consent.id)
-                page = self.templates.declined(who=self.parties(session), reference=reference)
+                page = self.templates.declined(parties=self.parties(session), reference=reference)
                 return await self._return_to_app(session, LifecycleState.DENIED) or html_response(page)
             case ConsentStatus.FAILED:
                 failure = await self._failure_of(session)
@@ -122,7 +133,7 @@ class SubjectPages:
                 self.session = session
                 return await self.failure_response(failure)
             case _:
-                return html_response(self.templates.pending(who=self.parties(session)))
+                return html_response(self.templates.pending(parties=self.parties(session)))
 
     async def _connected_page(self, session: ConsentSession) -> Response:
         """Who connected, and what was granted, for the browser that consented."""
@@ -131,7 +142,7 @@ class SubjectPages:
             grant = await tx.grants.get(connection.tenant, connection.id)
             account = (await tx.consents.account(session.consent)).came
         page = self.templates.connected(
-            who=self.parties(session),
+            parties=self.parties(session),
             subject=connection.subject,
             account=account,
             scopes=grant.scopes if grant is not None else session.consent.scopes,
@@ -146,8 +157,8 @@ class SubjectPages:
         async with self.api.store.read() as tx:
             came = (await tx.consents.account(session.consent)).came
         name = session.provider_name
-        who = f"You signed in at {name} as {came}" if came else f"{name} didn't say who signed in"
-        return Failure(code, f"{who}, and this connection is for another account. Nothing was stored.")
+        person = f"You signed in at {name} as {came}" if came else f"{name} didn't say who signed in"
+        return Failure(code, f"{person}, and this connection is for another account. Nothing was stored.")
 
     async def _choice_page(self, session: ConsentSession) -> Response:
         """The page to choose an account. Raises Failure CHOICE_REQUIRED in a browser that didn't consent."""
@@ -158,7 +169,7 @@ class SubjectPages:
             grant = await tx.grants.get(session.connection.tenant, session.connection.id)
             link = (await tx.consents.connect_link(session.consent)).reveal()
         html = self.templates.choose(
-            who=self.parties(session),
+            parties=self.parties(session),
             options=grant.options if grant else (),
             link=link,
             csrf=self.browsers.csrf_token(browser, link),

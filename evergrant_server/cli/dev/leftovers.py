@@ -68,25 +68,25 @@ def running_dev(folder: Path) -> int | None:
 
 def recorded_processes(folder: Path) -> list[Leftover]:
     """The processes that pid files name and that run."""
-    found: list[Leftover] = []
+    recorded: list[Leftover] = []
     for file in sorted(folder.glob("*.pid")):
         with suppress(OSError, ValueError):
             pid, started = map(int, file.read_text().split())
-            found.append(Leftover(file.stem, pid, started))
-    return [process for process in found if process.runs]
+            recorded.append(Leftover(file.stem, pid, started))
+    return [process for process in recorded if process.runs]
 
 
 async def end_leftovers(folder: Path, say: Callable[[str], None]) -> None:
     """End the processes of a `dev` that was killed, as it would have. Hold the data folder meanwhile."""
-    found = recorded_processes(folder)
-    for process in found:
+    leftovers = recorded_processes(folder)
+    for process in leftovers:
         say(f"ending {process.name}, process {process.pid}, which an earlier start left behind")
         _send(process, signal.SIGTERM)
     with suppress(TimeoutError):
         async with asyncio.timeout(WORKER_STOP_LIMIT_S):
-            while any(process.runs for process in found):
+            while any(process.runs for process in leftovers):
                 await asyncio.sleep(0.05)
-    for process in found:
+    for process in leftovers:
         _send(process, signal.SIGKILL)
 
 

@@ -42,8 +42,8 @@ def print_ready(settings: Settings, client_file: Path | None) -> None:
     print("\nCtrl-C stops everything; the next start continues with the same data.", flush=True)
 
 
-def _print_command(command: str, what: str) -> None:
-    print(f"  {command:<34} # {what}")
+def _print_command(command: str, comment: str) -> None:
+    print(f"  {command:<34} # {comment}")
 
 
 def own_command(name: str) -> str:

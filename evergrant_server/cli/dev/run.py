@@ -48,8 +48,8 @@ async def run(settings: Settings) -> None:
     _make_folder(settings.data_dir)
     settings = _on_this_machine(settings)
 
-    def say(what: str) -> None:
-        print(f"  {time.monotonic() - began:5.1f} s  {what}", flush=True)
+    def say(progress: str) -> None:
+        print(f"  {time.monotonic() - began:5.1f} s  {progress}", flush=True)
 
     with only_dev_of(settings.data_dir):
         print_beginning(settings)
@@ -124,9 +124,9 @@ async def _start(
     }
     deadline = time.monotonic() + _START_LIMIT_S
     while waiting:
-        for what in [what for what, is_done in waiting.items() if await is_done()]:
-            say(what)
-            del waiting[what]
+        for progress in [progress for progress, is_done in waiting.items() if await is_done()]:
+            say(progress)
+            del waiting[progress]
         await starts.check()
         for process in (api, worker, gateway):
             process.raise_if_exited()

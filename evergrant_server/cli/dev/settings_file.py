@@ -50,7 +50,9 @@ def write(settings: Settings) -> Path | None:
 
 
 def _write(path: Path, values: dict[str, str]) -> None:
-    write_private(path, _WRITTEN + "".join(f"{name}={shlex.quote(it)}\n" for name, it in values.items()))
+    write_private(
+        path, _WRITTEN + "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
+    )
 
 
 def _is_ours(path: Path) -> bool:

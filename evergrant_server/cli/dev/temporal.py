@@ -45,9 +45,9 @@ def temporal_command(settings: Settings) -> list[str]:
 
 def require_free_ports(settings: Settings) -> None:
     """Raise BadSettings when ports of `dev` are taken: it names all of them, and others that are free."""
-    own = {"EVERGRANT_PORT": (settings.host, settings.port)}
-    own["EVERGRANT_GATEWAY_PORT"] = (settings.gateway_host, settings.gateway_port)
-    _require_free({**own, **_temporal_ports(settings)})
+    ports = {"EVERGRANT_PORT": (settings.host, settings.port)}
+    ports["EVERGRANT_GATEWAY_PORT"] = (settings.gateway_host, settings.gateway_port)
+    _require_free({**ports, **_temporal_ports(settings)})
 
 
 def _temporal_ports(settings: Settings) -> dict[str, tuple[str, int]]:
@@ -57,11 +57,11 @@ def _temporal_ports(settings: Settings) -> dict[str, tuple[str, int]]:
 
 
 def _require_free(ports: dict[str, tuple[str, int]]) -> None:
-    found = {setting: port_problem(*where) for setting, where in ports.items()}
-    problems = [f"{setting}: {problem}" for setting, problem in found.items() if problem]
+    problem_of = {setting: port_problem(*where) for setting, where in ports.items()}
+    problems = [f"{setting}: {problem}" for setting, problem in problem_of.items() if problem]
     if not problems:
         return
-    others = {setting: free_port_after(*ports[setting]) for setting, problem in found.items() if problem}
+    others = {setting: free_port_after(*ports[setting]) for setting, problem in problem_of.items() if problem}
     line = " ".join(f"{setting}={port}" for setting, port in others.items() if port)
     choose = f"start with others: {line} {own_command('dev')}" if line else "choose another address"
     raise BadSettings(f"{'; '.join(problems)}; stop the process that listens there, or {choose}")

@@ -15,9 +15,9 @@ CLOCK_REPAIR = "timedatectl set-ntp true    # on the host whose clock is wrong"
 class CheckFailed(Exception):
     """A check found a problem. `repair` is the command or the setting that solves it."""
 
-    def __init__(self, what: str, repair: str) -> None:
-        super().__init__(what)
-        self.detail = what
+    def __init__(self, problem: str, repair: str) -> None:
+        super().__init__(problem)
+        self.detail = problem
         self.repair = repair
 
 

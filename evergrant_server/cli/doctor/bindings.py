@@ -17,7 +17,9 @@ async def bindings(settings: Settings) -> str:
     """Find integrations whose consents aren't bound to their subjects: no problem on one's own machine."""
     async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
         unbound = await tx.integrations.with_binding(Binding.NONE, _MOST_NAMED + 1)
-    named = ", ".join(f"{it.name} (tenant {it.tenant})" for it in unbound[:_MOST_NAMED])
+    named = ", ".join(
+        f"{integration.name} (tenant {integration.tenant})" for integration in unbound[:_MOST_NAMED]
+    )
     named += " and more" if len(unbound) > _MOST_NAMED else ""
     if not unbound:
         return "every integration binds consents to their subjects"
@@ -34,19 +36,21 @@ async def logins(settings: Settings) -> str:
     broken: list[str] = []
     async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
         bound = await tx.integrations.with_binding(Binding.OIDC, 1000)
-        for it in bound:
+        for integration in bound:
             named = (
-                None if it.login is None else await tx.integrations.by_name(it.tenant, it.login.integration)
+                None
+                if integration.login is None
+                else await tx.integrations.by_name(integration.tenant, integration.login.integration)
             )
             try:
-                require_pinned_login(it.login, named)
+                require_pinned_login(integration.login, named)
             except Failure as failure:
-                broken.append(f"{it.name} (tenant {it.tenant}): {failure.detail}")
+                broken.append(f"{integration.name} (tenant {integration.tenant}): {failure.detail}")
     if not broken:
         return f"{len(bound)} integrations have their subjects log in first"
-    more = " And more." if len(broken) > _MOST_NAMED else ""
+    rest = " And more." if len(broken) > _MOST_NAMED else ""
     raise CheckFailed(
-        " ".join(broken[:_MOST_NAMED]) + more,
+        " ".join(broken[:_MOST_NAMED]) + rest,
         "PUT /v1/integrations/{name} for the one that the login names, or for this one again, which pins the "
         "login to that one's issuer; see docs/guide/binding.md",
     )

@@ -32,10 +32,10 @@ OUTBOX_AGE_LIMIT = timedelta(minutes=1)  # no relay is delivering a message that
 async def reachable(settings: Settings) -> str:
     began = time.monotonic()
     try:
-        found = await schema.current_version(settings.database_url)
+        version = await schema.current_version(settings.database_url)
     except Failure as failure:
         raise _unreachable(failure) from None
-    if found is None and (file := sqlite_path(settings.database_url)) is not None:
+    if version is None and (file := sqlite_path(settings.database_url)) is not None:
         raise CheckFailed(
             f"there is no database at {file}",
             "Restore it from its backup and start again; or for a new one, without the connections, apps and "
@@ -47,17 +47,17 @@ async def reachable(settings: Settings) -> str:
 
 async def migrations(settings: Settings) -> str:
     try:
-        found, newest = await schema.current_version(settings.database_url), schema.expected_version()
+        version, newest = await schema.current_version(settings.database_url), schema.expected_version()
     except Failure as failure:
         raise _unreachable(failure) from None
-    if found == newest:
-        return f"schema {found}, the newest"
-    if found is not None and not schema.is_known(found):
+    if version == newest:
+        return f"schema {version}, the newest"
+    if version is not None and not schema.is_known(version):
         raise CheckFailed(
-            f"schema {found} is from a newer server than this one ({newest})",
+            f"schema {version} is from a newer server than this one ({newest})",
             "Run the release that wrote it or a newer one; never downgrade a database",
         )
-    raise CheckFailed(f"schema {found or 'none'}, this code needs {newest}", f"{COMMAND} db upgrade")
+    raise CheckFailed(f"schema {version or 'none'}, this code needs {newest}", f"{COMMAND} db upgrade")
 
 
 async def keys_open(settings: Settings) -> str:
@@ -89,9 +89,9 @@ async def authority(settings: Settings) -> str:
         heads = [] if is_gateway else await audit.broken_heads(store)
         broken = [*await broken_configuration(store), *heads]
     if broken:
-        named = " ".join(it.failure.detail for it in broken[:_MOST_NAMED])
-        more = " And more." if len(broken) > _MOST_NAMED else ""
-        raise CheckFailed(f"{named}{more}", f"{COMMAND} authority verify")
+        named = " ".join(row.failure.detail for row in broken[:_MOST_NAMED])
+        rest = " And more." if len(broken) > _MOST_NAMED else ""
+        raise CheckFailed(f"{named}{rest}", f"{COMMAND} authority verify")
     heads_too = "; a gateway can't verify messages and audit heads"
     if not is_gateway:
         heads_too = ", and so are messages and audit heads"
@@ -139,27 +139,27 @@ async def revocations(settings: Settings) -> str:
     async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
         revoking = await tx.connections.revoking_since_before(before, most)
         replaced = await tx.replaced_grants.pending_since_before(before, most)
-        old = [("", it) for it in revoking] + [("a replaced grant of ", it) for it in replaced]
+        old = [("", grant) for grant in revoking] + [("a replaced grant of ", grant) for grant in replaced]
         named = [
-            f"{which}{it.id} (tenant {it.tenant}, integration {it.integration})"
-            f" since {it.since:%Y-%m-%d %H:%M} UTC, last failure {await _last_failure(tx, it)}"
-            for which, it in old[:_MOST_NAMED]
+            f"{kind}{grant.id} (tenant {grant.tenant}, integration {grant.integration})"
+            f" since {grant.since:%Y-%m-%d %H:%M} UTC, last failure {await _last_failure(tx, grant)}"
+            for kind, grant in old[:_MOST_NAMED]
         ]
     minutes = REVOCATION_AGE_LIMIT.total_seconds() / 60
     if not old:
         return (
             f"no connection is revoking, and no replaced grant pending, for longer than {minutes:.0f} minutes"
         )
-    more = "; and more" if len(old) > _MOST_NAMED else ""
+    rest = "; and more" if len(old) > _MOST_NAMED else ""
     raise CheckFailed(
-        f"revoking for longer than {minutes:.0f} minutes: {'; '.join(named)}{more}",
+        f"revoking for longer than {minutes:.0f} minutes: {'; '.join(named)}{rest}",
         f"Repair what the failure names (docs/errors.md); where there is none: {COMMAND} reconcile",
     )
 
 
-async def _last_failure(tx: Transaction, it: PendingRevocation) -> str:
-    record = await audit.newest_record(tx, it.tenant, it.id, AuditAction.REVOCATION_FAILED)
-    tried = record is not None and record.at >= it.since
+async def _last_failure(tx: Transaction, revocation: PendingRevocation) -> str:
+    record = await audit.newest_record(tx, revocation.tenant, revocation.id, AuditAction.REVOCATION_FAILED)
+    tried = record is not None and record.at >= revocation.since
     return str(record.detail.get("reason")) if record is not None and tried else "none recorded"
 
 
@@ -184,7 +184,7 @@ async def api_keys(settings: Settings) -> str:
     now = SystemClock().now()
     async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
         ends = await tx.access.key_ends()
-    ending = [found for found in ends if found[2] is None or found[2] < now + API_KEY_WARNING]
+    ending = [app_end for app_end in ends if app_end[2] is None or app_end[2] < now + API_KEY_WARNING]
     if not ending:
         return f"each of {len(ends)} apps has one that lasts for {API_KEY_WARNING.days} days"
     tenant, name, end = ending[0]

@@ -22,7 +22,7 @@ async def exchanges(settings: Settings) -> str:
     """Each integration's last exchange with its provider worked, unless it is the subject's to repair."""
     async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
         newest = await newest_exchanges(tx, Tenant(settings.tenant))
-    failed = {name: it.failure for name, it in newest.items() if it.failure is not None}
+    failed = {name: exchange.failure for name, exchange in newest.items() if exchange.failure is not None}
     if not failed:
         return f"the last exchange of each of {len(newest)} integrations worked"
     named = [f"{name}: {code}, {FAILURES[code].meaning}" for name, code in list(failed.items())[:_MOST_NAMED]]
@@ -37,9 +37,11 @@ async def confirmations(settings: Settings) -> str:
     """Apps confirm the consents that come back to them: one that isn't confirmed is never exchanged."""
     since = SystemClock().now() - _UNCONFIRMED_FOR
     async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
-        found = await audit.newest_of_tenant(tx, Tenant(settings.tenant), _CONSENTS, among=_READ)
-    newest = {record.object: record for record in reversed(found) if record.at >= since}
-    unbound = [it.object for it in newest.values() if it.action is AuditAction.CONSENT_UNCONFIRMED]
+        consents = await audit.newest_of_tenant(tx, Tenant(settings.tenant), _CONSENTS, among=_READ)
+    newest = {record.object: record for record in reversed(consents) if record.at >= since}
+    unbound = [
+        record.object for record in newest.values() if record.action is AuditAction.CONSENT_UNCONFIRMED
+    ]
     if not unbound:
         return "every consent that came back within a day was confirmed"
     raise CheckFailed(

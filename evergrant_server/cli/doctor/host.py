@@ -121,7 +121,7 @@ async def journal(settings: Settings) -> str:
     if unreadable:
         repair = f"ls {shlex.quote(str(folder))}/*/*.set-aside    # named by attempt; see docs/protocol.md"
         raise CheckFailed(f"{len(unreadable)} entries of {folder} can't be read and are kept", repair)
-    count = sum(it.is_dir() for it in folder.iterdir())
+    count = sum(entry.is_dir() for entry in folder.iterdir())
     return f"{folder}: written, locked; {count} journals, {len(waiting)} answers are not in the store yet"
 
 

@@ -24,16 +24,16 @@ _SAMPLE = 100  # connections whose workflows are looked up: where Temporal's dat
 async def processes(settings: Settings) -> str:
     """`dev` runs with all of its processes, where it is what runs here; none runs without it."""
     folder = settings.data_dir
-    found = recorded_processes(folder)
+    processes = recorded_processes(folder)
     if (dev := running_dev(folder)) is not None:
-        missing = [name for name in _PARTS if name not in {it.name for it in found}]
+        missing = [name for name in _PARTS if name not in {process.name for process in processes}]
         if missing:
             why = f"of `dev` (process {dev}) {' and '.join(missing)} doesn't stay up"
             raise CheckFailed(why, f"tail {folder / missing[0]}.log")
         return f"`dev` runs as process {dev}, with {', '.join(_PARTS)}"
-    if found:
-        named = ", ".join(f"{it.name} (process {it.pid})" for it in found)
-        pids = " ".join(str(it.pid) for it in found)
+    if processes:
+        named = ", ".join(f"{process.name} (process {process.pid})" for process in processes)
+        pids = " ".join(str(process.pid) for process in processes)
         why = f"left behind by a `dev` that was killed: {named}"
         raise CheckFailed(why, f"{_start(folder)}    # which ends them first; or: kill {pids}")
     if not _is_of_dev(settings):
@@ -75,17 +75,17 @@ async def admin_key(settings: Settings) -> str:
 
 async def _why_refused(store: Store, key: str, failure: Failure) -> str:
     try:
-        given = parse_key(key)
+        parsed = parse_key(key)
     except Failure:
         return "it holds no API key"
     async with store.read() as tx:
-        found = await tx.access.key(given.id)
-    if found is None:
+        stored = await tx.access.key(parsed.id)
+    if stored is None:
         return (
             "this database doesn't know the key. It was deleted and made anew, or is another one than the "
             "key's: apps, permits, integrations and connections of before are not in it either"
         )
-    if found[0].revoked_at is not None:
+    if stored[0].revoked_at is not None:
         return "the key was revoked"
     return failure.detail or failure.rule.meaning
 
@@ -95,7 +95,7 @@ async def workflows(settings: Settings) -> str:
     async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
         live = await tx.connections.live_in_all_tenants(limit=_SAMPLE)
     runs = WorkflowRuns(await _client(settings), settings.temporal_task_queue)
-    missing = [str(it.id) for it in live if not await _has_workflow(runs, it)]
+    missing = [str(connection.id) for connection in live if not await _has_workflow(runs, connection)]
     if missing:
         why = f"{len(missing)} of {len(live)} live connections have no workflow, {missing[0]} among them"
         lost = ": was Temporal's database lost, or the store restored?" if len(missing) == len(live) else ""

@@ -15,9 +15,9 @@ async def trusted_issuers(settings: Settings) -> str:
         failing = await tx.trusted_issuers.with_problems(_MOST_NAMED + 1)
     if not failing:
         return "the keys of every trusted issuer could be read"
-    more = " And more." if len(failing) > _MOST_NAMED else ""
+    rest = " And more." if len(failing) > _MOST_NAMED else ""
     raise CheckFailed(
-        " ".join(_named(it) for it in failing[:_MOST_NAMED]) + more,
+        " ".join(_named(issuer) for issuer in failing[:_MOST_NAMED]) + rest,
         "Correct the issuer, or where its keys are: evergrant issuers put NAME KIND ISSUER --jwks-uri URL",
     )
 

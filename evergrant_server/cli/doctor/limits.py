@@ -18,13 +18,16 @@ async def token_limits(settings: Settings) -> str:
     limited = {name: share for name, share in shares.items() if share is not None}
     now, used = SystemClock().now(), list[str]()
     async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
-        found = await tx.integrations.at_providers(list(limited), _MOST_LOOKED_AT)
-        for it in found:
-            until = await tx.attempts.share_used_until(it.tenant, it.id, limited[it.provider])
+        integrations = await tx.integrations.at_providers(list(limited), _MOST_LOOKED_AT)
+        for integration in integrations:
+            until = await tx.attempts.share_used_until(
+                integration.tenant, integration.id, limited[integration.provider]
+            )
             if until is not None and until > now:
-                used.append(f"{it.name} (tenant {it.tenant}) at {it.provider}, until {until:%H:%M:%S} UTC")
+                name = f"{integration.name} (tenant {integration.tenant}) at {integration.provider}"
+                used.append(f"{name}, until {until:%H:%M:%S} UTC")
     if not used:
-        return f"room for refreshes ahead; {len(found)} integrations are at a provider with a limit"
+        return f"room for refreshes ahead; {len(integrations)} integrations are at a provider with a limit"
     raise CheckFailed(
         f"refreshes that no caller waits for are postponed: {'; '.join(used[:_MOST_NAMED])}"
         + (", and more" if len(used) > _MOST_NAMED else ""),

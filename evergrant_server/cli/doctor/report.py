@@ -103,28 +103,28 @@ class DoctorFinding:
 
 async def run(settings: Settings, output: Literal["text", "json"]) -> bool:
     """Print the result of every check; True without a problem."""
-    found = await diagnose(settings)
+    findings = await diagnose(settings)
     if output == "json":
-        print(json.dumps([asdict(finding) for finding in found], indent=1))
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
-        _print(found)
-    return all(finding.ok for finding in found)
+        _print(findings)
+    return all(finding.ok for finding in findings)
 
 
-def _print(found: list[DoctorFinding]) -> None:
-    for finding in found:
+def _print(findings: list[DoctorFinding]) -> None:
+    for finding in findings:
         if finding.because:
             continue
         print(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.check:<21} {finding.detail}")
         if finding.repair:
             print(f"         {'':<21} -> {finding.repair}")
-        if unchecked := [it.check for it in found if it.because == finding.check]:
+        if unchecked := [dependent.check for dependent in findings if dependent.because == finding.check]:
             print(f"         {'':<21} not checked because of it: {', '.join(unchecked)}")
-    problems = sum(not it.ok and not it.because for it in found)
-    unchecked_count = sum(bool(it.because) for it in found)
-    more = f"; {unchecked_count} could not be carried out because of that" if unchecked_count else ""
-    ends = f"{problems} of {len(found)} checks found a problem{more}"
-    print(ends if problems else f"all {len(found)} checks ok")
+    problems = sum(not finding.ok and not finding.because for finding in findings)
+    unchecked_count = sum(bool(finding.because) for finding in findings)
+    rest = f"; {unchecked_count} could not be carried out because of that" if unchecked_count else ""
+    ends = f"{problems} of {len(findings)} checks found a problem{rest}"
+    print(ends if problems else f"all {len(findings)} checks ok")
 
 
 async def diagnose(

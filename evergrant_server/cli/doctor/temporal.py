@@ -37,16 +37,16 @@ async def namespace(settings: Settings) -> str:
 
 async def retention(settings: Settings) -> str:
     client = await _client(settings)
-    found, wanted = await get_retention(client), settings.history_retention
-    if found is None:
+    retention, wanted = await get_retention(client), settings.history_retention
+    if retention is None:
         raise CheckFailed(f"the namespace {client.namespace} doesn't exist", UPGRADE)
-    if found < wanted:
+    if retention < wanted:
         raise CheckFailed(
-            f"closed runs are kept for {found.total_seconds() / 3600:.0f} h, "
+            f"closed runs are kept for {retention.total_seconds() / 3600:.0f} h, "
             f"EVERGRANT_HISTORY_RETENTION wants {wanted.total_seconds() / 3600:.0f} h",
             UPGRADE,
         )
-    return f"closed runs are kept for {found.days} days"
+    return f"closed runs are kept for {retention.days} days"
 
 
 async def search_attributes(settings: Settings) -> str:
@@ -59,30 +59,30 @@ async def search_attributes(settings: Settings) -> str:
 
 
 async def workers(settings: Settings) -> str:
-    found = await probe.pollers(await _client(settings), settings.temporal_task_queue)
-    if not all(found):
+    pollers = await probe.pollers(await _client(settings), settings.temporal_task_queue)
+    if not all(pollers):
         raise CheckFailed(
             f"no worker polls the task queue {settings.temporal_task_queue!r}: "
             "refreshes and revocations wait",
             f"{COMMAND} worker",
         )
-    names = sorted(set[str]().union(*found))
+    names = sorted(set[str]().union(*pollers))
     return f"polled the task queue {settings.temporal_task_queue!r} lately: {', '.join(names)}"
 
 
 async def schedules(settings: Settings) -> str:
     """The schedules that workers declare exist and are not paused."""
-    found = await schedule_statuses(await _client(settings), settings)
-    missing = [status.definition.name for status in found if not status.exists]
+    statuses = await schedule_statuses(await _client(settings), settings)
+    missing = [status.definition.name for status in statuses if not status.exists]
     if missing:
         raise CheckFailed(
             f"no schedule {', '.join(missing)}: reconcile and introspection don't run",
             f"{COMMAND} worker (it declares its schedules)",
         )
-    paused = [f"{status.definition.name} ({status.note})" for status in found if status.paused]
+    paused = [f"{status.definition.name} ({status.note})" for status in statuses if status.paused]
     if paused:
         raise CheckFailed(f"paused: {', '.join(paused)}", "Unpause it under Schedules in the Temporal UI")
-    return f"{', '.join(status.definition.name for status in found)}: declared and not paused"
+    return f"{', '.join(status.definition.name for status in statuses)}: declared and not paused"
 
 
 async def clock(settings: Settings) -> str:

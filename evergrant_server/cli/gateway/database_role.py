@@ -16,7 +16,7 @@ def gateway_role(role: str, /, *, schema: str = "public") -> None:
     Args:
         schema: The schema of PostgreSQL that holds the tables.
     """
-    print(*(f"{it};" for it in grants(role, schema)), sep="\n")
+    print(*(f"{statement};" for statement in grants(role, schema)), sep="\n")
 
 
 def gateway_password(settings: Settings, role: str | None, file: Path | None) -> str | None:

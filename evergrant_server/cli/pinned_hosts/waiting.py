@@ -35,34 +35,34 @@ async def waiting(store: Store, registry: Registry) -> AsyncIterator[WaitingHost
     while True:
         async with store.read() as tx:
             page = await tx.pinned_hosts.page(after)
-            found = [
+            hosts = [
                 WaitingHost(integration, host)
                 for integration, pinned in page
                 for host in await _waiting_of(tx, registry, integration, pinned)
             ]
-        for it in found:
-            yield it
+        for host in hosts:
+            yield host
         if not page:
             break
         after = page[-1][0].id
-    async for it in _waiting_connections(store, registry):
-        yield it
+    async for host in _waiting_connections(store, registry):
+        yield host
 
 
 async def print_waiting_hosts(store: Store, registry: Registry) -> None:
     """Print each host, and the ids of the connections that wait for it, page by page."""
     number = 0
-    async for it in waiting(store, registry):
+    async for host in waiting(store, registry):
         number += 1
-        if it.connection is not None:
-            print(f"{it}: connection {it.connection.id}")
+        if host.connection is not None:
+            print(f"{host}: connection {host.connection.id}")
             continue
         async with store.read() as tx:
-            print(f"{it}: {await tx.pinned_hosts.count_granted(it.integration)} connections")
+            print(f"{host}: {await tx.pinned_hosts.count_granted(host.integration)} connections")
         after = ""
         while True:
             async with store.read() as tx:
-                page = await tx.pinned_hosts.granted(it.integration, after)
+                page = await tx.pinned_hosts.granted(host.integration, after)
             if not page:
                 break
             print(*(f"  {id}" for id in page), sep="\n")
@@ -105,7 +105,7 @@ async def _waiting_connections(store: Store, registry: Registry) -> AsyncIterato
     """Connections whose own facts name a host that isn't pinned, as their last refresh has found."""
     after = ("", "")
     while True:
-        found: list[WaitingHost] = []
+        waiting_hosts: list[WaitingHost] = []
         async with store.read() as tx:
             page = await tx.pinned_hosts.refused(after)
             for connection, pinned, facts in page:
@@ -114,10 +114,10 @@ async def _waiting_connections(store: Store, registry: Registry) -> AsyncIterato
                     continue
                 hosts = await hosts_of(tx, registry, integration, facts)
                 moved = {host for written, host in hosts if host and "{" in written}
-                new = sorted(it for it in moved if not is_pinned(it, pinned))
-                found += [WaitingHost(integration, host, connection) for host in new]
-        for it in found:
-            yield it
+                new = sorted(host for host in moved if not is_pinned(host, pinned))
+                waiting_hosts += [WaitingHost(integration, host, connection) for host in new]
+        for host in waiting_hosts:
+            yield host
         if not page:
             return
         after = (page[-1][0].tenant, page[-1][0].id)

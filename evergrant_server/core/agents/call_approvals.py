@@ -120,7 +120,7 @@ class CallApproval(TenantRow):
 
     def detail(self, agent: str) -> dict[str, Any]:
         """What its audit records and events say of it: not what is called."""
-        said = {
+        detail = {
             "agent": agent,
             "connection_id": self.connection_id,
             "call": self.name,
@@ -132,7 +132,7 @@ class CallApproval(TenantRow):
             "note": self.note,
             "use_by": None if self.use_by is None else self.use_by.isoformat(),
         }
-        return {name: value for name, value in said.items() if value is not None}
+        return {name: value for name, value in detail.items() if value is not None}
 
     @property
     def _half_time(self) -> datetime:

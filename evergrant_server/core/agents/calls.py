@@ -87,23 +87,27 @@ class AgentCall(FrozenModel):
         return tuple(dict.fromkeys([*(name for name, _ in self.headers), *beside]))
 
 
-def covered_headers(given: Iterable[Header], *, of_tool: bool = False) -> tuple[Header, ...]:
+def covered_headers(headers: Iterable[Header], *, of_tool: bool = False) -> tuple[Header, ...]:
     """The headers that are part of a call: names in lower case, sorted; those of one name in their order."""
-    plain = [(name.lower(), value.strip(" \t")) for name, value in given]
+    plain = [(name.lower(), value.strip(" \t")) for name, value in headers]
     neutral = {*NEUTRAL_HEADERS, *(_OF_MCP if of_tool else ())}
     ranges = ",".join(value for name, value in plain if name == "accept").split(",")
-    if {it.strip(" \t").lower() for it in ranges} <= (_MCP_ANSWERS if of_tool else _ANY_ANSWER):
+    accepted = {media_range.strip(" \t").lower() for media_range in ranges}
+    if accepted <= (_MCP_ANSWERS if of_tool else _ANY_ANSWER):
         neutral.add("accept")
-    return tuple(sorted((it for it in plain if it[0] not in neutral), key=lambda it: it[0]))
+    covered = (header for header in plain if header[0] not in neutral)
+    return tuple(sorted(covered, key=lambda header: header[0]))
 
 
-def covered_params(given: Mapping[str, Any]) -> dict[str, Any]:
+def covered_params(sent: Mapping[str, Any]) -> dict[str, Any]:
     """All params of a `tools/call` but the neutral members of `_meta`. No `arguments`, null and {} are alike:
     a call without arguments."""
-    params = dict(given)
+    params = dict(sent)
     meta = params.get(_META)
     if isinstance(meta, dict):
         members = cast("dict[str, Any]", meta)
-        params[_META] = {name: it for name, it in members.items() if name not in NEUTRAL_META}
+        params[_META] = {name: member for name, member in members.items() if name not in NEUTRAL_META}
     may_be_empty = ("arguments", _META)
-    return {name: it for name, it in params.items() if name not in may_be_empty or it not in (None, {})}
+    return {
+        name: value for name, value in params.items() if name not in may_be_empty or value not in (None, {})
+    }

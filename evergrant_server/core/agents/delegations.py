@@ -42,12 +42,12 @@ class Reach(FrozenModel):
             scopes=parent.scopes if self.scopes is None else self.scopes,
             integrations=named.integrations,
             connections=named.connections,
-            actions=tuple(it for it in self.actions if it in parent.actions),
+            actions=tuple(action for action in self.actions if action in parent.actions),
         )
 
     def scopes_beyond(self, scopes: tuple[str, ...]) -> tuple[str, ...]:
         """The scopes that aren't within."""
-        return () if self.scopes is None else tuple(it for it in scopes if it not in self.scopes)
+        return () if self.scopes is None else tuple(scope for scope in scopes if scope not in self.scopes)
 
 
 class Delegation(TenantRow):
@@ -95,7 +95,7 @@ class Delegation(TenantRow):
 def chain_problem(chain: tuple[Delegation, ...], now: datetime) -> str | None:
     """Why a chain of rows, from the root on, carries no authority now; None for one that does."""
     path = chain[-1].path
-    if tuple(it.id for it in chain) != path or len(path) > MOST_DEPTH:
+    if tuple(delegation.id for delegation in chain) != path or len(path) > MOST_DEPTH:
         return "a delegation above it isn't there any more"
     for place, one in enumerate(chain):
         if one.path != path[: place + 1] or not _continues(one, chain[max(place - 1, 0)]):

@@ -41,11 +41,13 @@ class Account(SealableModel):
         issuer, sub = plain_issuer(claims["iss"]), claims[SUB]
         if not is_storable_text(issuer + sub):
             return None
-        known = {name: it for name in EXPECTABLE if isinstance(it := claims.get(name), str)}
+        known = {name: claim for name in EXPECTABLE if isinstance(claim := claims.get(name), str)}
         if claims.get("email_verified") not in (True, "true"):  # Apple sends a string
             known.pop(EMAIL, None)
         names = [claims.get(name) for name in (EMAIL, "preferred_username")]
-        shown = next((it for it in names if isinstance(it, str) and it and it.isprintable()), str(sub))
+        shown = next(
+            (name for name in names if isinstance(name, str) and name and name.isprintable()), str(sub)
+        )
         return cls(
             id=json.dumps([issuer, sub]),
             name=shown[:_LONGEST_NAME],

@@ -50,7 +50,7 @@ def granted_scopes(reply: tuple[str, ...] | None, requested: tuple[str, ...]) ->
 
 def known_scopes(scopes: tuple[str, ...]) -> tuple[str, ...]:
     """Those that can be requested."""
-    return tuple(it for it in scopes if it != UNKNOWN_SCOPE)
+    return tuple(scope for scope in scopes if scope != UNKNOWN_SCOPE)
 
 
 class Origin(StrEnum):

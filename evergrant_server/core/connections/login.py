@@ -76,10 +76,10 @@ def is_subject_name(text: str) -> bool:
     return text.isprintable() and text == text.strip() and text != "*" and 0 < len(text) <= _LONGEST_NAME
 
 
-def is_same_subject(rule: LoginRule, one: str, other: str) -> bool:
+def is_same_subject(rule: LoginRule, first: str, second: str) -> bool:
     if rule.claim is LoginClaim.EMAIL:
-        one, other = _plain_email(one), _plain_email(other)
-    return _same(one, other)
+        first, second = _plain_email(first), _plain_email(second)
+    return _same(first, second)
 
 
 def claimed_subject(rule: LoginRule, claims: Mapping[str, object]) -> str | None:
@@ -96,5 +96,7 @@ def _plain_email(address: str) -> str:
     return f"{local}@{domain.lower()}"
 
 
-def _same(one: str, other: str) -> bool:
-    return hmac.compare_digest(one.encode("utf-8", "surrogatepass"), other.encode("utf-8", "surrogatepass"))
+def _same(first: str, second: str) -> bool:
+    return hmac.compare_digest(
+        first.encode("utf-8", "surrogatepass"), second.encode("utf-8", "surrogatepass")
+    )

@@ -48,5 +48,5 @@ def may_revoke(
 
 def continues(before: TokenSet, after: TokenSet) -> bool:
     """True when the provider has issued a token of `before` again: it is the same grant."""
-    old, new = ((it.access_token, it.refresh_token) for it in (before, after))
+    old, new = ((tokens.access_token, tokens.refresh_token) for tokens in (before, after))
     return any(token is not None and token in new for token in old)

@@ -104,7 +104,7 @@ class AccessRequest(TenantRow):
 
     def detail(self, app: str) -> dict[str, Any]:
         """What its audit records and events say of it."""
-        said = {
+        detail = {
             "app": app,
             "kind": self.kind.value,
             "permit_name": self.permit_name,
@@ -116,7 +116,7 @@ class AccessRequest(TenantRow):
             "note": self.note,
             "ends_at": None if self.ends_at is None else self.ends_at.isoformat(),
         }
-        return {name: value for name, value in said.items() if value is not None}
+        return {name: value for name, value in detail.items() if value is not None}
 
     def _with(self, **changes: Any) -> "AccessRequest":
         return self.__replace__(**changes)

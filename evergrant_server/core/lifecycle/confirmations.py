@@ -34,10 +34,10 @@ def without_confirmation(connection: ConnectionState, consent: ConsentId) -> Con
 
 def next_to_lapse(connection: ConnectionState) -> PendingConfirmation | None:
     """The one whose time is over first."""
-    return min(connection.confirming, key=lambda it: it.until, default=None)
+    return min(connection.confirming, key=lambda confirmation: confirmation.until, default=None)
 
 
 def _with(connection: ConnectionState, consent: ConsentId, until: datetime | None) -> ConnectionState:
-    others = [it for it in connection.confirming if it.consent_id != consent]
+    others = [confirmation for confirmation in connection.confirming if confirmation.consent_id != consent]
     new = [] if until is None else [PendingConfirmation(consent_id=consent, until=until)]
     return connection.__replace__(confirming=tuple([*others, *new][-_MOST:]))

@@ -77,10 +77,10 @@ def grant_ends_at(connection: ConnectionState) -> datetime | None:
     return None  # refreshing keeps it alive
 
 
-def is_same_end(one: datetime | None, other: datetime | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return abs(one - other) <= _SAME_END
+def is_same_end(first: datetime | None, second: datetime | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return abs(first - second) <= _SAME_END
 
 
 def refreshable_for(connection: ConnectionState) -> float | None:

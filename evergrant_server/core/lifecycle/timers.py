@@ -125,7 +125,7 @@ def settled_at(connection: ConnectionState, rules: LifecycleRules) -> datetime |
 
 
 def _earlier(*moments: Timer | None) -> Timer | None:
-    return min((it for it in moments if it), key=lambda it: it.at, default=None)
+    return min((moment for moment in moments if moment), key=lambda moment: moment.at, default=None)
 
 
 def _first_tokens(connection: ConnectionState) -> Timer | None:

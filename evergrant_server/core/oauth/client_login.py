@@ -41,6 +41,6 @@ class ClientLogin(TenantRow):
             case ClientKind.ADMIN:
                 return True
 
-    def issuer_integration(self, found: Integration | None) -> Integration:
+    def issuer_integration(self, integration: Integration | None) -> Integration:
         """The integration at whose issuer persons log in. Raises Failure CLIENT_REJECTED with the repair."""
-        return require_pinned_login(self.login, found, "Users of MCP clients")
+        return require_pinned_login(self.login, integration, "Users of MCP clients")

@@ -48,33 +48,33 @@ class ClientMetadata:
 
 
 def read_client_metadata(
-    given: Mapping[str, Any], check_keys: KeyCheck, *, any_scheme: bool = False
+    document: Mapping[str, Any], check_keys: KeyCheck, *, any_scheme: bool = False
 ) -> ClientMetadata:
     """Raises MetadataRefused. Members that Evergrant doesn't use are left out (RFC 7591 section 2)."""
-    uris = _redirect_uris(given, any_scheme)
-    method = _auth_method(given)
-    jwks = _keys(given, method, check_keys)
-    _require_code_flow(given)
+    uris = _redirect_uris(document, any_scheme)
+    method = _auth_method(document)
+    jwks = _keys(document, method, check_keys)
+    _require_code_flow(document)
     return ClientMetadata(
-        name=_name(given),
+        name=_name(document),
         redirect_uris=uris,
-        application_type=_application_type(given, uris),
+        application_type=_application_type(document, uris),
         auth_method=method,
         jwks=jwks,
-        client_uri=_https(given.get("client_uri")),
+        client_uri=_https(document.get("client_uri")),
     )
 
 
-def read_client_document(client_id: str, given: Mapping[str, Any], check_keys: KeyCheck) -> ClientMetadata:
+def read_client_document(client_id: str, document: Mapping[str, Any], check_keys: KeyCheck) -> ClientMetadata:
     """The metadata document at the URL `client_id` (draft-ietf-oauth-client-id-metadata-document section 4).
 
     Raises MetadataRefused, also for a document that names another client, and for one with a secret.
     """
-    if given.get("client_id") != client_id:
+    if document.get("client_id") != client_id:
         _refuse("invalid_client_metadata", "its client_id isn't the URL at which it was read")
-    if "client_secret" in given or "client_secret_expires_at" in given:
+    if "client_secret" in document or "client_secret_expires_at" in document:
         _refuse("invalid_client_metadata", "a public document has no client_secret")
-    return read_client_metadata(given, check_keys)
+    return read_client_metadata(document, check_keys)
 
 
 def is_document_url(client_id: str) -> bool:
@@ -88,7 +88,7 @@ def is_document_url(client_id: str) -> bool:
     except ValueError:
         return False
     plain = client_id.isascii() and client_id.isprintable() and " " not in client_id and "\\" not in client_id
-    dots = any(it.lower().replace("%2e", ".") in (".", "..") for it in parts.path.split("/"))
+    dots = any(segment.lower().replace("%2e", ".") in (".", "..") for segment in parts.path.split("/"))
     return plain and has_host and "@" not in parts.netloc and len(parts.path) > 1 and not dots
 
 
@@ -97,7 +97,7 @@ def shown_name(text: object) -> str:
     it, and short."""
     if not isinstance(text, str):
         return ""
-    kept = (" " if unicodedata.category(it)[0] in "CZ" else it for it in text[:1000])
+    kept = (" " if unicodedata.category(character)[0] in "CZ" else character for character in text[:1000])
     plain = unicodedata.normalize("NFC", " ".join("".join(kept).split()))
     marks, name = 0, ""
     for char in plain:  # at most two marks on a letter: a heap of them covers other lines
@@ -106,15 +106,15 @@ def shown_name(text: object) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
-def _name(given: Mapping[str, Any]) -> str:
-    name = given.get("client_name")
+def _name(document: Mapping[str, Any]) -> str:
+    name = document.get("client_name")
     if name is not None and not isinstance(name, str):
         _refuse("invalid_client_metadata", "client_name is a text")
     return shown_name(name)
 
 
-def _redirect_uris(given: Mapping[str, Any], any_scheme: bool) -> tuple[str, ...]:
-    uris = given.get("redirect_uris")
+def _redirect_uris(document: Mapping[str, Any], any_scheme: bool) -> tuple[str, ...]:
+    uris = document.get("redirect_uris")
     if not isinstance(uris, list) or not 0 < len(cast("list[Any]", uris)) <= MOST_REDIRECT_URIS:
         _refuse("invalid_redirect_uri", f"redirect_uris lists 1 to {MOST_REDIRECT_URIS} URIs")
     for uri in cast("list[Any]", uris):
@@ -124,37 +124,37 @@ def _redirect_uris(given: Mapping[str, Any], any_scheme: bool) -> tuple[str, ...
     return tuple(dict.fromkeys(cast("list[str]", uris)))
 
 
-def _application_type(given: Mapping[str, Any], uris: tuple[str, ...]) -> str:
+def _application_type(document: Mapping[str, Any], uris: tuple[str, ...]) -> str:
     """OpenID Connect Registration 1.0 section 2: a web client has https alone. Without a type the redirect
     URIs say it: earlier MCP clients send none."""
-    kinds = {kind_of_redirect(it) for it in uris}
-    said = given.get("application_type")
-    if said is None:
+    kinds = {kind_of_redirect(uri) for uri in uris}
+    value = document.get("application_type")
+    if value is None:
         return _WEB if kinds == {RedirectKind.WEB} else _NATIVE
-    if said not in (_WEB, _NATIVE):
+    if value not in (_WEB, _NATIVE):
         _refuse("invalid_client_metadata", f"application_type is {_WEB} or {_NATIVE}")
-    if said == _WEB and kinds != {RedirectKind.WEB}:
+    if value == _WEB and kinds != {RedirectKind.WEB}:
         _refuse("invalid_redirect_uri", f"a client of the type {_WEB} has https redirect URIs alone")
-    return str(said)
+    return str(value)
 
 
-def _auth_method(given: Mapping[str, Any]) -> ClientAuthMethod:
+def _auth_method(document: Mapping[str, Any]) -> ClientAuthMethod:
     """No secret is given out: a client that asks for one becomes a public one (RFC 7591 section 2 lets a
     server replace what was asked for)."""
-    said = given.get("token_endpoint_auth_method", ClientAuthMethod.NONE.value)
-    if said in _SECRETS:
+    value = document.get("token_endpoint_auth_method", ClientAuthMethod.NONE.value)
+    if value in _SECRETS:
         return ClientAuthMethod.NONE
     try:
-        return ClientAuthMethod(said)
+        return ClientAuthMethod(value)
     except ValueError:
         known = ", ".join(ClientAuthMethod)
         _refuse("invalid_client_metadata", f"token_endpoint_auth_method is one of {known}")
 
 
-def _keys(given: Mapping[str, Any], method: ClientAuthMethod, check: KeyCheck) -> dict[str, Any] | None:
+def _keys(document: Mapping[str, Any], method: ClientAuthMethod, check: KeyCheck) -> dict[str, Any] | None:
     if method is ClientAuthMethod.NONE:
         return None
-    keys = given.get("jwks")
+    keys = document.get("jwks")
     if not isinstance(keys, dict):
         _refuse("invalid_client_metadata", f"{method} needs the client's public keys in jwks")
     try:
@@ -163,10 +163,10 @@ def _keys(given: Mapping[str, Any], method: ClientAuthMethod, check: KeyCheck) -
         _refuse("invalid_client_metadata", f"jwks: {why}")
 
 
-def _require_code_flow(given: Mapping[str, Any]) -> None:
+def _require_code_flow(document: Mapping[str, Any]) -> None:
     for member, needed in (("grant_types", "authorization_code"), ("response_types", "code")):
-        said = given.get(member)
-        if said is not None and (not isinstance(said, list) or needed not in said):
+        value = document.get(member)
+        if value is not None and (not isinstance(value, list) or needed not in value):
             _refuse("invalid_client_metadata", f"{member} has to list {needed}: there is no other flow")
 
 

@@ -62,13 +62,13 @@ def redirect_problem(uri: str, *, any_scheme: bool = False) -> str | None:
     return None
 
 
-def is_own_redirect(registered: Iterable[str], given: str) -> bool:
+def is_own_redirect(registered: Iterable[str], presented: str) -> bool:
     """Whether a client has this redirect URI. Any port of a loopback address is its own."""
-    found = _LOOPBACK.match(given)
-    if found is not None and found[2] is not None and not 0 < int(found[2]) < 65536:
+    match = _LOOPBACK.match(presented)
+    if match is not None and match[2] is not None and not 0 < int(match[2]) < 65536:
         return False
-    plain = without_port(given)
-    return any(it == given or without_port(it) == plain for it in registered)
+    plain = without_port(presented)
+    return any(uri == presented or without_port(uri) == plain for uri in registered)
 
 
 def where_it_leads(uri: str) -> str:
@@ -83,5 +83,5 @@ def where_it_leads(uri: str) -> str:
 
 
 def without_port(uri: str) -> str:
-    found = _LOOPBACK.match(uri)
-    return uri if found is None else f"http://{found[1]}{uri[found.end() :]}"
+    match = _LOOPBACK.match(uri)
+    return uri if match is None else f"http://{match[1]}{uri[match.end() :]}"

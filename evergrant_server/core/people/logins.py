@@ -27,6 +27,14 @@ class LoginStatus(StrEnum):
     FAILED = "failed"
 
 
+class LoginPurpose(StrEnum):
+    """What a person logs in for."""
+
+    SESSION = "session"  # of a browser, to administer
+    COMMAND = "command"  # the session of `evergrant login`, to administer
+    CLIENT = "client"  # a subject session, to let an OAuth client act
+
+
 class CommandStart(FrozenModel):
     """A login that `evergrant login` began: where its one-time code goes (RFC 8252 section 7.3)."""
 
@@ -66,3 +74,9 @@ class PersonLogin(TenantRow):
     expires_at: datetime
     authorize: str | None = None  # the query of the authorization request for which a subject logs in
     subject: str | None = None  # who that is, by the rule of the tenant's clients
+
+    @property
+    def purpose(self) -> LoginPurpose:
+        if self.authorize is not None:
+            return LoginPurpose.CLIENT
+        return LoginPurpose.SESSION if self.command is None else LoginPurpose.COMMAND

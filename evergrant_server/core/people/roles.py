@@ -43,15 +43,15 @@ class AdminLogin(TenantRow):
     scopes: tuple[str, ...] = ()  # beside openid, where the issuer tells the groups for a scope
     changed_at: datetime
 
-    def issuer_integration(self, found: Integration | None) -> Integration:
+    def issuer_integration(self, integration: Integration | None) -> Integration:
         """The integration at whose issuer people log in. Raises Failure CLIENT_REJECTED with the repair."""
         rule = LoginRule(integration=self.integration, issuer=self.issuer)
-        return require_pinned_login(rule, found, "People")
+        return require_pinned_login(rule, integration, "People")
 
     def role_of(self, claims: Mapping[str, object]) -> PersonRole | None:
         """The first role that has one of the person's groups; None without such a group."""
-        found = claims.get(self.groups_claim)
-        groups = {found} if isinstance(found, str) else _texts(found)
+        claim = claims.get(self.groups_claim)
+        groups = {claim} if isinstance(claim, str) else _texts(claim)
         return next((role for role in PersonRole if not groups.isdisjoint(self.roles.get(role, ()))), None)
 
 
@@ -72,14 +72,14 @@ def person_of(issuer: str, claims: Mapping[str, object]) -> Person | None:
     sub = claims.get("sub")
     if not isinstance(sub, str) or not 0 < len(sub) <= _LONGEST_NAME or not is_storable_text(sub):
         return None
-    names = (claims.get(it) for it in ("email", "preferred_username", "name"))
-    shown = (it for it in names if isinstance(it, str) and it and is_storable_text(it))
+    names = (claims.get(claim) for claim in ("email", "preferred_username", "name"))
+    shown = (name for name in names if isinstance(name, str) and name and is_storable_text(name))
     return Person(issuer=issuer, sub=sub, name=next(shown, "")[:_LONGEST_NAME] or None)
 
 
 def _texts(value: object) -> set[str]:
     return (
-        {it for it in cast("list[object]", value) if isinstance(it, str)}
+        {group for group in cast("list[object]", value) if isinstance(group, str)}
         if isinstance(value, list)
         else set()
     )

@@ -227,11 +227,11 @@ def _is_safe_to_resend(rules: RefreshRules, last: Attempt, now: datetime) -> boo
     return age <= safe_for
 
 
-def may_invalidate(other: Attempt, answered: Attempt, rules: RefreshRules, now: datetime) -> bool:
-    """True when `other` may invalidate the tokens of `answered`: a second use of its credential, which
+def may_invalidate(attempt: Attempt, answered: Attempt, rules: RefreshRules, now: datetime) -> bool:
+    """True when `attempt` may invalidate the tokens of `answered`: a second use of its credential, which
     the provider doesn't accept again."""
-    same = other.spends(answered.kind, answered.from_generation, answered.credential)
-    return same and other.id != answered.id and not _is_safe_to_resend(rules, other, now)
+    same = attempt.spends(answered.kind, answered.from_generation, answered.credential)
+    return same and attempt.id != answered.id and not _is_safe_to_resend(rules, attempt, now)
 
 
 def answer_may_come(

@@ -130,12 +130,12 @@ def claim_at(claims: Mapping[str, Any], name: str) -> object:
     """The claim of this name, or at this JSON Pointer; None where there is none."""
     if not name.startswith("/"):
         return claims.get(name)
-    found: object = claims
+    value: object = claims
     for part in name[1:].split("/"):
-        if not isinstance(found, Mapping):
+        if not isinstance(value, Mapping):
             return None
-        found = cast("Mapping[str, object]", found).get(part.replace("~1", "/").replace("~0", "~"))
-    return found
+        value = cast("Mapping[str, object]", value).get(part.replace("~1", "/").replace("~0", "~"))
+    return value
 
 
 def _is_svid_of(issuer: TrustedIssuer, sub: object) -> bool:

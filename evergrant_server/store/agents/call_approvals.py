@@ -93,8 +93,8 @@ class CallApprovals(
         state: CallApprovalState | None = None,
     ) -> list[CallApproval]:
         """Those sorted by id, after the id `after`; of one app and in one state, if given. Not checked."""
-        given = {"app_id": app_id, "state": None if state is None else state.value}
-        equal = {name: value for name, value in given.items() if value is not None}
+        columns = {"app_id": app_id, "state": None if state is None else state.value}
+        equal = {name: value for name, value in columns.items() if value is not None}
         return await self._page(self._where(tenant=tenant, **equal), "id", after, limit)
 
     async def count_waiting(self, tenant: Tenant, app_id: AppId) -> int:

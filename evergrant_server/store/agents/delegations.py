@@ -87,15 +87,15 @@ class Delegations(AuthenticatedRepository[Delegation, DelegationId]):
     async def chain(self, one: Delegation) -> tuple[Delegation, ...]:
         """Those of its path that are there, from the root to itself."""
         above = self._where(col(DelegationRow.id).in_(one.path[:-1]), tenant=one.tenant)
-        found = {it.id: it for it in await self._all(above)} | {one.id: one}
-        return tuple(found[id] for id in one.path if id in found)
+        path = {delegation.id: delegation for delegation in await self._all(above)} | {one.id: one}
+        return tuple(path[id] for id in one.path if id in path)
 
     async def page(
         self, tenant: Tenant, after: str | None, limit: int, **equal: str | None
     ) -> list[Delegation]:
         """Those sorted by id, after the id `after`, with these values of their columns. Not checked."""
-        given = {name: value for name, value in equal.items() if value is not None}
-        return await self._page(self._where(tenant=tenant, **given), "id", after, limit)
+        columns = {name: value for name, value in equal.items() if value is not None}
+        return await self._page(self._where(tenant=tenant, **columns), "id", after, limit)
 
     async def live_of_app(self, tenant: Tenant, app_id: AppId, now: datetime, limit: int) -> list[Delegation]:
         """The app's own that haven't ended. Not checked."""
@@ -109,16 +109,16 @@ class Delegations(AuthenticatedRepository[Delegation, DelegationId]):
 
     async def count_live_under(self, one: Delegation, now: datetime) -> int:
         """How many delegations end with this one, itself counted, that neither it nor others ended before."""
-        row = DelegationRow
-        stopped = self._where(col(row.stopped_at).is_not(None), tenant=one.tenant, root_id=one.root_id)
-        ended = [it for it in await fetch_all(self._connection, stopped) if it["id"] != one.id]
-        if any(it["id"] in one.path for it in ended):
+        table = DelegationRow
+        stopped = self._where(col(table.stopped_at).is_not(None), tenant=one.tenant, root_id=one.root_id)
+        ended = [row for row in await fetch_all(self._connection, stopped) if row["id"] != one.id]
+        if any(row["id"] in one.path for row in ended):
             return 0
         under = or_(
-            col(row.id) == one.id, col(row.place).startswith("/".join(one.path) + "/", autoescape=True)
+            col(table.id) == one.id, col(table.place).startswith("/".join(one.path) + "/", autoescape=True)
         )
-        live = and_(columns_equal(row, tenant=one.tenant, root_id=one.root_id), col(row.expires_at) > now)
-        others = (~_is_at_or_under(it["place"]) for it in ended)
+        live = and_(columns_equal(table, tenant=one.tenant, root_id=one.root_id), col(table.expires_at) > now)
+        others = (~_is_at_or_under(row["place"]) for row in ended)
         return await self._count(and_(live, under, *others))
 
     async def use_subject_token(

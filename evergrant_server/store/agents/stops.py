@@ -56,11 +56,11 @@ class AgentStops(AuthenticatedRepository[AgentStop, AgentStopId]):
         self, tenant: Tenant, app_id: AppId, after: str, limit: int
     ) -> list[tuple[ConnectionId, bool]]:
         """Connections that the app has leased, by id after `after`, and whether another app has too."""
-        other = aliased(LeaseUseRow)
+        use = aliased(LeaseUseRow)
         shared = exists().where(
-            col(other.tenant) == col(LeaseUseRow.tenant),
-            col(other.connection_id) == col(LeaseUseRow.connection_id),
-            col(other.app_id) != app_id,
+            col(use.tenant) == col(LeaseUseRow.tenant),
+            col(use.connection_id) == col(LeaseUseRow.connection_id),
+            col(use.app_id) != app_id,
         )
         mine = columns_equal(LeaseUseRow, tenant=tenant, app_id=app_id)
         query = (

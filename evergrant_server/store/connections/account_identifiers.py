@@ -151,10 +151,10 @@ class AccountIdentifiers(Repository):
         if not identifiers:
             return []
         hashes = [self._hash(tenant, integration_id, identifier) for identifier in identifiers]
-        found = columns_equal(AccountIdentifierRow, tenant=tenant, integration_id=integration_id)
+        mine = columns_equal(AccountIdentifierRow, tenant=tenant, integration_id=integration_id)
         query = (
             select(col(AccountIdentifierRow.connection_id))
-            .where(found, col(AccountIdentifierRow.identifier_hash).in_(hashes))
+            .where(mine, col(AccountIdentifierRow.identifier_hash).in_(hashes))
             .group_by(col(AccountIdentifierRow.connection_id))
             .having(func.count() == len(hashes))
             .order_by(col(AccountIdentifierRow.connection_id))
@@ -207,8 +207,8 @@ class AccountIdentifiers(Repository):
         )
         live = col(ConnectionRow.state).not_in(FINAL_STATES)
         others = col(ConnectionRow.subject) != owner.subject
-        found = select(col(ConnectionRow.id)).join(AccountIdentifierRow, same).where(mine, live, others)
-        rows = await fetch_all(self._connection, found.order_by(col(ConnectionRow.id)).limit(_FEW))
+        query = select(col(ConnectionRow.id)).join(AccountIdentifierRow, same).where(mine, live, others)
+        rows = await fetch_all(self._connection, query.order_by(col(ConnectionRow.id)).limit(_FEW))
         return [row["id"] for row in rows]
 
     async def delete_of_connection(self, tenant: Tenant, connection_id: ConnectionId) -> None:

@@ -98,8 +98,10 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
             from_generation=generation - 1,
             kind=AttemptKind.REFRESH.value,
         )
-        ended = [it.outcome for it in await self._all(uses)]
-        return AttemptOutcome.INSTALLED_LATE in ended and any(it not in _ENDED_NOTHING for it in ended)
+        ended = [use.outcome for use in await self._all(uses)]
+        return AttemptOutcome.INSTALLED_LATE in ended and any(
+            outcome not in _ENDED_NOTHING for outcome in ended
+        )
 
     async def unread_of_credential(self, wanted: Attempt) -> Attempt | None:
         """A use of the same credential whose tokens wait to be read."""
@@ -110,7 +112,7 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
     ) -> Attempt | None:
         """An attempt of these kinds (none: of any) at this generation whose tokens wait to be read."""
         unread = self._where(
-            col(AttemptRow.kind).in_([it.value for it in kinds or AttemptKind]),
+            col(AttemptRow.kind).in_([kind.value for kind in kinds or AttemptKind]),
             tenant=tenant,
             connection_id=connection_id,
             from_generation=generation,
@@ -136,8 +138,8 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
     ) -> datetime | None:
         """When the newest refresh of the integration worked, or the `nth` newest."""
         newest = self._refreshed(tenant, integration_id).order_by(_CLOSED.desc())
-        found = await self._first(newest.offset(nth - 1))
-        return None if found is None else found.closed_at
+        attempt = await self._first(newest.offset(nth - 1))
+        return None if attempt is None else attempt.closed_at
 
     async def share_used_until(
         self, tenant: Tenant, integration_id: IntegrationId, share: Share

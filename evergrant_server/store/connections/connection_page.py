@@ -36,12 +36,12 @@ class ConnectionPage(list[Connection]):
 
     def __init__(
         self,
-        found: Iterable[Connection],
+        connections: Iterable[Connection],
         unreadable: tuple[UnreadableRow, ...],
         last: ConnectionId | None,
         has_more: bool,
     ) -> None:
-        super().__init__(found)
+        super().__init__(connections)
         self.unreadable = unreadable
         self.last = last
         self.has_more = has_more

@@ -136,8 +136,8 @@ class Connections(ModelRepository[Connection, ConnectionId]):
     ) -> ConnectionPage:
         """Connections sorted by id, after the id `after`; filters narrow, None doesn't."""
         equal = {"integration": integration, "provider": provider, "subject": subject, "state": state}
-        given = {name: str(value) for name, value in equal.items() if value is not None}
-        query = self._where(tenant=tenant, **given)
+        columns = {name: str(value) for name, value in equal.items() if value is not None}
+        query = self._where(tenant=tenant, **columns)
         if expiring_before is not None:
             query = query.where(_expires_before(expiring_before))
         return await self._readable(query, after, limit)
@@ -211,7 +211,7 @@ class Connections(ModelRepository[Connection, ConnectionId]):
             .where(row.changed_at < moment)
             .order_by(row.changed_at, row.id)
         )
-        return [PendingRevocation(**it) for it in await fetch_all(self._connection, query.limit(limit))]
+        return [PendingRevocation(**row) for row in await fetch_all(self._connection, query.limit(limit))]
 
     async def leased_generation(self, tenant: Tenant, id: ConnectionId) -> int:
         """The newest generation that was leased, 0 when none was: the schedule refreshes ahead by it.
@@ -225,24 +225,24 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         """The query's rows sorted by id, after the id `after`."""
         query = query if after is None else query.where(col(ConnectionRow.id) > after)
         rows = await fetch_all(self._connection, query.order_by(col(ConnectionRow.id)).limit(limit))
-        found: list[Connection] = []
+        connections: list[Connection] = []
         unreadable: list[UnreadableRow] = []
         for row in rows:
             try:
-                found.append(read_model(Connection, ConnectionRow, row))
+                connections.append(read_model(Connection, ConnectionRow, row))
             except Failure as failure:
                 about = row["id"], row["integration"], row["provider"], row["subject"]
                 unreadable.append(UnreadableRow(*about, failure.detail))
         last = ConnectionId(rows[-1]["id"]) if rows else None
-        return ConnectionPage(found, tuple(unreadable), last, has_more=len(rows) == limit)
+        return ConnectionPage(connections, tuple(unreadable), last, has_more=len(rows) == limit)
 
-    async def _insert(self, model: Connection, **more: Any) -> bool:
-        return await super()._insert(model, mac=row_mac(self._ring, model), **more)
+    async def _insert(self, model: Connection, **columns: Any) -> bool:
+        return await super()._insert(model, mac=row_mac(self._ring, model), **columns)
 
-    async def _change(self, model: Connection, expected: int, **more: Any) -> Connection:
-        if "mac" not in more:
-            more |= await self.countersigned(model)
-        return await super()._change(model, expected, **more)
+    async def _change(self, model: Connection, expected: int, **columns: Any) -> Connection:
+        if "mac" not in columns:
+            columns |= await self.countersigned(model)
+        return await super()._change(model, expected, **columns)
 
     async def _checked(self, row: Values | None) -> Connection | None:
         connection = None if row is None else read_model(Connection, ConnectionRow, row)
@@ -258,7 +258,7 @@ class Connections(ModelRepository[Connection, ConnectionId]):
 def _tries_uncounted() -> ColumnElement[bool]:
     """A revocation, a first token of a flow without consent, or late tokens to be verified."""
     state = col(ConnectionRow.state)
-    by_itself = col(ConnectionRow.flow).in_([it.value for it in Flow if not it.uses_browser])
+    by_itself = col(ConnectionRow.flow).in_([flow.value for flow in Flow if not flow.uses_browser])
     late = exists().where(
         col(LateTokensRow.tenant) == col(ConnectionRow.tenant),
         col(LateTokensRow.connection_id) == col(ConnectionRow.id),

@@ -53,10 +53,10 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
 
         Raises Failure ALREADY_EXISTS.
         """
-        given = {_LINK: link, _TOKENS: tokens and tokens.as_secret()}
+        secrets = {_LINK: link, _TOKENS: tokens and tokens.as_secret()}
         if account is not None:
-            given[_ACCOUNT] = account.as_secret()
-        sealed = await self._sealed(consent, given)
+            secrets[_ACCOUNT] = account.as_secret()
+        sealed = await self._sealed(consent, secrets)
         await self._add(consent, f"Consent {consent.id}, or one with its link,", **sealed)
 
     async def import_consent(self, tenant: Tenant, connection_id: ConnectionId) -> Consent | None:
@@ -67,8 +67,8 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
         """The newest consent whose code, or whose tokens, wait for a worker; or None. Not checked: `get`
         is, before anything is sent."""
         waits = col(ConsentRow.status) == ConsentStatus.CODE_RECEIVED.value
-        found = await self._all_unchecked(self._newest(tenant, connection_id, waits).limit(1))
-        return found[0] if found else None
+        consents = await self._all_unchecked(self._newest(tenant, connection_id, waits).limit(1))
+        return consents[0] if consents else None
 
     async def by_link(self, link_hash: str) -> Consent | None:
         """The consent of this link, in whichever tenant."""
@@ -148,14 +148,16 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
         pushed = None if request is None else request.as_secret()
         imported = None if tokens is None else tokens.as_secret()
         of_account = None if account is None else account.as_secret()
-        given = {
+        secrets = {
             _VERIFIER: verifier,
             _CODE: code,
             _TOKENS: imported,
             _REQUEST: pushed,
             _ACCOUNT: of_account,
         }
-        sealed = await self._sealed(consent, {name: it for name, it in given.items() if it is not None})
+        sealed = await self._sealed(
+            consent, {name: secret for name, secret in secrets.items() if secret is not None}
+        )
         return await self._change(consent, expected, **sealed)
 
     async def connect_link(self, consent: Consent) -> Secret:
@@ -204,14 +206,14 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
 
     async def last_failure(self, consent: Consent) -> str | None:
         """How the connection's newest other consent failed; None when it didn't."""
-        other = col(ConsentRow.id) != consent.id
-        before = await self._first(self._newest(consent.tenant, consent.connection_id, other))
+        not_this = col(ConsentRow.id) != consent.id
+        before = await self._first(self._newest(consent.tenant, consent.connection_id, not_this))
         return None if before is None else before.failure
 
     async def newest(self, tenant: Tenant, connection_id: ConnectionId) -> Consent | None:
         """The connection's newest consent, or None. Not checked: it is only shown."""
-        found = await self._all_unchecked(self._newest(tenant, connection_id, true()).limit(1))
-        return found[0] if found else None
+        consents = await self._all_unchecked(self._newest(tenant, connection_id, true()).limit(1))
+        return consents[0] if consents else None
 
     async def by_reference(self, tenant: Tenant, reference: str) -> list[Consent]:
         """The consents of a reference as `reference_of` gives it, in any spelling. Not checked."""

@@ -44,7 +44,9 @@ from evergrant_server.store.integrations.destinations import COLUMN, HOSTS, Dest
 from evergrant_server.store.sealing import SealedRepository
 
 ACCESS_COLUMN, REFRESH_COLUMN, ID_TOKEN_COLUMN = "sealed_access", "sealed_refresh", "sealed_id_token"
-_SEALED_CONSENT_COLUMNS = [it.name for it in table_of(ConsentRow).c if it.name.startswith("sealed_")]
+_SEALED_CONSENT_COLUMNS = [
+    column.name for column in table_of(ConsentRow).c if column.name.startswith("sealed_")
+]
 
 
 _GRANTS, _CONNECTIONS = table_of(ConnectionGrantRow), table_of(ConnectionRow)

@@ -34,7 +34,7 @@ LEFT JOIN connection_grant g ON g.tenant = c.tenant AND g.connection_id = c.id A
      AND g.generation BETWEEN coalesce(m.access_generation, m.generation) AND c.generation
 """
 _ENDED = "action IN ({})".format(
-    ", ".join(f"'{it.value}'" for it in (AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED))
+    ", ".join(f"'{action.value}'" for action in (AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED))
 )
 _COLUMNS = f"""
 SELECT c.tenant, c.id, c.id AS connection_id, c.integration_id, c.integration, c.provider, c.subject,

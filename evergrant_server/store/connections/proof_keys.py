@@ -27,9 +27,9 @@ class ProofKeys(SealedRepository):
 
     async def get_or_create(self, tenant: Tenant, connection_id: ConnectionId, now: datetime) -> ProofKey:
         """The key there is, or a new one; when another writer was faster, theirs. Raises as `get`."""
-        there = await self.get(tenant, connection_id)
-        if there is not None:
-            return there
+        key = await self.get(tenant, connection_id)
+        if key is not None:
+            return key
         made, place = new_proof_key(), self._place(tenant, connection_id)
         values: Values = {
             "tenant": tenant,

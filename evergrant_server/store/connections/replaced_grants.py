@@ -83,7 +83,7 @@ class ReplacedGrants(SealedRepository, ModelRepository[ReplacedGrant, ReplacedGr
             .group_by(row.tenant, connection.id, connection.integration)
             .order_by(since, connection.id)
         )
-        return [PendingRevocation(**it) for it in await fetch_all(self._connection, query.limit(limit))]
+        return [PendingRevocation(**row) for row in await fetch_all(self._connection, query.limit(limit))]
 
 
 def _place(replaced: ReplacedGrant) -> AssociatedData:

@@ -35,13 +35,13 @@ class RevocableRows(Repository):
         key: Values = {"tenant": tenant, "id": id}
         try:
             row = await find_one(self._connection, ConnectionRow, **key)
-            found = None if row is None else read_model(Connection, ConnectionRow, row)
+            connection = None if row is None else read_model(Connection, ConnectionRow, row)
         except (Failure, ValueError) as error:  # ValueError: a column isn't of its type
             _require_unreadable(error)
-            found = await self._repaired_connection(key, now)
-        if found is not None:
-            await self._repair_grant(found, now)
-        return found
+            connection = await self._repaired_connection(key, now)
+        if connection is not None:
+            await self._repair_grant(connection, now)
+        return connection
 
     async def _repaired_connection(self, key: Values, now: datetime) -> Connection | None:
         values = await self._readable_columns(ConnectionRow, key)
@@ -90,7 +90,7 @@ class RevocableRows(Repository):
         return values
 
     async def _write(self, table: type[Row], key: Values, model: Model) -> Model:
-        values = {name: it for name, it in column_values(model).items() if name not in key}
+        values = {name: value for name, value in column_values(model).items() if name not in key}
         await self._run(update(table).where(columns_equal(table, **key)).values(values))
         return model
 
@@ -117,5 +117,5 @@ def _with_defaults(model: type[Model], values: Values, otherwise: Values) -> Mod
 
 
 def _fields_of(error: ValidationError) -> set[str]:
-    found: list[Any] = error.errors(include_url=False, include_context=False, include_input=False)
-    return {str(it["loc"][0]) for it in found if it["loc"]}
+    errors: list[Any] = error.errors(include_url=False, include_context=False, include_input=False)
+    return {str(problem["loc"][0]) for problem in errors if problem["loc"]}

@@ -35,10 +35,13 @@ Model = TypeVar("Model", bound=CheckedModel)
 Id = TypeVar("Id", bound=str)
 
 
-def column_values(model: BaseModel, **more: Any) -> Values:
+def column_values(model: BaseModel, **columns: Any) -> Values:
     """The columns of a value of core: enums as their text, everything else as it is."""
-    plain = {name: it.value if isinstance(it, StrEnum) else it for name, it in model.model_dump().items()}
-    return {**plain, **more}
+    plain = {
+        name: value.value if isinstance(value, StrEnum) else value
+        for name, value in model.model_dump().items()
+    }
+    return {**plain, **columns}
 
 
 def read_model(model: type[Model], table: type[Row], row: Values) -> Model:
@@ -50,12 +53,15 @@ def read_model(model: type[Model], table: type[Row], row: Values) -> Model:
     try:
         return model.model_validate(row)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        fields = ", ".join(sorted({str(it["loc"][0]) for it in found if it["loc"]})) or "its fields together"
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        fields = (
+            ", ".join(sorted({str(problem["loc"][0]) for problem in errors if problem["loc"]}))
+            or "its fields together"
+        )
         name = row.get("id") or row.get("connection_id") or f"tenant {row.get('tenant')}"
         table_name = table_of(table).name
-    what = f"the row of {name} in {table_name} can't be read: {fields}"
-    raise Failure(ErrorCode.INTERNAL, what, error="ValidationError", table=table_name)
+    detail = f"the row of {name} in {table_name} can't be read: {fields}"
+    raise Failure(ErrorCode.INTERNAL, detail, error="ValidationError", table=table_name)
 
 
 async def insert(connection: DatabaseConnection, table: type[Row], values: Values) -> bool:
@@ -71,11 +77,11 @@ def columns_equal(table: type[Row], **equal: Any) -> ColumnElement[bool]:
 
 async def find_one(connection: DatabaseConnection, table: type[Row], **equal: Any) -> Values | None:
     """The one row with these columns, or None."""
-    given = {name: value for name, value in equal.items() if value is not None}
+    values = {name: value for name, value in equal.items() if value is not None}
     statement = _select_statement(
-        table_of(table), tuple(given), tuple(name for name in equal if name not in given)
+        table_of(table), tuple(values), tuple(name for name in equal if name not in values)
     )
-    return await fetch_first(connection, statement, given)
+    return await fetch_first(connection, statement, values)
 
 
 async def fetch_first(
@@ -119,8 +125,8 @@ def _insert_statement(table: Table, dialect: str) -> Insert:
 
 @cache
 def _select_statement(table: Table, names: tuple[str, ...], nulls: tuple[str, ...]) -> Executable:
-    given = (table.c[name] == bindparam(name) for name in names)
-    return select(table).where(*given, *(table.c[name].is_(None) for name in nulls))
+    equal = (table.c[name] == bindparam(name) for name in names)
+    return select(table).where(*equal, *(table.c[name].is_(None) for name in nulls))
 
 
 @cache
@@ -133,18 +139,18 @@ async def _explain_conflict(
     connection: DatabaseConnection, table: type[Row], key: Values, expected: int
 ) -> NoReturn:
     name = str(key.get("id", "the row"))
-    there = await connection.execute(select(exists().where(columns_equal(table, **key))))
-    if there.scalar_one():
+    row = await connection.execute(select(exists().where(columns_equal(table, **key))))
+    if row.scalar_one():
         raise Failure(ErrorCode.STORE_CONFLICT, f"{name} is no longer at revision {expected}.", row=name)
     raise Failure(ErrorCode.NOT_FOUND, f"{name} doesn't exist.", row=name)
 
 
-def not_found(what: str) -> Failure:
-    return Failure(ErrorCode.NOT_FOUND, f"{what} doesn't exist.")
+def not_found(name: str) -> Failure:
+    return Failure(ErrorCode.NOT_FOUND, f"{name} doesn't exist.")
 
 
-def already_exists(what: str) -> Failure:
-    return Failure(ErrorCode.ALREADY_EXISTS, f"{what} exists already.")
+def already_exists(name: str) -> Failure:
+    return Failure(ErrorCode.ALREADY_EXISTS, f"{name} exists already.")
 
 
 class Repository:
@@ -174,24 +180,26 @@ class ModelRepository(Repository, Generic[Model, Id]):
         """
         return await self._change(model, expected)
 
-    async def _insert(self, model: Model, **more: Any) -> bool:
+    async def _insert(self, model: Model, **columns: Any) -> bool:
         """Add its row, with more columns; False when one of the table's unique indexes already has it."""
-        return await insert(self._connection, self._table, column_values(model, **more))
+        return await insert(self._connection, self._table, column_values(model, **columns))
 
-    async def _add(self, model: Model, what: str, **more: Any) -> Model:
+    async def _add(self, model: Model, name: str, **columns: Any) -> Model:
         """Add its row, with more columns. Raises Failure ALREADY_EXISTS that says `what`."""
-        if not await self._insert(model, **more):
-            raise already_exists(what)
+        if not await self._insert(model, **columns):
+            raise already_exists(name)
         return model
 
-    async def _change(self, model: Model, expected: int, **more: Any) -> Model:
+    async def _change(self, model: Model, expected: int, **columns: Any) -> Model:
         """As `replace`, with more columns."""
-        return await self._write(model, column_values(model, **more), expected)
+        return await self._write(model, column_values(model, **columns), expected)
 
-    async def _change_only(self, model: Model, names: Collection[str], expected: int, **more: Any) -> Model:
+    async def _change_only(
+        self, model: Model, names: Collection[str], expected: int, **columns: Any
+    ) -> Model:
         """As `_change`, of the columns `names`: for what a gateway's role of PostgreSQL may change."""
         values = column_values(model)
-        return await self._write(model, {**{name: values[name] for name in names}, **more}, expected)
+        return await self._write(model, {**{name: values[name] for name in names}, **columns}, expected)
 
     async def _write(self, model: Model, values: Values, expected: int) -> Model:
         key = model.model_dump(include={"tenant", "id"})
@@ -199,11 +207,11 @@ class ModelRepository(Repository, Generic[Model, Id]):
         written: dict[str, Any] = {"revision": revision}  # a field of every model that is a row
         return model.__replace__(**written)
 
-    async def _put(self, model: Model, what: str, expected: int | None, **more: Any) -> Model:
+    async def _put(self, model: Model, name: str, expected: int | None, **columns: Any) -> Model:
         """Add (`expected` None) or change it. Raises as `_add` and `replace`."""
         if expected is None:
-            return await self._add(model, what, **more)
-        return await self._change(model, expected, **more)
+            return await self._add(model, name, **columns)
+        return await self._change(model, expected, **columns)
 
     async def _one(self, **equal: Any) -> Model | None:
         """The one row with these columns, or None."""
@@ -219,8 +227,8 @@ class ModelRepository(Repository, Generic[Model, Id]):
         return [read_model(self._model, self._table, row) for row in rows]
 
     async def _first(self, query: Select[Any]) -> Model | None:
-        found = await self._all(query.limit(1))
-        return found[0] if found else None
+        models = await self._all(query.limit(1))
+        return models[0] if models else None
 
     async def _page(self, query: Select[Any], by: str, after: str | None, limit: int) -> list[Model]:
         """The query's rows sorted by the column `by`, after the value `after`."""
@@ -229,7 +237,7 @@ class ModelRepository(Repository, Generic[Model, Id]):
             query = query.where(column > after)
         return await self._all(query.order_by(column).limit(limit))
 
-    async def _delete(self, what: str, **equal: Any) -> None:
+    async def _delete(self, label: str, **equal: Any) -> None:
         """Delete the one row with these columns. Raises Failure NOT_FOUND that says `what`."""
         if await self._run(delete(self._table).where(columns_equal(self._table, **equal))) != 1:
-            raise not_found(what)
+            raise not_found(label)

@@ -42,8 +42,8 @@ class Definitions(AuthenticatedRepository[Definition, DefinitionId]):
 
     async def add(self, definition: Definition) -> None:
         """Add a version. Raises Failure ALREADY_EXISTS when its number is taken."""
-        what = f"Version {definition.version} of {definition.name}"
-        await self._add(definition, what, **_json(definition))
+        name = f"Version {definition.version} of {definition.name}"
+        await self._add(definition, name, **_json(definition))
 
     async def version(self, tenant: Tenant, name: str, version: int) -> Definition | None:
         return await self._one(tenant=tenant, name=name, version=version)

@@ -50,16 +50,16 @@ class Integrations(
         Raises Failure ALREADY_EXISTS when adding a name or id that is there, STORE_CONFLICT
         or NOT_FOUND when changing.
         """
-        given: dict[str, Secret | None] = {}
+        secrets: dict[str, Secret | None] = {}
         if client_secret is not None:  # at once, without an overlap: `rotate_secret` is the other way
             i = i.__replace__(**_OVER)
-            given |= {_SECRET: client_secret, _PREVIOUS: None}
+            secrets |= {_SECRET: client_secret, _PREVIOUS: None}
         if client_key is not None:
-            given[_KEY] = client_key.as_secret()
+            secrets[_KEY] = client_key.as_secret()
         if client_certificate is not None:
-            given[_CERTIFICATE] = client_certificate.as_secret()
+            secrets[_CERTIFICATE] = client_certificate.as_secret()
             i = i.__replace__(client_certificate_expires_at=client_certificate.expires_at)
-        return await self._put(i, f"Integration {i.name!r}", expected, **await self._sealed(i, given))
+        return await self._put(i, f"Integration {i.name!r}", expected, **await self._sealed(i, secrets))
 
     async def get_unchecked(self, tenant: Tenant, id: IntegrationId) -> Integration | None:
         """The integration as its row says, for facts that decide about no secret."""
@@ -169,8 +169,8 @@ class Integrations(
         self, i: Integration, secret: Secret | None, management: Secret | None
     ) -> Integration:
         """Write the result of a registration and delete the initial access token. Raises as `replace`."""
-        given = {_SECRET: secret or None, _MANAGEMENT: management or None, _INITIAL: None}
-        return await self._change(i, i.revision, **await self._sealed(i, given))
+        secrets = {_SECRET: secret or None, _MANAGEMENT: management or None, _INITIAL: None}
+        return await self._change(i, i.revision, **await self._sealed(i, secrets))
 
     async def with_metadata_older_than(
         self, before: datetime, limit: int, providers: Sequence[str] = ()
@@ -206,8 +206,8 @@ class Integrations(
         after = i.__replace__(**_OVER, client_certificate_expires_at=None)
         return await self._change(after, expected, **gone)
 
-    async def _change(self, model: Integration, expected: int, **more: Any) -> Integration:
+    async def _change(self, model: Integration, expected: int, **columns: Any) -> Integration:
         before = await self._one_unchecked(tenant=model.tenant, id=model.id)
         if before is not None:
-            more |= await Destinations(self._connection, self._ring).after_change(before, model)
-        return await super()._change(model, expected, **more)
+            columns |= await Destinations(self._connection, self._ring).after_change(before, model)
+        return await super()._change(model, expected, **columns)

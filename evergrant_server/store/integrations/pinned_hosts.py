@@ -30,7 +30,7 @@ from evergrant_server.store.integrations.tables import IntegrationRow
 
 _PAGE_ROWS = 500
 _GRANTS, _CONNECTIONS, _INTEGRATIONS = (
-    table_of(it) for it in (ConnectionGrantRow, ConnectionRow, IntegrationRow)
+    table_of(row) for row in (ConnectionGrantRow, ConnectionRow, IntegrationRow)
 )
 
 ResolveIntegration = Callable[[Integration], Awaitable[tuple[str, ...]]]
@@ -47,13 +47,15 @@ class PinnedHostsOfAll(Repository):
         row = table_of(IntegrationRow).c
         query = select(table_of(IntegrationRow)).where(row.id > after, row[COLUMN].is_not(None))
         rows = await fetch_all(self._connection, query.order_by(row.id).limit(_PAGE_ROWS))
-        return [(read_model(Integration, IntegrationRow, it), hosts_in(it[HOSTS])) for it in rows]
+        return [
+            (read_model(Integration, IntegrationRow, columns), hosts_in(columns[HOSTS])) for columns in rows
+        ]
 
     async def granted(self, integration: Integration, after: str = "") -> list[ConnectionId]:
         """A page of the integration's connections that have a grant and haven't ended, sorted by id."""
         query = self._granted(integration).where(_CONNECTIONS.c.id > after)
         rows = await fetch_all(self._connection, query.order_by(_CONNECTIONS.c.id).limit(_PAGE_ROWS))
-        return [ConnectionId(it["id"]) for it in rows]
+        return [ConnectionId(row["id"]) for row in rows]
 
     async def count_granted(self, integration: Integration) -> int:
         query = select(func.count()).select_from(self._granted(integration).subquery())
@@ -65,11 +67,11 @@ class PinnedHostsOfAll(Repository):
         """A page of active connections whose last refresh wasn't sent, since its host isn't pinned: with
         the hosts that are, and the facts that name the host."""
         key = (_CONNECTIONS.c.tenant, _CONNECTIONS.c.id)
-        there = (_INTEGRATIONS.c.tenant == key[0]) & (_INTEGRATIONS.c.id == _CONNECTIONS.c.integration_id)
+        same = (_INTEGRATIONS.c.tenant == key[0]) & (_INTEGRATIONS.c.id == _CONNECTIONS.c.integration_id)
         query = (
             select(_CONNECTIONS, _GRANTS.c[HOSTS], _GRANTS.c.facts, _INTEGRATIONS.c[HOSTS].label("further"))
             .join_from(_CONNECTIONS, _GRANTS)
-            .join(_INTEGRATIONS, there)
+            .join(_INTEGRATIONS, same)
             .where(
                 *(_CONNECTIONS.c.state == "active", _CONNECTIONS.c.failures > 0),
                 *(_CONNECTIONS.c.last_failure == ErrorCode.HOST_NOT_ACCEPTED, _GRANTS.c.slot == MAIN_SLOT),
@@ -81,11 +83,11 @@ class PinnedHostsOfAll(Repository):
         rows = await fetch_all(self._connection, query)
         return [
             (
-                read_model(Connection, ConnectionRow, it),
-                (*hosts_in(it[HOSTS]), *hosts_in(it["further"])),
-                it["facts"],
+                read_model(Connection, ConnectionRow, row),
+                (*hosts_in(row[HOSTS]), *hosts_in(row["further"])),
+                row["facts"],
             )
-            for it in rows
+            for row in rows
         ]
 
     async def accept(self, id: str, hosts: Collection[str]) -> Integration:
@@ -114,15 +116,15 @@ class PinnedHostsOfAll(Repository):
         row = table_of(IntegrationRow).c
         query = select(table_of(IntegrationRow)).where(row.id > after).order_by(row.id).limit(_PAGE_ROWS)
         rows = await fetch_all(self._connection, query)
-        for it in rows:
-            if it[COLUMN] is None or it[HOSTS] is not None:
+        for values in rows:
+            if values[COLUMN] is None or values[HOSTS] is not None:
                 continue
             try:
-                integration = authentic(self._ring, Integration, IntegrationRow, it)
-                require_destination(self._ring, integration, it[COLUMN], None)
+                integration = authentic(self._ring, Integration, IntegrationRow, values)
+                require_destination(self._ring, integration, values[COLUMN], None)
             except Failure:
                 continue
-            await self._write_integration(integration, it[COLUMN], hosts_text(await resolve(integration)))
+            await self._write_integration(integration, values[COLUMN], hosts_text(await resolve(integration)))
         return rows[-1]["id"] if rows else None
 
     async def pin_grants(self, integration: Integration, after: str, resolve: ResolveGrant) -> str | None:
@@ -131,16 +133,18 @@ class PinnedHostsOfAll(Repository):
         made = row[COLUMN] if row is not None else None
         page = await self.granted(integration, after)
         mine = (_GRANTS.c.tenant == integration.tenant, _GRANTS.c.connection_id.in_(page))
-        for it in await fetch_all(self._connection, select(_GRANTS).where(*mine, _GRANTS.c[HOSTS].is_(None))):
+        for grant in await fetch_all(
+            self._connection, select(_GRANTS).where(*mine, _GRANTS.c[HOSTS].is_(None))
+        ):
             names: dict[str, Any] = {"tenant": integration.tenant, "integration_id": integration.id}
-            owner = Connection.model_construct(id=it["connection_id"], **names)
+            owner = Connection.model_construct(id=grant["connection_id"], **names)
             try:
-                require_own_destination(self._ring, owner, it[COLUMN], made or "", None)
+                require_own_destination(self._ring, owner, grant[COLUMN], made or "", None)
             except Failure:
                 continue
-            text = hosts_text(await resolve(integration, owner.id, it["facts"]))
+            text = hosts_text(await resolve(integration, owner.id, grant["facts"]))
             values = {HOSTS: text, COLUMN: grant_mac(self._ring, owner, made or "", text)}
-            key = {name: it[name] for name in ("tenant", "connection_id", "slot")}
+            key = {name: grant[name] for name in ("tenant", "connection_id", "slot")}
             of_row = columns_equal(ConnectionGrantRow, **key)
             await self._run(update(ConnectionGrantRow).where(of_row).values(values))
         return page[-1] if page else None

@@ -38,8 +38,8 @@ class TokenFamilies(AuthenticatedRepository[TokenFamily, TokenFamilyId]):
         self, tenant: Tenant, after: str | None, limit: int, **equal: str | None
     ) -> list[TokenFamily]:
         """Families sorted by id, after the id `after`, with these values of columns. Not checked."""
-        given = {name: value for name, value in equal.items() if value is not None}
-        return await self._page(self._where(tenant=tenant, **given), "id", after, limit)
+        columns = {name: value for name, value in equal.items() if value is not None}
+        return await self._page(self._where(tenant=tenant, **columns), "id", after, limit)
 
     async def live(self, tenant: Tenant, limit: int, **equal: str | None) -> list[TokenFamily]:
         """Families that haven't ended, with these values of columns. Not checked."""
@@ -78,14 +78,14 @@ class TokenFamilies(AuthenticatedRepository[TokenFamily, TokenFamilyId]):
         row, use = TokenFamilyRow, AppKeyUseRow
         key = (col(row.tenant), col(row.id))
         old = select(*key).where(or_(col(row.expires_at) < before, col(row.ended_at) < before)).limit(limit)
-        gone = [tuple(it) for it in await self._connection.execute(old)]
+        gone = [tuple(place) for place in await self._connection.execute(old)]
         await self._run(delete(use).where(tuple_(col(use.tenant), col(use.key_id)).in_(gone)))
         return await self._run(delete(row).where(tuple_(*key).in_(gone)))
 
     @staticmethod
     def _live(tenant: Tenant, equal: dict[str, str | None]) -> tuple[ColumnElement[bool], ...]:
-        given = {name: value for name, value in equal.items() if value is not None}
-        mine = columns_equal(TokenFamilyRow, tenant=tenant, **given)
+        columns = {name: value for name, value in equal.items() if value is not None}
+        mine = columns_equal(TokenFamilyRow, tenant=tenant, **columns)
         return mine, col(TokenFamilyRow.ended_at).is_(None)
 
 

@@ -37,28 +37,28 @@ class CatalogueDrift:
 
 
 def compare(
-    specs: Mapping[str, ProviderSpec], documents: Mapping[str, Mapping[str, Any]], other: OtherCatalogue
+    specs: Mapping[str, ProviderSpec], documents: Mapping[str, Mapping[str, Any]], catalogues: OtherCatalogue
 ) -> CatalogueDrift:
     """`specs` and `documents` are the catalogue, parsed and as it is written."""
     drift = CatalogueDrift()
     by_name = {_plain(name): name for name in specs}
     by_name |= {_plain(spec.display_name): name for name, spec in specs.items() if _plain(spec.display_name)}
     by_name |= {_plain(name): name for name in specs}  # a name counts before another's display name
-    for (theirs, source), facts in sorted(other.facts.items()):
+    for (theirs, source), facts in sorted(catalogues.facts.items()):
         name = by_name.get(_plain(theirs))
         if name is None:
             drift.only_theirs.append(theirs)
             continue
         drift.compared += 1
         drift.differences += _fact_differences(specs[name], facts, source)
-    for (theirs, source), definition in sorted(other.definitions.items()):
+    for (theirs, source), definition in sorted(catalogues.definitions.items()):
         if theirs not in documents:
             drift.only_theirs.append(theirs)
             continue
         drift.compared += 1
         drift.differences += _definition_differences(theirs, documents[theirs], definition, source)
-    if len(other.definitions) > 1:
-        drift.only_ours += sorted(documents.keys() - {name for name, _ in other.definitions})
+    if len(catalogues.definitions) > 1:
+        drift.only_ours += sorted(documents.keys() - {name for name, _ in catalogues.definitions})
     return drift
 
 

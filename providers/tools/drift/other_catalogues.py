@@ -63,18 +63,18 @@ def read_catalogues(path: Path) -> OtherCatalogue:
     """
     if not path.exists():
         raise Failure(ErrorCode.INVALID_REQUEST, f"{path} doesn't exist")
-    files = [path] if path.is_file() else sorted(it for it in path.rglob("*") if it.suffix in _SUFFIXES)
-    found = OtherCatalogue()
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES)
+    catalogue = OtherCatalogue()
     for file in files:
         name = file.name if path.is_file() else file.relative_to(path).as_posix()
         try:
-            _read(found, name, *_load(file))
+            _read(catalogue, name, *_load(file))
         except _Unknown as why:
-            found.skipped.append((name, str(why)))
-    if not found.facts and not found.definitions:
-        reasons = "; ".join(f"{name}: {why}" for name, why in found.skipped[:5])
+            catalogue.skipped.append((name, str(why)))
+    if not catalogue.facts and not catalogue.definitions:
+        reasons = "; ".join(f"{name}: {why}" for name, why in catalogue.skipped[:5])
         raise Failure(ErrorCode.INVALID_REQUEST, f"{path} has no catalogue. {reasons}".strip())
-    return found
+    return catalogue
 
 
 class _Unknown(Exception):
@@ -96,10 +96,10 @@ def _load(file: Path) -> tuple[str, Any]:
         raise _Unknown("is neither YAML nor JSON") from None
 
 
-def _read(found: OtherCatalogue, file: str, text: str, data: Any) -> None:
+def _read(catalogue: OtherCatalogue, file: str, text: str, data: Any) -> None:
     if isinstance(data, dict) and isinstance(data.get("name"), str) and "auth_modes" in data:
         try:
-            found.definitions[data["name"], file] = parse_yaml(text)
+            catalogue.definitions[data["name"], file] = parse_yaml(text)
         except InvalidYaml as error:
             raise _Unknown(str(error)) from None
         return
@@ -108,8 +108,8 @@ def _read(found: OtherCatalogue, file: str, text: str, data: Any) -> None:
     for name, entry in entries.items():
         facts = _nango_facts(entry, entries) if nango else _plain_facts(entry)
         if facts:
-            found.facts[name, file] = facts
-    if not any(known_file == file for _, known_file in found.facts):
+            catalogue.facts[name, file] = facts
+    if not any(known_file == file for _, known_file in catalogue.facts):
         raise _Unknown("is no catalogue of a known shape")
 
 
@@ -143,10 +143,10 @@ def _nango_facts(entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, An
 
 def _plain_facts(entry: Mapping[str, Any]) -> dict[str, str]:
     """The comparable facts of an entry, by the names of our fields."""
-    given = {_plain(str(key)): value for key, value in entry.items()}
+    fields = {_plain(str(key)): value for key, value in entry.items()}
     facts: dict[str, str] = {}
     for name, spellings in _SPELLINGS.items():
-        value = next((given[key] for key in spellings if given.get(key) is not None), None)
+        value = next((fields[key] for key in spellings if fields.get(key) is not None), None)
         known = _normalised(name, value)
         if known is not None:
             facts[name] = known

@@ -78,9 +78,9 @@ def _observe_refresh_token(
 
 
 def _observe_lifetime(
-    seen: Observation, what: str, seconds: float | None, known: float | None, prefix: str
+    seen: Observation, name: str, seconds: float | None, known: float | None, prefix: str
 ) -> None:
-    seen.saw.append(f"the {what} lives {seconds:g} s" if seconds is not None else f"no expiry of the {what}")
+    seen.saw.append(f"the {name} lives {seconds:g} s" if seconds is not None else f"no expiry of the {name}")
     if known is not None:
         seen.definition.append(f"{prefix}_lifetime_s: {known:g}")
         if seconds is not None and abs(seconds - known) > _SAME_LIFETIME_S:
@@ -137,13 +137,13 @@ def observe_revocation(spec: ProviderSpec, reply: RawReply, failure: Failure | N
 
 def observe_reach(spec: ProviderSpec, *, other_grant_lives: bool) -> Observation:
     """Whether a revocation has ended the other grant of the same account."""
-    found = RevocationReach.TOKEN if other_grant_lives else RevocationReach.GRANT
+    reach = RevocationReach.TOKEN if other_grant_lives else RevocationReach.GRANT
     seen = Observation(
         "reach", [f"the other grant of this account {'lives' if other_grant_lives else 'has ended'}"]
     )
     seen.definition.append(f"revocation.reach: {spec.revocation_reach}")
-    if spec.revocation_reach is not found:
-        seen.differs.append(f"revocation.reach would be {found}")
+    if spec.revocation_reach is not reach:
+        seen.differs.append(f"revocation.reach would be {reach}")
     return seen
 
 

@@ -118,10 +118,12 @@ class LoopbackListener:
 def state_problem(query: Query, state: Secret) -> str | None:
     """Why a callback is not of the open consent; None when it is."""
     try:
-        given = state_in(query)
+        returned = state_in(query)
     except Failure as failure:
         return failure.detail.removeprefix(CALLBACK_REFUSED).rstrip(".")
-    return None if hmac.compare_digest(given.reveal(), state.reveal()) else "its state is of another request"
+    return (
+        None if hmac.compare_digest(returned.reveal(), state.reveal()) else "its state is of another request"
+    )
 
 
 async def _read_request(reader: asyncio.StreamReader) -> tuple[str, Query]:
@@ -133,7 +135,7 @@ async def _read_request(reader: asyncio.StreamReader) -> tuple[str, Query]:
     query = parse_qsl(parts.query, keep_blank_values=True)
     if method == "POST":  # response_mode=form_post
         headers = {
-            name.strip().lower(): value.strip() for name, _, value in (it.partition(":") for it in lines)
+            name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
         }
         size = int(headers.get("content-length", "0"))
         if not 0 <= size <= _MAX_REQUEST_BYTES:

@@ -99,7 +99,7 @@ class Redactor:
         self.learn(token)
         if token is not None:
             claims = claims_of(token)
-            self.learn_personal({name: it for name, it in claims.items() if name not in _DULL_CLAIMS})
+            self.learn_personal({name: value for name, value in claims.items() if name not in _DULL_CLAIMS})
 
     def text(self, text: str) -> str:
         """The text without what was learnt and what looks like a token, an address, an id or a number."""
@@ -134,15 +134,15 @@ class Redactor:
         return self._object(data, "", keep)
 
     def _object(self, data: Mapping[str, Any], path: str, keep: "KeptFields") -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        redacted: dict[str, Any] = {}
         for name, value in data.items():
             known = name in keep.names or (_FIELD_NAME.fullmatch(name) and self.text(name) == name)
             plain = name if known else REDACTED
             place = f"{path}.{plain}".removeprefix(".")
-            while plain in found:
+            while plain in redacted:
                 plain += "_"
-            found[plain] = self._value(value, name, place, keep)
-        return found
+            redacted[plain] = self._value(value, name, place, keep)
+        return redacted
 
     def _value(self, value: Any, name: str, path: str, keep: "KeptFields") -> Any:
         match value:

@@ -84,8 +84,10 @@ class TokenRequests:
         if secret is None:
             return
         pair = f"{quote_plus(self.setup.integration.client_id)}:{quote_plus(secret.reveal())}"
-        own = (self.setup.spec.basic_auth_template or "").replace("{client_secret}", secret.reveal())
-        self.redactor.learn(secret, *(b64encode(text.encode()).decode() for text in (pair, own) if text))
+        templated = (self.setup.spec.basic_auth_template or "").replace("{client_secret}", secret.reveal())
+        self.redactor.learn(
+            secret, *(b64encode(text.encode()).decode() for text in (pair, templated) if text)
+        )
 
     async def obtain(
         self,
@@ -122,7 +124,7 @@ class TokenRequests:
         loose = _tokens_in(reply)
         self.redactor.learn(*loose.values())
         if reply.request is not None:  # such as a client assertion
-            self.redactor.learn(*(it for it in sent_values(reply.request) if len(it) > _SHORT))
+            self.redactor.learn(*(value for value in sent_values(reply.request) if len(value) > _SHORT))
         try:
             tokens = self._read(reply, refreshing=refreshing)
         except Failure as failure:

@@ -67,11 +67,11 @@ class Trial:
                 await self._refusals(grant)
                 if self._options.reuse:
                     await self._reuse(grant)
-            other = None
+            second = None
             if self._options.second_grant and self._setup.flow.uses_browser:
                 self._tell("The second consent, with the same account:")
-                other = await self._grant("second exchange")
-            await self._revocation(grant, other)
+                second = await self._grant("second exchange")
+            await self._revocation(grant, second)
         finally:
             await uninterrupted(end_grants(self._requests, self._tell))
 
@@ -181,7 +181,7 @@ class Trial:
         accepted, lives = seen.failure is None, after.failure is None
         self._note(observe_reuse(self._setup.spec, accepted=accepted, current_lives=lives))
 
-    async def _revocation(self, grant: TrialGrant, other: TrialGrant | None) -> None:
+    async def _revocation(self, grant: TrialGrant, second: TrialGrant | None) -> None:
         spec = self._setup.spec
         if self._setup.access(grant.facts).endpoints.revocation_endpoint is None:
             self._note(Observation("revocation", ["not tried"], ["no revocation endpoint"]))
@@ -196,8 +196,8 @@ class Trial:
             step = "dead refresh token (revoked)"
             await self._refused(step, "revoked", grant, grant.renewal)
         await self._access_token_after_revocation(grant)
-        if other is not None:
-            reached = await self._requests.refresh("other grant", other, self._renewal(other))
+        if second is not None:
+            reached = await self._requests.refresh("other grant", second, self._renewal(second))
             self._note(observe_reach(spec, other_grant_lives=reached.failure is None))
 
     async def _access_token_after_revocation(self, grant: TrialGrant) -> None:

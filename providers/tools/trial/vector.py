@@ -90,11 +90,11 @@ class TrialVector:
     def _refusals(self) -> Iterator[dict[str, Any]]:
         """Each different refusal, as it should be read, not as it was."""
         written: list[tuple[str, dict[str, Any]]] = []
-        for kind, (of, code, what) in _REFUSALS.items():
+        for kind, (of, code, wording) in _REFUSALS.items():
             seen = self._seen.get(kind)
             if seen is None or seen.failure is None:
                 continue
             reply = written_reply(self._setup.spec, self._redactor, seen)
             if (of, reply) not in written:
-                yield {"of": of, "reply": reply, "code": code, "source": f"{self._source} ({what})"}
+                yield {"of": of, "reply": reply, "code": code, "source": f"{self._source} ({wording})"}
             written.append((of, reply))

@@ -80,8 +80,8 @@ def _placeholders(seen: SeenReply) -> dict[str, str]:
 
 
 def _words(tokens: TokenSet, names: dict[str, str]) -> dict[str, str]:
-    found = {word: getattr(tokens, name) for name, word in names.items()}
-    return {secret.reveal(): word for word, secret in found.items() if secret is not None}
+    values = {word: getattr(tokens, name) for name, word in names.items()}
+    return {secret.reveal(): word for word, secret in values.items() if secret is not None}
 
 
 def written_tokens(spec: ProviderSpec, seen: SeenReply, reply: dict[str, Any]) -> dict[str, Any]:

@@ -84,10 +84,10 @@ class VectorRequests:
         samples = {**(known or {}).get("params", {}), **(known or {}).get("facts", {})}
         self.params = sample_params(setup.spec, setup.integration.params, samples)
         self.facts = sample_params(setup.spec, facts, samples)
-        own = setup.integration.endpoints
-        self.endpoints = masked_endpoints(own) if own is not None else None
-        self._hosts = hosts_of(own) if own is not None else []
-        segments = set(urlsplit((own.issuer if own is not None else None) or "").path.split("/"))
+        endpoints = setup.integration.endpoints
+        self.endpoints = masked_endpoints(endpoints) if endpoints is not None else None
+        self._hosts = hosts_of(endpoints) if endpoints is not None else []
+        segments = set(urlsplit((endpoints.issuer if endpoints is not None else None) or "").path.split("/"))
         self.tenant_words = sorted(segments - _PLAIN_SEGMENTS - {""})  # in the issuer's path
         self.setup = replace(
             setup,
@@ -126,10 +126,10 @@ class VectorRequests:
         written |= {"fragment": fragment} if fragment else {}
         written |= {"route": route} if route else {}
         pairs = parse_qsl(query, keep_blank_values=True)
-        found = {
+        members = {
             name: "<challenge>" if value in (_CHALLENGE, _HEX_CHALLENGE) else value for name, value in pairs
         }
-        return written | {"query": found}
+        return written | {"query": members}
 
     async def exchange(self) -> dict[str, Any]:
         code, verifier = Secret("<code>"), Secret("<verifier>")
@@ -173,8 +173,8 @@ def _described(request: httpx2.Request) -> dict[str, Any]:
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     written |= {"query": query} if query else {}
     headers = {name.lower(): value for name, value in request.headers.items()}
-    own = {name: value for name, value in headers.items() if name not in _ALWAYS_SENT}
-    written |= {"headers": own} if own else {}
+    unusual = {name: value for name, value in headers.items() if name not in _ALWAYS_SENT}
+    written |= {"headers": unusual} if unusual else {}
     body = request.content.decode()
     if headers.get("content-type") == "application/json":
         written["json"] = json.loads(body)
@@ -196,26 +196,26 @@ def _sample(rule: TemplateParam, value: Any, known: Any) -> Any:
         return value
     if known is not None:
         return known
-    fitting = (it for sample in _SAMPLES if rule.problem(it := rule.normalised(sample)) is None)
+    fitting = (written for sample in _SAMPLES if rule.problem(written := rule.normalised(sample)) is None)
     return next(fitting, rule.default or REDACTED)
 
 
-def masked_endpoints(own: Endpoints) -> Endpoints:
+def masked_endpoints(endpoints: Endpoints) -> Endpoints:
     """A discovered server's endpoints, at an invented host: their paths may name a tenant."""
     urls: dict[str, Any] = {
         name: f"https://{_HOST}" + ("" if name == "issuer" else f"/{name.removesuffix('_endpoint')}")
-        for name, _ in _urls(own)
+        for name, _ in _urls(endpoints)
     }
-    return own.__replace__(**urls, mtls_aliases={}, registration_endpoint=None)
+    return endpoints.__replace__(**urls, mtls_aliases={}, registration_endpoint=None)
 
 
-def hosts_of(own: Endpoints) -> list[str]:
+def hosts_of(endpoints: Endpoints) -> list[str]:
     """The host names in a server's URLs, the longest first; some name a tenant's domain in their path."""
-    parts = [urlsplit(url) for _, url in _urls(own)]
-    named = {it for part in parts for it in part.path.split("/") if _HOST_NAME.fullmatch(it)}
+    parts = [urlsplit(url) for _, url in _urls(endpoints)]
+    named = {segment for part in parts for segment in part.path.split("/") if _HOST_NAME.fullmatch(segment)}
     return sorted(named | {part.hostname for part in parts if part.hostname}, key=len, reverse=True)
 
 
-def _urls(own: Endpoints) -> list[tuple[str, str]]:
-    fields = own.model_dump().items()
+def _urls(endpoints: Endpoints) -> list[tuple[str, str]]:
+    fields = endpoints.model_dump().items()
     return [(name, value) for name, value in fields if isinstance(value, str) and "://" in value]

@@ -200,20 +200,24 @@ def _rendered() -> list[tuple[str, Response]]:
     used = Failure(ErrorCode.CALLBACK_INVALID, "This login was used, or has expired: log in again.")
     rejected.context["reference"] = "K7QD-2M9X"
     html = {
-        "consent": pages.connect(who=who, subject=subject, consent=consent, csrf=csrf),
+        "consent": pages.connect(parties=who, subject=subject, consent=consent, csrf=csrf),
         "consent-long": pages.connect(
-            who=long, subject=subject, consent=bare, csrf=csrf, login="login.acme.example"
+            parties=long, subject=subject, consent=bare, csrf=csrf, login="login.acme.example"
         ),
-        "leaving": pages.redirecting(who=who, to="GitHub", url="/livez").replace("0;url", "600;url"),
-        "device": pages.device(who=who, consent=consent, device=code).replace('content="5"', 'content="600"'),
-        "confirm-code": pages.confirm(who=who, subject=subject, code=Secret("k" * 43)),
+        "leaving": pages.redirecting(parties=who, to="GitHub", url="/livez").replace("0;url", "600;url"),
+        "device": pages.device(parties=who, consent=consent, device=code).replace(
+            'content="5"', 'content="600"'
+        ),
+        "confirm-code": pages.confirm(parties=who, subject=subject, code=Secret("k" * 43)),
         "install": pages.install(provider="Slack", start_url=back),
-        "choose": pages.choose(who=who, options=ACCOUNTS, link="x", csrf=csrf),
-        "choose-none": pages.choose(who=who, options=(), link="x", csrf=csrf),
-        "pending": pages.pending(who=who).replace('content="2"', 'content="600"'),
-        "connected": pages.connected(who=who, subject=subject, account="ann-of-acme", scopes=SCOPES),
-        "connected-long": pages.connected(who=long, subject=subject * 4, account=None, scopes=LONG_SCOPES),
-        "declined": pages.declined(who=who, reference="K7QD-2M9X"),
+        "choose": pages.choose(parties=who, options=ACCOUNTS, link="x", csrf=csrf),
+        "choose-none": pages.choose(parties=who, options=(), link="x", csrf=csrf),
+        "pending": pages.pending(parties=who).replace('content="2"', 'content="600"'),
+        "connected": pages.connected(parties=who, subject=subject, account="ann-of-acme", scopes=SCOPES),
+        "connected-long": pages.connected(
+            parties=long, subject=subject * 4, account=None, scopes=LONG_SCOPES
+        ),
+        "declined": pages.declined(parties=who, reference="K7QD-2M9X"),
         "expired": pages.failed(expired, WayOut(who, over=True, back=back)),
         "for-admins": pages.failed(rejected, WayOut(who)),
         "login": pages.login(**login, step_up=False, command=None),

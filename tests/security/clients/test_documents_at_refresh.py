@@ -118,7 +118,7 @@ async def test_a_refresh_does_not_wait_for_a_worker_that_does_not_answer(
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
 
-    monkeypatch.setattr("evergrant_server.api.oauth.families.client_documents.READ_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("evergrant_server.api.oauth.gateway_client.READ_TIMEOUT_S", 0.05)
     api.link.read_client_document = silent
     tokens = await agent.tokens()
     api.clock.advance(HOUR)

@@ -41,7 +41,7 @@ async def test_revoke_is_confirmed_first_and_is_recorded_with_its_reason(api: Ap
     assert "Revoke for good?" in page
     assert await untouched(api, connection), "the question changes nothing"
     answer = await browser.send(of(connection, "revoke"), reason="left the company")
-    assert (answer.status_code, answer.headers["location"]) == (303, of(connection) + "?said=revoked")
+    assert (answer.status_code, answer.headers["location"]) == (303, of(connection) + "?done=revoked")
     row = await api.row(TENANT, connection.id)
     assert (row.state, row.revoke_reason) == (LifecycleState.REVOKING, "left the company")
     (record,) = await api.records(AuditAction.REVOCATION_REQUESTED)
@@ -72,7 +72,7 @@ async def test_a_double_click_refreshes_once(api: Api):
     said = [
         (await browser.send(of(connection, "refresh"), generation="1")).headers["location"] for _ in range(2)
     ]
-    assert said == [f"{of(connection)}?said=refreshed"] * 2
+    assert said == [f"{of(connection)}?done=refreshed"] * 2
     assert (await api.row(TENANT, connection.id)).generation == 2
 
 
@@ -112,7 +112,7 @@ async def test_the_account_is_chosen_among_those_of_the_grant_and_again_later(ap
     assert await api.records(AuditAction.ACCOUNT_CHOSEN) == []
     for choice in ("acc-2", "acc-1"):
         answer = await browser.send(of(connection, "choose"), choice=choice)
-        assert answer.headers["location"] == of(connection) + "?said=chosen"
+        assert answer.headers["location"] == of(connection) + "?done=chosen"
         row = await api.row(TENANT, connection.id)
         assert (row.choice, row.follow_up) == (choice, None)
     assert len(await api.records(AuditAction.ACCOUNT_CHOSEN)) == 2

@@ -79,7 +79,7 @@ async def test_a_revoked_key_ends_its_own_session(api: Api):
     assert "This session is the key" in await browser.page(path)
     assert await live_keys(api) == 1, "the question changes nothing"
     answer = await browser.send(path)
-    assert answer.headers["location"] == "/console/apps/boss?said=key-revoked"
+    assert answer.headers["location"] == "/console/apps/boss?done=key-revoked"
     assert await live_keys(api) == 0
     assert (await browser.browser.get("/console/apps")).headers["location"] == "/console/login"
 
@@ -96,7 +96,7 @@ async def test_decided_by_another_with_note_and_end(api: Api):
     for hours in ("nan", "1e400", "-1", "soon"):
         assert (await browser.send(f"/console/requests/{id}/approve", hours=hours)).status_code == 400
     answer = await browser.send(f"/console/requests/{id}/approve", hours="2", note="until it is over")
-    assert answer.headers["location"] == f"/console/requests/{id}?said=approved"
+    assert answer.headers["location"] == f"/console/requests/{id}?done=approved"
     (record,) = await api.records(AuditAction.ACCESS_APPROVED)
     assert (record.context.by, record.detail["note"]) == ("app:boss", "until it is over")
     assert record.detail["ends_at"] == (api.clock.now() + timedelta(hours=2)).isoformat()

@@ -61,10 +61,9 @@ from evergrant_server.api.integrations.definition_rollout import DefinitionView
 from evergrant_server.api.integrations.models import IntegrationView
 from evergrant_server.api.leases.models import LeaseView, ProofView
 from evergrant_server.api.leases.oauth1_signatures import SignatureView
-from evergrant_server.api.oauth.client_login import ClientLoginView
 from evergrant_server.api.oauth.clients import OAuthClientView
-from evergrant_server.api.oauth.families.routes import EndedFamiliesView, TokenFamilyView
-from evergrant_server.api.people.admin_login import AdminLoginView
+from evergrant_server.api.oauth.family_routes import EndedFamiliesView, TokenFamilyView
+from evergrant_server.api.people.login_rules import AdminLoginView, ClientLoginView
 from evergrant_server.api.people.sessions import SessionView
 from evergrant_server.api.transfer.models import ExportView
 from evergrant_server.api.webhooks.deliveries import DeliveryView

@@ -34,7 +34,7 @@ def test_successive_leases_of_one_app_are_one_line():
     lease, mine = "lease.issued", "app:jobs"
     records = [record(9, lease), record(8, lease), record(7), record(6, lease), record(5, lease, "app:b")]
     lines = tell(records, (), until=None, is_last=True).lines
-    assert [(it.what, it.by, it.count) for it in lines] == [
+    assert [(it.text, it.by, it.count) for it in lines] == [
         (lease, mine, 2), ("grant.refreshed", mine, 1), (lease, mine, 1), (lease, "app:b", 1)
     ]  # fmt: skip
     assert lines[0].since == records[1].at
@@ -50,4 +50,4 @@ def test_a_runs_whole_state_is_left_to_the_temporal_ui():
 def test_a_long_history_is_cut_and_says_so():
     story = tell([], [event(second) for second in range(150)], until=None, is_last=True)
     assert (len(story.lines), story.omitted) == (100, 50)
-    assert story.lines[0].what == "event 149"
+    assert story.lines[0].text == "event 149"

@@ -8,8 +8,7 @@ import pytest
 
 from evergrant_server.console.catalogue import evidence_of, search
 from evergrant_server.console.console_pages import ago
-from evergrant_server.console.integration_health import findings
-from evergrant_server.console.next_steps import step_of
+from evergrant_server.console.next_steps import findings, step_of
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.flow import Flow
@@ -22,7 +21,7 @@ NOTHING = {"reason": None, "repairer": None, "last_failure": None, "expires_at":
 
 def step(state: LifecycleState, flow: Flow = Flow.AUTHORIZATION_CODE, **more: Any) -> tuple[str, str]:
     found = step_of(SimpleNamespace(state=state, flow=flow, **NOTHING | more))
-    return found.who, found.tone
+    return found.actor, found.tone
 
 
 @pytest.mark.parametrize("state", LifecycleState)
@@ -39,7 +38,7 @@ def test_a_reason_says_its_repair_and_who_repairs_it(code: ErrorCode):
     words = "None: a worker tries again by itself." if by_itself else FAILURES[code].repair
     assert found.text == words or code is ErrorCode.CHOICE_REQUIRED
     assert found.tone == "wait"
-    assert found.who
+    assert found.actor
 
 
 def test_who_acts_for_some():
@@ -85,7 +84,7 @@ def test_health_of_an_integration(facts: dict[str, Any], tone: str, said: str):
     (found,) = findings(integration(**facts), NOW)
     assert found.tone == tone
     assert said in found.text
-    assert bool(found.who) is (tone != "good") or "rotated" in said
+    assert bool(found.actor) is (tone != "good") or "rotated" in said
 
 
 def test_the_worst_comes_first():

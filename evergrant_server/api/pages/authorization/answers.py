@@ -1,22 +1,37 @@
-"""Answers to clients: a code, or an error. A code is written with its audit record."""
+"""Answers to OAuth clients: a code, or an error; and the stored request whose page is open until then.
+
+A code is written with its audit record. An open request is of one browser and one session, and judged anew
+each time.
+"""
 
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from starlette.responses import Response
 
 from evergrant_server.access.transactions import record, run_transaction
-from evergrant_server.api.pages.authorization.clients import find_client
-from evergrant_server.api.pages.authorization.parameters import (
+from evergrant_server.api.pages.authorization.request import (
+    Asked,
     AuthorizationRefused,
     AuthorizeQuery,
     answer_url,
+    find_client,
+    read_again,
 )
+from evergrant_server.api.pages.authorization.session import live_subject
 from evergrant_server.api.pages.browser import html_response, redirect_response
 from evergrant_server.api.pages.session import SubjectPages
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AuthorizationCodeId, ClientConsentId, derived_id, new_id
+from evergrant_server.core.ids import (
+    AuthorizationCodeId,
+    AuthorizationRequestId,
+    ClientConsentId,
+    derived_id,
+    is_id,
+    new_id,
+)
 from evergrant_server.core.oauth.authorizations import AuthorizationCode
 from evergrant_server.core.oauth.clients import ClientKind, GatewayClient, known_id
 from evergrant_server.core.oauth.redirects import where_it_leads, without_port
@@ -25,6 +40,7 @@ from evergrant_server.core.oauth.requests import (
     AuthorizationRequest,
     ClientConsent,
     RequestStatus,
+    SubjectSession,
 )
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
@@ -169,12 +185,54 @@ async def _decide_once(pages: SubjectPages, write: Callable[[Transaction], Await
 def _error_url(
     pages: SubjectPages, redirect_uri: str, state: str | None, refused: AuthorizationRefused
 ) -> str:
-    said = {"error": refused.error, "error_description": _NOT_ALLOWED.sub("?", refused.description)}
-    return answer_url(redirect_uri, pages.api.settings.public_url, state, **said)
+    error = {"error": refused.error, "error_description": _NOT_ALLOWED.sub("?", refused.description)}
+    return answer_url(redirect_uri, pages.api.settings.public_url, state, **error)
 
 
 def _leave(pages: SubjectPages, url: str, form: bool) -> Response:
     """After a form a page leads on: its policy for forms would apply to every hop of a redirect."""
     if not form:
         return redirect_response(url)
-    return html_response(pages.templates.redirecting(who=None, to=where_it_leads(url), url=url))
+    return html_response(pages.templates.redirecting(parties=None, to=where_it_leads(url), url=url))
+
+
+@dataclass(frozen=True)
+class OpenedRequest:
+    """With its client, what it asks for now, and its person."""
+
+    request: AuthorizationRequest
+    client: GatewayClient
+    asked: Asked
+    session: SubjectSession
+
+
+async def find_request(pages: SubjectPages, request_id: str) -> AuthorizationRequest:
+    """The undecided request of this browser. Raises Failure CALLBACK_INVALID."""
+    request = None
+    if is_id(request_id, "azr"):
+        async with pages.api.store.read() as tx:
+            request = await tx.authorization_requests.find_in_any_tenant(AuthorizationRequestId(request_id))
+    if request is None or not pages.is_bound_to(request.browser_hash):
+        raise Failure(ErrorCode.CALLBACK_INVALID, "This page belongs to another browser, or has expired.")
+    if request.status in (RequestStatus.DONE, RequestStatus.DENIED):
+        raise Failure(ErrorCode.CALLBACK_INVALID, ANSWERED)
+    if request.expires_at <= pages.now:
+        raise Failure(ErrorCode.CALLBACK_INVALID, "This page has expired: begin again in the program.")
+    return request
+
+
+async def open_request(pages: SubjectPages, request: AuthorizationRequest) -> OpenedRequest:
+    """The request, of its session, judged anew. Raises Failure CALLBACK_INVALID; CLIENT_UNKNOWN, CLIENTS_OFF,
+    NOT_PERMITTED and TENANT_DISABLED for what was taken away."""
+    async with pages.api.store.read() as tx:
+        client = await require_still_taken(pages, tx, request)
+        asked = await read_again(pages, tx, request, client)
+        session = await live_subject(pages, tx, asked.rule)
+    if session is None or session.id != request.session_id:
+        raise Failure(ErrorCode.CALLBACK_INVALID, "You have logged in anew: begin again in the program.")
+    return OpenedRequest(request, client, asked, session)
+
+
+async def remember(pages: SubjectPages, opened: OpenedRequest) -> None:
+    consent = consent_to(opened.request, pages)
+    await run_transaction(pages.api.store, lambda tx: tx.client_consents.put(consent))

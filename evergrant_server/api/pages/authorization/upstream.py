@@ -4,6 +4,7 @@ Its person is proven already, by the login of the request: the consent is bound 
 """
 
 import secrets
+from datetime import datetime
 
 from starlette.responses import Response
 
@@ -11,7 +12,7 @@ from evergrant_server.access.context import integration_spec
 from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.integrations.definitions import require_ready
 from evergrant_server.api.pages.attempt import send_away
-from evergrant_server.api.pages.authorization.parameters import AuthorizationRefused
+from evergrant_server.api.pages.authorization.request import AuthorizationRefused
 from evergrant_server.api.pages.session import AUTHORIZE_PATH, SubjectPages
 from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
@@ -54,23 +55,37 @@ async def consent_at_provider(
         connection = await tx.connections.get_authentic(request.tenant, request.connection_id)
         if connection is None:
             raise Failure(ErrorCode.NOT_FOUND)
-        new = await _new_consent(tx, pages, request, connection, app, link)
-        consent = new.__replace__(
-            status=ConsentStatus.STARTED, browser_hash=pages.browsers.hash_cookie(browser)
-        )
+        consent = await _new_consent(tx, pages, request, connection, app, link, browser)
         await tx.consents.add(consent, Secret(link))
-        await tx.authorization_requests.replace(
-            request.__replace__(
-                status=RequestStatus.AT_PROVIDER, consent_id=consent.id, expires_at=consent.expires_at
-            ),
-            expected=request.revision,
+        approved = request.__replace__(
+            status=RequestStatus.AT_PROVIDER, consent_id=consent.id, expires_at=consent.expires_at
         )
+        await tx.authorization_requests.replace(approved, expected=request.revision)
         detail = {"consent_id": consent.id, "binding": consent.binding, "login": rule.integration}
         action = AuditAction.CONSENT_CONFIRMED
         await pages.record(tx, action, request.tenant, connection.id, **detail)
 
     await run_transaction(pages.api.store, write)
     return await send_away(pages, link, browser)
+
+
+async def _renewed(
+    tx: Transaction, pages: SubjectPages, connection: Connection, ends: datetime
+) -> Connection:
+    """The connection, which waits for the new consent as long as that lasts. Raises Failure NOT_FOUND."""
+    integration = await tx.integrations.get(connection.tenant, connection.integration_id)
+    if integration is None:
+        raise Failure(ErrorCode.NOT_FOUND)
+    require_ready(integration)
+    if connection.state is not LifecycleState.PENDING_CONSENT:
+        return connection
+    spec = await integration_spec(tx, pages.api.registry, integration)
+    scopes = connection.requested_scopes
+    if connection.default_scopes:
+        scopes = integration.scopes_by_default or spec.default_scopes
+    deadline = max(connection.consent_deadline, ends)
+    later = connection.__replace__(consent_deadline=deadline, requested_scopes=scopes)
+    return await tx.connections.replace(later, expected=connection.revision)
 
 
 async def _new_consent(
@@ -80,31 +95,21 @@ async def _new_consent(
     connection: Connection,
     app: App,
     link: str,
+    browser: str,
 ) -> Consent:
-    integration = await tx.integrations.get(connection.tenant, connection.integration_id)
-    if integration is None:
-        raise Failure(ErrorCode.NOT_FOUND)
-    require_ready(integration)
-    spec = await integration_spec(tx, pages.api.registry, integration)
+    """A consent of this browser, which has begun: its subject is logged in."""
     now, ends = pages.now, pages.now + pages.api.settings.consent_ttl
-    scopes = connection.requested_scopes
-    if connection.state is LifecycleState.PENDING_CONSENT:
-        if connection.default_scopes:
-            scopes = integration.scopes_by_default or spec.default_scopes
-        await tx.connections.replace(
-            connection.__replace__(
-                consent_deadline=max(connection.consent_deadline, ends), requested_scopes=scopes
-            ),
-            expected=connection.revision,
-        )
+    connection = await _renewed(tx, pages, connection, ends)
     return Consent(
         tenant=connection.tenant,
         id=ConsentId(new_id("cns")),
         connection_id=connection.id,
         integration_id=connection.integration_id,
-        scopes=scopes,
+        scopes=connection.requested_scopes,
         slot_scopes=connection.slot_scopes,
         return_to=f"{pages.api.settings.public_url}{AUTHORIZE_PATH}/{request.id}",
+        status=ConsentStatus.STARTED,
+        browser_hash=pages.browsers.hash_cookie(browser),
         binding=Binding.OIDC,
         confirmed_at=now,
         app_id=app.id,

@@ -1,9 +1,12 @@
-"""`POST /oauth/token`, for each of the grants (`grants`).
+"""`POST /oauth/token`, for each of the grants, and `POST /oauth/revoke`.
 
-An error has the form of RFC 6749 section 5.2. A refusal is counted; one that names an app is in the audit log
-too, its repetitions within a minute as one record.
+A grant is one function in GRANTS: it takes the whole request, commits what it issues with its audit record,
+and returns the view of its answer, whose members that are None are left out. It raises TokenRefused for an
+error of RFC 6749 section 5.2. A refusal is counted; one that names an app is in the audit log too, its
+repetitions within a minute as one record.
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -14,12 +17,12 @@ from evergrant_server.access.context import ApiContext
 from evergrant_server.access.recording import RefusalLog
 from evergrant_server.api.http.call import ApiDep
 from evergrant_server.api.http.models import View
+from evergrant_server.api.oauth import client_credentials, id_jag, token_exchange
+from evergrant_server.api.oauth.authorization_code import exchange_code
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
 from evergrant_server.api.oauth.client_credentials import TokenView
-from evergrant_server.api.oauth.families.issuing import FamilyTokenView
-from evergrant_server.api.oauth.families.revocation import revoke
-from evergrant_server.api.oauth.grants import GRANTS, Grant
-from evergrant_server.api.oauth.metadata import REVOCATION_PATH, TOKEN_PATH
+from evergrant_server.api.oauth.refresh_token import refresh, revoke
+from evergrant_server.api.oauth.token_family import FamilyTokenView
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.messages.base import CLAIMED
 from evergrant_server.telemetry import metrics
@@ -27,6 +30,18 @@ from evergrant_server.telemetry.request_ids import trace_of
 
 router = APIRouter(tags=["oauth"])
 
+Grant = Callable[[ClientTokenRequest], Awaitable[View]]
+
+# by grant_type, in the order in which the metadata names them
+GRANTS: dict[str, Grant] = {
+    client_credentials.GRANT_TYPE: client_credentials.issue,
+    "authorization_code": exchange_code,
+    "refresh_token": refresh,
+    token_exchange.GRANT_TYPE: token_exchange.issue,
+    id_jag.GRANT_TYPE: id_jag.issue,
+}
+
+TOKEN_PATH, REVOCATION_PATH = "/oauth/token", "/oauth/revoke"
 _FORM = "application/x-www-form-urlencoded"
 _REPEATABLE = ("resource", "audience")
 _LONGEST_FORM, _MOST_PARAMETERS = 64 * 1024, 30
@@ -104,15 +119,15 @@ async def _read_form(request: Request) -> dict[str, str]:
         raise TokenRefused("invalid_request", "The body is too large.")
     try:
         text = body.decode("ascii")
-        given = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
     except ValueError:
         raise TokenRefused("invalid_request", "The body isn't a form.") from None
-    found: dict[str, str] = {}
-    for name, value in given:
-        if name in found and name not in _REPEATABLE:
+    parameters: dict[str, str] = {}
+    for name, value in pairs:
+        if name in parameters and name not in _REPEATABLE:
             raise TokenRefused("invalid_request", "A parameter stands in the request twice.")
-        found[name] = f"{found[name]} {value}" if found.get(name) else value
-    return {name: value for name, value in found.items() if value}
+        parameters[name] = f"{parameters[name]} {value}" if parameters.get(name) else value
+    return {name: value for name, value in parameters.items() if value}
 
 
 def _grant_of(parameters: dict[str, str]) -> Grant:
@@ -120,10 +135,10 @@ def _grant_of(parameters: dict[str, str]) -> Grant:
     kind = parameters.get("grant_type")
     if kind is None:
         raise TokenRefused("invalid_request", "grant_type is missing.")
-    found = GRANTS.get(kind)
-    if found is None:
+    grant = GRANTS.get(kind)
+    if grant is None:
         raise TokenRefused("unsupported_grant_type", f"grant_type must be {' or '.join(GRANTS)}.")
-    return found
+    return grant
 
 
 async def _refuse(api: ApiContext, request: Request, refused: TokenRefused) -> Response:

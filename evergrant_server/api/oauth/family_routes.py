@@ -17,7 +17,7 @@ from evergrant_server.api.http.models import (
     Subject,
     View,
 )
-from evergrant_server.api.oauth.families.ending import end_family
+from evergrant_server.api.oauth.token_family import end_family
 from evergrant_server.core.ids import Tenant, TokenFamilyId
 from evergrant_server.core.oauth.authorizations import FamilyEnd, TokenFamily
 from evergrant_server.core.oauth.clients import known_id
@@ -95,9 +95,9 @@ async def list_token_families(
     async with call.api.store.read() as tx:
         equal = await _columns(tx, call.tenant, app, client_id, subject)
         known = app is None or equal["app_id"] is not None
-        found = await tx.token_families.page(call.tenant, after, limit + 1, **equal) if known else []
-        items = await _views(tx, call, found[:limit])
-    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.id, call.tenant, **key)
+        rows = await tx.token_families.page(call.tenant, after, limit + 1, **equal) if known else []
+        items = await _views(tx, call, rows[:limit])
+    next_cursor = call.cursors.next_cursor(rows, limit, lambda row: row.id, call.tenant, **key)
     return Page(items=items, next_cursor=next_cursor)
 
 
@@ -129,7 +129,7 @@ async def end_token_families(body: FamilyFilterBody, call: AdminCall) -> EndedFa
 
 
 async def _ended(tx: Transaction, call: ApiCall, families: list[TokenFamily]) -> EndedFamiliesView:
-    ended = [await end_family(tx, it, FamilyEnd.ENDED, call.context, call.now) for it in families]
+    ended = [await end_family(tx, family, FamilyEnd.ENDED, call.context, call.now) for family in families]
     return EndedFamiliesView(families=len(ended), access_tokens=sum(ended))
 
 
@@ -137,18 +137,21 @@ async def _columns(
     tx: Transaction, tenant: Tenant, app: str | None, client_id: str | None, subject: str | None
 ) -> dict[str, str | None]:
     """The filter by columns; without `app_id` for an app that isn't there."""
-    found = None if app is None else await tx.access.app_to_replace(tenant, app)
+    row = None if app is None else await tx.access.app_to_replace(tenant, app)
     client = None if client_id is None else known_id(client_id)
-    return {"app_id": None if found is None else found.id, "client_id": client, "subject": subject}
+    return {"app_id": None if row is None else row.id, "client_id": client, "subject": subject}
 
 
 async def _views(tx: Transaction, call: ApiCall, families: list[TokenFamily]) -> list[TokenFamilyView]:
-    names = await tx.token_families.app_names(call.tenant, {it.app_id for it in families})
-    calls = await tx.token_families.last_calls(call.tenant, [it.id for it in families])
+    names = await tx.token_families.app_names(call.tenant, {family.app_id for family in families})
+    calls = await tx.token_families.last_calls(call.tenant, [family.id for family in families])
     idle = call.api.settings.oauth_idle
     return [
         TokenFamilyView.of(
-            it, app=names.get(it.app_id), called_at=calls.get(it.id), live=it.is_live(call.now, idle)
+            family,
+            app=names.get(family.app_id),
+            called_at=calls.get(family.id),
+            live=family.is_live(call.now, idle),
         )
-        for it in families
+        for family in families
     ]

@@ -7,10 +7,10 @@ import re
 
 from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
-from evergrant_server.api.oauth.families.client import KnownClient, current_client_of, note_use
-from evergrant_server.api.oauth.families.ending import end_family
-from evergrant_server.api.oauth.families.issuing import (
+from evergrant_server.api.oauth.gateway_client import KnownClient, current_client_of, note_use
+from evergrant_server.api.oauth.token_family import (
     FamilyTokenView,
+    end_family,
     invalid_grant,
     issue,
     refresh_token_of,
@@ -55,13 +55,13 @@ async def _exchange(
     tx: Transaction, request: ClientTokenRequest, known: KnownClient
 ) -> FamilyTokenView | TokenFamily | None:
     """The tokens; or the family that the code's second use has ended; None for a code that counts no more."""
-    given, now = request.parameters, request.now
+    parameters, now = request.parameters, request.now
     code = await _find_code(tx, request, known.client)
     if code.used_at is not None:
         return await _end(tx, request, code)
-    if now >= code.expires_at or given["redirect_uri"] != code.redirect_uri:
+    if now >= code.expires_at or parameters["redirect_uri"] != code.redirect_uri:
         raise invalid_grant(_WRONG, code.app_id)
-    if not _is_verified(given["code_verifier"], code.challenge):
+    if not _is_verified(parameters["code_verifier"], code.challenge):
         raise invalid_grant("code_verifier isn't that of the code's challenge.", code.app_id)
     scopes = require_parameters(request, code)
     app = await require_standing(tx, code, request)

@@ -1,12 +1,11 @@
-"""`workload_identity`: a token that the app's platform signed, or a JWT-SVID of a trust domain.
+"""Client assertions (RFC 7521, RFC 7523): `private_key_jwt` and `workload_identity`.
 
-The app says its id, since its platform doesn't know it: `client_id` is required. A token may be used again
-until it ends: platforms hand out the same one for minutes, and a JWT-SVID needs no `jti`
-(draft-ietf-oauth-spiffe-client-auth section 3.1).
+The first is signed with a key that is registered with the app. The second is a token that the app's platform
+signed, or a JWT-SVID of a trust domain: the app says its id, since its platform doesn't know it, so
+`client_id` is required. Such a token may be used again until it ends: platforms hand out the same one for
+minutes, and a JWT-SVID needs no `jti` (draft-ietf-oauth-spiffe-client-auth section 3.1).
 """
 
-from evergrant_server.access.context import ApiContext
-from evergrant_server.access.transactions import poll_until, run_transaction
 from evergrant_server.api.oauth.client_authentication import (
     UNPROVEN,
     ClientTokenRequest,
@@ -14,17 +13,16 @@ from evergrant_server.api.oauth.client_authentication import (
     TokenRefused,
     invalid_client,
     registered,
+    require_signature,
 )
 from evergrant_server.core.access import AuthenticationMethod
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant, TrustedIssuerId
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.outbox import fetch_issuer_keys_message
 from evergrant_server.core.workloads.issuer import IssuerKind, TrustedIssuer
 from evergrant_server.core.workloads.rules import WorkloadRule, lifetime_problem, mismatches, token_problem
+from evergrant_server.crypto.client_assertions import AssertionRefused, is_signed_by, read_assertion
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.alarms import report_broken_authority
-from providers.responses.signing_keys import UnknownKey
 from providers.responses.workload_token import (
     WorkloadToken,
     WorkloadTokenRefused,
@@ -33,26 +31,40 @@ from providers.responses.workload_token import (
 )
 
 JWT_SPIFFE = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe"
-
-_LONGEST_WAIT_S = 3.0  # of a request, for keys that a worker is reading
 _LONGEST_REASON = 500  # characters
 
 
-class KeysNeeded(TokenRefused):
-    """The token's key isn't among its issuer's, or none of these can be used: a worker may find it."""
+async def authenticate(tx: Transaction, request: ClientTokenRequest) -> ProvenClient:
+    """The app whose assertion has its own id as `iss`, or whose platform's has the platform's URL."""
+    if _is_of_platform(request.parameters["client_assertion"]):
+        return await workload_identity(tx, request)
+    return await _private_key_jwt(tx, request)
 
-    def __init__(self, issuer: TrustedIssuer, why: str, claimed: AppId) -> None:
-        super().__init__("invalid_client", UNPROVEN, claimed=claimed, recorded=why)
-        self.issuer = issuer
 
-
-def is_of_platform(assertion: str) -> bool:
+def _is_of_platform(assertion: str) -> bool:
     """True for a token whose issuer is a URL. Nothing is verified yet."""
     issuer = unverified_issuer(assertion)
     return issuer is not None and "://" in issuer
 
 
-async def authenticate(tx: Transaction, request: ClientTokenRequest) -> ProvenClient:
+async def _private_key_jwt(tx: Transaction, request: ClientTokenRequest) -> ProvenClient:
+    """The app of which a registered key has signed `client_assertion` (RFC 7523 section 2.2)."""
+    named = request.parameters.get("client_id")
+    try:
+        assertion = read_assertion(request.parameters["client_assertion"], request.issuer, request.now)
+    except AssertionRefused as refused:
+        raise invalid_client(str(refused), named) from None
+    if named not in (None, assertion.client_id):
+        raise invalid_client("client_id isn't the assertion's sub.", assertion.client_id)
+    row = await registered(tx, assertion.client_id, AuthenticationMethod.PRIVATE_KEY_JWT)
+    app, credentials = row or (None, [])
+    for credential in credentials:
+        if app is not None and is_signed_by(assertion, credential.parameters["jwks"]["keys"]):
+            return ProvenClient(app, credential, once=(assertion.jti, assertion.expires_at))
+    raise invalid_client(UNPROVEN, assertion.client_id)
+
+
+async def workload_identity(tx: Transaction, request: ClientTokenRequest) -> ProvenClient:
     """The app of which a rule accepts the token in `client_assertion`. Raises TokenRefused, KeysNeeded."""
     named = request.parameters.get("client_id")
     try:
@@ -63,16 +75,16 @@ async def authenticate(tx: Transaction, request: ClientTokenRequest) -> ProvenCl
         raise invalid_client(f"The workload's token can't be accepted: {problem}.", named)
     if named is None:
         raise invalid_client("client_id is missing: the workload must name its app's id.")
-    found = await registered(tx, named, AuthenticationMethod.WORKLOAD_IDENTITY)
-    if found is None:
+    row = await registered(tx, named, AuthenticationMethod.WORKLOAD_IDENTITY)
+    if row is None:
         raise invalid_client(UNPROVEN, named)
-    app, credentials = found
-    rules = {it.id: WorkloadRule.model_validate(it.parameters) for it in credentials}
+    app, credentials = row
+    rules = {credential.id: WorkloadRule.model_validate(credential.parameters) for credential in credentials}
     svid = request.parameters["client_assertion_type"] == JWT_SPIFFE
     issuer = await _issuer_of(tx, app.tenant, {rule.issuer_id for rule in rules.values()}, token, svid)
     if issuer is None:
         raise _unproven(app.id, "no credential of the app names the token's issuer")
-    _require_signature(token, issuer, request, app.id)
+    require_signature(token, issuer, request.now, app, lambda why: _unproven(app.id, why))
     if problem := token_problem(issuer, token.header, token.claims):
         raise _unproven(app.id, problem)
     why: list[str] = []
@@ -84,52 +96,6 @@ async def authenticate(tx: Transaction, request: ClientTokenRequest) -> ProvenCl
         if wrong is not None:
             why.append(f"{credential.name} demands another {', '.join(wrong)}")
     raise _unproven(app.id, "; ".join(why))
-
-
-def _require_signature(
-    token: WorkloadToken, issuer: TrustedIssuer, request: ClientTokenRequest, app_id: AppId
-) -> None:
-    """Raises TokenRefused, KeysNeeded."""
-    keys = issuer.usable_keys(request.now)
-    if keys is None:
-        raise KeysNeeded(issuer, f"the keys of {issuer.name} can't be used", app_id)
-    try:
-        token.verify(keys)
-    except UnknownKey:
-        raise KeysNeeded(issuer, f"{issuer.name} doesn't publish the token's key", app_id) from None
-    except WorkloadTokenRefused as refused:
-        raise _unproven(app_id, str(refused)) from None
-
-
-async def read_keys(api: ApiContext, needed: KeysNeeded, context: RequestContext) -> None:
-    """Have a worker read the issuer's keys, once in five minutes, and wait for it a few seconds.
-
-    Raises Failure PROVIDER_UNREACHABLE when no keys can be used afterwards.
-    """
-    tenant, id = needed.issuer.tenant, needed.issuer.id
-
-    async def request(tx: Transaction) -> None:
-        current, now = await tx.trusted_issuers.get(tenant, id), api.clock.now()
-        if current is not None and current.may_request_keys(now):
-            asked = current.__replace__(keys_requested_at=now)
-            await tx.trusted_issuers.put(asked, expected=current.revision)
-            await tx.outbox.add(fetch_issuer_keys_message(current, context, now))
-
-    if needed.issuer.may_request_keys(api.clock.now()):
-        await run_transaction(api.store, request)
-        api.relay.notify()
-
-    async def read() -> TrustedIssuer | None:
-        async with api.store.read() as tx:
-            return await tx.trusted_issuers.get(tenant, id)
-
-    def has_ended(issuer: TrustedIssuer | None) -> bool:
-        return issuer is None or not issuer.is_being_read(api.clock.now())
-
-    found = await poll_until(read, has_ended, _LONGEST_WAIT_S)
-    if found is not None and found.usable_keys(api.clock.now()) is None:
-        why = "The keys of the token's issuer can't be read now."
-        raise Failure(ErrorCode.PROVIDER_UNREACHABLE, why, retry_after=10.0)
 
 
 async def _issuer_of(

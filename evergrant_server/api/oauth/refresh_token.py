@@ -1,4 +1,4 @@
-"""`grant_type=refresh_token` (RFC 6749 section 6), and the ledger of used refresh tokens.
+"""`grant_type=refresh_token` (RFC 6749 section 6), the ledger of used tokens, and revocation (RFC 7009).
 
 Clients of one person share a file of tokens between processes, which refresh at once, or with a token that
 another one has used minutes ago. Within a window a used token therefore gets the same successor again; each
@@ -9,13 +9,13 @@ repetition is counted. Beyond it, or again and again, it was stolen: the family 
 import hmac
 from typing import NamedTuple
 
-from evergrant_server.access.credentials import parse_text
-from evergrant_server.access.transactions import run_transaction
+from evergrant_server.access.credentials import CLIENT_TOKEN, is_right, parse_text
+from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
-from evergrant_server.api.oauth.families.client import KnownClient, current_client_of, note_use
-from evergrant_server.api.oauth.families.ending import end_family
-from evergrant_server.api.oauth.families.issuing import (
+from evergrant_server.api.oauth.gateway_client import KnownClient, client_of, current_client_of, note_use
+from evergrant_server.api.oauth.token_family import (
     FamilyTokenView,
+    end_family,
     invalid_grant,
     issue,
     refresh_mac,
@@ -24,7 +24,7 @@ from evergrant_server.api.oauth.families.issuing import (
     require_standing,
 )
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.ids import RefreshTokenId
+from evergrant_server.core.ids import AccessTokenId, RefreshTokenId
 from evergrant_server.core.messages.base import CLAIMED
 from evergrant_server.core.oauth.authorizations import FamilyEnd, RefreshToken, TokenFamily
 from evergrant_server.core.oauth.clients import GatewayClient
@@ -34,6 +34,7 @@ from evergrant_server.telemetry.alarms import report_replayed_token
 from evergrant_server.telemetry.families import count_family
 from evergrant_server.telemetry.request_ids import trace_of
 
+_FOREIGN = "The token was issued to another client."
 _WRONG = "The refresh token is unknown, has expired or was revoked, or is another client's."
 
 
@@ -67,16 +68,16 @@ async def refresh(request: ClientTokenRequest) -> FamilyTokenView:
 
 async def _count(request: ClientTokenRequest) -> None:
     """Count the request against its family. Raises RateLimited."""
-    given = parse_text(request.parameters["refresh_token"])
-    if given is None:
+    presented = parse_text(request.parameters["refresh_token"])
+    if presented is None:
         return
     async with request.api.store.read() as tx:
-        token = await tx.refresh_tokens.find(RefreshTokenId(given.id))
+        token = await tx.refresh_tokens.find(RefreshTokenId(presented.id))
     if token is not None:
         await request.api.limits.count_family(request.http.scope, token.family_id)
 
 
-async def find_refresh_token(tx: Transaction, text: str) -> tuple[RefreshToken, TokenFamily] | None:
+async def _find_with_family(tx: Transaction, text: str) -> tuple[RefreshToken, TokenFamily] | None:
     """The refresh token with this text, and its family, which no other transaction changes until this one
     ends. Raises Failure AUTHORITY_BROKEN."""
     token = await _find_token(tx, text)
@@ -88,11 +89,11 @@ async def find_refresh_token(tx: Transaction, text: str) -> tuple[RefreshToken, 
 
 
 async def _find_token(tx: Transaction, text: str) -> RefreshToken | None:
-    given = parse_text(text)
-    token = None if given is None else await tx.refresh_tokens.find(RefreshTokenId(given.id))
-    if given is None or token is None:
+    presented = parse_text(text)
+    token = None if presented is None else await tx.refresh_tokens.find(RefreshTokenId(presented.id))
+    if presented is None or token is None:
         return None
-    right = refresh_mac(tx.sealer.ring, token.id, given.secret)
+    right = refresh_mac(tx.sealer.ring, token.id, presented.secret)
     return token if hmac.compare_digest(token.secret_hash, right) else None
 
 
@@ -100,10 +101,10 @@ async def _refresh(
     tx: Transaction, request: ClientTokenRequest, known: KnownClient
 ) -> Refreshed | TokenFamily:
     """The tokens, or the family that a replay has ended."""
-    found = await find_refresh_token(tx, request.parameters["refresh_token"])
-    if found is None or found[1].client_id != known.client.client_id:
+    rows = await _find_with_family(tx, request.parameters["refresh_token"])
+    if rows is None or rows[1].client_id != known.client.client_id:
         raise invalid_grant(_WRONG)
-    token, family = found
+    token, family = rows
     if family.bound and not known.client.is_bound:  # its key was what bound a token that isn't rotated
         raise invalid_grant(_WRONG, family.app_id, recorded=f"{family.id} is bound to a key")
     settings, now = request.api.settings, request.now
@@ -118,9 +119,8 @@ async def _refresh(
     await note_use(tx, known, app, now)
     replays = token.replays + 1 if token.rotated_at is not None else 0
     text = await _next(tx, request, token, family)
-    family = await tx.token_families.replace(
-        family.__replace__(used_at=now, replays=family.replays + (replays > 0)), expected=family.revision
-    )
+    used = family.__replace__(used_at=now, replays=family.replays + (replays > 0))
+    family = await tx.token_families.replace(used, expected=family.revision)
     refreshed = AuditAction.TOKEN_FAMILY_REFRESHED
     detail = {"refresh_token": token.id} | ({"replay": replays} if replays else {})
     view = await issue(tx, request, family, app, text.reveal(), scopes, refreshed, **detail)
@@ -140,3 +140,50 @@ async def _next(
     text = Secret(successor.text)
     await tx.refresh_tokens.rotated(token, successor.token, text)
     return text
+
+
+# --- `POST /oauth/revoke` (RFC 7009): a client gives its tokens back -----------------------------
+
+
+async def revoke(request: ClientTokenRequest) -> None:
+    """Revoke an access token alone, or with a refresh token all that the subject authorized with it. A token
+    that counts no more is revoked already (section 2.2). Raises TokenRefused."""
+    if "token" not in request.parameters:
+        raise TokenRefused("invalid_request", "token is missing.")
+    if request.parameters["token"].startswith(("evg_tok_", "evg_key_")):
+        why = "Tokens of apps end by themselves: delete their credential."
+        raise TokenRefused("unsupported_token_type", why)
+    known = await client_of(request)
+    await run_transaction(request.api.store, lambda tx: _revoke(tx, request, known))
+
+
+async def _revoke(tx: Transaction, request: ClientTokenRequest, known: KnownClient) -> None:
+    text = request.parameters["token"]
+    if text.startswith(CLIENT_TOKEN):
+        return await _revoke_access_token(tx, request, known)
+    rows = await _find_with_family(tx, text)
+    if rows is None:
+        return
+    _, family = rows
+    if family.client_id != known.client.client_id:
+        raise invalid_grant(_FOREIGN, family.app_id)
+    if family.ended_at is None:
+        context = trace_of(request.http).request_context(f"client:{known.client.client_id}")
+        await end_family(tx, family, FamilyEnd.REVOKED, context, request.now)
+
+
+async def _revoke_access_token(tx: Transaction, request: ClientTokenRequest, known: KnownClient) -> None:
+    presented = parse_text(request.parameters["token"])
+    token = None if presented is None else await tx.oauth_tokens.find(AccessTokenId(presented.id))
+    if presented is None or token is None or not is_right(tx.sealer.ring, token, presented.secret):
+        return
+    family = await tx.token_families.get(token.tenant, token.family_id)
+    if family is None:
+        return
+    if family.client_id != known.client.client_id:
+        raise invalid_grant(_FOREIGN, family.app_id)
+    await tx.oauth_tokens.delete(token)
+    await tx.access.bump(family.tenant, family.app_id)  # its callers are read anew
+    context = trace_of(request.http).request_context(f"client:{known.client.client_id}")
+    action, now = AuditAction.RESOURCE_TOKEN_REVOKED, request.now
+    await record(tx, family.tenant, action, token.id, context, now, **family.named)

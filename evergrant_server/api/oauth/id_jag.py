@@ -10,12 +10,21 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from evergrant_server.api.http.models import View
-from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, ProvenClient, TokenRefused
+from evergrant_server.api.oauth.client_authentication import (
+    ClientTokenRequest,
+    ProvenClient,
+    TokenRefused,
+    require_signature,
+)
 from evergrant_server.api.oauth.client_credentials import proven_app
-from evergrant_server.api.oauth.exchange.issuing import Actor, Beginning, add_delegation
-from evergrant_server.api.oauth.exchange.judging import judged
-from evergrant_server.api.oauth.exchange.subject_tokens import issuer_of, require_signature
-from evergrant_server.api.oauth.exchange.wanted import read_wanted
+from evergrant_server.api.oauth.delegation import (
+    Actor,
+    Beginning,
+    add_delegation,
+    issuer_of,
+    judged,
+    read_wanted,
+)
 from evergrant_server.core.access import App
 from evergrant_server.core.agents.delegation_rules import DelegationRule, SubjectTokenKind, person_of
 from evergrant_server.core.agents.delegations import Delegation, Reach
@@ -71,10 +80,7 @@ async def issue(request: ClientTokenRequest) -> IdJagView:
 async def _granted(
     request: ClientTokenRequest, client: ProvenClient, token: WorkloadToken, reach: Reach
 ) -> tuple[Delegation, str]:
-    actor = Actor(
-        *(client.app, client.credential.id, client.credential.method, client.credential.revision),
-        *(client.confirmation, client.expires_at, client.once),
-    )
+    actor = Actor.of(client)
 
     async def add(tx: Transaction, context: RequestContext) -> tuple[Delegation, str]:
         beginning = await _person(tx, request, token, client.app)
@@ -89,12 +95,22 @@ async def _person(tx: Transaction, request: ClientTokenRequest, token: WorkloadT
     if problem := _claims_problem(claims, request, app):
         raise _refused(problem, app)
     kind = SubjectTokenKind.ID_JAG
-    rules = [it for it in await tx.delegation_rules.all(app.tenant) if it.accepts(it.issuer_id, kind, claims)]
-    issuer = await issuer_of(tx, app, token, {it.issuer_id for it in rules})
+    rules = [
+        rule
+        for rule in await tx.delegation_rules.all(app.tenant)
+        if rule.accepts(rule.issuer_id, kind, claims)
+    ]
+    issuer = await issuer_of(tx, app, token, {rule.issuer_id for rule in rules})
     if issuer is None:
         raise _refused("No delegation rule of the tenant lets its issuer grant access.", app)
-    require_signature(token, issuer, request, app, _refused)
-    for stored in (it for it in rules if it.issuer_id == issuer.id and app.id in it.actors):
+    require_signature(
+        token,
+        issuer,
+        request.now,
+        app,
+        lambda why: _refused(f"The subject token can't be accepted: {why}.", app),
+    )
+    for stored in (rule for rule in rules if rule.issuer_id == issuer.id and app.id in rule.actors):
         rule = await tx.delegation_rules.get(stored.tenant, stored.id)  # with its authenticator
         assert rule is not None
         return await _begun(tx, request, claims, rule, app)
@@ -151,7 +167,7 @@ def _reach(request: ClientTokenRequest, claims: Mapping[str, Any], app: App) -> 
         raise TokenRefused("invalid_target", "A resource is beyond the grant's.", claimed=app.id)
     resources = tuple(fewer) or resources
     named = {"resource": " ".join(resources), "scope": granted if asked is None else asked}
-    reach = read_wanted({name: it for name, it in named.items() if it}, request.api.settings).reach
+    reach = read_wanted({name: value for name, value in named.items() if value}, request.api.settings).reach
     return (reach.__replace__(scopes=()) if granted == "" else reach), resources
 
 
@@ -159,9 +175,9 @@ def _resources(claims: Mapping[str, Any], app: App) -> tuple[str, ...]:
     """One URI or an array of them (RFC 8707 section 2)."""
     if "resource" not in claims:
         return ()
-    given = claims["resource"]
-    listed: list[object] = [given] if isinstance(given, str) else given if isinstance(given, list) else []
-    named = tuple(it for it in listed if isinstance(it, str) and it and " " not in it)
+    resource = claims["resource"]
+    listed: list[object] = resource if isinstance(resource, list) else [resource]
+    named = tuple(uri for uri in listed if isinstance(uri, str) and uri and " " not in uri)
     if not named or len(named) != len(listed):
         raise _refused("resource must be a URI, or an array of URIs.", app)
     return named

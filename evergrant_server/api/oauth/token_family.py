@@ -1,5 +1,9 @@
-"""What both grants share: who may still act, the response, its tokens and its audit record."""
+"""A family of tokens, which begins with one authorization of a client: its tokens, their record, and its end.
 
+What ends a family, and the replay ledger, are the grants' (`authorization_code`, `refresh_token`).
+"""
+
+from datetime import datetime
 from typing import NamedTuple
 
 from evergrant_server.access.callers import standing_app
@@ -11,11 +15,13 @@ from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, RefreshTokenId, new_id
-from evergrant_server.core.oauth.authorizations import Authorization, RefreshToken, TokenFamily
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.oauth.authorizations import Authorization, FamilyEnd, RefreshToken, TokenFamily
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.request_ids import trace_of
 
+ALARMS = (FamilyEnd.CODE_REPLAYED, FamilyEnd.TOKEN_REPLAYED)
 _STANDING = (
     ErrorCode.UNAUTHENTICATED,
     ErrorCode.TENANT_DISABLED,
@@ -57,12 +63,12 @@ async def require_standing(tx: Transaction, authorization: Authorization, reques
 def require_parameters(request: ClientTokenRequest, authorization: Authorization) -> tuple[str, ...]:
     """The scopes of the new access token. Raises TokenRefused for another resource (RFC 8707 section 2.2), or
     a scope that wasn't authorized (RFC 6749 section 6)."""
-    given = request.parameters
-    if given.get("resource") not in (None, authorization.resource):
+    parameters = request.parameters
+    if parameters.get("resource") not in (None, authorization.resource):
         raise TokenRefused("invalid_target", "resource isn't the one that the subject authorized.")
-    if "scope" not in given:
+    if "scope" not in parameters:
         return authorization.scopes
-    asked = tuple(dict.fromkeys(given["scope"].split(" ")))
+    asked = tuple(dict.fromkeys(parameters["scope"].split(" ")))
     if not set(asked) <= set(authorization.scopes):
         raise TokenRefused("invalid_scope", "scope has more than the subject authorized.")
     return asked
@@ -101,15 +107,32 @@ async def issue(
     refresh token to answer with."""
     now = request.now
     ends = [now + request.api.settings.oauth_access_token_lifetime, family.expires_at, app.ends_at]
-    expires_at = min(it for it in ends if it is not None)
+    expires_at = min(end for end in ends if end is not None)
     token, text = new_access_token(tx.sealer.ring, family, scopes, now, expires_at)
     await tx.oauth_tokens.add(token)
     context = trace_of(request.http).request_context(f"app:{app.name}")
-    said = {**family.named, "app": app.name, "resource": family.resource, "scopes": list(scopes)}
-    await record(tx, family.tenant, action, family.id, context, now, **said, token=token.id, **detail)
+    facts = {**family.named, "app": app.name, "resource": family.resource, "scopes": list(scopes)}
+    await record(tx, family.tenant, action, family.id, context, now, **facts, token=token.id, **detail)
     return FamilyTokenView(
         access_token=text,
         expires_in=int((expires_at - now).total_seconds()),
         refresh_token=next_token,
         scope=" ".join(scopes),
     )
+
+
+async def end_family(
+    tx: Transaction, family: TokenFamily, why: FamilyEnd, context: RequestContext, at: datetime
+) -> int:
+    """End it with its access tokens, whose next use is refused in every process; returns how many.
+
+    The app's revision moves: its callers are read anew, and calls that are being decided are decided again.
+    """
+    ended = family.__replace__(ended_at=at, end=why)
+    valid = await tx.oauth_tokens.count_valid(family.tenant, family.id, at)
+    await tx.token_families.replace(ended, expected=family.revision)
+    await tx.access.bump(family.tenant, family.app_id)
+    action = AuditAction.TOKEN_FAMILY_REPLAYED if why in ALARMS else AuditAction.TOKEN_FAMILY_ENDED
+    detail = {**family.named, "app": family.app_id, "reason": why.value, "access_tokens": valid}
+    await record(tx, family.tenant, action, family.id, context, at, **detail)
+    return valid
