@@ -174,8 +174,8 @@ class LateTokensSpend(GrantSpend[VerifyLateTokens]):
             return None
         if current.generation != attempt.row.from_generation:
             await close_attempt(tx, attempt.row, AttemptOutcome.SUPERSEDED, now)
-            own = None if consent is None else consent.id
-            await keep_overtaken_tokens(tx, request, context, attempt.row, tokens, now, own)
+            consent_id = None if consent is None else consent.id
+            await keep_overtaken_tokens(tx, request, context, attempt.row, tokens, now, consent_id)
             return context.stored_result(current, await tx.grants.get(current.tenant, current.id))
         if consent is not None and not await is_meant_account(tx, context, current, tokens):
             await close_attempt(tx, attempt.row, AttemptOutcome.REFUSED, now)

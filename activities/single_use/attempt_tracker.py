@@ -121,13 +121,13 @@ class AttemptTracker:
     def has_late_entry(self, superseded: list[Attempt]) -> bool:
         """True while a reply to one of them lies on this host, to be replayed after the attempt that
         took over. The time limit counts from the newest takeover."""
-        newest = max((it.closed_at or it.opened_at for it in superseded), default=None)
+        newest = max((attempt.closed_at or attempt.opened_at for attempt in superseded), default=None)
         if newest is None:
             return False
         return any(
-            self.status_of(it).answered
-            and self.may_be_answered(it.__replace__(send_by=newest + self.limits.send))
-            for it in superseded
+            self.status_of(attempt).answered
+            and self.may_be_answered(attempt.__replace__(send_by=newest + self.limits.send))
+            for attempt in superseded
         )
 
     async def record_late_install(
@@ -141,17 +141,17 @@ class AttemptTracker:
         """
         now = earlier_now(self._clock)
         await tx.connections.get_for_update(late.tenant, late.connection_id)  # no intent comes in between
-        other = await tx.attempts.open_of_any_kind(late.tenant, late.connection_id, late.slot)
+        open_use = await tx.attempts.open_of_any_kind(late.tenant, late.connection_id, late.slot)
         if (
-            other is not None
+            open_use is not None
             and journaled
-            and may_invalidate(other, late, rules, now)
-            and self.status_of(other).owner_alive is not None
-            and self.may_be_answered(other)
+            and may_invalidate(open_use, late, rules, now)
+            and self.status_of(open_use).owner_alive is not None
+            and self.may_be_answered(open_use)
         ):
             raise self.pending("another worker of this host has sent it again and waits for the answer")
         uses = await tx.attempts.other_possibly_harmful_uses(late)
-        may_be_invalid = any(may_invalidate(it, late, rules, now) for it in uses)
+        may_be_invalid = any(may_invalidate(use, late, rules, now) for use in uses)
         row = await tx.attempts.get(late.tenant, late.id)
         if may_be_invalid and row is not None and row.outcome is AttemptOutcome.SUPERSEDED:
             await tx.attempts.mark_installed_late(row)

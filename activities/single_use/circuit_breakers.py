@@ -131,11 +131,11 @@ class CircuitBreakers:
 
     def count_open(self, provider: str) -> int:
         """How many of a provider's integrations are not sent to now."""
-        return sum(it.opened for key, it in self._breakers.items() if key[0] == provider)
+        return sum(breaker.opened for key, breaker in self._breakers.items() if key[0] == provider)
 
     def _drop_older_revisions(self, integration: Integration) -> None:
         """The gauge counts them, and no request uses them any more."""
-        older = [it for it in self._breakers if it[1] == integration.id and it[2] < integration.revision]
+        older = [key for key in self._breakers if key[1] == integration.id and key[2] < integration.revision]
         for key in older:
             self.put(key, CircuitBreaker())
 

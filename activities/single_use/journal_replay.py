@@ -112,8 +112,8 @@ class JournalReplayer:
             self._handle_failure(path, failure)
             return False
         except Exception as unexpected:
-            what = f"{type(unexpected).__name__} at {stack_frames(unexpected)[-1]}"
-            self._log_once(path, ErrorCode.INTERNAL, what)
+            place = f"{type(unexpected).__name__} at {stack_frames(unexpected)[-1]}"
+            self._log_once(path, ErrorCode.INTERNAL, place)
             return False
         await self._journal.in_thread(entry.drop)
         metrics.count(metrics.JOURNAL_REPLAYED, outcome)

@@ -231,8 +231,8 @@ class SingleUseProtocol:
 
 def _log_unexpected(attempt: SingleUseAttempt, error: Exception) -> None:
     """Log type and place alone: the exception's text may quote a secret."""
-    what = f"{type(error).__name__} at {stack_frames(error)[-1]}"
-    log_event(log, logging.ERROR, LogEvent.PROTOCOL_FAILED, what, object=attempt.row.id)
+    place = f"{type(error).__name__} at {stack_frames(error)[-1]}"
+    log_event(log, logging.ERROR, LogEvent.PROTOCOL_FAILED, place, object=attempt.row.id)
 
 
 def _as_client_misconfigured(failure: Failure) -> Failure:

@@ -216,10 +216,10 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
     async def _resolve(self, host: str, port: int) -> list[str]:
         """The host's addresses. Raises Failure EGRESS_REFUSED if any of them is private (SSRF)."""
         try:
-            found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            resolved = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
             raise httpcore2.ConnectError(f"{host} {DOES_NOT_RESOLVE}") from None
-        addresses = list(dict.fromkeys(entry[4][0] for entry in found))
+        addresses = list(dict.fromkeys(entry[4][0] for entry in resolved))
         if not self._policy.allows(host, port):
             for address in addresses:
                 reason = address_refusal(address)

@@ -150,21 +150,21 @@ class Journal:
 
     def owner_of(self, attempt_id: AttemptId) -> str | None:
         """The journal that has its reservation or entry, for an attempt without a row; None: none here."""
-        found = (
+        paths = (
             path
             for suffix in (RESERVATION_SUFFIX, ENTRY_SUFFIX)
             for path in self.folder.glob(f"*/{attempt_id}{suffix}")
         )
-        return next((path.parent.name for path in found), None)
+        return next((path.parent.name for path in paths), None)
 
     def own_paths(self) -> list[Path]:
         """The entries of this journal, and the reservations that an earlier owner left."""
-        return [it for it in _paths_in(self._directory) if attempt_id_of(it) not in self._live]
+        return [path for path in _paths_in(self._directory) if attempt_id_of(path) not in self._live]
 
     @contextmanager
     def abandoned_paths(self) -> Iterator[list[Path]]:
         """Entries and reservations of owners that are gone, locked for the length of the block."""
-        found: list[Path] = []
+        paths: list[Path] = []
         locks: list[int] = []
         try:
             for directory in sorted(self.folder.iterdir()):
@@ -172,8 +172,8 @@ class Journal:
                     fd = try_directory(directory)
                     if fd is not None:
                         locks.append(fd)
-                        found += _paths_in(directory)
-            yield found
+                        paths += _paths_in(directory)
+            yield paths
         finally:
             for fd in locks:
                 os.close(fd)
@@ -185,8 +185,10 @@ class Journal:
         Each is locked for the length of the block, so that one worker replays it. The owner may
         continue at any moment: its commit then finds that the attempt has ended.
         """
-        others = (it for it in self.folder.glob(f"*/*{ENTRY_SUFFIX}") if it.parent != self._directory)
-        since = {it: self._first_seen.get(it, seconds_since_boot()) for it in others}
+        others = (
+            entry for entry in self.folder.glob(f"*/*{ENTRY_SUFFIX}") if entry.parent != self._directory
+        )
+        since = {entry: self._first_seen.get(entry, seconds_since_boot()) for entry in others}
         self._first_seen = since
         locks: dict[Path, int] = {}
         try:
@@ -204,9 +206,11 @@ class Journal:
 
     def set_aside_batch(self) -> list[Path]:
         """Some of the entries that were set aside on this host; the next call returns the following ones."""
-        _, found = waiting_paths(self.folder)
+        _, set_aside = waiting_paths(self.folder)
         last = self._last_set_aside
-        turn = ([it for it in found if last is not None and it > last] or found)[:_SET_ASIDE_BATCH]
+        turn = ([path for path in set_aside if last is not None and path > last] or set_aside)[
+            :_SET_ASIDE_BATCH
+        ]
         self._last_set_aside = turn[-1] if turn else None
         return turn
 

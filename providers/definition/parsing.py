@@ -100,13 +100,13 @@ def _refuse_bombs(text: str) -> None:
             depth -= 1
 
 
-def describe_errors(found: Sequence[ErrorDetails], model: type[BaseModel] = ProviderSpec) -> list[str]:
+def describe_errors(errors: Sequence[ErrorDetails], model: type[BaseModel] = ProviderSpec) -> list[str]:
     """A line `field: problem` for each error up to a limit, and the number of the others."""
     # pydantic calls a list whose only item is invalid too short as well
-    ancestors = {item["loc"][:depth] for item in found for depth in range(len(item["loc"]))}
-    own = [item for item in found if item["type"] != "too_short" or item["loc"] not in ancestors]
-    more = [f"and {len(own) - _MAX_ERRORS} more"] if len(own) > _MAX_ERRORS else []
-    return [*(_describe_error(item, model) for item in own[:_MAX_ERRORS]), *more]
+    ancestors = {item["loc"][:depth] for item in errors for depth in range(len(item["loc"]))}
+    own_errors = [item for item in errors if item["type"] != "too_short" or item["loc"] not in ancestors]
+    rest = [f"and {len(own_errors) - _MAX_ERRORS} more"] if len(own_errors) > _MAX_ERRORS else []
+    return [*(_describe_error(item, model) for item in own_errors[:_MAX_ERRORS]), *rest]
 
 
 def _describe_error(item: ErrorDetails, model: type[BaseModel]) -> str:
@@ -168,7 +168,9 @@ def _nested_model(annotation: Any) -> type[BaseModel] | None:
     """The model in `Model`, `Model | None`, `tuple[Model, …]` or `dict[str, Model]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((part for it in get_args(annotation) if (part := _nested_model(it)) is not None), None)
+    return next(
+        (part for argument in get_args(annotation) if (part := _nested_model(argument)) is not None), None
+    )
 
 
 def _printable_name(name: str) -> str:
@@ -222,6 +224,6 @@ def _read_text(path: Path) -> str:
         raise _invalid_definition(path.name, f"can't be read: {error.strerror}") from None
 
 
-def _invalid_definition(where: str, what: str, provider: str = "") -> Failure:
+def _invalid_definition(where: str, problem: str, provider: str = "") -> Failure:
     named = f"provider {provider!r} in {where}" if provider else where
-    return Failure(ErrorCode.INVALID_REQUEST, f"{named}: {what}", field=what.split(":", 1)[0])
+    return Failure(ErrorCode.INVALID_REQUEST, f"{named}: {problem}", field=problem.split(":", 1)[0])

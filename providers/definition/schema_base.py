@@ -38,10 +38,10 @@ def _check_url(value: str) -> str:
     return value
 
 
-def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
+def _matching(pattern: re.Pattern[str], noun: str) -> AfterValidator:
     def check(value: str) -> str:
         if not pattern.match(value):
-            raise ValueError(f"is not {what}")
+            raise ValueError(f"is not {noun}")
         return value
 
     return AfterValidator(check)

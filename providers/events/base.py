@@ -96,20 +96,20 @@ def decode_base64url(part: str) -> bytes:
     return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
 
 
-def json_object(text: bytes, what: str) -> dict[str, Any]:
+def json_object(text: bytes, noun: str) -> dict[str, Any]:
     """A JSON object. Raises EventRejected with `what` for anything else."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise EventRejected("invalid_request", what)
+        raise EventRejected("invalid_request", noun)
     return value
 
 
-def json_in_base64url(part: str, what: str) -> dict[str, Any]:
+def json_in_base64url(part: str, noun: str) -> dict[str, Any]:
     """As `json_object`, of a part of a signed token."""
     try:
-        return json_object(decode_base64url(part), what)
+        return json_object(decode_base64url(part), noun)
     except ValueError:
-        raise EventRejected("invalid_request", what) from None
+        raise EventRejected("invalid_request", noun) from None

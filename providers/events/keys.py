@@ -63,17 +63,17 @@ async def fetch_bundle_keys(egress: Egress, url: str) -> KeySet:
     return KeySet(keys, timedelta(seconds=said) if said else _max_age(response))
 
 
-async def _fetch(egress: Egress, url: str, what: str) -> httpx2.Response:
+async def _fetch(egress: Egress, url: str, noun: str) -> httpx2.Response:
     async with egress.client(headers=STANDARD_HEADERS) as http:
         try:
             response = await http.get(url)
         except httpx2.InvalidURL:
-            raise Failure(ErrorCode.EGRESS_REFUSED, f"the URL of {what} is none") from None
+            raise Failure(ErrorCode.EGRESS_REFUSED, f"the URL of {noun} is none") from None
         except httpx2.TransportError as error:
-            detail = f"{what} could not be fetched ({type(error).__name__})"
+            detail = f"{noun} could not be fetched ({type(error).__name__})"
             raise Failure(ErrorCode.PROVIDER_UNREACHABLE, detail) from None
     if response.status_code != 200:
-        raise Failure(ErrorCode.PROVIDER_ERROR, f"{what}: status {response.status_code}")
+        raise Failure(ErrorCode.PROVIDER_ERROR, f"{noun}: status {response.status_code}")
     return response
 
 

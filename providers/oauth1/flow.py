@@ -144,9 +144,9 @@ def _read_token_pair(
         problem = None
         with suppress(Failure):  # without a body
             problem = reply_fields(read, reply).get(_PROBLEM_PARAM)
-        said = words_of_reply(read, reply, problem if isinstance(problem, str) else None)
+        words = words_of_reply(read, reply, problem if isinstance(problem, str) else None)
         why = f"{spec.name} answered with status 401"
-        raise ReplyFailure(refused, why, provider=spec.name).with_words(said)
+        raise ReplyFailure(refused, why, provider=spec.name).with_words(words)
     raise_for_failure(read, reply, (200,))
     fields = reply_fields(read, reply)
     token, secret = fields.get("oauth_token"), fields.get("oauth_token_secret")
@@ -164,7 +164,7 @@ def temporary_token_in(query: Query) -> Secret | None:
     None for a callback of another protocol. Raises Failure CALLBACK_INVALID when it is repeated.
     """
     for name in ("oauth_token", _DENIED_PARAM):
-        if any(given == name for given, _ in query):
+        if any(param == name for param, _ in query):
             return _single_value(query, name)
     return None
 
@@ -182,7 +182,7 @@ def read_oauth1_callback(query: Query) -> Callback:
 
 
 def _single_value(query: Query, name: str) -> Secret:
-    values = [value for given, value in query if given == name]
+    values = [value for param, value in query if param == name]
     good = len(values) == 1 and values[0].isascii() and values[0].isprintable()
     if not good or not 0 < len(values[0]) <= _MAX_LENGTH:
         reject_callback(f"{name} is malformed")

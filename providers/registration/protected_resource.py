@@ -65,11 +65,11 @@ async def discover_resource(egress: Egress, url: str) -> ProtectedResource:
     fail(url, "no protected resource metadata (RFC 9728): " + "; ".join(missing))
 
 
-def is_same_resource(one: str, other: str) -> bool:
+def is_same_resource(one: str, another: str) -> bool:
     """Whether two identifiers are the same URI: case of scheme and host, the default port and an empty path
     make no difference (RFC 3986 section 6.2), a final slash of a path does."""
     try:
-        return _normalised(one) == _normalised(other)
+        return _normalised(one) == _normalised(another)
     except ValueError:
         return False
 

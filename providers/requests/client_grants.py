@@ -112,9 +112,9 @@ def _jwt_bearer_assertion(provider: ProviderAccess, grant: ClientGrantInput) -> 
     rule = spec.jwt_bearer or JwtBearerGrant()
     values = checked_params(spec, provider.params)
     templates = dict(rule.claims)
-    for param, more in rule.claims_when.items():
+    for param, claims_then in rule.claims_when.items():
         if values.get(param) == "yes":
-            templates |= more
+            templates |= claims_then
     words = {
         "client_id": client.client_id,
         "subject": grant.subject,
@@ -125,7 +125,7 @@ def _jwt_bearer_assertion(provider: ProviderAccess, grant: ClientGrantInput) -> 
     }
     now = int(grant.at.timestamp())
     claims: dict[str, object] = {  # filled in one pass, so that braces in a value stay
-        name: PLACEHOLDER.sub(lambda found: words.get(found.group(1), ""), text)
+        name: PLACEHOLDER.sub(lambda placeholder: words.get(placeholder.group(1), ""), text)
         for name, text in templates.items()
     }
     claims |= {"iat": now, "exp": now + rule.lifetime_s}

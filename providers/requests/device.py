@@ -103,8 +103,8 @@ def read_device_token(
     if error in _PENDING_ERRORS:
         raise DevicePending(_PENDING_ERRORS[error])
     if error in _FINAL_ERRORS:
-        said = words_of_reply(spec, reply, error)
-        raise ReplyFailure(_FINAL_ERRORS[error], provider=spec.name).with_words(said)
+        words = words_of_reply(spec, reply, error)
+        raise ReplyFailure(_FINAL_ERRORS[error], provider=spec.name).with_words(words)
     if reply.status == 429:
         raise DevicePending(DevicePoll.SLOW_DOWN)
     if reply.status >= 500:
@@ -112,11 +112,11 @@ def read_device_token(
     return read_tokens(spec, reply, requested_scopes=requested_scopes, refreshing=False, now=now)
 
 
-def _checked_text(value: object, what: str, shape: re.Pattern[str]) -> str:
+def _checked_text(value: object, noun: str, shape: re.Pattern[str]) -> str:
     if not isinstance(value, str):
-        raise UnreadableBody(f"{what} that is {json_type(value)}")
+        raise UnreadableBody(f"{noun} that is {json_type(value)}")
     if not shape.fullmatch(value):
-        raise UnreadableBody(f"{what} with invalid characters or length")
+        raise UnreadableBody(f"{noun} with invalid characters or length")
     return value
 
 
