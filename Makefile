@@ -96,7 +96,7 @@ types: $(TEST_READY) ## the types (pyright, strict where it matters most)
 	@echo "==> pyright"
 	@$(BIN)/pyright
 
-docs: $(TEST_READY) ## write the pages that are made from code: docs/errors.md, settings, audit actions
+docs: $(TEST_READY) ## write what is made from code: docs/errors.md, settings, audit actions, the Python client's calls
 	@PYTHONPATH=. $(PY) docs/generate.py
 
 site: $(TEST_READY) ## build these pages as a site, with search: build/site/index.html

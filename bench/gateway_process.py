@@ -3,11 +3,10 @@
 import sys
 from contextlib import AsyncExitStack
 
-from evergrant_server.cli.gateway.serve import open_gateway
+from evergrant_server.cli.serve_gateway import open_gateway
 from evergrant_server.egress import EgressPolicy, StreamingTransport
 from evergrant_server.gateway.app import GatewayApp
-from evergrant_server.gateway.http.lifespan import Lifespan
-from evergrant_server.gateway.http.server import make_server
+from evergrant_server.gateway.server import Lifespan, make_server
 from evergrant_server.settings import load_settings
 from providers.definition.registry import Registry
 

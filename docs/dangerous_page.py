@@ -18,7 +18,7 @@ def page(note: str, table: Table) -> str:
     app = _application()
     dangerous = declared(app)
     rows = [
-        (f"`{route}`", it.what, "yes" if it.second else "no")
+        (f"`{route}`", it.content, "yes" if it.second else "no")
         for route, it in sorted(dangerous.items(), key=lambda entry: _by_path(entry[0]))
     ]
     return "\n".join(

@@ -1,4 +1,4 @@
-"""Generates the reference pages from the code.
+"""Generates the reference pages from the code, and the Python client's models and calls from the API.
 
     python docs/generate.py
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
+from clients import generate as client_generator
 from docs import clauses_page, dangerous_page, events_page, provider_pages, roles_page
 from docs.field_comments import describe_fields
 from docs.included_code import with_code
@@ -312,6 +313,7 @@ def main() -> None:
         (DOCS / name).parent.mkdir(exist_ok=True)
         (DOCS / name).write_text(render(), encoding="utf-8")
         print(f"wrote docs/{name}")
+    client_generator.main()
 
 
 if __name__ == "__main__":

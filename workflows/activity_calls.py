@@ -13,8 +13,8 @@ from temporalio import workflow
 from temporalio.common import Priority, RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
-    from evergrant_server.core.messages import access, agents, export, integrations, maintenance
     from evergrant_server.core.messages import activities as m
+    from evergrant_server.core.messages import agents, decisions, export, integrations, maintenance
     from evergrant_server.core.messages.base import Message, Provenance
     from evergrant_server.core.messages.names import ActivityName
     from evergrant_server.core.single_use.attempt import LIMITS
@@ -202,18 +202,18 @@ evaluate_rollout = ActivityCall[integrations.DefinitionCall, integrations.Defini
 
 # --- access, agents ----------------------------------------------------------------------
 
-advance_access_request = ActivityCall[access.AccessRequestCall, access.AccessRequestProgress](
-    ActivityName.ADVANCE_ACCESS_REQUEST, access.AccessRequestProgress, _STORE, "what is due"
+advance_access_request = ActivityCall[decisions.AccessRequestCall, decisions.DecisionProgress](
+    ActivityName.ADVANCE_ACCESS_REQUEST, decisions.DecisionProgress, _STORE, "what is due"
 )
-review_permits = ActivityCall[access.ReviewPermits, access.ReviewPermitsResult](
+review_permits = ActivityCall[decisions.ReviewPermits, decisions.ReviewPermitsResult](
     ActivityName.REVIEW_PERMITS,
-    access.ReviewPermitsResult,
+    decisions.ReviewPermitsResult,
     _limits(_HOUR, _SECOND * 20, _AFTER_TOKENS, maximum_attempts=3),
     "permits that no lease has used",
 )
 
-advance_call_approval = ActivityCall[agents.CallApprovalCall, agents.CallApprovalProgress](
-    ActivityName.ADVANCE_CALL_APPROVAL, agents.CallApprovalProgress, _STORE, "what is due"
+advance_call_approval = ActivityCall[decisions.CallApprovalCall, decisions.DecisionProgress](
+    ActivityName.ADVANCE_CALL_APPROVAL, decisions.DecisionProgress, _STORE, "what is due"
 )
 advance_agent_stop = ActivityCall[agents.AgentStopCall, agents.AgentStopProgress](
     ActivityName.ADVANCE_AGENT_STOP, agents.AgentStopProgress, _STORE, "what the agent has left"

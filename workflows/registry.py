@@ -2,8 +2,7 @@
 
 from workflows.agents.stop import AgentStopWorkflow
 from workflows.connection import ConnectionWorkflow
-from workflows.decisions.access_request import AccessRequestWorkflow
-from workflows.decisions.call_approval import CallApprovalWorkflow
+from workflows.decisions import AccessRequestWorkflow, CallApprovalWorkflow
 from workflows.definition_rollout import DefinitionRolloutWorkflow
 from workflows.export import ExportWorkflow
 from workflows.replaced_grants import ReplacedGrantsWorkflow

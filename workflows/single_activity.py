@@ -3,7 +3,7 @@
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from evergrant_server.core.messages import access, integrations, maintenance
+    from evergrant_server.core.messages import decisions, integrations, maintenance
     from evergrant_server.core.messages.names import WorkflowName
     from workflows import activity_calls
 
@@ -83,7 +83,7 @@ class RereadMetadataWorkflow:
 @workflow.defn(name=WorkflowName.REVIEW_PERMITS)
 class ReviewPermitsWorkflow:
     @workflow.run
-    async def run(self, request: access.ReviewPermits) -> access.ReviewPermitsResult:
+    async def run(self, request: decisions.ReviewPermits) -> decisions.ReviewPermitsResult:
         return await activity_calls.review_permits(request)
 
 

@@ -6,11 +6,11 @@ from temporalio import activity
 
 from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
-from evergrant_server.core.agents.call_approvals import CallApprovalState
 from evergrant_server.core.agents.stops import AgentStop
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.decisions import CallApprovalState
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.agents import AgentStopCall, AgentStopProgress
 from evergrant_server.core.messages.base import RequestContext

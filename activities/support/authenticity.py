@@ -19,8 +19,8 @@ from evergrant_server.core.messages.activities import (
     RevokeGrant,
     RevokeReplacedGrants,
 )
-from evergrant_server.core.messages.agents import CallApprovalCall
 from evergrant_server.core.messages.base import SCHEDULE, RequestContext, RequestMessage
+from evergrant_server.core.messages.decisions import CallApprovalCall
 from evergrant_server.core.messages.export import ExportCall
 from evergrant_server.core.messages.integrations import DefinitionCall
 from evergrant_server.core.messages.names import (

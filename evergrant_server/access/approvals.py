@@ -17,8 +17,9 @@ from typing import Any, ParamSpec, TypeVar
 from pydantic import BaseModel
 
 from evergrant_server.access.judged_request import JudgedRequest
-from evergrant_server.core.access import Action, Approval
+from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.decisions import Approval
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ApprovalId, derived_id
 from evergrant_server.core.secret import Secret
@@ -37,12 +38,12 @@ class Danger:
     """What of a route's commands is dangerous. `second`: with EVERGRANT_FOUR_EYES another admin approves it;
     else it is itself a decision about what another one asked for, or only ends something."""
 
-    what: str
+    content: str
     second: bool = True
 
 
 def dangerous(
-    what: str, *, second: bool = True
+    content: str, *, second: bool = True
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
     """Declare that commands of a route are dangerous.
 
@@ -59,7 +60,7 @@ def dangerous(
                 command = waiting.command
             raise await command.call.write(command.request)
 
-        setattr(answer, _MARK, Danger(what, second))
+        setattr(answer, _MARK, Danger(content, second))
         return answer
 
     return declared
@@ -140,8 +141,8 @@ class _Command:
     @property
     def approval_id(self) -> ApprovalId:
         """The same for the same request of the same app, while it resolves to the same."""
-        call, there = self.call, json.dumps(self.resolves_to, sort_keys=True)
-        digest = hashlib.sha256(there.encode()).hexdigest()
+        call, state = self.call, json.dumps(self.resolves_to, sort_keys=True)
+        digest = hashlib.sha256(state.encode()).hexdigest()
         requested = call.request_hash(self.sent)
         return ApprovalId(derived_id("apr", call.tenant, call.caller.app.id, requested, digest))
 
@@ -167,7 +168,9 @@ class _Command:
             await tx.approvals.put(wanted, expected=None if before is None else before.revision)
             await call.record(tx, AuditAction.APPROVAL_REQUESTED, id, command=wanted.command)
         same = await tx.approvals.approved(call.tenant, wanted.app_id, wanted.command, call.now)
-        outdated = next((it for it in same if it.body == wanted.body and it.id != id), None)
+        outdated = next(
+            (approved for approved in same if approved.body == wanted.body and approved.id != id), None
+        )
         if outdated is None:
             return Failure(ErrorCode.APPROVAL_REQUIRED, approval_id=id)
         names = sorted(

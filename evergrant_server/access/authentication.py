@@ -119,14 +119,14 @@ class Authenticator:
         return Caller(app, credential.of(app), tuple(permits), _digest(text))
 
     async def _key_owner(self, text: str) -> _Owner:
-        given = parse_key(text)
+        presented = parse_key(text)
         async with self._store.read() as tx:
-            found = await _key_and_app(tx, given.id)
+            key_and_app = await _key_and_app(tx, presented.id)
             # An unknown key costs the same comparison as a known one.
-            right = self._is_right(found[0] if found else _UNKNOWN, given.secret)
-            if found is None or not right or found[0].revoked_at is not None:
+            right = self._is_right(key_and_app[0] if key_and_app else _UNKNOWN, presented.secret)
+            if key_and_app is None or not right or key_and_app[0].revoked_at is not None:
                 raise Failure(ErrorCode.UNAUTHENTICATED)
-            key, app = found
+            key, app = key_and_app
             await tx.tenants.require_enabled(app.tenant)
             permits = await tx.access.permits_of(app)
         if key.expires_at is None or not key.is_live(self._clock.now()):
@@ -134,11 +134,11 @@ class Authenticator:
         return app, PresentedCredential(key.id, AuthenticationMethod.API_KEY, key.expires_at), permits
 
     async def _token_owner(self, text: str) -> _Owner:
-        given = parse_app_token(text)
+        presented_token = parse_app_token(text)
         async with self._store.read() as tx:
-            token = await _token(tx, given.id) or _UNKNOWN_TOKEN
-            made = app_token_mac(self._store.ring, token, given.secret)
-            if not hmac.compare_digest(token.secret_hash, made) or token.id != given.id:
+            token = await _token(tx, presented_token.id) or _UNKNOWN_TOKEN
+            made = app_token_mac(self._store.ring, token, presented_token.secret)
+            if not hmac.compare_digest(token.secret_hash, made) or token.id != presented_token.id:
                 raise Failure(ErrorCode.UNAUTHENTICATED)
             await tx.tenants.require_enabled(token.tenant)
             app = await tx.access.app(token.tenant, token.app_id)
@@ -154,23 +154,23 @@ class Authenticator:
     async def _client_of(self, text: str, resource: object) -> Caller:
         """The app as which a gateway's client acts."""
         async with self._store.read() as tx:
-            found = await read_token(tx, resource, text, self._clock.now())
-            permits = await tx.access.permits_of(found.app)
-        token, family = found.token, found.family
+            resource_token = await read_token(tx, resource, text, self._clock.now())
+            permits = await tx.access.permits_of(resource_token.app)
+        token, family = resource_token.token, resource_token.family
         ends = min(token.expires_at, family.expires_at)
         presented = PresentedCredential(KeyId(family.id), AuthenticationMethod.RESOURCE_TOKEN, ends)
-        credential = presented.of(found.app)
-        return Caller(found.app, credential, tuple(permits), _digest(text), authorization=family)
+        credential = presented.of(resource_token.app)
+        return Caller(resource_token.app, credential, tuple(permits), _digest(text), authorization=family)
 
     async def _delegate(self, text: str) -> Caller:
         """The app that acts for a subject by a delegation. Raises Failure DELEGATION_ENDED, too."""
         async with self._store.read() as tx:
             authority = await read_authority(tx, text, self._clock.now())
-        own, ends = authority.own, authority.valid_until
-        if own.may_act is not None:
+        delegation, ends = authority.own, authority.valid_until
+        if delegation.may_act is not None:
             why = "This token is for another app to exchange (may_act), and for nothing else."
             raise Failure(ErrorCode.UNAUTHENTICATED, why)
-        credential = PresentedCredential(own.key_id, own.method, ends, own.confirmation)
+        credential = PresentedCredential(delegation.key_id, delegation.method, ends, delegation.confirmation)
         permits = tuple(authority.links[-1].permits)
         return Caller(authority.apps[-1], credential, permits, _digest(text), delegated=authority)
 
@@ -248,9 +248,9 @@ class ResourceToken(NamedTuple):
 async def read_token(tx: Transaction, request_resource: object, text: str, now: datetime) -> ResourceToken:
     """What an access token stands for at this resource. Raises Failure UNAUTHENTICATED, and those of
     `standing_app`."""
-    given = parse_text(text)
-    token = None if given is None else await _client_token(tx, AccessTokenId(given.id))
-    if given is None or token is None or not is_right(tx.sealer.ring, token, given.secret):
+    presented = parse_text(text)
+    token = None if presented is None else await _client_token(tx, AccessTokenId(presented.id))
+    if presented is None or token is None or not is_right(tx.sealer.ring, token, presented.secret):
         raise Failure(ErrorCode.UNAUTHENTICATED, "The access token is malformed or unknown.")
     if token.resource != request_resource:
         raise Failure(ErrorCode.UNAUTHENTICATED, "The access token is for another resource.")
@@ -277,12 +277,17 @@ async def read_authority(tx: Transaction, text: str, now: datetime) -> Delegated
     presented = parse_delegation_token(text)
     id = DelegationId(presented.id)
     try:
-        own = await tx.delegations.find(id)
-        made = tx.sealer.ring.token_mac("delegation", own.tenant if own else "", id, presented.secret)
-        if not hmac.compare_digest(own.secret_hash if own else _NO_HASH, made) or own is None:
+        delegation = await tx.delegations.find(id)
+        made = tx.sealer.ring.token_mac(
+            "delegation", delegation.tenant if delegation else "", id, presented.secret
+        )
+        if (
+            not hmac.compare_digest(delegation.secret_hash if delegation else _NO_HASH, made)
+            or delegation is None
+        ):
             raise Failure(ErrorCode.UNAUTHENTICATED)
-        await tx.tenants.require_enabled(own.tenant)
-        return await authority_of(tx, own, now)
+        await tx.tenants.require_enabled(delegation.tenant)
+        return await authority_of(tx, delegation, now)
     except Failure as failure:
         if failure.code is not ErrorCode.AUTHORITY_BROKEN:
             raise

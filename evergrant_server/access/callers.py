@@ -58,23 +58,28 @@ class DelegatedAuthority:
         return self.chain[-1]
 
     @property
+    def narrows(self) -> bool:
+        """Whether a delegation of the chain names scopes: then a token never does more than is requested."""
+        return any(delegation.reach.scopes is not None for delegation in self.chain)
+
+    @property
     def act(self) -> dict[str, object]:
         """Who acts, and for which actor (RFC 8693 section 4.1): the outermost is the one that does."""
-        found: dict[str, object] = {}
+        act: dict[str, object] = {}
         for app in self.apps:
-            found = {"sub": f"app:{app.name}", **({"act": found} if found else {})}
-        return found
+            act = {"sub": f"app:{app.name}", **({"act": act} if act else {})}
+        return act
 
     @cached_property
     def use(self) -> DelegatedUse:
         """What the ledger compares and records of a use."""
-        root, own = self.chain[0], self.own
-        rows = [(it.id, it.revision) for it in self.chain]
+        root, last = self.chain[0], self.own
+        rows = [(delegation.id, delegation.revision) for delegation in self.chain]
         if root.rule_id is not None and root.rule_revision is not None:
             rows.append((DelegationId(root.rule_id), root.rule_revision))
-        apps = {it.id: it.revision for it in self.apps if it.id != own.app_id}
+        apps = {app.id: app.revision for app in self.apps if app.id != last.app_id}
         chain = [f"app:{app.name}" for app in self.apps]
-        recorded = {"subject": own.subject, "delegation": own.id, "session": own.root_id, "chain": chain}
+        recorded = {"subject": last.subject, "delegation": last.id, "session": last.root_id, "chain": chain}
         return DelegatedUse(tuple(rows), tuple(apps.items()), recorded)
 
 
@@ -103,26 +108,26 @@ class Caller:
     def judging_permits(self) -> tuple[Permit, ...]:
         """All that a request is judged by: also those of the apps that the caller acts under."""
         links = () if self.delegated is None else self.delegated.links
-        return tuple(chain.from_iterable(it.permits for it in links)) if links else self.permits
+        return tuple(chain.from_iterable(link.permits for link in links)) if links else self.permits
 
     @property
     def by(self) -> str:
         return f"app:{self.app.name}" if self.session is None else self.session.by
 
 
-async def authority_of(tx: Transaction, own: Delegation, now: datetime) -> DelegatedAuthority:
+async def authority_of(tx: Transaction, delegation: Delegation, now: datetime) -> DelegatedAuthority:
     """The authority of a delegation, judged up to its root. Raises Failure DELEGATION_ENDED; APP_DISABLED,
     AGENT_ENDED for the app itself; AUTHORITY_BROKEN."""
-    chain = await tx.delegations.chain(own)
+    chain = await tx.delegations.chain(delegation)
     if problem := chain_problem(chain, now):
-        raise _ended(f"The delegation doesn't count any more: {problem}.", own)
+        raise _ended(f"The delegation doesn't count any more: {problem}.", delegation)
     await _require_rule(tx, chain[0])
     apps: list[App] = []
     links: list[DelegationLink] = []
-    ends = [own.expires_at]
+    ends = [delegation.expires_at]
     for one in chain:
-        app = await _active_app(tx, one, own, now)
-        ends += [it for it in (app.ends_at, await _end_of_credential(tx, one, now)) if it is not None]
+        app = await _active_app(tx, one, delegation, now)
+        ends += [end for end in (app.ends_at, await _end_of_credential(tx, one, now)) if end is not None]
         permits = await tx.access.permits_of(app)
         apps.append(app)
         links.append(DelegationLink(one.subject, one.reach, permits))
@@ -138,25 +143,27 @@ async def _require_rule(tx: Transaction, root: Delegation) -> None:
         raise _ended("The rule that accepted the person's token was changed or deleted.", root)
 
 
-async def _active_app(tx: Transaction, one: Delegation, own: Delegation, now: datetime) -> App:
+async def _active_app(tx: Transaction, one: Delegation, delegation: Delegation, now: datetime) -> App:
     app = await tx.access.app(one.tenant, one.app_id)
     if app is None:
-        raise _ended(f"The app of {one.id} was deleted.", own)
+        raise _ended(f"The app of {one.id} was deleted.", delegation)
     try:
         await tx.agents.require_active(app, now)
     except Failure as failure:
-        if one.app_id == own.app_id or failure.code is ErrorCode.AUTHORITY_BROKEN:
+        if one.app_id == delegation.app_id or failure.code is ErrorCode.AUTHORITY_BROKEN:
             raise
-        raise _ended(f"{app.name}, which it was delegated by, is disabled or has ended.", own) from None
+        raise _ended(
+            f"{app.name}, which it was delegated by, is disabled or has ended.", delegation
+        ) from None
     return app
 
 
 async def _end_of_credential(tx: Transaction, one: Delegation, now: datetime) -> datetime | None:
     """When the API key that proved the app ends; None for a credential. Raises Failure DELEGATION_ENDED."""
     if one.method is AuthenticationMethod.API_KEY:
-        found = await tx.access.key(one.key_id)
-        if found is not None and found[0].is_live(now):
-            return found[0].expires_at
+        key_and_app = await tx.access.key(one.key_id)
+        if key_and_app is not None and key_and_app[0].is_live(now):
+            return key_and_app[0].expires_at
     else:
         credential = await tx.credentials.get(one.tenant, CredentialId(one.key_id))
         if credential is not None and credential.revision == one.credential_revision:
@@ -164,8 +171,8 @@ async def _end_of_credential(tx: Transaction, one: Delegation, now: datetime) ->
     raise _ended(f"The credential that {one.id} was made with was revoked, replaced or has expired.", one)
 
 
-def _ended(why: str, own: Delegation) -> Failure:
-    return Failure(ErrorCode.DELEGATION_ENDED, why, delegation=own.id)
+def _ended(why: str, delegation: Delegation) -> Failure:
+    return Failure(ErrorCode.DELEGATION_ENDED, why, delegation=delegation.id)
 
 
 async def standing_app(tx: Transaction, authorization: Authorization, now: datetime) -> App:

@@ -188,7 +188,8 @@ def is_right(ring: KeyRing, token: AccessToken, secret: str) -> bool:
 
 def _mac(ring: KeyRing, token: AccessToken, secret: str) -> str:
     moments = (
-        it.astimezone(UTC).isoformat(" ", "microseconds") for it in (token.created_at, token.expires_at)
+        moment.astimezone(UTC).isoformat(" ", "microseconds")
+        for moment in (token.created_at, token.expires_at)
     )
     names = (token.tenant, token.id, token.family_id, token.resource, " ".join(token.scopes))
     return ring.token_mac("resource", *names, *moments, secret)

@@ -10,6 +10,7 @@ from evergrant_server.access.authentication import CACHED_FOR
 from evergrant_server.access.callers import Caller
 from evergrant_server.access.context import ApiContext
 from evergrant_server.access.judged_request import JudgedRequest, refusal
+from evergrant_server.access.judgement import lacks, state_refusal, target_of
 from evergrant_server.access.limits import LeaseLimits, RateLimited
 from evergrant_server.access.narrowing import NarrowedLeases
 from evergrant_server.access.recording import LeasedConnections, RefusalLog, record_bulk_read
@@ -23,7 +24,6 @@ from evergrant_server.access.refusals import (
     require_kind,
     require_provable,
     scope_not_granted,
-    target_of,
 )
 from evergrant_server.audit.lease_ledger import LeaseClaim, StaleClaim
 from evergrant_server.core.connections.connection import LifecycleState
@@ -31,7 +31,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import RefreshReason
-from evergrant_server.policy import PermitDecision, scopes_above
+from evergrant_server.policy import PermitDecision, PermitQuestion
 from evergrant_server.store import LeaseRow
 from evergrant_server.telemetry import metrics
 from providers.requests.dpop import origin_of
@@ -101,15 +101,16 @@ class LeaseIssuer:
         if lease_request.proxied is not None:
             lease_request = replace(lease_request, judged=await lease_request.proxied.judged(row))
         call.permitted(lease_request.action, of=target_of(row), hidden=True, proxied=lease_request.judged)
-        if lease_request.scopes:
-            self._judge_scopes(call, lease_request, row, lease_request.scopes)
+        if requested := lease_request.scopes:
+            judge = call.permit_judge
+            _require(call, judge.request_question(row, lease_request.action, requested, lease_request.judged))
         require_kind(lease_request, row)
-        narrower = self._narrowed.wanted(call, lease_request, row)
+        narrower = call.permit_judge.narrower(row, lease_request.scopes or (), exact=lease_request.exact)
         if row.leasable and narrower:
             row = await self._narrowed.row(call, lease_request, row, narrower, cached=cached)
         elif row.leasable:
             row = await self._refreshed_row(lease_request, row, call.context)
-        if not row.leasable or not self._is_valid(row):
+        if state_refusal(row, self._now()) is not None:
             raise await not_leasable(call, lease_request, row)
         decision = await self._check_scopes(call, lease_request, row, cached=cached)
         if lease_request.proof is not None:
@@ -202,32 +203,25 @@ class LeaseIssuer:
         """The requested scopes must be granted; all scopes of the token must be permitted."""
         assert row.grant is not None
         requested = lease_request.scopes or ()
-        missing = scopes_above(requested, row.grant.scopes)
+        missing = lacks(row.grant, requested)
         if missing and cached:
             raise StaleClaim
         if missing:
             raise await scope_not_granted(call, lease_request, row, missing)
-        excess = scopes_above(row.grant.scopes, requested) if lease_request.proxied is None else ()
-        decision = self._judge_scopes(call, lease_request, row, row.grant.scopes, excess)
+        judge = call.permit_judge
+        question = judge.token_question(row, lease_request.action, requested, lease_request.judged)
+        decision = _require(call, question)
         if decision.observed:
             metrics.count(metrics.OBSERVED_DENIALS, "observed", row.provider)
         return decision
 
-    def _judge_scopes(
-        self,
-        call: JudgedRequest,
-        lease_request: LeaseRequest,
-        row: LeaseRow,
-        scopes: tuple[str, ...],
-        excess: tuple[str, ...] = (),
-    ) -> PermitDecision:
-        offline = self._api.registry.offline_scope(row.provider)
-        counted, beyond = ([it for it in them if it != offline] for them in (scopes, excess))
-        action, proxied = lease_request.action, lease_request.judged
-        decision = call.judge(action, target_of(row), tuple(counted), tuple(beyond), proxied)
-        if not decision.allowed:
-            raise refusal(decision, request=proxied)
-        return decision
+
+def _require(call: JudgedRequest, question: PermitQuestion) -> PermitDecision:
+    """The decision that allows it. Raises Failure NOT_PERMITTED, SCOPE_NOT_PERMITTED."""
+    decision = call.decide(question)
+    if not decision.allowed:
+        raise refusal(decision, request=question.request)
+    return decision
 
 
 def claim_of(

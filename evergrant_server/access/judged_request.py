@@ -13,6 +13,7 @@ from starlette.requests import Request
 from evergrant_server import audit
 from evergrant_server.access.callers import Caller
 from evergrant_server.access.context import ApiContext
+from evergrant_server.access.judgement import NO_PERMIT, PermitJudge
 from evergrant_server.access.people import login_url
 from evergrant_server.access.transactions import ATTEMPTS, run_transaction
 from evergrant_server.core.access import READING_ACTIONS, Action
@@ -81,12 +82,21 @@ class JudgedRequest:
         excess: tuple[str, ...] = (),
         proxied: ProxiedRequest | None = None,
     ) -> PermitDecision:
-        """What the caller's permits say now; of a gateway's client, about what its subject authorized."""
-        if not _is_authorized(self.caller, target):
-            return PermitDecision(False, DecisionReason.NO_PERMIT)
-        aliases = self.api.registry.scope_aliases(target.provider) if scopes else ()
-        asked = (target, action, self.now, self.address, scopes, excess, proxied)
-        question = PermitQuestion(*asked, aliases)
+        """What the caller's permits say now."""
+        judge = self.permit_judge
+        return judge.decide(judge.question(action, target, scopes, excess, proxied))
+
+    @property
+    def permit_judge(self) -> PermitJudge:
+        """What judges the caller now."""
+        delegated = self.caller.delegated
+        narrows = delegated is not None and delegated.narrows
+        return PermitJudge(self.api.registry, self.decide, self.now, self.address, narrows)
+
+    def decide(self, question: PermitQuestion) -> PermitDecision:
+        """What the caller's permits say of a question; of a gateway's client, what its subject authorized."""
+        if not _is_authorized(self.caller, question.target):
+            return NO_PERMIT
         delegated = self.caller.delegated
         if delegated is None:
             return decide(self.caller.permits, question)
@@ -147,8 +157,8 @@ class JudgedRequest:
     async def integration_target(self, name: str, provider: str | None = None) -> Target:
         """The integration of this name as permits see it. `provider`: of one that isn't there yet."""
         async with self.api.store.read() as tx:
-            found = await tx.integrations.by_name(self.tenant, name)
-        return Target(name, provider if found is None else found.provider)
+            integration = await tx.integrations.by_name(self.tenant, name)
+        return Target(name, provider if integration is None else integration.provider)
 
     def require_step_up(self) -> None:
         """Raise Failure STEP_UP_REQUIRED for a person who didn't log in moments ago; apps can't log in."""
@@ -169,14 +179,14 @@ class JudgedRequest:
         """
         id = ConnectionId(connection_id)
         if revoking:
-            found = await tx.revocable_rows.connection(self.tenant, id, self.now)
+            connection = await tx.revocable_rows.connection(self.tenant, id, self.now)
         else:
-            found = await tx.connections.get_authentic(self.tenant, id)
-        if found is None or not self.may_see(Target.of(found)):
+            connection = await tx.connections.get_authentic(self.tenant, id)
+        if connection is None or not self.may_see(Target.of(connection)):
             raise Failure(ErrorCode.NOT_FOUND)
         if actions:
-            self.require_permit(*actions, of=Target.of(found), hidden=True)
-        return found
+            self.require_permit(*actions, of=Target.of(connection), hidden=True)
+        return connection
 
     def entry(self, action: AuditAction, object_id: str, /, **detail: object) -> AuditEntry:
         """An audit entry about the object with this id. `detail` must hold no secret.

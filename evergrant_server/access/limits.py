@@ -112,7 +112,7 @@ class LeaseLimits:
     def count_integration(self, scope: Scope, tenant: Tenant, integration: str) -> None:
         """Count a lease of an integration, once for a request that is judged again. Raises RateLimited."""
         counted: list[Counted] = scope.get(_COUNTED, [])
-        if self._integration and not any(it.policy == "integration" for it in counted):
+        if self._integration and not any(limit.policy == "integration" for limit in counted):
             self._take(scope, "integration", (tenant, integration), self._integration)
 
     def _take(self, scope: Scope, policy: str, key: Hashable, quota: int) -> None:
@@ -246,8 +246,10 @@ def add_limit_headers(scope: Scope, headers: MutableHeaders) -> None:
     counted: list[Counted] | None = scope.get(_COUNTED)
     if counted:
         headers["RateLimit-Policy"] = ", ".join(
-            f'"{it.policy}";q={it.quota};'
-            + ('qu="concurrent-requests"' if it.policy == OPEN_REQUESTS else f"w={WINDOW_S}")
-            for it in counted
+            f'"{limit.policy}";q={limit.quota};'
+            + ('qu="concurrent-requests"' if limit.policy == OPEN_REQUESTS else f"w={WINDOW_S}")
+            for limit in counted
         )
-        headers["RateLimit"] = ", ".join(f'"{it.policy}";r={it.remaining};t={it.seconds}' for it in counted)
+        headers["RateLimit"] = ", ".join(
+            f'"{limit.policy}";r={limit.remaining};t={limit.seconds}' for limit in counted
+        )

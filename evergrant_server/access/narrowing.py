@@ -5,10 +5,10 @@ A worker gets one by a refresh of the connection's chain that requests fewer sco
 
 from evergrant_server.access.context import ApiContext, integration_spec
 from evergrant_server.access.judged_request import JudgedRequest
+from evergrant_server.access.judgement import without_offline
 from evergrant_server.access.refreshes import RefreshKey, RefreshWaiter
-from evergrant_server.access.refusals import LeaseRequest, refresh_refused, target_of
+from evergrant_server.access.refusals import LeaseRequest, refresh_refused
 from evergrant_server.audit.lease_ledger import StaleClaim
-from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
 from evergrant_server.core.connections.flow import Flow
@@ -17,7 +17,7 @@ from evergrant_server.core.connections.narrowing import MOST_NARROWED, narrowed_
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages.connection import RefreshReason
-from evergrant_server.policy import DecisionReason, scopes_above
+from evergrant_server.policy import scopes_above
 from evergrant_server.problems import require_found
 from evergrant_server.store import LeaseRow
 from providers.definition.schema import ProviderSpec
@@ -33,17 +33,6 @@ class NarrowedLeases:
         self._api = api
         self._refresher = refresher
         self._margin = RULES[NEWEST_RULES].margin
-
-    def wanted(self, call: JudgedRequest, lease_request: LeaseRequest, row: LeaseRow) -> tuple[str, ...]:
-        """The scopes for which a narrower token is needed; none where the connection's own token serves, or
-        lacks one of them."""
-        requested, grant = lease_request.scopes, row.grant
-        if not requested or grant is None or scopes_above(requested, grant.scopes):
-            return ()
-        wanted, excess = self._without_offline(row, requested), self._excess(row, requested)
-        if not excess or not wanted:
-            return ()
-        return wanted if lease_request.exact or self._permit_insists(call, row, excess) else ()
 
     async def row(
         self,
@@ -84,25 +73,9 @@ class NarrowedLeases:
         assert result is not None
         raise refresh_refused(result, row)
 
-    def _permit_insists(self, call: JudgedRequest, row: LeaseRow, excess: tuple[str, ...]) -> bool:
-        assert row.grant is not None
-        delegated = call.caller.delegated
-        if delegated is not None and any(it.reach.scopes is not None for it in delegated.chain):
-            return True
-        if not any(permit.exact_scopes for permit in call.caller.judging_permits):
-            return False
-        counted = self._without_offline(row, row.grant.scopes)
-        decision = call.judge(Action.TOKEN, target_of(row), counted, excess)
-        return decision.reason is DecisionReason.TOKEN_ABOVE_REQUEST
-
-    def _without_offline(self, row: LeaseRow, scopes: tuple[str, ...]) -> tuple[str, ...]:
-        """The scope for a refresh token permits nothing by itself."""
-        offline = self._api.registry.offline_scope(row.provider)
-        return tuple(dict.fromkeys(it for it in scopes if it != offline))
-
     def _excess(self, row: LeaseRow, requested: tuple[str, ...]) -> tuple[str, ...]:
         scopes = row.grant.scopes if row.grant is not None else ()
-        return self._without_offline(row, scopes_above(scopes, requested))
+        return without_offline(self._api.registry, row.provider, scopes_above(scopes, requested))
 
     def _require_narrowed(self, lease_request: LeaseRequest, held: LeaseRow, wanted: tuple[str, ...]) -> None:
         """Raise the Failure of a token that doesn't have the wanted scopes and no others."""
@@ -120,12 +93,12 @@ class NarrowedLeases:
         wanted: tuple[str, ...],
     ) -> None:
         """Raise the Failure of a provider, or a grant, that gives no narrower token, or no further one."""
-        now, own = call.now, (row.tenant, row.connection_id)
+        now, place = call.now, (row.tenant, row.connection_id)
         async with self._api.store.read() as tx:
             integration = require_found(await tx.integrations.get(row.tenant, row.integration_id))
             spec = await integration_spec(tx, self._api.registry, integration)
-            connection = require_found(await tx.connections.get(*own))
-            full_until = await tx.narrowed_tokens.full_until(*own, slot, now)
+            connection = require_found(await tx.connections.get(*place))
+            full_until = await tx.narrowed_tokens.full_until(*place, slot, now)
         if not is_narrowable(spec, connection.flow, row.grant):
             known: DownScoping = "unsupported" if spec.down_scoping == "refresh" else spec.down_scoping
             why = f"{spec.display_name} is not known to narrow the tokens of this connection."

@@ -32,9 +32,9 @@ def presented_secret(api: ApiContext, request: Request) -> tuple[str, bool] | No
     headers = request.headers.getlist("authorization")
     if headers:
         scheme, _, text = headers[0].partition(" ")
-        given = text.strip()
-        is_session = len(headers) == 1 and scheme.lower() == "bearer" and given.startswith(BEARER_PREFIX)
-        return (given.removeprefix(BEARER_PREFIX), False) if is_session else None
+        credential = text.strip()
+        is_session = len(headers) == 1 and scheme.lower() == "bearer" and credential.startswith(BEARER_PREFIX)
+        return (credential.removeprefix(BEARER_PREFIX), False) if is_session else None
     cookie = request.cookies.get(session_cookie(api.settings.public_url))
     return None if cookie is None else (cookie, True)
 

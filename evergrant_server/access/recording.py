@@ -78,10 +78,10 @@ class RefusalLog:
                 async with asyncio.timeout(WINDOW_S):
                     await self._stopping.wait()
             seen, self._seen = self._seen, {}
-            for it in seen.values():
-                if it.count:
-                    detail = {**it.last.detail, "repeated": it.count}
-                    await self._append(it.last.__replace__(detail=detail))
+            for repetitions in seen.values():
+                if repetitions.count:
+                    detail = {**repetitions.last.detail, "repeated": repetitions.count}
+                    await self._append(repetitions.last.__replace__(detail=detail))
         self._task = None
 
     async def _append(self, entry: AuditEntry) -> None:

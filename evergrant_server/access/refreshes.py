@@ -272,13 +272,13 @@ class PositionPoller:
         loop = asyncio.get_running_loop()
         while self._watched:
             await asyncio.sleep(POLL_INTERVAL_S)
-            due = [it for it in self._watched if it.next_at <= loop.time()]
+            due = [watched for watched in self._watched if watched.next_at <= loop.time()]
             for start in range(0, len(due), _MOST_AT_ONCE):
                 await self._poll_batch(due[start : start + _MOST_AT_ONCE])
 
     async def _poll_batch(self, batch: Sequence[_Watched]) -> None:
         with suppress(Failure):  # the store is away: the next tick asks again
-            found = await self._rows.positions(sorted({it.connection_id for it in batch}))
+            positions = await self._rows.positions(sorted({watched.connection_id for watched in batch}))
             now = asyncio.get_running_loop().time()
             for watched in batch:
-                watched.judge(found.get((watched.tenant, watched.connection_id)), now)
+                watched.judge(positions.get((watched.tenant, watched.connection_id)), now)

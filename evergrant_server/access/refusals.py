@@ -9,12 +9,12 @@ from urllib.parse import unquote, urlsplit
 
 from evergrant_server.access.context import ApiContext, integration_spec
 from evergrant_server.access.judged_request import JudgedRequest
+from evergrant_server.access.judgement import state_refusal, target_of
 from evergrant_server.access.refreshes import RefreshWaitResult
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE, OAUTH1
-from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import AppId, ConnectionId, Tenant, is_id
 from evergrant_server.core.integrations import Endpoints
@@ -113,25 +113,15 @@ class LeaseRequest:
 
 async def not_leasable(call: JudgedRequest, lease_request: LeaseRequest, row: LeaseRow) -> Failure:
     """The failure for a connection without a leasable token."""
-    id = row.connection_id
-    if row.follow_up is FollowUp.CHOOSING and row.state in (
-        LifecycleState.ACTIVE,
-        LifecycleState.NEEDS_REAUTH,
-    ):
-        return Failure(ErrorCode.CHOICE_REQUIRED, connection_id=id)
-    match row.state:
-        case LifecycleState.REVOKING | LifecycleState.REVOKED:
-            return Failure(ErrorCode.CONNECTION_REVOKED, connection_id=id)
-        case LifecycleState.DENIED:
-            return Failure(ErrorCode.CONSENT_DENIED, connection_id=id)
-        case LifecycleState.ACTIVE:
-            return Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0, connection_id=id)
-        case _:
-            needed = Failure(ErrorCode.CONSENT_REQUIRED)
-            needed = await _with_link(needed, call, _wanted(lease_request, row), target_of(row))
-            if row.reason is ErrorCode.GRANT_REVOKED_ELSEWHERE:
-                needed.context["reason"] = row.reason.value
-            return needed
+    code = state_refusal(row, call.now) or ErrorCode.REFRESH_PENDING
+    if code is ErrorCode.REFRESH_PENDING:
+        return Failure(code, retry_after=1.0, connection_id=row.connection_id)
+    if code is not ErrorCode.CONSENT_REQUIRED:
+        return Failure(code, connection_id=row.connection_id)
+    needed = await _with_link(Failure(code), call, _wanted(lease_request, row), target_of(row))
+    if row.reason is ErrorCode.GRANT_REVOKED_ELSEWHERE:
+        needed.context["reason"] = row.reason.value
+    return needed
 
 
 async def scope_not_granted(
@@ -166,10 +156,6 @@ async def absent(call: JudgedRequest, lease_request: LeaseRequest) -> Failure:
         return Failure(ErrorCode.NOT_FOUND)
     wanted = WantedConsent(names, lease_request.scopes, lease_request.challenge)
     return await _with_link(Failure(ErrorCode.CONSENT_REQUIRED), call, wanted, target)
-
-
-def target_of(row: LeaseRow) -> Target:
-    return Target(row.integration, row.provider, row.subject, row.connection_id)
 
 
 def names_of(row: LeaseRow) -> ConnectionNames:

@@ -29,14 +29,14 @@ class SharedCounts:
 
     def __init__(self, settings: Settings) -> None:
         password = settings.redis_password_file
-        given = {} if password is None else {"password": password.read_text(encoding="utf-8").strip()}
+        options = {} if password is None else {"password": password.read_text(encoding="utf-8").strip()}
         self._pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
             settings.redis_url,
             max_connections=_CONNECTIONS,
             timeout=_WAIT_S,
             socket_timeout=_WAIT_S,
             socket_connect_timeout=_WAIT_S,
-            **given,
+            **options,
         )
         self._storage = RedisStorage(
             "async+redis://",

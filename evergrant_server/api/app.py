@@ -12,26 +12,21 @@ from evergrant_server.access.context import ApiContext
 from evergrant_server.access.decision import LeaseIssuer
 from evergrant_server.access.recording import RefusalLog
 from evergrant_server.access.refreshes import RefreshWaiter
-from evergrant_server.api import audit, health, openapi
-from evergrant_server.api.agents import approvals as call_approvals
+from evergrant_server.api import audit, health, openapi, webhooks
 from evergrant_server.api.agents import delegation_explanation, delegation_rules, delegations
 from evergrant_server.api.agents import routes as agents
-from evergrant_server.api.agents import stop as agent_stop
 from evergrant_server.api.apps import (
-    access_requests,
-    approvals,
-    changes,
     credentials,
     explain,
     keys,
     permits,
+    reach,
     report,
     simulation,
     trusted_issuers,
 )
 from evergrant_server.api.apps import routes as apps
-from evergrant_server.api.apps.reach import routes as reach
-from evergrant_server.api.connections import commands, confirm, history
+from evergrant_server.api.connections import commands, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.console import agents as console_agents
 from evergrant_server.api.console import apps as console_apps
@@ -39,10 +34,11 @@ from evergrant_server.api.console import connections as console_connections
 from evergrant_server.api.console import integrations as console_integrations
 from evergrant_server.api.console import login as console_login
 from evergrant_server.api.console import requests as console_requests
+from evergrant_server.api.decisions import access_requests, approvals, call_approvals
 from evergrant_server.api.http.client_certificates import TrustedHop
 from evergrant_server.api.http.middleware import Deadline, Envelope
 from evergrant_server.api.http.request_errors import install_error_handlers
-from evergrant_server.api.integrations import definition_rollout, definitions
+from evergrant_server.api.integrations import definitions
 from evergrant_server.api.integrations import routes as integrations
 from evergrant_server.api.leases import oauth1_signatures, refresh_command
 from evergrant_server.api.leases import routes as leases
@@ -56,12 +52,10 @@ from evergrant_server.api.pages.guesses import GuessLimit
 from evergrant_server.api.people import login_rules, sessions
 from evergrant_server.api.provider_events import inbound, receivers
 from evergrant_server.api.transfer import routes as transfer
-from evergrant_server.api.webhooks import deliveries
-from evergrant_server.api.webhooks import routes as webhooks
 from evergrant_server.console.console_pages import ConsolePages
 from evergrant_server.console.logos import Logos
 from evergrant_server.console.pages import Pages
-from evergrant_server.setting_types import CertificateHeader
+from evergrant_server.settings.types import CertificateHeader
 from evergrant_server.telemetry import traces
 
 VERSION = "0.1.0"
@@ -78,7 +72,6 @@ _NO_TELEMETRY: TelemetryConfig = {
 ROUTERS = (
     health.router,
     definitions.router,
-    definition_rollout.router,
     integrations.metadata_router,
     integrations.router,
     apps.router,
@@ -86,7 +79,6 @@ ROUTERS = (
     delegations.router,
     delegation_explanation.router,
     delegation_rules.router,
-    agent_stop.router,
     call_approvals.router,
     permits.router,
     keys.router,
@@ -101,7 +93,7 @@ ROUTERS = (
     approvals.router,
     trusted_issuers.router,
     access_requests.router,
-    changes.router,
+    audit.access_router,
     simulation.router,
     explain.router,
     report.router,
@@ -113,13 +105,11 @@ ROUTERS = (
     transfer.router,  # before /v1/connections/{id}, which would match import and export
     connections.router,
     commands.router,
-    confirm.router,
     refresh_command.router,
     oauth1_signatures.router,
     history.router,
     audit.router,
     webhooks.router,
-    deliveries.router,
     receivers.router,
     inbound.router,
     connect.router,

@@ -1,4 +1,4 @@
-"""`/v1/audit`: reads and verifies the audit log."""
+"""`/v1/audit`: reads and verifies the audit log, and what it has about changes of who may do what."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -7,17 +7,21 @@ from fastapi import APIRouter, Query
 
 from evergrant_server import audit
 from evergrant_server.api.http.call import ApiCall, AuditorCall, Call
-from evergrant_server.api.http.models import Page, PageCursor, View
+from evergrant_server.api.http.models import Page, PageCursor, PageLimit, UtcDatetime, View
 from evergrant_server.core.access import READING_ACTIONS, Action
-from evergrant_server.core.audit import AuditRecord
+from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.provider_words import PROVIDER_SAID
 from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["audit"])
+access_router = APIRouter(tags=["apps"])
+
+_PUTS = (AuditAction.APP_PUT, AuditAction.PERMIT_PUT, AuditAction.INTEGRATION_PUT)
 
 Limit = Annotated[int, Query(ge=1, le=500)]
+Moment = Annotated[UtcDatetime | None, Query()]
 
 
 class AuditView(View):
@@ -109,8 +113,53 @@ async def _page(
 ) -> Page[AuditView]:
     bound = {"list": "audit", "of": object_id} | ({"newest": True} if newest_first else {})
     after = call.cursors.decode(cursor, call.tenant, **bound)
-    found = await audit.page(
+    records = await audit.page(
         tx, call.tenant, object=object_id, after=after, limit=limit + 1, newest_first=newest_first
     )
-    next_cursor = call.cursors.next_cursor(found, limit, audit.page_cursor, call.tenant, **bound)
-    return Page(items=[AuditView.of_record(record) for record in found[:limit]], next_cursor=next_cursor)
+    next_cursor = call.cursors.next_cursor(records, limit, audit.page_cursor, call.tenant, **bound)
+    return Page(items=[AuditView.of_record(record) for record in records[:limit]], next_cursor=next_cursor)
+
+
+class AccessChangeView(View):
+    """One change. `detail` is what was written, `before` what the record before it said of the same object;
+    null for what was new, and for changes that replace nothing."""
+
+    at: datetime
+    action: str
+    object: str
+    by: str
+    detail: dict[str, Any]
+    before: dict[str, Any] | None
+
+
+@access_router.get("/v1/access/changes")
+async def list_access_changes(
+    call: AuditorCall,
+    since: Moment = None,
+    until: Moment = None,
+    limit: PageLimit = 100,
+    cursor: PageCursor = None,
+) -> Page[AccessChangeView]:
+    """Changes of apps, keys, permits, approvals, requests for access and integrations, oldest first.
+
+    From `since` on, and before `until`, as the audit log has them.
+    """
+    bound = {"list": "access-changes", "since": _text(since), "until": _text(until)}
+    after = call.cursors.decode(cursor, call.tenant, **bound)
+    async with call.api.store.read() as tx:
+        window = audit.Window(since, until, access_only=True)
+        records = await audit.page(tx, call.tenant, window=window, after=after, limit=limit + 1)
+        items = [await _change(tx, record) for record in records[:limit]]
+    next_cursor = call.cursors.next_cursor(records, limit, audit.page_cursor, call.tenant, **bound)
+    return Page(items=items, next_cursor=next_cursor)
+
+
+async def _change(tx: Transaction, record: AuditRecord) -> AccessChangeView:
+    before = None
+    if record.action in _PUTS:
+        before = await audit.record_before(tx, record)
+    return AccessChangeView.of(record, by=record.context.by, before=None if before is None else before.detail)
+
+
+def _text(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()

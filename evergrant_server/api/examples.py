@@ -121,8 +121,12 @@ def example_of(method: str, path: str, operation: Mapping[str, Any]) -> str:
     route = f"{method} {path}"
     collection = path.split("/")[2] if path.count("/") > 1 else ""
     values = {**_VALUES, "name": _NAMES.get(collection, "…")}
-    url = re.sub(r"\{(\w+)\}", lambda it: values.get(it[1], "…"), path)
-    needed = [it["name"] for it in operation.get("parameters", ()) if it["in"] == "query" and it["required"]]
+    url = re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], "…"), path)
+    needed = [
+        parameter["name"]
+        for parameter in operation.get("parameters", ())
+        if parameter["in"] == "query" and parameter["required"]
+    ]
     query = "&".join(f"{name}={values.get(name, '…')}" for name in needed)
     words = ["curl"] if method == "GET" else ["curl", "-X", method]
     words.append(f'"$EVERGRANT_URL{url}{"?" if query else ""}{query}"')

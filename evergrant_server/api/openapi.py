@@ -1,27 +1,152 @@
-"""The page at `/`, `/docs`, `/openapi.json` and the style sheet."""
+"""The page at `/`, `/docs`, the style sheet, and `/openapi.json` with the failures of each operation."""
 
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import HTMLResponse, Response
 
 from evergrant_server.api.examples import example_of
 from evergrant_server.api.leases.models import LeaseBody, LeaseView, ProofBody, ProofView, TokenBody
 from evergrant_server.api.leases.routes import LEASE_PATH, PROOF_PATH, TOKEN_PATH
 from evergrant_server.api.pages.browser import html_response
-from evergrant_server.api.problem_schemas import METHODS, describe_failures
 from evergrant_server.console.pages import STYLE, Pages
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
+from evergrant_server.core.model import CheckedModel
+from evergrant_server.problems import MEDIA_TYPE
 
 router = APIRouter(include_in_schema=False)
 
+METHODS = ("get", "put", "post", "delete")
+_BY_STATUS = {
+    status: sorted(code.value for code, rule in FAILURES.items() if rule.status == status)
+    for status in sorted({rule.status for rule in FAILURES.values()})
+}
+_PAGES = ("/connect/", "/oauth/callback/")
+_PEOPLE = ("/login", "/logout")
+_OWN = ("/v1/sessions/current", "/v1/admin-login", "/v1/client-login")  # there may be none
+_NAMING = ("app",)  # parameters that name what there may not be, where they are given
+_CLIENTS = ("/v1/lease", "/v1/connections", "/v1/integrations")  # what an integration's client is used for
+_HEADERS: dict[int, dict[str, Any]] = {
+    401: {"WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}}},
+    429: {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}}},
+    503: {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}}},
+}
 _TAGS = (
     *("integrations", "providers", "apps", "connections", "leases", "webhooks", "audit", "transfer"),
     *("security events", "oauth", "workload identity", "agents", "people", "pages", "health"),
 )
 _REF = "#/components/schemas/"
+
+
+class FieldError(CheckedModel):
+    """An invalid field of the request, without its value."""
+
+    field: str
+    problem: str
+
+
+class ProblemDocument(CheckedModel):
+    """A problem document (RFC 9457) with a stable `code`, who repairs it and how.
+
+    Some codes come with members of their own, such as `connection_id`, `connect_url` or `approval_id`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    kind: str
+    repairer: str
+    repair: str
+    retry_after: float | None = None
+    field: str | None = None
+    errors: list[FieldError] | None = None
+
+
+def describe_failures(schema: dict[str, Any]) -> None:
+    """Add the failures that each operation can answer with, in place of FastAPI's 422."""
+    schemas = schema["components"]["schemas"]
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    described = ProblemDocument.model_json_schema(ref_template=_REF + "{model}")
+    schemas |= described.pop("$defs") | {ProblemDocument.__name__: described}
+    for status, codes in _BY_STATUS.items():
+        members = {"status": {"const": status}, "code": {"enum": codes}}
+        schemas[_name(status)] = {"allOf": [_ref(ProblemDocument.__name__)], "properties": members}
+    for path, operations in schema["paths"].items():
+        for method in METHODS:
+            if method in operations and "health" not in operations[method].get("tags", ()):
+                _describe(path, method, operations[method])
+
+
+def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)
+    page = next(
+        (response for response in responses.values() if "text/html" in response.get("content", ())), None
+    )
+    if page is not None:
+        responses["303"] = {"description": "The browser goes on to another page"}
+    for status in sorted(_statuses(path, method, operation)):
+        if page is not None:
+            why = {"description": "A page that says why", "content": page["content"]}
+            responses.setdefault(str(status), why)
+        elif str(status) in responses:  # with a shape of its own beside ours
+            responses[str(status)]["content"][MEDIA_TYPE] = {"schema": _ref(_name(status))}
+        else:
+            responses[str(status)] = _response(status)
+
+
+def _statuses(path: str, method: str, operation: dict[str, Any]) -> set[int]:
+    """The statuses of the failures that an operation can end with."""
+    statuses = {429, 500, 503}  # what no app proves its identity for is counted by address
+    parameters = [parameter for parameter in operation.get("parameters", ()) if parameter["in"] != "header"]
+    body = "requestBody" in operation
+    if "security" in operation:
+        statuses |= {401, 403}
+    if operation.get("parameters") or body:
+        statuses.add(400)
+    names = any(
+        parameter["in"] == "path" or parameter["required"] or parameter["name"] in _NAMING
+        for parameter in parameters
+    )
+    if names or body:
+        statuses.add(404)
+    if body:
+        statuses.add(413)
+    if method != "get":
+        statuses.add(409)
+        if path.startswith(_CLIENTS):
+            statuses.add(424)
+    if path.startswith(_PAGES):
+        statuses |= {403, 409, 424}
+    if path in _PEOPLE:
+        statuses |= {400, 404, 413, 424}
+    if path in _OWN:
+        statuses.add(404)
+    return statuses
+
+
+def _response(status: int) -> dict[str, Any]:
+    codes = ", ".join(f"`{code}`" for code in _BY_STATUS[status])
+    response: dict[str, Any] = {
+        "description": f"A problem document: {codes}",
+        "content": {MEDIA_TYPE: {"schema": _ref(_name(status))}},
+    }
+    return response | ({"headers": _HEADERS[status]} if status in _HEADERS else {})
+
+
+def _name(status: int) -> str:
+    return f"Problem{status}"
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": _REF + name}
 
 
 @router.get("/static/evergrant.css")
@@ -33,15 +158,15 @@ async def get_stylesheet() -> Response:
 async def get_logo(request: Request, file: str) -> Response:
     """An operator's logo, which runs nothing and loads nothing where it is opened by itself."""
     templates: Pages = request.app.state.templates
-    found = templates.logos.file(file)
-    if found is None:
+    logo = templates.logos.file(file)
+    if logo is None:
         raise Failure(ErrorCode.NOT_FOUND)
     headers = {
         "Cache-Control": "public, max-age=3600",
         "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
         "X-Content-Type-Options": "nosniff",
     }
-    return Response(found[0], media_type=found[1], headers=headers)
+    return Response(logo[0], media_type=logo[1], headers=headers)
 
 
 @router.get("/", response_class=HTMLResponse)
@@ -61,7 +186,7 @@ async def get_docs(request: Request) -> Response:
 
 def _sections(schema: dict[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
     """The routes by tag, in the order in which the guide needs them."""
-    found: dict[str, list[dict[str, str]]] = {tag: [] for tag in _TAGS}
+    sections: dict[str, list[dict[str, str]]] = {tag: [] for tag in _TAGS}
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             if method not in METHODS:
@@ -69,9 +194,9 @@ def _sections(schema: dict[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
             text = operation.get("description") or operation.get("summary", "") + "."
             example = example_of(method.upper(), path, operation)
             shown = {"method": method.upper(), "path": path, "text": text, "example": example}
-            found.setdefault(operation["tags"][0], []).append(shown)
-    found["leases"].sort(key=lambda it: it["path"] != LEASE_PATH)  # what most readers look for
-    return [("OAuth" if tag == "oauth" else tag, routes) for tag, routes in found.items() if routes]
+            sections.setdefault(operation["tags"][0], []).append(shown)
+    sections["leases"].sort(key=lambda route: route["path"] != LEASE_PATH)  # what most readers look for
+    return [("OAuth" if tag == "oauth" else tag, routes) for tag, routes in sections.items() if routes]
 
 
 def openapi_schema(app: FastAPI) -> dict[str, Any]:

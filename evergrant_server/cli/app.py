@@ -5,21 +5,18 @@
 
 import asyncio
 import json
-import logging
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
-from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from evergrant_server import __version__
 from evergrant_server.checkout import require_own_packages
-from evergrant_server.cli.durations import OptionalDuration
+from evergrant_server.cli.flags import Flags, OptionalDuration, settings_of, settings_of_process
 from evergrant_server.cli.process import CommandFailed
 from evergrant_server.core.errors import Failure
 from evergrant_server.gc_tuning import quick_imports
 from evergrant_server.process_exit import exit_process, fail, failure_message, unexpected_message
-from evergrant_server.settings import BadSettings, Settings, load_settings
+from evergrant_server.settings import BadSettings
 
 app = App(
     name="evergrant_server",
@@ -28,35 +25,6 @@ app = App(
     help_on_error=False,
     result_action="return_value",  # cyclopts would exit without `exit_process`
 )
-_SETTINGS = Group("Settings (each is also EVERGRANT_… in the environment)")
-
-
-@Parameter(name="*", group=_SETTINGS)
-@dataclass
-class Flags:
-    """The settings that operators give most often; the others come from the environment."""
-
-    data_dir: Path | None = None
-    database_url: str | None = None
-    key_file: Path | None = None
-    host: str | None = None
-    port: int | None = None
-    public_url: str | None = None
-    temporal_address: str | None = None
-    temporal_port: int | None = None
-    temporal_ui_port: int | None = None
-    gateway_port: int | None = None
-    egress_allow: str | None = None
-    log_level: str | None = None
-
-    def settings(self) -> Settings:
-        return load_settings(**vars(self))
-
-    def settings_of_dev(self) -> Settings:
-        """Those of the installation that `dev` runs here, if it does."""
-        from evergrant_server.cli.dev.settings_file import load_settings_of_dev
-
-        return load_settings_of_dev(**vars(self))
 
 
 @app.command
@@ -65,37 +33,34 @@ def dev(*, flags: Flags | None = None) -> None:
     settings = settings_of_process(flags)
     from evergrant_server.cli.dev import run
 
-    asyncio.run(run.run(settings))
+    asyncio.run(run.run(settings, main))
 
 
 @app.command(name="dev-api", show=False)
 def dev_api() -> None:
     """The API of `dev`."""
     settings = settings_of_process(None)
-    with quick_imports():
-        from evergrant_server.cli.dev import api_process
+    from evergrant_server.cli.dev import services
 
-    api_process.serve(settings)
+    services.serve_api(settings)
 
 
 @app.command(name="dev-worker", show=False)
 def dev_worker() -> None:
     """The worker of `dev`."""
     settings = settings_of_process(None)
-    with quick_imports():
-        from evergrant_server.cli.dev import worker_process
+    from evergrant_server.cli.dev import services
 
-    asyncio.run(worker_process.work(settings))
+    asyncio.run(services.work(settings))
 
 
 @app.command(name="dev-gateway", show=False)
 def dev_gateway() -> None:
     """The gateway of `dev`."""
     settings = settings_of_process(None)
-    with quick_imports():
-        from evergrant_server.cli.dev import gateway_process
+    from evergrant_server.cli.dev import services
 
-    gateway_process.serve(settings)
+    services.serve_gateway(settings)
 
 
 @app.command
@@ -121,7 +86,7 @@ def gateway(*, flags: Flags | None = None) -> None:
     """Run the gateway, which sends apps' calls to providers' APIs. Any number may run."""
     settings = settings_of_process(flags)
     with quick_imports():
-        from evergrant_server.cli.gateway.serve import serve_gateway
+        from evergrant_server.cli.serve_gateway import serve_gateway
 
     serve_gateway(settings)
 
@@ -188,27 +153,13 @@ def openapi() -> None:
     print(json.dumps(openapi_document()))
 
 
-_OPERATE = "evergrant_server.cli.operate"  # slow to import
-app.command(f"{_OPERATE}:db", help="The database's schema, and the Temporal namespace.")
-app.command(f"{_OPERATE}:keys", help="The key ring, and the first API key.")
-app.command(f"{_OPERATE}:audit_log", name="audit", help="The audit log.")
+# each is imported when one of its commands runs: they are slow to import
+app.command("evergrant_server.cli.db:db", help="The database's schema, and the Temporal namespace.")
+app.command("evergrant_server.cli.keys:keys", help="The key ring, and the first API key.")
+app.command("evergrant_server.cli.operate:audit_log", name="audit", help="The audit log.")
 app.command("evergrant_server.cli.authority:authority", help="The authenticators of rows.")
 app.command("evergrant_server.cli.tenants:tenants", help="Which tenants are served.")
 app.command("evergrant_server.cli.providers:providers", help="The provider catalogue.")
-
-
-def settings_of_process(flags: Flags | None) -> Settings:
-    """Load the settings of a process that serves. Before slow imports, so a mistake is reported at once."""
-    settings = (flags or Flags()).settings()
-    logging.getLogger().setLevel(settings.log_level)
-    return settings
-
-
-def settings_of(flags: Flags | None) -> Settings:
-    """Load the settings of a command that works on an installation: with no other given, that of `dev`."""
-    settings = (flags or Flags()).settings_of_dev()
-    logging.getLogger().setLevel(settings.log_level)
-    return settings
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

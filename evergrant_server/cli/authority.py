@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from evergrant_server import audit
-from evergrant_server.cli.app import Flags, settings_of
+from evergrant_server.cli.flags import Flags, settings_of
 from evergrant_server.cli.pinned_hosts.acceptance import accept_hosts as accept_hosts_of
 from evergrant_server.cli.pinned_hosts.acceptance import pin_accepted_rows
 from evergrant_server.cli.pinned_hosts.waiting import print_waiting_hosts

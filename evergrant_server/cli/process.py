@@ -1,4 +1,4 @@
-"""A child process of `dev`: its log, its pid file, its restarts and its end."""
+"""A child process: the settings it inherits; for `dev` its log, its pid file, its restarts and its end."""
 
 import asyncio
 import os
@@ -10,11 +10,32 @@ from typing import IO, Protocol
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.parent_process import end_with_parent
+from evergrant_server.settings import BadSettings, Settings, load_settings
+from evergrant_server.settings.types import without_password
 
 WORKER_STOP_LIMIT_S = 130.0  # longer than a worker's graceful shutdown while its store is unavailable
 _STOP_LIMIT_S = 10.0
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
+_PASSED_TO_CHILDREN = (
+    "data_dir",
+    "database_url",
+    "key_file",
+    "host",
+    "port",
+    "public_url",
+    "api_workers",
+    "gateway_host",
+    "gateway_port",
+    "gateway_public_url",
+    "temporal_address",
+    "temporal_namespace",
+    "temporal_task_queue",
+    "temporal_ui_url",
+    "allow_unbound_consent",
+    "log_level",
+    "log_format",
+)
 
 
 class CommandFailed(Exception):
@@ -151,3 +172,26 @@ async def keep_running(stop: asyncio.Event, processes: list[ChildProcess]) -> No
     for keeper in keepers:
         keeper.cancel()
     await asyncio.gather(*keepers, return_exceptions=True)
+
+
+def settings_environment(settings: Settings) -> dict[str, str]:
+    """The variables that give a child process these settings, without a secret that it reads from a file.
+
+    Each further child inherits them, and every process of the same user can read them.
+    """
+    values = {f"EVERGRANT_{name.upper()}": str(getattr(settings, name)) for name in _PASSED_TO_CHILDREN}
+    values["EVERGRANT_EGRESS_ALLOW"] = ",".join(settings.egress_allow)
+    if settings.database_password_file is not None and not settings.uses_sqlite:
+        values["EVERGRANT_DATABASE_URL"] = without_password(settings.database_url)
+        values["EVERGRANT_DATABASE_PASSWORD_FILE"] = str(settings.database_password_file.absolute())
+    elif _is_read_without_flags(settings.database_url):
+        del values["EVERGRANT_DATABASE_URL"]
+    return values
+
+
+def _is_read_without_flags(database_url: str) -> bool:
+    """Whether a child that starts in this folder reads this URL by itself, perhaps from the settings file."""
+    try:
+        return load_settings().database_url == database_url
+    except BadSettings:  # a flag replaces the setting that is wrong
+        return False

@@ -10,9 +10,9 @@ from granian import Granian
 from granian.constants import Interfaces
 from granian.log import LogLevels
 
-from evergrant_server.cli.child_settings import settings_environment
+from evergrant_server.cli.machine import require_free_port
 from evergrant_server.cli.mtls_listener import mtls_listener
-from evergrant_server.cli.ports import require_free_port
+from evergrant_server.cli.process import settings_environment
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings

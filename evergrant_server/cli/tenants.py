@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from cyclopts import App
 
 from evergrant_server.access.transactions import record, run_transaction
-from evergrant_server.cli.app import Flags, settings_of
+from evergrant_server.cli.flags import Flags, settings_of
 from evergrant_server.core.access import TenantStanding
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock, SystemClock

@@ -23,7 +23,7 @@ _FACTS = {
 }
 
 
-class Found(NamedTuple):
+class ProviderPage(NamedTuple):
     """One page of providers; `next_after` is the name that the next one begins after."""
 
     items: list[dict[str, Any]]
@@ -41,7 +41,7 @@ class Evidence(NamedTuple):
     url: str | None
 
 
-def search(providers: Sequence[dict[str, Any]], words: str, category: str, after: str) -> Found:
+def search(providers: Sequence[dict[str, Any]], words: str, category: str, after: str) -> ProviderPage:
     """The providers whose name or kind has all of the words, of the category if one is given."""
     wanted = words.casefold().split()
     fitting = [
@@ -51,7 +51,7 @@ def search(providers: Sequence[dict[str, Any]], words: str, category: str, after
     ]
     left = [provider for provider in fitting if provider["name"] > after]
     page = left[:_ROWS]
-    return Found(page, len(fitting), page[-1]["name"] if len(left) > _ROWS else None)
+    return ProviderPage(page, len(fitting), page[-1]["name"] if len(left) > _ROWS else None)
 
 
 def _fits(provider: dict[str, Any], words: list[str]) -> bool:

@@ -54,7 +54,7 @@ class Shown(Protocol):
 
 
 class NextStep(NamedTuple):
-    """`tone` is that of the mark beside the state."""
+    """What a connection needs next. `tone` is that of the mark beside its state."""
 
     text: str
     actor: str
@@ -117,7 +117,7 @@ class _Integration(Protocol):
 
 
 class Finding(NamedTuple):
-    """`at` is the moment that the text is about; `actor` is who acts."""
+    """What is wrong with an integration. `at` is the moment that the text is about; `actor` is who acts."""
 
     tone: str
     text: str
@@ -129,7 +129,7 @@ _ADMIN = WHO[Repairer.INTEGRATION_ADMIN]
 
 
 def findings(integration: _Integration, now: datetime) -> list[Finding]:
-    """The worst first; one good finding where there is none."""
+    """What is wrong with the integration, the worst first; one good finding where nothing is."""
     problems = sorted(_problems(integration, now), key=lambda finding: finding.tone != "bad")
     return problems or [Finding("good", "ready")]
 

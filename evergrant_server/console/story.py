@@ -24,8 +24,11 @@ class _Event(Protocol):
 
 
 class Line(NamedTuple):
-    """One line. `source` is `audit` or `workflow`; `count` of leases of one app that are told together, the
-    first of them at `since`."""
+    """A line of the story.
+
+    `source` is `audit` or `workflow`; `count` of leases of one app that are told together, the first of them
+    at `since`.
+    """
 
     at: datetime
     source: str
@@ -38,7 +41,7 @@ class Line(NamedTuple):
 
 
 class Story(NamedTuple):
-    """`omitted` counts events of the workflow that this page leaves out."""
+    """A page of the story. `omitted` counts events of the workflow that this page leaves out."""
 
     lines: list[Line]
     omitted: int

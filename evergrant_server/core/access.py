@@ -9,7 +9,6 @@ from pydantic import Field
 
 from evergrant_server.core.ids import (
     AppId,
-    ApprovalId,
     CredentialId,
     KeyId,
     PermitId,
@@ -164,30 +163,6 @@ class KeySession(TenantRow):
     secret_hash: str
     created_at: datetime
     expires_at: datetime
-
-
-class Approval(TenantRow):
-    """A command of an app or a person that a second admin must approve (`EVERGRANT_FOUR_EYES`).
-
-    `body` is the request's, which holds no secret. `resolves_to` is what its names stand for: ids,
-    revisions, issuers and endpoints. The same command of the same app that resolves to the same has the same
-    id.
-    """
-
-    id: ApprovalId
-    app_id: AppId
-    by: str  # who sent the command
-    command: str  # method and path
-    body: dict[str, Any] | None
-    resolves_to: dict[str, Any] = Field(default_factory=dict)
-    created_at: datetime
-    expires_at: datetime
-    approved_by: str | None = None
-    used_at: datetime | None = None
-
-    def is_open(self, now: datetime) -> bool:
-        """It can be approved, or the approved command can be carried out."""
-        return self.used_at is None and now < self.expires_at
 
 
 class Effect(StrEnum):

@@ -5,15 +5,14 @@ from enum import StrEnum
 from typing import Any
 
 from evergrant_server.core.access import App
-from evergrant_server.core.agents.call_approvals import CallApproval
 from evergrant_server.core.agents.stops import AgentStop
+from evergrant_server.core.decisions import AccessRequest, CallApproval
 from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id
 from evergrant_server.core.integrations import Integration
-from evergrant_server.core.lifecycle.access_requests import AccessRequest
-from evergrant_server.core.messages.access import AdvanceAccessRequest
 from evergrant_server.core.messages.activities import RevokeReplacedStart
-from evergrant_server.core.messages.agents import AdvanceCallApproval, AgentStopStart
+from evergrant_server.core.messages.agents import AgentStopStart
 from evergrant_server.core.messages.base import Message, RequestContext
+from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
 from evergrant_server.core.messages.integrations import RetryConnections
 from evergrant_server.core.messages.maintenance import FetchIssuerKeys
 from evergrant_server.core.messages.names import (

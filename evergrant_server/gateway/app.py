@@ -13,14 +13,12 @@ from evergrant_server.access.context import readiness
 from evergrant_server.access.limits import add_limit_headers
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.gateway.callers import challenge_of, resource_metadata
-from evergrant_server.gateway.envoy import http_service as envoy_http
-from evergrant_server.gateway.mcp.answers import refusal
-from evergrant_server.gateway.mcp.endpoint import MESSAGE, McpEndpoint
+from evergrant_server.gateway.envoy.check import PREFIX as ENVOY_PREFIX
+from evergrant_server.gateway.envoy.check import EnvoyHttpService
+from evergrant_server.gateway.mcp.endpoint import MESSAGE, McpEndpoint, refusal
 from evergrant_server.gateway.mcp.endpoint import PREFIX as MCP_PREFIX
-from evergrant_server.gateway.parts import GatewayParts
-from evergrant_server.gateway.proxy.endpoint import PREFIX, ProxyEndpoint
-from evergrant_server.gateway.proxy.streaming import ResponseBroken
-from evergrant_server.gateway.refusals import ERROR_HEADER, note_refusal, unexpected
+from evergrant_server.gateway.parts import ERROR_HEADER, GatewayParts, note_refusal, unexpected
+from evergrant_server.gateway.proxy.endpoint import PREFIX, ProxyEndpoint, ResponseBroken
 from evergrant_server.gateway.tools.endpoint import PATH as TOOLS_PATH
 from evergrant_server.gateway.tools.endpoint import ToolsEndpoint
 from evergrant_server.problems import problem_response
@@ -41,7 +39,7 @@ class GatewayApp:
         self.parts = parts
         self._proxy = ProxyEndpoint(parts)
         self._mcp = McpEndpoint(parts)
-        self._envoy = envoy_http.EnvoyHttpService(parts)
+        self._envoy = EnvoyHttpService(parts)
         self._tools = ToolsEndpoint(parts, self._proxy)
 
     @asynccontextmanager
@@ -84,7 +82,7 @@ class GatewayApp:
             scope["route"] = _MCP_ROUTE
             await self._mcp(scope, receive, send)
             return
-        if path.startswith(envoy_http.PREFIX):
+        if path.startswith(ENVOY_PREFIX):
             scope["route"] = _ENVOY_ROUTE
             await self._envoy(scope, receive, send)
             return

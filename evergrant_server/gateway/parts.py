@@ -1,5 +1,6 @@
-"""The parts that the gateway's routes share."""
+"""The parts that the gateway's routes share, and what is noted of a request that failed."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,17 @@ from evergrant_server.access.limits import OPEN_REQUESTS, RateLimited
 from evergrant_server.access.recording import RefusalLog
 from evergrant_server.access.refreshes import RefreshWaiter
 from evergrant_server.core.access import App
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId
 from evergrant_server.egress import StreamingTransport
 from evergrant_server.gateway.proxy.outcomes import OutcomeLog
 from evergrant_server.gateway.proxy.provider_api import ProviderApis
+from evergrant_server.telemetry.alarms import report_broken_authority
+from evergrant_server.telemetry.logs import LogEvent, log_event
+from evergrant_server.telemetry.traces import set_problem_code
+
+log = logging.getLogger("evergrant.gateway")
+ERROR_HEADER = "Evergrant-Error"  # a provider's answers have none
 
 
 @dataclass
@@ -56,3 +64,17 @@ class GatewayParts:
         await self.refusals.stop()
         await self.outcomes.stop()
         await self.transport.aclose()
+
+
+def note_refusal(failure: Failure) -> None:
+    """Put it into the span and, where an operator has to act, into the log."""
+    set_problem_code(failure.code)
+    report_broken_authority(failure)
+    if failure.rule.status >= 500:
+        log_event(log, logging.WARNING, LogEvent.REQUEST_FAILED, failure.detail, code=failure.code)
+
+
+def unexpected(request_id: str) -> Failure:
+    """For an exception that is no Failure, while it is handled: it goes to the log."""
+    log.exception("%s: request %s", LogEvent.UNEXPECTED.value, request_id)
+    return Failure(ErrorCode.INTERNAL, request_id=request_id)

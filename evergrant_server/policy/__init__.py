@@ -4,9 +4,16 @@ Owns the decision, its reason and its explanation. Doesn't own authentication (a
 (store) or what a refusal looks like on the wire (core.errors).
 """
 
-from evergrant_server.policy.decision import WILDCARD, PermitDecision, decide, may_see, scopes_above
+from evergrant_server.policy.decision import (
+    WILDCARD,
+    PermitDecision,
+    decide,
+    may_exchange,
+    may_see,
+    scopes_above,
+    source_scopes,
+)
 from evergrant_server.policy.delegated import DelegationLink, decide_delegated, may_see_delegated
-from evergrant_server.policy.exchange import may_exchange, source_scopes
 from evergrant_server.policy.explanation import PermitExplanation, PermitMismatch, explain
 from evergrant_server.policy.overrides import method_overrides, query_names
 from evergrant_server.policy.proxied import NO_TOOL, ProxiedRequest

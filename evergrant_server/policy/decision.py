@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from evergrant_server.core.access import Action, Effect, EnforcementMode, Permit
-from evergrant_server.policy.callers import WILDCARD, comes_from, names_subject
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import Grant
+from evergrant_server.policy.networks import WILDCARD, comes_from, names_subject
 from evergrant_server.policy.proxied import fits_method, fits_path, fits_tool
-from evergrant_server.policy.question import DecisionReason, PermitField, PermitQuestion, Target
-from evergrant_server.policy.scopes import denied_scopes
+from evergrant_server.policy.question import (
+    Aliases,
+    DecisionReason,
+    PermitField,
+    PermitQuestion,
+    Target,
+    denied_scopes,
+)
 
 _DENY = Effect.DENY  # looked up once
-
-
 _REASONS = {
     PermitField.ACTION: DecisionReason.ACTION_NOT_PERMITTED,
     PermitField.METHOD: DecisionReason.REQUEST_NOT_PERMITTED,
@@ -57,13 +63,15 @@ class PermitDecision:
     @property
     def valid_until(self) -> datetime | None:
         """When the first of the permits that decided ends. None: never, or none did."""
-        ends = [it.expires_at for it in (self.decided_by, *self.above) if it and it.expires_at]
+        ends = [
+            permit.expires_at for permit in (self.decided_by, *self.above) if permit and permit.expires_at
+        ]
         return min(ends, default=None)
 
     @property
     def needs_call_approval(self) -> bool:
         """Whether a person approves each request that it allows."""
-        return any(it is not None and it.call_approval for it in (self.permit, *self.above))
+        return any(permit is not None and permit.call_approval for permit in (self.permit, *self.above))
 
 
 def decide(permits: Sequence[Permit], question: PermitQuestion) -> PermitDecision:
@@ -133,9 +141,9 @@ def _candidates(permits: Sequence[Permit], target: Target) -> Sequence[Permit]:
     if integration is None or subject is None:
         return permits
     return [
-        it
-        for it in permits
-        if it.integration in (integration, WILDCARD) and names_subject(it.subjects, subject)
+        permit
+        for permit in permits
+        if permit.integration in (integration, WILDCARD) and names_subject(permit.subjects, subject)
     ]
 
 
@@ -193,3 +201,27 @@ def _uncovered(permit: Permit, target: Target, at: datetime, address: str | None
     if permit.sources is not None and not comes_from(permit.sources, address, otherwise=denies):
         return PermitField.SOURCE
     return None
+
+
+def source_scopes(source: Connection, grant: Grant | None, offline: str | None) -> tuple[str, ...]:
+    """All that its token can do. `offline`, the scope for a refresh token, permits nothing by itself."""
+    scopes = source.requested_scopes if grant is None else grant.scopes
+    return tuple(scope for scope in scopes if scope != offline)
+
+
+def may_exchange(
+    permits: Sequence[Permit],
+    source: Connection,
+    scopes: tuple[str, ...],
+    at: datetime,
+    aliases: Aliases = (),
+) -> PermitDecision:
+    """Judge an app's permits as a lease of the source with these scopes would.
+
+    A worker exchanges, later too, so there is no caller's address: no permit with `sources` allows it. Nor
+    does one with `exact_scopes`, because the exchange requests no scopes of the source.
+    """
+    question = PermitQuestion(
+        Target.of(source), Action.TOKEN, at, scopes=scopes, excess=scopes, aliases=aliases
+    )
+    return decide(permits, question)

@@ -31,9 +31,12 @@ def decide_delegated(links: Sequence[DelegationLink], question: PermitQuestion) 
         if not decision.allowed:
             return decision
         decisions.append(decision)
-    own, above = decisions[-1], tuple(it.permit for it in decisions[:-1] if it.permit is not None)
-    observed = tuple(sorted({name for it in decisions for name in it.observed}))
-    return replace(own, above=above, observed=observed)
+    last, above = (
+        decisions[-1],
+        tuple(decision.permit for decision in decisions[:-1] if decision.permit is not None),
+    )
+    observed = tuple(sorted({name for decision in decisions for name in decision.observed}))
+    return replace(last, above=above, observed=observed)
 
 
 def may_see_delegated(

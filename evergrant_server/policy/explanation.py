@@ -54,12 +54,12 @@ def explain(permits: Sequence[Permit], question: PermitQuestion) -> PermitExplan
             fitting.append(permit)
     order = list(PermitField)
     why_not.sort(key=lambda mismatch: order.index(mismatch.field), reverse=True)
-    denies = [it for it in fitting if it.effect is Effect.DENY]
+    denies = [permit for permit in fitting if permit.effect is Effect.DENY]
     return PermitExplanation(
         decision=decision,
         decided_by=decided_by,
-        allowed_by=tuple(it.name for it in fitting if it.effect is Effect.ALLOW),
-        denied_by=tuple(it.name for it in denies if it.mode is EnforcementMode.ENFORCE),
-        observed_by=tuple(it.name for it in denies if it.mode is EnforcementMode.OBSERVE),
+        allowed_by=tuple(permit.name for permit in fitting if permit.effect is Effect.ALLOW),
+        denied_by=tuple(permit.name for permit in denies if permit.mode is EnforcementMode.ENFORCE),
+        observed_by=tuple(permit.name for permit in denies if permit.mode is EnforcementMode.OBSERVE),
         why_not=tuple(why_not),
     )

@@ -1,4 +1,4 @@
-"""Addresses of callers, and the networks they may come from. Pure.
+"""Whom and whence a permit names: subjects, and the networks that a caller may come from. Pure.
 
 An IPv4 address inside IPv6 (`::ffff:10.0.0.7`, RFC 4291 section 2.5.5.2) is the IPv4 address.
 """
@@ -9,9 +9,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
-
 _MAPPED_BITS = 96  # of `::ffff:0:0/96`
 _KEPT = 4096  # texts are read again with each request
+WILDCARD = "*"
 
 
 @lru_cache(_KEPT)
@@ -47,7 +47,7 @@ def network_texts(texts: Iterable[str]) -> tuple[str, ...]:
 
 def is_within(address: Address, networks: Sequence[str]) -> bool:
     """True for an address of one of the networks. Raises ValueError for a text that is no network."""
-    return any(address in parse_network(it) for it in networks)
+    return any(address in parse_network(network) for network in networks)
 
 
 def caller_address(peer: str | None, forwarded: Sequence[str], proxies: Sequence[str]) -> str | None:
@@ -64,10 +64,32 @@ def caller_address(peer: str | None, forwarded: Sequence[str], proxies: Sequence
             return None
         if not forwarded:
             return peer
-        hops = [it.strip() for it in ",".join(forwarded).split(",")]
+        hops = [hop.strip() for hop in ",".join(forwarded).split(",")]
         for hop in reversed(hops):
             if not is_within(parse_address(hop), proxies):
                 return hop
         return hops[0]
     except ValueError:
         return None
+
+
+def names_subject(subjects: tuple[str, ...], subject: str | None) -> bool:
+    """A subject that ends in `*` names every subject that begins with what is before it."""
+    if WILDCARD in subjects:
+        return True
+    return subject is not None and (subject in subjects or subject.startswith(_beginnings(subjects)))
+
+
+@lru_cache(4096)
+def _beginnings(subjects: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(subject[:-1] for subject in subjects if subject.endswith(WILDCARD))
+
+
+def comes_from(sources: tuple[str, ...], address: str | None, *, otherwise: bool) -> bool:
+    """Whether the address is in one of the networks; `otherwise` where it can't be told."""
+    if address is None:
+        return otherwise
+    try:
+        return is_within(parse_address(address), sources)
+    except ValueError:
+        return otherwise

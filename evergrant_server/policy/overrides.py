@@ -37,22 +37,24 @@ _MOST_SHOWN, _MOST_NAMES = 40, 50  # characters of a name, names of a query
 
 
 def method_overrides(
-    query: bytes, headers: RawHeaders = (), body: bytes | None = b"", own: Iterable[str] = ()
+    query: bytes, headers: RawHeaders = (), body: bytes | None = b"", own_names: Iterable[str] = ()
 ) -> tuple[str, ...]:
     """The places that may name another method, as a person reads them. `body` None: it isn't known whole.
-    `own` are the names that the provider's definition adds, whatever their value is."""
-    names = _ALWAYS | {_plain(name) for name in own}
-    found = [f"the query's {_shown(name)}" for name, value in _pairs(query) if _overrides(names, name, value)]
+    `own_names` are those that the provider's definition adds, whatever their value is."""
+    names = _ALWAYS | {_plain(name) for name in own_names}
+    places = [
+        f"the query's {_shown(name)}" for name, value in _pairs(query) if _overrides(names, name, value)
+    ]
     for raw, value in headers:
         name = raw.decode("latin-1")
         is_own = name.startswith(":")  # of HTTP/2, as Envoy hands it on: the method itself
         if not is_own and _overrides(names, name, value.decode("latin-1")):
-            found.append(f"the header {_shown(name)}")
+            places.append(f"the header {_shown(name)}")
     fields = _form_fields(headers, body)
     if fields is None:
-        return (*found, _UNREAD)
-    found += [f"the form's {_shown(name)}" for name, value in fields if _overrides(names, name, value)]
-    return tuple(dict.fromkeys(found))
+        return (*places, _UNREAD)
+    places += [f"the form's {_shown(name)}" for name, value in fields if _overrides(names, name, value)]
+    return tuple(dict.fromkeys(places))
 
 
 def query_names(query: bytes) -> tuple[str, ...]:
@@ -86,13 +88,13 @@ def _form_fields(headers: RawHeaders, body: bytes | None) -> list[tuple[str, str
 
     Some servers take a body without a content type for a form.
     """
-    kinds = [it.strip().lower() for it in _values(b"content-type", headers)] or [_URLENCODED]
-    if body == b"" or not any(it.startswith((_URLENCODED, _MULTIPART)) for it in kinds):
+    kinds = [kind.strip().lower() for kind in _values(b"content-type", headers)] or [_URLENCODED]
+    if body == b"" or not any(kind.startswith((_URLENCODED, _MULTIPART)) for kind in kinds):
         return []
-    strange = any(b"charset" in it and b"utf-8" not in it for it in kinds)
+    strange = any(b"charset" in kind and b"utf-8" not in kind for kind in kinds)
     if body is None or strange or _values(b"content-encoding", headers):
         return None
-    if any(it.startswith(_MULTIPART) for it in kinds):
+    if any(kind.startswith(_MULTIPART) for kind in kinds):
         return [*_pairs(body), *_parts(body)] if len(kinds) > 1 else [*_parts(body)]
     return [*_pairs(body)]
 
@@ -103,7 +105,10 @@ def _parts(body: bytes) -> Iterator[tuple[str, str]]:
     for place, line in enumerate(lines):
         if not line.strip().lower().startswith(_PART_HEADER):
             continue
-        end = next((it for it in range(place, min(place + 50, len(lines))) if not lines[it].strip()), place)
+        end = next(
+            (number for number in range(place, min(place + 50, len(lines))) if not lines[number].strip()),
+            place,
+        )
         value = lines[end + 1] if end + 1 < len(lines) else b""
         for quoted, plain in _PART_NAME.findall(line):
             name = unquote((quoted or plain).decode("utf-8", "replace"))
@@ -111,4 +116,4 @@ def _parts(body: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _values(name: bytes, headers: RawHeaders) -> list[bytes]:
-    return [value for it, value in headers if it.lower().replace(b"_", b"-") == name]
+    return [value for header, value in headers if header.lower().replace(b"_", b"-") == name]

@@ -46,12 +46,12 @@ class PathReadings:
     def fits_allow(self, patterns: Iterable[str]) -> bool:
         """Whether each reading is of one of the patterns, character by character."""
         wanted = [_split(pattern) for pattern in patterns]
-        return all(any(_equals(it, reading) for it in wanted) for reading in self.exact)
+        return all(any(_equals(pattern, reading) for pattern in wanted) for reading in self.exact)
 
     def fits_deny(self, patterns: Iterable[str]) -> bool:
         """Whether a server could take the path for one of the patterns."""
         wanted = [_denied(pattern) for pattern in patterns]
-        return any(_reaches(it, reading) for it in wanted for reading in self.lenient)
+        return any(_reaches(pattern, reading) for pattern in wanted for reading in self.lenient)
 
 
 @lru_cache(4096)
@@ -77,8 +77,8 @@ def _denied(pattern: str) -> Segments:
             wanted.append(part)
             continue
         plain = plain_segment(part)
-        if place == len(parts) and (found := _FORMATS.match(plain)):
-            plain = plain_segment(found[1])
+        if place == len(parts) and (suffixed := _FORMATS.match(plain)):
+            plain = plain_segment(suffixed[1])
         wanted += _with_key(plain)[-1]
     return tuple(wanted)
 
@@ -89,8 +89,10 @@ def _forms(parts: Segments) -> Iterable[Forms]:
     last = max((place for place, part in enumerate(plain) if part), default=-1)
     for place, part in enumerate(plain):
         spellings = [part]
-        while place == last and len(spellings) <= _MOST_SUFFIXES and (found := _SUFFIX.match(spellings[-1])):
-            spellings.append(plain_segment(found[1]))
+        while (
+            place == last and len(spellings) <= _MOST_SUFFIXES and (suffixed := _SUFFIX.match(spellings[-1]))
+        ):
+            spellings.append(plain_segment(suffixed[1]))
         yield frozenset(form for spelling in spellings for form in _with_key(spelling))
 
 
@@ -124,8 +126,8 @@ def _with_key(part: str) -> list[Segments]:
 
 
 def _unquoted(key: str) -> str:
-    found = _QUOTED.match(key)
-    return key if found is None else found[2].replace("''", "'")
+    quoted = _QUOTED.match(key)
+    return key if quoted is None else quoted[2].replace("''", "'")
 
 
 def _reaches(wanted: Segments, reading: tuple[Forms, ...]) -> bool:

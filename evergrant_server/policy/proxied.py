@@ -31,16 +31,16 @@ class ProxiedRequest:
 
     @classmethod
     def asked_about(
-        cls, method: str | None, path: str | None, tool: str | None, own: Iterable[str] = ()
+        cls, method: str | None, path: str | None, tool: str | None, own_names: Iterable[str] = ()
     ) -> "ProxiedRequest | None":
         """The request that a question names by a tool, or by method and path, which may have a query; None:
-        by neither. `own` are the names by which the provider's API takes another method."""
+        by neither. `own_names` are those by which the provider's API takes another method."""
         if tool is not None:
             return cls("POST", "/", tool)
         if method is None or path is None:
             return None
         path, _, query = path.partition("?")
-        return cls(method, path, None, method_overrides(query.encode(), own=own))
+        return cls(method, path, None, method_overrides(query.encode(), own_names=own_names))
 
     @cached_property
     def readings(self) -> PathReadings:

@@ -1,13 +1,19 @@
-"""A request as permits judge it, the reasons of a decision, and the fields of a permit that decide."""
+"""A request as permits judge it, the reasons of a decision, and the fields of a permit that decide.
 
+A deny compares scopes by the names that a provider has for one; an allow compares exactly.
+"""
+
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import UNKNOWN_SCOPE
 from evergrant_server.policy.proxied import ProxiedRequest
-from evergrant_server.policy.scopes import Aliases
+
+Aliases = tuple[frozenset[str], ...]  # each has the names of one scope, without case
 
 
 class Target(NamedTuple):
@@ -69,3 +75,29 @@ class PermitField(StrEnum):
     TOOL = "tool"
     SCOPE = "scope"
     EXACT_SCOPES = "exact_scopes"
+
+
+def denied_scopes(scopes: Iterable[str], denied: Iterable[str], aliases: Aliases = ()) -> tuple[str, ...]:
+    """Those of the scopes that are denied. One that isn't known is each that is denied."""
+    wanted = [(folded(scope), scope_names(scope, aliases)) for scope in denied]
+    return tuple(
+        scope
+        for scope in scopes
+        if scope == UNKNOWN_SCOPE
+        or any(plain in scope_names(scope, aliases) or folded(scope) in names for plain, names in wanted)
+    )
+
+
+def scope_names(scope: str, aliases: Aliases) -> set[str]:
+    """All that a provider calls it: the aliases of its definition, and of a URL what follows the last `/`,
+    as `Mail.Read` of `https://graph.microsoft.com/Mail.Read`."""
+    plain = folded(scope)
+    names = {plain}
+    for group in aliases:
+        if plain in group:
+            names |= group
+    return names | {name.rpartition("/")[2] for name in names if "://" in name and not name.endswith("/")}
+
+
+def folded(scope: str) -> str:
+    return scope.casefold()

@@ -20,8 +20,8 @@ from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import app_foreign_key
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import columns_equal, not_found
+from evergrant_server.store.decisions import ApprovalRow
 from evergrant_server.store.permits import PermitRow, Permits, require_denies
-from evergrant_server.store.review.approvals import ApprovalRow
 
 
 class AppRow(columns.IdTable, table=True):

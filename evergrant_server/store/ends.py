@@ -11,20 +11,12 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam, select, text
 from sqlmodel import col
 
-from evergrant_server.core.access import (
-    App,
-    AppCredential,
-    AppKey,
-    Approval,
-    KeySession,
-    Permit,
-    TenantStanding,
-)
-from evergrant_server.core.agents.call_approvals import CallApproval
+from evergrant_server.core.access import App, AppCredential, AppKey, KeySession, Permit, TenantStanding
 from evergrant_server.core.agents.delegation_rules import DelegationRule
 from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.decisions import Approval, CallApproval
 from evergrant_server.core.model import CheckedModel
 from evergrant_server.core.oauth.authorizations import AccessToken, TokenFamily
 from evergrant_server.core.oauth.client_login import ClientLogin

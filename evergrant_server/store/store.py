@@ -15,7 +15,6 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.access import Access
 from evergrant_server.store.agents.agents import Agents
-from evergrant_server.store.agents.call_approvals import CallApprovals
 from evergrant_server.store.agents.delegations import DelegationRules, Delegations
 from evergrant_server.store.agents.stops import AgentStops
 from evergrant_server.store.authentication import AppCredentials, AppTokens, KeySessions
@@ -33,6 +32,7 @@ from evergrant_server.store.database import schema
 from evergrant_server.store.database.engine import Database, DatabaseConnection, Pool, open_database
 from evergrant_server.store.database.errors import translate_errors
 from evergrant_server.store.database.rows import columns_equal, fetch_first
+from evergrant_server.store.decisions import AccessRequests, Approvals, CallApprovals
 from evergrant_server.store.exports import Exports
 from evergrant_server.store.idempotency import Idempotency
 from evergrant_server.store.integrations.definitions import Definitions
@@ -53,8 +53,6 @@ from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.people.logins import AdminLogins, PersonLogins
 from evergrant_server.store.people.sessions import PersonSessions
 from evergrant_server.store.provider_events import Introspections, Receivers
-from evergrant_server.store.review.access_requests import AccessRequests
-from evergrant_server.store.review.approvals import Approvals
 from evergrant_server.store.sealing import ColumnSealer, UnwrappedKeys
 from evergrant_server.store.tenants import Tenants
 from evergrant_server.store.trusted_issuers import TrustedIssuers

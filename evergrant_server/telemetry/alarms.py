@@ -5,8 +5,8 @@ import logging
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.oauth.authorizations import FamilyEnd, TokenFamily
 from evergrant_server.telemetry import metrics
-from evergrant_server.telemetry.families import count_family
 from evergrant_server.telemetry.logs import LogEvent, log_event
+from evergrant_server.telemetry.metrics import count_family
 
 log = logging.getLogger("evergrant")
 

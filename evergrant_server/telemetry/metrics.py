@@ -249,3 +249,73 @@ def serve(host: str, port: int) -> Any:
     from prometheus_client import start_http_server
 
     return start_http_server(port, host, _state.registry)
+
+
+CALL_APPROVALS = _meter.create_counter(
+    "evergrant.call_approval.count", "{call}", "calls of agents that were asked for, and what became of them"
+)
+
+
+_envoy_checks = _meter.create_histogram(
+    "evergrant.envoy.check",
+    "s",
+    "from Envoy's question to the answer: allowed, cut, or the code of the failure",
+    explicit_bucket_boundaries_advisory=[0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 5, 10, 30],
+)
+
+
+def record_envoy_check(outcome: str, seconds: float) -> None:
+    _envoy_checks.record(seconds, {OUTCOME: outcome})
+
+
+_families = _meter.create_counter(
+    "evergrant.token_family.count",
+    "{request}",
+    "token requests of gateways' clients: begun, refreshed, or replayed, and families that a replay ended",
+)
+
+
+def count_family(outcome: str) -> None:
+    _families.add(1, {OUTCOME: outcome})
+
+
+_proxied_calls = _meter.create_counter(
+    "evergrant.proxy.count",
+    "{call}",
+    "calls through the gateway: answered, cut, or the code of the failure",
+)
+_provider_waits = _meter.create_histogram(
+    "evergrant.proxy.wait",
+    "s",
+    "from sending a request to a provider's API to the head of its response",
+    explicit_bucket_boundaries_advisory=[0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300],
+)
+_open_calls = _meter.create_up_down_counter("evergrant.proxy.open", "{call}", "calls that are open now")
+_echoes = _meter.create_counter(
+    "evergrant.proxy.echo", "{response}", "responses out of which an injected credential was cut"
+)
+_tools = _meter.create_counter(
+    "evergrant.mcp.tool_count",
+    "{call}",
+    "calls of Evergrant's MCP tools: answered, failed, or asked a person",
+)
+
+
+def count_proxied_call(outcome: str, provider: str) -> None:
+    _proxied_calls.add(1, {OUTCOME: outcome, PROVIDER: provider})
+
+
+def record_provider_wait(seconds: float, provider: str) -> None:
+    _provider_waits.record(seconds, {PROVIDER: provider})
+
+
+def note_open_calls(change: int) -> None:
+    _open_calls.add(change)
+
+
+def count_echo(provider: str) -> None:
+    _echoes.add(1, {PROVIDER: provider})
+
+
+def count_tool(tool: str, outcome: str) -> None:
+    _tools.add(1, {"evergrant.tool": tool, OUTCOME: outcome})

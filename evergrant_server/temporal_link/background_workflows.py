@@ -3,9 +3,9 @@
 from datetime import datetime, timedelta
 
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.messages.access import AdvanceAccessRequest
 from evergrant_server.core.messages.activities import RevokeReplacedStart
-from evergrant_server.core.messages.agents import AdvanceCallApproval, AgentStopStart
+from evergrant_server.core.messages.agents import AgentStopStart
+from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
 from evergrant_server.core.messages.integrations import RolloutStart
 from evergrant_server.core.messages.maintenance import WakeWebhook
 from evergrant_server.core.messages.names import (

@@ -28,8 +28,8 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.messages.access import ReviewPermits
 from evergrant_server.core.messages.base import Message
+from evergrant_server.core.messages.decisions import ReviewPermits
 from evergrant_server.core.messages.maintenance import IntrospectGrants, ReconcileRequest, RereadMetadata
 from evergrant_server.core.messages.names import WorkflowName
 from evergrant_server.settings import Settings

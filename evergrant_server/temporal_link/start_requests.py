@@ -13,11 +13,11 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 
-from evergrant_server.core.messages.access import AdvanceAccessRequest
 from evergrant_server.core.messages.activities import RevokeReplacedStart
-from evergrant_server.core.messages.agents import AdvanceCallApproval, AgentStopStart
+from evergrant_server.core.messages.agents import AgentStopStart
 from evergrant_server.core.messages.base import Message, RequestMessage
 from evergrant_server.core.messages.connection import ConnectionStart
+from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
 from evergrant_server.core.messages.export import ExportStart
 from evergrant_server.core.messages.integrations import (
     FetchReceiverKeys,

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from activities.agents.call_approvals import CallApprovalActivities
 from activities.agents.stops import AgentStopActivities
 from activities.consents.accounts import AccountActivities
 from activities.consents.code_exchange import CodeExchangeActivities
@@ -13,6 +12,7 @@ from activities.consents.consent_end import ConsentEndActivities, ExpiryActiviti
 from activities.consents.first_tokens import ClientGrantActivities, DeviceActivities
 from activities.consents.import_export import ExportActivities
 from activities.consents.login import LoginActivities
+from activities.decisions import DecisionActivities, PermitReviewActivities
 from activities.grants import GrantServices
 from activities.grants.late_verification import LateTokenActivities
 from activities.grants.refresh import RefreshActivities
@@ -25,10 +25,8 @@ from activities.integrations.metadata_rereads import MetadataRereads
 from activities.integrations.published import PublishedEndpoints
 from activities.integrations.registration import ClientRegistrations
 from activities.integrations.retries import ConnectionRetryActivities
-from activities.maintenance.access_requests import AccessRequestActivities
 from activities.maintenance.history import HistoryActivities
 from activities.maintenance.introspection import IntrospectionActivities
-from activities.maintenance.permit_review import PermitReviewActivities
 from activities.maintenance.receiver_keys import ReceiverKeysActivities
 from activities.maintenance.reconcile import ReconcileActivities
 from activities.maintenance.trusted_issuers import TrustedIssuerActivities
@@ -191,8 +189,8 @@ def _maintenance_activities(
         reconcile.reconcile,
         histories.run_ends,
         webhooks.deliver_due,
-        AccessRequestActivities(store, clock).advance_access_request,
-        CallApprovalActivities(store, clock).advance_call_approval,
+        DecisionActivities(store, clock).advance_access_request,
+        DecisionActivities(store, clock).advance_call_approval,
         AgentStopActivities(store, clock).advance_agent_stop,
         PermitReviewActivities(store, clock, settings.unused_permit_after).review_permits,
     ]

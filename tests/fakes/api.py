@@ -42,8 +42,8 @@ from evergrant_server.core.outbox import OutboxMessage
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.egress import EgressPolicy
-from evergrant_server.setting_types import CertificateHeader
 from evergrant_server.settings import Settings
+from evergrant_server.settings.types import CertificateHeader
 from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.database.engine import Pool
 from providers.definition.registry import Registry

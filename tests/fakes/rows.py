@@ -8,12 +8,13 @@ from urllib.parse import parse_qsl, urlsplit
 import httpx2
 
 from evergrant_server.access.credentials import new_key
-from evergrant_server.core.access import App, Approval, AuthenticationMethod, Permit
+from evergrant_server.core.access import App, AuthenticationMethod, Permit
 from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.pinned_hosts import NOTHING_PINNED, PinnedHosts
+from evergrant_server.core.decisions import Approval
 from evergrant_server.core.definition import Definition, DefinitionState
 from evergrant_server.core.ids import AppId, AttemptId, ConnectionId, Tenant, new_id
 from evergrant_server.core.integrations import Endpoints, Integration

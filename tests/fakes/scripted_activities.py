@@ -9,12 +9,6 @@ from typing import Any
 from temporalio import activity
 
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
-from evergrant_server.core.messages.access import (
-    AccessRequestCall,
-    AccessRequestProgress,
-    ReviewPermits,
-    ReviewPermitsResult,
-)
 from evergrant_server.core.messages.activities import (
     AnnounceExpiry,
     BeginRevocation,
@@ -33,11 +27,13 @@ from evergrant_server.core.messages.activities import (
     RevokeReplacedGrants,
     VerifyLateTokens,
 )
-from evergrant_server.core.messages.agents import (
-    AgentStopCall,
-    AgentStopProgress,
+from evergrant_server.core.messages.agents import AgentStopCall, AgentStopProgress
+from evergrant_server.core.messages.decisions import (
+    AccessRequestCall,
     CallApprovalCall,
-    CallApprovalProgress,
+    DecisionProgress,
+    ReviewPermits,
+    ReviewPermitsResult,
 )
 from evergrant_server.core.messages.integrations import (
     ClientDocumentResult,
@@ -96,10 +92,10 @@ class ScriptedActivities:
             self._scripted(ActivityName.END_CONSENT, EndConsent, None),
             self._scripted(ActivityName.LAPSE_CONSENT, LapseConsent, LapseResult()),
             self._scripted(
-                ActivityName.ADVANCE_ACCESS_REQUEST, AccessRequestCall, AccessRequestProgress(state="expired")
+                ActivityName.ADVANCE_ACCESS_REQUEST, AccessRequestCall, DecisionProgress(state="expired")
             ),
             self._scripted(
-                ActivityName.ADVANCE_CALL_APPROVAL, CallApprovalCall, CallApprovalProgress(state="expired")
+                ActivityName.ADVANCE_CALL_APPROVAL, CallApprovalCall, DecisionProgress(state="expired")
             ),
             self._scripted(ActivityName.ADVANCE_AGENT_STOP, AgentStopCall, AgentStopProgress(finished=True)),
             self._scripted(ActivityName.REVIEW_PERMITS, ReviewPermits, ReviewPermitsResult()),

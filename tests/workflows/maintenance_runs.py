@@ -22,9 +22,12 @@ from evergrant_server.core.ids import (
     new_id,
 )
 from evergrant_server.core.messages import integrations as m
-from evergrant_server.core.messages.access import AccessRequestProgress, AdvanceAccessRequest
 from evergrant_server.core.messages.activities import ReplacedRevocationResult, RevokeReplacedStart
-from evergrant_server.core.messages.agents import AdvanceCallApproval, CallApprovalProgress
+from evergrant_server.core.messages.decisions import (
+    AdvanceAccessRequest,
+    AdvanceCallApproval,
+    DecisionProgress,
+)
 from evergrant_server.core.messages.maintenance import DeliveryRound, WakeWebhook, WebhookStart
 from evergrant_server.core.messages.names import (
     ActivityName,
@@ -180,7 +183,7 @@ async def revoking_replaced(client: Client, activities: list[Any]) -> AsyncItera
         yield replaced
 
 
-Advanced = Callable[[], Awaitable[WorkflowHandle[Any, AccessRequestProgress]]]
+Advanced = Callable[[], Awaitable[WorkflowHandle[Any, DecisionProgress]]]
 
 
 @asynccontextmanager
@@ -189,10 +192,10 @@ async def requesting_access(client: Client, activities: list[Any]) -> AsyncItera
     request_id = AccessRequestId(new_id("req"))
     queue = f"queue-{request_id}"
 
-    async def advanced() -> WorkflowHandle[Any, AccessRequestProgress]:
+    async def advanced() -> WorkflowHandle[Any, DecisionProgress]:
         advance = AdvanceAccessRequest(tenant=TENANT, request_id=request_id, context=ASKED)
         request = start_requests.access_request(advance)
-        return await _started(client, request, queue, AccessRequestProgress)
+        return await _started(client, request, queue, DecisionProgress)
 
     async with a_worker(client, activities, queue):
         yield advanced
@@ -206,7 +209,7 @@ async def approving_call(client: Client, activities: list[Any]) -> AsyncIterator
 
     async def advanced() -> WorkflowHandle[Any, Any]:
         advance = AdvanceCallApproval(tenant=TENANT, approval_id=approval_id, context=ASKED)
-        return await _started(client, start_requests.call_approval(advance), queue, CallApprovalProgress)
+        return await _started(client, start_requests.call_approval(advance), queue, DecisionProgress)
 
     async with a_worker(client, activities, queue):
         yield advanced

@@ -10,9 +10,8 @@ from evergrant_server.core import webhooks as core
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import WebhookId, new_id
-from evergrant_server.core.messages.access import AccessRequestProgress
 from evergrant_server.core.messages.activities import ReplacedRevocationResult
-from evergrant_server.core.messages.agents import CallApprovalProgress
+from evergrant_server.core.messages.decisions import DecisionProgress
 from evergrant_server.core.messages.maintenance import (
     AuditCheckpoint,
     DeliveryRound,
@@ -112,9 +111,9 @@ ADVANCE = ActivityName.ADVANCE_ACCESS_REQUEST
 
 async def test_a_request_for_access_is_looked_at_when_its_moments_come_and_when_it_is_decided():
     scripted = ScriptedActivities()
-    waits = AccessRequestProgress(state="waiting", next_s=86_400)
-    approved = AccessRequestProgress(state="approved", next_s=3600)
-    scripted.answers[ADVANCE] = [waits, waits, approved, AccessRequestProgress(state="ended")]
+    waits = DecisionProgress(state="waiting", next_s=86_400)
+    approved = DecisionProgress(state="approved", next_s=3600)
+    scripted.answers[ADVANCE] = [waits, waits, approved, DecisionProgress(state="ended")]
     async with (
         skipping_time(data_converter=DATA_CONVERTER) as env,
         requesting_access(env.client, scripted.everything()) as advanced,
@@ -134,9 +133,9 @@ async def test_a_request_for_access_is_looked_at_when_its_moments_come_and_when_
 
 async def test_an_agents_call_is_looked_at_when_its_moments_come_and_when_it_is_decided():
     scripted, advance = ScriptedActivities(), ActivityName.ADVANCE_CALL_APPROVAL
-    waits = CallApprovalProgress(state="waiting", next_s=86_400)
-    approved = CallApprovalProgress(state="approved", next_s=86_400)
-    scripted.answers[advance] = [waits, waits, approved, CallApprovalProgress(state="expired")]
+    waits = DecisionProgress(state="waiting", next_s=86_400)
+    approved = DecisionProgress(state="approved", next_s=86_400)
+    scripted.answers[advance] = [waits, waits, approved, DecisionProgress(state="expired")]
     async with (
         skipping_time(data_converter=DATA_CONVERTER) as env,
         approving_call(env.client, scripted.everything()) as advanced,

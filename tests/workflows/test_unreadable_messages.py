@@ -26,7 +26,7 @@ from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import new_id
-from evergrant_server.core.messages import access, agents, export, integrations, maintenance
+from evergrant_server.core.messages import agents, decisions, export, integrations, maintenance
 from evergrant_server.core.messages.activities import RevocationResult
 from evergrant_server.core.messages.base import Message, Received
 from evergrant_server.core.messages.connection import ConnectionStart, Revoke
@@ -44,8 +44,8 @@ of_each_workflow = pytest.mark.parametrize("kind", WORKFLOWS, ids=lambda it: it.
 RESULTS: dict[str, Message] = {
     ActivityName.REVOKE_GRANT: RevocationResult(revocation=RevocationOutcome.CONFIRMED),
     ActivityName.CHECK_DEFINITION: integrations.DefinitionResult(state=DefinitionState.REJECTED),
-    ActivityName.ADVANCE_ACCESS_REQUEST: access.AccessRequestProgress(state="expired"),
-    ActivityName.ADVANCE_CALL_APPROVAL: agents.CallApprovalProgress(state="expired"),
+    ActivityName.ADVANCE_ACCESS_REQUEST: decisions.DecisionProgress(state="expired"),
+    ActivityName.ADVANCE_CALL_APPROVAL: decisions.DecisionProgress(state="expired"),
     ActivityName.ADVANCE_AGENT_STOP: agents.AgentStopProgress(finished=True),
     ActivityName.SEAL_EXPORT_PAGE: export.ExportProgress(exported=0, skipped=0, done=True),
     ActivityName.REREAD_METADATA: maintenance.RereadMetadataResult(read=0, changed=0, refused=0),

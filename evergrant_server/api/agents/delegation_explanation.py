@@ -1,31 +1,39 @@
 """`GET /v1/delegations/{id}/explain`: may a connection be used by a delegation, and which link says no.
 
-Judges as a lease or a call does, and starts nothing.
+Judges by the functions of the lease decision (`access.judgement`), and starts nothing.
 """
 
+from datetime import datetime
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from evergrant_server.access.callers import authority_of
+from evergrant_server.access.callers import DelegatedAuthority, authority_of
+from evergrant_server.access.judgement import NO_PERMIT, PermitJudge
 from evergrant_server.api.agents.delegations import visible_delegation
-from evergrant_server.api.apps.explain import Obstacle, ScopeList
-from evergrant_server.api.http.call import Call
+from evergrant_server.api.apps.explain import (
+    Obstacle,
+    ScopeList,
+    explained_connection,
+    obstacles_of,
+    split_scopes,
+)
+from evergrant_server.api.http.call import ApiCall, Call
 from evergrant_server.api.http.models import View
 from evergrant_server.core.access import Action
-from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.grant import Grant
+from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, DelegationId
+from evergrant_server.core.ids import DelegationId
 from evergrant_server.policy import (
     DecisionReason,
     DelegationLink,
     PermitQuestion,
     ProxiedRequest,
-    Target,
     decide_delegated,
 )
 from evergrant_server.problems import require_found
+from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["agents"])
 
@@ -71,43 +79,51 @@ async def explain_delegation(
 
     `method` and `path` are those of a request to the provider's API (`action=proxy`).
     """
+    requested = split_scopes(scopes)
     async with call.api.store.read() as tx:
-        own = await visible_delegation(tx, call, delegation_id)
-        found = require_found(await tx.connections.get(call.tenant, ConnectionId(connection)))
-        require_found(found if found.subject == own.subject else None)
-        grant = await tx.grants.get(found.tenant, found.id)
-        stopped: tuple[Obstacle, ...] = ()
-        links: list[tuple[DelegationId, str, DelegationLink]] = []
-        try:
-            authority = await authority_of(tx, own, call.now)
-            ids = zip(authority.chain, authority.apps, authority.links, strict=True)
-            links = [(one.id, app.name, link) for one, app, link in ids]
-        except Failure as failure:
-            if failure.code is ErrorCode.AUTHORITY_BROKEN:
-                raise
-            stopped = (Obstacle(code=failure.code, detail=failure.detail),)
-    judged = _judged(call.api.registry.offline_scope(found.provider), found, grant, scopes)
-    proxied = ProxiedRequest.asked_about(method, path, None)
-    aliases = call.api.registry.scope_aliases(found.provider)
-    question = PermitQuestion(Target.of(found), action, call.now, None, judged, (), proxied, aliases)
-    chain = tuple(_link(id, name, link, question) for id, name, link in links)
+        delegation = await visible_delegation(tx, call, delegation_id)
+        explained = require_found(await explained_connection(tx, call, connection))
+        require_found(explained if explained.row.subject == delegation.subject else None)
+        authority, ended = await _authority(tx, delegation, call.now)
+    judge = _judge(call, authority)
+    proxied = ProxiedRequest.asked_about(method, path, None, explained.method_overrides)
+    question = explained.question(judge, action, requested, proxied)
+    chain = () if authority is None else _explained_links(authority, question)
     return DelegationExplanation(
-        delegation_id=own.id,
-        session_id=own.root_id,
-        subject=own.subject,
-        connection_id=found.id,
+        delegation_id=delegation.id,
+        session_id=delegation.root_id,
+        subject=delegation.subject,
+        connection_id=explained.row.connection_id,
         action=action,
-        scopes=judged,
-        allowed=bool(chain) and all(it.allowed for it in chain),
+        scopes=question.scopes,
+        allowed=bool(chain) and all(link.allowed for link in chain),
         chain=chain,
-        stopped_by=stopped,
+        stopped_by=(*obstacles_of(ended), *explained.obstacles(judge, action, requested)),
     )
 
 
-def _judged(offline: str | None, found: Connection, grant: Grant | None, scopes: str) -> tuple[str, ...]:
-    asked = tuple(dict.fromkeys(filter(None, scopes.split(" "))))
-    of_token = found.requested_scopes if grant is None else grant.scopes
-    return tuple(it for it in asked or of_token if it != offline)
+async def _authority(
+    tx: Transaction, delegation: Delegation, now: datetime
+) -> tuple[DelegatedAuthority | None, Failure | None]:
+    """The authority behind the delegation, or why it counts no more. Raises Failure AUTHORITY_BROKEN."""
+    try:
+        return await authority_of(tx, delegation, now), None
+    except Failure as failure:
+        if failure.code is ErrorCode.AUTHORITY_BROKEN:
+            raise
+        return None, failure
+
+
+def _judge(call: ApiCall, authority: DelegatedAuthority | None) -> PermitJudge:
+    if authority is None:
+        return PermitJudge(call.api.registry, lambda _: NO_PERMIT, call.now, None)
+    decide = partial(decide_delegated, authority.links)
+    return PermitJudge(call.api.registry, decide, call.now, None, authority.narrows)
+
+
+def _explained_links(authority: DelegatedAuthority, question: PermitQuestion) -> tuple[LinkExplanation, ...]:
+    links = zip(authority.chain, authority.apps, authority.links, strict=True)
+    return tuple(_link(delegation.id, app.name, link, question) for delegation, app, link in links)
 
 
 def _link(id: DelegationId, app: str, link: DelegationLink, question: PermitQuestion) -> LinkExplanation:

@@ -99,7 +99,7 @@ async def put_delegation_rule(
 async def list_delegation_rules(call: AuditorCall) -> Page[DelegationRuleView]:
     """The tenant's rules, sorted by name."""
     async with call.api.store.read() as tx:
-        return Page(items=[await _view(tx, it) for it in await tx.delegation_rules.all(call.tenant)])
+        return Page(items=[await _view(tx, rule) for rule in await tx.delegation_rules.all(call.tenant)])
 
 
 @router.get("/v1/delegation-rules/{name}")
@@ -155,12 +155,12 @@ async def _with_body(
     tx: Transaction, call: ApiCall, name: str, before: DelegationRule | None, body: DelegationRuleBody
 ) -> DelegationRule:
     issuer = await _issuer(tx, call, body.issuer)
-    ids = {it: await _app_id(tx, call, it) for it in {*body.actors, *body.clients.values()}}
+    ids = {app: await _app_id(tx, call, app) for app in {*body.actors, *body.clients.values()}}
     facts = {
         **dict(body),
         "issuer_id": issuer.id,
-        "domains": tuple(it.lower() for it in body.domains),
-        "actors": tuple(ids[it] for it in body.actors),
+        "domains": tuple(domain.lower() for domain in body.domains),
+        "actors": tuple(ids[app] for app in body.actors),
         "clients": {client: ids[app] for client, app in body.clients.items()},
         "changed_at": call.now,
     }
@@ -198,6 +198,6 @@ async def _view(tx: Transaction, rule: DelegationRule) -> DelegationRuleView:
     return DelegationRuleView.of(
         rule,
         issuer="" if issuer is None else issuer.name,
-        actors=tuple(names[it] for it in rule.actors if it in names),
+        actors=tuple(names[app_id] for app_id in rule.actors if app_id in names),
         clients={client: names[id] for client, id in rule.clients.items() if id in names},
     )

@@ -2,16 +2,15 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
 from evergrant_server.access.approvals import dangerous
-from evergrant_server.api.agents.delegation_views import DelegationView, viewed
 from evergrant_server.api.http.call import ApiCall, Call
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, View
 from evergrant_server.core.access import Action
-from evergrant_server.core.agents.delegations import Delegation
+from evergrant_server.core.agents.delegations import Delegation, chain_problem
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, DelegationId, is_id
@@ -22,6 +21,73 @@ from evergrant_server.store import Transaction
 router = APIRouter(tags=["agents"])
 
 _TRIES = 100  # a stop must succeed on a busy row
+
+
+class DelegationState(StrEnum):
+    LIVE = "live"
+    STOPPED = "stopped"  # it, or one above it
+    EXPIRED = "expired"
+
+
+class DelegationView(View):
+    """`act` says who acts for `subject`: the outermost `sub` does, for the one inside it, and so on to the
+    app that the person's token was given to (RFC 8693 section 4.1). `parent_id` null: it is the root, which
+    is the session. `scopes`, `integrations` and `connections` null: no bound but the permits of all these
+    apps. `began_by`: the rule that accepted the person's token, or the delegation it came of. `may_act`: the
+    only app that may exchange it. `state` is that of the rows; an app that was disabled ends it too.
+    """
+
+    id: str
+    session_id: str
+    parent_id: str | None
+    depth: int
+    app: str
+    subject: str
+    act: dict[str, Any]
+    scopes: tuple[str, ...] | None
+    integrations: tuple[str, ...] | None
+    connections: tuple[str, ...] | None
+    actions: tuple[Action, ...]
+    may_act: str | None
+    began_by: str
+    state: DelegationState
+    created_at: datetime
+    expires_at: datetime
+    stopped_at: datetime | None
+    stopped_by: str | None
+    stop_reason: str | None
+
+
+async def viewed(tx: Transaction, one: Delegation, now: datetime) -> DelegationView:
+    chain = await tx.delegations.chain(one)
+    names: dict[str, str] = {}
+    for id in {*(delegation.app_id for delegation in chain), *([one.may_act] if one.may_act else [])}:
+        app = await tx.access.app(one.tenant, id)
+        names[id] = id if app is None else app.name
+    act: dict[str, Any] = {}
+    for delegation in chain:
+        act = {"sub": f"app:{names[delegation.app_id]}", **({"act": act} if act else {})}
+    reach = one.reach
+    return DelegationView.of(
+        one,
+        began_by=one.proof,
+        session_id=one.root_id,
+        depth=len(one.path),
+        app=names[one.app_id],
+        act=act,
+        scopes=reach.scopes,
+        integrations=reach.integrations,
+        connections=reach.connections,
+        actions=reach.actions,
+        may_act=names[one.may_act] if one.may_act else None,
+        state=_state(chain, now),
+    )
+
+
+def _state(chain: tuple[Delegation, ...], now: datetime) -> DelegationState:
+    if now >= chain[-1].expires_at:
+        return DelegationState.EXPIRED
+    return DelegationState.LIVE if chain_problem(chain, now) is None else DelegationState.STOPPED
 
 
 class StoppedPart(StrEnum):
@@ -62,10 +128,10 @@ async def list_delegations(
     after = call.cursors.decode(cursor, call.tenant, list="delegations", **_said(wanted))
     async with call.api.store.read() as tx:
         columns = {"app_id": await _app_id(tx, call, app), "subject": subject, "root_id": session}
-        found = await tx.delegations.page(call.tenant, after, limit + 1, **columns)
-        views = [await viewed(tx, it, call.now) for it in found[:limit]]
+        delegations = await tx.delegations.page(call.tenant, after, limit + 1, **columns)
+        views = [await viewed(tx, delegation, call.now) for delegation in delegations[:limit]]
     next_cursor = call.cursors.next_cursor(
-        found, limit, lambda it: it.id, call.tenant, list="delegations", **_said(wanted)
+        delegations, limit, lambda delegation: delegation.id, call.tenant, list="delegations", **_said(wanted)
     )
     return Page(items=views, next_cursor=next_cursor)
 
@@ -90,16 +156,18 @@ async def stop_delegation(
     wanted = body or StopDelegationBody()
 
     async def write(tx: Transaction) -> DelegationStopView:
-        found = await visible_delegation(tx, call, delegation_id, stopping=True)
+        delegation = await visible_delegation(tx, call, delegation_id, stopping=True)
         if wanted.part is StoppedPart.SESSION:
-            found = await visible_delegation(tx, call, found.root_id, stopping=True)
-        if found.stopped_at is not None:
-            return _stopped(found, 0)
-        ended = await tx.delegations.count_live_under(found, call.now)
-        stopped = found.stopped(call.context.by, wanted.reason, call.now)
-        await tx.delegations.replace(stopped, expected=found.revision)
-        detail = {"reason": wanted.reason, "session": found.root_id, "delegations_ended": ended}
-        await call.record(tx, AuditAction.DELEGATION_STOPPED, found.id, subject=found.subject, **detail)
+            delegation = await visible_delegation(tx, call, delegation.root_id, stopping=True)
+        if delegation.stopped_at is not None:
+            return _stopped(delegation, 0)
+        ended = await tx.delegations.count_live_under(delegation, call.now)
+        stopped = delegation.stopped(call.context.by, wanted.reason, call.now)
+        await tx.delegations.replace(stopped, expected=delegation.revision)
+        detail = {"reason": wanted.reason, "session": delegation.root_id, "delegations_ended": ended}
+        await call.record(
+            tx, AuditAction.DELEGATION_STOPPED, delegation.id, subject=delegation.subject, **detail
+        )
         return _stopped(stopped, ended)
 
     return await call.write(write, tries=_TRIES)
@@ -126,13 +194,13 @@ async def visible_delegation(
     tx: Transaction, call: ApiCall, id: str, *, stopping: bool = False
 ) -> Delegation:
     """One of the tenant that the caller may read, or stop. Raises Failure NOT_FOUND alike for any other."""
-    found = await tx.delegations.get(call.tenant, DelegationId(id)) if is_id(id, "dlg") else None
-    found = require_found(found)
+    delegation = await tx.delegations.get(call.tenant, DelegationId(id)) if is_id(id, "dlg") else None
+    delegation = require_found(delegation)
     may_all = call.allows(Action.ADMIN, Target()) if stopping else call.may_audit(Target())
     if may_all:
-        return found
-    if call.caller.app.id in {it.app_id for it in await tx.delegations.chain(found)}:
-        return found
+        return delegation
+    if call.caller.app.id in {link.app_id for link in await tx.delegations.chain(delegation)}:
+        return delegation
     if call.may_audit(Target()):
         raise Failure(ErrorCode.NOT_PERMITTED)
     raise Failure(ErrorCode.NOT_FOUND)

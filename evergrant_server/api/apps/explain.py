@@ -1,24 +1,35 @@
 """`GET /v1/access/explain`: may an app use a connection, by which permit, and what else stops it now.
 
-Judges as a lease does, and starts nothing: no refresh, no consent, no audit record.
+Judges by the functions of the lease decision (`access.judgement`), and starts nothing: no refresh, no
+consent, no audit record.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import AfterValidator
 
 from evergrant_server.access.context import integration_spec
+from evergrant_server.access.judgement import (
+    PermitJudge,
+    lacks,
+    row_of,
+    state_refusal,
+    target_of,
+    without_offline,
+)
 from evergrant_server.access.narrowing import is_narrowable
-from evergrant_server.api.http.call import AuditorCall
+from evergrant_server.api.http.call import ApiCall, AuditorCall
 from evergrant_server.api.http.models import Slug, View, _scope
 from evergrant_server.core.access import Action, Effect
-from evergrant_server.core.connections.connection import Connection, LifecycleState, is_leasable
-from evergrant_server.core.connections.grant import FollowUp, Grant
+from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant, is_id
+from evergrant_server.core.integrations import Integration
 from evergrant_server.policy import (
     DecisionReason,
     PermitExplanation,
@@ -26,34 +37,29 @@ from evergrant_server.policy import (
     PermitQuestion,
     ProxiedRequest,
     Target,
+    decide,
     explain,
     scopes_above,
 )
 from evergrant_server.policy.networks import parse_address
-from evergrant_server.store import Transaction
+from evergrant_server.store import LeaseRow, Transaction
 from evergrant_server.store.review.access_review import AppReview, review_app, review_connection
+from providers.definition.schema import ProviderSpec
 from providers.definition.schema_response import DownScoping
 
 router = APIRouter(tags=["apps"])
 
 _MOST_SHOWN = 200  # of each list of an explanation
 _USES = (Action.TOKEN, Action.PROXY)  # of the connection's token
-_HELD = (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH)
-_STATE_CODES = {
-    LifecycleState.ACTIVE: ErrorCode.REFRESH_PENDING,
-    LifecycleState.REVOKING: ErrorCode.CONNECTION_REVOKED,
-    LifecycleState.REVOKED: ErrorCode.CONNECTION_REVOKED,
-    LifecycleState.DENIED: ErrorCode.CONSENT_DENIED,
-}
 
 
 def _scope_list(value: str) -> str:
-    for scope in _split(value):
+    for scope in split_scopes(value):
         _scope(scope)
     return value
 
 
-def _split(scopes: str) -> tuple[str, ...]:
+def split_scopes(scopes: str) -> tuple[str, ...]:
     """Scopes with a space between two of them (RFC 6749 section 3.3), without duplicates."""
     return tuple(dict.fromkeys(filter(None, scopes.split(" "))))
 
@@ -129,45 +135,105 @@ async def explain_access(
     permits with `sources`; `method` and `path`, or a server's `tool`, are of a request (`action=proxy`). The
     path is percent-encoded as it is sent, and may have its query.
     """
-    requested = _split(scopes)
+    requested = split_scopes(scopes)
     async with call.api.store.read() as tx:
         reviewed = await review_app(tx, call.tenant, app, call.now)
         if reviewed is None:
             raise Failure(ErrorCode.NOT_FOUND, "The tenant has no app of this name.")
-        row, broken = await _connection(tx, call.tenant, connection)
-        grant = await tx.grants.get(row.tenant, row.id)
-        integration = await tx.integrations.get(row.tenant, row.integration_id)
-        spec = None if integration is None else await integration_spec(tx, call.api.registry, integration)
+        explained = await explained_connection(tx, call, connection)
+        if explained is None:
+            raise Failure(ErrorCode.NOT_FOUND, "The tenant has no connection with this id.")
         disabled = await _tenant_failure(tx, call.tenant)
-    ceiling = integration.scope_ceiling if integration is not None and action is Action.CONNECT else None
-    offline = call.api.registry.offline_scope(row.provider)
-    leased = _leased_scopes(row, grant, requested) if action in _USES else requested
-    judged = tuple(scope for scope in leased if scope != offline)
-    excess = scopes_above(judged, requested) if action is Action.TOKEN and grant is not None else ()
-    target = Target() if action is Action.EXPORT else Target.of(row)
-    own = () if spec is None or spec.api_request is None else spec.api_request.method_overrides
-    proxied = ProxiedRequest.asked_about(method, path, tool, own)
-    aliases = call.api.registry.scope_aliases(row.provider)
-    question = PermitQuestion(target, action, call.now, address, judged, excess, proxied, aliases)
-    explained = explain(reviewed.permits, question)
-    above = explained.decision.reason is DecisionReason.TOKEN_ABOVE_REQUEST
-    if above and is_narrowable(spec, row.flow, grant):
-        judged = tuple(scope for scope in requested if scope != offline)
-        explained = explain(reviewed.permits, question._replace(scopes=judged, excess=()))
-    obstacles = [*_broken(disabled), *_app_obstacles(reviewed, call.now), *_broken(broken)]
-    if action in _USES:
-        obstacles += _lease_obstacles(row, grant, requested, call.now)
-    obstacles += _above_integration(scopes_above(judged, ceiling))
-    names = {"app": app, "connection_id": row.id, "integration": row.integration, "subject": row.subject}
-    names["down_scoping"] = "unknown" if spec is None else spec.down_scoping
-    return _view(explained, obstacles, **names, action=action, scopes=judged)
+    permits = reviewed.permits
+    judge = PermitJudge(call.api.registry, partial(decide, permits), call.now, address)
+    proxied = ProxiedRequest.asked_about(method, path, tool, explained.method_overrides)
+    question = explained.question(judge, action, requested, proxied)
+    obstacles = [*obstacles_of(disabled), *_app_obstacles(reviewed, call.now)]
+    obstacles += explained.obstacles(judge, action, requested)
+    if action is Action.CONNECT:
+        obstacles += _above_integration(scopes_above(question.scopes, explained.scope_ceiling))
+    names = {"app": app, **explained.names, "action": action, "scopes": question.scopes}
+    return _view(explain(permits, question), obstacles, **names)
 
 
-async def _connection(tx: Transaction, tenant: Tenant, id: str) -> tuple[Connection, Failure | None]:
-    found = await review_connection(tx, tenant, ConnectionId(id)) if is_id(id, "con") else None
-    if found is None:
-        raise Failure(ErrorCode.NOT_FOUND, "The tenant has no connection with this id.")
-    return found
+@dataclass(frozen=True)
+class ExplainedConnection:
+    """A connection as a lease sees it, and what its integration and provider say. `broken`: why its row
+    doesn't count."""
+
+    row: LeaseRow
+    connection: Connection
+    integration: Integration | None
+    spec: ProviderSpec | None
+    broken: Failure | None
+
+    @property
+    def names(self) -> dict[str, object]:
+        down_scoping = "unknown" if self.spec is None else self.spec.down_scoping
+        return {
+            "connection_id": self.row.connection_id,
+            "integration": self.row.integration,
+            "subject": self.row.subject,
+            "down_scoping": down_scoping,
+        }
+
+    @property
+    def method_overrides(self) -> tuple[str, ...]:
+        """The names by which the provider's API takes another method than a request's own."""
+        api_request = None if self.spec is None else self.spec.api_request
+        return () if api_request is None else api_request.method_overrides
+
+    @property
+    def scope_ceiling(self) -> tuple[str, ...] | None:
+        return None if self.integration is None else self.integration.scope_ceiling
+
+    @property
+    def is_narrowable(self) -> bool:
+        return is_narrowable(self.spec, self.connection.flow, self.row.grant)
+
+    def question(
+        self, judge: PermitJudge, action: Action, requested: tuple[str, ...], proxied: ProxiedRequest | None
+    ) -> PermitQuestion:
+        """What the lease decision asks of permits. Before the first grant a lease is judged by what the
+        consent asks for."""
+        row = self.row
+        if action not in _USES:
+            target = Target() if action is Action.EXPORT else target_of(row)
+            return judge.question(action, target, without_offline(judge.registry, row.provider, requested))
+        if row.grant is None:
+            requested = requested or self.connection.requested_scopes
+        return judge.leased_question(row, action, requested, proxied, narrowable=self.is_narrowable)
+
+    def obstacles(self, judge: PermitJudge, action: Action, requested: tuple[str, ...]) -> Iterator[Obstacle]:
+        """What stops the action apart from permits. A refresh isn't counted."""
+        yield from obstacles_of(self.broken)
+        if action not in _USES:
+            return
+        row, code = self.row, state_refusal(self.row, judge.at, refreshes=True)
+        if code is not None:
+            reason = "" if row.reason is None else f" ({row.reason})"
+            yield Obstacle(code=code, detail=f"The connection is {row.state}{reason}.")
+        if row.grant is not None and (missing := lacks(row.grant, requested)):
+            detail = f"The token doesn't have: {' '.join(missing)}"
+            yield Obstacle(code=ErrorCode.SCOPE_NOT_GRANTED, detail=detail)
+        needs_narrower = judge.narrows and action is Action.TOKEN and judge.narrower(row, requested)
+        if needs_narrower and not self.is_narrowable:
+            detail = (
+                "The token can do more than the requested scopes, and the provider isn't known to narrow it."
+            )
+            yield Obstacle(code=ErrorCode.SCOPE_NOT_PERMITTED, detail=detail)
+
+
+async def explained_connection(tx: Transaction, call: ApiCall, id: str) -> ExplainedConnection | None:
+    """The tenant's connection of this id, or None."""
+    reviewed = await review_connection(tx, call.tenant, ConnectionId(id)) if is_id(id, "con") else None
+    if reviewed is None:
+        return None
+    connection, broken = reviewed
+    grant = await tx.grants.get(connection.tenant, connection.id)
+    integration = await tx.integrations.get(connection.tenant, connection.integration_id)
+    spec = None if integration is None else await integration_spec(tx, call.api.registry, integration)
+    return ExplainedConnection(row_of(connection, grant), connection, integration, spec, broken)
 
 
 async def _tenant_failure(tx: Transaction, tenant: Tenant) -> Failure | None:
@@ -178,13 +244,6 @@ async def _tenant_failure(tx: Transaction, tenant: Tenant) -> Failure | None:
     return None
 
 
-def _leased_scopes(row: Connection, grant: Grant | None, requested: tuple[str, ...]) -> tuple[str, ...]:
-    """The scopes that a lease is judged by: all of the token's, or the requested ones if it lacks one."""
-    if grant is None:
-        return requested or row.requested_scopes
-    return requested if scopes_above(requested, grant.scopes) else grant.scopes
-
-
 def _view(explained: PermitExplanation, obstacles: Iterable[Obstacle], **asked: object) -> AccessExplanation:
     why_not = explained.why_not
     named = {
@@ -193,8 +252,10 @@ def _view(explained: PermitExplanation, obstacles: Iterable[Obstacle], **asked: 
         "observed_by": explained.observed_by,
     }
     shown = tuple(
-        OtherPermit(permit=it.permit_name, effect=it.effect, field=it.field, scopes=it.scopes)
-        for it in why_not[:_MOST_SHOWN]
+        OtherPermit(
+            permit=mismatch.permit_name, effect=mismatch.effect, field=mismatch.field, scopes=mismatch.scopes
+        )
+        for mismatch in why_not[:_MOST_SHOWN]
     )
     return AccessExplanation.model_validate(
         {
@@ -205,7 +266,7 @@ def _view(explained: PermitExplanation, obstacles: Iterable[Obstacle], **asked: 
             "valid_until": explained.valid_until,
             **{name: names[:_MOST_SHOWN] for name, names in named.items()},
             "why_not": shown,
-            "omitted": sum(max(0, len(it) - _MOST_SHOWN) for it in (*named.values(), why_not)),
+            "omitted": sum(max(0, len(members) - _MOST_SHOWN) for members in (*named.values(), why_not)),
             "stopped_by": tuple(obstacles)[:_MOST_SHOWN],
         }
     )
@@ -215,41 +276,18 @@ def _view(explained: PermitExplanation, obstacles: Iterable[Obstacle], **asked: 
 
 
 def _app_obstacles(app: AppReview, now: datetime) -> Iterator[Obstacle]:
-    yield from _broken(*app.broken)
+    yield from obstacles_of(*app.broken)
     if not app.credentials and not any(key.is_live(now) for key in app.keys):
         yield Obstacle(
             code=ErrorCode.UNAUTHENTICATED, detail="The app has no live API key and no credential."
         )
-    yield from _broken(app.stopped)
+    yield from obstacles_of(app.stopped)
 
 
-def _broken(*failures: Failure | None) -> Iterator[Obstacle]:
+def obstacles_of(*failures: Failure | None) -> Iterator[Obstacle]:
     for failure in failures:
         if failure is not None:
             yield Obstacle(code=failure.code, detail=failure.detail)
-
-
-def _lease_obstacles(
-    row: Connection, grant: Grant | None, requested: tuple[str, ...], now: datetime
-) -> Iterator[Obstacle]:
-    code = _state_code(row, grant, now)
-    if code is not None:
-        reason = "" if row.reason is None else f" ({row.reason})"
-        yield Obstacle(code=code, detail=f"The connection is {row.state}{reason}.")
-    if grant is not None and (missing := scopes_above(requested, grant.scopes)):
-        detail = f"The token doesn't have: {' '.join(missing)}"
-        yield Obstacle(code=ErrorCode.SCOPE_NOT_GRANTED, detail=detail)
-
-
-def _state_code(row: Connection, grant: Grant | None, now: datetime) -> ErrorCode | None:
-    """The code with which a lease would be refused for the connection's state. A refresh isn't counted."""
-    reported = row.reported_generation == row.generation
-    if is_leasable(row.state, row.reason, row.follow_up, reported=reported):
-        is_over = grant is None or not grant.is_valid(now)
-        return ErrorCode.CONSENT_REQUIRED if is_over and row.state is LifecycleState.NEEDS_REAUTH else None
-    if row.follow_up is FollowUp.CHOOSING and row.state in _HELD:
-        return ErrorCode.CHOICE_REQUIRED
-    return _STATE_CODES.get(row.state, ErrorCode.CONSENT_REQUIRED)
 
 
 def _above_integration(scopes: tuple[str, ...]) -> Iterator[Obstacle]:

@@ -62,8 +62,8 @@ async def create_key(name: Slug, call: AdminCommand, body: KeyBody | None = None
     An app has two live keys at most: to replace one without a gap, create the second, give it to the app,
     and revoke the first.
     """
-    given = None if body is None else body.lifetime
-    lifetime = call.api.settings.api_key_lifetime if given is None else timedelta(seconds=given)
+    seconds = None if body is None else body.lifetime
+    lifetime = call.api.settings.api_key_lifetime if seconds is None else timedelta(seconds=seconds)
 
     async def add(tx: Transaction) -> CommandResponse:
         app = await require_app(tx, call, name)
@@ -136,10 +136,12 @@ async def bootstrap_admin(
 
 async def _permit_admin(tx: Transaction, app: App, now: datetime) -> None:
     """Make it an admin of the whole tenant, if it isn't: other admins may have denied or limited it."""
-    found = explain(await tx.access.permits(app.tenant, app.id), PermitQuestion(Target(), Action.ADMIN, now))
-    if found.decision.allowed:
+    decision = explain(
+        await tx.access.permits(app.tenant, app.id), PermitQuestion(Target(), Action.ADMIN, now)
+    )
+    if decision.decision.allowed:
         return
-    denying = (found.decided_by, *found.denied_by) if found.decision.decided_by else ()
+    denying = (decision.decided_by, *decision.denied_by) if decision.decision.decided_by else ()
     for name in {ADMIN, *denying}:
         before = await tx.access.permit(app.tenant, app.id, name or "")
         if before is not None:
@@ -160,6 +162,8 @@ async def _permit_admin(tx: Transaction, app: App, now: datetime) -> None:
 
 
 async def _record(
-    tx: Transaction, app: App, now: datetime, action: AuditAction, what: str, **detail: object
+    tx: Transaction, app: App, now: datetime, action: AuditAction, object_id: str, **detail: object
 ) -> None:
-    await record(tx, app.tenant, action, what, RequestContext(by="operator"), now, app=app.name, **detail)
+    await record(
+        tx, app.tenant, action, object_id, RequestContext(by="operator"), now, app=app.name, **detail
+    )

@@ -1,22 +1,37 @@
 """`/v1/apps/{name}/permits`: what an app may do. A change makes the lease path read the app again."""
 
 from collections.abc import Mapping
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Response
+from pydantic import AfterValidator, Field, model_validator
 
 from evergrant_server import audit
 from evergrant_server.access.approvals import dangerous, use_approval
-from evergrant_server.api.apps.permit_models import PermitBody, PermitView
 from evergrant_server.api.apps.routes import app_facts, require_app
 from evergrant_server.api.connections.scopes import retry_waiting_connections
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
-from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug
-from evergrant_server.api.integrations.resolution import integration_by_name
+from evergrant_server.api.http.models import (
+    Body,
+    Page,
+    PageCursor,
+    PageLimit,
+    Scope,
+    Scopes,
+    Slug,
+    UtcDatetime,
+    View,
+    _printable,
+    _slug,
+)
+from evergrant_server.api.integrations.changes import integration_by_name
 from evergrant_server.core.access import TOKEN_ACTIONS, Action, App, Effect, EnforcementMode, Permit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import PermitId, new_id
+from evergrant_server.core.ids import PermitId, is_id, new_id
+from evergrant_server.policy.networks import network_texts
+from evergrant_server.policy.paths import path_pattern_problem
 from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
@@ -24,6 +39,139 @@ router = APIRouter(tags=["apps"])
 
 _WEIGHTY = TOKEN_ACTIONS | {Action.ADMIN}
 _OWN = "An app can't give itself token, proxy or export: another one must (EVERGRANT_SELF_PERMITS)."
+
+
+def _permitted_subject(value: str) -> str:
+    if "*" in value[:-1]:
+        raise ValueError("only its last character may be *, which stands for whatever follows")
+    return _printable(value)
+
+
+def _connection_id(value: str) -> str:
+    if not is_id(value, "con"):
+        raise ValueError("is not the id of a connection")
+    return value
+
+
+def _path_pattern(value: str) -> str:
+    if problem := path_pattern_problem(value):
+        raise ValueError(problem)
+    return value
+
+
+def _tool_pattern(value: str) -> str:
+    if "*" in value[:-1]:
+        raise ValueError("only its last character may be *, which stands for whatever follows")
+    return _printable(value)
+
+
+Tool = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_tool_pattern)]
+Method = Annotated[str, Field(pattern="^[A-Z]{1,20}$")]
+PathPattern = Annotated[str, Field(max_length=500), AfterValidator(_path_pattern)]
+Name = Annotated[str, AfterValidator(lambda name: name if name == "*" else _slug(name))]
+Note = Annotated[str, Field(max_length=500), AfterValidator(_printable)]
+
+
+class PermitBody(Body):
+    """A request is allowed when a permit with `effect: allow` fits it, and none with `effect: deny` does.
+
+    `integration` and `provider` are a name, or `*` for every one. `subjects` are exact names, or `*` for
+    all; a subject that ends in `*` stands for every subject that begins with what is before it. `connections`
+    are ids; `sources` are networks in CIDR notation that the caller's address is in; null: any. After
+    `expires_at` the permit fits nothing.
+
+    Of an allow: `scope_ceiling` has the scopes that a token may have, null every one; `exact_scopes` refuses
+    a lease whose token can do more than the scopes it requests. Of a deny: `scopes` has the scopes that it
+    denies, null all requests; with `mode: observe` it refuses nothing, and what it would have denied is
+    recorded. A deny also refuses what it can't tell apart: requests for a whole that holds what it denies,
+    and callers without a known address.
+
+    `methods` and `paths` are of the action `proxy`: the requests to the provider's API that it allows or
+    denies, null every one. A path begins behind the API's base URL; its segment `*` stands for any one
+    segment, and `**` at the end for all that follow. An allow has to fit a path with `%2F` in both readings;
+    a deny fits every way in which a lenient server could read a path. A request that names a second method
+    (`_method`, `X-HTTP-Method-Override`) fits each deny with `methods`, and no allow with them. What an API
+    takes for the same thing, or reads in a body, isn't known here: to deny paths is best effort. `tools` are
+    the same of tools of an MCP server; one that ends in `*` stands for all that begin so. With
+    `call_approval` each of these requests, of an MCP server each call of a tool, needs a person's approval
+    (`POST /v1/call-approvals`).
+    """
+
+    effect: Effect = Effect.ALLOW
+    mode: EnforcementMode = EnforcementMode.ENFORCE
+    integration: Name
+    provider: Name = "*"
+    subjects: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_permitted_subject)], ...],
+        Field(min_length=1, max_length=1000),
+    ] = ("*",)
+    connections: (
+        Annotated[
+            tuple[Annotated[str, AfterValidator(_connection_id)], ...], Field(min_length=1, max_length=1000)
+        ]
+        | None
+    ) = None
+    sources: (
+        Annotated[
+            tuple[Annotated[str, Field(max_length=100)], ...],
+            Field(min_length=1, max_length=100),
+            AfterValidator(network_texts),
+        ]
+        | None
+    ) = None
+    scope_ceiling: Scopes | None = None
+    exact_scopes: bool = False
+    scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=200)] | None = None
+    actions: Annotated[tuple[Action, ...], Field(min_length=1)]
+    expires_at: UtcDatetime | None = None
+    purpose: Note = ""
+    owner: Note = ""
+    reason: Note = ""
+    methods: Annotated[tuple[Method, ...], Field(min_length=1, max_length=20)] | None = None
+    paths: Annotated[tuple[PathPattern, ...], Field(min_length=1, max_length=200)] | None = None
+    call_approval: bool = False
+    tools: Annotated[tuple[Tool, ...], Field(min_length=1, max_length=200)] | None = None
+
+    @model_validator(mode="after")
+    def _has_fields_of_its_effect(self) -> Self:
+        if self.effect is Effect.ALLOW and self.scopes is not None:
+            raise ValueError("an allow has scope_ceiling: scopes are those that a deny refuses")
+        if self.effect is Effect.ALLOW and self.mode is EnforcementMode.OBSERVE:
+            raise ValueError("only a deny observes")
+        if self.effect is Effect.DENY and (self.scope_ceiling is not None or self.exact_scopes):
+            raise ValueError("a deny has scopes: scope_ceiling and exact_scopes are of an allow")
+        names_requests = any(field is not None for field in (self.methods, self.paths, self.tools))
+        if names_requests and set(self.actions) != {Action.PROXY}:
+            raise ValueError("methods, paths and tools are of a permit whose only action is proxy")
+        if self.call_approval and (self.effect is Effect.DENY or set(self.actions) != {Action.PROXY}):
+            raise ValueError("call_approval is of an allow whose only action is proxy")
+        return self
+
+
+class PermitView(View):
+    id: str
+    name: str
+    effect: Effect
+    mode: EnforcementMode
+    integration: str
+    provider: str
+    subjects: tuple[str, ...]
+    connections: tuple[str, ...] | None
+    sources: tuple[str, ...] | None
+    scope_ceiling: tuple[str, ...] | None
+    exact_scopes: bool
+    scopes: tuple[str, ...] | None
+    actions: tuple[Action, ...]
+    expires_at: datetime | None
+    purpose: str
+    owner: str
+    reason: str
+    methods: tuple[str, ...] | None
+    paths: tuple[str, ...] | None
+    call_approval: bool
+    tools: tuple[str, ...] | None
+    created_at: datetime
+    revision: int
 
 
 @router.put("/v1/apps/{name}/permits/{permit_name}")
@@ -89,9 +237,9 @@ async def list_permits(
     after = call.cursors.decode(cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
         app = await require_app(tx, call, name)
-        found = await tx.access.permits(call.tenant, app.id, after, limit + 1)
-    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, **bound)
-    return Page(items=[PermitView.of(it) for it in found[:limit]], next_cursor=next_cursor)
+        permits = await tx.access.permits(call.tenant, app.id, after, limit + 1)
+    next_cursor = call.cursors.next_cursor(permits, limit, lambda permit: permit.name, call.tenant, **bound)
+    return Page(items=[PermitView.of(permit) for permit in permits[:limit]], next_cursor=next_cursor)
 
 
 @router.get("/v1/apps/{name}/permits/{permit_name}")
@@ -108,19 +256,19 @@ async def delete_permit(name: Slug, permit_name: Slug, call: AdminCall) -> Respo
 
     async def drop(tx: Transaction) -> None:
         app = await require_app(tx, call, name)
-        found = require_found(await tx.access.permit(call.tenant, app.id, permit_name))
-        if _denies(found, TOKEN_ACTIONS):
+        permit = require_found(await tx.access.permit(call.tenant, app.id, permit_name))
+        if _denies(permit, TOKEN_ACTIONS):
             _require_other(call, name == call.caller.app.name)
         approved: dict[str, str] = {}
-        if _denies(found, _WEIGHTY):
-            facts = await permit_facts(tx, call, app, found, found.integration)
+        if _denies(permit, _WEIGHTY):
+            facts = await permit_facts(tx, call, app, permit, permit.integration)
             approved = await use_approval(tx, call, None, facts)
         await tx.access.delete_permit(call.tenant, app.id, permit_name)
-        if found.effect is Effect.DENY:
+        if permit.effect is Effect.DENY:
             await retry_waiting_connections(tx, call, app)
         await audit.record_denies(tx, call.tenant, app.id, call.context, call.now)
         detail = {"app": name, "name": permit_name, **approved}
-        await call.record(tx, AuditAction.PERMIT_DELETED, found.id, **detail)
+        await call.record(tx, AuditAction.PERMIT_DELETED, permit.id, **detail)
 
     await call.write(drop)
     return Response(status_code=204)
@@ -131,8 +279,8 @@ async def permit_facts(
 ) -> dict[str, Any]:
     """What the names of a permit stand for; the integration where it names one."""
     known = before and {"id": before.id, "revision": before.revision}
-    there = await integration_by_name(tx, call.api.registry, call.tenant, integration)
-    return {**await app_facts(tx, app), "permit": known, "integration": there}
+    named = await integration_by_name(tx, call.api.registry, call.tenant, integration)
+    return {**await app_facts(tx, app), "permit": known, "integration": named}
 
 
 def gives_weighty(permit: PermitBody) -> bool:

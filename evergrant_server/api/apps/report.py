@@ -91,21 +91,21 @@ async def report_access(
     after = call.cursors.decode(cursor, call.tenant, list="access")
     app, _, permit = (after or "").partition("/")
     async with call.api.store.read() as tx:
-        found = await review_permits(tx, call.tenant, (app, permit) if after else None, limit + 1)
-    next_cursor = call.cursors.next_cursor(found, limit, _place, call.tenant, list="access")
-    items = [access_view(it) for it in found[:limit]]
+        reviews = await review_permits(tx, call.tenant, (app, permit) if after else None, limit + 1)
+    next_cursor = call.cursors.next_cursor(reviews, limit, _place, call.tenant, list="access")
+    items = [access_view(review) for review in reviews[:limit]]
     accepted = call.request.headers.get("accept", "").partition(",")[0].partition(";")[0].strip().lower()
     if format == "csv" or (format is None and accepted == CSV):
         return _csv_response(items, limit, next_cursor, is_first=cursor is None)
     return Page(items=items, next_cursor=next_cursor)
 
 
-def _place(found: PermitReview) -> str:
-    return f"{found.app}/{found.permit['name']}"
+def _place(review: PermitReview) -> str:
+    return f"{review.app}/{review.permit['name']}"
 
 
-def access_view(found: PermitReview) -> AccessView:
-    return AccessView.model_validate({**found.permit, **vars(found), "permit": found.permit["name"]})
+def access_view(review: PermitReview) -> AccessView:
+    return AccessView.model_validate({**review.permit, **vars(review), "permit": review.permit["name"]})
 
 
 # --- CSV --------------------------------------------------------------------------------

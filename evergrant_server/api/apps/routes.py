@@ -56,7 +56,7 @@ async def require_app(tx: Transaction, call: ApiCall, name: str) -> App:
 async def app_facts(tx: Transaction, app: App) -> dict[str, Any]:
     """What the app's name stands for: its id, and the actions that its permits allow."""
     permits = await tx.access.permits(app.tenant, app.id)
-    allowed = {action for it in permits if it.effect is Effect.ALLOW for action in it.actions}
+    allowed = {action for permit in permits if permit.effect is Effect.ALLOW for action in permit.actions}
     return {"app": {"id": app.id, "name": app.name, "actions": sorted(allowed)}}
 
 
@@ -96,9 +96,9 @@ async def list_apps(call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor
     """All apps of the tenant, sorted by name."""
     after = call.cursors.decode(cursor, call.tenant, list="apps")
     async with call.api.store.read() as tx:
-        found = await tx.access.apps(call.tenant, after, limit + 1)
-    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, list="apps")
-    return Page(items=[AppView.of(app) for app in found[:limit]], next_cursor=next_cursor)
+        apps = await tx.access.apps(call.tenant, after, limit + 1)
+    next_cursor = call.cursors.next_cursor(apps, limit, lambda app: app.name, call.tenant, list="apps")
+    return Page(items=[AppView.of(app) for app in apps[:limit]], next_cursor=next_cursor)
 
 
 @router.get("/v1/apps/{name}")

@@ -5,18 +5,20 @@ Judged against the connections that the app has leased, as the ledger recorded t
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter
 from pydantic import Field
 
-from evergrant_server.api.apps.permit_models import PermitBody
+from evergrant_server.access.judgement import PermitJudge, without_offline
+from evergrant_server.api.apps.permits import PermitBody
 from evergrant_server.api.apps.routes import require_app
 from evergrant_server.api.http.call import AdminCall, ApiCall
 from evergrant_server.api.http.models import Body, Slug, UtcDatetime, View
 from evergrant_server.core.access import Action, App, Permit
 from evergrant_server.core.ids import PermitId
-from evergrant_server.policy import DecisionReason, PermitDecision, PermitQuestion, Target, decide
+from evergrant_server.policy import DecisionReason, PermitDecision, Target, decide
 from evergrant_server.store.review.lease_uses import LeasedConnection, leased_connections
 
 router = APIRouter(tags=["apps"])
@@ -77,7 +79,7 @@ async def simulate_change(call: AdminCall, body: SimulationBody) -> Simulation:
     before = [permit.__replace__(sources=None) for permit in permits]
     after = _changed(call, app, before, body)
     judged = leased[:_MOST_JUDGED]
-    lost = [it for lease in judged if (it := _lost(call, lease, before, after)) is not None]
+    lost = [loss for lease in judged if (loss := _lost(call, lease, before, after)) is not None]
     return Simulation(
         app=app.name,
         since=since,
@@ -113,8 +115,7 @@ def _lost(
 
 def _judge(call: ApiCall, lease: LeasedConnection, permits: Sequence[Permit]) -> PermitDecision:
     """As a lease that requests all of the token's scopes."""
-    offline = call.api.registry.offline_scope(lease.provider)
-    scopes = tuple(scope for scope in lease.scopes if scope != offline)
-    aliases = call.api.registry.scope_aliases(lease.provider)
+    judge = PermitJudge(call.api.registry, partial(decide, permits), call.now, None)
     target = Target(lease.integration, lease.provider, lease.subject, lease.id)
-    return decide(permits, PermitQuestion(target, Action.TOKEN, call.now, None, scopes, aliases=aliases))
+    scopes = without_offline(call.api.registry, lease.provider, lease.scopes)
+    return judge.decide(judge.question(Action.TOKEN, target, scopes))

@@ -92,9 +92,11 @@ async def list_issuers(
     """The tenant's trusted issuers, sorted by name."""
     after = call.cursors.decode(cursor, call.tenant, list="issuers")
     async with call.api.store.read() as tx:
-        found = await tx.trusted_issuers.all(call.tenant, after, limit + 1)
-    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, list="issuers")
-    return Page(items=[_view(issuer) for issuer in found[:limit]], next_cursor=next_cursor)
+        issuers = await tx.trusted_issuers.all(call.tenant, after, limit + 1)
+    next_cursor = call.cursors.next_cursor(
+        issuers, limit, lambda issuer: issuer.name, call.tenant, list="issuers"
+    )
+    return Page(items=[_view(issuer) for issuer in issuers[:limit]], next_cursor=next_cursor)
 
 
 @router.get("/v1/issuers/{name}")

@@ -8,9 +8,8 @@ from datetime import datetime, timedelta
 from evergrant_server.access.callers import Caller
 from evergrant_server.access.context import ApiContext
 from evergrant_server.access.transactions import poll_until, signal_connection
-from evergrant_server.api.connections.accounts import account_of_consent
-from evergrant_server.api.connections.flows import require_flow_allowed
-from evergrant_server.api.connections.makers import require_consent_allowed
+from evergrant_server.api.connections.flows import account_of_consent, require_flow_allowed
+from evergrant_server.api.connections.links import require_consent_allowed
 from evergrant_server.api.connections.models import ConnectionBody, ReauthorizeBody
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.core.connections.binding import Binding

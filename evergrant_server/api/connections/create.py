@@ -8,7 +8,6 @@ from pydantic import TypeAdapter
 from evergrant_server.access.context import integration_spec
 from evergrant_server.access.judged_request import JudgedRequest
 from evergrant_server.access.refusals import OfferedConsent, WantedConsent
-from evergrant_server.api.connections.accounts import expected_account, require_same_expectation
 from evergrant_server.api.connections.consents import (
     CLIENT_GRANT_DEADLINE,
     ConnectionWithLink,
@@ -19,8 +18,10 @@ from evergrant_server.api.connections.consents import (
     require_return_to,
 )
 from evergrant_server.api.connections.flows import (
+    expected_account,
     require_flow_allowed,
     require_identity,
+    require_same_expectation,
     supplied_tokens,
     usable_flow,
 )
@@ -28,10 +29,11 @@ from evergrant_server.api.connections.links import (
     is_reusable,
     offer_link,
     open_consent,
+    require_consent_allowed,
     require_consent_helps,
+    require_maker,
     scopes_to_ask_for,
 )
-from evergrant_server.api.connections.makers import require_consent_allowed, require_maker
 from evergrant_server.api.connections.models import ConnectionBody
 from evergrant_server.api.connections.scopes import ScopeCheck
 from evergrant_server.api.http.call import ApiCall
@@ -97,8 +99,8 @@ class ConnectionSetup:
         call, subject = self._call, wanted.subject
         integration = await self._require_integration(tx, wanted.integration, subject)
         require_return_to(call.caller, wanted.return_to)
-        found = await tx.connections.by_names(call.tenant, wanted.integration, subject, wanted.label)
-        live = None if found is None or found.state.is_final else found
+        named = await tx.connections.by_names(call.tenant, wanted.integration, subject, wanted.label)
+        live = None if named is None or named.state.is_final else named
         if live is not None:
             call.require_permit(Action.CONNECT, of=Target.of(live))
             _require_same_settings(live, wanted)
@@ -128,12 +130,12 @@ class ConnectionSetup:
 
     async def _require_integration(self, tx: Transaction, name: str, subject: str) -> Integration:
         """The integration, locked against deletion, if the caller may connect the subject there."""
-        found = require_found(await tx.integrations.by_name(self._call.tenant, name))
-        target = Target(name, found.provider, subject)
+        integration = require_found(await tx.integrations.by_name(self._call.tenant, name))
+        target = Target(name, integration.provider, subject)
         self._call.require_permit(Action.CONNECT, of=target, hidden=True)
-        require_ready(found)
-        await tx.integrations.lock_against_deletion(found)
-        return found
+        require_ready(integration)
+        await tx.integrations.lock_against_deletion(integration)
+        return integration
 
     async def _create(
         self,
@@ -255,21 +257,21 @@ async def offer_consent(judged: JudgedRequest, wanted: WantedConsent) -> Offered
     return OfferedConsent(linked.connection, linked.connect_url, expires_at)
 
 
-def _require_same_settings(there: Connection, wanted: ConnectionBody) -> None:
+def _require_same_settings(connection: Connection, wanted: ConnectionBody) -> None:
     """Raise Failure ALREADY_EXISTS if the request differs in a setting that a connection keeps for good.
 
     Otherwise the app would get tokens of another flow, resource or source than it requested.
     """
     target = wanted.target
     context = {
-        "flow": (wanted.flow, there.flow),
-        "source": (wanted.source, there.source),
-        "resources": (set(target.resources) or None, set(there.target.resources)),
-        "audience": (target.audience, there.target.audience),
-        "subject_token_type": (target.subject_token_type, there.target.subject_token_type),
+        "flow": (wanted.flow, connection.flow),
+        "source": (wanted.source, connection.source),
+        "resources": (set(target.resources) or None, set(connection.target.resources)),
+        "audience": (target.audience, connection.target.audience),
+        "subject_token_type": (target.subject_token_type, connection.target.subject_token_type),
     }
     for name, (now, begun) in context.items():
         if now is not None and now != begun:
-            why = f"the live connection of these names, {there.id}, has another value of {name}"
+            why = f"the live connection of these names, {connection.id}, has another value of {name}"
             detail = f"{why}: use another label, or revoke it first"
             raise Failure(ErrorCode.ALREADY_EXISTS, detail, field=name)

@@ -1,4 +1,4 @@
-"""Which flow a new connection uses, whether the operator allows it, and the credentials that it needs.
+"""Which flow a new connection uses, and the credentials and the account that it needs.
 
 Static credentials and subject tokens in a request replace a consent.
 """
@@ -7,8 +7,9 @@ import base64
 import re
 
 from evergrant_server.access.context import ApiContext
-from evergrant_server.api.connections.models import ConnectionBody, CredentialBody
-from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.api.connections.models import AccountBody, ConnectionBody, CredentialBody
+from evergrant_server.core.connections.account import SUB, ConsentAccount
+from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -17,11 +18,13 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.problems import invalid_request
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
+from providers.requests.authorization_url import asks_for_id_token
 from providers.requests.dpop import with_dpop_binding
 
 ALLOW_SETTING = "EVERGRANT_ALLOW_TOKENS_IN_BROWSER"
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]{1,65536}")  # fits into a header
 _NEEDS_CREDENTIALS = (Flow.TOKEN_EXCHANGE, Flow.API_KEY, Flow.BASIC, Flow.ID_JAG)
+_NAMES_ACCOUNTS = (Flow.AUTHORIZATION_CODE, Flow.DEVICE_CODE, Flow.OAUTH1)
 
 
 def usable_flow(spec: ProviderSpec, integration: Integration, requested: Flow | None) -> Flow:
@@ -83,8 +86,8 @@ def supplied_tokens(spec: ProviderSpec, flow: Flow, body: ConnectionBody) -> Imp
 def _check_credentials(flow: Flow, body: ConnectionBody) -> None:
     if (body.credential is not None) is not flow.is_static:
         raise invalid_request("credential", "The flows api_key and basic need it; no other flow takes it.")
-    given = (body.source is not None) + (body.subject_token is not None)
-    if given != (1 if flow is Flow.TOKEN_EXCHANGE else 0):
+    tokens = (body.source is not None) + (body.subject_token is not None)
+    if tokens != (1 if flow is Flow.TOKEN_EXCHANGE else 0):
         raise invalid_request(
             "source", "token_exchange needs a source or a subject_token; no other flow takes them."
         )
@@ -106,3 +109,43 @@ def _credential_token(flow: Flow, credential: CredentialBody) -> Secret:
     if credential.api_key is None or any(names) or not _HEADER_VALUE.fullmatch(credential.api_key.reveal()):
         raise invalid_request("credential", "api_key needs a key of printable characters, without spaces.")
     return credential.api_key
+
+
+def expected_account(
+    tx: Transaction,
+    integration: Integration,
+    spec: ProviderSpec,
+    flow: Flow,
+    scopes: tuple[str, ...],
+    account: AccountBody | None,
+) -> dict[str, str] | None:
+    """What a new connection expects, as keyed hashes by claim.
+
+    Raises Failure INVALID_REQUEST where no reply would show whether it holds: every consent would fail.
+    """
+    expected = {} if account is None else account.expected
+    if not expected:
+        return None
+    if flow not in _NAMES_ACCOUNTS:
+        raise invalid_request("account", f"In the flow {flow} no reply names the account.")
+    own_id = spec.account_id is not None and expected.keys() == {SUB}
+    if not own_id and not asks_for_id_token(spec, integration, scopes):
+        raise invalid_request("account", "Request the scope openid: the id token names the account.")
+    return tx.account_identifiers.hash_claims(integration.tenant, integration.id, expected)
+
+
+def require_same_expectation(tx: Transaction, connection: Connection, account: AccountBody | None) -> None:
+    """Raise Failure ALREADY_EXISTS if the request expects another account than the connection."""
+    expected = {} if account is None else account.expected
+    if not expected:
+        return
+    hashes = tx.account_identifiers.hash_claims(connection.tenant, connection.integration_id, expected)
+    if hashes != connection.expected_account:
+        detail = "A live connection of these names expects another account; use another label."
+        raise Failure(ErrorCode.ALREADY_EXISTS, detail, field="account")
+
+
+def account_of_consent(account: AccountBody | None) -> ConsentAccount | None:
+    """What is kept with a new consent: the hint to send to the provider."""
+    hint = None if account is None else account.hint
+    return None if hint is None else ConsentAccount(login_hint=hint)

@@ -97,13 +97,13 @@ def _timeline_event(run_id: str, event: HistoryEvent, names: dict[str, str | Non
     if not kind or kind.startswith(_OMITTED_TYPES):
         return None
     attributes = _attributes(event)
-    what, payloads = _describe(kind, attributes, names)
+    text, payloads = _describe(kind, attributes, names)
     detail = _shown_members(payloads)
     summary = _decode_payload(event.get("userMetadata", {}).get("summary"))
     if isinstance(summary, str):
         detail["summary"] = summary
     return TimelineEvent(
-        at=_event_time(event), run_id=run_id, event_id=int(event.get("eventId", 0)), what=what, detail=detail
+        at=_event_time(event), run_id=run_id, event_id=int(event.get("eventId", 0)), what=text, detail=detail
     )
 
 
@@ -141,8 +141,8 @@ def _attributes(event: HistoryEvent) -> HistoryEvent:
 
 def _shown_members(payloads: Any) -> dict[str, Any]:
     """The listed members of the first payload, with actor and trace id."""
-    found = (payloads or {}).get("payloads") or [None]
-    value = _decode_payload(found[0])
+    encoded = (payloads or {}).get("payloads") or [None]
+    value = _decode_payload(encoded[0])
     if not isinstance(value, dict):
         return {}
     shown = {name: value[name] for name in _SHOWN_MEMBERS if value.get(name) is not None}

@@ -5,8 +5,6 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from evergrant_server.api.connections.accounts import AccountBody
-from evergrant_server.api.connections.provider_words import ProviderSaidView
 from evergrant_server.api.http.models import (
     Body,
     Challenge,
@@ -23,6 +21,7 @@ from evergrant_server.api.http.models import (
     _printable,
     _resource,
 )
+from evergrant_server.core.connections.account import EMAIL
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.connections.grant import AccountOption
@@ -46,6 +45,31 @@ class CredentialBody(Body):
     api_key: StorableSecret | None = None
     username: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)] | None = None
     password: StorableSecret | None = None
+
+
+class ExpectedAccountBody(Body):
+    """What the account's id token must say. `sub` may also be the provider's own id of the account; `email`
+    counts where the provider says that it is verified."""
+
+    sub: Text | None = None
+    email: Text | None = None
+    hd: Text | None = None
+    tid: Text | None = None
+
+
+class AccountBody(Body):
+    """The account at the provider that is meant; `login_hint` is sent there to choose it."""
+
+    expect: ExpectedAccountBody | None = None
+    login_hint: Text | None = None
+
+    @property
+    def expected(self) -> dict[str, str]:
+        return {} if self.expect is None else self.expect.model_dump(exclude_none=True)
+
+    @property
+    def hint(self) -> str | None:
+        return self.login_hint or self.expected.get(EMAIL)
 
 
 SlotScopes = Annotated[
@@ -165,6 +189,22 @@ class RevocationProgressView(View):
     since: datetime | None
     failure: ErrorCode | None
     failed_at: datetime | None
+
+
+class ProviderSaidView(View):
+    """The newest refusal in which the provider said something, else the newest refusal.
+
+    `reference` is what the subject's page shows, where the refusal ended a consent. `unauthenticated`: the
+    words came by a browser, in a callback that was refused.
+    """
+
+    at: datetime
+    reason: ErrorCode | None
+    reference: str | None
+    status: int | None = None
+    error: str | None = None
+    description: str | None = None
+    unauthenticated: bool = False
 
 
 class ConnectionView(View):

@@ -11,9 +11,8 @@ from starlette.responses import Response
 from evergrant_server.access.context import ApiContext, integration_spec
 from evergrant_server.api.connections.create import ConnectionSetup
 from evergrant_server.api.connections.models import ConnectionBody, ConnectionList, ConnectionView, LiveView
-from evergrant_server.api.connections.provider_words import provider_said
 from evergrant_server.api.connections.scopes import require_source_permit, take_over_exchange
-from evergrant_server.api.connections.view import add_device_code, connection_view, device_view
+from evergrant_server.api.connections.view import add_device_code, connection_view, device_view, provider_said
 from evergrant_server.api.http.call import ApiCall, Call, Command, CommandResponse
 from evergrant_server.api.http.models import PageCursor, PageLimit, UtcDatetime
 from evergrant_server.core.access import Action
@@ -47,14 +46,14 @@ async def create_connection(body: ConnectionBody, call: Command) -> Response:
     async def create(tx: Transaction) -> CommandResponse:
         if body.source is not None:
             await require_source_permit(tx, call, body.source)
-        found = await ConnectionSetup(call).find_or_create(tx, body)
-        connection = found.connection
-        if not found.created and body.source == connection.source:
+        linked = await ConnectionSetup(call).find_or_create(tx, body)
+        connection = linked.connection
+        if not linked.created and body.source == connection.source:
             connection = await take_over_exchange(tx, call, connection)
-        view = await connection_view(tx, connection, found)
-        if found.consent is not None:
-            view = view.__replace__(expires_at=found.consent.expires_at)
-        return CommandResponse.of(view, 201 if found.created else 200)
+        view = await connection_view(tx, connection, linked)
+        if linked.consent is not None:
+            view = view.__replace__(expires_at=linked.consent.expires_at)
+        return CommandResponse.of(view, 201 if linked.created else 200)
 
     # the request hash must not cover secrets
     sent = body.__replace__(subject_token=None, credential=None)
@@ -91,9 +90,9 @@ async def list_connections(
     bound = {"list": "connections", "app": call.caller.app.id, **filters}
     after = call.cursors.decode(cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
-        found, unreadable, last = await _visible_page(tx, call, filters, after, limit)
+        connections, unreadable, last = await _visible_page(tx, call, filters, after, limit)
         items: list[ConnectionView] = []
-        for connection in found:
+        for connection in connections:
             try:
                 items.append(await connection_view(tx, connection))
             except Failure as failure:  # of the row of its grant, say
@@ -125,8 +124,8 @@ async def _with_reference(call: ApiCall, reference: str) -> ConnectionList:
                     raise
                 continue  # not this app's to see
             view = await connection_view(tx, connection)
-            said = await provider_said(tx, call, connection, consent)
-            items.append(view.__replace__(provider_said=said))
+            refusal = await provider_said(tx, call, connection, consent)
+            items.append(view.__replace__(provider_said=refusal))
     return ConnectionList(items=items)
 
 
@@ -138,27 +137,27 @@ async def _visible_page(
 
     A page may be short although a cursor follows, when few of the scanned rows are visible.
     """
-    found: list[Connection] = []
+    connections: list[Connection] = []
     unreadable: list[tuple[str, str]] = []
     for _ in range(_MAX_SCANS):
         batch = await tx.connections.page(call.tenant, **filters, after=after, limit=_SCAN_ROWS)  # pyright: ignore[reportArgumentType]  # the filters' types differ by name
         visible = [
-            it
-            for it in sorted((*batch, *batch.unreadable), key=lambda it: it.id)
-            if call.may_see(Target(it.integration, it.provider, it.subject, it.id))
+            row
+            for row in sorted((*batch, *batch.unreadable), key=lambda row: row.id)
+            if call.may_see(Target(row.integration, row.provider, row.subject, row.id))
         ]
-        for it in visible:
-            if len(found) + len(unreadable) == limit:
-                return found, unreadable, after
-            after = it.id
-            if isinstance(it, Connection):
-                found.append(it)
+        for row in visible:
+            if len(connections) + len(unreadable) == limit:
+                return connections, unreadable, after
+            after = row.id
+            if isinstance(row, Connection):
+                connections.append(row)
             else:
-                unreadable.append((it.id, it.why))
+                unreadable.append((row.id, row.why))
         if not batch.has_more:
-            return found, unreadable, None
+            return connections, unreadable, None
         after = batch.last
-    return found, unreadable, after
+    return connections, unreadable, after
 
 
 @router.get("/v1/connections/{connection_id}")
@@ -175,9 +174,9 @@ async def get_connection(
     async with api.store.read() as tx:
         connection = await call.visible_connection(tx, connection_id)
         view = await connection_view(tx, connection)
-        said = await provider_said(tx, call, connection)
+        refusal = await provider_said(tx, call, connection)
         base_url = await _api_base_url(tx, api, connection, view)
-        view = view.__replace__(api_base_url=base_url, provider_said=said)
+        view = view.__replace__(api_base_url=base_url, provider_said=refusal)
         # a reader of the code could have another account approve it
         if call.allows(Action.CONNECT, Target.of(connection)):
             view = view.__replace__(device=await device_view(tx, connection))

@@ -48,10 +48,10 @@ class ScopeCheck:
     def require(self, scopes: tuple[str, ...], action: Action) -> tuple[str, ...]:
         """The scopes. Raises SCOPE_NOT_PERMITTED for one above a ceiling, except the offline scope."""
         counted = tuple(scope for scope in scopes if scope != self.spec.offline_scope)
-        there = self.integration
-        target = Target(there.name, there.provider, self.subject, self.connection_id)
+        integration = self.integration
+        target = Target(integration.name, integration.provider, self.subject, self.connection_id)
         decision = self.call.judge(action, target, counted)
-        above = scopes_above(counted, there.scope_ceiling)
+        above = scopes_above(counted, integration.scope_ceiling)
         if not decision.allowed or above:
             raise refusal(decision, above)
         return scopes
@@ -82,8 +82,8 @@ async def _unrevoked_slots(tx: Transaction, first: Connection) -> dict[str, tupl
     kept: dict[str, tuple[str, ...]] = {}
     for slot, scopes in first.slot_scopes.items():
         label = first.label_of_slot(slot)
-        found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
-        if found is None or found.state not in (LifecycleState.REVOKING, LifecycleState.REVOKED):
+        connection = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
+        if connection is None or connection.state not in (LifecycleState.REVOKING, LifecycleState.REVOKED):
             kept[slot] = scopes
     return kept
 

@@ -1,24 +1,43 @@
-"""The view of a connection that every route returns, and its device code (RFC 8628).
+"""The view of a connection that every route returns, its device code (RFC 8628), and why it fails.
 
-A worker requests device codes, the API shows them (ADR 0008).
+A worker requests device codes, the API shows them (ADR 0008). What a provider said about a connection's last
+refusal is for admins, and comes from the audit log.
 """
+
+from datetime import datetime
 
 from evergrant_server import audit
 from evergrant_server.access.transactions import poll_until
 from evergrant_server.api.connections.consents import ConnectionWithLink
-from evergrant_server.api.connections.models import ConnectionView, DeviceView, RevocationProgressView
+from evergrant_server.api.connections.models import (
+    ConnectionView,
+    DeviceView,
+    ProviderSaidView,
+    RevocationProgressView,
+)
 from evergrant_server.api.http.call import ApiCall, CommandResponse
-from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.consent import ConsentKind
+from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus, reference_of
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import FAILURES, ErrorCode
-from evergrant_server.core.ids import ConnectionId
+from evergrant_server.core.ids import ConnectionId, ConsentId
+from evergrant_server.core.provider_words import PROVIDER_SAID
+from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 
 _MAX_WAIT_S = 5.0
 _AWAITING_CONSENT = (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
+_REFUSALS = (
+    AuditAction.REFRESH_FAILED,
+    AuditAction.NEEDS_REAUTH,
+    AuditAction.CONSENT_FAILED,
+    AuditAction.CONSENT_DENIED,
+    AuditAction.CALLBACK_REFUSED,
+    AuditAction.REVOCATION_FAILED,
+)
+_ENDED_BY = (AuditAction.GRANT_INSTALLED, AuditAction.GRANT_REFRESHED, AuditAction.REVOKED)
 
 
 async def connection_view(
@@ -96,3 +115,58 @@ async def add_device_code(call: ApiCall, answer: CommandResponse) -> CommandResp
     longest = min(_MAX_WAIT_S, call.api.settings.lease_wait.total_seconds())
     device, _ = await poll_until(look, lambda seen: seen[0] is not None or seen[1], longest)
     return CommandResponse.of(view.__replace__(device=device), answer.status_code)
+
+
+# --- why a connection fails -----------------------------------------------------------
+
+
+async def provider_said(
+    tx: Transaction, call: ApiCall, connection: Connection, consent: Consent | None = None
+) -> ProviderSaidView | None:
+    """What explains the connection's failure, or that of `consent`.
+
+    None without a failure, and for a caller that is neither admin nor auditor.
+    """
+    if not call.may_audit(Target.of(connection)):
+        return None
+    since = await _failing_since(tx, connection) if consent is None else consent.created_at
+    if since is None:
+        return None
+    actions = _REFUSALS if consent is not None else (*_REFUSALS, *_ENDED_BY)
+    refusals: list[AuditRecord] = []
+    for record in await audit.newest_records(tx, connection.tenant, connection.id, actions, since):
+        if record.action in _ENDED_BY:
+            break
+        if consent is None or _consent_of(record) == consent.id:
+            refusals.append(record)
+    newest = next(
+        (record for record in refusals if PROVIDER_SAID in record.detail), refusals[0] if refusals else None
+    )
+    return None if newest is None else _provider_said_view(newest)
+
+
+def _provider_said_view(record: AuditRecord) -> ProviderSaidView:
+    detail = record.detail
+    reason, consent = detail.get("reason") or detail.get("code"), _consent_of(record)
+    return ProviderSaidView(
+        at=record.at,
+        reason=ErrorCode(reason) if reason in set(ErrorCode) else None,
+        reference=reference_of(consent) if consent else None,
+        **detail.get(PROVIDER_SAID, {}),
+    )
+
+
+def _consent_of(record: AuditRecord) -> ConsentId | None:
+    """The consent that ended with a refusal; other actions name theirs `consent_id`."""
+    return record.detail.get("consent") or record.detail.get("consent_id")
+
+
+async def _failing_since(tx: Transaction, connection: Connection) -> datetime | None:
+    """From when on the audit log may explain a failure. It bounds the search: leases are in the log too."""
+    since = [connection.last_failed_at]
+    if connection.state is not LifecycleState.ACTIVE:
+        since.append(connection.changed_at)
+    consent = await tx.consents.newest(connection.tenant, connection.id)
+    if consent is not None and consent.status is not ConsentStatus.DONE:
+        since.append(consent.created_at)
+    return min((moment for moment in since if moment is not None), default=None)

@@ -6,20 +6,21 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from evergrant_server.api.agents.approval_models import CallApprovalView, CallDecisionBody, CalledView
-from evergrant_server.api.agents.approvals import (
+from evergrant_server.api.agents.routes import StopBody, get_agent, last_stop, list_agents, stop_agent
+from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, console_page, pages_of
+from evergrant_server.api.decisions.call_approvals import (
+    CallApprovalView,
+    CallDecisionBody,
+    CalledView,
     approve_call,
     deny_call,
     get_call_approval,
     list_call_approvals,
 )
-from evergrant_server.api.agents.routes import get_agent, list_agents
-from evergrant_server.api.agents.stop import StopBody, last_stop, stop_agent
-from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, console_page, pages_of
 from evergrant_server.api.http.call import require_auditor
 from evergrant_server.api.pages.browser import APPROVAL_PAGES, redirect_response
 from evergrant_server.core.access import Action
-from evergrant_server.core.agents.call_approvals import CallApprovalState
+from evergrant_server.core.decisions import CallApprovalState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId
 from evergrant_server.policy import Target

@@ -11,7 +11,7 @@ from evergrant_server.api.apps.credentials import list_credentials
 from evergrant_server.api.apps.explain import explain_access
 from evergrant_server.api.apps.keys import KeyBody, NewKeyView, create_key, list_keys, revoke_key
 from evergrant_server.api.apps.permits import list_permits
-from evergrant_server.api.apps.reach.routes import app_reach
+from evergrant_server.api.apps.reach import app_reach
 from evergrant_server.api.apps.routes import get_app, list_apps
 from evergrant_server.api.console.visit import ROWS, VisitDep, chosen, console_page, pages_of
 from evergrant_server.api.http.call import require_auditor, require_tenant_admin
@@ -170,7 +170,7 @@ async def show_revoke_key(visit: VisitDep, name: str, key_id: str) -> Response:
 @router.post("/console/apps/{name}/keys/{key_id}/revoke")
 @console_page
 async def end_key(visit: VisitDep, name: str, key_id: str) -> Response:
-    """Revoke it: at once, and for good."""
+    """Revoke the key, at once and for good."""
     await visit.read_form()
     await revoke_key(name, key_id, await require_tenant_admin(visit.call))
     return redirect_response(f"/console/apps/{name}?done=key-revoked")

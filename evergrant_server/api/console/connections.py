@@ -13,10 +13,10 @@ from starlette.responses import Response
 from evergrant_server.api.audit import AuditView, connection_records
 from evergrant_server.api.connections.commands import (
     choose_account,
+    confirm_consent,
     reauthorize_connection,
     revoke_connection,
 )
-from evergrant_server.api.connections.confirm import confirm_consent
 from evergrant_server.api.connections.history import get_connection_history
 from evergrant_server.api.connections.models import (
     ChooseBody,
@@ -113,7 +113,7 @@ async def show_connection(
         "connection.html",
         f"{view.subject} at {view.integration}",
         it=view,
-        acts=possible_acts(visit, view),
+        acts=_possible_acts(visit, view),
         connects=call.allows(Action.CONNECT, target),
         said=DONE.get(done),
         story=story,
@@ -125,7 +125,7 @@ async def show_connection(
     )
 
 
-def possible_acts(visit: ConsoleVisit, view: ConnectionView) -> tuple[str, ...]:
+def _possible_acts(visit: ConsoleVisit, view: ConnectionView) -> tuple[str, ...]:
     """What the visitor may do with the connection in its state."""
     call, target = visit.call, Target(view.integration, view.provider, view.subject, view.id)
     actions = (Action.TOKEN, Action.CONNECT, Action.ADMIN)
@@ -226,7 +226,7 @@ async def show_act(visit: VisitDep, connection_id: str) -> Response:
     """What the act would do, and its form. Raises Failure NOT_PERMITTED for one that isn't possible."""
     name = visit.request.url.path.rpartition("/")[2]
     view = await get_connection(connection_id, visit.call)
-    if name not in possible_acts(visit, view):
+    if name not in _possible_acts(visit, view):
         raise Failure(ErrorCode.NOT_PERMITTED, "This can't be done with the connection as it is, or by you.")
     return visit.show("act.html", ACTS[name].title, it=view, name=name, act=ACTS[name])
 

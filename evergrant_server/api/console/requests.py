@@ -3,21 +3,23 @@
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from evergrant_server.api.apps.access_request_models import AccessRequestView, ApprovalBody, NoteBody
-from evergrant_server.api.apps.access_requests import (
+from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, chosen, console_page, pages_of
+from evergrant_server.api.decisions.access_requests import (
+    AccessRequestView,
+    ApprovalBody,
+    NoteBody,
     approve_access_request,
     deny_access_request,
     get_access_request,
     list_access_requests,
     withdraw_access_request,
 )
-from evergrant_server.api.apps.approvals import approve as approve_command
-from evergrant_server.api.apps.approvals import list_approvals
-from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, chosen, console_page, pages_of
+from evergrant_server.api.decisions.approvals import approve as approve_command
+from evergrant_server.api.decisions.approvals import list_approvals
 from evergrant_server.api.http.call import require_tenant_admin
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.core.access import Action
-from evergrant_server.core.lifecycle.access_requests import AccessRequestState
+from evergrant_server.core.decisions import AccessRequestState
 from evergrant_server.policy import Target
 from evergrant_server.problems import invalid_request
 
@@ -93,7 +95,7 @@ async def approve(visit: VisitDep, request_id: str) -> Response:
 @router.post("/console/requests/{request_id}/deny")
 @console_page
 async def deny(visit: VisitDep, request_id: str) -> Response:
-    """Refuse it."""
+    """Deny the request."""
     body = NoteBody(note=(await visit.read_form()).get("note") or None)
     await deny_access_request(request_id, await require_tenant_admin(visit.call), body)
     return _back_to(request_id, "denied")
@@ -102,7 +104,7 @@ async def deny(visit: VisitDep, request_id: str) -> Response:
 @router.post("/console/requests/{request_id}/withdraw")
 @console_page
 async def withdraw(visit: VisitDep, request_id: str) -> Response:
-    """Take it back."""
+    """Withdraw the request."""
     await visit.read_form()
     await withdraw_access_request(request_id, visit.call)
     return _back_to(request_id, "withdrawn")

@@ -82,12 +82,12 @@ class ApiCall(JudgedRequest):
         """The stored response, if any. Raises Failure IDEMPOTENCY_CONFLICT for another request's key."""
         if self.key is None:
             return None
-        found = await tx.idempotency.find(self.tenant, self.caller.app.id, self.key)
-        if found is None:
+        stored = await tx.idempotency.find(self.tenant, self.caller.app.id, self.key)
+        if stored is None:
             return None
-        if found.request_hash != self.request_hash(sent):
+        if stored.request_hash != self.request_hash(sent):
             raise Failure(ErrorCode.IDEMPOTENCY_CONFLICT)
-        return CommandResponse(found.body, found.status)
+        return CommandResponse(stored.body, stored.status)
 
 
 def api_context(request: Request) -> ApiContext:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from evergrant_server.access.authentication import CERTIFICATE
 from evergrant_server.crypto.client_certificates import AppCertificate
 from evergrant_server.problems import invalid_request, problem_response
-from evergrant_server.setting_types import CERTIFICATE_HEADER_NAMES, CertificateHeader
+from evergrant_server.settings.types import CERTIFICATE_HEADER_NAMES, CertificateHeader
 from evergrant_server.telemetry.logs import LogEvent, log_event
 
 log = logging.getLogger("evergrant.api")
@@ -68,10 +68,10 @@ def read_header(header: CertificateHeader, value: bytes) -> AppCertificate:
 
 def _rfc9440(value: bytes) -> AppCertificate:
     """`:base64 of the DER:` (RFC 9440 section 2.1)."""
-    found = _BYTE_SEQUENCE.fullmatch(value)
-    if found is None:
+    sequence = _BYTE_SEQUENCE.fullmatch(value)
+    if sequence is None:
         raise ValueError("is no byte sequence")
-    return AppCertificate.of_der(b64decode(found[1], validate=True))
+    return AppCertificate.of_der(b64decode(sequence[1], validate=True))
 
 
 def _escaped_pem(value: bytes) -> AppCertificate:
@@ -83,10 +83,10 @@ def _envoy(value: bytes) -> AppCertificate:
     """The `Cert` of a header with one element: a second would be another proxy's, or the client's own."""
     certificates: list[bytes] = []
     end = 0
-    while found := _XFCC_PAIR.match(value, end):
-        end = found.end()
-        if found[1].lower() == b"cert":
-            certificates.append(found[2])
+    while pair := _XFCC_PAIR.match(value, end):
+        end = pair.end()
+        if pair[1].lower() == b"cert":
+            certificates.append(pair[2])
     if end != len(value) or len(certificates) != 1:
         raise ValueError("is not one element with one Cert")
     return _escaped_pem(certificates[0].strip(b'"'))

@@ -47,10 +47,10 @@ class Cursors:
         return body.decode()
 
     def next_cursor(
-        self, found: Sequence[T], limit: int, place: Callable[[T], str], tenant: str, **list_of: Any
+        self, items: Sequence[T], limit: int, place: Callable[[T], str], tenant: str, **list_of: Any
     ) -> str | None:
         """The cursor of the next page. `found` holds `limit` + 1 items unless this page is the last."""
-        return self.encode(place(found[limit - 1]), tenant, **list_of) if len(found) > limit else None
+        return self.encode(place(items[limit - 1]), tenant, **list_of) if len(items) > limit else None
 
     def _tag(self, body: bytes, tenant: str, list_of: dict[str, Any]) -> bytes:
         bound = json.dumps([tenant, list_of, body.decode(errors="replace")], sort_keys=True, default=str)

@@ -119,21 +119,21 @@ class Deadline:
         async def receiving() -> Message:
             message = await receive()
             if not started:
-                it.reschedule(now() + limit)
+                deadline.reschedule(now() + limit)
             return message
 
         async def sending(message: Message) -> None:
             nonlocal started
             started = True
-            it.reschedule(None)
+            deadline.reschedule(None)
             await send(message)
 
         started = False
         try:
-            async with asyncio.timeout(limit) as it:
+            async with asyncio.timeout(limit) as deadline:
                 await self._app(scope, receiving, sending)
         except TimeoutError:
-            if started or not it.expired():
+            if started or not deadline.expired():
                 raise
             late = Failure(
                 ErrorCode.STORE_UNAVAILABLE, f"No answer within {limit:.0f} seconds.", retry_after=5.0

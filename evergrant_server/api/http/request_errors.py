@@ -116,9 +116,9 @@ def path_that_is_near(request: Request) -> str:
     return ""
 
 
-def _routes(given: Iterable[BaseRoute]) -> Iterator[Route]:
+def _routes(routes: Iterable[BaseRoute]) -> Iterator[Route]:
     """The routes, also of routers that FastAPI includes when they are first used."""
-    for route in given:
+    for route in routes:
         if isinstance(route, Route):
             yield route
         elif included := getattr(route, "original_router", None):

@@ -1,30 +1,45 @@
-"""The rows of new and changed integrations.
+"""The rows of new and changed integrations, and what a second admin is shown of a change, and approves.
 
 The endpoints that secrets are sent to never change while connections are live.
 """
 
+from contextlib import suppress
 from datetime import datetime, timedelta
+from typing import Any
 
+from evergrant_server.access.approvals import fingerprint
+from evergrant_server.access.context import integration_spec
+from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.integrations.checks import (
     NO_CERTIFICATE,
+    client_key_of,
     has_client,
     require_credentials,
     require_nonempty,
 )
 from evergrant_server.api.integrations.models import IntegrationBody, RotateSecretBody
 from evergrant_server.core.connections.login import LoginRule
+from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import IntegrationId, Tenant, new_id
-from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
+from evergrant_server.core.integrations import Endpoints, Integration, IntegrationState, RegistrationMethod
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.outbox import retry_integration_message
+from evergrant_server.core.secret import Secret
 from evergrant_server.problems import invalid_request
 from evergrant_server.store import Transaction
+from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import MUTUAL_TLS, ClientAuth
+from providers.definition.templates import integration_endpoints
 
 NO_CLIENT = (
     "It has no OAuth client yet: register one at the provider with this redirect URI, then put its client id."
 )
+# What a PUT may change without a login of moments ago: no secret, no person and no token goes elsewhere.
+_HARMLESS = {
+    *("default_scopes", "refresh", "refresh_overrides"),
+    *("changed_at", "state", "problem", "endpoints"),  # follow from the rest, and from a worker's reading
+}
 
 
 def new_integration(
@@ -88,8 +103,8 @@ async def changed_integration(
         }
         for field, held in stored.items():
             if held and getattr(body, field) is None:
-                what = field.replace("_", " ")
-                why = f"Give the {what} again: the stored one belongs to the previous client."
+                credential = field.replace("_", " ")
+                why = f"Give the {credential} again: the stored one belongs to the previous client."
                 raise invalid_request(field, why)
     wanted = ClientAuth(body.client_auth or spec.client_auth) in MUTUAL_TLS
     if wanted and not has_certificate and body.client_certificate is None:
@@ -195,3 +210,80 @@ def _with_body(
     if not has_client(body):
         update |= {"state": IntegrationState.FAILED, "problem": NO_CLIENT}
     return integration.__replace__(**update).with_provider_rules(spec.refresh_rules())
+
+
+async def integration_by_name(
+    tx: Transaction, registry: Registry, tenant: Tenant, name: str | None
+) -> dict[str, Any] | None:
+    """The facts of the integration of this name now; None: there is none."""
+    integration = None if name is None else await tx.integrations.by_name(tenant, name)
+    return None if integration is None else await integration_facts(tx, registry, integration)
+
+
+async def integration_facts(tx: Transaction, registry: Registry, integration: Integration) -> dict[str, Any]:
+    """Its id and revision, and where it sends people, codes and secrets."""
+    facts = integration.model_dump(mode="json", include={"id", "revision", "provider", "issuer", "client_id"})
+    return {**facts, "endpoints": await endpoint_urls(tx, registry, integration)}
+
+
+async def endpoint_urls(tx: Transaction, registry: Registry, integration: Integration) -> dict[str, str]:
+    """The URLs of its endpoints; empty before its issuer's metadata has been read."""
+    endpoints: Endpoints | None = None
+    with suppress(Failure):
+        endpoints = integration_endpoints(await integration_spec(tx, registry, integration), integration)
+    if endpoints is None:
+        return {}
+    return {name: url for name, url in endpoints.model_dump().items() if isinstance(url, str)}
+
+
+async def is_dangerous_change(
+    tx: Transaction, before: Integration | None, after: Integration, body: IntegrationBody
+) -> bool:
+    """Whether a PUT does more than change default scopes and refresh rules: what is new under a name is
+    as what is changed, since an integration may be deleted first."""
+    if before is None or _decisive(before) != _decisive(after):
+        return True
+    stored = await tx.integrations.client_secret(before)
+    if body.client_secret is not None and body.client_secret != stored:
+        return True
+    key, certificate = client_key_of(body), body.client_certificate
+    if key is not None and key != await tx.integrations.client_key(before):
+        return True
+    return certificate is not None or body.initial_access_token is not None
+
+
+async def change_facts(
+    tx: Transaction, call: ApiCall, before: Integration | None, after: Integration, body: IntegrationBody
+) -> dict[str, Any]:
+    """What the names of a PUT stand for, where the changed integration sends people and secrets, and
+    fingerprints of the secrets in its body."""
+    registry, tenant = call.api.registry, call.tenant
+    login = None if after.login is None else after.login.integration
+    facts: dict[str, Any] = {
+        "integration": None if before is None else await integration_facts(tx, registry, before),
+        "endpoints": await endpoint_urls(tx, registry, after),
+        "login": await integration_by_name(tx, registry, tenant, login),
+        "identity_provider": await integration_by_name(tx, registry, tenant, after.identity_provider),
+    }
+    for name, secret in _secrets(body).items():
+        facts[name] = fingerprint(call, secret)
+    return facts
+
+
+def without_secrets(body: IntegrationBody) -> IntegrationBody:
+    """The body as an approval may hold it."""
+    return body.__replace__(
+        client_secret=None, initial_access_token=None, client_key=None, client_certificate=None
+    )
+
+
+def _secrets(body: IntegrationBody) -> dict[str, Secret]:
+    """The secrets that the body has, by the names of its members."""
+    secrets = {"client_secret": body.client_secret, "initial_access_token": body.initial_access_token}
+    secrets |= {"client_key": body.client_key and body.client_key.private}
+    secrets |= {"client_certificate": body.client_certificate and body.client_certificate.private}
+    return {name: secret for name, secret in secrets.items() if secret is not None}
+
+
+def _decisive(integration: Integration) -> dict[str, Any]:
+    return integration.model_dump(exclude=_HARMLESS)

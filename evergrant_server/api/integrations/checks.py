@@ -1,17 +1,26 @@
-"""Checks of an integration's body against its provider's definition, before anything is written. Pure."""
+"""Checks of an integration's body: against its provider's definition, and of where its subjects log in.
 
+Nothing is written here.
+"""
+
+import re
 from datetime import datetime
 
 from evergrant_server.access.context import ApiContext
+from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.integrations.models import IntegrationBody
+from evergrant_server.core.access import Action
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey
 from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.login import LoginClaim, LoginRule
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import RegistrationMethod
+from evergrant_server.core.ids import Tenant
+from evergrant_server.core.integrations import RegistrationMethod, require_login
 from evergrant_server.core.secret import Secret
-from evergrant_server.policy import scopes_above
+from evergrant_server.policy import Target, scopes_above
 from evergrant_server.problems import invalid_request
+from evergrant_server.store import Transaction
 from providers.client_auth import import_signing_key, parse_client_certificate
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import MUTUAL_TLS, ClientAuth
@@ -20,6 +29,7 @@ from providers.definition.templates import definition_endpoints, protected_resou
 UNBOUND_SETTING = "EVERGRANT_ALLOW_UNBOUND_CONSENT"
 _AUTH_WITHOUT_SECRET = (ClientAuth.NONE, ClientAuth.PRIVATE_KEY_JWT, *MUTUAL_TLS)
 NO_CERTIFICATE = "A client certificate is needed to present."
+_DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})+")
 
 
 def has_client(body: IntegrationBody) -> bool:
@@ -90,8 +100,8 @@ def client_key_of(body: IntegrationBody) -> ClientKey | None:
 
 def client_certificate_of(body: IntegrationBody, now: datetime) -> ClientCertificate | None:
     """The client certificate of the body. Raises Failure INVALID_REQUEST for an unusable one."""
-    given = body.client_certificate
-    return None if given is None else parse_client_certificate(given.certificate, given.private, now)
+    pair = body.client_certificate
+    return None if pair is None else parse_client_certificate(pair.certificate, pair.private, now)
 
 
 def _check_client(spec: ProviderSpec, body: IntegrationBody) -> None:
@@ -129,3 +139,54 @@ def _check_identity_provider(spec: ProviderSpec, body: IntegrationBody) -> None:
 def require_nonempty(secret: Secret) -> None:
     if not secret.reveal().strip():
         raise invalid_request("client_secret", "The client secret is empty.")
+
+
+def login_rule(body: IntegrationBody) -> LoginRule | None:
+    """The body's rule. Raises Failure INVALID_REQUEST for one that is missing, superfluous or incomplete."""
+    login = body.login
+    if login is None:
+        if body.binding is Binding.OIDC:
+            why = "The binding oidc needs it: the integration at whose issuer the subjects log in."
+            raise invalid_request("login", why)
+        return None
+    if body.binding is not Binding.OIDC:
+        raise invalid_request("login", "It belongs to the binding oidc.")
+    domains = checked_domains(login.claim, login.domains, "login.domains")
+    return LoginRule(integration=login.integration, claim=login.claim, domains=domains)
+
+
+def checked_domains(claim: LoginClaim, names: tuple[str, ...], field: str) -> tuple[str, ...]:
+    """The domains of email addresses, in lower case. Raises Failure INVALID_REQUEST."""
+    if (claim is LoginClaim.EMAIL) is not bool(names):
+        raise invalid_request(field, "The claim email needs domains; no other claim has them.")
+    domains = tuple(dict.fromkeys(domain.lower() for domain in names))
+    for domain in domains:
+        if not _DOMAIN.fullmatch(domain):
+            raise invalid_request(field, f"{domain[:80]!r} is no domain such as example.com.")
+    return domains
+
+
+async def require_identity_provider(
+    tx: Transaction, call: ApiCall, name: str, provider_name: str | None
+) -> None:
+    """Raise Failure INVALID_REQUEST unless this is another integration, of which the caller is an admin too:
+    it decides for what its subjects' id tokens are used."""
+    if provider_name is None:
+        return
+    provider = None if provider_name == name else await tx.integrations.by_name(call.tenant, provider_name)
+    if provider is None or provider.identity_provider is not None:
+        why = "It is to be the name of the integration at the identity provider."
+        raise invalid_request("identity_provider", why)
+    call.require_permit(Action.ADMIN, of=Target(provider.name, provider.provider))
+
+
+async def pinned_login(tx: Transaction, tenant: Tenant, rule: LoginRule | None) -> LoginRule | None:
+    """The rule with the issuer at which its subjects log in now. Raises Failure INVALID_REQUEST, with the
+    repair, when none could."""
+    if rule is None:
+        return None
+    try:
+        issuer_client = require_login(rule, await tx.integrations.by_name(tenant, rule.integration))
+    except Failure as failure:
+        raise invalid_request("login.integration", failure.detail) from None
+    return rule.__replace__(issuer=issuer_client.issuer)

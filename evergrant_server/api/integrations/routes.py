@@ -16,39 +16,39 @@ from evergrant_server.api.http.call import ApiCall, ApiDep, Call, Command, Comma
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug
 from evergrant_server.api.integrations.changes import (
     change_client_secret,
+    change_facts,
     changed_integration,
+    integration_facts,
+    is_dangerous_change,
     new_integration,
     retry_failing_connections,
+    without_secrets,
 )
 from evergrant_server.api.integrations.checks import (
     check_body,
     client_certificate_of,
     client_key_of,
-    require_binding_allowed,
-    with_default_registration,
-)
-from evergrant_server.api.integrations.exchanges import with_exchange
-from evergrant_server.api.integrations.logins import (
     login_rule,
     pinned_login,
+    require_binding_allowed,
     require_identity_provider,
+    with_default_registration,
 )
-from evergrant_server.api.integrations.models import IntegrationBody, IntegrationView, RotateSecretBody
-from evergrant_server.api.integrations.resolution import (
-    change_facts,
-    integration_facts,
-    is_dangerous_change,
-    without_secrets,
+from evergrant_server.api.integrations.models import (
+    FailedExchangeView,
+    IntegrationBody,
+    IntegrationView,
+    RotateSecretBody,
 )
-from evergrant_server.audit.exchanges import newest_exchanges
+from evergrant_server.audit.exchanges import Exchange, newest_exchanges
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
 from evergrant_server.policy import Target
 from evergrant_server.problems import require_found
-from evergrant_server.setting_types import CLIENT_METADATA_PATH
+from evergrant_server.settings.types import CLIENT_METADATA_PATH
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from providers.definition.schema import ProviderSpec
@@ -176,7 +176,7 @@ async def _discover(call: ApiCall, integration: Integration) -> None:
     tenant, id, limit = integration.tenant, integration.id, DISCOVERY_TIMEOUT_S
     try:
         async with asyncio.timeout(limit + 1):
-            found = await call.api.link.discover(tenant, id, call.context, timeout=limit)
+            discovery = await call.api.link.discover(tenant, id, call.context, timeout=limit)
     except Failure:
         raise
     except Exception as error:
@@ -184,8 +184,8 @@ async def _discover(call: ApiCall, integration: Integration) -> None:
         log_event(log, logging.WARNING, LogEvent.DISCOVERY_FAILED, type(error).__name__, object=id)
         why = "No worker read the issuer's metadata in time."
         raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, why, retry_after=5.0) from None
-    if found.failure is not None:
-        raise Failure(found.failure, found.detail, integration=integration.name)
+    if discovery.failure is not None:
+        raise Failure(discovery.failure, discovery.detail, integration=integration.name)
 
 
 @router.get("/v1/integrations")
@@ -196,11 +196,17 @@ async def list_integrations(
     bound = {"list": "integrations", "app": call.caller.app.id}
     after = call.cursors.decode(cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
-        found = await tx.integrations.page(call.tenant, after, limit + 1)
-        mine = [it for it in found[:limit] if call.may_audit(Target(it.name, it.provider))]
+        integrations = await tx.integrations.page(call.tenant, after, limit + 1)
+        mine = [
+            integration
+            for integration in integrations[:limit]
+            if call.may_audit(Target(integration.name, integration.provider))
+        ]
         exchanges = await newest_exchanges(tx, call.tenant) if mine else {}
-        shown = [with_exchange(await _view(tx, call, it), call, exchanges) for it in mine]
-    next_cursor = call.cursors.next_cursor(found, limit, lambda it: it.name, call.tenant, **bound)
+        shown = [with_exchange(await _view(tx, call, integration), call, exchanges) for integration in mine]
+    next_cursor = call.cursors.next_cursor(
+        integrations, limit, lambda integration: integration.name, call.tenant, **bound
+    )
     return Page(items=shown, next_cursor=next_cursor)
 
 
@@ -232,13 +238,17 @@ async def _record(
     tx: Transaction,
     call: ApiCall,
     action: AuditAction,
-    it: Integration,
+    integration: Integration,
     approved: Mapping[str, str] | None = None,
 ) -> None:
-    detail: dict[str, object] = {"integration": it.name, "provider": it.provider, "client_id": it.client_id}
-    if it.login is not None:
-        detail |= {"login": it.login.integration, "login_issuer": it.login.issuer}
-    await call.record(tx, action, it.id, **detail, **(approved or {}))
+    detail: dict[str, object] = {
+        "integration": integration.name,
+        "provider": integration.provider,
+        "client_id": integration.client_id,
+    }
+    if integration.login is not None:
+        detail |= {"login": integration.login.integration, "login_issuer": integration.login.issuer}
+    await call.record(tx, action, integration.id, **detail, **(approved or {}))
 
 
 @metadata_router.get("/oauth/client/{integration_id}")
@@ -248,16 +258,33 @@ async def get_client_metadata(integration_id: str, response: Response, api: ApiD
     if not is_id(integration_id, "int"):
         raise Failure(ErrorCode.NOT_FOUND)
     async with api.store.read() as tx:
-        found = await tx.integrations.find_in_any_tenant(IntegrationId(integration_id))
+        integration = await tx.integrations.find_in_any_tenant(IntegrationId(integration_id))
     templates = (api.settings.client_metadata_url, api.settings.public_url + CLIENT_METADATA_PATH)
     urls = [client_metadata_url(template, integration_id) for template in templates]
-    if found is None or found.registration is None or found.client_id not in urls:
+    if integration is None or integration.registration is None or integration.client_id not in urls:
         raise Failure(ErrorCode.NOT_FOUND)
     response.headers["Cache-Control"] = "public, max-age=3600"
     return client_metadata(
-        api.redirect_uri(found.id),
+        api.redirect_uri(integration.id),
         auth="none",
-        scopes=scopes_to_register(found, found.endpoints),
-        client_id=found.client_id,
-        dpop=found.dpop is True,
+        scopes=scopes_to_register(integration, integration.endpoints),
+        client_id=integration.client_id,
+        dpop=integration.dpop is True,
     )
+
+
+def with_exchange(view: IntegrationView, call: ApiCall, exchanges: Mapping[str, Exchange]) -> IntegrationView:
+    """With the newest exchange, if it failed after the integration's last change, which may be the repair."""
+    exchange = exchanges.get(view.name)
+    if exchange is None or exchange.failure is None or exchange.at < view.changed_at:
+        return view
+    threshold = call.api.settings.circuit_threshold
+    failed = FailedExchangeView(
+        failure=exchange.failure,
+        repairer=FAILURES[exchange.failure].repairer,
+        at=exchange.at,
+        connection_id=exchange.connection,
+        unanswered=exchange.unanswered,
+        circuit_open=0 < threshold <= exchange.unanswered,
+    )
+    return view.__replace__(failed_exchange=failed)

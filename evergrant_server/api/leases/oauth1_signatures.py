@@ -100,9 +100,10 @@ async def _require_no_provider_endpoint(call: ApiCall, connection_id: str, url: 
         spec = None if integration is None else await integration_spec(tx, call.api.registry, integration)
     if integration is None or spec is None or spec.request_token_endpoint is None:
         return  # not an OAuth 1.0a connection: refused later
-    there = oauth1_endpoints(spec, integration)
+    endpoints = oauth1_endpoints(spec, integration)
     if comparable_location(url) in {
-        comparable_location(it) for it in (there.temporary, there.authorization, there.token)
+        comparable_location(endpoint)
+        for endpoint in (endpoints.temporary, endpoints.authorization, endpoints.token)
     }:
         detail = "No request to an endpoint of the provider's authorization server is signed."
         raise invalid_request("url", detail)

@@ -36,8 +36,8 @@ class LeaseRoute(Route):
     """Puts itself into the scope, as FastAPI's routes do, so that traces have the path template."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, found = super().matches(scope)
-        return match, {**found, "route": self} if found else found
+        match, child_scope = super().matches(scope)
+        return match, {**child_scope, "route": self} if child_scope else child_scope
 
 
 class LeaseMiddleware:
@@ -54,9 +54,9 @@ class LeaseMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
             for route in self._routes:
-                match, found = route.matches(scope)
+                match, child_scope = route.matches(scope)
                 if match is Match.FULL:
-                    scope.update(found)
+                    scope.update(child_scope)
                     request = Request(scope, receive)
                     await (await _respond(route.endpoint, request))(scope, receive, send)
                     return

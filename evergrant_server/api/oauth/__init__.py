@@ -1,5 +1,7 @@
-"""The token endpoint, `POST /oauth/token` (RFC 6749 section 4.4), and its metadata (RFC 8414).
+"""Evergrant as an authorization server (RFC 6749): metadata, registration, token and revocation endpoint.
 
-Owns how an app proves its identity, with one function for each method. Doesn't own how tokens are recognized
-afterwards (http), nor which credentials are registered (apps).
+Owns how an app proves its identity, with one function for each method, and each grant: an app's own token, a
+delegation for a person, and a client's family of tokens with its replay ledger. Doesn't own the authorization
+endpoint (`api.pages.authorization`), how tokens are recognized afterwards (`access`), nor which credentials
+are registered (`api.apps`).
 """

@@ -35,7 +35,7 @@ class TokenView(View):
 
 
 async def issue(request: ClientTokenRequest) -> TokenView:
-    """Raises TokenRefused."""
+    """An access token for the app that the request proves. Raises TokenRefused, RateLimited."""
     if "scope" in request.parameters:
         why = "Tokens of apps have no scopes: an app's permits say what it may do."
         raise TokenRefused("invalid_scope", why)
@@ -77,7 +77,7 @@ async def _add_token(request: ClientTokenRequest, client: ProvenClient) -> tuple
 
 
 async def require_active(tx: Transaction, app: App, now: datetime) -> None:
-    """Raises TokenRefused for an agent that has ended."""
+    """Check that the app is no agent that has ended. Raises TokenRefused."""
     try:
         await tx.agents.require_active(app, now)
     except Failure as failure:
@@ -99,7 +99,7 @@ ADVERTISED_WITH_MTLS = (
 
 
 async def _prove(request: ClientTokenRequest) -> ProvenClient:
-    """As `_authenticate`; once more when the keys of a workload's issuer had to be read first."""
+    """The proven client; a worker reads the keys of a workload's issuer first where that is needed."""
     try:
         async with request.api.store.read() as tx:
             return await _authenticate(tx, request)

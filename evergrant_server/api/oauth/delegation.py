@@ -44,14 +44,13 @@ from evergrant_server.core.ids import (
 )
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.workloads.issuer import TrustedIssuer
-from evergrant_server.crypto import KeyRing
 from evergrant_server.settings import Settings
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.request_ids import trace_of
 from providers.responses.workload_token import WorkloadToken
 
 ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
-MOST_NAMED = 50  # scopes, and resources
+_MOST_NAMED = 50  # scopes, and resources
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,256}")  # RFC 6749 section 3.3
 
 
@@ -67,7 +66,7 @@ class Wanted(NamedTuple):
 
 
 def read_wanted(parameters: Mapping[str, str], settings: Settings) -> Wanted:
-    """Raises TokenRefused."""
+    """What the parameters of a token request ask for. Raises TokenRefused."""
     if parameters.get("requested_token_type", ACCESS_TOKEN) != ACCESS_TOKEN:
         raise TokenRefused("invalid_request", f"requested_token_type must be {ACCESS_TOKEN}.")
     if parameters.get("audience", settings.public_url) != settings.public_url:
@@ -82,8 +81,8 @@ def _scopes(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
     scopes = tuple(dict.fromkeys(text.split(" ")))
-    if len(scopes) > MOST_NAMED or not all(_SCOPE.fullmatch(scope) for scope in scopes):
-        raise TokenRefused("invalid_scope", f"scope: at most {MOST_NAMED}, with one space between two.")
+    if len(scopes) > _MOST_NAMED or not all(_SCOPE.fullmatch(scope) for scope in scopes):
+        raise TokenRefused("invalid_scope", f"scope: at most {_MOST_NAMED}, with one space between two.")
     return scopes
 
 
@@ -111,8 +110,8 @@ def _targets(
         elif resource not in (base, gateway):
             why = "resource must be a URL of this server's connections, integrations, or its gateway."
             raise TokenRefused("invalid_target", why)
-    if len(resources) > MOST_NAMED:
-        raise TokenRefused("invalid_target", f"At most {MOST_NAMED} resources.")
+    if len(resources) > _MOST_NAMED:
+        raise TokenRefused("invalid_target", f"At most {_MOST_NAMED} resources.")
     if not integrations and not connections:
         return None, None, actions
     return tuple(dict.fromkeys(integrations)), tuple(dict.fromkeys(connections)), actions
@@ -164,21 +163,20 @@ class Beginning:
 
 async def add_delegation(
     tx: Transaction,
-    ring: KeyRing,
+    request: ClientTokenRequest,
     actor: Actor,
     beginning: Beginning,
     reach: Reach,
     context: RequestContext,
-    now: datetime,
     *,
     ends: datetime | None = None,
     may_act: AppId | None = None,
 ) -> tuple[Delegation, str]:
     """The new row, and the text of its token. Raises TokenRefused for what its parent doesn't reach."""
-    app, rule, id = actor.app, beginning.rule, DelegationId(new_id("dlg"))
+    app, rule, now, id = actor.app, beginning.rule, request.now, DelegationId(new_id("dlg"))
     path, reach = await _place_in_tree(tx, app, beginning, id, reach)
     limits = (now + LONGEST, beginning.expires_at, actor.expires_at, app.ends_at, ends)
-    text, secret_hash = new_delegation_token(ring, app.tenant, id)
+    text, secret_hash = new_delegation_token(request.api.ring, app.tenant, id)
     made = Delegation(
         tenant=app.tenant,
         id=id,
@@ -208,7 +206,7 @@ async def add_delegation(
 async def _place_in_tree(
     tx: Transaction, app: App, beginning: Beginning, id: DelegationId, reach: Reach
 ) -> tuple[tuple[DelegationId, ...], Reach]:
-    """Its path from the root, and its reach within the parent's. Raises TokenRefused."""
+    """The new delegation's path from its root, and its reach within its parent's. Raises TokenRefused."""
     parent = beginning.parent
     path = (id,) if parent is None else (*parent.own.path, id)
     await _require_room(tx, app, path)
@@ -241,7 +239,7 @@ async def _require_room(tx: Transaction, app: App, path: tuple[DelegationId, ...
 
 
 async def _require_connections(tx: Transaction, app: App, subject: str, reach: Reach) -> None:
-    """Each named connection is the subject's. One of another subject doesn't exist for this app."""
+    """Raise TokenRefused for a named connection of another subject, as if it didn't exist."""
     for id in reach.connections or ():
         connection = await tx.connections.get(app.tenant, ConnectionId(id))
         if connection is None or connection.subject != subject:

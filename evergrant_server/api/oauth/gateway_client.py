@@ -28,7 +28,7 @@ _USE_INTERVAL = timedelta(days=1)
 _UNKNOWN = "The client isn't registered, or its identity isn't proven by the request."
 
 
-RequireHeld = Callable[[Transaction, GatewayClient], Awaitable[None]]
+_RequireHeld = Callable[[Transaction, GatewayClient], Awaitable[None]]
 
 
 class KnownClient(NamedTuple):
@@ -44,7 +44,7 @@ async def client_of(request: ClientTokenRequest) -> KnownClient:
     return _authenticated(request, await _named_client(request))
 
 
-async def current_client_of(request: ClientTokenRequest, require_held: RequireHeld) -> KnownClient:
+async def current_client_of(request: ClientTokenRequest, require_held: _RequireHeld) -> KnownClient:
     """As `client_of`, by what its metadata document says now.
 
     `require_held` raises TokenRefused unless the request holds something of the client's: for a stranger no

@@ -57,7 +57,7 @@ class IdJagView(View):
 
 
 async def issue(request: ClientTokenRequest) -> IdJagView:
-    """Raises TokenRefused, Failure RATE_LIMITED, PROVIDER_UNREACHABLE."""
+    """The delegation that an ID-JAG buys. Raises TokenRefused, Failure RATE_LIMITED, PROVIDER_UNREACHABLE."""
     assertion = request.parameters.get("assertion")
     if assertion is None:
         raise TokenRefused("invalid_request", "assertion is missing.")
@@ -84,7 +84,7 @@ async def _granted(
 
     async def add(tx: Transaction, context: RequestContext) -> tuple[Delegation, str]:
         beginning = await _person(tx, request, token, client.app)
-        return await add_delegation(tx, request.api.ring, actor, beginning, reach, context, request.now)
+        return await add_delegation(tx, request, actor, beginning, reach, context)
 
     return await judged(request, actor, add, _refused)
 
@@ -130,7 +130,7 @@ async def _begun(
 
 
 def _claims_problem(claims: Mapping[str, Any], request: ClientTokenRequest, app: App) -> str | None:
-    """What of sections 3.1 and 4.4.1 the grant lacks; None for a good one."""
+    """What the grant lacks of sections 3.1 and 4.4.1 of the draft; None for a good one."""
     if claims.get("aud") not in (request.issuer, [request.issuer]):
         return "aud must be this server's issuer, and nothing else."
     if claims.get("client_id") != app.id:
@@ -147,7 +147,7 @@ def _claims_problem(claims: Mapping[str, Any], request: ClientTokenRequest, app:
 
 
 def _read(assertion: str, app: App) -> WorkloadToken:
-    """A JWT of the type `oauth-id-jag+jwt` (RFC 8725 section 3.11)."""
+    """The parsed assertion, a JWT of the type `oauth-id-jag+jwt` (RFC 8725 section 3.11)."""
     try:
         return read_workload_token(assertion, types=(_TYPE,))
     except WorkloadTokenRefused as problem:
@@ -184,5 +184,5 @@ def _resources(claims: Mapping[str, Any], app: App) -> tuple[str, ...]:
 
 
 def _refused(why: str, app: App, recorded: str | None = None) -> TokenRefused:
-    """RFC 7521 section 4.1.1."""
+    """An assertion that isn't valid, for any reason (RFC 7521 section 4.1.1)."""
     return TokenRefused("invalid_grant", why, claimed=app.id, recorded=recorded and f"{why} {recorded}")

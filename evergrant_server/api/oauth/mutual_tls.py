@@ -71,7 +71,7 @@ async def authenticate(tx: Transaction, request: ClientTokenRequest) -> ProvenCl
 async def _tls_client(
     _: Transaction, credential: AppCredential, certificate: AppCertificate, now: datetime
 ) -> None:
-    """One name under one authority (RFC 8705 section 2.1)."""
+    """Require the credential's name under its authority (RFC 8705 section 2.1)."""
     parameters = credential.parameters
     verify_path(certificate, authorities_of_pem(parameters["ca"]), now)
     (kind,) = (name for name in NAME_KINDS if parameters.get(name) is not None)
@@ -81,7 +81,7 @@ async def _tls_client(
 async def _self_signed(
     _: Transaction, credential: AppCredential, certificate: AppCertificate, now: datetime
 ) -> None:
-    """One certificate; who issued it doesn't count (RFC 8705 section 2.2)."""
+    """Require the credential's certificate, whatever its issuer (RFC 8705 section 2.2)."""
     if certificate.thumbprint != credential.parameters["thumbprint"]:
         raise CertificateRefused("the thumbprint is not the registered one")
 
@@ -89,7 +89,7 @@ async def _self_signed(
 async def _svid(
     tx: Transaction, credential: AppCredential, certificate: AppCertificate, now: datetime
 ) -> None:
-    """One SPIFFE ID under its trust domain's bundle (draft-ietf-oauth-spiffe-client-auth)."""
+    """Require the SPIFFE ID under its trust domain's bundle (draft-ietf-oauth-spiffe-client-auth)."""
     parameters = credential.parameters
     require_svid(certificate, parameters["spiffe_id"])
     if parameters.get("bundle") is not None:
@@ -113,7 +113,8 @@ class _StaleBundle(CertificateRefused):
 
 
 async def _trust_domain(tx: Transaction, credential: AppCredential) -> TrustedIssuer:
-    """Raises CertificateRefused also for one that was changed by hand, with an alarm."""
+    """The credential's trust domain. Raises CertificateRefused, with an alarm for a row that was changed by
+    hand."""
     try:
         issuer = await tx.trusted_issuers.get(credential.tenant, credential.parameters["issuer_id"])
     except Failure as failure:

@@ -31,14 +31,14 @@ from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.alarms import report_replayed_token
-from evergrant_server.telemetry.families import count_family
+from evergrant_server.telemetry.metrics import count_family
 from evergrant_server.telemetry.request_ids import trace_of
 
 _FOREIGN = "The token was issued to another client."
 _WRONG = "The refresh token is unknown, has expired or was revoked, or is another client's."
 
 
-class Refreshed(NamedTuple):
+class _Refreshed(NamedTuple):
     """The tokens, and which repetition of a used refresh token this was; 0: none."""
 
     view: FamilyTokenView
@@ -59,7 +59,7 @@ async def refresh(request: ClientTokenRequest) -> FamilyTokenView:
     known = await current_client_of(request, require_held)
     await _count(request)
     result = await run_transaction(request.api.store, lambda tx: _refresh(tx, request, known))
-    if isinstance(result, Refreshed):
+    if isinstance(result, _Refreshed):
         count_family("replayed" if result.replays else "refreshed")
         return result.view
     report_replayed_token(result, FamilyEnd.TOKEN_REPLAYED)
@@ -99,7 +99,7 @@ async def _find_token(tx: Transaction, text: str) -> RefreshToken | None:
 
 async def _refresh(
     tx: Transaction, request: ClientTokenRequest, known: KnownClient
-) -> Refreshed | TokenFamily:
+) -> _Refreshed | TokenFamily:
     """The tokens, or the family that a replay has ended."""
     rows = await _find_with_family(tx, request.parameters["refresh_token"])
     if rows is None or rows[1].client_id != known.client.client_id:
@@ -124,7 +124,7 @@ async def _refresh(
     refreshed = AuditAction.TOKEN_FAMILY_REFRESHED
     detail = {"refresh_token": token.id} | ({"replay": replays} if replays else {})
     view = await issue(tx, request, family, app, text.reveal(), scopes, refreshed, **detail)
-    return Refreshed(view, replays)
+    return _Refreshed(view, replays)
 
 
 async def _next(

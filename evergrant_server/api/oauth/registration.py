@@ -102,7 +102,7 @@ async def register_client(request: Request, api: ApiDep) -> Response:
 
 
 async def _read_body(request: Request) -> Mapping[str, Any]:
-    """Raises MetadataRefused, Failure BODY_TOO_LARGE."""
+    """The client's metadata. Raises MetadataRefused, Failure BODY_TOO_LARGE."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise MetadataRefused("invalid_client_metadata", "Send the metadata as application/json.")
@@ -119,7 +119,7 @@ async def _read_body(request: Request) -> Mapping[str, Any]:
 
 
 def _register(api: ApiContext, metadata: ClientMetadata) -> RegisteredView:
-    """Raises MetadataRefused for more than an id can carry."""
+    """The client, with an id that carries its registration. Raises MetadataRefused for more than fits."""
     id = OAuthClientId(new_id("cli"))
     client = GatewayClient(
         tenant=Tenant(api.settings.tenant),

@@ -131,7 +131,7 @@ async def _read_form(request: Request) -> dict[str, str]:
 
 
 def _grant_of(parameters: dict[str, str]) -> Grant:
-    """What the request asks to be judged by. Raises TokenRefused."""
+    """The grant of the request's `grant_type`. Raises TokenRefused."""
     kind = parameters.get("grant_type")
     if kind is None:
         raise TokenRefused("invalid_request", "grant_type is missing.")

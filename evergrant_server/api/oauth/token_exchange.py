@@ -64,7 +64,8 @@ class ExchangeView(View):
 
 
 async def issue(request: ClientTokenRequest) -> ExchangeView:
-    """Raises TokenRefused, Failure RATE_LIMITED, PROVIDER_UNREACHABLE."""
+    """The delegation that the exchange begins. Raises TokenRefused, Failure RATE_LIMITED,
+    PROVIDER_UNREACHABLE."""
     kind, token = (request.parameters.get(name) for name in ("subject_token_type", "subject_token"))
     if token is None or kind not in _KINDS:
         why = f"subject_token and subject_token_type are needed, the latter one of: {', '.join(_KINDS)}."
@@ -90,11 +91,9 @@ async def _exchanged(request: ClientTokenRequest, actor: Actor, wanted: Wanted) 
         else:
             beginning = await _person_behind(tx, request, actor.app)
         may_act = await _may_act(tx, wanted, actor)
-        now = request.now
+        ends = request.now + wanted.lifetime
         return await add_delegation(
-            *(tx, request.api.ring, actor, beginning, wanted.reach, context, now),
-            ends=now + wanted.lifetime,
-            may_act=may_act,
+            tx, request, actor, beginning, wanted.reach, context, ends=ends, may_act=may_act
         )
 
     return await judged(request, actor, add, _refused)
@@ -162,7 +161,7 @@ async def _caller_of(request: ClientTokenRequest, token: str, kind: str | None) 
 
 
 async def _actor_of(request: ClientTokenRequest, caller: Caller) -> Actor:
-    """A token that is bound to a certificate ends with it, and so does what it begins."""
+    """The actor of an actor token. If that is bound to a certificate, the delegation ends with it too."""
     presented, revision = caller.credential, None
     confirmation = None if presented.confirmation is None else dict(presented.confirmation)
     if presented.method is not AuthenticationMethod.API_KEY:

@@ -21,7 +21,7 @@ from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.request_ids import trace_of
 
-ALARMS = (FamilyEnd.CODE_REPLAYED, FamilyEnd.TOKEN_REPLAYED)
+_ALARMS = (FamilyEnd.CODE_REPLAYED, FamilyEnd.TOKEN_REPLAYED)
 _STANDING = (
     ErrorCode.UNAUTHENTICATED,
     ErrorCode.TENANT_DISABLED,
@@ -124,7 +124,7 @@ async def issue(
 async def end_family(
     tx: Transaction, family: TokenFamily, why: FamilyEnd, context: RequestContext, at: datetime
 ) -> int:
-    """End it with its access tokens, whose next use is refused in every process; returns how many.
+    """End the family with its access tokens, whose next use is refused in every process; returns how many.
 
     The app's revision moves: its callers are read anew, and calls that are being decided are decided again.
     """
@@ -132,7 +132,7 @@ async def end_family(
     valid = await tx.oauth_tokens.count_valid(family.tenant, family.id, at)
     await tx.token_families.replace(ended, expected=family.revision)
     await tx.access.bump(family.tenant, family.app_id)
-    action = AuditAction.TOKEN_FAMILY_REPLAYED if why in ALARMS else AuditAction.TOKEN_FAMILY_ENDED
+    action = AuditAction.TOKEN_FAMILY_REPLAYED if why in _ALARMS else AuditAction.TOKEN_FAMILY_ENDED
     detail = {**family.named, "app": family.app_id, "reason": why.value, "access_tokens": valid}
     await record(tx, family.tenant, action, family.id, context, at, **detail)
     return valid

@@ -52,7 +52,7 @@ from providers.requests.dpop import wants_dpop
 from providers.requests.par import par_authorization_url, par_fields, requires_par, uses_par
 
 _MAX_REVISIONS = 100  # a click makes one to five
-PREPARE_TIMEOUT_S = 30.0  # the subject waits; the request to the provider has a shorter limit
+_PREPARE_TIMEOUT_S = 30.0  # the subject waits; the request to the provider has a shorter limit
 _PUSH_WAIT_S = 12.0
 _FALLBACK_CODES = (  # not about the request: the browser can carry it unless pushing is required
     ErrorCode.PROVIDER_UNREACHABLE,
@@ -281,7 +281,7 @@ async def _oauth1_redirect_url(pages: SubjectPages, session: ConsentSession) -> 
     order = RequestTemporaryCredentials(
         tenant=consent.tenant, consent_id=consent.id, revision=consent.revision, context=pages.context
     )
-    prepared = await api.link.prepare_consent(order, timeout=PREPARE_TIMEOUT_S)
+    prepared = await api.link.prepare_consent(order, timeout=_PREPARE_TIMEOUT_S)
     if prepared.failure is not None:
         raise Failure(prepared.failure, prepared.detail, retry_after=prepared.retry_after)
     async with api.store.read() as tx:

@@ -15,21 +15,19 @@ from evergrant_server.access.context import integration_spec
 from evergrant_server.api.connections.flows import require_flow_allowed
 from evergrant_server.api.pages.attempt import confirm_response, send_away
 from evergrant_server.api.pages.browser import form_of, html_response, redirect_response
-from evergrant_server.api.pages.callback_checks import (
+from evergrant_server.api.pages.callback_outcome import (
     CallbackJudge,
     CallbackUsed,
     Query,
+    connect_path,
     judge_code_callback,
     load_bound_session,
     parse_integration_id,
     parse_query,
-    require_same_endpoints,
-    verify_signature,
-)
-from evergrant_server.api.pages.callback_outcome import (
-    connect_path,
     record_refusal,
+    require_same_endpoints,
     save_outcome,
+    verify_signature,
     wait_for_grant,
 )
 from evergrant_server.api.pages.login import find_login, verify_consent_login

@@ -17,12 +17,13 @@ from starlette.responses import Response
 from evergrant_server.access.context import integration_spec
 from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.pages.browser import redirect_response
-from evergrant_server.api.pages.callback_checks import (
+from evergrant_server.api.pages.callback_outcome import (
     load_bound_session,
+    outcome_of,
     parse_query,
+    record_refusal,
     require_same_token_endpoint,
 )
-from evergrant_server.api.pages.callback_outcome import outcome_of, record_refusal
 from evergrant_server.api.pages.session import (
     ConsentSession,
     SubjectPages,
@@ -55,7 +56,7 @@ from providers.requests.authorization_url import build_authorization_url, new_ra
 from providers.requests.callback import Callback, read_callback
 from providers.requests.callback_parameters import callback_words, state_in
 
-LOGIN_TIMEOUT_S = 30.0  # the browser waits; each request to the issuer has a shorter limit
+_LOGIN_TIMEOUT_S = 30.0  # the browser waits; each request to the issuer has a shorter limit
 _BY = "person"  # until the worker has found out which
 _CLIENTS_OFF = "No app is designated for OAuth clients here. An admin does it with: evergrant clients login."
 
@@ -153,7 +154,7 @@ async def _store_code(pages: SubjectPages, store: Callable[[Transaction], Awaita
 
 
 def _failure_of(result: LoginResult) -> Failure | None:
-    """Why the worker let nobody in; None for a verified login."""
+    """Why the worker refused the login; None for a verified one."""
     if result.failure is None:
         return None
     return Failure(result.failure, result.detail, retry_after=result.retry_after)
@@ -197,24 +198,7 @@ async def verify_consent_login(
     A callback of the bound browser that fails its checks ends the attempt; an issuer's error doesn't. Raises
     Failure SUBJECT_MISMATCH for another person, and those of the worker.
     """
-    ends, words = False, None
-    try:
-        async with pages.api.store.read() as tx:
-            integration = await tx.integrations.find_in_any_tenant(integration_id)
-            await load_bound_session(pages, tx, consent, integration, login=True)
-            assert integration is not None  # `load_bound_session` has checked it
-            ends, words = True, callback_words(parse_query(raw), unauthenticated=True)
-            spec = await integration_spec(tx, pages.api.registry, integration)
-            require_same_token_endpoint(consent, integration_endpoints(spec, integration).token_endpoint)
-            callback = await _read_callback(tx, pages, integration, consent, raw)
-            link = await tx.consents.connect_link(consent)
-        code = callback.code
-        if code is None:
-            ends, words = False, callback.said  # the attempt goes on
-            raise _not_logged_in(callback, integration)
-    except Failure as failure:
-        await record_refusal(pages, consent, failure, end=ends, words=words)
-        raise
+    code, link = await _checked_code(pages, integration_id, consent, raw)
     used = consent.__replace__(state_hash=None)
     try:
         waiting = await _store_code(
@@ -227,11 +211,35 @@ async def verify_consent_login(
     order = VerifyLogin(
         tenant=consent.tenant, consent_id=consent.id, revision=waiting.revision, context=pages.context
     )
-    failure = _failure_of(await pages.api.link.verify_login(order, timeout=LOGIN_TIMEOUT_S))
+    failure = _failure_of(await pages.api.link.verify_login(order, timeout=_LOGIN_TIMEOUT_S))
     if failure is not None:
         failure.context["reference"] = reference_of(consent.id)
         raise failure
     return link.reveal()
+
+
+async def _checked_code(
+    pages: SubjectPages, integration_id: IntegrationId, consent: Consent, raw: bytes
+) -> tuple[Secret, Secret]:
+    """The login's authorization code, and the consent's connect link. Records a refusal."""
+    ends, words = False, None
+    try:
+        async with pages.api.store.read() as tx:
+            integration = await tx.integrations.find_in_any_tenant(integration_id)
+            await load_bound_session(pages, tx, consent, integration, login=True)
+            assert integration is not None  # `load_bound_session` has checked it
+            ends, words = True, callback_words(parse_query(raw), unauthenticated=True)
+            spec = await integration_spec(tx, pages.api.registry, integration)
+            require_same_token_endpoint(consent, integration_endpoints(spec, integration).token_endpoint)
+            callback = await _read_callback(tx, pages, integration, consent, raw)
+            link = await tx.consents.connect_link(consent)
+        if callback.code is None:
+            ends, words = False, callback.said  # the attempt goes on
+            raise _not_logged_in(callback, integration)
+    except Failure as failure:
+        await record_refusal(pages, consent, failure, end=ends, words=words)
+        raise
+    return callback.code, link
 
 
 def _not_logged_in(callback: Callback, integration: Integration) -> Failure:
@@ -348,7 +356,7 @@ async def verify_person_login(
         raise
     context = trace_of(pages.request).request_context(_BY)
     order = VerifyPerson(tenant=login.tenant, login_id=login.id, revision=waiting.revision, context=context)
-    failure = _failure_of(await pages.api.link.verify_person(order, timeout=LOGIN_TIMEOUT_S))
+    failure = _failure_of(await pages.api.link.verify_person(order, timeout=_LOGIN_TIMEOUT_S))
     if failure is not None:
         raise failure
 

@@ -52,14 +52,14 @@ from providers.requests.authorization_url import new_random_value
 router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
 command_router = APIRouter(tags=["people"])
 
-person_page = partial(html_route, page=Pages.not_logged_in)
+_person_page = partial(html_route, page=Pages.not_logged_in)
 _FORM = "login"  # what the CSRF token of the form is bound to, beside its browser
 _FIRST_PORT, _LAST_PORT = 1024, 65_535
 _PORT, _STATE = re.compile("[0-9]{4,5}"), re.compile("[A-Za-z0-9_-]{16,128}")
 
 
 @router.get("/login")
-@person_page
+@_person_page
 async def show_login(
     pages: PagesDep,
     tenant: str = "",
@@ -90,7 +90,7 @@ async def show_login(
 
 
 @router.post("/login")
-@person_page
+@_person_page
 async def start_login(pages: PagesDep) -> Response:
     """Bind the browser, and send it to the issuer."""
     browser, fields = await pages.browsers.read_form(pages.request, _FORM)
@@ -103,7 +103,7 @@ async def start_login(pages: PagesDep) -> Response:
 def _start(
     pages: SubjectPages, tenant: str, step_up: str, port: str, state: str, challenge: str
 ) -> LoginStart:
-    """Raises Failure INVALID_REQUEST."""
+    """What the browser, or the command that opened it, asks for. Raises Failure INVALID_REQUEST."""
     named = tenant or pages.api.settings.tenant
     if not is_slug(named):
         raise invalid_request("tenant", "This is no tenant's name.")
@@ -116,7 +116,7 @@ def _start(
     return LoginStart(tenant=Tenant(named), step_up=step_up == "true", command=command)
 
 
-@person_page
+@_person_page
 async def finish_person_login(
     pages: SubjectPages, *, integration_id: IntegrationId, login: PersonLogin, raw: bytes
 ) -> Response:
@@ -171,7 +171,7 @@ async def _send_to_command(pages: SubjectPages, login: PersonLogin) -> Response:
 
 
 @router.get("/session")
-@person_page
+@_person_page
 async def show_session(pages: PagesDep) -> Response:
     """Who is logged in in this browser, and the button to log out."""
     session = await _browser_session(pages)
@@ -189,7 +189,7 @@ async def show_session(pages: PagesDep) -> Response:
 
 
 @router.post("/logout")
-@person_page
+@_person_page
 async def log_out(pages: PagesDep) -> Response:
     """End this browser's session."""
     session = await _browser_session(pages)

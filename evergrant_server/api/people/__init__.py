@@ -1,4 +1,5 @@
-"""People who administer: where they log in, and their sessions.
+"""People: the rules that say at which issuer they log in, and the sessions of those who administer.
 
-Doesn't own how a request is authenticated (http), the pages of a login (pages), nor rights (core).
+Doesn't own how a request is authenticated (`access`), the login's way through the browser (`api.pages`), nor
+rights (`core`).
 """

@@ -17,8 +17,8 @@ from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.access.people import login_url
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Scopes, Slug, View, _printable
-from evergrant_server.api.integrations.logins import checked_domains
-from evergrant_server.api.integrations.resolution import integration_facts
+from evergrant_server.api.integrations.changes import integration_facts
+from evergrant_server.api.integrations.checks import checked_domains
 from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.login import LoginClaim, LoginRule

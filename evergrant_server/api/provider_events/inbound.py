@@ -117,7 +117,7 @@ async def _load_receiver(api: ApiContext, receiver_id: str) -> tuple[Receiver, I
     trust = EventTrust(
         secret=secret,
         issuer=receiver.issuer,
-        issuers=frozenset(str(it) for it in issuers),
+        issuers=frozenset(str(issuer) for issuer in issuers),
         audience=receiver.audience,
         client_id=integration.client_id,
         keys=receiver.keys,
@@ -165,16 +165,18 @@ async def _deliver(
     async with api.store.read() as tx:
         if await tx.receivers.is_known_event(receiver, event):
             return
-        affected = [(it, await _affected_connections(tx, receiver, it)) for it in verified.events]
+        affected = [(fact, await _affected_connections(tx, receiver, fact)) for fact in verified.events]
     verdicts: list[ReportDecision] = []
-    for it, connections in affected:
+    for fact, connections in affected:
         for connection_id in connections:
-            verdicts.append(await _report_to_connection(api, receiver, connection_id, it, context, now))
+            verdicts.append(await _report_to_connection(api, receiver, connection_id, fact, context, now))
 
     async def remember(tx: Transaction) -> None:
         if await tx.receivers.record_event(receiver, event, now):
-            counts = {it.value: verdicts.count(it) for it in ReportDecision if it in verdicts}
-            kinds = sorted({it.kind for it in verified.events})
+            counts = {
+                verdict.value: verdicts.count(verdict) for verdict in ReportDecision if verdict in verdicts
+            }
+            kinds = sorted({fact.kind for fact in verified.events})
             detail = {"receiver": receiver.id, "facts": kinds, "connections": counts, **verified.audit_detail}
             action = AuditAction.SECURITY_EVENT
             await record(tx, receiver.tenant, action, integration.id, context, now, **detail)
@@ -183,19 +185,21 @@ async def _deliver(
     api.relay.notify()
 
 
-async def _affected_connections(tx: Transaction, receiver: Receiver, it: ProviderEvent) -> list[ConnectionId]:
+async def _affected_connections(
+    tx: Transaction, receiver: Receiver, event: ProviderEvent
+) -> list[ConnectionId]:
     """The affected connections, of the receiver's own integration only."""
-    found: dict[ConnectionId, None] = {}
+    connections: dict[ConnectionId, None] = {}
     tenant, integration = receiver.tenant, receiver.integration_id
-    for identifiers in it.accounts:
+    for identifiers in event.accounts:
         accounts = [identifier.value for identifier in identifiers if identifier.name == ACCOUNT_ID]
         if accounts and receiver.account_in == ACCOUNT_IS_SUBJECT:
             bearers = await tx.account_identifiers.connections_of_subject(tenant, integration, accounts[0])
         else:
             wanted = frozenset(_resolve_identifier(receiver, identifier) for identifier in identifiers)
             bearers = await tx.account_identifiers.connections_identified_by(tenant, integration, wanted)
-        found |= dict.fromkeys(bearers)
-    return list(found)
+        connections |= dict.fromkeys(bearers)
+    return list(connections)
 
 
 def _resolve_identifier(receiver: Receiver, identifier: AccountIdentifier) -> AccountIdentifier:
@@ -209,14 +213,18 @@ async def _report_to_connection(
     api: ApiContext,
     receiver: Receiver,
     connection_id: ConnectionId,
-    it: ProviderEvent,
+    event: ProviderEvent,
     context: RequestContext,
     now: datetime,
 ) -> ReportDecision:
     """Write the connection's state, its workflow's message and the audit record in one transaction."""
     source = ReportSource.SECURITY_EVENT if receiver.kind is ReceiverKind.SET else ReportSource.HOOK
     report = ProviderReport(
-        source=source, kind=it.kind, certainty=it.certainty, at=it.at, at_is_issue_time=it.at_is_issue_time
+        source=source,
+        kind=event.kind,
+        certainty=event.certainty,
+        at=event.at,
+        at_is_issue_time=event.at_is_issue_time,
     )
 
     async def tell(tx: Transaction) -> ReportDecision:

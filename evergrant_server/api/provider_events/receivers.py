@@ -126,8 +126,8 @@ async def put_event_receiver(
 async def get_event_receiver(name: Slug, call: Call) -> EventReceiverView:
     """The receiver, with the URL to register at the provider. Never its secret."""
     async with call.api.store.read() as tx:
-        _, found = await _find(tx, call, name, *READING_ACTIONS)
-    return await _view(call.api, require_found(found))
+        _, receiver = await _find(tx, call, name, *READING_ACTIONS)
+    return await _view(call.api, require_found(receiver))
 
 
 @router.delete("/v1/integrations/{name}/security-events", status_code=204)
@@ -136,8 +136,8 @@ async def delete_event_receiver(name: Slug, call: Call) -> Response:
     """Delete the receiver with its secret. Its URL then answers 404."""
 
     async def drop(tx: Transaction) -> None:
-        integration, found = await _find(tx, call, name, Action.ADMIN)
-        receiver = require_found(found)
+        integration, stored = await _find(tx, call, name, Action.ADMIN)
+        receiver = require_found(stored)
         approved = await use_approval(tx, call, None, {"receiver": receiver.id})
         await tx.receivers.delete(receiver)
         await _record(tx, call, AuditAction.RECEIVER_DELETED, integration, receiver, approved)
@@ -161,9 +161,9 @@ async def request_keys(
 def _check_body(api: ApiContext, body: EventReceiverBody) -> None:
     """Raises Failure INVALID_REQUEST naming the field."""
     if body.kind is not ReceiverKind.SET:
-        given = [it for it in ("issuer", "jwks_uri", "audience") if getattr(body, it)]
-        if given:
-            raise invalid_request(given[0], f"{body.kind} has no {given[0]}.")
+        unused = [field for field in ("issuer", "jwks_uri", "audience") if getattr(body, field)]
+        if unused:
+            raise invalid_request(unused[0], f"{body.kind} has no {unused[0]}.")
         if body.secret is not None and len(body.secret.reveal()) < _SHORTEST_SECRET:
             raise invalid_request("secret", _SECRET_TOO_SHORT)
         return
@@ -188,8 +188,8 @@ def _with_body(before: Receiver, body: EventReceiverBody, now: datetime) -> Rece
     """The receiver with the body's members. Another issuer or key URL drops the pinned keys."""
     kept = (body.issuer, body.jwks_uri) == (before.issuer, before.jwks_uri)
     usual = ACCOUNT_IS_SUB if body.kind is ReceiverKind.SET else ACCOUNT_IS_SUBJECT
-    given = body.model_dump(exclude={"secret", "account_in"})
-    after = before.__replace__(**given, account_in=body.account_in or usual, changed_at=now)
+    members = body.model_dump(exclude={"secret", "account_in"})
+    after = before.__replace__(**members, account_in=body.account_in or usual, changed_at=now)
     return (
         after
         if kept
@@ -205,11 +205,13 @@ async def _says_otherwise(tx: Transaction, before: Receiver, body: EventReceiver
     return body.secret is not None and (stored is None or stored.reveal() != body.secret.reveal())
 
 
-async def _view(api: ApiContext, it: Receiver) -> EventReceiverView:
+async def _view(api: ApiContext, receiver: Receiver) -> EventReceiverView:
     async with api.store.read() as tx:
-        secret = await tx.receivers.secret(it)
-    url = f"{api.settings.public_url}/v1/security-events/{it.id}"
-    return EventReceiverView.of(it, url=url, has_secret=secret is not None, keys=len(it.keys or ()))
+        secret = await tx.receivers.secret(receiver)
+    url = f"{api.settings.public_url}/v1/security-events/{receiver.id}"
+    return EventReceiverView.of(
+        receiver, url=url, has_secret=secret is not None, keys=len(receiver.keys or ())
+    )
 
 
 async def _find(
@@ -219,9 +221,9 @@ async def _find(
 
     Raises Failure NOT_PERMITTED, NOT_FOUND.
     """
-    found = await tx.integrations.by_name(call.tenant, name)
-    call.require_permit(*actions, of=Target(name, None if found is None else found.provider))
-    integration = require_found(found)
+    named = await tx.integrations.by_name(call.tenant, name)
+    call.require_permit(*actions, of=Target(name, None if named is None else named.provider))
+    integration = require_found(named)
     return integration, await tx.receivers.of_integration(call.tenant, integration.id)
 
 

@@ -75,22 +75,22 @@ class ImportItem(Body):
     @field_validator("metadata")
     @classmethod
     def _short_facts(cls, value: dict[str, MetadataValue]) -> dict[str, MetadataValue]:
-        scalars = [it for one in value.values() for it in (one if isinstance(one, list) else [one])]
-        for text in (*value, *(it for it in scalars if isinstance(it, str))):
+        scalars = [scalar for one in value.values() for scalar in (one if isinstance(one, list) else [one])]
+        for text in (*value, *(scalar for scalar in scalars if isinstance(scalar, str))):
             if len(text) > _MAX_METADATA_LENGTH or not text.isprintable():
                 raise ValueError(f"values are printable and at most {_MAX_METADATA_LENGTH} characters")
-        if any(isinstance(it, float) and not math.isfinite(it) for it in scalars):
+        if any(isinstance(scalar, float) and not math.isfinite(scalar) for scalar in scalars):
             raise ValueError("a number is NaN or infinite, which JSON can't represent")
         return value
 
     @model_validator(mode="after")
     def _one_expiry(self) -> "ImportItem":
-        given = [
+        ways = [
             self.expires_at is not None,
             self.expires_in is not None,
             self.expires is not None or self.never_expires,
         ]
-        if sum(given) != 1:
+        if sum(ways) != 1:
             raise ValueError('give one of expires_at, expires_in, expires: "unknown" and never_expires')
         return self
 

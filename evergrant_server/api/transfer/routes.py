@@ -11,8 +11,8 @@ from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.access.recording import record_bulk_read
 from evergrant_server.api.http.call import AdminCall, CommandResponse, ExportCall, ExportCommand
 from evergrant_server.api.http.models import MAX_INTEGER
-from evergrant_server.api.integrations.resolution import integration_by_name
-from evergrant_server.api.transfer.intake import ImportWriter
+from evergrant_server.api.integrations.changes import integration_by_name
+from evergrant_server.api.transfer.intake import ImportVerification, ImportWriter
 from evergrant_server.api.transfer.models import (
     ExportBody,
     ExportView,
@@ -20,7 +20,6 @@ from evergrant_server.api.transfer.models import (
     ImportOutcome,
     ImportView,
 )
-from evergrant_server.api.transfer.verification import ImportVerification
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import Export, ExportStatus
@@ -46,11 +45,11 @@ class _JsonObject(dict[str, Any]):
 
     @classmethod
     def of(cls, pairs: list[tuple[str, Any]]) -> "_JsonObject":
-        found = cls(pairs)
-        found.has_duplicates = len(found) < len(pairs) or any(
+        members = cls(pairs)
+        members.has_duplicates = len(members) < len(pairs) or any(
             getattr(value, "has_duplicates", False) for _, value in pairs
         )
-        return found
+        return members
 
 
 @router.post("/v1/connections/import")
@@ -69,7 +68,7 @@ async def import_connections(body: ImportBody, request: Request, call: AdminCall
     if body.dry_run:
         return ImportView(items=outcomes)
     if not body.verify:
-        return ImportView(items=[_without_verification(it) for it in outcomes])
+        return ImportView(items=[_without_verification(outcome) for outcome in outcomes])
     call.api.relay.notify()
     return ImportView(items=await verification.verify(outcomes))
 
@@ -95,8 +94,8 @@ async def request_export(body: ExportBody, call: ExportCommand) -> Response:
     )
 
     async def begin(tx: Transaction) -> CommandResponse:
-        there = await integration_by_name(tx, call.api.registry, call.tenant, body.filters.integration)
-        approved = await use_approval(tx, call, body, {"integration": there})
+        integration = await integration_by_name(tx, call.api.registry, call.tenant, body.filters.integration)
+        approved = await use_approval(tx, call, body, {"integration": integration})
         await tx.exports.add(export)
         start = ExportStart(
             tenant=export.tenant, export_id=export.id, expires_at=export.expires_at, context=call.context
@@ -169,7 +168,7 @@ def _view(export: Export) -> ExportView:
 
 
 async def _require_export(tx: Transaction, tenant: Tenant, id: str) -> Export:
-    found = await tx.exports.get(tenant, ExportId(id))
-    if found is None or found.status is ExportStatus.GONE:
+    export = await tx.exports.get(tenant, ExportId(id))
+    if export is None or export.status is ExportStatus.GONE:
         raise Failure(ErrorCode.NOT_FOUND, "There is no such export, or its lines were deleted.")
-    return found
+    return export

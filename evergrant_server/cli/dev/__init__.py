@@ -1,8 +1,8 @@
 """`dev`: the whole platform from one command, without another installation.
 
-Owns its start and end (`run`), what its API and its worker do before they serve (`api_process`,
-`worker_process`: each prepares the half that it needs, at the same time), the processes that an earlier start
-left behind (`leftovers`), and the file from which other commands learn where it is (`settings_file`). Doesn't
+Owns its start and end (`run`), what its API, worker and gateway do before they serve
+(`services`: each prepares the half that it needs, at the same time), the processes that an earlier start left
+behind (`leftovers`), and the file from which other commands learn where it is (`settings_file`). Doesn't
 own the API or the worker: they are those of production.
 """
 

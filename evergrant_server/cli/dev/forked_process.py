@@ -8,14 +8,15 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from evergrant_server.cli.app import main
 from evergrant_server.cli.process import ChildProcess, RunningChild
 from evergrant_server.parent_process import end_with_parent
 
+Main = Callable[[list[str]], NoReturn]
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -34,10 +35,7 @@ def import_services() -> None:
     if not can_fork():
         return
     gc.disable()  # imports make hardly any garbage
-    import evergrant_server.asgi
-    import evergrant_server.cli.dev.api_process
-    import evergrant_server.cli.dev.gateway_process
-    import evergrant_server.cli.dev.worker_process  # noqa: F401  # for the forks
+    import worker  # noqa: F401  # for the forks
     from providers.definition.registry import Registry
 
     Registry.load()  # each definition is kept parsed
@@ -51,9 +49,12 @@ class ForkedProcess(ChildProcess):
     So does the first where the end of a fork wouldn't be noticed.
     """
 
-    def __init__(self, name: str, command: str, folder: Path, env: dict[str, str], **more: Any) -> None:
-        super().__init__(name, [sys.executable, "-m", "evergrant_server", command], folder, env, **more)
-        self._arguments, self._variables = [command], env
+    def __init__(
+        self, name: str, command: str, folder: Path, env: dict[str, str], main: Main, **limits: float
+    ) -> None:
+        """`main` is what `python -m evergrant_server` runs."""
+        super().__init__(name, [sys.executable, "-m", "evergrant_server", command], folder, env, **limits)
+        self._main, self._arguments, self._variables = main, [command], env
         self._may_fork = can_fork()
 
     async def _spawn(self, log: IO[bytes]) -> RunningChild:
@@ -85,7 +86,7 @@ class ForkedProcess(ChildProcess):
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         os.environ.update(self._variables)
-        main(self._arguments)
+        self._main(self._arguments)
 
 
 class _Fork:

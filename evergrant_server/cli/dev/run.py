@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from evergrant_server.cli.child_settings import settings_environment
 from evergrant_server.cli.dev import DATABASE_MADE_ANEW, DATABASE_READY, NAMESPACE_READY, settings_file
-from evergrant_server.cli.dev.forked_process import ForkedProcess, import_services
+from evergrant_server.cli.dev.forked_process import ForkedProcess, Main, import_services
 from evergrant_server.cli.dev.leftovers import end_leftovers, only_dev_of
 from evergrant_server.cli.dev.messages import print_beginning, print_ready
 from evergrant_server.cli.dev.temporal import TemporalStarts, require_free_ports, temporal_command
-from evergrant_server.cli.process import WORKER_STOP_LIMIT_S, ChildProcess, keep_running
+from evergrant_server.cli.process import WORKER_STOP_LIMIT_S, ChildProcess, keep_running, settings_environment
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.parent_process import end_with_make
-from evergrant_server.setting_types import is_loopback
 from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.settings.types import is_loopback
 
 _START_LIMIT_S = 180.0  # a busy machine takes a minute
 _POLL_S = 0.05
@@ -35,8 +34,8 @@ _GONE = (
 )
 
 
-async def run(settings: Settings) -> None:
-    """Run until SIGINT or SIGTERM.
+async def run(settings: Settings, main: Main) -> None:
+    """Run until SIGINT or SIGTERM. The forks run commands by `main`.
 
     Raises BadSettings, CommandFailed or Failure when a process can't start.
     """
@@ -55,7 +54,7 @@ async def run(settings: Settings) -> None:
         print_beginning(settings)
         await _await_unless_stopped(stop, end_leftovers(settings.data_dir, say))
         require_free_ports(settings)
-        processes = _processes(settings)
+        processes = _processes(settings, main)
         try:
             await _await_unless_stopped(stop, _start(settings, *processes, say))
             if not stop.is_set():
@@ -88,15 +87,17 @@ def _on_this_machine(settings: Settings) -> Settings:
     )
 
 
-def _processes(settings: Settings) -> tuple[ChildProcess, ChildProcess, ChildProcess, ChildProcess]:
+def _processes(
+    settings: Settings, main: Main
+) -> tuple[ChildProcess, ChildProcess, ChildProcess, ChildProcess]:
     """Temporal, the API, the worker and the gateway."""
     folder = settings.data_dir
     env = {**os.environ, **settings_environment(settings)}
     return (
         ChildProcess("temporal", temporal_command(settings), folder),
-        ForkedProcess("api", "dev-api", folder, env),
-        ForkedProcess("worker", "dev-worker", folder, env, stop_limit_s=WORKER_STOP_LIMIT_S),
-        ForkedProcess("gateway", "dev-gateway", folder, env),
+        ForkedProcess("api", "dev-api", folder, env, main),
+        ForkedProcess("worker", "dev-worker", folder, env, main, stop_limit_s=WORKER_STOP_LIMIT_S),
+        ForkedProcess("gateway", "dev-gateway", folder, env, main),
     )
 
 

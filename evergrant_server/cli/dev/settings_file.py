@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from evergrant_server.cli.child_settings import settings_environment
-from evergrant_server.cli.private_files import write_private
-from evergrant_server.setting_types import without_password
+from evergrant_server.cli.machine import write_private
+from evergrant_server.cli.process import settings_environment
 from evergrant_server.settings import SETTINGS_FILE, Settings, load_settings
+from evergrant_server.settings.types import without_password
 
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 _OF_THE_PROCESSES = ("EVERGRANT_LOG_LEVEL", "EVERGRANT_LOG_FORMAT", "EVERGRANT_API_WORKERS")

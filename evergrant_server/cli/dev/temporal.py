@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from evergrant_server.cli.dev.messages import own_command
-from evergrant_server.cli.ports import free_port_after, port_problem
+from evergrant_server.cli.machine import free_port_after, port_problem
 from evergrant_server.cli.process import ChildProcess
 from evergrant_server.settings import BadSettings, Settings
 

@@ -1,8 +1,8 @@
 """`doctor`: checks of everything that an installation needs, each with the command that repairs it.
 
-Owns the checks (`host`, `database`, `temporal`), the table of them and their output (`report`). A
-check changes nothing. Doesn't repair anything itself. What the checks share is here: how they fail, and the
-comparison of two clocks.
+Owns the checks (`host`, `database`, `configuration`, `temporal`), the table of them and their output
+(`report`). A check changes nothing. Doesn't repair anything itself. What the checks share is here: how they
+fail, and the comparison of two clocks.
 """
 
 from datetime import datetime, timedelta

@@ -8,8 +8,8 @@ import httpx2
 
 from evergrant_server.cli.doctor import COMMAND, CheckFailed
 from evergrant_server.cli.mtls_listener import SOCKET_MODE, require_usable_files
-from evergrant_server.setting_types import CERTIFICATE_HEADER_NAMES
 from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.settings.types import CERTIFICATE_HEADER_NAMES
 
 _START = f"{COMMAND} serve --mtls"
 _NOT_USED = "no proxy hands on certificates of apps"

@@ -91,19 +91,19 @@ def _object(headers: RawHeaders, content: bytes) -> dict[str, Any]:
         raise _Unclear("it isn't application/json in UTF-8")
     if any(plain_name(name) == b"content-encoding" for name, _ in headers):
         raise _Unclear("it is encoded")
-    found = json.loads(content.decode(), object_pairs_hook=_once, parse_constant=_no_number)
-    if not isinstance(found, dict):
+    members = json.loads(content.decode(), object_pairs_hook=_once, parse_constant=_no_number)
+    if not isinstance(members, dict):
         raise _Unclear("it isn't one message (a batch isn't)")
-    return cast("dict[str, Any]", found)
+    return cast("dict[str, Any]", members)
 
 
 def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in members:
             raise _Unclear("a member stands twice")
-        found[name] = value
-    return found
+        members[name] = value
+    return members
 
 
 def _no_number(_: str) -> None:
@@ -143,14 +143,14 @@ def _difference(headers: RawHeaders, method: str, params: dict[str, Any]) -> str
     """What the headers say otherwise than the body (revision 2026-07-28, transports), or None."""
     named = _NAMED_BY.get(method)
     wanted = {b"mcp-method": method, b"mcp-name": params.get(named) if named else None}
-    said: set[bytes] = set()
-    for given, raw in headers:
-        name = plain_name(given)
+    names: set[bytes] = set()
+    for raw_name, raw in headers:
+        name = plain_name(raw_name)
         if name not in wanted and not name.startswith(_PARAM):
             continue
-        if name in said:
+        if name in names:
             return f"{name.decode()} stands twice."
-        said.add(name)
+        names.add(name)
         value = _decoded(raw)
         if name in wanted and value != wanted[name]:
             return f"{name.decode()} is otherwise in the body."
@@ -175,8 +175,8 @@ def _decoded(raw: bytes) -> str | None:
 def _scalars(value: object) -> Iterator[str]:
     """The texts of all strings, integers and booleans in the arguments."""
     if isinstance(value, dict):
-        for it in cast("dict[str, object]", value).values():
-            yield from _scalars(it)
+        for member in cast("dict[str, object]", value).values():
+            yield from _scalars(member)
     elif isinstance(value, str):
         yield value
     elif isinstance(value, bool | int):

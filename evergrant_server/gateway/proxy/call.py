@@ -15,7 +15,7 @@ from evergrant_server.access.callers import Caller
 from evergrant_server.access.refreshes import RefreshKey
 from evergrant_server.access.refusals import LeaseRequest, ProxiedCall
 from evergrant_server.access.transactions import run_transaction
-from evergrant_server.audit.approved_calls import hash_of, use_call_approval
+from evergrant_server.audit.decisions import hash_of, use_call_approval
 from evergrant_server.core.agents.calls import AgentCall
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -24,15 +24,14 @@ from evergrant_server.core.messages.connection import RefreshReason
 from evergrant_server.egress import StreamedResponse
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.caller_body import CallerBody
-from evergrant_server.gateway.proxy.challenges import missing_scopes
 from evergrant_server.gateway.proxy.echo import EchoFilter, encodings
-from evergrant_server.gateway.proxy.headers import RawHeaders, passed_headers, request_headers
+from evergrant_server.gateway.proxy.headers import RawHeaders, missing_scopes, passed_headers, request_headers
 from evergrant_server.gateway.proxy.outgoing import Outgoing
 from evergrant_server.gateway.proxy.provider_api import ProviderApi
 from evergrant_server.gateway.proxy.target import ApiTarget
 from evergrant_server.policy import PermitDecision, ProxiedRequest, query_names
 from evergrant_server.store import LeaseRow, Transaction
-from evergrant_server.telemetry import proxy_metrics, traces
+from evergrant_server.telemetry import metrics, traces
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.telemetry.request_ids import trace_of
 
@@ -120,7 +119,7 @@ class ProxyCall:
                 ) as answer:
                     sent.status = answer.status
                     span.answered(answer.status)
-                    proxy_metrics.record_wait(time.monotonic() - sent.began, self.provider)
+                    metrics.record_provider_wait(time.monotonic() - sent.began, self.provider)
                     yield answer, sent
         except Failure as failure:
             sent.ended = failure.code.value
@@ -204,11 +203,13 @@ class ProxyCall:
         scopes = missing_scopes(answer.headers) if answer.status == 403 else None
         if scopes is not None:
             where = {"connection_id": self.connection_id, "scopes": scopes}
-            raise Failure(ErrorCode.SCOPE_NOT_GRANTED, **{name: it for name, it in where.items() if it})
+            raise Failure(
+                ErrorCode.SCOPE_NOT_GRANTED, **{name: value for name, value in where.items() if value}
+            )
 
     def _record_outcome(self, sent: Sent) -> None:
         caller = self.caller
-        proxy_metrics.count_call(sent.ended, self.provider)
+        metrics.count_proxied_call(sent.ended, self.provider)
         detail: dict[str, object] = {
             "app": caller.app.id,
             "call": sent.id,
@@ -233,6 +234,6 @@ class ProxyCall:
         )
 
     def _report_echo(self) -> None:
-        proxy_metrics.count_echo(self.provider)
+        metrics.count_echo(self.provider)
         why = f"{self.provider}'s API repeated the credential in a response; it was cut out"
         log_event(log, logging.ERROR, LogEvent.CREDENTIAL_ECHOED, why, object=self.connection_id)

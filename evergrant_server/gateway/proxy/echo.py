@@ -1,30 +1,37 @@
-"""Cuts the injected credential out of a response that repeats it. Pure.
+"""Cuts the injected credential out of a response that repeats it.
 
 It finds the credential as it is, URL-encoded, in JSON, and in base64 at each of the three places where a byte
-may begin. What a server has encrypted, compressed, reversed, split or encoded otherwise gets through.
+may begin. What a server has encrypted, reversed, split or encoded otherwise gets through. A compressed
+response is decoded first: requests ask for no compression, and what is decoded at once is bounded.
 """
 
 import base64
 import json
 import re
-from collections.abc import Iterable
+import zlib
+from collections.abc import AsyncIterator, Iterable
 from urllib.parse import quote
+
+from evergrant_server.core.errors import ErrorCode, Failure
 
 _ESCAPE = re.compile("%[0-9A-F]{2}")
 _SHORTEST = 8  # bytes: shorter forms stand in innocent text
 _MASK = b"*"
+PIECE = 64 * 1024  # bytes
 
 
 def encodings(secret: str) -> tuple[bytes, ...]:
     """The forms in which a credential is looked for, the longest first."""
     quoted, in_json = quote(secret, safe=""), json.dumps(secret)[1:-1]
-    found = {secret, quoted, _ESCAPE.sub(lambda it: it.group().lower(), quoted), in_json}
-    found |= {in_json.replace("/", "\\/"), quote(secret, safe="/"), quote(secret, safe="+/=")}
+    texts = {secret, quoted, _ESCAPE.sub(lambda escape: escape.group().lower(), quoted), in_json}
+    texts |= {in_json.replace("/", "\\/"), quote(secret, safe="/"), quote(secret, safe="+/=")}
     for char in "+/=&<>":
-        found.add(in_json.replace(char, f"\\u{ord(char):04x}"))
-        found.add(in_json.replace(char, f"\\u{ord(char):04X}"))
-    forms = {it.encode() for it in found} | set(_in_base64(secret.encode()))
-    return tuple(sorted((it for it in forms if len(it) >= _SHORTEST), key=lambda it: (-len(it), it)))
+        texts.add(in_json.replace(char, f"\\u{ord(char):04x}"))
+        texts.add(in_json.replace(char, f"\\u{ord(char):04X}"))
+    forms = {text.encode() for text in texts} | set(_in_base64(secret.encode()))
+    return tuple(
+        sorted((form for form in forms if len(form) >= _SHORTEST), key=lambda form: (-len(form), form))
+    )
 
 
 def _in_base64(secret: bytes) -> Iterable[bytes]:
@@ -80,3 +87,34 @@ class EchoFilter:
                     break
                 at = end.find(form[:1], at + 1)
         return longest
+
+
+def decoder_of(encodings: list[bytes]) -> "zlib._Decompress | None":
+    """The decoder of these `Content-Encoding` values; None: not compressed.
+
+    Raises Failure REPLY_UNREADABLE.
+    """
+    match b",".join(encodings).strip().lower():
+        case b"" | b"identity":
+            return None
+        case b"gzip" | b"x-gzip":
+            return zlib.decompressobj(zlib.MAX_WBITS | 16)
+        case b"deflate":
+            return zlib.decompressobj()
+    raise Failure(ErrorCode.REPLY_UNREADABLE, "The answer has a content encoding that can't be read.")
+
+
+async def decoded(chunks: AsyncIterator[bytes], decoder: "zlib._Decompress | None") -> AsyncIterator[bytes]:
+    """The content, in pieces of at most PIECE bytes where it was compressed."""
+    async for chunk in chunks:
+        if decoder is None:
+            yield chunk
+            continue
+        try:
+            while chunk:
+                piece = decoder.decompress(chunk, PIECE)
+                chunk = decoder.unconsumed_tail
+                if piece:
+                    yield piece
+        except zlib.error:
+            raise Failure(ErrorCode.REPLY_UNREADABLE, "The answer's compression is broken.") from None

@@ -1,9 +1,9 @@
-"""Which headers pass, in both directions. Pure."""
+"""Which headers pass, in both directions, and what a provider's challenge says about scopes. Pure."""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
-
 _HOP_BY_HOP = frozenset(
     {
         *(b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
@@ -38,33 +38,41 @@ _NOT_ANSWERED = _HOP_BY_HOP | {
     *(b"cache-control", b"service-worker-allowed", b"sourcemap", b"x-frame-options", b"dpop-nonce"),
 }
 _NOT_ANSWERED_PREFIXES = (b"access-control-", b"evergrant-", b"proxy-")
+# one parameter at a time, so that text inside quotes is never taken for a parameter
+_PARAMETER = re.compile(
+    r"\s*,?\s*(?:[A-Za-z0-9_-]+\s+)?"  # perhaps a scheme
+    r"([A-Za-z0-9_-]+)\s*=\s*"
+    r'(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))'
+)
+_SCOPES = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*\Z")  # RFC 6749 section 3.3
+_MOST = 4000
 
 
-def passed_headers(given: RawHeaders, credential: Collection[bytes] = ()) -> list[tuple[bytes, bytes]]:
+def passed_headers(headers: RawHeaders, credential: Collection[bytes] = ()) -> list[tuple[bytes, bytes]]:
     """The caller's headers that go on. `credential` has the names of those that are put in, and arrive once.
 
     A server may take `_` for `-`, and the case of names means nothing.
     """
-    refused = NEVER_ASKED | _named_by_connection(given) | {plain_name(name) for name in credential}
+    refused = NEVER_ASKED | _named_by_connection(headers) | {plain_name(name) for name in credential}
     return [
         (name, value)
-        for name, value in given
+        for name, value in headers
         if plain_name(name) not in refused and not plain_name(name).startswith(_NOT_ASKED_PREFIXES)
     ]
 
 
-def request_headers(given: RawHeaders, injected: RawHeaders) -> list[tuple[bytes, bytes]]:
+def request_headers(headers: RawHeaders, injected: RawHeaders) -> list[tuple[bytes, bytes]]:
     """What is sent: the caller's headers that go on, and the injected ones."""
-    passed = passed_headers(given, [name for name, _ in injected])
+    passed = passed_headers(headers, [name for name, _ in injected])
     return [*passed, (b"Accept-Encoding", b"identity"), *injected]
 
 
-def response_headers(given: RawHeaders) -> list[tuple[bytes, bytes]]:
+def response_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
     """The provider's headers that reach the caller, and those that keep a browser from running its pages."""
-    refused = _NOT_ANSWERED | _named_by_connection(given)
+    refused = _NOT_ANSWERED | _named_by_connection(headers)
     passed = [
         (name, value)
-        for name, value in given
+        for name, value in headers
         if plain_name(name) not in refused and not plain_name(name).startswith(_NOT_ANSWERED_PREFIXES)
     ]
     return [
@@ -76,7 +84,7 @@ def response_headers(given: RawHeaders) -> list[tuple[bytes, bytes]]:
 
 
 def values_of(name: bytes, headers: RawHeaders) -> list[bytes]:
-    return [value for given, value in headers if given.lower() == name]
+    return [value for header, value in headers if header.lower() == name]
 
 
 def plain_name(name: bytes) -> bytes:
@@ -86,4 +94,25 @@ def plain_name(name: bytes) -> bytes:
 def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
     """The names in `Connection` (RFC 9110 section 7.6.1)."""
     named = (value.split(b",") for name, value in headers if plain_name(name) == b"connection")
-    return {plain_name(it.strip()) for values in named for it in values}
+    return {plain_name(value.strip()) for values in named for value in values}
+
+
+def missing_scopes(headers: RawHeaders) -> str | None:
+    """The scopes that a challenge with `insufficient_scope` asks for, or "" if it names none; None: no such
+    challenge."""
+    for value in values_of(b"www-authenticate", headers):
+        parameters = _parameters(value.decode("latin-1"))
+        if parameters.get("error") == "insufficient_scope":
+            scopes = parameters.get("scope", "")
+            return scopes if len(scopes) <= _MOST and _SCOPES.match(scopes) else ""
+    return None
+
+
+def _parameters(challenge: str) -> dict[str, str]:
+    parameters: dict[str, str] = {}
+    at = 0
+    while (parameter := _PARAMETER.match(challenge, at)) is not None:
+        name, quoted, bare = parameter.groups()
+        parameters.setdefault(name.lower(), bare if quoted is None else re.sub(r"\\(.)", r"\1", quoted))
+        at = parameter.end()
+    return parameters

@@ -47,7 +47,7 @@ class Outgoing(Protocol):
         headers that go on."""
         ...
 
-    def answer_headers(self, given: RawHeaders) -> RawHeaders:
+    def answer_headers(self, headers: RawHeaders) -> RawHeaders:
         """The server's headers, before those that never reach a caller are left out."""
         ...
 
@@ -57,7 +57,7 @@ class PathRequest:
     """A request to the provider's API: the path behind its base URL, as the caller sent it."""
 
     path: CallerPath
-    given: RawHeaders
+    caller_headers: RawHeaders
     body: CallerBody
 
     @property
@@ -73,22 +73,22 @@ class PathRequest:
         return self.path.query
 
     def judged(self, own_overrides: Iterable[str]) -> ProxiedRequest:
-        return self.path.judged(self.given, self.body.kept(), own_overrides)
+        return self.path.judged(self.caller_headers, self.body.kept(), own_overrides)
 
     async def target(self, apis: ProviderApis, row: LeaseRow) -> tuple[ProviderApi, ApiTarget]:
         api = await apis.of(row)
         return api, target_of_call(api.base_url, self.path, hidden_slashes=api.takes.encoded_slashes)
 
     def headers(self) -> RawHeaders:
-        return self.given
+        return self.caller_headers
 
     def call_to_approve(
         self, agent: AppId, row: LeaseRow, target: ApiTarget, passed: RawHeaders
     ) -> AgentCall:
         return http_call(agent, row, self.method, target, passed, self.body)
 
-    def answer_headers(self, given: RawHeaders) -> RawHeaders:
-        return given
+    def answer_headers(self, headers: RawHeaders) -> RawHeaders:
+        return headers
 
 
 def http_call(

@@ -41,9 +41,12 @@ class ProviderApi:
         if not _HEADER_SAFE.match(secret):
             raise Failure(ErrorCode.REPLY_UNREADABLE, "The token has characters that no header can hold.")
         value = f"{self.takes.auth_scheme} {secret}".strip()
-        named = {name: it.replace("{client_id}", self.client_id) for name, it in self.takes.headers.items()}
+        named = {
+            name: template.replace("{client_id}", self.client_id)
+            for name, template in self.takes.headers.items()
+        }
         headers = {self.takes.auth_header: value, **named}
-        return [(name.encode(), it.encode()) for name, it in headers.items()]
+        return [(name.encode(), content.encode()) for name, content in headers.items()]
 
 
 class ProviderApis:

@@ -116,7 +116,9 @@ class RequestArguments(Body):
             kind = b"text/plain; charset=utf-8" if isinstance(self.body, str) else b"application/json"
             named.append((b"content-type", kind))
         passed = passed_headers(named)
-        return passed + [it for it in named if it not in passed and method_overrides(b"", [it])]
+        return passed + [
+            header for header in named if header not in passed and method_overrides(b"", [header])
+        ]
 
     @property
     def target(self) -> tuple[bytes, bytes]:

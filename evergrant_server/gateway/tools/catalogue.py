@@ -51,9 +51,11 @@ def _untitled(value: Any) -> Any:
     """Without pydantic's titles, which repeat names."""
     if isinstance(value, dict):
         return {
-            name: _untitled(it) for name, it in value.items() if not (name == "title" and isinstance(it, str))
+            name: _untitled(member)
+            for name, member in value.items()
+            if not (name == "title" and isinstance(member, str))
         }
-    return [_untitled(it) for it in value] if isinstance(value, list) else value
+    return [_untitled(item) for item in value] if isinstance(value, list) else value
 
 
 _READS = {"read_only_hint": True, "open_world_hint": False}

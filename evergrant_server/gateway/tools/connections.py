@@ -34,62 +34,64 @@ _NEXT = {
 }
 
 
-async def list_connections(tool: ToolCall, given: ListConnections) -> CallToolResult:
+async def list_connections(tool: ToolCall, arguments: ListConnections) -> CallToolResult:
     mine = tool.by.subject
-    subject = tool.subject(given.subject) if mine is not None else given.subject
-    found = await list_page(
+    subject = tool.subject(arguments.subject) if mine is not None else arguments.subject
+    page = await list_page(
         tool.call,
-        integration=given.integration,
+        integration=arguments.integration,
         subject=subject,
-        state=given.state,
+        state=arguments.state,
         limit=MOST_ROWS,
-        cursor=given.cursor,
+        cursor=arguments.cursor,
     )
-    rows = [_summary(tool, view) for view in found.items]
-    return result({"connections": rows, "next_cursor": found.next_cursor})
+    rows = [_summary(tool, view) for view in page.items]
+    return result({"connections": rows, "next_cursor": page.next_cursor})
 
 
-async def list_integrations(tool: ToolCall, given: ListIntegrations) -> CallToolResult:
+async def list_integrations(tool: ToolCall, arguments: ListIntegrations) -> CallToolResult:
     """Those at which a permit lets the caller ask for a connection."""
     call = tool.call
     bound = {"list": "mcp integrations", "app": call.caller.app.id}
-    after = call.cursors.decode(given.cursor, call.tenant, **bound)
+    after = call.cursors.decode(arguments.cursor, call.tenant, **bound)
     async with call.api.store.read() as tx:
-        found = await tx.integrations.page(call.tenant, after, MOST_ROWS + 1)
+        integrations = await tx.integrations.page(call.tenant, after, MOST_ROWS + 1)
     rows = [
-        {"integration": it.name, "provider": it.provider}
-        for it in found[:MOST_ROWS]
-        if _may_connect(tool, Target(it.name, it.provider, tool.by.subject))
+        {"integration": integration.name, "provider": integration.provider}
+        for integration in integrations[:MOST_ROWS]
+        if _may_connect(tool, Target(integration.name, integration.provider, tool.by.subject))
     ]
-    next_cursor = call.cursors.next_cursor(found, MOST_ROWS, lambda it: it.name, call.tenant, **bound)
+    next_cursor = call.cursors.next_cursor(
+        integrations, MOST_ROWS, lambda integration: integration.name, call.tenant, **bound
+    )
     return result({"integrations": rows, "next_cursor": next_cursor})
 
 
-async def describe_connection(tool: ToolCall, given: DescribeConnection) -> CallToolResult:
+async def describe_connection(tool: ToolCall, arguments: DescribeConnection) -> CallToolResult:
     async with tool.parts.api.store.read() as tx:
-        connection = await tool.connection(tx, given.connection_id)
+        connection = await tool.connection(tx, arguments.connection_id)
         view = await connection_view(tx, connection)
-    said = {
+    members = {
         **_summary(tool, view),
         "api_base_url": await _api_base_url(tool, connection),
         "requested_scopes": list(view.requested_scopes),
         "token_expires_at": view.expires_at,
-        "calls": [_rule(it) for it in _permits_for_calls(tool, connection)],
+        "calls": [_rule(permit) for permit in _permits_for_calls(tool, connection)],
         "next_step": next_step(view),
     }
-    return result(said)
+    return result(members)
 
 
 async def request_connection(
-    tool: ToolCall, given: RequestConnection
+    tool: ToolCall, arguments: RequestConnection
 ) -> CallToolResult | InputRequiredResult:
-    subject = tool.subject(given.subject)
+    subject = tool.subject(arguments.subject)
     if (back := await returned(tool)) is not None:
         if back.opened:
             await hold(lambda: _is_over(tool, back.id))
         return await _outcome(tool, back.id)
     wanted = ConnectionBody(
-        integration=given.integration, subject=subject, label=given.label, scopes=given.scopes
+        integration=arguments.integration, subject=subject, label=arguments.label, scopes=arguments.scopes
     )
     opened = await _open(tool, wanted)
     if opened.consent is None or opened.connect_url is None:
@@ -98,7 +100,7 @@ async def request_connection(
     page = PersonPage(
         id,
         opened.connect_url,
-        f"{name} asks for access to {given.integration}. You log in, see what it asks for, and decide.",
+        f"{name} asks for access to {arguments.integration}. You log in, see what it asks for, and decide.",
         ErrorCode.CONSENT_REQUIRED,
     )
     return show_page(tool, page, lambda: _is_over(tool, id))
@@ -118,10 +120,10 @@ async def _open(tool: ToolCall, wanted: ConnectionBody) -> ConnectionWithLink:
 
 
 async def _consent(tx: Transaction, tool: ToolCall, id: str) -> Consent:
-    found = await tx.consents.get(tool.by.caller.tenant, ConsentId(id))
-    if found is None:
+    consent = await tx.consents.get(tool.by.caller.tenant, ConsentId(id))
+    if consent is None:
         raise Failure(ErrorCode.NOT_FOUND)
-    return found
+    return consent
 
 
 async def _is_over(tool: ToolCall, id: str) -> bool:
@@ -192,23 +194,23 @@ def _may_connect(tool: ToolCall, target: Target) -> bool:
         return tool.call.allows(Action.CONNECT, target)
     if tool.call.judge(Action.CONNECT, target).reason is DecisionReason.DENIED:
         return False
-    connecting = [it for it in tool.call.caller.permits if Action.CONNECT in it.actions]
-    of_any = [it.__replace__(subjects=("*",)) for it in connecting if it.effect is Effect.ALLOW]
+    connecting = [permit for permit in tool.call.caller.permits if Action.CONNECT in permit.actions]
+    of_any = [permit.__replace__(subjects=("*",)) for permit in connecting if permit.effect is Effect.ALLOW]
     return may_see(of_any, target, tool.call.now, tool.call.address)
 
 
 def _may_call(tool: ToolCall, target: Target) -> bool:
     """Whether a permit allows some request to its API."""
     call = tool.call
-    calling = [it for it in call.caller.permits if Action.PROXY in it.actions]
+    calling = [permit for permit in call.caller.permits if Action.PROXY in permit.actions]
     return call.may_see(target) and may_see(calling, target, call.now, call.address)
 
 
 def _permits_for_calls(tool: ToolCall, connection: Connection) -> list[Permit]:
     """The permits about calls with this connection, and those that deny some of them."""
     call, target = tool.call, Target.of(connection)
-    calling = [it for it in call.caller.permits if Action.PROXY in it.actions]
-    return [it for it in calling if _is_about(it, target, tool)]
+    calling = [permit for permit in call.caller.permits if Action.PROXY in permit.actions]
+    return [permit for permit in calling if _is_about(permit, target, tool)]
 
 
 def _is_about(permit: Permit, target: Target, tool: ToolCall) -> bool:

@@ -64,8 +64,8 @@ async def returned(tool: ToolCall) -> Returned | None:
         return await tx.tokens.use_assertion(app, f"mcp request state {state['once']}", until)
 
     if not await tool.call.write(use):
-        said = {"reason": "invalid_request_state"}
-        raise MCPError(INVALID_PARAMS, "Invalid or expired requestState", said)
+        data = {"reason": "invalid_request_state"}
+        raise MCPError(INVALID_PARAMS, "Invalid or expired requestState", data)
     answer = (tool.params.input_responses or {}).get(_KEY)
     return Returned(state["id"], isinstance(answer, ElicitResult) and answer.action == "accept")
 

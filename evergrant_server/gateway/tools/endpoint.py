@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
@@ -13,14 +15,11 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
+from evergrant_server.access.limits import RateLimited
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.gateway.callers import gateway_caller_now
-from evergrant_server.gateway.http.own_address import require_own_address
+from evergrant_server.gateway.callers import current_caller, gateway_caller_now, require_own_address
 from evergrant_server.gateway.parts import GatewayParts
-from evergrant_server.gateway.proxy.current_caller import current_caller
-from evergrant_server.gateway.proxy.endpoint import ProxyEndpoint
-from evergrant_server.gateway.proxy.streaming import RECHECK_S, ResponseBroken
-from evergrant_server.gateway.tools.open_sessions import OpenSessions
+from evergrant_server.gateway.proxy.endpoint import RECHECK_S, ProxyEndpoint, ResponseBroken
 from evergrant_server.gateway.tools.server import EvergrantTools
 from evergrant_server.gateway.tools.tool_call import McpCaller, put_caller
 
@@ -125,3 +124,52 @@ class ToolsEndpoint:
             except Failure as failure:
                 if failure.code is not ErrorCode.STORE_UNAVAILABLE:
                     return failure
+
+
+@dataclass
+class _Session:
+    used: float
+    requests: int = 0  # that are open
+
+
+class OpenSessions:
+    """The sessions of one process, by caller and id. The SDK ends those that are idle for `idle_s`."""
+
+    elapsed = staticmethod(time.monotonic)
+
+    def __init__(self, most: int, idle_s: float) -> None:
+        self._most, self._idle_s = most, idle_s
+        self._of: dict[str, dict[str, _Session]] = {}
+
+    def require_room(self, caller: str) -> None:
+        """Raises RateLimited for a caller with too many."""
+        now, mine = self.elapsed(), self._of.get(caller, {})
+        for id in [
+            id for id, session in mine.items() if not session.requests and now - session.used > self._idle_s
+        ]:
+            del mine[id]
+        if len(mine) >= self._most:
+            raise RateLimited("sessions", f"The app has {self._most} MCP sessions open.", self._idle_s)
+
+    def began(self, caller: str, id: str) -> None:
+        self._of.setdefault(caller, {})[id] = _Session(self.elapsed())
+
+    def ended(self, caller: str, id: str) -> None:
+        mine = self._of.get(caller, {})
+        mine.pop(id, None)
+        if not mine:
+            self._of.pop(caller, None)
+
+    @contextmanager
+    def used(self, caller: str, id: str | None) -> Iterator[None]:
+        """A request of a session is open until the block ends."""
+        session = None if id is None else self._of.get(caller, {}).get(id)
+        if session is None:
+            yield
+            return
+        session.requests += 1
+        try:
+            yield
+        finally:
+            session.requests -= 1
+            session.used = self.elapsed()

@@ -28,7 +28,7 @@ from evergrant_server.gateway.tools.catalogue import INSTRUCTIONS, TOOLS
 from evergrant_server.gateway.tools.elicitation import STATE_LASTS_S, Completions
 from evergrant_server.gateway.tools.tool_call import ToolCall, caller_of, failed
 from evergrant_server.problems import field_errors, invalid_request
-from evergrant_server.telemetry import proxy_metrics
+from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.alarms import report_broken_authority
 from evergrant_server.telemetry.logs import LogEvent, log_event
 
@@ -79,14 +79,14 @@ class EvergrantTools:
         try:
             answer = await self._run(context, params)
         except MCPError:
-            proxy_metrics.count_tool(params.name, "asked")
+            metrics.count_tool(params.name, "asked")
             raise
         except Failure as failure:
             answer = self._failed(failure)
         except Exception:
             log.exception("%s: tool %s", LogEvent.UNEXPECTED.value, params.name)
             answer = self._failed(Failure(ErrorCode.INTERNAL))
-        proxy_metrics.count_tool(params.name, _outcome(answer))
+        metrics.count_tool(params.name, _outcome(answer))
         return answer
 
     async def _run(
@@ -94,11 +94,13 @@ class EvergrantTools:
     ) -> CallToolResult | InputRequiredResult:
         tool = TOOLS[params.name]
         try:
-            given = tool.arguments.model_validate(params.arguments or {})
+            arguments = tool.arguments.model_validate(params.arguments or {})
         except ValidationError as error:
             first = field_errors(error, tool.arguments.model_fields)[0]
             raise invalid_request(first["field"], f"{first['field']}: {first['problem']}") from None
-        return await tool.run(ToolCall(self._parts, self._proxy, self._completions, context, params), given)
+        return await tool.run(
+            ToolCall(self._parts, self._proxy, self._completions, context, params), arguments
+        )
 
     def _failed(self, failure: Failure) -> CallToolResult:
         report_broken_authority(failure)

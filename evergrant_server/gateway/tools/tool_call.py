@@ -99,10 +99,10 @@ class ToolCall:
 
     async def connection(self, tx: Transaction, connection_id: str) -> Connection:
         """A connection that the caller may see. Raises Failure NOT_FOUND."""
-        found = await self.call.visible_connection(tx, connection_id)
-        if self.by.subject not in (None, found.subject):
+        connection = await self.call.visible_connection(tx, connection_id)
+        if self.by.subject not in (None, connection.subject):
             raise Failure(ErrorCode.NOT_FOUND)
-        return found
+        return connection
 
 
 def result(members: Mapping[str, Any], *, failed: bool = False) -> CallToolResult:
@@ -114,8 +114,8 @@ def result(members: Mapping[str, Any], *, failed: bool = False) -> CallToolResul
     )
 
 
-def failed(failure: Failure, public_url: str, **more: Any) -> CallToolResult:
+def failed(failure: Failure, public_url: str, **members: Any) -> CallToolResult:
     """A failure that the model can act on. It names fields, and repeats no values."""
     document = problem_document(failure, public_url)
-    said = {name: value for name, value in document.items() if name not in _OF_HTTP}
-    return result({**said, **more}, failed=True)
+    problem = {name: value for name, value in document.items() if name not in _OF_HTTP}
+    return result({**problem, **members}, failed=True)

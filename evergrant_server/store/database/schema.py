@@ -130,9 +130,8 @@ def _mismatch(version: str | None, expected: str) -> Failure:
     else:
         detail = f"The database has schema {version}, from a newer server; this code knows {expected}."
         repair = _OF_A_NEWER_SERVER
-    return Failure(
-        ErrorCode.SCHEMA_MISMATCH, detail, found=version or "none", expected=expected, repair=repair
-    )
+    version = version or "none"
+    return Failure(ErrorCode.SCHEMA_MISMATCH, detail, found=version, expected=expected, repair=repair)
 
 
 def _absent(url: str) -> bool:

@@ -7,24 +7,22 @@ from evergrant_server.core.access import (
     App,
     AppCredential,
     AppKey,
-    Approval,
     AppToken,
     KeySession,
     Permit,
     TenantStanding,
 )
-from evergrant_server.core.agents.call_approvals import CallApproval, CallApprovalState
 from evergrant_server.core.agents.delegation_rules import DelegationRule
 from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.agents.stops import AgentStop
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.decisions import AccessRequest, Approval, CallApproval, CallApprovalState
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.events import EventType, WebhookEvent
 from evergrant_server.core.export import Export
 from evergrant_server.core.integrations import Integration
-from evergrant_server.core.lifecycle.access_requests import AccessRequest
 from evergrant_server.core.model import CheckedModel
 from evergrant_server.core.oauth.authorizations import (
     AccessToken,

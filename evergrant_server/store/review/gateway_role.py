@@ -15,7 +15,6 @@ from sqlalchemy.dialects import postgresql
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.store.access import AppKeyUseRow, LeaseUseRow
-from evergrant_server.store.agents.call_approvals import USED, CallApprovalRow
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
 from evergrant_server.store.authentication import AppAssertionRow
 from evergrant_server.store.connections.connections import OFFERED
@@ -24,6 +23,7 @@ from evergrant_server.store.database import schema
 from evergrant_server.store.database.columns import METADATA, Row, table_of
 from evergrant_server.store.database.engine import open_database
 from evergrant_server.store.database.errors import translate_errors
+from evergrant_server.store.decisions import USED, CallApprovalRow
 from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.keys import KeyRow
 from evergrant_server.store.outbox import OutboxRow

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from evergrant_server.cli.dev.temporal import TemporalStarts
-from evergrant_server.cli.ports import port_problem
+from evergrant_server.cli.machine import port_problem
 from evergrant_server.cli.process import ChildProcess
 from evergrant_server.core.errors import Failure
 from evergrant_server.settings import BadSettings, Settings

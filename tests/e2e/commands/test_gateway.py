@@ -15,7 +15,7 @@ from mcp.client.streamable_http import streamable_http_client
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role
-from evergrant_server.gateway.envoy.messages import CheckResponse
+from evergrant_server.gateway.envoy.grpc_service import CheckResponse
 from examples.demo.processes import ROOT
 from tests.fakes.api import Api, api
 from tests.fakes.patience import PATIENCE_S, eventually

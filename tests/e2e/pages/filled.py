@@ -12,10 +12,10 @@ from evergrant_server.core.agents.delegations import Reach
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import AccountOption, FollowUp
+from evergrant_server.core.decisions import AccessRequest, AccessRequestKind
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AccessRequestId, ConnectionId, new_id
 from evergrant_server.core.integrations import Integration, IntegrationState
-from evergrant_server.core.lifecycle.access_requests import AccessRequest, AccessRequestKind
 from evergrant_server.core.messages.base import RequestContext
 from tests.fakes.api import TENANT, Api
 from tests.fakes.rows import a_delegation

@@ -242,9 +242,16 @@ def _authorizations(pages: Pages, subject: str, csrf: str) -> dict[str, str]:
     admins = coder.model_copy(update={"kind": ClientKind.ADMIN, "name": ""})
     asks = {"person": subject, "csrf": csrf}
     own = ["See which of your accounts are connected", "Call their APIs as you: crm, code and 3 more"]
-    may = ["Use tickets.acme.example as ann@acme.example: each tool and request that the app agents may use"]
-    here = {"what": "your connections", "may": own, "leads_to": "a program on this computer", "then": None}
-    there = {"what": "tickets at tickets.acme.example", "may": may, "leads_to": "agent.acme.example"}
+    rights = [
+        "Use tickets.acme.example as ann@acme.example: each tool and request that the app agents may use"
+    ]
+    here = {
+        "target": "your connections",
+        "rights": own,
+        "leads_to": "a program on this computer",
+        "then": None,
+    }
+    there = {"target": "tickets at tickets.acme.example", "rights": rights, "leads_to": "agent.acme.example"}
     return {
         "authorize": pages.authorize(client=coder, **here, **asks),
         "authorize-long": pages.authorize(client=known, **there, then="tickets.acme.example", **asks),

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from bench.processes import python_module, running_process
-from evergrant_server.cli.child_settings import settings_environment
+from evergrant_server.cli.process import settings_environment
 from evergrant_server.core.access import Action
 from tests.fakes.api import Api
 from tests.fakes.patience import PATIENCE_S

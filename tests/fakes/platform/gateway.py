@@ -21,9 +21,9 @@ from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.egress import EgressPolicy, StreamingTransport
 from evergrant_server.gateway.app import GatewayApp
-from evergrant_server.gateway.http.server import make_server
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.outcomes import OutcomeLog
+from evergrant_server.gateway.server import make_server
 from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.database.engine import Pool
 from providers.definition.registry import Registry

@@ -66,9 +66,10 @@ CALLBACK = "http://127.0.0.1:9/oauth/callback"
 class Installation(Observations):
     """The parts, one provider, and the shortest way to a connection that is alive."""
 
-    def __init__(self, parts: Platform, idp: ScriptedProvider | None) -> None:
+    def __init__(self, parts: Platform, idp: ScriptedProvider | None, *, with_worker: bool = True) -> None:
         super().__init__(parts)
         self._idp = idp
+        self._with_worker = with_worker
 
     @property
     def idp(self) -> ScriptedProvider:
@@ -109,7 +110,10 @@ class Installation(Observations):
         start: bool = True,
         **changes: Any,
     ) -> Connection:
-        """A connection whose subject hasn't consented yet, with its workflow unless `start` is False."""
+        """A connection whose subject hasn't consented yet, with its workflow unless `start` is False.
+
+        The workflow has looked at the store by then: begun later, it would act on what a test does meanwhile.
+        """
         now = self.parts.clock.now()
         said = {"refresh_policy": "on_demand", "consent_deadline": now + deadline, **changes}
         connection = a_connection(integration or await self.integration(), now, **said)
@@ -117,6 +121,8 @@ class Installation(Observations):
             await tx.connections.add(connection)
         if start:
             await self.start(connection)
+            if self._with_worker:
+                await self.until_described(connection, lambda it: True)
         return connection
 
     async def start(self, connection: Connection) -> None:
@@ -347,4 +353,4 @@ async def installation(
     settings = await prepared(temporal_address, database_url, data_dir, allow, **more)
     work = running_worker(settings, limits) if with_worker else nullcontext()
     async with open_platform(settings, Role.OPERATOR) as parts, work:
-        yield Installation(parts, idp)
+        yield Installation(parts, idp, with_worker=with_worker)

@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[3]
 _IMPORTED = (
     "evergrant_server.asgi",
     "evergrant_server.cli.doctor.report",
+    "evergrant_server.cli.db",
+    "evergrant_server.cli.keys",
     "evergrant_server.cli.operate",
     "evergrant_server.cli.serve",
     "evergrant_server.cli.tenants",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.api.integrations import definition_rollout
+from evergrant_server.api.integrations import definitions
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.definition import CheckLevel, Definition, DefinitionState, Rollout
 from evergrant_server.core.errors import ErrorCode
@@ -44,7 +44,7 @@ class RolloutDriver:
             new = {"state": DefinitionState.CHECKING, "share": 0.0}
             definition = a_definition(TENANT, document, now, **said, **new)
             await tx.definitions.add(definition)
-            await tx.outbox.add(definition_rollout.rollout_start_message(definition, ASKED, now))
+            await tx.outbox.add(definitions.rollout_start_message(definition, ASKED, now))
         self._place.parts.relay.notify()
         return await self.until(definition, lambda it: it.state is not DefinitionState.CHECKING)
 
@@ -53,7 +53,7 @@ class RolloutDriver:
         async with self._place.store.write() as tx:
             decided = definition.with_decision("app:admin", "looked at it", now, approved=approved)
             saved = await tx.definitions.replace(decided, expected=definition.revision)
-            await definition_rollout.signal_rollout(
+            await definitions.signal_rollout(
                 tx, saved, SignalName.DEFINITION_DECIDED, DefinitionDecided(context=ASKED), now
             )
         self._place.parts.relay.notify()

@@ -9,7 +9,7 @@ import pytest_asyncio
 from sqlalchemy import update
 
 from evergrant_server.cli.doctor import CheckFailed
-from evergrant_server.cli.doctor.hosts import hosts as doctor_check
+from evergrant_server.cli.doctor.configuration import hosts as doctor_check
 from evergrant_server.cli.pinned_hosts.acceptance import accept_hosts
 from evergrant_server.cli.pinned_hosts.waiting import print_waiting_hosts
 from evergrant_server.core.audit import AuditAction

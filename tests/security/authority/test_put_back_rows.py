@@ -13,14 +13,13 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.people.roles import PersonRole
 from evergrant_server.store.access import AppKeyRow, AppRow, PermitRow
-from evergrant_server.store.agents.call_approvals import CallApprovalRow
 from evergrant_server.store.agents.delegations import DelegationRow
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database.columns import Row
 from evergrant_server.store.database.rows import columns_equal
+from evergrant_server.store.decisions import ApprovalRow, CallApprovalRow
 from evergrant_server.store.oauth.tables import TokenFamilyRow
 from evergrant_server.store.people.tables import AdminLoginRow, PersonSessionRow
-from evergrant_server.store.review.approvals import ApprovalRow
 from evergrant_server.store.review.authority_scan import broken_configuration, broken_connections
 from evergrant_server.store.tenants import TenantStandingRow
 from tests.fakes.api import TENANT, Api, running_api

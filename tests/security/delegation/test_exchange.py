@@ -146,7 +146,8 @@ async def test_escalation_each_app_of_the_chain_needs_a_permit(api: Api, some: D
 
 
 async def test_an_explanation_says_who_acts_for_whom_and_who_says_no(api: Api, some: Delegating, admin: str):
-    connection = await api.active(await api.integration(), scopes=("read", "write"))
+    narrowing = await api.integration(provider="auth0")
+    connection = await api.active(narrowing, scopes=("read", "write"))
     child = await some.handed(await some.token(scope="read"), "back")
     path = f"/v1/delegations/{id_of(child)}/explain"
     asked = {"connection": connection.id}

@@ -215,7 +215,7 @@ async def test_bodies_stream_both_ways(api: Api, gateway: Gateway, upstream: Raw
 async def test_the_end_of_a_permit_cuts_a_stream(
     api: Api, gateway: Gateway, upstream: RawUpstream, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("evergrant_server.gateway.proxy.streaming.RECHECK_S", 0.05)
+    monkeypatch.setattr("evergrant_server.gateway.proxy.endpoint.RECHECK_S", 0.05)
     connection, key = await api.active_for("agent", Action.PROXY)
 
     async def endless(seen: Seen, writer: asyncio.StreamWriter) -> None:

@@ -45,7 +45,7 @@ async def test_attack_25_a_stop_of_the_parent_cuts_the_childs_stream_and_refuses
     upstream: RawUpstream,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("evergrant_server.gateway.proxy.streaming.RECHECK_S", 0.05)
+    monkeypatch.setattr("evergrant_server.gateway.proxy.endpoint.RECHECK_S", 0.05)
     connection = await api.active(await api.integration())
     root = await some.token()
     only = f"{api.parts.settings.gateway_public_url}/v1/proxy/{connection.id}"
@@ -77,7 +77,7 @@ async def test_a_stop_before_the_provider_answers_is_told_as_what_it_is(
     upstream: RawUpstream,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("evergrant_server.gateway.proxy.streaming.RECHECK_S", 0.05)
+    monkeypatch.setattr("evergrant_server.gateway.proxy.endpoint.RECHECK_S", 0.05)
     connection = await api.active(await api.integration())
     token = await some.token()
     called = asyncio.Event()

@@ -12,9 +12,9 @@ from mcp.shared.exceptions import MCPError
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.gateway.tools import through_proxy
+from evergrant_server.gateway.tools import calls
 from evergrant_server.gateway.tools.catalogue import TOOLS
-from evergrant_server.gateway.tools.open_sessions import OpenSessions
+from evergrant_server.gateway.tools.endpoint import OpenSessions
 from tests.fakes.api import Api
 from tests.fakes.platform.gateway import Gateway, RawUpstream, answer, running_gateway
 from tests.fakes.platform.gateway_clients import authorized_client
@@ -144,7 +144,7 @@ async def test_a_long_response_is_cut_and_one_that_is_no_text_is_not_shown(
     api: Api, gateway: Gateway, upstream: RawUpstream
 ):
     id, key = await an_agent(api)
-    long = "ä".encode() * through_proxy.MOST_SHOWN
+    long = "ä".encode() * calls.MOST_SHOWN
     upstream.responses = [answer(b"x" + long), answer(b"\xff\xfe\0")]
     async with mcp_client(gateway, key) as client:
         asked = {"connection_id": id, "path": "/user/x"}
@@ -152,7 +152,7 @@ async def test_a_long_response_is_cut_and_one_that_is_no_text_is_not_shown(
         binary = (await client.call_tool("call_api", asked)).structured_content
     assert cut["cut"]
     assert "cut after 65536 bytes" in cut["note"]
-    assert through_proxy.MOST_SHOWN - 6 < len(cut["body"].encode()) <= through_proxy.MOST_SHOWN
+    assert calls.MOST_SHOWN - 6 < len(cut["body"].encode()) <= calls.MOST_SHOWN
     assert ("body" in binary, binary["cut"]) == (False, False)
     assert "no text" in binary["note"]
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from evergrant_server.api.apps.routes import AppBody
 from evergrant_server.api.http.models import Body
-from evergrant_server.api.integrations.definition_rollout import DefinitionBody
+from evergrant_server.api.integrations.definitions import DefinitionBody
 from evergrant_server.api.leases.models import RefreshBody, TokenBody
 
 

@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from evergrant_server.api.http.client_certificates import TrustedHop, read_header
 from evergrant_server.crypto.client_certificates import AppCertificate
-from evergrant_server.setting_types import CertificateHeader
+from evergrant_server.settings.types import CertificateHeader
 from tests.fakes.certificates import Authority
 
 PEM = Authority().issue().certificate

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from evergrant_server.api.examples import BODIES, example_of
-from evergrant_server.api.problem_schemas import METHODS
+from evergrant_server.api.openapi import METHODS
 from evergrant_server.console.logos import Logos
 from evergrant_server.core.access import Action
 from tests.fakes.api import Api, running_api

@@ -48,8 +48,8 @@ async def sent(api: Api, key: str, *items: Any, **more: Any) -> list[dict[str, A
 @pytest.fixture(autouse=True)
 def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker installs anything here."""
-    monkeypatch.setattr("evergrant_server.api.transfer.verification.WAIT_S", 0.2)
-    monkeypatch.setattr("evergrant_server.api.transfer.verification.MIN_WAIT_S", 0.2)
+    monkeypatch.setattr("evergrant_server.api.transfer.intake.WAIT_S", 0.2)
+    monkeypatch.setattr("evergrant_server.api.transfer.intake.MIN_WAIT_S", 0.2)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ async def test_the_time_of_a_request_begins_before_its_items_are_taken(
     take = ImportWriter.import_items
 
     async def taken(self: ImportWriter, *of: Any, **more: Any) -> list[ImportOutcome]:
-        monkeypatch.setattr("evergrant_server.api.transfer.verification.WAIT_S", 3600)
+        monkeypatch.setattr("evergrant_server.api.transfer.intake.WAIT_S", 3600)
         return await take(self, *of, **more)
 
     monkeypatch.setattr(ImportWriter, "import_items", taken)

@@ -7,9 +7,9 @@ import pytest
 from sqlalchemy import insert, text
 
 from evergrant_server.cli import authority
-from evergrant_server.cli.app import Flags
 from evergrant_server.cli.doctor import CheckFailed
 from evergrant_server.cli.doctor.database import authority as doctor_check
+from evergrant_server.cli.flags import Flags
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import Tenant

@@ -15,11 +15,11 @@ from cyclopts import UnknownCommandError
 
 from evergrant_server.cli.app import app as server_app
 from evergrant_server.cli.app import usage_message
-from evergrant_server.cli.child_settings import settings_environment
 from evergrant_server.cli.operate import print_report
+from evergrant_server.cli.process import settings_environment
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.setting_types import DURATION_FORMS
 from evergrant_server.settings import BadSettings, load_settings
+from evergrant_server.settings.types import DURATION_FORMS
 from evergrant_server.temporal_link.reconcile import ReconcileCounts
 from examples.demo.interruption import INTERRUPTED, run_interruptible
 from tests.fakes.failures import fails

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evergrant_server.cli.dev import settings_file
-from evergrant_server.cli.operate import create_keys, make_admin_key
+from evergrant_server.cli.keys import create_keys, make_admin_key
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.settings import Settings, load_settings
 from tests.fakes.databases import migrated_sqlite
@@ -32,6 +32,13 @@ def test_other_commands_find_the_installation(settings: Settings, tmp_path: Path
     assert load_settings().temporal_address == "", "the next start isn't set by the one before"
     for name in ("evergrant.env", ".evergrant/dev.env"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+
+
+def test_a_copy_has_what_its_original_derived(settings: Settings, tmp_path: Path):
+    (tmp_path / "password").write_text("s3cret")
+    url = "postgresql://user@db.internal/evergrant"
+    remote = load_settings(database_url=url, database_password_file=tmp_path / "password")
+    assert [it.__replace__() for it in (settings, remote)] == [settings, remote]
 
 
 def test_the_environment_wins(settings: Settings, monkeypatch: pytest.MonkeyPatch):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from evergrant_server.cli.dev import worker_process
+import worker
+from evergrant_server.cli.dev import services
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.settings import load_settings
 from evergrant_server.store.database import schema
@@ -29,7 +30,7 @@ async def test_a_database_that_is_not_reached_at_once_ends_no_worker(
         begun.append("work")
 
     monkeypatch.setattr(schema, "current_version", version)
-    monkeypatch.setattr(worker_process, "_prepare_namespace", ready)
-    monkeypatch.setattr(worker_process.worker, "main", work)
-    await worker_process.work(load_settings(data_dir=tmp_path))
+    monkeypatch.setattr(services, "_prepare_namespace", ready)
+    monkeypatch.setattr(worker, "main", work)
+    await services.work(load_settings(data_dir=tmp_path))
     assert (begun, versions) == (["namespace", "work"], [])

@@ -10,16 +10,13 @@ import pytest
 
 from evergrant_server.cli.doctor import (
     CheckFailed,
-    bindings,
-    callers,
     compare_clocks,
+    configuration,
     database,
     host,
-    issuers,
-    limits,
     report,
 )
-from evergrant_server.cli.operate import is_valid_key
+from evergrant_server.cli.keys import is_valid_key
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -167,7 +164,7 @@ async def test_an_integration_whose_subjects_can_not_log_in_is_named(settings: S
     await migrated_sqlite(settings.data_dir)
     now, ring = datetime.now(UTC), KeyRing.open(settings.key_path, Role.OPERATOR)
     store = await Store.open(settings.database_url, ring, SystemClock())
-    assert "0 integrations" in await bindings.logins(settings)
+    assert "0 integrations" in await configuration.logins(settings)
     issuer = "https://login.corp.example"
     bound = {"name": "crm", "binding": "oidc", "login": LoginRule(integration="staff", issuer=issuer)}
     urls = {"token_endpoint": f"{issuer}/token", "authorization_endpoint": f"{issuer}/authorize"}
@@ -177,7 +174,7 @@ async def test_an_integration_whose_subjects_can_not_log_in_is_named(settings: S
         with pytest.raises(
             CheckFailed, match=r"crm \(tenant acme\): .*integration staff: there is no"
         ) as found:
-            await bindings.logins(settings)
+            await configuration.logins(settings)
         assert "binding.md" in found.value.repair
         async with store.write() as tx:
             staff = an_integration(
@@ -185,12 +182,12 @@ async def test_an_integration_whose_subjects_can_not_log_in_is_named(settings: S
             )
             staff = await tx.integrations.put(staff, None, expected=None)
         with pytest.raises(CheckFailed, match="names no jwks_uri"):
-            await bindings.logins(settings)
+            await configuration.logins(settings)
         read = Endpoints(issuer=issuer, jwks_uri=f"{issuer}/keys", **urls)
         async with store.write() as tx:
             after = staff.model_copy(update={"endpoints": read})
             await tx.integrations.replace(after, expected=staff.revision)
-        assert "1 integrations" in await bindings.logins(settings)
+        assert "1 integrations" in await configuration.logins(settings)
     finally:
         await store.close()
 
@@ -201,17 +198,17 @@ async def test_networks_behind_a_proxy_without_a_name_are_a_problem(tmp_path: Pa
     await migrated_sqlite(tmp_path)
     behind = load_settings(data_dir=tmp_path, public_url="https://evergrant.example")
     named = load_settings(data_dir=tmp_path, public_url=behind.public_url, trusted_proxies=("10.0.0.1",))
-    assert "0 permits" in await callers.addresses(behind)
+    assert "0 permits" in await configuration.addresses(behind)
     store = await Store.open(direct.database_url, KeyRing.open(direct.key_path, Role.OPERATOR), SystemClock())
     async with store.write() as tx:
         permit = {"name": "p", "integration": "*", "actions": ("token",)}
         for app, more in (("a", {}), ("b", {"sources": ("10.1.0.0/16",)})):
             await put_app(tx, Tenant("acme"), app, NOON, permit | more)
     await store.close()
-    assert "1 permits" in await callers.addresses(direct)
-    assert "10.0.0.1/32" in await callers.addresses(named)
+    assert "1 permits" in await configuration.addresses(direct)
+    assert "10.0.0.1/32" in await configuration.addresses(named)
     with pytest.raises(CheckFailed, match="1 permits have sources"):
-        await callers.addresses(behind)
+        await configuration.addresses(behind)
 
 
 async def test_a_trusted_issuer_whose_keys_cannot_be_read_is_named_with_the_end_of_its_last_ones(
@@ -232,12 +229,12 @@ async def test_a_trusted_issuer_whose_keys_cannot_be_read_is_named_with_the_end_
         async with store.write() as tx:
             good = issuer.with_keys(({"kid": "one"},), now, None)
             await tx.trusted_issuers.put(good, expected=None)
-        assert "could be read" in await issuers.trusted_issuers(settings)
+        assert "could be read" in await configuration.trusted_issuers(settings)
         async with store.write() as tx:
             await tx.trusted_issuers.put(good.with_problem("status 500", now), expected=good.revision)
         until = f"{now + KEYS_SERVE:%Y-%m-%d %H:%M} UTC"
         with pytest.raises(CheckFailed, match=rf"ci \(tenant acme\): status 500; .* {until}"):
-            await issuers.trusted_issuers(settings)
+            await configuration.trusted_issuers(settings)
     finally:
         await store.close()
 
@@ -253,13 +250,13 @@ async def test_an_integration_whose_refreshes_use_the_limit_of_its_provider_is_n
             for integration in (limited, free):
                 await tx.integrations.put(integration, None, expected=None)
             await tx.connections.add(connection)
-        assert "1 integrations" in await limits.token_limits(settings)
+        assert "1 integrations" in await configuration.token_limits(settings)
         async with store.write() as tx:
             for _ in range(30):
                 attempt = an_attempt(connection, integration_id=limited.id)
                 await tx.attempts.open(attempt)
                 await tx.attempts.close(attempt, AttemptOutcome.INSTALLED, now)
         with pytest.raises(CheckFailed, match=r"postponed: ebay \(tenant acme\) at ebay, until"):
-            await limits.token_limits(settings)
+            await configuration.token_limits(settings)
     finally:
         await store.close()

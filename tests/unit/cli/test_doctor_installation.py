@@ -11,8 +11,8 @@ import pytest
 from evergrant_server import audit
 from evergrant_server.cli.dev import settings_file
 from evergrant_server.cli.dev.leftovers import only_dev_of
-from evergrant_server.cli.doctor import CheckFailed, database, exchanges, installation, report
-from evergrant_server.cli.operate import create_keys, make_admin_key
+from evergrant_server.cli.doctor import CheckFailed, configuration, database, installation, report
+from evergrant_server.cli.keys import create_keys, make_admin_key
 from evergrant_server.cli.process import ChildProcess
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import SystemClock
@@ -122,10 +122,10 @@ async def audited(settings: Settings) -> Settings:
 
 async def test_an_integration_whose_last_exchange_failed_is_named(audited: Settings):
     with pytest.raises(CheckFailed, match="1 of 3 integrations failed: crm: client_rejected") as found:
-        await exchanges.exchanges(audited)
+        await configuration.exchanges(audited)
     assert "client id and secret" in found.value.repair
 
 
 async def test_a_consent_that_no_app_confirmed_is_named(audited: Settings):
     with pytest.raises(CheckFailed, match=r"^1 consents came back .*: con_"):
-        await exchanges.confirmations(audited)
+        await configuration.confirmations(audited)

@@ -33,11 +33,10 @@ def command(arguments):
     os._exit(3)
 
 async def main(folder):
-    forked_process.main = command
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, print)
     with only_dev_of(folder):
-        child = forked_process.ForkedProcess("worker", "--version", folder, {"EVERGRANT_PORT": "1"})
+        child = forked_process.ForkedProcess("worker", "--version", folder, {"EVERGRANT_PORT": "1"}, command)
         for _ in range(2):
             await child.start()
             print(await child.wait(), child.has_exited, flush=True)

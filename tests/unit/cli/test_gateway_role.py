@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evergrant_server.cli.gateway.database_role import gateway_password, gateway_role
+from evergrant_server.cli.db import gateway_password, gateway_role
 from evergrant_server.settings import BadSettings, Settings, load_settings
 
 

@@ -79,3 +79,9 @@ def test_variables_of_other_programs_are_left_alone(monkeypatch: pytest.MonkeyPa
     for name in ("PORT", "DATABASE_URL", "EVERGREEN_PORT", "EVERGRANT_URL", "EVERGRANT_API_KEY"):
         monkeypatch.setenv(name, "'x'")
     load_settings()
+
+
+def test_a_copy_of_the_settings_on_this_machine_is_good():
+    settings = load_settings()
+    copy = settings.__replace__(temporal_address="127.0.0.1:7300")
+    assert copy.client_metadata_url == settings.client_metadata_url != ""

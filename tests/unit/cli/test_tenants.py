@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import text
 
 from evergrant_server.cli import tenants
-from evergrant_server.cli.app import Flags
-from evergrant_server.cli.operate import is_valid_key
+from evergrant_server.cli.flags import Flags
+from evergrant_server.cli.keys import is_valid_key
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto import KeyRing

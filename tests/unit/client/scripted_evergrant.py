@@ -4,16 +4,16 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
+from enum import EnumType
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
-from typing import Any, Self, get_type_hints
+from typing import Any, Self, get_origin, get_type_hints
 from urllib.parse import parse_qsl, urlsplit
 
 from evergrant import AuditRecord, Connection, Lease
-from evergrant.calls.integrations import Integration, ProviderVersion
-from evergrant.calls.webhooks import Webhook, WebhookDelivery
+from evergrant.api.models import Integration, ProviderVersion, Webhook, WebhookDelivery
 
 from tests.fakes.patience import PATIENCE_S
 
@@ -94,6 +94,7 @@ _EXAMPLES = {
     bool: False,
     datetime: "2030-01-01T00:00:00Z",
     tuple[str, ...]: [],
+    Mapping[str, Any]: {},
 }
 
 
@@ -101,7 +102,15 @@ def example(model: type[Any], **members: Any) -> dict[str, Any]:
     """The JSON of a client's model: an example for each required member, null for an optional one."""
     hints = get_type_hints(model)
     required = [each.name for each in fields(model) if each.default is each.default_factory]
-    return {name: _EXAMPLES.get(hints[name]) for name in required} | members
+    return {name: example_value(hints[name]) for name in required} | members
+
+
+def example_value(hint: Any) -> Any:
+    if is_dataclass(hint):
+        return example(hint)
+    if isinstance(hint, EnumType):
+        return next(iter(hint)).value
+    return [] if get_origin(hint) is tuple else _EXAMPLES.get(hint)
 
 
 def connection(**changes: Any) -> dict[str, Any]:
@@ -115,7 +124,7 @@ def audit_record(**changes: Any) -> dict[str, Any]:
 
 
 def an_integration(**changes: Any) -> dict[str, Any]:
-    members = {"name": "crm", "redirect_uri": "https://e/oauth/callback/int_1", "a_later_member": True}
+    members = {"name": "crm", "redirect_uri": "https://e/oauth/callback/int_1"}
     return example(Integration, **(members | changes))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import evergrant as client
 import pytest
 from evergrant import AsyncEvergrant, Evergrant, State
-from evergrant.calls.integrations import Finding, Integration
+from evergrant.api.models import Finding, Integration
 
 from tests.unit.client.conftest import Caller
 from tests.unit.client.scripted_evergrant import (
@@ -115,11 +115,11 @@ async def test_each_connect_has_its_own_idempotency_key(caller: Caller, evergran
 async def test_every_optional_member_of_a_connection_is_read(caller: Caller, evergrant: ScriptedEvergrant):
     account = {"id": "site-1", "label": "One", "metadata": {"cloud": 1}}
     progress = {"since": "2030-01-01T00:00:00Z", "failure": "client_rejected", "failed_at": None}
-    more = {"choices": [account], "metadata": {"team": "t"}, "revoking": progress, "flow": None}
+    more = {"choices": [account], "metadata": {"team": "t"}, "revoking": progress}
     evergrant.script(CONNECTION, ScriptedResponse(200, connection(**more)))
     found = await caller.call("connection", "con_1")
     assert (found.choices[0].id, found.choices[0].metadata) == ("site-1", {"cloud": 1})
-    assert (found.metadata, found.flow, found.device) == ({"team": "t"}, "authorization_code", None)
+    assert (found.metadata, found.flow, found.device) == ({"team": "t"}, "text", None)
     assert found.revoking.failure == "client_rejected"
     evergrant.script(CONNECTION, ScriptedResponse(200, connection(state="unheard_of")))
     with pytest.raises(client.ProtocolError, match="unheard_of"):
@@ -181,7 +181,7 @@ async def test_members_are_read_by_their_types(caller: Caller, evergrant: Script
     evergrant.script("GET /v1/integrations/crm", ScriptedResponse(200, until))
     found = await caller.call("integration", "crm")
     assert isinstance(found, Integration)
-    assert (found.members["a_later_member"], found.redirect_uri[-5:]) == (True, "int_1")
+    assert (found.redirect_uri[-5:], found.refresh.rotation) == ("int_1", "unknown")
     assert found.previous_secret_until == datetime(2030, 1, 1, tzinfo=UTC)
     evergrant.script("POST /v1/providers", ScriptedResponse(201, a_version()))
     proposed = await caller.call("propose_provider", {"name": "acme-crm"})

@@ -12,7 +12,7 @@ from threading import Thread
 import httpx2
 import pytest
 from evergrant import BadRequest, Evergrant, Lease, ReconnectNeeded, State, new_verifier
-from evergrant.binding import challenge_of
+from evergrant.models import challenge_of
 from evergrant.testing import FakeEvergrant, ManualClock
 
 from tests.fakes.patience import PATIENCE_S

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import evergrant as client
 import pytest
-from evergrant.calls.call import SERVER_MAJOR, error_from
+from evergrant.api.call import SERVER_MAJOR, error_from
 from evergrant.errors import EvergrantError
 from evergrant.retries import Deadline
 from httpx2 import Response

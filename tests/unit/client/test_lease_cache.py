@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from evergrant import AsyncEvergrant, Evergrant, Lease, ReconnectNeeded, single_flight
-from evergrant.calls.leases import LeaseRequest, LeaseResponse
+from evergrant.api.leases import LeaseRequest, LeaseResponse
 from evergrant.lease_cache import LeaseCache
 from evergrant.testing import ManualClock
 from hypothesis import given

@@ -10,7 +10,7 @@ from evergrant_server.access.callers import Caller, PresentedCredential
 from evergrant_server.core.access import Action, AppCredential, AuthenticationMethod
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import CredentialId, KeyId, new_id
-from evergrant_server.gateway.proxy.current_caller import current_caller
+from evergrant_server.gateway.callers import current_caller
 from tests.fakes.api import TENANT, Api, api
 
 __all__ = ["api"]

@@ -1,6 +1,6 @@
 """Which headers of an app's request Envoy removes."""
 
-from evergrant_server.gateway.envoy.headers import removed_headers
+from evergrant_server.gateway.envoy.check import removed_headers
 
 KEY = [(b"X-Api-Key", b"secret")]
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from evergrant_server.gateway.proxy.challenges import missing_scopes
-from evergrant_server.gateway.proxy.headers import request_headers, response_headers
+from evergrant_server.gateway.proxy.headers import missing_scopes, request_headers, response_headers
 
 OURS = [(b"Authorization", b"Bearer at-1"), (b"x-api-key", b"id-1")]
 

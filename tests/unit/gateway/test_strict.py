@@ -3,7 +3,7 @@
 import h11
 import pytest
 
-from evergrant_server.gateway.http.strict import MOST_HEAD, StrictConnection
+from evergrant_server.gateway.server import MOST_HEAD, StrictConnection
 
 HEAD = b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 BODY = b"4\r\na\nb\r\r\n5;ext=1\r\n\r\n\r\nc\r\n0\r\n\r\n"

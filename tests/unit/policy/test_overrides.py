@@ -83,7 +83,7 @@ def test_forms(headers: list[tuple[bytes, bytes]], body: bytes | None, counts: b
 
 def test_a_definition_adds_names_whose_value_may_be_anything():
     assert method_overrides(b"do=1") == ()
-    assert method_overrides(b"do=1", [(b"X-Do", b"2")], own=("do", "x_do")) == (
+    assert method_overrides(b"do=1", [(b"X-Do", b"2")], own_names=("do", "x_do")) == (
         "the query's do",
         "the header X-Do",
     )

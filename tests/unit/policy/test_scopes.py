@@ -5,7 +5,7 @@ import pytest
 from evergrant_server.core.connections.grant import UNKNOWN_SCOPE, Grant, TokenSet
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import DecisionReason
-from evergrant_server.policy.scopes import denied_scopes
+from evergrant_server.policy.question import denied_scopes
 from providers.definition.registry import Registry
 from tests.fakes.databases import NOW
 from tests.unit.policy.test_policy import deny, judge, permit

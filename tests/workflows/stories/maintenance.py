@@ -16,13 +16,9 @@ from evergrant_server.core.ids import (
     ReceiverId,
     TrustedIssuerId,
 )
-from evergrant_server.core.messages.access import AccessRequestProgress, ReviewPermits
 from evergrant_server.core.messages.activities import ReplacedRevocationResult
-from evergrant_server.core.messages.agents import (
-    AgentStopProgress,
-    AgentStopStart,
-    CallApprovalProgress,
-)
+from evergrant_server.core.messages.agents import AgentStopProgress, AgentStopStart
+from evergrant_server.core.messages.decisions import DecisionProgress, ReviewPermits
 from evergrant_server.core.messages.integrations import (
     FetchReceiverKeys,
     PushAuthorizationRequest,
@@ -215,10 +211,10 @@ async def access_requested_reminded_approved_and_ended(client: Client) -> Handle
     """An admin is reminded once, approves for a moment, and the access ends by itself."""
     scripted = ScriptedActivities()
     advance, soon = ActivityName.ADVANCE_ACCESS_REQUEST, 0.2
-    waits = AccessRequestProgress(state="waiting", next_s=soon)
-    long = AccessRequestProgress(state="waiting", next_s=FOREVER)
-    approved = AccessRequestProgress(state="approved", next_s=soon)
-    scripted.answers[advance] = [waits, long, approved, AccessRequestProgress(state="ended")]
+    waits = DecisionProgress(state="waiting", next_s=soon)
+    long = DecisionProgress(state="waiting", next_s=FOREVER)
+    approved = DecisionProgress(state="approved", next_s=soon)
+    scripted.answers[advance] = [waits, long, approved, DecisionProgress(state="ended")]
     async with requesting_access(client, scripted.everything()) as advanced:
         await advanced()
         await until_called(scripted, advance, 2)
@@ -231,10 +227,10 @@ async def call_asked_for_reminded_escalated_approved_and_used(client: Client) ->
     """A person is reminded, the call is escalated, approved and made: each tells its workflow."""
     scripted = ScriptedActivities()
     advance, soon = ActivityName.ADVANCE_CALL_APPROVAL, 0.2
-    waits = CallApprovalProgress(state="waiting", next_s=soon)
-    long = CallApprovalProgress(state="waiting", next_s=FOREVER)
-    approved = CallApprovalProgress(state="approved", next_s=FOREVER)
-    scripted.answers[advance] = [waits, waits, long, approved, CallApprovalProgress(state="used")]
+    waits = DecisionProgress(state="waiting", next_s=soon)
+    long = DecisionProgress(state="waiting", next_s=FOREVER)
+    approved = DecisionProgress(state="approved", next_s=FOREVER)
+    scripted.answers[advance] = [waits, waits, long, approved, DecisionProgress(state="used")]
     async with approving_call(client, scripted.everything()) as advanced:
         await advanced()
         await until_called(scripted, advance, 3)

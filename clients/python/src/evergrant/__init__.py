@@ -4,43 +4,39 @@ Owns the two clients (`Evergrant`, `AsyncEvergrant`), what they return and raise
 command and, in `evergrant.temporal`, the Temporal plugin. Owns no policy, no storage and no OAuth:
 those are the server's, which this package never imports.
 
-The clients are loaded on first use, so that `evergrant.temporal.workflow` can be imported inside
-Temporal's workflow sandbox, where an HTTP library can't.
+Every name is loaded on first use, so that `evergrant.temporal.workflow` can be imported inside Temporal's
+workflow sandbox, where an HTTP library can't, and that `evergrant --help` is quick.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from evergrant.binding import new_verifier
-from evergrant.errors import (
-    BadRequest,
-    ClientMisconfigured,
-    ConsentTimeout,
-    Denied,
-    EvergrantError,
-    PlatformUnavailable,
-    ProtocolError,
-    ProviderUnavailable,
-    ReconnectNeeded,
-    Unreachable,
-)
-from evergrant.lease import Lease, LeaseLeak, Proof, Signature
-from evergrant.models import (
-    AccountChoice,
-    App,
-    AuditRecord,
-    Connection,
-    ConsentRequired,
-    DeviceCode,
-    LiveStatus,
-    Provider,
-    ProviderSaid,
-    RevocationProgress,
-    State,
-)
-
 if TYPE_CHECKING:
+    from evergrant.api.models import (
+        AccountChoice,
+        App,
+        AuditRecord,
+        Connection,
+        DeviceCode,
+        LiveStatus,
+        ProviderSaid,
+        RevocationProgress,
+    )
     from evergrant.async_client import AsyncEvergrant
+    from evergrant.errors import (
+        BadRequest,
+        ClientMisconfigured,
+        ConsentTimeout,
+        Denied,
+        EvergrantError,
+        PlatformUnavailable,
+        ProtocolError,
+        ProviderUnavailable,
+        ReconnectNeeded,
+        Unreachable,
+    )
+    from evergrant.lease import Lease, LeaseLeak, Proof, Signature
+    from evergrant.models import ConsentRequired, Provider, State, new_verifier
     from evergrant.sync_client import Evergrant
 
 __all__ = [
@@ -74,10 +70,22 @@ __all__ = [
     "new_verifier",
 ]
 
-_CLIENTS = {"Evergrant": "evergrant.sync_client", "AsyncEvergrant": "evergrant.async_client"}
+_MODULES = {
+    "evergrant.sync_client": {"Evergrant"},
+    "evergrant.async_client": {"AsyncEvergrant"},
+    "evergrant.lease": {"Lease", "LeaseLeak", "Proof", "Signature"},
+    "evergrant.models": {"ConsentRequired", "Provider", "State", "new_verifier"},
+    "evergrant.api.models": {
+        *("AccountChoice", "App", "AuditRecord", "Connection", "DeviceCode", "LiveStatus", "ProviderSaid"),
+        "RevocationProgress",
+    },
+}
 
 
 def __getattr__(name: str) -> object:
-    if name not in _CLIENTS:
+    if name not in __all__:
         raise AttributeError(f"module 'evergrant' has no attribute {name!r}")
-    return getattr(import_module(_CLIENTS[name]), name)
+    module = next((module for module, names in _MODULES.items() if name in names), "evergrant.errors")
+    loaded = getattr(import_module(module), name)
+    globals()[name] = loaded
+    return loaded

@@ -9,18 +9,14 @@ from typing import Any, Self, Unpack
 
 import httpx2
 
+from evergrant.api.commands import ApiMethods, confirm_call, refresh_call, report_call, revoke_call
+from evergrant.api.imports import ImportItem, ImportOutcome, import_calls
+from evergrant.api.leases import LeaseOptions, LeaseRequest, lease_call
+from evergrant.api.models import CallApproval, Connection
 from evergrant.auth import AsyncLeaseAuth
-from evergrant.calls import connections as connection_calls
-from evergrant.calls import leases as lease_calls
-from evergrant.calls import transfer as transfer_calls
-from evergrant.calls.agents import call_approvals as call_approval_calls
-from evergrant.calls.agents.call_approvals import CallApproval
-from evergrant.calls.leases import LeaseOptions, LeaseRequest
-from evergrant.calls.transfer import ImportItem, ImportOutcome
 from evergrant.gateway.clients import GatewayAuth, client_options, gateway_address, raise_own_error_async
 from evergrant.lease import Lease
-from evergrant.methods import ApiMethods
-from evergrant.models import Connection, ConsentRequired
+from evergrant.models import ConsentRequired
 from evergrant.origins import allowed_origins
 from evergrant.retries import Deadline, is_consent_complete
 from evergrant.transport import AsyncTransport
@@ -86,11 +82,11 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
     async def refresh(self, connection_id: str, *, seen_generation: int | None = None) -> Connection:
         """See `Evergrant.refresh`."""
         self._cache.invalidate(connection_id)
-        return await self.send(connection_calls.refresh(connection_id, seen_generation=seen_generation))
+        return await self.send(refresh_call(connection_id, seen_generation))
 
     async def report_refused(self, connection_id: str, generation: int) -> Connection:
         """See `Evergrant.report_refused`."""
-        call = connection_calls.report_refused(connection_id, generation)
+        call = report_call(connection_id, generation)
 
         async def report() -> Connection:
             # Before the shared call ends: later callers must see both changes.
@@ -106,7 +102,7 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
     async def revoke(self, connection_id: str, reason: str) -> Connection:
         """See `Evergrant.revoke`."""
         try:
-            return await self.send(connection_calls.revoke(connection_id, reason))
+            return await self.send(revoke_call(connection_id, reason))
         finally:
             self._cache.invalidate(connection_id)  # also without an answer: the server may have revoked
 
@@ -115,7 +111,7 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
     ) -> Connection:
         """See `Evergrant.confirm`."""
         try:
-            return await self.send(connection_calls.confirm(connection_id, code, subject, verifier))
+            return await self.send(confirm_call(connection_id, code, subject, verifier))
         finally:
             self._cache.invalidate(connection_id)
 
@@ -130,9 +126,9 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
         """See `Evergrant.wait_for_consent`."""
         deadline = Deadline(timeout)
         while True:
-            found = await self.send(connection_calls.connection(connection_id), deadline.poll_timeout_s())
-            if is_consent_complete(found, newer_than):
-                return found
+            connection = await self.send(ApiMethods.connection.call(connection_id), deadline.poll_timeout_s())
+            if is_consent_complete(connection, newer_than):
+                return connection
             await asyncio.sleep(deadline.poll_pause_s(every))
 
     async def wait_for_approval(
@@ -140,18 +136,18 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
     ) -> CallApproval:
         """See `Evergrant.wait_for_approval`."""
         deadline = Deadline(timeout)
-        call = call_approval_calls.call_approval(approval_id)
+        call = ApiMethods.call_approval.call(approval_id)
         while True:
-            found = await self.send(call, deadline.poll_timeout_s())
-            if not found.is_waiting or deadline.seconds_left() <= 0:
-                return found
+            approval = await self.send(call, deadline.poll_timeout_s())
+            if not approval.is_waiting or deadline.seconds_left() <= 0:
+                return approval
             await asyncio.sleep(deadline.poll_pause_s(every))
 
     async def import_connections(
         self, items: Iterable[ImportItem], *, dry_run: bool = False, verify: bool = True
     ) -> AsyncIterator[ImportOutcome]:
         """See `Evergrant.import_connections`."""
-        for call in transfer_calls.import_calls(items, dry_run=dry_run, verify=verify):
+        for call in import_calls(items, dry_run=dry_run, verify=verify):
             for outcome in await self.send(call):
                 yield outcome
 
@@ -161,7 +157,7 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
 
         async def request_lease() -> Lease | ConsentRequired:
             ticket = self._cache.begin_request()
-            response = await self.send(lease_calls.lease(request))
+            response = await self.send(lease_call(request))
             self._cache.store(request, response, ticket)
             return response.result
 

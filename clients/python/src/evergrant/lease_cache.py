@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from threading import Lock
 
-from evergrant.calls.leases import LeaseRequest, LeaseResponse
+from evergrant.api.leases import LeaseRequest, LeaseResponse
 from evergrant.lease import Lease
 
 CACHE_LEASES_FOR = timedelta(seconds=30)

@@ -1,9 +1,12 @@
-"""What the clients return: plain values. The ones that hold a secret leave it out of `repr`."""
+"""A missing consent, and what binds one to a session with the app; the states of connections and requests."""
 
+from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
+from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any
 
 from evergrant.errors import ReconnectNeeded
@@ -61,149 +64,38 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Connection:
-    """One subject's grant at one integration. Holds no token: tokens come with a lease.
-
-    `reason` is a failure code and `repairer` says who has to act; both are None in normal operation.
-    `expires_at` is the access token's; in the answer to `connect` it is the connect link's.
-    `connect_url` and `connect_expires_at` are set after `connect` and `reauthorize`.
-    `metadata` are facts that came with the grant, such as the account's id. `choices` are the accounts
-    it reaches; with the reason `choice_required` one of them has to be chosen first. `consented_with` is
-    the connection whose consents bring a further token slot's grants. `revoking` is set until the
-    provider has confirmed a revocation. `provider_said` explains a failure, to an admin.
-    `expected_account` names the claims by which the app said which account it expects.
-    `live` is the workflow's description, if requested; `differs` names the members in which it differs.
-    """
-
-    id: str
-    integration: str
-    provider: str
-    subject: str
-    label: str
-    state: State
-    generation: int
-    scopes: tuple[str, ...]
-    expires_at: datetime | None
-    reason: str | None
-    repairer: str | None
-    created_at: datetime
-    changed_at: datetime
-    connect_url: str | None = field(default=None, repr=False)
-    connect_expires_at: datetime | None = None
-    live: "LiveStatus | None" = None
-    differs: tuple[str, ...] = ()
-    flow: str = "authorization_code"
-    device: "DeviceCode | None" = None
-    revoking: "RevocationProgress | None" = None
-    provider_said: "ProviderSaid | None" = None
-    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    api_base_url: str | None = None
-    choice: str | None = None
-    choices: "tuple[AccountChoice, ...]" = ()
-    consented_with: str | None = None
-    expected_account: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class AccountChoice:
-    """One account that a grant reaches. `metadata` becomes the connection's when it is chosen."""
-
-    id: str
-    label: str
-    metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceCode:
-    """The device flow (RFC 8628): the subject types `user_code` in at `verification_uri`."""
-
-    user_code: str
-    verification_uri: str
-    verification_uri_complete: str | None
-    expires_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderSaid:
-    """What the provider said about the newest failure, cleaned; shown to admins.
-
-    `reference` is the one of the subject's page. `unauthenticated`: it came by a browser, in a callback
-    that was refused.
-    """
-
-    at: datetime
-    reason: str | None
-    reference: str | None
-    status: int | None
-    error: str | None
-    description: str | None
-    unauthenticated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RevocationProgress:
-    """How far a revocation is. `failure` is the failure code of the last attempt, made at `failed_at`."""
-
-    since: datetime | None
-    failure: str | None
-    failed_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class LiveStatus:
-    """The connection as its workflow describes it. `next_step` is text for people."""
-
-    state: State
-    generation: int
-    expires_at: datetime | None
-    reason: str | None
-    repairer: str | None
-    failures: int
-    next_step: str
-    next_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class AuditRecord:
-    """One audit record. `seq` is gapless within its shard.
-
-    `workflow_run_id` and `workflow_event_id` name the history event that decided it, None for a
-    decision of the API.
-    """
-
-    seq: int
-    shard: str
-    at: datetime
-    action: str
-    object: str
-    by: str
-    trace_id: str
-    detail: Mapping[str, Any]
-    workflow_run_id: str | None
-    workflow_event_id: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class Provider:
     """An entry of the catalogue; `facts` holds all members of the server's answer."""
 
     name: str
-    facts: Mapping[str, object] = field(repr=False)
+    facts: Mapping[str, Any] = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class App:
-    """A consumer that authenticates to Evergrant. `lease_limit` is leases in a minute, None the server's.
+class Decision:
+    """A request that a person decides."""
 
-    An agent has a `sponsor` who answers for it, a `purpose`, and gets nothing from `ends_at` on.
+    __slots__ = ()
+    state: str
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state == "waiting"
+
+    @property
+    def is_approved(self) -> bool:
+        return self.state == "approved"
+
+
+def new_verifier() -> tuple[str, str]:
+    """A verifier that binds a consent to a session with the app, and its challenge.
+
+    Keep the verifier in the person's session with your app; give the challenge to `connect`,
+    `reauthorize` or `lease`, and the verifier to `confirm`.
     """
+    verifier = token_urlsafe(32)
+    return verifier, challenge_of(verifier)
 
-    id: str
-    name: str
-    disabled: bool
-    created_at: datetime
-    return_to: tuple[str, ...] = ()
-    lease_limit: int | None = None
-    sponsor: str | None = None
-    purpose: str = ""
-    ends_at: datetime | None = None
+
+def challenge_of(verifier: str) -> str:
+    """S256 of RFC 7636 section 4.2."""
+    return urlsafe_b64encode(sha256(verifier.encode()).digest()).rstrip(b"=").decode()

@@ -37,10 +37,10 @@ def allowed_origins(origins: str | Iterable[str]) -> frozenset[Origin]:
 
     Raises BadRequest for an empty list, a URL that is no origin, and plain http to another machine.
     """
-    given = (origins,) if isinstance(origins, str) else tuple(origins)
-    if not given:
+    listed = (origins,) if isinstance(origins, str) else tuple(origins)
+    if not listed:
         raise BadRequest("no origin is allowed", code="origin_invalid", repair="Name the API's origin.")
-    return frozenset(_checked(origin) for origin in given)
+    return frozenset(_checked(origin) for origin in listed)
 
 
 def _checked(origin: str) -> Origin:
@@ -144,12 +144,12 @@ def _identity(env: Mapping[str, str]) -> Identity:
         return Certificate(app_id, Path(name).expanduser(), Path(key).expanduser() if key else None)
     if app_id and (name := env.get("EVERGRANT_WORKLOAD_TOKEN_FILE")):
         return WorkloadToken(app_id, Path(name).expanduser())
-    given = [name for name in _PROOFS if env.get(name)]
-    if app_id and not given:
+    proofs = [name for name in _PROOFS if env.get(name)]
+    if app_id and not proofs:
         why = "EVERGRANT_APP_ID is set, and no file that proves it"
         raise BadRequest(why, code="identity_incomplete", repair=f"Set {' or '.join(_PROOFS)}.")
-    if given:
-        why, repair = f"{given[0]} is set, and EVERGRANT_APP_ID isn't", "Set it to the app's id, app_…"
+    if proofs:
+        why, repair = f"{proofs[0]} is set, and EVERGRANT_APP_ID isn't", "Set it to the app's id, app_…"
         raise BadRequest(why, code="identity_incomplete", repair=repair)
     raise BadRequest(
         "there is no API key, and no private key of an app",

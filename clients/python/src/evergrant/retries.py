@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import stamina
 
+from evergrant.api.models import Connection
 from evergrant.errors import (
     ConsentTimeout,
     PlatformUnavailable,
@@ -14,7 +15,7 @@ from evergrant.errors import (
     ReconnectNeeded,
     Unreachable,
 )
-from evergrant.models import Connection, State
+from evergrant.models import State
 
 # without a handler of the program's, Python would print each retry on stderr
 logging.getLogger("stamina").addHandler(logging.NullHandler())

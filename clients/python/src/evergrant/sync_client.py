@@ -9,18 +9,14 @@ from typing import Any, Self, Unpack
 
 import httpx2
 
+from evergrant.api.commands import ApiMethods, confirm_call, refresh_call, report_call, revoke_call
+from evergrant.api.imports import ImportItem, ImportOutcome, import_calls
+from evergrant.api.leases import LeaseOptions, LeaseRequest, lease_call
+from evergrant.api.models import CallApproval, Connection
 from evergrant.auth import LeaseAuth
-from evergrant.calls import connections as connection_calls
-from evergrant.calls import leases as lease_calls
-from evergrant.calls import transfer as transfer_calls
-from evergrant.calls.agents import call_approvals as call_approval_calls
-from evergrant.calls.agents.call_approvals import CallApproval
-from evergrant.calls.leases import LeaseOptions, LeaseRequest
-from evergrant.calls.transfer import ImportItem, ImportOutcome
 from evergrant.gateway.clients import GatewayAuth, client_options, gateway_address, raise_own_error
 from evergrant.lease import Lease
-from evergrant.methods import ApiMethods
-from evergrant.models import Connection, ConsentRequired
+from evergrant.models import ConsentRequired
 from evergrant.origins import allowed_origins
 from evergrant.retries import Deadline, is_consent_complete
 from evergrant.transport import Transport
@@ -102,7 +98,7 @@ class Evergrant(ApiMethods, Transport):
     def refresh(self, connection_id: str, *, seen_generation: int | None = None) -> Connection:
         """Refresh the grant, unless it is newer than `seen_generation` (None: than it is now)."""
         self._cache.invalidate(connection_id)
-        return self.send(connection_calls.refresh(connection_id, seen_generation=seen_generation))
+        return self.send(refresh_call(connection_id, seen_generation))
 
     def report_refused(self, connection_id: str, generation: int) -> Connection:
         """Report that the provider's API answered 401 to the token of a lease that should be valid.
@@ -116,7 +112,7 @@ class Evergrant(ApiMethods, Transport):
         Raises ProviderUnavailable, with `retry_after` in seconds, while refreshes fail; ReconnectNeeded
         where the subject has to consent again; any other EvergrantError.
         """
-        call = connection_calls.report_refused(connection_id, generation)
+        call = report_call(connection_id, generation)
 
         def report() -> Connection:
             # Before the shared call ends: later callers must see both changes.
@@ -132,7 +128,7 @@ class Evergrant(ApiMethods, Transport):
     def revoke(self, connection_id: str, reason: str) -> Connection:
         """Revoke. From the answer on no lease leaves; `revoked` once the provider has confirmed."""
         try:
-            return self.send(connection_calls.revoke(connection_id, reason))
+            return self.send(revoke_call(connection_id, reason))
         finally:
             self._cache.invalidate(connection_id)  # also without an answer: the server may have revoked
 
@@ -143,12 +139,12 @@ class Evergrant(ApiMethods, Transport):
         who is logged in **in that browser's session with your app**, and `verifier` the one that this
         session keeps: take neither from the query. Waits for the exchange, fifteen seconds at most.
 
-        Raises BadRequest `not_found` for a code that isn't this consent's, ReconnectNeeded
+        Raises BadRequest `not_connection` for a code that isn't this consent's, ReconnectNeeded
         `subject_mismatch` for another person (nothing was stored: start again), `confirm_expired` after two
         minutes (the connect link works again), any other EvergrantError.
         """
         try:
-            return self.send(connection_calls.confirm(connection_id, code, subject, verifier))
+            return self.send(confirm_call(connection_id, code, subject, verifier))
         finally:
             self._cache.invalidate(connection_id)  # a new grant may reach more than the last one
 
@@ -167,9 +163,9 @@ class Evergrant(ApiMethods, Transport):
         """
         deadline = Deadline(timeout)
         while True:
-            found = self.send(connection_calls.connection(connection_id), deadline.poll_timeout_s())
-            if is_consent_complete(found, newer_than):
-                return found
+            connection = self.send(ApiMethods.connection.call(connection_id), deadline.poll_timeout_s())
+            if is_consent_complete(connection, newer_than):
+                return connection
             time.sleep(deadline.poll_pause_s(every))
 
     def wait_for_approval(
@@ -177,11 +173,11 @@ class Evergrant(ApiMethods, Transport):
     ) -> CallApproval:
         """The call's approval once it is decided or over; after `timeout` as it is: the request goes on."""
         deadline = Deadline(timeout)
-        call = call_approval_calls.call_approval(approval_id)
+        call = ApiMethods.call_approval.call(approval_id)
         while True:
-            found = self.send(call, deadline.poll_timeout_s())
-            if not found.is_waiting or deadline.seconds_left() <= 0:
-                return found
+            approval = self.send(call, deadline.poll_timeout_s())
+            if not approval.is_waiting or deadline.seconds_left() <= 0:
+                return approval
             time.sleep(deadline.poll_pause_s(every))
 
     def import_connections(
@@ -193,7 +189,7 @@ class Evergrant(ApiMethods, Transport):
         once: stop every other system that refreshes it first. Sending an item again changes nothing, so
         an interrupted import is simply run again.
         """
-        for call in transfer_calls.import_calls(items, dry_run=dry_run, verify=verify):
+        for call in import_calls(items, dry_run=dry_run, verify=verify):
             yield from self.send(call)
 
     def _lease(self, request: LeaseRequest) -> Lease | ConsentRequired:
@@ -202,7 +198,7 @@ class Evergrant(ApiMethods, Transport):
 
         def request_lease() -> Lease | ConsentRequired:
             ticket = self._cache.begin_request()
-            response = self.send(lease_calls.lease(request))
+            response = self.send(lease_call(request))
             self._cache.store(request, response, ticket)
             return response.result
 

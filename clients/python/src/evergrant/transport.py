@@ -11,8 +11,7 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack
 
 import httpx2
 
-from evergrant.auth import ReportedTokens
-from evergrant.calls.attempts import (
+from evergrant.api.attempts import (
     call_arguments,
     explained,
     require_open,
@@ -20,14 +19,16 @@ from evergrant.calls.attempts import (
     token_arguments,
     transport_error,
 )
-from evergrant.calls.call import Call, Page, Result, check_version, next_page, seconds_or_none
+from evergrant.api.call import Call, Page, Result, check_version, next_page, seconds_or_none
+from evergrant.api.models import Connection
+from evergrant.auth import ReportedTokens
 from evergrant.errors import EvergrantError
 from evergrant.identity import Certificate, Identity
 from evergrant.identity.access_tokens import TokenHolder
 from evergrant.identity.certificate import CertificateTls
 from evergrant.lease import Lease
 from evergrant.lease_cache import CACHE_LEASES_FOR, Clock, LeaseCache, utc_now
-from evergrant.models import Connection, ConsentRequired
+from evergrant.models import ConsentRequired
 from evergrant.origins import ServerAddress
 from evergrant.retries import DEADLINE, Deadline
 from evergrant.single_flight import AsyncSingleFlight, SingleFlight

@@ -83,12 +83,12 @@ def verify(
 
 def _any_matches(keys: list[bytes], signed: bytes, signatures: list[str]) -> bool:
     """Compares every pair, each in constant time, so that the time taken reveals no match."""
-    found = False
+    is_valid = False
     for key in keys:
         expected = b"v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest())
         for signature in signatures:
-            found |= hmac.compare_digest(expected, signature.encode())
-    return found
+            is_valid |= hmac.compare_digest(expected, signature.encode())
+    return is_valid
 
 
 def _key(secret: str) -> bytes:

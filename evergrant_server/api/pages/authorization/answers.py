@@ -99,7 +99,7 @@ def code_response(
 async def add_code(tx: Transaction, pages: SubjectPages, request: AuthorizationRequest, text: Secret) -> None:
     """Write the code, the client's use and the audit record; at the first use of one that registered itself,
     its row. Raises Failure CLIENT_UNKNOWN, CLIENTS_OFF for what was turned off meanwhile."""
-    now, client = pages.now, await require_still_taken(pages, tx, request)
+    now, client = pages.now, await _require_still_taken(pages, tx, request)
     if client.kind is ClientKind.REGISTERED and client.used_at is None:
         await _add_registered(tx, pages, client)
     code = AuthorizationCode(
@@ -132,10 +132,11 @@ async def _add_registered(tx: Transaction, pages: SubjectPages, client: GatewayC
         await pages.record(tx, AuditAction.OAUTH_CLIENT_PUT, client.tenant, client.id, **detail)
 
 
-async def require_still_taken(
+async def _require_still_taken(
     pages: SubjectPages, tx: Transaction, request: AuthorizationRequest
 ) -> GatewayClient:
-    """Raises Failure TENANT_DISABLED, CLIENTS_OFF, CLIENT_UNKNOWN."""
+    """The request's client, if the tenant's rule still takes it. Raises Failure TENANT_DISABLED, CLIENTS_OFF,
+    CLIENT_UNKNOWN."""
     await tx.tenants.require_enabled(request.tenant)
     rule = await tx.client_logins.of_tenant(request.tenant)
     client = await find_client(pages, tx, request.client_id)
@@ -147,7 +148,7 @@ async def require_still_taken(
 
 
 def consent_to(request: AuthorizationRequest, pages: SubjectPages) -> ClientConsent:
-    """What the person of a request agrees to, to be remembered."""
+    """The consent of a request's person, to be remembered."""
     where, client_id = without_port(request.redirect_uri), known_id(request.client_id)
     parts = (request.tenant, client_id, request.subject, request.resource, where)
     return ClientConsent(
@@ -190,7 +191,8 @@ def _error_url(
 
 
 def _leave(pages: SubjectPages, url: str, form: bool) -> Response:
-    """After a form a page leads on: its policy for forms would apply to every hop of a redirect."""
+    """Lead the browser on; after a form by a page, whose policy for forms would apply to every hop of a
+    redirect."""
     if not form:
         return redirect_response(url)
     return html_response(pages.templates.redirecting(parties=None, to=where_it_leads(url), url=url))
@@ -198,7 +200,7 @@ def _leave(pages: SubjectPages, url: str, form: bool) -> Response:
 
 @dataclass(frozen=True)
 class OpenedRequest:
-    """With its client, what it asks for now, and its person."""
+    """A request with its client, what it asks for now, and its person's session."""
 
     request: AuthorizationRequest
     client: GatewayClient
@@ -225,7 +227,7 @@ async def open_request(pages: SubjectPages, request: AuthorizationRequest) -> Op
     """The request, of its session, judged anew. Raises Failure CALLBACK_INVALID; CLIENT_UNKNOWN, CLIENTS_OFF,
     NOT_PERMITTED and TENANT_DISABLED for what was taken away."""
     async with pages.api.store.read() as tx:
-        client = await require_still_taken(pages, tx, request)
+        client = await _require_still_taken(pages, tx, request)
         asked = await read_again(pages, tx, request, client)
         session = await live_subject(pages, tx, asked.rule)
     if session is None or session.id != request.session_id:

@@ -27,10 +27,10 @@ from evergrant_server.core.oauth.requests import AuthorizationRequest
 from evergrant_server.core.text import is_storable_text
 from evergrant_server.crypto.client_registrations import registration_in
 from evergrant_server.policy import PermitQuestion, Target, decide
-from evergrant_server.policy.callers import names_subject
+from evergrant_server.policy.networks import names_subject
 from evergrant_server.store import Transaction
 
-LONGEST_QUERY = 8000
+_LONGEST_QUERY = 8000
 _MOST_PARAMETERS = 50
 _READ_TIMEOUT_S = 30.0  # the person waits; the request to the document's host has a shorter limit
 _ENDED = "the connection has ended: its app has to begin a new one"
@@ -74,10 +74,10 @@ class AskedResource:
 
 
 def read_query(raw: bytes) -> AuthorizeQuery:
-    """Raises Failure CLIENT_UNKNOWN for a query that names no client: no client can be answered."""
+    """The parsed query. Raises Failure CLIENT_UNKNOWN for one that names no client that could be answered."""
     text = raw.decode("ascii", "replace")
     try:
-        if len(text) > LONGEST_QUERY or not text.isascii():
+        if len(text) > _LONGEST_QUERY or not text.isascii():
             raise ValueError
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
     except ValueError:
@@ -94,7 +94,7 @@ def read_query(raw: bytes) -> AuthorizeQuery:
     return query
 
 
-def require_code_flow(query: AuthorizeQuery) -> str:
+def _require_code_flow(query: AuthorizeQuery) -> str:
     """The S256 challenge. Raises AuthorizationRefused for another flow, and without PKCE."""
     if (response_type := query.once("response_type")) != "code":
         error = "invalid_request" if response_type is None else "unsupported_response_type"
@@ -111,7 +111,7 @@ def require_code_flow(query: AuthorizeQuery) -> str:
     return challenge
 
 
-def require_resource(query: AuthorizeQuery, gateway_url: str) -> AskedResource:
+def _require_resource(query: AuthorizeQuery, gateway_url: str) -> AskedResource:
     """The resource that the token is for. Raises AuthorizationRefused (RFC 8707 section 2)."""
     whole = f"{gateway_url}/mcp"
     if "resource" in query.repeated:
@@ -245,9 +245,12 @@ class Asked:
 async def read_asked(
     pages: SubjectPages, tx: Transaction, query: AuthorizeQuery, client: GatewayClient | None
 ) -> Asked:
-    """`client` None: it is a document that isn't read yet. Raises AuthorizationRefused."""
-    challenge = require_code_flow(query)
-    resource = require_resource(query, pages.api.settings.gateway_public_url)
+    """What the query asks for; `client` None stands for a metadata document that isn't read yet.
+
+    Raises AuthorizationRefused.
+    """
+    challenge = _require_code_flow(query)
+    resource = _require_resource(query, pages.api.settings.gateway_public_url)
     return await _judged(pages, tx, challenge, resource, client)
 
 
@@ -320,5 +323,5 @@ async def _rule_for(tx: Transaction, tenant: Tenant, kind: ClientKind) -> Client
 
 
 def _from_anywhere(permit: Permit) -> Permit:
-    """Where the client will call from isn't known yet: the gateway looks at each call."""
+    """The permit without its bound on source addresses: the gateway looks at where each call comes from."""
     return permit.__replace__(sources=None) if permit.effect is Effect.ALLOW else permit

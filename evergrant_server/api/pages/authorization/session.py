@@ -27,7 +27,7 @@ from providers.requests.authorization_url import new_random_value
 client_page = partial(html_route, page=Pages.not_authorized)
 
 
-def subject_cookie(public_url: str) -> str:
+def _subject_cookie(public_url: str) -> str:
     """The cookie's name. `__Host-` needs Secure, and browsers refuse Secure cookies over plain http."""
     return "__Host-evergrant-subject" if public_url.startswith("https://") else "evergrant-dev-subject"
 
@@ -35,7 +35,7 @@ def subject_cookie(public_url: str) -> str:
 async def live_subject(pages: SubjectPages, tx: Transaction, rule: ClientLogin) -> SubjectSession | None:
     """The browser's session, if it is live and of this rule. A row that was changed by hand is none, with an
     alarm."""
-    secret = pages.request.cookies.get(subject_cookie(pages.api.settings.public_url))
+    secret = pages.request.cookies.get(_subject_cookie(pages.api.settings.public_url))
     if secret is None:
         return None
     try:
@@ -78,7 +78,7 @@ async def give_subject_session(pages: SubjectPages, login: PersonLogin) -> Respo
 
     secret = await run_transaction(pages.api.store, write)
     response = redirect_response(f"{AUTHORIZE_PATH}?{login.authorize}")
-    cookie = subject_cookie(pages.api.settings.public_url)
+    cookie = _subject_cookie(pages.api.settings.public_url)
     pages.browsers.begin_session(response, cookie, secret.reveal(), SUBJECT_SESSION_LASTS)
     return response
 

@@ -3,8 +3,8 @@
 from datetime import timedelta
 from typing import Any
 
-from evergrant_server.core.agents.call_approvals import CallApproval, CallApprovalState
 from evergrant_server.core.agents.stops import AgentStop
+from evergrant_server.core.decisions import CallApproval, CallApprovalState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AgentStopId, AppId, CallApprovalId, ConnectionId, new_id
 from evergrant_server.store import Store

@@ -30,9 +30,9 @@ ELSEWHERE = {
     ),
     "evergrant_server.egress.transport:GuardedBackend.connect_unix_socket": "always refuses",
     "activities.grants.refresh:RefreshSpend.request#2": "an access token that is exchanged is not spent",
-    "evergrant_server.api.connections.confirm:confirm_consent": "the harness confirms without HTTP",
-    "evergrant_server.api.connections.confirm:_raise_refusal": "nothing is written here",
-    "evergrant_server.api.connections.confirm:_link": "nothing is written here",
+    "evergrant_server.api.connections.commands:confirm_consent": "the harness confirms without HTTP",
+    "evergrant_server.api.connections.commands:_raise_refusal": "nothing is written here",
+    "evergrant_server.api.connections.commands:_link": "nothing is written here",
 }
 
 ELSEWHERE_CALLED = {

@@ -47,7 +47,7 @@ PATH = (
     "activities.support.context_loader",
     "activities.support.temporal",
     "activities.support.transactions",
-    "evergrant_server.api.connections.confirm",
+    "evergrant_server.api.connections.commands",
     "evergrant_server.egress.transport",
     "providers.requests.sender",
 )

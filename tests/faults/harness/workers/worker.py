@@ -26,7 +26,7 @@ from activities.single_use import circuit_breakers, journal_replay
 from activities.single_use.attempt_tracker import CriticalSections
 from activities.support import temporal, transactions
 from evergrant_server.access.callers import Caller, PresentedCredential
-from evergrant_server.api.connections.confirm import decide_confirmation
+from evergrant_server.api.connections.commands import decide_confirmation
 from evergrant_server.api.connections.models import ConfirmBody
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.core.access import Action, App, AuthenticationMethod, Permit

@@ -8,13 +8,13 @@ import pytest
 from sqlalchemy import text
 from temporalio.testing import ActivityEnvironment
 
-from activities.agents.call_approvals import CallApprovalActivities
+from activities.decisions import DecisionActivities
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import CallApprovalId
-from evergrant_server.core.messages.agents import CallApprovalCall, CallApprovalProgress
 from evergrant_server.core.messages.base import Provenance, RequestContext
+from evergrant_server.core.messages.decisions import CallApprovalCall, DecisionProgress
 from evergrant_server.core.outbox import OutboxKind
 from evergrant_server.core.people.roles import PersonRole
 from tests.fakes.api import TENANT, Api
@@ -49,7 +49,7 @@ class Asking:
         answer = await self.api.post(f"{PATH}/{id}/{verb}", key or self.admin, body)
         return answer.json()["state" if answer.is_success else "code"]
 
-    async def advanced(self, id: str) -> CallApprovalProgress:
+    async def advanced(self, id: str) -> DecisionProgress:
         """What its workflow has done."""
         call = CallApprovalCall(
             tenant=TENANT,
@@ -57,7 +57,7 @@ class Asking:
             context=RequestContext(by="app:bot"),
             provenance=Provenance(workflow_id="w", run_id="r", event_id=1),
         )
-        steps = CallApprovalActivities(self.api.worker, self.api.clock)
+        steps = DecisionActivities(self.api.worker, self.api.clock)
         return await ActivityEnvironment().run(steps.advance_call_approval, call)
 
 
@@ -159,14 +159,14 @@ async def test_reminders_escalation_and_the_deadline(api: Api, asking: Asking):
         (DAY, 0.5 * DAY, AuditAction.CALL_APPROVAL_REMINDED),
     ):
         api.clock.advance(passed)
-        assert await asking.advanced(id) == CallApprovalProgress(state="waiting", next_s=wait)
+        assert await asking.advanced(id) == DecisionProgress(state="waiting", next_s=wait)
         assert (await api.records(of=id))[-1].action is action
     (escalated,) = await api.records(AuditAction.CALL_APPROVAL_ESCALATED)
     assert escalated.detail["sponsor"] == "app:admin"
     api.clock.advance(0.5 * DAY)
     assert await asking.decide(id) == "invalid_request", "before any workflow has noticed"
     for _ in range(2):
-        assert await asking.advanced(id) == CallApprovalProgress(state="expired")
+        assert await asking.advanced(id) == DecisionProgress(state="expired")
     assert len(await api.records(AuditAction.CALL_APPROVAL_EXPIRED)) == 1
 
 
@@ -178,7 +178,7 @@ async def test_an_approval_is_over_a_day_later_whether_or_not_its_workflow_has_n
     api.clock.advance(DAY)
     assert await asking.use() == "call_approval_required"
     assert (await api.get(f"{PATH}/{id}", asking.bot)).json()["state"] == "expired"
-    assert await asking.advanced(id) == CallApprovalProgress(state="expired")
+    assert await asking.advanced(id) == DecisionProgress(state="expired")
 
 
 async def test_who_may_decide(api: Api, asking: Asking):

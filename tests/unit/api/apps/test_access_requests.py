@@ -8,13 +8,12 @@ import pytest
 from sqlalchemy import text
 from temporalio.testing import ActivityEnvironment
 
-from activities.maintenance.access_requests import AccessRequestActivities
-from activities.maintenance.permit_review import PermitReviewActivities
+from activities.decisions import DecisionActivities, PermitReviewActivities
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import AccessRequestId
-from evergrant_server.core.messages.access import AccessRequestCall, AccessRequestProgress, ReviewPermits
 from evergrant_server.core.messages.base import Provenance, RequestContext
+from evergrant_server.core.messages.decisions import AccessRequestCall, DecisionProgress, ReviewPermits
 from evergrant_server.core.outbox import OutboxKind
 from tests.fakes.api import TENANT, Api
 
@@ -27,9 +26,9 @@ async def asked(api: Api, key: str, **more: Any) -> httpx2.Response:
     return await api.post(PATH, key, {"permit": WANTED, "reason": "the nightly sync", **more})
 
 
-async def advanced(api: Api, id: str) -> AccessRequestProgress:
+async def advanced(api: Api, id: str) -> DecisionProgress:
     """What the request's workflow has done."""
-    steps = AccessRequestActivities(api.worker, api.clock)
+    steps = DecisionActivities(api.worker, api.clock)
     call = AccessRequestCall(
         tenant=TENANT,
         request_id=AccessRequestId(id),
@@ -92,14 +91,12 @@ async def test_a_reminder_a_day_until_the_deadline(api: Api):
     assert (await advanced(api, id)).next_s == DAY
     for wait in (DAY, 0.5 * DAY):
         api.clock.advance(DAY)
-        assert await advanced(api, id) == AccessRequestProgress(state="waiting", next_s=wait)
+        assert await advanced(api, id) == DecisionProgress(state="waiting", next_s=wait)
     api.clock.advance(0.5 * DAY)
     late = await api.post(f"{PATH}/{id}/approve", admin)
     assert (late.status_code, late.json()["code"]) == (400, "invalid_request")
-    assert await advanced(api, id) == AccessRequestProgress(state="expired")
-    assert await advanced(api, id) == AccessRequestProgress(state="expired"), (
-        "a retried activity changes nothing"
-    )
+    assert await advanced(api, id) == DecisionProgress(state="expired")
+    assert await advanced(api, id) == DecisionProgress(state="expired"), "a retried activity changes nothing"
     assert len(await api.records(AuditAction.ACCESS_REMINDED, of=id)) == 2
     assert len(await api.records(AuditAction.ACCESS_EXPIRED, of=id)) == 1
 

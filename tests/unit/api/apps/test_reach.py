@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 from evergrant_server.core.access import Action
-from tests.fakes.api import OTHER, Api
+from evergrant_server.policy import PermitQuestion, Target
+from evergrant_server.policy.decision import failing_field
+from evergrant_server.policy.question import PermitField
+from tests.fakes.api import OTHER, TENANT, Api
 
 PERMITS: dict[str, tuple[dict[str, Any], str]] = {
     "all": ({"actions": ["token"]}, "May get access tokens of every integration, for every subject."),
@@ -85,3 +88,34 @@ async def test_it_names_what_is_covered_when_it_was_used_and_what_stops_the_app(
         assert (len(page["items"]), page["next_cursor"]) == (items, None)
     assert (await api.get("/v1/apps/none/reach", admin)).status_code == 404
     assert (await api.get("/v1/apps/bot/reach", key)).status_code == 403
+
+
+async def test_what_it_covers_is_what_decisions_count_as_covered(api: Api, admin: str):
+    """The store counts connections by a query: as many as policy would, one by one."""
+    crm, erp = await api.integration(), await api.integration("erp", provider="auth0")
+    subjects = ("user-1", "user-10", "USER-1", "t-1", "t", "t%", "ü-1")
+    connections = [await api.active(place, subject=name) for place in (crm, erp) for name in subjects]
+    await api.app_with("bot")
+    bodies: list[dict[str, Any]] = [
+        {"integration": place, "provider": provider, "subjects": names, "connections": ids}
+        for place in ("*", "crm")
+        for provider in ("*", "auth0")
+        for names in (["*"], ["user-1"], ["user-1*"], ["t%*", "t-*"], ["ü*", "t"])
+        for ids in (None, [connections[0].id, connections[-1].id])
+    ]
+    for body in bodies:
+        put = await api.call("PUT", "/v1/apps/bot/permits/one", admin, json={"actions": ["token"], **body})
+        assert put.is_success, put.text
+        (shown,) = (await api.get("/v1/apps/bot/reach", admin)).json()["items"]
+        async with api.worker.read() as tx:
+            permit = await tx.access.permit(TENANT, (await api.app_named("bot")).id, "one")
+        assert permit is not None
+        place = (PermitField.INTEGRATION, PermitField.PROVIDER, PermitField.SUBJECT, PermitField.CONNECTION)
+        covered = {
+            connection.id
+            for connection in connections
+            if failing_field(permit, PermitQuestion(Target.of(connection), Action.TOKEN, api.clock.now()))
+            not in place
+        }
+        assert shown["live_connections"] == len(covered), body
+        assert {it["id"] for it in shown["covered"]} <= covered, body

@@ -4,8 +4,7 @@ from typing import Any
 from unittest.mock import ANY
 
 import pytest
-from evergrant.calls.access import AccessChange, LostAccess, Simulation
-from evergrant.calls.access_requests import AccessRequest
+from evergrant.api.models import AccessChange, AccessRequest, LostAccess, Simulation
 
 from tests.unit.client.conftest import Command
 from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, example, page
@@ -38,7 +37,7 @@ ASKED_FOR = {
         ("access-requests ls", "GET access-requests", None, [REQUESTED], "req_1"),
         ("access-requests approve req_1 --hours 1", f"{REQUEST}/approve", {"lifetime": 3600}, REQUESTED, ""),
         ("access-requests deny req_1 --note no", f"{REQUEST}/deny", {"note": "no"}, REQUESTED, "req_1"),
-        ("access-requests withdraw req_1", f"{REQUEST}/withdraw", {}, REQUESTED, "req_1"),
+        ("access-requests withdraw req_1", f"{REQUEST}/withdraw", None, REQUESTED, "req_1"),
     ],
 )
 def test_a_command_is_one_call_and_shows_its_result(

@@ -5,9 +5,7 @@ from typing import Any
 from unittest.mock import ANY
 
 import pytest
-from evergrant.calls.access import CoveredConnection, ReachedPermit
-from evergrant.calls.agents.agents import Agent, AgentStop
-from evergrant.calls.agents.call_approvals import CallApproval
+from evergrant.api.models import Agent, AgentStop, CallApproval, CoveredConnection, ReachedPermit
 
 from tests.unit.client.conftest import Caller, Command
 from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, example, page

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from evergrant.calls.agents.delegations import (
+from evergrant.api.models import (
     Delegation,
     DelegationExplanation,
     DelegationRule,

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 from evergrant import App
-from evergrant.calls.api_keys import ApiKey
-from evergrant.calls.permits import Permit
+from evergrant.api.models import ApiKey, Permit
 
 from tests.fakes.ports import free_port
 from tests.unit.client.conftest import Command
@@ -74,7 +73,7 @@ def test_init_makes_all_that_a_first_lease_needs(command: Command, server: Scrip
     assert reserved == {"provider": "github"}
     client = {"client_id": "c-1", "client_secret": SECRET}
     assert put == {"provider": "github", **client, "default_scopes": ["repo"]}
-    assert app == {"disabled": False, "return_to": ["http://127.0.0.1/"]}
+    assert app == {"return_to": ["http://127.0.0.1/"]}
     assert (permit["subjects"], permit["actions"]) == (["alice"], ["token", "connect"])
     key = here / "first-app.key"
     assert (key.read_text(), stat.S_IMODE(key.stat().st_mode)) == (f"{SECRET}\n", 0o600)

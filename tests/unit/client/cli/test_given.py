@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from evergrant import App
-from evergrant.calls.permits import Permit
-from evergrant.cli.given.usage import SERVER_COMMANDS
+from evergrant.api.models import Permit
+from evergrant.cli.arguments import SERVER_COMMANDS
 
 from evergrant_server.cli.app import app as server_app
 from tests.unit.client.conftest import Command

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evergrant.calls.permits import Permit
+from evergrant.api.models import Permit
 
-from evergrant_server.api.apps.permit_models import PermitBody
+from evergrant_server.api.apps.permits import PermitBody
 from tests.unit.client.conftest import Command
 from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, example, page
 

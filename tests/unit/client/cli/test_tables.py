@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import yaml
 from cyclopts import App
+from evergrant.cli.examples import EXAMPLES, command_line
 from evergrant.cli.main import build_app
-from evergrant.cli.show.examples import EXAMPLES, command_line
-from evergrant.cli.show.tables import relative
+from evergrant.cli.tables import relative
 
 from tests.unit.client.conftest import Command
 from tests.unit.client.scripted_evergrant import ScriptedEvergrant, connection, page

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from evergrant import BadRequest, Evergrant
-from evergrant.calls.credentials import Credential
+from evergrant.api.models import Credential
 from evergrant.identity import Certificate
 from evergrant.identity.certificate import CertificateTls
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 
 import pytest
 from evergrant import AsyncEvergrant, BadRequest, Evergrant
-from evergrant.calls.credentials import Credential
+from evergrant.api.models import Credential
 from evergrant.identity import PrivateKey, client_assertion
 from evergrant.identity.private_key import new_private_key, public_jwk
 from joserfc import jwk, jwt

@@ -9,12 +9,12 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx2
 import pytest
-from evergrant.binding import challenge_of
-from evergrant.calls.people import AdminLogin, PersonSession
-from evergrant.cli import login as login_module
-from evergrant.cli.login import code_with_state
+from evergrant.api.models import AdminLogin, PersonSession
+from evergrant.cli.commands import people as login_module
+from evergrant.cli.commands.people import code_with_state
 from evergrant.cli.main import main
 from evergrant.identity.session_file import session_file
+from evergrant.models import challenge_of
 
 from tests.unit.client.conftest import Command
 from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, example, page, problem

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evergrant.calls.transfer import ImportOutcome
-from evergrant.cli.importing import progress
+from evergrant.api.imports import ImportOutcome
+from evergrant.cli.commands import transfer
 
 from evergrant_server.api.transfer.models import ImportItem
 from tests.unit.client.conftest import Command, Ended
@@ -252,7 +252,7 @@ def test_lines_after_a_broken_first_one_keep_their_numbers(imports: Imports):
 
 
 def test_progress_is_a_line_where_no_terminal_is(imports: Imports, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(transfer, "LINE_EVERY_S", 0.0)
     grant = {"integration": "crm", "access_token": "canary", "never_expires": True}
     imports.write(*(grant | {"subject": str(number)} for number in range(51)))
     ended = imports.run(made=51)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from evergrant import BadRequest, ProtocolError
-from evergrant.calls.transfer import Export, ImportOutcome
+from evergrant.api.imports import ImportOutcome
+from evergrant.api.models import Export
 from evergrant.grant_files import (
     MAX_LINE_BYTES,
     InvalidLine,

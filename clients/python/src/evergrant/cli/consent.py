@@ -18,10 +18,10 @@ from threading import Thread
 from typing import Self
 from urllib.parse import parse_qs, urlsplit
 
-from evergrant.binding import new_verifier
-from evergrant.calls import connections as calls
-from evergrant.cli.show.tables import printable
-from evergrant.cli.start.lines import line_to_copy
+from evergrant.api.commands import ApiMethods
+from evergrant.api.models import Connection
+from evergrant.cli.options import line_to_copy
+from evergrant.cli.tables import printable
 from evergrant.errors import (
     BadRequest,
     ClientMisconfigured,
@@ -29,7 +29,7 @@ from evergrant.errors import (
     ProviderUnavailable,
     ReconnectNeeded,
 )
-from evergrant.models import Connection
+from evergrant.models import new_verifier
 from evergrant.retries import Deadline, is_consent_complete
 from evergrant.sync_client import Evergrant
 
@@ -78,9 +78,9 @@ def _finish(
     in_browser: bool,
 ) -> Connection:
     while True:
-        found = client.send(calls.connection(opened.id), deadline.poll_timeout_s())
-        if is_consent_complete(found, newer_than=0):
-            return found
+        connection = client.send(ApiMethods.connection.call(opened.id), deadline.poll_timeout_s())
+        if is_consent_complete(connection, newer_than=0):
+            return connection
         with suppress(Empty):
             code = listener.codes.get(timeout=deadline.poll_pause_s(_POLL))
             if not code:
@@ -128,21 +128,22 @@ def _confirm(confirm: Callable[[], Connection], link: str | None, in_browser: bo
         _say(f"{error.code}: {printable(error.repair)} The link: {link}")
 
 
-def announce(found: Connection, *, in_browser: bool) -> None:
+def announce(connection: Connection, *, in_browser: bool) -> None:
     """The subject's next step, on stderr: the output is the connection's."""
-    if found.device is not None:
-        _say(f"open {found.device.verification_uri} and enter {found.device.user_code}")
-    elif found.connect_url is not None:
-        _say(f"open {found.connect_url}")
+    if connection.device is not None:
+        _say(f"open {connection.device.verification_uri} and enter {connection.device.user_code}")
+    elif connection.connect_url is not None:
+        _say(f"open {connection.connect_url}")
         if in_browser:
-            webbrowser.open(found.connect_url)
+            webbrowser.open(connection.connect_url)
 
 
-def say_who(found: Connection) -> None:
+def say_who(connection: Connection) -> None:
     """Who is connected, where, and with what, on stderr."""
-    facts = ", ".join(f"{name} {value}" for name, value in found.metadata.items() if isinstance(value, str))
-    what = f" with {' '.join(found.scopes)}" if found.scopes else ""
-    _say(printable(f"{found.subject} is connected at {found.integration}{what}{f' ({facts})' * bool(facts)}"))
+    texts = [f"{name} {value}" for name, value in connection.metadata.items() if isinstance(value, str)]
+    scopes = f" with {' '.join(connection.scopes)}" if connection.scopes else ""
+    facts = f" ({', '.join(texts)})" if texts else ""
+    _say(printable(f"{connection.subject} is connected at {connection.integration}{scopes}{facts}"))
 
 
 class ReturnListener:
@@ -154,14 +155,14 @@ class ReturnListener:
     def __init__(self, read: Callable[[str], str | None] | None = None) -> None:
         self.codes: SimpleQueue[str] = SimpleQueue()
         self.failures: dict[str, str] = {}
-        codes, failures, found = self.codes, self.failures, read or code_in
+        codes, failures, code_of = self.codes, self.failures, read or code_in
 
         class Handler(BaseHTTPRequestHandler):
             def log_message(self, format: str, *args: object) -> None:
                 """Logs nothing: the path holds a code."""
 
             def do_GET(self) -> None:
-                if code := found(self.path):
+                if code := code_of(self.path):
                     codes.put(code)
                 elif failed := failure_in(self.path):
                     failures.update([failed])

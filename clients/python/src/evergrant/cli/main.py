@@ -1,63 +1,118 @@
-"""The whole command, and the commands that belong to no other module: token, proof, audit.
+"""The `evergrant` command: a table of its nouns and verbs, of which the one that is used is loaded.
 
 Exit statuses: 0 done, 1 refused or failed, 2 misused, 130 interrupted.
 """
 
 import os
 import sys
-from collections.abc import Sequence
-from datetime import timedelta
-from importlib.metadata import version
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from cyclopts import App, CycloptsError
+if TYPE_CHECKING:
+    from cyclopts import App
 
-from evergrant.calls.leases import LeaseOptions
-from evergrant.cli.access import access
-from evergrant.cli.access_requests import access_requests
-from evergrant.cli.agents.agents import agents
-from evergrant.cli.agents.call_approvals import approvals
-from evergrant.cli.agents.delegations import delegations
-from evergrant.cli.agents.token_families import clients
-from evergrant.cli.apps import apps
-from evergrant.cli.checkout import providers
-from evergrant.cli.connections import connect, connections
-from evergrant.cli.gateway.mcp import mcp
-from evergrant.cli.gateway.proxy import proxy
-from evergrant.cli.given.usage import usage_error
-from evergrant.cli.given.values import Scopes, Seconds
-from evergrant.cli.importing.command import import_file
-from evergrant.cli.integrations import integrations
-from evergrant.cli.issuers import issuers
-from evergrant.cli.login import login, logout, whoami
-from evergrant.cli.output import DEFAULTS, Options, lease_row, row_of, show_error
-from evergrant.cli.people import people
-from evergrant.cli.permits import permits
-from evergrant.cli.show.examples import add_examples
-from evergrant.cli.show.tables import Format, show_one, show_rows
-from evergrant.cli.show.waiting import say_while_waiting
-from evergrant.cli.start.init import init
-from evergrant.cli.start.lines import line_to_copy
-from evergrant.cli.transfer import export_file, export_key
-from evergrant.cli.webhooks import webhooks
-from evergrant.errors import EvergrantError, ReconnectNeeded
-from evergrant.grant_files import file_error
-from evergrant.lease import Lease
-from evergrant.models import ConsentRequired
-
-_AUDIT = ("seq", "shard", "at", "action", "by", "detail")
+ABOUT = "Managed OAuth from the shell: connections, tokens, audit."
+# each noun: where in `evergrant.cli.commands` its verbs are, and its line in the help
+NOUNS: Mapping[str, tuple[str, str]] = {
+    "access": ("access:access", "Which app reaches what, through which permit: for admins."),
+    "access-requests": (
+        "permits:access_requests",
+        "Permits that apps ask for, or that are proposed for removal.",
+    ),
+    "agents": ("agents:agents", "Apps that act for people: who answers for each, and until when."),
+    "approvals": (
+        "approvals:approvals",
+        "Commands that a second admin must approve (EVERGRANT_FOUR_EYES), and agents' calls.",
+    ),
+    "apps": ("apps:apps", "Consumers of Evergrant, their API keys and credentials."),
+    "clients": ("clients:clients", "OAuth clients of the gateway, such as coding agents."),
+    "connections": ("connections:connections", "Subjects' grants."),
+    "delegations": ("agents:delegations", "Apps that act for one person: who for whom, and its end."),
+    "integrations": ("integrations:integrations", "OAuth clients at providers."),
+    "issuers": (
+        "credentials:issuers",
+        "Trusted issuers of workload tokens: GitHub Actions, Kubernetes, clouds, SPIFFE.",
+    ),
+    "mcp": ("leases:mcp", "MCP servers through the gateway."),
+    "people": ("people:people", "People who administer: where they log in, their roles and sessions."),
+    "permits": ("permits:permits", "What apps may do. A deny wins."),
+    "providers": ("providers:providers", "The catalogue, and definitions of your own."),
+    "webhooks": ("webhooks:webhooks", "Subscriptions to events, and their deliveries."),
+}
+# each command without verbs, and the first line of its docstring
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "audit": ("leases:audit", "Show the audit records of a connection, or of the whole tenant."),
+    "completion": ("leases:completion", "Print what a shell needs to complete commands and options."),
+    "connect": (
+        "connections:connect",
+        "Begin a connection and print the subject's next step, if there is one.",
+    ),
+    "export": (
+        "transfer:export_file",
+        "Export every live grant to a file, each line sealed to a public key, for import elsewhere.",
+    ),
+    "export-key": (
+        "transfer:export_key",
+        "Make a key pair for `export --to PUBLIC` and `import --key PRIVATE`. The keys stay on this machine.",
+    ),
+    "import": (
+        "transfer:import_file",
+        "Import existing grants from a file. Running it again goes on where it was, "
+        "and changes nothing else.",
+    ),
+    "init": (
+        "init:init",
+        "Make an integration, an app, its permit and key, and a program that leases a token.",
+    ),
+    "login": (
+        "people:login",
+        "Log in as a person, in a browser on this machine. The session is kept in a file of mode 0600.",
+    ),
+    "logout": ("people:logout", "End the session of `evergrant login`, and forget it."),
+    "proof": (
+        "leases:proof",
+        "Print a DPoP header for one request with a token that is bound to a key (RFC 9449).",
+    ),
+    "proxy": (
+        "leases:proxy",
+        "Send a request to a connection's API with its credential, which stays in the gateway.",
+    ),
+    "token": ("leases:token", "Print an access token: in full to a pipe or a file, hidden on a terminal."),
+    "whoami": ("people:whoami", "Show who you are, in which role, and until when."),
+}
+ALIASES = {"lease": "token"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Always ends in SystemExit."""
-    sys.exit(_status(arguments))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words in ([], ["--help"], ["-h"]):
+        print(root_help())
+        sys.exit(0)
+    sys.exit(_status(words))
 
 
-def _status(arguments: Sequence[str] | None) -> int:
-    say_while_waiting()
+def root_help() -> str:
+    """The help of the whole command, for which no command is loaded."""
+    described = {name: line.replace("`", "") for name, (_, line) in {**NOUNS, **COMMANDS}.items()}
+    width = max(map(len, described)) + 2
+    lines = (f"  {name:<{width}}{line}" for name, line in sorted(described.items()))
+    hint = "evergrant COMMAND --help says more, evergrant --version which version this is."
+    return "\n".join(("Usage: evergrant COMMAND", "", ABOUT, "", *lines, "", hint))
+
+
+def _status(arguments: list[str]) -> int:
+    from pathlib import Path
+
+    from cyclopts import CycloptsError
+
+    from evergrant.cli.arguments import usage_error
+    from evergrant.cli.options import show_error
+    from evergrant.errors import EvergrantError
+    from evergrant.grant_files import file_error
+
     try:
-        build_app()(arguments, exit_on_error=False, print_error=False)
+        build_app(arguments[0])(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         print(f"evergrant: usage: {usage_error(error)}", file=sys.stderr)
         return 2
@@ -76,124 +131,19 @@ def _status(arguments: Sequence[str] | None) -> int:
     return 0
 
 
-def token(
-    integration: str,
-    subject: str,
-    /,
-    *,
-    label: str = "default",
-    min_ttl: Seconds | None = None,
-    scope: Scopes = (),
-    exact: bool = False,
-    show: bool = False,
-    options: Options = DEFAULTS,
-) -> None:
-    """Print an access token: in full to a pipe or a file, hidden on a terminal.
+def build_app(used: str | None = None) -> "App":
+    """The whole command; the help of the `used` one, or of all, has examples."""
+    from importlib.metadata import version
 
-    Args:
-        min_ttl: Seconds the token must still be valid for.
-        exact: The token may do no more than the scopes, where the provider issues such tokens.
-        show: Print the token to a terminal too.
-    """
-    ttl = None if min_ttl is None else timedelta(seconds=min_ttl)
-    with options.client() as client:
-        wanted: LeaseOptions = {"label": label, "min_ttl": ttl, "scopes": scope or None, "exact": exact}
-        answer = client.lease(integration, subject, **wanted)
-    match answer:
-        case ConsentRequired():
-            if answer.missing_scopes:
-                needed = answer.as_error()
-                needed.repair = f"Send the subject to {answer.connect_url}"
-                raise needed
-            named = () if label == "default" else ("--label", label)
-            key = ("--api-key-file", str(options.api_key_file)) if options.api_key_file else ()
-            command = line_to_copy(
-                "evergrant", "connect", integration, subject, *named, "--open", "--wait", *key
-            )
-            raise ReconnectNeeded(
-                f"{subject} has not consented at {integration}",
-                repair=f"Run: {command}; or send the subject to {answer.connect_url}",
-                context=answer.as_error().context,
-            )
-        case Lease():
-            visible = show or not sys.stdout.isatty()
-            if visible and options.output is Format.TABLE:
-                print(answer.access_token)
-            else:
-                show_one(lease_row(answer, show_token=visible), options.output)
+    from cyclopts import App
 
+    from evergrant.cli.examples import add_examples
 
-def proof(
-    connection_id: str,
-    method: str,
-    url: str,
-    /,
-    *,
-    nonce: str | None = None,
-    options: Options = DEFAULTS,
-) -> None:
-    """Print a DPoP header for one request with a token that is bound to a key (RFC 9449).
-
-    Args:
-        nonce: The value of the API's DPoP-Nonce header.
-    """
-    with options.client() as client:
-        made = client.proof(connection_id, method, url, nonce=nonce)
-    if options.output is Format.TABLE:
-        print(made.proof)
-    else:
-        show_one(row_of(made), options.output)
-
-
-def audit(connection_id: str | None = None, /, *, options: Options = DEFAULTS) -> None:
-    """Show the audit records of a connection, or of the whole tenant."""
-    with options.client() as client:
-        show_rows((row_of(record) for record in client.audit(connection_id)), _AUDIT, options.output)
-
-
-def build_app() -> App:
-    """The whole command with its subcommands."""
-    app = App(
-        name="evergrant",
-        help="Managed OAuth from the shell: connections, tokens, audit.",
-        version=version("evergrant"),
-    )
-    app.command(init)
-    app.command(providers)
-    app.command(integrations)
-    app.command(connections)
-    app.command(connect)
-    app.command(token, name=("token", "lease"))
-    app.command(proof)
-    app.command(proxy)
-    app.command(mcp)
-    app.command(apps)
-    app.command(agents)
-    app.command(approvals)
-    app.command(delegations)
-    app.command(clients)
-    app.command(issuers)
-    app.command(permits)
-    app.command(access)
-    app.command(access_requests)
-    app.command(people)
-    app.command(login)
-    app.command(logout)
-    app.command(whoami)
-    app.command(audit)
-    app.command(webhooks)
-    app.command(import_file, name="import")
-    app.command(export_file, name="export")
-    app.command(export_key, name="export-key")
-    app.command(completion)
-    add_examples(app)
+    app = App(name="evergrant", help=ABOUT, version=version("evergrant"))
+    for name, (place, line) in NOUNS.items():
+        app.command(f"evergrant.cli.commands.{place}", name=name, help=line)
+    for name, (place, _) in COMMANDS.items():
+        names = (name, *(alias for alias, meant in ALIASES.items() if meant == name))
+        app.command(f"evergrant.cli.commands.{place}", name=names)
+    add_examples(app, ALIASES.get(used or "", used))
     return app
-
-
-def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
-    """Print what a shell needs to complete commands and options.
-
-    Args:
-        shell: bash, zsh or fish.
-    """
-    print(build_app().generate_completion(shell=shell))

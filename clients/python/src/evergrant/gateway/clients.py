@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import httpx2
 
-from evergrant.calls.call import error_from
+from evergrant.api.call import error_from
 from evergrant.errors import BadRequest
 from evergrant.origins import is_loopback, origin_of
 

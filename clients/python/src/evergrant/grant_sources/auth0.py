@@ -25,7 +25,7 @@ class Auth0:
         identities = row.get("identities")
         if not isinstance(identities, list):
             raise RefusedRow("wrong_shape", "it is no user with identities")
-        return [self._item_or_reason(row, it) for it in cast(list[object], identities)]
+        return [self._item_or_reason(row, identity) for identity in cast(list[object], identities)]
 
     def _item_or_reason(self, row: Row, value: object) -> Item | SkippedRow | RefusedRow:
         try:

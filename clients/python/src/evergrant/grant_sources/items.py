@@ -68,10 +68,10 @@ class Names:
     def subject_of(self, row: Row, usual: str) -> str:
         """Raises RefusedRow."""
         path = self.subject or usual
-        found = field(row, path)
-        if isinstance(found, bool) or not isinstance(found, str | int) or found == "":
+        value = field(row, path)
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
             raise RefusedRow("no_subject", f"it has no {path}")
-        return str(found)
+        return str(value)
 
 
 def field(row: Row, path: str) -> object:
@@ -83,16 +83,16 @@ def field(row: Row, path: str) -> object:
     return field(cast(Row, inner), rest) if rest and isinstance(inner, Mapping) else None
 
 
-def members(value: object, what: str) -> Row:
+def members(value: object, name: str) -> Row:
     """An object of the row. Raises RefusedRow."""
     if not isinstance(value, Mapping):
-        raise RefusedRow("wrong_shape", f"its {what} is no object")
+        raise RefusedRow("wrong_shape", f"its {name} is no object")
     return cast(Row, value)
 
 
-def item_of(**given: object) -> Item:
+def item_of(**members: object) -> Item:
     """An item with the members that have a value."""
-    return {name: value for name, value in given.items() if value not in (None, "")}
+    return {name: value for name, value in members.items() if value not in (None, "")}
 
 
 def expiry(value: object) -> Item:
@@ -121,7 +121,7 @@ def scopes(value: object) -> list[str] | None:
     if isinstance(value, str):
         parts = value.replace(",", " ").split()
     elif isinstance(value, list):
-        parts = [str(it) for it in cast(list[object], value)]
+        parts = [str(part) for part in cast(list[object], value)]
     else:
         return None
     return list(dict.fromkeys(parts)) or None

@@ -50,9 +50,9 @@ class NangoKey:
 
     def open(self, sealed: str, iv: str, tag: str) -> object:
         """The credentials. Raises RefusedRow."""
-        parts = [_base64(it) for it in (iv, sealed, tag)]
+        parts = [_base64(part) for part in (iv, sealed, tag)]
         try:
-            nonce, text, mac = (cast(bytes, it) for it in parts)
+            nonce, text, mac = (cast(bytes, part) for part in parts)
             return json.loads(self._cipher.decrypt(nonce, text + mac, None))
         except Exception:  # cryptography's and json's are many, and json's quotes the text
             why = "its credentials were encrypted with another key, or altered"
@@ -91,17 +91,17 @@ class Nango:
         ]
 
     def _credentials(self, row: Row) -> Row:
-        given = members(row.get("credentials"), "credentials")
-        sealed = given.get("encrypted_credentials")
+        credentials = members(row.get("credentials"), "credentials")
+        sealed = credentials.get("encrypted_credentials")
         if sealed is not None:
             if self._key is None:
                 raise RefusedRow("sealed", "it is encrypted: give a file with NANGO_ENCRYPTION_KEY as --key")
-            parts = (str(it) for it in (sealed, row.get("credentials_iv"), row.get("credentials_tag")))
-            given = members(self._key.open(*parts), "credentials")
-        if not given:
+            parts = (str(part) for part in (sealed, row.get("credentials_iv"), row.get("credentials_tag")))
+            credentials = members(self._key.open(*parts), "credentials")
+        if not credentials:
             why = "it has no credentials: Nango's key needs environment:connections:read_credentials"
             raise RefusedRow("no_credentials", why)
-        return given
+        return credentials
 
     def _require_one_environment(self, row: Row) -> None:
         """The same names stand in each environment, and only the first one's grant would be imported."""

@@ -44,7 +44,7 @@ class Table:
                 raise _bad(f"the first line has no column {wanted}: name yours with --column {name}=…")
 
     def items(self, row: Row) -> Sequence[Item]:
-        cell = {name: None if it is None else row.get(it) for name, it in self._columns.items()}
+        cell = {name: None if column is None else row.get(column) for name, column in self._columns.items()}
         if not cell["access_token"]:
             why = "it has no access token: a refresh token alone is not enough"
             raise RefusedRow("no_access_token", why)
@@ -62,10 +62,10 @@ class Table:
         ]
 
 
-def _column(given: str | None, usual: Sequence[str], header: Sequence[str]) -> str | None:
-    if given is not None and given not in header:
-        raise _bad(f"the header has no column {given}")
-    return given or next((it for it in usual if it in header), None)
+def _column(chosen: str | None, usual: Sequence[str], header: Sequence[str]) -> str | None:
+    if chosen is not None and chosen not in header:
+        raise _bad(f"the header has no column {chosen}")
+    return chosen or next((name for name in usual if name in header), None)
 
 
 def _bad(detail: str) -> BadRequest:

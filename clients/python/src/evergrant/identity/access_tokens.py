@@ -7,9 +7,9 @@ from threading import Lock
 
 from httpx2 import Response
 
-from evergrant.calls.call import error_from
+from evergrant.api.call import error_from
+from evergrant.api.fields import Fields
 from evergrant.errors import BadRequest, EvergrantError, ProtocolError
-from evergrant.fields import Fields
 
 TOKEN_PATH = "/oauth/token"
 ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
@@ -43,7 +43,7 @@ class TokenHolder:
         if response.status_code != 200:
             raise _refusal(response)
         body = Fields.of_json(response.content, "access token")
-        value, lifetime = body.text("access_token"), body.number("expires_in")
+        value, lifetime = body.text("access_token"), body.read("expires_in", float)
         if not value.isascii() or not value.isprintable() or " " in value:
             raise ProtocolError("the access token can't stand in a header")
         self._token = AccessToken(value, asked_at + max(lifetime - _RENEW_BEFORE_S, lifetime / 2))

@@ -76,16 +76,16 @@ def import_key(text: str) -> Any:
     """A private or public key in PEM or as a JWK. Raises BadRequest, which doesn't quote it."""
     jwk = _joserfc()
     try:
-        given: object = json.loads(text) if text.lstrip().startswith("{") else text
+        key_data: object = json.loads(text) if text.lstrip().startswith("{") else text
     except ValueError:
         raise _unusable("it is not JSON") from None
     for key_type in (jwk.ECKey, jwk.OKPKey, jwk.RSAKey):
         try:
             with catch_warnings(action="ignore"):  # joserfc's, of a short key: the server refuses it
-                key = key_type.import_key(given)
+                key = key_type.import_key(key_data)
         except Exception:  # as above
             continue
-        if isinstance(given, dict) and cast("dict[str, Any]", given).get("kty") != key.key_type:
+        if isinstance(key_data, dict) and cast("dict[str, Any]", key_data).get("kty") != key.key_type:
             continue
         if getattr(key, "curve_name", None) in _ALGORITHMS:
             return key

@@ -56,13 +56,13 @@ def _read() -> Mapping[str, str]:
                     code="session_file_open",
                     repair=f"Run: rm {path}; evergrant login",
                 )
-            found: object = json.load(file)
+            tokens: object = json.load(file)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
+        tokens = None
+    if not isinstance(tokens, dict):
         why = f"{path} can't be read"
         raise BadRequest(why, code="session_file_unreadable", repair=f"Run: rm {path}; evergrant login")
-    entries = cast(dict[str, object], found)
+    entries = cast(dict[str, object], tokens)
     return {name: value for name, value in entries.items() if isinstance(value, str)}

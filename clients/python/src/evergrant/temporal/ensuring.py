@@ -12,10 +12,11 @@ from typing import Any
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
+from evergrant.api.models import Connection
 from evergrant.async_client import AsyncEvergrant
 from evergrant.errors import BadRequest, ReconnectNeeded
 from evergrant.lease import Lease
-from evergrant.models import Connection, ConsentRequired, State
+from evergrant.models import ConsentRequired, State
 from evergrant.temporal.leases import CURRENT_LEASES
 from evergrant.temporal.workflow import ENSURE, Ensured, EnsureToken
 
@@ -65,10 +66,10 @@ class EnsureActivity:
     async def _tell(self, wanted: EnsureToken, answer: ConsentRequired) -> None:
         """Once for each link; again after a worker that died between this and its heartbeat."""
         expires = answer.expires_at.isoformat() if answer.expires_at else None
-        found = _Awaited(answer.connection_id, answer.missing_scopes, expires)
-        if self._on_consent_required is not None and found != _awaited():
+        awaited_consent = _Awaited(answer.connection_id, answer.missing_scopes, expires)
+        if self._on_consent_required is not None and awaited_consent != _awaited():
             await self._on_consent_required(wanted, answer)
-        activity.heartbeat(found)
+        activity.heartbeat(awaited_consent)
 
 
 async def _lease(client: AsyncEvergrant, wanted: EnsureToken) -> Lease | ConsentRequired:
@@ -78,13 +79,15 @@ async def _lease(client: AsyncEvergrant, wanted: EnsureToken) -> Lease | Consent
 async def _connect(client: AsyncEvergrant, wanted: EnsureToken) -> Connection | ConsentRequired:
     """The connection, once it is active with the scopes; no token is leased. Raises the failure of one that
     waits without a link."""
-    found = await client.connect(wanted.integration, wanted.subject, label=wanted.label, scopes=wanted.scopes)
-    missing = tuple(scope for scope in wanted.scopes or () if scope not in found.scopes)
-    if found.state is State.ACTIVE and not missing:
-        return found
-    if found.connect_url is None:
-        raise _waiting(found.id)
-    return ConsentRequired(found.connect_url, found.id, found.connect_expires_at, missing)
+    connection = await client.connect(
+        wanted.integration, wanted.subject, label=wanted.label, scopes=wanted.scopes
+    )
+    missing = tuple(scope for scope in wanted.scopes or () if scope not in connection.scopes)
+    if connection.state is State.ACTIVE and not missing:
+        return connection
+    if connection.connect_url is None:
+        raise _waiting(connection.id)
+    return ConsentRequired(connection.connect_url, connection.id, connection.connect_expires_at, missing)
 
 
 def _awaited() -> _Awaited | None:
@@ -99,15 +102,15 @@ async def _still_waits(client: AsyncEvergrant, awaited: _Awaited) -> bool:
     """True when a lease would be refused as before, and its link lasts. Raises the failure of a connection
     that a person has ended."""
     try:
-        found = await client.connection(awaited.connection_id)
+        connection = await client.connection(awaited.connection_id)
     except BadRequest as error:
         if error.status != 404:
             raise
         return False  # it was deleted
-    if found.state in _ENDED:
-        raise _ended(found)
-    granted = found.state is State.ACTIVE and set(awaited.missing_scopes) <= set(found.scopes)
-    return not granted and not found.state.final and awaited.link_lasts()
+    if connection.state in _ENDED:
+        raise _ended(connection)
+    granted = connection.state is State.ACTIVE and set(awaited.missing_scopes) <= set(connection.scopes)
+    return not granted and not connection.state.final and awaited.link_lasts()
 
 
 def _waiting(connection_id: str | None, needed: ReconnectNeeded | None = None) -> ApplicationError:

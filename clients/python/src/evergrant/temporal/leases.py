@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from temporalio.exceptions import ApplicationError
 
+from evergrant.api.leases import LeaseOptions
 from evergrant.async_client import AsyncEvergrant
-from evergrant.calls.leases import LeaseOptions
 from evergrant.lease import Lease
 from evergrant.models import ConsentRequired
 from evergrant.sync_client import Evergrant

@@ -33,9 +33,13 @@ class ConnectionAuth(httpx2.Auth):
     async def require_token(self) -> None:
         """Raises EvergrantError, ReconnectNeeded among them."""
         client = self._leases.clients.asyncio
-        found = await client.connection(self._connection_id)
-        self._leases.record(await client.lease(found.integration, found.subject, label=found.label))
-        self._auth = client.auth(found.integration, found.subject, label=found.label, origins=self._origins)
+        connection = await client.connection(self._connection_id)
+        self._leases.record(
+            await client.lease(connection.integration, connection.subject, label=connection.label)
+        )
+        self._auth = client.auth(
+            connection.integration, connection.subject, label=connection.label, origins=self._origins
+        )
 
     async def async_auth_flow(
         self, request: httpx2.Request

@@ -152,18 +152,18 @@ class _Outbound(ActivityOutboundInterceptor):
         super().heartbeat(*details)
 
 
-def _refuse_secrets(what: str, values: tuple[Any, ...], leases: ActivityLeases) -> None:
+def _refuse_secrets(place: str, values: tuple[Any, ...], leases: ActivityLeases) -> None:
     """Raises a failure that is not retried, and doesn't quote the secret."""
     if not leases.secrets:
         return
     if any(isinstance(value, Lease) for value in values):
-        raise _refusal(what)
+        raise _refusal(place)
     try:
         payloads: list[Payload] = activity.payload_converter().to_payloads(values)
     except LeaseLeak:
-        raise _refusal(what) from None
+        raise _refusal(place) from None
     if any(contains_secret(payload.SerializeToString(), leases.secrets) for payload in payloads):
-        raise _refusal(what)
+        raise _refusal(place)
 
 
 def _without_secrets(error: Exception, leases: ActivityLeases) -> Exception:
@@ -182,10 +182,10 @@ def _without_secrets(error: Exception, leases: ActivityLeases) -> Exception:
     )
 
 
-def _refusal(what: str) -> ApplicationError:
+def _refusal(place: str) -> ApplicationError:
     return ApplicationError(
-        f"the activity's {what} holds a leased token; return facts, and lease where the token is used",
-        type=f"TokenIn{what.capitalize()}",
+        f"the activity's {place} holds a leased token; return facts, and lease where the token is used",
+        type=f"TokenIn{place.capitalize()}",
         non_retryable=True,
     )
 

@@ -6,8 +6,7 @@ from datetime import UTC, datetime, timedelta
 from secrets import token_urlsafe
 from threading import Lock
 
-from evergrant.binding import challenge_of
-from evergrant.models import State
+from evergrant.models import State, challenge_of
 
 LIFETIME = timedelta(hours=1)
 CONSENT_WITHIN = timedelta(hours=1)
@@ -146,9 +145,18 @@ def connection_body(connection: FakeConnection, *, link: bool = False) -> dict[s
         "subject": connection.subject,
         "label": connection.label,
         "scopes": list(connection.scopes),
+        "requested_scopes": list(connection.scopes),
         **_status(connection),
+        "failures": 0,
+        "last_failure": None,
+        "last_failed_at": None,
+        "failing_since": None,
+        "revocation": None,
+        "revoke_reason": None,
+        "flow": "authorization_code",
         "created_at": rfc3339(connection.events[0][0] if connection.events else changed),
         "changed_at": rfc3339(changed),
+        "revision": len(connection.events),
     }
     if link:
         body |= {

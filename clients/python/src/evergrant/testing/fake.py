@@ -132,19 +132,19 @@ class FakeEvergrant:
     def find(self, integration: str, subject: str, label: str) -> FakeConnection | None:
         """The connection that has not ended, else the newest one."""
         names = (integration, subject, label)
-        found = [
+        same_names = [
             made
             for made in self.connections.values()
             if (made.integration, made.subject, made.label) == names
         ]
-        live = [made for made in found if not made.state.final]
-        return next(iter(live or found[::-1]), None)
+        live = [made for made in same_names if not made.state.final]
+        return next(iter(live or same_names[::-1]), None)
 
     def select(self, query: Mapping[str, str]) -> list[FakeConnection]:
         filters = {name: query[name] for name in ("integration", "subject") if name in query}
         return [
-            found
-            for found in self.connections.values()
-            if all(getattr(found, name) == value for name, value in filters.items())
-            and found.state == State(query.get("state", found.state))
+            connection
+            for connection in self.connections.values()
+            if all(getattr(connection, name) == value for name, value in filters.items())
+            and connection.state == State(query.get("state", connection.state))
         ]

@@ -79,7 +79,7 @@ def _object(raw: bytes) -> Mapping[str, object]:
 
 
 def problem(
-    status: int, kind: str, code: str, *, retry_after: float | None = None, **more: object
+    status: int, kind: str, code: str, *, retry_after: float | None = None, **context: object
 ) -> FakeResponse:
     """A problem document (RFC 9457) in Evergrant's format."""
     body = {
@@ -90,7 +90,7 @@ def problem(
         "code": code,
         "kind": kind,
         "repair": "Script another response.",
-        **more,
+        **context,
     }
     headers: dict[str, str] = {}
     if retry_after is not None:

@@ -47,10 +47,10 @@ def consent_urls(
         if came is None:
             return HttpResponseRedirect(pages.ended_without_code(request.GET))
         try:
-            found = evergrant.confirm(came.connection_id, came.code, person, came.verifier)
+            connection = evergrant.confirm(came.connection_id, came.code, person, came.verifier)
         except EvergrantError as error:
             return HttpResponseRedirect(pages.failed(error))
-        return HttpResponseRedirect(found.connect_url or pages.ended(found))
+        return HttpResponseRedirect(connection.connect_url or pages.ended(connection))
 
     patterns = [
         path("connect/<str:integration>", connect, name="connect"),

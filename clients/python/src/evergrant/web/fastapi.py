@@ -47,10 +47,10 @@ def consent_router(
         if came is None:
             return _to(pages.ended_without_code(request.query_params))
         try:
-            found = await evergrant.confirm(came.connection_id, came.code, person, came.verifier)
+            connection = await evergrant.confirm(came.connection_id, came.code, person, came.verifier)
         except EvergrantError as error:
             return _to(pages.failed(error))
-        return _to(found.connect_url or pages.ended(found))
+        return _to(connection.connect_url or pages.ended(connection))
 
     return router
 

@@ -42,9 +42,9 @@ def consent_blueprint(
         if came is None:
             return redirect(pages.ended_without_code(request.args), 303)
         try:
-            found = evergrant.confirm(came.connection_id, came.code, person, came.verifier)
+            connection = evergrant.confirm(came.connection_id, came.code, person, came.verifier)
         except EvergrantError as error:
             return redirect(pages.failed(error), 303)
-        return redirect(found.connect_url or pages.ended(found), 303)
+        return redirect(connection.connect_url or pages.ended(connection), 303)
 
     return blueprint

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from evergrant.binding import challenge_of, new_verifier
+from evergrant.api.models import Connection
 from evergrant.errors import EvergrantError, ReconnectNeeded
-from evergrant.models import Connection, State
+from evergrant.models import State, challenge_of, new_verifier
 
 log = logging.getLogger("evergrant.web")
 
@@ -53,9 +53,9 @@ class AppPages:
     after: str
     login: str
 
-    def ended(self, found: Connection) -> str:
+    def ended(self, connection: Connection) -> str:
         """The page after a consent: with `active`, or the state or reason that came instead."""
-        return _with(self.after, evergrant=found.reason or found.state.value)
+        return _with(self.after, evergrant=connection.reason or connection.state.value)
 
     def ended_without_code(self, query: Mapping[str, str]) -> str:
         """The page after a consent that needs no confirmation, was declined, or has failed: with the code of
@@ -78,7 +78,7 @@ class AppPages:
         return _with(self.login, next=path)
 
 
-def _with(url: str, **more: str) -> str:
+def _with(url: str, **added: str) -> str:
     parts = urlsplit(url)
-    query = urlencode([*parse_qsl(parts.query, keep_blank_values=True), *more.items()])
+    query = urlencode([*parse_qsl(parts.query, keep_blank_values=True), *added.items()])
     return urlunsplit(parts._replace(query=query))

@@ -1,1 +1,0 @@
-"""Calls for agents: who they are, the calls that a person approves, and stops."""

@@ -1,1 +1,0 @@
-"""Commands for agents, and for the calls that a person approves."""

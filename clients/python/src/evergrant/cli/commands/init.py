@@ -1,0 +1,334 @@
+"""The program that `evergrant init` writes: one lease, and what to do without one. It holds no secret."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from datetime import timedelta
+from getpass import getpass, getuser
+from pathlib import Path
+from typing import Any
+
+from evergrant.api.models import Integration
+from evergrant.cli.arguments import InputFile, Scopes, argument_error, read_secret
+from evergrant.cli.commands.apps import key_in_file
+from evergrant.cli.commands.integrations import reserve
+from evergrant.cli.options import DEFAULTS, Options, line_to_copy
+from evergrant.cli.tables import Format, printable, row_of, show_one
+from evergrant.errors import BadRequest, EvergrantError
+from evergrant.models import State
+from evergrant.origins import read_key_file
+from evergrant.sync_client import Evergrant
+
+_NAME = re.compile(r"[a-z0-9-]+", re.IGNORECASE)
+_HERE = "http://127.0.0.1/"  # evergrant connect listens on this machine, at any port
+
+
+def init(
+    *,
+    provider: str | None = None,
+    client_id: str | None = None,
+    client_secret_file: InputFile | None = None,
+    subject: str | None = None,
+    scope: Scopes = (),
+    name: str | None = None,
+    app: str = "first-app",
+    out: Path = Path("lease.py"),
+    options: Options = DEFAULTS,
+) -> None:
+    """Make an integration, an app, its permit and key, and a program that leases a token.
+
+    Asks for the first four options where they are missing. After a mistake, run it again: what works is kept.
+
+    Args:
+        provider: A provider of the catalogue, or the URL of any server that publishes its metadata.
+        client_id: Your OAuth client's id. It is asked for after the redirect URI is shown. Left empty, a
+            server that is given by its URL is asked to register a client (RFC 7591).
+        client_secret_file: A file with the client secret; - reads it from the standard input.
+        subject: Your name for the person who will consent.
+        scope: A scope to request; may be repeated. By default the provider's own.
+        name: The integration's name; by default the provider's, and server for a URL.
+        app: The app's name.
+        out: The program to write.
+    """
+    url, key = options.address(), Path(f"{app}.key")
+    provider = provider or _ask("Provider, or your server's URL", "--provider")
+    where = {"provider": "generic", "issuer": provider} if "://" in provider else {"provider": provider}
+    if "issuer" not in where and not _NAME.fullmatch(provider):
+        raise argument_error(f"{provider!r} is neither a provider's name nor a URL with https:// or http://")
+    name = name or ("server" if "issuer" in where else provider)
+    require_replaceable(out)
+    with options.client() as client:
+        integration = reserve(client, name, where["provider"], where.get("issuer"))
+        require_same_server(integration, where)
+        uri = integration.redirect_uri
+        _say(f"Register an OAuth client there with exactly this redirect URI:\n\n  {uri}\n")
+        members = _client(integration, "issuer" in where, client_id, client_secret_file)
+        subject = subject or _ask("Your name for the person who will consent", "--subject", getuser())
+        if scope:
+            members["default_scopes"] = list(scope)
+        have_client(client, integration, where, members)
+        have_app(client, app, _HERE)
+        have_permit(client, app, name, subject)
+        have_key(client, url, app, key)
+    connect = _write_program(out, url, key, name, subject, options)
+    if options.output is not Format.TABLE:
+        made = {"integration": name, "redirect_uri": integration.redirect_uri, "app": app, "subject": subject}
+        show_one({**made, "key_file": str(key), "program": str(out)}, options.output)
+    _say(f"Made the integration {name}, the app {app} with a permit for {subject}, {key} and {out}.")
+    _say(f"Next:\n\n  {connect}\n  {line_to_copy('python', str(out))}")
+    _say("\nWith a URL of the provider's API behind it, the second gets that with the token.")
+
+
+def _write_program(out: Path, url: str, key: Path, name: str, subject: str, options: Options) -> str:
+    """Write the program that leases a token. Returns the command that connects the subject first."""
+    elsewhere = ("--url", options.url) if options.url else ()
+    flags = ("--open", "--wait", "--api-key-file", str(key), *elsewhere)
+    connect = line_to_copy("evergrant", "connect", name, subject, *flags)
+    text = written_program(url, os.path.relpath(key, out.parent), name, subject, connect)
+    out.write_text(text, encoding="utf-8")
+    return connect
+
+
+def _client(
+    integration: Integration, by_url: bool, client_id: str | None, secret_file: Path | None
+) -> dict[str, Any]:
+    """The members that say which OAuth client it is; asked for where they are missing."""
+    registered = integration.state == "ready"
+    if client_id is None and registered and integration.registration:
+        return {}
+    if client_id is None and by_url and not registered:
+        client_id = _ask("Client id (empty: have the server register one)", "--client-id", "")
+    elif client_id is None:
+        client_id = _ask("Client id", "--client-id", integration.client_id or None)
+    if not client_id:
+        return {"registration": "dynamic"}
+    kept = registered and integration.has_client_secret
+    if secret_file is not None:
+        secret = read_secret(secret_file)
+    elif sys.stdin.isatty():
+        empty = "empty: the stored one" if kept else "empty: a public client"
+        secret = getpass(f"Client secret (hidden; {empty}): ", sys.stderr).strip()
+    elif kept:
+        secret = ""
+    else:
+        raise argument_error("--client-secret-file is missing, and there is no terminal to ask at")
+    if not secret:
+        return {"client_id": client_id} if kept else {"client_id": client_id, "client_auth": "none"}
+    return {"client_id": client_id, "client_secret": secret}
+
+
+def _ask(question: str, flag: str, default: str | None = None) -> str:
+    if not sys.stdin.isatty():
+        raise argument_error(f"{flag} is missing, and there is no terminal to ask at")
+    _say(f"{question}{f' [{default}]' if default else ''}: ", end="")
+    answer = sys.stdin.readline().strip() or default
+    if answer is None:
+        raise argument_error(f"{flag} is missing")
+    return answer
+
+
+def _say(text: str, end: str = "\n") -> None:
+    print("\n".join(map(printable, text.split("\n"))), end=end, file=sys.stderr, flush=True)
+
+
+_KEPT = (
+    *("client_id", "params", "client_auth", "scope_ceiling", "dpop", "binding", "login", "on_reconnect"),
+    "identity_provider",
+)
+
+
+def require_same_server(integration: Integration, where: Mapping[str, str]) -> None:
+    """Refuse to move an integration that works to another provider."""
+    server = integration.issuer or integration.params.get("url") or integration.provider
+    wanted = where.get("issuer", where["provider"])
+    if integration.state == "ready" and str(server).rstrip("/") != wanted.rstrip("/"):
+        why = f"the integration {integration.name} is there already, for {server}"
+        raise BadRequest(why, code="already_exists", repair="Give this one another name: --name.")
+
+
+def have_client(
+    client: Evergrant, integration: Integration, where: Mapping[str, str], members: Mapping[str, Any]
+) -> None:
+    """The integration with this OAuth client and these scopes. While connections use it, only its secret
+    changes."""
+    if integration.state != "ready":
+        _put_new(client, integration.name, where, members)
+        return
+    secret = members.get("client_secret")
+    now = {"client_id": integration.client_id, "default_scopes": list(integration.default_scopes)}
+    changed = [name for name, value in now.items() if name in members and members[name] != value]
+    if not changed:
+        if secret:
+            client.rotate_client_secret(integration.name, str(secret), overlap=timedelta(0))
+        return
+    if next(client.connections(integration=integration.name, state=State.ACTIVE), None) is not None:
+        why = f"connections use the integration {integration.name}, with another {' and '.join(changed)}"
+        raise BadRequest(why, code="integration_in_use", repair="Give this one another name: --name.")
+    row: dict[str, Any] = row_of(integration)
+    kept: dict[str, Any] = {name: row[name] for name in (*_KEPT, "provider", "issuer")}
+    kept.update(members)
+    client.put_integration(integration.name, **kept)
+
+
+def _put_new(client: Evergrant, name: str, where: Mapping[str, str], members: Mapping[str, Any]) -> None:
+    """Put the integration. A URL that is no issuer is another one's by a final slash, or an MCP server's.
+
+    With and without the slash there is one metadata document (RFC 8414 section 3.1): the server that answers
+    is the one that was named.
+    """
+    whole: dict[str, Any] = dict(members)
+    whole.update(where)
+    try:
+        client.put_integration(name, **whole)
+    except EvergrantError as refused:
+        if refused.code != "discovery_failed" or "issuer" not in where:
+            raise
+        typed = where["issuer"]
+        issuer = typed.removesuffix("/") if typed.endswith("/") else f"{typed}/"
+        if refused.detail.endswith(f" another issuer: {issuer}"):
+            _say(f"The server's own name is {issuer}: that is its issuer.")
+            whole["issuer"] = issuer
+            client.put_integration(name, **whole)
+            return
+        _put_mcp(client, name, typed, members, refused)
+
+
+def _put_mcp(
+    client: Evergrant, name: str, url: str, members: Mapping[str, Any], refused: EvergrantError
+) -> None:
+    """Put the integration for an MCP server, whose metadata names its issuer (RFC 9728).
+
+    Raises `refused` if it is none.
+    """
+    plain_members = {member: value for member, value in members.items() if member != "registration"}
+    try:
+        client.put_integration(name, provider="mcp", params={"url": url}, **plain_members)
+    except EvergrantError as second:
+        if second.code in ("discovery_failed", "invalid_request", "not_found"):
+            raise refused from None
+        raise
+    _say(f"{url} is an MCP server, and names who issues tokens for it.")
+
+
+def have_app(client: Evergrant, app: str, return_to: str) -> None:
+    """The app, which browsers may come back to."""
+    try:
+        now = client.app(app)
+    except BadRequest as missing:
+        if missing.code != "not_found":
+            raise
+        client.put_app(app, return_to=(return_to,))
+        return
+    if return_to not in now.return_to:
+        addresses = (*now.return_to, return_to)
+        client.put_app(app, return_to=addresses, lease_limit=now.lease_limit, disabled=now.disabled)
+
+
+def have_permit(client: Evergrant, app: str, integration: str, subject: str) -> None:
+    """A permit of the app to connect the subject and to lease its tokens, named for the integration."""
+    actions = ("token", "connect")
+    try:
+        now = client.permit(app, integration)
+    except BadRequest as missing:
+        if missing.code != "not_found":
+            raise
+        client.put_permit(app, integration, integration=integration, subjects=(subject,), actions=actions)
+        return
+    if now.effect == "allow" and {subject, "*"}.isdisjoint(now.subjects):
+        client.put_permit(
+            app,
+            integration,
+            integration=now.integration,
+            actions=now.actions,
+            provider=now.provider,
+            subjects=(*now.subjects, subject),
+            connections=now.connections,
+            sources=now.sources,
+            scope_ceiling=now.scope_ceiling,
+            exact_scopes=now.exact_scopes,
+            expires_at=now.expires_at,
+            purpose=now.purpose,
+            owner=now.owner,
+            reason=now.reason,
+            methods=now.methods,
+            paths=now.paths,
+            call_approval=now.call_approval,
+            tools=now.tools,
+        )
+
+
+def have_key(client: Evergrant, url: str, app: str, path: Path) -> None:
+    """A key of the app in the file: the one that is there, if the server accepts it, or a new one."""
+    if not path.exists():
+        key_in_file(client, app, path)
+        return
+    with Evergrant(url, read_key_file(path), allow_plain_http=True) as app_client:
+        try:
+            next(app_client.connections(), None)
+        except BadRequest as refused:
+            why = f"the key in {path} is not accepted by {url}"
+            repair = f"Remove it (rm {path}), or choose another --app; then run this again."
+            raise BadRequest(why, code=refused.code, repair=repair) from None
+
+
+_FIRST_LINE = '"""Written by evergrant init'
+_PROGRAM = '''{first}: one lease of a token. With a URL of the provider's API, it gets that too.
+
+The app's key is in a file of its own.
+"""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urljoin
+
+import httpx2
+
+from evergrant import ConsentRequired, Evergrant, EvergrantError, Lease
+
+NAMES = {name}, {subject}  # the integration, and the person who consented
+KEY_FILE = Path(__file__).parent / {key}
+CONNECT = {connect}
+
+try:
+    with Evergrant(
+        {url},
+        KEY_FILE.read_text().strip(),
+        deadline=timedelta(seconds=5),
+    ) as evergrant:
+        match evergrant.lease(*NAMES):
+            case Lease() as lease:
+                # lease.access_token goes into the header Authorization: Bearer ...
+                print("a token with", " ".join(lease.scopes) or "the server's own scopes")
+                print("valid until", lease.expires_at or "it is revoked")
+            case ConsentRequired():
+                sys.exit("no consent yet. Run: " + CONNECT)
+        for url in sys.argv[1:]:
+            # with the token, and once more with a newer one after a 401
+            answer = httpx2.get(url, auth=evergrant.auth(*NAMES, origins=urljoin(url, "/")))
+            print(answer.status_code, answer.text[:1000])
+except (EvergrantError, httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+    sys.exit(str(error))
+'''
+
+
+def written_program(url: str, key: str, name: str, subject: str, connect: str) -> str:
+    """Python, with each value as a literal."""
+    values = {"url": url, "key": key, "name": name, "subject": subject, "connect": connect}
+    return _PROGRAM.format(
+        first=_FIRST_LINE, **{name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+    )
+
+
+def require_replaceable(path: Path) -> None:
+    """Raise BadRequest for a file that this command did not write, or can't write."""
+    if not os.access(path.parent, os.W_OK):
+        why = f"{path.parent.absolute()} is no folder that you may write to"
+        raise BadRequest(why, code="file_error", repair="Name another file: --out FOLDER/lease.py.")
+    if not path.exists():
+        return
+    if not path.is_file() or not path.read_text(encoding="utf-8", errors="replace").startswith(_FIRST_LINE):
+        why = f"{path} is there already, and evergrant init did not write it"
+        raise BadRequest(why, code="file_exists", repair="Name another file: --out other.py.")

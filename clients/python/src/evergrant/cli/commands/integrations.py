@@ -1,0 +1,167 @@
+"""`evergrant integrations` and `evergrant providers`: OAuth clients, and the tenant's own definitions."""
+
+from datetime import timedelta
+
+from cyclopts import App
+
+from evergrant.api.models import Integration
+from evergrant.cli.arguments import InputFile, Scopes, Seconds, name_and_value, read_secret
+from evergrant.cli.options import DEFAULTS, Options
+from evergrant.cli.tables import Format, members_of, show_one
+from evergrant.cli.verbs import verb
+from evergrant.errors import BadRequest
+from evergrant.sync_client import Evergrant
+
+_INTEGRATIONS = ("name", "provider", "client_id", "state", "problem")
+_RESERVED = ("name", "provider", "state", "redirect_uri")
+_PUT = ("name", "provider", "client_id", "default_scopes", "state", "problem", "redirect_uri")
+
+integrations = App(name="integrations")
+
+verb(
+    integrations,
+    "ls list",
+    "integrations",
+    "List the OAuth clients that this app administers.",
+    _INTEGRATIONS,
+)
+verb(
+    integrations,
+    "get",
+    "integration",
+    "Show one OAuth client, with the redirect URI to register at the provider.",
+)
+verb(
+    integrations,
+    "delete rm",
+    "delete_integration",
+    "Delete an OAuth client with its secret. Refused while it has live connections.",
+)
+verb(
+    integrations,
+    "roll-secret-back",
+    "roll_client_secret_back",
+    "Make the client secret from before the rotation the only one again.",
+)
+
+
+@integrations.command
+def redirect_uri(
+    name: str,
+    /,
+    *,
+    provider: str | None = None,
+    issuer: str | None = None,
+    options: Options = DEFAULTS,
+) -> None:
+    """Print the redirect URI to register at the provider, before there is a client id.
+
+    Args:
+        provider: Of a new integration, which then waits for its client id.
+        issuer: Of a new integration with the provider generic: the server's URL.
+    """
+    with options.client() as client:
+        integration = reserve(client, name, provider, issuer)
+    if options.output is Format.TABLE:
+        print(integration.redirect_uri)
+    else:
+        show_one(members_of(integration, _RESERVED), options.output)
+
+
+def reserve(client: Evergrant, name: str, provider: str | None, issuer: str | None) -> Integration:
+    """The integration of this name, or a new one that waits for its client. Raises EvergrantError."""
+    try:
+        return client.integration(name)
+    except BadRequest as missing:
+        if missing.code != "not_found":
+            raise
+    if provider is None:
+        why = f"there is no integration {name} yet"
+        raise BadRequest(why, code="not_found", repair="Name its provider: --provider github.")
+    return client.put_integration(name, provider, issuer=issuer)
+
+
+@integrations.command(name="put")
+def put_integration(
+    name: str,
+    /,
+    *,
+    provider: str,
+    client_id: str | None = None,
+    client_secret_file: InputFile | None = None,
+    client_auth: str | None = None,
+    registration: str | None = None,
+    issuer: str | None = None,
+    url: str | None = None,
+    dpop: bool | None = None,
+    binding: str | None = None,
+    login: str | None = None,
+    login_domain: tuple[str, ...] = (),
+    on_reconnect: str | None = None,
+    identity_provider: str | None = None,
+    param: tuple[str, ...] = (),
+    scope: Scopes = (),
+    options: Options = DEFAULTS,
+) -> None:
+    """Create or replace an OAuth client. The provider's definition decides where an option is left out.
+
+    Args:
+        client_secret_file: A file with the client secret; - reads it from the standard input. Left out, the
+            secret stays.
+        registration: Instead of a client id: dynamic, metadata_document, or automatic.
+        url: The MCP server's URL, with the provider mcp. It needs nothing else.
+        dpop: Have tokens bound to a key (RFC 9449).
+        binding: Who confirms that the subject consented: app (the default), app_first, oidc or none.
+        login: With the binding oidc: the OAuth client at your OpenID Connect issuer where subjects log in.
+        login_domain: Subjects are named by a verified email address of such a domain, not by their sub.
+        on_reconnect: Which account a later consent may be given with: same (the default) or any.
+        identity_provider: The integration of the identity provider that grants access here (ID-JAG), so that
+            no subject has to consent.
+        param: A parameter of the provider's URLs, as NAME=VALUE.
+    """
+    secret = read_secret(client_secret_file) if client_secret_file else None
+    params = dict(name_and_value(text) for text in param) | ({"url": url} if url else {})
+    with options.client() as client:
+        made = client.put_integration(
+            name,
+            provider,
+            client_id=client_id,
+            client_secret=secret,
+            client_auth=client_auth,
+            registration=registration,
+            issuer=issuer,
+            dpop=dpop,
+            binding=binding,
+            login=_login(login, login_domain),
+            on_reconnect=on_reconnect,
+            identity_provider=identity_provider,
+            params=params or None,
+            default_scopes=scope or None,
+        )
+    show_one(members_of(made, _PUT) if options.output is Format.TABLE else made, options.output)
+
+
+@integrations.command
+def rotate_secret(
+    name: str,
+    /,
+    *,
+    client_secret_file: InputFile,
+    overlap: Seconds | None = None,
+    options: Options = DEFAULTS,
+) -> None:
+    """Put a new client secret first; the previous one is tried too, for a while.
+
+    Args:
+        client_secret_file: A file with the new secret; - reads it from the standard input.
+        overlap: Seconds for which the previous one is kept; a day by default.
+    """
+    overlap_time = None if overlap is None else timedelta(seconds=overlap)
+    with options.client() as client:
+        changed = client.rotate_client_secret(name, read_secret(client_secret_file), overlap=overlap_time)
+        show_one(changed, options.output)
+
+
+def _login(integration: str | None, domains: tuple[str, ...]) -> dict[str, object] | None:
+    by_email = {"claim": "email", "domains": list(domains)} if domains else {}
+    return {"integration": integration, **by_email} if integration or domains else None

@@ -1,0 +1,73 @@
+"""`evergrant webhooks`: subscriptions to events, and the log of their deliveries."""
+
+from datetime import timedelta
+
+from cyclopts import App
+
+from evergrant.cli.arguments import Seconds
+from evergrant.cli.options import DEFAULTS, Options
+from evergrant.cli.tables import show_one, show_rows
+from evergrant.cli.verbs import verb
+
+_WEBHOOKS = ("name", "url", "integration", "events", "disabled_by", "failures", "failing_since")
+_DELIVERIES = (
+    *("id", "event_type", "status", "attempts"),
+    *("response_status", "problem", "next_at", "created_at"),
+)
+
+webhooks = App(name="webhooks")
+
+verb(webhooks, "ls list", "webhooks", "List the webhooks of the tenant.", _WEBHOOKS)
+verb(webhooks, "get", "webhook", "Show one webhook and the state of its endpoint.")
+verb(
+    webhooks, "delete rm", "delete_webhook", "Delete a webhook with its log. Pending deliveries are dropped."
+)
+verb(webhooks, "replay", "replay_webhook", "Send one delivery again.")
+verb(webhooks, "test", "test_webhook", "Have a webhook.ping sent; `deliveries` shows the result.")
+
+
+@webhooks.command(name="put")
+def put_webhook(
+    name: str,
+    url: str,
+    /,
+    *,
+    event: tuple[str, ...] = (),
+    integration: str | None = None,
+    disabled: bool = False,
+    options: Options = DEFAULTS,
+) -> None:
+    """Create or change a webhook. The signing secret is shown when it is created, and never again.
+
+    Args:
+        event: An event to subscribe to, such as connection.needs_reauth; may be repeated. By default all but
+            connection.refreshed.
+        integration: Only events of this integration.
+    """
+    with options.client() as client:
+        made = client.put_webhook(name, url, events=event or None, integration=integration, disabled=disabled)
+    show_one(made, options.output)
+
+
+@webhooks.command(name="rotate")
+def rotate_secret(name: str, /, *, overlap: Seconds | None = None, options: Options = DEFAULTS) -> None:
+    """Make a new signing secret and show it, once.
+
+    Args:
+        overlap: Seconds in which messages carry both signatures; 0 for a secret that leaked.
+    """
+    overlap_time = None if overlap is None else timedelta(seconds=overlap)
+    with options.client() as client:
+        show_one(client.rotate_webhook_secret(name, overlap=overlap_time), options.output)
+
+
+@webhooks.command
+def deliveries(name: str, /, *, status: str | None = None, options: Options = DEFAULTS) -> None:
+    """Show the log of deliveries, newest first.
+
+    Args:
+        status: Only those pending, delivered or failed.
+    """
+    with options.client() as client:
+        log = client.webhook_deliveries(name, status=status)
+        show_rows(log, _DELIVERIES, options.output)

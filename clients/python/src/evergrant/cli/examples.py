@@ -1,0 +1,138 @@
+"""One example for the help of each command."""
+
+import shlex
+
+from cyclopts import App
+
+EXAMPLES = """\
+evergrant init --provider github --subject alice
+evergrant connect crm alice --open --wait
+evergrant token crm alice --min-ttl 300 > token
+evergrant proof con_… GET https://api.example.com/me
+evergrant proxy con_… GET /user/repos?per_page=5
+evergrant mcp url tools alice
+evergrant audit con_… -o json
+evergrant login
+evergrant logout
+evergrant whoami
+evergrant import grants.jsonl --dry-run
+evergrant export --to export.pub --out grants.sealed
+evergrant export-key export.key export.pub
+evergrant completion bash > ~/.local/share/bash-completion/completions/evergrant
+evergrant providers ls -o yaml
+evergrant providers propose acme.json
+evergrant providers versions acme
+evergrant providers approve acme 2 --reason "new token host"
+evergrant providers reject acme 2 --reason "wrong token host"
+evergrant providers roll-back acme 2 --reason "refreshes fail"
+evergrant providers check
+evergrant providers try slack --no-browser
+evergrant providers drift catalogues/
+evergrant integrations ls
+evergrant integrations get crm
+evergrant integrations redirect-uri crm --provider github
+evergrant integrations put crm --provider github --client-id Iv1.abc --client-secret-file secret.txt
+evergrant integrations delete crm
+evergrant integrations rotate-secret crm --client-secret-file new-secret.txt
+evergrant integrations roll-secret-back crm
+evergrant connections ls --state needs_reauth
+evergrant connections get con_… --live
+evergrant connections connect crm alice --open --wait
+evergrant connections confirm con_… CODE alice
+evergrant connections refresh con_…
+evergrant connections reauthorize con_… --scope read --scope write
+evergrant connections choose con_… site-1
+evergrant connections revoke con_… --reason "alice left"
+evergrant connections sign con_… POST https://api.example.com/posts --form status=Hello
+evergrant apps ls
+evergrant apps get report
+evergrant apps put report --return-to http://127.0.0.1/ --lease-limit 600
+evergrant apps rm report
+evergrant apps permit report crm --subject alice
+evergrant apps key report --days 30
+evergrant apps keys ls report
+evergrant apps keys create report --days 30 -o json
+evergrant apps keys revoke report key_…
+evergrant apps credentials ls report
+evergrant apps credentials new-key report.jwk
+evergrant apps credentials put report main --key report.jwk
+evergrant apps credentials put-certificate report main --ca ca.pem --dns report.example.com
+evergrant apps credentials pin-certificate report main report.pem
+evergrant apps credentials put-svid report main spiffe://example.org/report --issuer example-org
+evergrant apps credentials put-workload report ci --issuer github --claim repository_id=74
+evergrant apps credentials rm report main
+evergrant clients login staff --app agents
+evergrant clients show
+evergrant clients off
+evergrant clients put desktop --redirect-uri http://127.0.0.1/callback
+evergrant clients ls
+evergrant clients disable cli_…
+evergrant clients enable cli_…
+evergrant clients rm cli_…
+evergrant clients families --subject alice
+evergrant clients end --subject alice
+evergrant agents ls
+evergrant agents get support
+evergrant agents put support --purpose "answers support mails" --days 30
+evergrant agents stop support --reason "it sends too much" --revoke-connections
+evergrant delegations ls --app support
+evergrant delegations get dlg_…
+evergrant delegations explain dlg_… con_… read --action proxy --method GET --path /orders
+evergrant delegations stop dlg_… --session --reason "the person has left"
+evergrant delegations rules ls
+evergrant delegations rules put web --issuer staff --audience web-app --client web-app=support
+evergrant delegations rules delete web
+evergrant approvals ls
+evergrant approvals give apr_…
+evergrant approvals ask con_… POST https://api.example.com/v1/refunds --reason "order 7" --wait
+evergrant approvals calls --state waiting
+evergrant approvals show cap_…
+evergrant approvals approve cap_… --note "this once"
+evergrant approvals deny cap_…
+evergrant approvals use con_… POST https://api.example.com/v1/refunds
+evergrant issuers ls
+evergrant issuers get github
+evergrant issuers put github github_actions https://token.actions.githubusercontent.com
+evergrant issuers delete github
+evergrant permits ls report
+evergrant permits get report crm
+evergrant permits put report crm --integration crm --action token --subject alice
+evergrant permits rm report crm
+evergrant access explain report con_… read
+evergrant access reach support
+evergrant access report --csv > access.csv
+evergrant access changes --since 2027-01-01T00:00:00Z
+evergrant access simulate report --without crm
+evergrant access-requests new crm token --reason "weekly report" --hours 8
+evergrant access-requests ls --state waiting
+evergrant access-requests approve req_…
+evergrant access-requests deny req_…
+evergrant access-requests withdraw req_…
+evergrant people put company-login --admin platform-team
+evergrant people show
+evergrant people rm
+evergrant people sessions
+evergrant people end ses_…
+evergrant webhooks ls
+evergrant webhooks get hooks
+evergrant webhooks put hooks https://app.example.com/events --event connection.needs_reauth
+evergrant webhooks delete hooks
+evergrant webhooks rotate hooks --overlap 86400
+evergrant webhooks deliveries hooks --status failed
+evergrant webhooks replay hooks dlv_…
+evergrant webhooks test hooks
+""".splitlines()
+
+
+def add_examples(app: App, noun: str | None = None) -> None:
+    """Give each command its example, at the end of its help: those of one noun, or all."""
+    for line in EXAMPLES:
+        if noun is not None and line.split()[1] != noun:
+            continue
+        *_, command = app.parse_commands(command_line(line))[1]
+        command.help_epilogue = f"Example: `{line}`"
+
+
+def command_line(example: str) -> list[str]:
+    """The arguments that the shell hands to the command."""
+    return shlex.split(example.partition(" > ")[0])[1:]

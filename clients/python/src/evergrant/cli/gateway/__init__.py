@@ -1,1 +1,0 @@
-"""The command that goes through the gateway."""

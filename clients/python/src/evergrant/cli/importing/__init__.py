@@ -1,1 +1,0 @@
-"""`evergrant import`: reads a file of grants, sends it in batches, and says what became of each line."""

@@ -1,1 +1,0 @@
-"""The first hour: where the server is, and everything that a first lease needs in one command."""

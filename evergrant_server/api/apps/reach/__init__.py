@@ -1,1 +1,0 @@
-"""What one app or agent can reach now, in plain words."""

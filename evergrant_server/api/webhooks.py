@@ -1,0 +1,343 @@
+"""`/v1/webhooks`: subscriptions to events, their signing secrets, the delivery log. For admins of the tenant.
+
+Doesn't own delivery (a worker's) or the events (core).
+"""
+
+import secrets
+from datetime import datetime, timedelta
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter
+from pydantic import AfterValidator, Field
+from starlette.responses import Response
+
+from evergrant_server import audit
+from evergrant_server.access.approvals import dangerous, fingerprint, use_approval
+from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, AuditorCall, CommandResponse
+from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, View, absolute_url
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.events import DEFAULT_EVENTS, EventType, WebhookEvent, ping_body
+from evergrant_server.core.ids import DeliveryId, EventId, WebhookId, new_id
+from evergrant_server.core.webhooks import (
+    ANY_INTEGRATION,
+    SECRET_BYTES,
+    Delivery,
+    DeliveryStatus,
+    DisabledBy,
+    Webhook,
+    masked_url,
+    new_signing_secret,
+)
+from evergrant_server.problems import invalid_request, require_found
+from evergrant_server.store import Transaction
+
+router = APIRouter(tags=["webhooks"])
+
+MAX_WEBHOOKS = 50  # webhooks of a tenant: each event is matched against all of them
+_MAX_OVERLAP_S = 30 * 86_400
+
+
+def _events(value: tuple[EventType, ...]) -> tuple[EventType, ...]:
+    if EventType.PING in value:
+        raise ValueError("webhook.ping can't be subscribed to: POST /v1/webhooks/{name}/test sends it")
+    return tuple(dict.fromkeys(value))
+
+
+class WebhookBody(Body):
+    """A subscription. `connection.refreshed` is not among the default `events`."""
+
+    # the egress policy checks its host
+    url: Annotated[str, Field(max_length=2000), AfterValidator(absolute_url)]
+    events: Annotated[tuple[EventType, ...], Field(min_length=1, max_length=50), AfterValidator(_events)] = (
+        DEFAULT_EVENTS
+    )
+    integration: Literal["*"] | Slug = ANY_INTEGRATION
+    disabled: bool = False
+
+
+class RotateWebhookBody(Body):
+    """`overlap` is the time in seconds in which both secrets sign; 0 ends the previous one at once."""
+
+    overlap: float | None = Field(default=None, ge=0, le=_MAX_OVERLAP_S, allow_inf_nan=False)
+
+
+class WebhookView(View):
+    """`failures` counts consecutive failed attempts; `paused_until` is the time of the next one."""
+
+    id: str
+    name: str
+    url: str
+    events: tuple[EventType, ...]
+    integration: str
+    disabled: bool
+    disabled_by: DisabledBy | None
+    failures: int
+    failing_since: datetime | None
+    paused_until: datetime | None
+    secret_changed_at: datetime
+    previous_secret_until: datetime | None
+    created_at: datetime
+    changed_at: datetime
+    revision: int
+
+
+class WebhookSecretView(WebhookView):
+    """`secret` is set only in the response that created it."""
+
+    secret: str | None
+
+
+@router.put("/v1/webhooks/{name}")
+@dangerous("a new webhook, and each change: of where events go, of which, or whether any do")
+async def put_webhook(
+    name: Slug, body: WebhookBody, response: Response, call: AdminCall
+) -> WebhookSecretView:
+    """Create or change a webhook. Only the response that creates it contains the signing secret.
+
+    After enabling it or changing its URL, pending deliveries are sent at once. The URL's query is sealed:
+    answers show `***` in its place, and a request with that URL leaves it as it is.
+    """
+    try:
+        call.api.check_endpoint(body.url)  # names are resolved at delivery
+    except Failure as failure:
+        raise invalid_request("url", f"url: {failure.detail}") from None
+
+    async def write(tx: Transaction) -> tuple[Webhook, str | None]:
+        before = await tx.webhooks.by_name_unchecked(call.tenant, name)
+        approved: dict[str, str] = {}
+        if before is None or await _moves(tx, before, body) or _says_otherwise(before, body):
+            shown_url, _ = masked_url(body.url)
+            facts = {"webhook": before and before.id, "url": fingerprint(call, body.url)}
+            approved = await use_approval(tx, call, body.__replace__(url=shown_url), facts)
+        if before is None:
+            secret = new_signing_secret(secrets.token_bytes(SECRET_BYTES))
+            after = await tx.webhooks.add(await _new_webhook(tx, call, name, body), secret)
+            shown = secret.reveal()
+        else:
+            moved = await _moves(tx, before, body)
+            changed = _with_body(before, body, moved=moved).__replace__(changed_at=call.now)
+            if moved:
+                after = await tx.webhooks.replace_with_url(changed, body.url, expected=before.revision)
+            else:
+                after = await tx.webhooks.replace(changed, expected=before.revision)
+            shown = None
+            if not after.disabled and (before.disabled or moved):
+                await audit.wake_webhook(tx, after, call.context, call.now, at_once=True)
+        await call.record(
+            tx,
+            AuditAction.WEBHOOK_PUT,
+            after.id,
+            webhook=name,
+            origin=_origin(after.url),
+            events=[event.value for event in after.events],
+            integration=after.integration,
+            disabled=after.disabled,
+            **approved,
+        )
+        return after, shown
+
+    after, shown = await call.write(write)
+    response.status_code = 200 if shown is None else 201
+    return WebhookSecretView.of(after, secret=shown)
+
+
+@router.get("/v1/webhooks")
+async def list_webhooks(
+    call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None
+) -> Page[WebhookView]:
+    """All webhooks of the tenant, sorted by name."""
+    after = call.cursors.decode(cursor, call.tenant, list="webhooks")
+    async with call.api.store.read() as tx:
+        webhooks = await tx.webhooks.page(call.tenant, after, limit + 1)
+    next_cursor = call.cursors.next_cursor(
+        webhooks, limit, lambda webhook: webhook.name, call.tenant, list="webhooks"
+    )
+    return Page(items=[WebhookView.of(webhook) for webhook in webhooks[:limit]], next_cursor=next_cursor)
+
+
+@router.get("/v1/webhooks/{name}")
+async def get_webhook(name: Slug, call: AuditorCall) -> WebhookView:
+    """A webhook with the state of its endpoint. Never its signing secret."""
+    async with call.api.store.read() as tx:
+        return WebhookView.of(await require_webhook(tx, call, name))
+
+
+@router.delete("/v1/webhooks/{name}", status_code=204)
+@dangerous("always: it silences what watches")
+async def delete_webhook(name: Slug, call: AdminCall) -> Response:
+    """Delete the webhook with its secret and delivery log. Pending deliveries are dropped."""
+
+    async def drop(tx: Transaction) -> None:
+        webhook = require_found(await tx.webhooks.by_name_unchecked(call.tenant, name))
+        approved = await use_approval(tx, call, None, {"webhook": webhook.id})
+        await tx.webhooks.delete(call.tenant, webhook.id)
+        await call.record(tx, AuditAction.WEBHOOK_DELETED, webhook.id, webhook=name, **approved)
+
+    await call.write(drop)
+    return Response(status_code=204)
+
+
+@router.post("/v1/webhooks/{name}/rotate-secret", response_model=WebhookSecretView)
+@dangerous("always: who has the secret signs events")
+async def rotate_webhook_secret(
+    name: Slug, call: AdminCommand, body: RotateWebhookBody | None = None
+) -> Response:
+    """Create a new signing secret and return it once. In the overlap, messages carry both signatures."""
+    overlap = call.api.settings.webhook_secret_overlap
+    if body is not None and body.overlap is not None:
+        overlap = timedelta(seconds=body.overlap)
+
+    async def rotate(tx: Transaction) -> CommandResponse:
+        now = call.now
+        webhook = await require_webhook(tx, call, name)
+        approved = await use_approval(tx, call, body, {"webhook": webhook.id, "url": webhook.url})
+        secret = new_signing_secret(secrets.token_bytes(SECRET_BYTES))
+        changed = webhook.__replace__(
+            secret_changed_at=now, previous_secret_until=now + overlap if overlap else None, changed_at=now
+        )
+        after = await tx.webhooks.rotate_secret(changed, secret, expected=webhook.revision)
+        detail = {"webhook": name, "overlap": overlap.total_seconds(), **approved}
+        await call.record(tx, AuditAction.WEBHOOK_SECRET_ROTATED, after.id, **detail)
+        return CommandResponse.of(WebhookSecretView.of(after, secret=secret.reveal()))
+
+    return await call.run(body, rotate)
+
+
+async def _moves(tx: Transaction, before: Webhook, body: WebhookBody) -> bool:
+    """Whether the body has another URL; the masked one leaves it as it is."""
+    return body.url not in (before.url, (await tx.webhooks.whole_url(before)).reveal())
+
+
+async def _new_webhook(tx: Transaction, call: ApiCall, name: str, body: WebhookBody) -> Webhook:
+    if len(await tx.webhooks.page(call.tenant, limit=MAX_WEBHOOKS)) == MAX_WEBHOOKS:
+        raise invalid_request("name", f"A tenant has {MAX_WEBHOOKS} webhooks at most.")
+    now = call.now
+    return Webhook(
+        tenant=call.tenant,
+        id=WebhookId(new_id("whk")),
+        name=name,
+        disabled_by=DisabledBy.ADMIN if body.disabled else None,
+        secret_changed_at=now,
+        created_at=now,
+        changed_at=now,
+        **body.model_dump(exclude={"disabled"}),
+    )
+
+
+def _with_body(before: Webhook, body: WebhookBody, *, moved: bool) -> Webhook:
+    start = before
+    if body.disabled:
+        start = before if before.disabled else before.__replace__(disabled_by=DisabledBy.ADMIN)
+    elif before.disabled or moved:
+        start = before.enabled()
+    return start.__replace__(**body.model_dump(exclude={"disabled", "url"}))
+
+
+def _says_otherwise(before: Webhook, body: WebhookBody) -> bool:
+    """Whether other events are sent than before, of another integration, or none."""
+    wanted = (body.events, body.integration, body.disabled)
+    return wanted != (before.events, before.integration, before.disabled)
+
+
+def _origin(url: str) -> str:
+    """Scheme and host of the URL. Path and query may contain a secret, and the audit log is permanent."""
+    parsed = urlsplit(url)
+    return f"{parsed.scheme}://{parsed.netloc}"
+
+
+async def require_webhook(tx: Transaction, call: ApiCall, name: str) -> Webhook:
+    """The webhook of this name. Raises Failure NOT_FOUND."""
+    return require_found(await tx.webhooks.by_name(call.tenant, name))
+
+
+class DeliveryView(View):
+    """The delivery of one event. `event_id` is the `webhook-id` that the receiver gets."""
+
+    id: str
+    event_id: str
+    event_type: EventType
+    status: DeliveryStatus
+    attempts: int
+    response_status: int | None
+    problem: str | None
+    next_at: datetime | None
+    created_at: datetime
+    ended_at: datetime | None
+
+
+@router.post("/v1/webhooks/{name}/test", status_code=202, response_model=DeliveryView)
+async def send_ping(name: Slug, call: AdminCommand) -> Response:
+    """Send a `webhook.ping` before pending deliveries. The delivery log shows the outcome."""
+
+    async def ping(tx: Transaction) -> CommandResponse:
+        now = call.now
+        webhook = await _require_enabled(tx, call, name)
+        event = WebhookEvent(
+            tenant=call.tenant,
+            id=EventId(new_id("evt")),
+            type=EventType.PING,
+            connection_id=None,
+            at=now,
+            body=ping_body(call.tenant, webhook.name, now),
+        )
+        (delivery,) = await audit.write_event(tx, [webhook], event, call.context, now, by_hand=True)
+        await call.record(tx, AuditAction.WEBHOOK_TESTED, webhook.id, webhook=name, event=event.id)
+        return CommandResponse.of(DeliveryView.of(delivery), 202)
+
+    return await call.run(None, ping)
+
+
+@router.get("/v1/webhooks/{name}/deliveries")
+async def list_deliveries(
+    name: Slug,
+    call: AuditorCall,
+    status: DeliveryStatus | None = None,
+    limit: PageLimit = 50,
+    cursor: PageCursor = None,
+) -> Page[DeliveryView]:
+    """The delivery log, newest first."""
+    async with call.api.store.read() as tx:
+        webhook = await require_webhook(tx, call, name)
+        bound = {"list": "deliveries", "of": webhook.id, "status": status}
+        after = call.cursors.decode(cursor, call.tenant, **bound)
+        at, _, id = (after or "").partition(" ")
+        position = None if after is None else (datetime.fromisoformat(at), DeliveryId(id))
+        deliveries = await tx.deliveries.page(
+            call.tenant, webhook.id, status=status, after=position, limit=limit + 1
+        )
+    next_cursor = call.cursors.next_cursor(deliveries, limit, _cursor_position, call.tenant, **bound)
+    return Page(items=[DeliveryView.of(delivery) for delivery in deliveries[:limit]], next_cursor=next_cursor)
+
+
+@router.post(
+    "/v1/webhooks/{name}/deliveries/{delivery_id}/replay", status_code=202, response_model=DeliveryView
+)
+async def replay_delivery(name: Slug, delivery_id: str, call: AdminCommand) -> Response:
+    """Send a delivery again. It keeps its `webhook-id`, by which receivers deduplicate."""
+
+    async def again(tx: Transaction) -> CommandResponse:
+        now = call.now
+        webhook = await _require_enabled(tx, call, name)
+        delivery = await tx.deliveries.get(call.tenant, DeliveryId(delivery_id))
+        if delivery is None or delivery.webhook_id != webhook.id:
+            raise Failure(ErrorCode.NOT_FOUND)
+        after = await tx.deliveries.replace(delivery.replayed(now), expected=delivery.revision)
+        await audit.wake_webhook(tx, webhook, call.context, now, at_once=True)
+        await call.record(tx, AuditAction.DELIVERY_REPLAYED, webhook.id, webhook=name, delivery=delivery.id)
+        return CommandResponse.of(DeliveryView.of(after), 202)
+
+    return await call.run(None, again)
+
+
+async def _require_enabled(tx: Transaction, call: ApiCall, name: str) -> Webhook:
+    """The webhook. Raises Failure NOT_FOUND, INVALID_REQUEST for a disabled one."""
+    webhook = await require_webhook(tx, call, name)
+    if webhook.disabled:
+        raise invalid_request("disabled", "The webhook is disabled: enable it first.")
+    return webhook
+
+
+def _cursor_position(delivery: Delivery) -> str:
+    return f"{delivery.created_at.isoformat()} {delivery.id}"

@@ -1,0 +1,87 @@
+"""The API, the worker and the gateway of `dev`: each prepares the half that it needs, then serves.
+
+The API makes the keys, the schema and the admin key where they are missing; the worker prepares Temporal's
+namespace. Each imports only what it serves with, since a later start of it is a process of its own.
+"""
+
+import asyncio
+
+from evergrant_server.cli.dev import DATABASE_MADE_ANEW, DATABASE_READY, NAMESPACE_READY
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.gc_tuning import quick_imports
+from evergrant_server.settings import Settings
+from evergrant_server.store.database import schema
+
+_WAIT_LIMIT_S = 180
+_POLL_S = 0.1
+
+
+def serve_api(settings: Settings) -> None:
+    with quick_imports():
+        from evergrant_server.cli import serve
+
+    asyncio.run(_prepare_api(settings))
+    print(DATABASE_READY, flush=True)
+    serve.serve_api(settings)
+
+
+async def work(settings: Settings) -> None:
+    with quick_imports():
+        import worker
+
+    async with asyncio.timeout(_WAIT_LIMIT_S):
+        await _prepare_namespace(settings)
+        print(NAMESPACE_READY, flush=True)
+        while not await _has_schema(settings):
+            await asyncio.sleep(_POLL_S)
+    await worker.main(settings)
+
+
+def serve_gateway(settings: Settings) -> None:
+    with quick_imports():
+        from evergrant_server.cli import serve_gateway as gateway
+
+    asyncio.run(_wait_for_api(settings))
+    gateway.serve_gateway(settings)
+
+
+async def _prepare_api(settings: Settings) -> None:
+    from evergrant_server.cli import keys
+
+    if not settings.key_path.exists():
+        await keys.create_keys(settings)
+    admin_key = settings.data_dir / "admin.key"
+    key = admin_key.read_text().strip() if admin_key.exists() else ""
+    if await schema.upgrade(settings.database_url) is None and key:
+        print(DATABASE_MADE_ANEW, flush=True)
+    if not await keys.is_valid_key(settings, key):  # missing, expired, or another database's
+        await keys.make_admin_key(settings, again=True, out=admin_key)
+
+
+async def _prepare_namespace(settings: Settings) -> None:
+    from evergrant_server.temporal_link.connect import connect, prepare_namespace
+
+    while True:
+        try:
+            return await prepare_namespace(await connect(settings), settings.history_retention)
+        except Failure as failure:
+            if failure.code is not ErrorCode.TEMPORAL_UNAVAILABLE:
+                raise
+        await asyncio.sleep(_POLL_S)
+
+
+async def _wait_for_api(settings: Settings) -> None:
+    """Until the API has brought the keys and the schema."""
+    async with asyncio.timeout(_WAIT_LIMIT_S):
+        while not (settings.key_path.exists() and await _has_schema(settings)):
+            await asyncio.sleep(_POLL_S)
+
+
+async def _has_schema(settings: Settings) -> bool:
+    """False also while the database can't be reached: whether `dev` ends for that, the API decides."""
+    try:
+        return await schema.current_version(settings.database_url) == schema.expected_version()
+    except Failure as failure:
+        if failure.code is not ErrorCode.STORE_UNAVAILABLE:
+            raise
+        return False

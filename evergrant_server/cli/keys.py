@@ -1,0 +1,159 @@
+"""`keys`: the key file, its exports for other roles, the first API key, and a session for emergencies."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from evergrant_server.access.authentication import Authenticator
+from evergrant_server.api.apps.keys import bootstrap_admin
+from evergrant_server.api.people.sessions import make_break_glass_session
+from evergrant_server.cli.flags import Flags, settings_of
+from evergrant_server.cli.machine import write_private
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import Tenant
+from evergrant_server.crypto.keyfile import key_file_error
+from evergrant_server.crypto.keyring import KeyPurpose, KeyRing, Role
+from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.store import Store
+from evergrant_server.store.database import schema
+from evergrant_server.store.database.engine import sqlite_path
+
+keys = App(name="keys")
+
+
+@keys.command
+async def create(*, flags: Flags | None = None) -> None:
+    """Create the key file. Never overwrites an existing one, nor replaces one that a database needs."""
+    await create_keys(settings_of(flags))
+
+
+async def create_keys(settings: Settings) -> None:
+    """Create the key file.
+
+    Raises Failure KEY_UNAVAILABLE when there is one, or the database was filled with another.
+    """
+    if not settings.key_path.exists() and await _needs_its_keys(settings.database_url):
+        raise missing_key_file(settings)
+    KeyRing.create(settings.key_path)
+    print(f"created {settings.key_path}; back it up: without it no stored token can be read")
+
+
+async def _needs_its_keys(database_url: str) -> bool:
+    """Whether the database was filled with a key file. One that can't be reached yet may come later."""
+    try:
+        return await schema.is_in_use(database_url)
+    except Failure as failure:
+        if failure.code is not ErrorCode.STORE_UNAVAILABLE:
+            raise
+        return False
+
+
+def missing_key_file(settings: Settings) -> Failure:
+    """The failure of an installation whose database is there and whose key file isn't."""
+    database = str(sqlite_path(settings.database_url) or "of EVERGRANT_DATABASE_URL")
+    return key_file_error(
+        settings.key_path,
+        f"doesn't exist, and the database {database} needs it: what it sealed can't be read with new keys",
+        "Restore the file from its backup, or name it with EVERGRANT_KEY_FILE. Without a backup every "
+        "connection has to be made anew: move the database away, then start again.",
+    )
+
+
+@keys.command
+def rotate(purpose: str, *, flags: Flags | None = None) -> None:
+    """Add a new current root key for a purpose (lease, refresh or intake). Old rows stay readable."""
+    settings = settings_of(flags)
+    if purpose not in set(KeyPurpose):
+        raise BadSettings(f"there is no key purpose {purpose!r}: use {', '.join(KeyPurpose)}")
+    ring = KeyRing.open(settings.key_path, Role.OPERATOR)
+    current = ring.rotate(KeyPurpose(purpose)).current_root_id(KeyPurpose(purpose))
+    print(f"{purpose}: the current key is now {current}; restart API and workers")
+
+
+@keys.command
+async def bootstrap(
+    *,
+    again: Annotated[bool, Parameter(negative=())] = False,
+    out: Path | None = None,
+    flags: Flags | None = None,
+) -> None:
+    """Create the app `admin` and print its API key, once.
+
+    Args:
+        again: Create another key even if there is one already. Of two live keys the older one is revoked.
+        out: Write the key to this file (mode 0600) instead of printing it.
+    """
+    await make_admin_key(settings_of(flags), again, out)
+
+
+async def make_admin_key(settings: Settings, again: bool, out: Path | None) -> None:
+    ring = KeyRing.open(settings.key_path, Role.OPERATOR)
+    clock = SystemClock()
+    store = await Store.open(settings.database_url, ring, clock)
+    try:
+        tenant, lifetime = Tenant(settings.tenant), settings.api_key_lifetime
+        key = await bootstrap_admin(store, clock, tenant, lifetime, force=again)
+    finally:
+        await store.close()
+    if out is None:
+        print(key)
+        title = f"the key of the app admin of the tenant {tenant}"
+        print(f"{title}, shown once; send it as: Authorization: Bearer <key>", file=sys.stderr)
+    else:
+        write_private(out, key + "\n")
+
+
+async def is_valid_key(settings: Settings, key: str) -> bool:
+    """Whether this installation accepts the API key."""
+    clock = SystemClock()
+    store = await Store.open(settings.database_url, KeyRing.open(settings.key_path, Role.OPERATOR), clock)
+    try:
+        await Authenticator(store, clock).caller_of(key)
+    except Failure as failure:
+        return failure.code is ErrorCode.TENANT_DISABLED
+    finally:
+        await store.close()
+    return True
+
+
+@keys.command
+def export_api(out: Path, *, flags: Flags | None = None) -> None:
+    """Write the key file for API processes: without the refresh keys."""
+    KeyRing.open(settings_of(flags).key_path, Role.OPERATOR).export(out, Role.API)
+    print(f"wrote {out}: it can open access tokens, but no refresh tokens")
+
+
+@keys.command
+def export_gateway(out: Path, *, flags: Flags | None = None) -> None:
+    """Write the key file for gateways: it opens access tokens alone."""
+    KeyRing.open(settings_of(flags).key_path, Role.OPERATOR).export(out, Role.GATEWAY)
+    print(f"wrote {out}: it can open access tokens, but no refresh tokens and no client secrets")
+
+
+@keys.command
+async def break_glass(*, who: str, reason: str, out: Path | None = None, flags: Flags | None = None) -> None:
+    """Make a session that administers the tenant for one hour, and print its token, once.
+
+    It is an alarm: the audit log, the log and webhooks name who made it and why.
+
+    Args:
+        who: The person who uses it.
+        reason: Why, such as the number of an incident.
+        out: Write the token to this file (mode 0600) instead of printing it.
+    """
+    settings = settings_of(flags)
+    clock = SystemClock()
+    ring = KeyRing.open(settings.key_path, Role.OPERATOR)
+    store = await Store.open(settings.database_url, ring, clock)
+    try:
+        token = await make_break_glass_session(store, clock, Tenant(settings.tenant), who, reason)
+    finally:
+        await store.close()
+    if out is not None:
+        write_private(out, token + "\n")
+        return
+    print(token)
+    print("shown once, good for an hour; as EVERGRANT_API_KEY it works with every command", file=sys.stderr)
