@@ -31,7 +31,6 @@ ELSEWHERE = {
     "evergrant_server.egress.transport:GuardedBackend.connect_unix_socket": "always refuses",
     "activities.grants.refresh:RefreshSpend.request#2": "an access token that is exchanged is not spent",
     "evergrant_server.api.connections.commands:_request_new_consent": "another command of an app",
-    "evergrant_server.api.connections.commands:_carry_out": "another command of an app",
     "evergrant_server.api.connections.commands:save_account_choice": "another command of an app",
     "evergrant_server.api.connections.commands:_revoke": "another command of an app",
     "evergrant_server.api.connections.commands:choose_account": "another command of an app",
