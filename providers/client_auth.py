@@ -1,7 +1,7 @@
 """Client credentials that are keys: signed assertions, generated secrets, TLS certificates.
 
 Owns signing with the integration's key and parsing its certificate. Doesn't store them and doesn't
-write them into requests (`providers.requests.request_writer`).
+write them into requests (`providers.requests.sender`).
 """
 
 import json

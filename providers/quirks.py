@@ -1,46 +1,42 @@
 """Named hooks for peculiarities that no field of a definition expresses, in one table.
 
-Owns reshaping a reply before it is read (an authlib compliance hook) and the format of a
-registration. Doesn't interpret replies (`providers.responses`). A definition lists quirks by name.
+Owns reshaping a reply before it is read and the format of a registration. Doesn't interpret replies
+(`providers.responses`). A definition lists quirks by name.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import httpx2
-
-ResponseHook = Literal["access_token_response", "refresh_token_response"]
 _SLACK_USER_FIELDS = ("access_token", "refresh_token", "expires_in", "scope", "token_type")
 
 
 @dataclass(frozen=True)
 class Quirk:
-    """A hook: the authlib compliance hooks that it reshapes, or the format of a registration."""
+    """A hook: how the body of a reply is reshaped unless it answers a refresh, or a registration's format."""
 
-    hooks: tuple[ResponseHook, ...] = ()
-    reshape: Callable[[httpx2.Response], httpx2.Response] = lambda reply: reply
+    first_reply: Callable[[bytes], bytes] | None = None
     registration: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
 
-def token_under_authed_user(reply: httpx2.Response) -> httpx2.Response:
+def token_under_authed_user(body: bytes) -> bytes:
     """Move the token of Slack's `authed_user`, with its expiry, scope and refresh token, to the top level.
 
     Only in a reply without a bot token: mixed fields would pair one token with the other's refresh token.
     https://docs.slack.dev/authentication/installing-with-oauth
     """
     try:
-        data = json.loads(reply.content)
+        data = json.loads(body)
     except (ValueError, RecursionError):
-        return reply  # the reader of replies rejects it
+        return body  # the reader of replies rejects it
     user = data.get("authed_user") if isinstance(data, dict) else None
     if not isinstance(user, dict) or "access_token" in data or "access_token" not in user:
-        return reply
+        return body
     lifted = {key: value for key, value in data.items() if key not in _SLACK_USER_FIELDS}
     lifted |= {key: user[key] for key in _SLACK_USER_FIELDS if key in user}
     lifted["authed_user"] = {key: value for key, value in user.items() if key not in _SLACK_USER_FIELDS}
-    return httpx2.Response(reply.status_code, headers=reply.headers, content=json.dumps(lifted).encode())
+    return json.dumps(lifted).encode()
 
 
 def mastodon_app_request(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -58,8 +54,16 @@ def mastodon_app_request(metadata: dict[str, Any]) -> dict[str, Any]:
 
 QUIRKS: Mapping[str, Quirk] = {
     "mastodon_apps": Quirk(registration=mastodon_app_request),
-    "token_under_authed_user": Quirk(("access_token_response",), token_under_authed_user),
+    "token_under_authed_user": Quirk(token_under_authed_user),
 }
+
+
+def reshaped_first_reply(quirks: Sequence[str], body: bytes) -> bytes:
+    """The body of a reply as its readers expect it. Replies to refreshes have the standard's fields."""
+    for name in quirks:
+        reshape = QUIRKS[name].first_reply
+        body = reshape(body) if reshape is not None else body
+    return body
 
 
 def registration_request(quirks: Sequence[str], metadata: dict[str, Any]) -> dict[str, Any]:

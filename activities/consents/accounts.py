@@ -53,11 +53,11 @@ class AccountActivities:
             reply = await send_lookup(
                 self._egress, context.spec, lookup, token, context.integration.params, grant.metadata
             )
-            found = read_lookup(context.spec, lookup, reply)
+            accounts = read_lookup(context.spec, lookup, reply)
             if lookup.choose is None:
-                metadata_found |= found[0].metadata
+                metadata_found |= accounts[0].metadata
             else:
-                options = found
+                options = accounts
         return await commit_with_retries(
             self._store, lambda tx: self._write_accounts(tx, request, context, metadata_found, options)
         )

@@ -1,13 +1,15 @@
 """Code exchange: spend an authorization code for the first tokens (RFC 6749 section 4.1.3)."""
 
+from dataclasses import replace
 from datetime import datetime
 
 from temporalio import activity
 
-from activities.consents.first_grant import FirstGrantActivities, FirstGrantOutcome, may_be_sent_later
+from activities.consents.first_grant import FirstGrantActivities, FirstGrantSpend, may_be_sent_later
 from activities.consents.import_export import is_import_pending
 from activities.grants.account_check import keep_refused_tokens, with_checked_account
-from activities.grants.candidates import is_client_refused, may_be_definition_fault
+from activities.grants.client_secrets import is_client_refused
+from activities.grants.spend import may_be_definition_fault
 from activities.grants.token_request import CODE_RULES, CodeExchangeRequest, read_first_tokens
 from activities.single_use.attempt import SingleUseAttempt
 from activities.support.connection_records import end_consent, end_unless_done
@@ -23,16 +25,39 @@ from evergrant_server.core.messages.activities import ConsentCall, ExchangeCode,
 from evergrant_server.core.provider_words import words_in
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry import metrics
 from providers.definition.templates import params_from_metadata
 from providers.responses.raw_reply import RawReply
 
 
-class CodeExchangeOutcome(FirstGrantOutcome):
+class CodeExchangeSpend(FirstGrantSpend):
     """A failure ends the consent, and the subject opens a new link; three kinds of failures don't.
 
     A refused secret while there is another one, what may be a staged definition's fault, and a
     code that wasn't sent in time: that code is still good.
     """
+
+    kind = AttemptKind.CODE_EXCHANGE
+
+    async def request(self) -> CodeExchangeRequest:
+        consent, context = self.consent, self.context
+        async with self.services.store.read() as tx:
+            code = await tx.consents.code(consent)
+            verifier = await tx.consents.verifier(consent)
+        token_endpoint = _token_endpoint(consent, self.loaded or context.endpoints, context.endpoints)
+        if consent.redirect_uri is None or token_endpoint is None:
+            raise Failure(ErrorCode.CALLBACK_INVALID, "the consent was never started")
+        access = replace(
+            context,
+            endpoints=context.endpoints.__replace__(token_endpoint=token_endpoint),
+            params=context.integration.params | params_from_metadata(context.spec, consent.facts),
+        )
+        now = self.services.clock.now()
+        return CodeExchangeRequest(access, CODE_RULES, code, verifier, consent.redirect_uri, now)
+
+    def count(self, ended: GrantResult | Failure | None, seconds: float) -> None:
+        if isinstance(ended, GrantResult):
+            metrics.count(metrics.CODE_EXCHANGES, ended.failure or "granted", self.context.spec.name)
 
     def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
         """Raises as `read_first_tokens` and `with_checked_account`."""
@@ -75,33 +100,12 @@ class CodeExchangeOutcome(FirstGrantOutcome):
 class CodeExchangeActivities(FirstGrantActivities):
     """Exchanges the codes of consents, and installs imports, which are consents with their tokens."""
 
-    kind = AttemptKind.CODE_EXCHANGE
-    outcome_type = CodeExchangeOutcome
+    spend_type = CodeExchangeSpend
 
     @activity.defn(name=jobs.EXCHANGE_CODE.name)
     async def exchange_code(self, request: ExchangeCode) -> GrantResult:
         """Spend the code of a consent, once."""
         return await self._get_first_grant(request)
-
-    async def _token_request(
-        self, consent: Consent, context: ProviderContext, request: ConsentCall, loaded: Endpoints
-    ) -> CodeExchangeRequest:
-        async with self._services.store.read() as tx:
-            code = await tx.consents.code(consent)
-            verifier = await tx.consents.verifier(consent)
-        token_endpoint = _token_endpoint(consent, loaded, context.endpoints)
-        if consent.redirect_uri is None or token_endpoint is None:
-            raise Failure(ErrorCode.CALLBACK_INVALID, "the consent was never started")
-        return CodeExchangeRequest(
-            context,
-            CODE_RULES,
-            context.endpoints.__replace__(token_endpoint=token_endpoint),
-            code,
-            verifier,
-            consent.redirect_uri,
-            context.integration.params | params_from_metadata(context.spec, consent.facts),
-            self._services.clock.now(),
-        )
 
     async def _result_of_failure(self, request: ConsentCall, failure: Failure) -> GrantResult:
         """The tokens of an import can be installed once the platform is available: Temporal tries again."""

@@ -106,7 +106,7 @@ class ExpiryActivities:
             if current.state is not LifecycleState.ACTIVE or grant is None:
                 return
             if not any(
-                is_same_end(request.ends_at, it) for it in (grant.expires_at, grant.refresh_expires_at)
+                is_same_end(request.ends_at, end) for end in (grant.expires_at, grant.refresh_expires_at)
             ):
                 return
             if await _is_announced(tx, request):

@@ -1,6 +1,6 @@
 """The first grant of a consent: what code exchange, client grants and the device flow have in common."""
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,15 +16,12 @@ from activities.grants.account_check import (
     require_own_account,
     require_replaceable,
 )
-from activities.grants.candidates import candidates
-from activities.grants.grant_outcome import GrantOutcome
 from activities.grants.late_tokens import keep_late_tokens, signal_late_tokens
 from activities.grants.overtaken_tokens import keep_overtaken_tokens
 from activities.grants.replaced_grants import install_new_grant
-from activities.grants.token_request import TokenRequest
+from activities.grants.spend import GrantSpend, spend
 from activities.grants.token_slots import install_further_slots
-from activities.single_use.attempt import SingleUseAttempt
-from activities.single_use.journaled_reply import JournaledReply
+from activities.single_use.attempt import JournaledReply, SingleUseAttempt
 from activities.support.bounded_tries import internal_after_last_try
 from activities.support.connection_records import record_consent_failure, record_grant
 from activities.support.provider_context import ProviderContext
@@ -38,19 +35,23 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
 from evergrant_server.core.messages.activities import ConsentCall, GrantResult
-from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
+from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
 from evergrant_server.store import Transaction
-from evergrant_server.telemetry import metrics
 
 _RETRIED_BY_TEMPORAL = (ErrorCode.REFRESH_PENDING, ErrorCode.JOURNAL_UNAVAILABLE)
 _MAX_TRIES = 200  # three seconds apart: longer than a reply may be waited for
 
 
 @dataclass
-class FirstGrantOutcome(GrantOutcome[ConsentCall]):
-    """Installs the grant of a consent."""
+class FirstGrantSpend(GrantSpend[ConsentCall]):
+    """Spends what a consent gave, and installs its grant."""
 
     consent: Consent
+    loaded: Endpoints | None = None  # of the definition that is tried first; None: a journal has the reply
+
+    @property
+    def credential(self) -> str:
+        return self.consent.id
 
     async def install(
         self, tx: Transaction, attempt: SingleUseAttempt, tokens: TokenSet, since: datetime
@@ -141,18 +142,10 @@ def may_be_sent_later(failure: Failure) -> bool:
 class FirstGrantActivities(ABC):
     """Gets the first tokens of a consent, once. A flow says what it asks with, and what a failure ends."""
 
-    kind: AttemptKind
-    outcome_type: type[FirstGrantOutcome]
+    spend_type: type["FirstGrantSpend"]
 
     def __init__(self, services: GrantServices) -> None:
         self._services = services
-
-    @abstractmethod
-    async def _token_request(
-        self, consent: Consent, context: ProviderContext, request: ConsentCall, loaded: Endpoints
-    ) -> TokenRequest | GrantResult:
-        """What to ask for tokens with, or the result of another step. `loaded` are the endpoints of the
-        definition that is tried first."""
 
     async def _record_failed_activity(self, tx: Transaction, request: ConsentCall, failure: Failure) -> bool:
         """Record a failure that came before or instead of a reply. Returns True if the consent is over."""
@@ -183,27 +176,11 @@ class FirstGrantActivities(ABC):
         await require_own_account(services.store, context.connection)
         await require_replaceable(services.store, context.connection, consent)
         context = context.for_new_grant()
-        loaded = context.endpoints
-        async for candidate in candidates(services, request, context):  # one, outside rotations and rollouts
-            context = candidate.context
-            with candidate:
-                step = await self._token_request(consent, context, request, loaded)
-                if isinstance(step, GrantResult):
-                    candidate.result = step
-                else:
-                    attempt = await services.single_use.open(
-                        self.kind, context.connection, step.rules, token_valid=False, credential=consent.id
-                    )
-                    reply = step.send(services.sender, attempt.check)
-                    outcome = self.outcome_type(services, request, context, consent)
-                    # in a task that nothing cuts: send, journal the reply, judge it, commit
-                    candidate.result = await services.single_use.spend(attempt, request, reply, outcome)
-                    candidate.used_previous_definition = outcome.used_previous_definition
-                    if self.kind is AttemptKind.CODE_EXCHANGE:
-                        outcome = candidate.result.failure or "granted"
-                        metrics.count(metrics.CODE_EXCHANGES, outcome, context.spec.name)
-            result = candidate.result
-        assert result is not None
+
+        def spend_with(candidate: ProviderContext) -> FirstGrantSpend:
+            return self.spend_type(services, request, candidate, consent, context.endpoints)
+
+        _, result = await spend(context, spend_with)
         return result
 
     async def replay(self, attempt: SingleUseAttempt, journaled: JournaledReply) -> GrantResult:
@@ -211,8 +188,8 @@ class FirstGrantActivities(ABC):
         services, request = self._services, ConsentCall.model_validate(journaled.request)
         consent = await self._load_consent(request)
         context = await services.contexts.load(request.tenant, request.connection_id)
-        outcome = self.outcome_type(services, request, context, consent, provisional=journaled.provisional)
-        return await services.single_use.conclude(attempt, journaled, outcome)
+        replayed = self.spend_type(services, request, context, consent, provisional=journaled.provisional)
+        return await services.single_use.conclude(attempt, journaled, replayed)
 
     async def _load_consent(self, request: ConsentCall) -> Consent:
         """Raises Failure CALLBACK_INVALID when the connection has no such consent."""

@@ -10,12 +10,13 @@ from datetime import datetime
 
 from temporalio import activity
 
-from activities.consents.first_grant import FirstGrantActivities, FirstGrantOutcome
+from activities.consents.first_grant import FirstGrantActivities, FirstGrantSpend
 from activities.grants.account_check import keep_refused_tokens, with_checked_account
-from activities.grants.candidates import is_client_refused, may_be_definition_fault
 from activities.grants.client_grants import client_grant_token_request, read_client_grant_tokens
-from activities.grants.token_request import CODE_RULES, PreparedTokenRequest, TokenRequest
-from activities.single_use.attempt import SingleUseAttempt
+from activities.grants.client_secrets import is_client_refused
+from activities.grants.spend import may_be_definition_fault
+from activities.grants.token_request import CODE_RULES, PreparedTokenRequest
+from activities.single_use.attempt import SingleUseAttempt, SpendRequest
 from activities.support.connection_records import record_consent_failure
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import close_attempt, commit_with_retries
@@ -24,7 +25,6 @@ from evergrant_server.core.connections.device_code import DevicePoll
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
-from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import ConsentCall, GrantResult, RequestFirstTokens
 from evergrant_server.core.provider_words import with_code
@@ -40,8 +40,13 @@ from providers.requests.device import (
 from providers.responses.raw_reply import RawReply
 
 
-class ClientGrantOutcome(FirstGrantOutcome):
+class ClientGrantSpend(FirstGrantSpend):
     """Installs the tokens of a client grant. A token in a lost reply stays unused."""
+
+    kind = AttemptKind.CLIENT_GRANT
+
+    async def request(self) -> SpendRequest:
+        return await client_grant_token_request(self.services, self.call.context, self.context, self.consent)
 
     @property
     def spends_credential(self) -> bool:
@@ -75,22 +80,55 @@ class ClientGrantOutcome(FirstGrantOutcome):
 class ClientGrantActivities(FirstGrantActivities):
     """Requests first tokens that no subject has to consent to."""
 
-    kind = AttemptKind.CLIENT_GRANT
-    outcome_type = ClientGrantOutcome
+    spend_type = ClientGrantSpend
 
     @activity.defn(name=jobs.REQUEST_CLIENT_GRANT.name)
     async def request_client_grant(self, request: RequestFirstTokens) -> GrantResult:
         """Get the first tokens. After a failure that can be repaired the consent waits for the next try."""
         return await self._get_first_grant(request)
 
-    async def _token_request(
-        self, consent: Consent, context: ProviderContext, request: ConsentCall, loaded: Endpoints
-    ) -> TokenRequest:
-        return await client_grant_token_request(self._services, request.context, context, consent)
 
-
-class DeviceOutcome(FirstGrantOutcome):
+class DeviceSpend(FirstGrantSpend):
     """Poll again, or end the consent. A poll without a reply may have spent the code."""
+
+    kind = AttemptKind.DEVICE_CODE
+
+    async def request(self) -> SpendRequest | GrantResult:
+        """The poll, or the result of getting a code. Raises Failure CONSENT_EXPIRED after the code's end."""
+        services, context, consent = self.services, self.context, self.consent
+        async with services.store.read() as tx:
+            device_code = await tx.consents.device_code(consent)
+            if device_code is not None and services.clock.now() >= device_code.expires_at:
+                # the subject may have approved it in time: the reply of the last poll says so
+                await services.single_use.tracker.require_no_open_attempt(tx, context.connection)
+                raise Failure(ErrorCode.CONSENT_EXPIRED)
+        if device_code is None:
+            return await self._request_device_code()
+        provider = replace(context, params=context.integration.params)
+        poll = device_token_request(provider, device_code.device_code)
+        return PreparedTokenRequest(context, CODE_RULES, poll)
+
+    async def _request_device_code(self) -> GrantResult:
+        """Get a code. One whose reply is lost expires by itself, and another is requested."""
+        services, context, consent = self.services, self.context, self.consent
+        self.provider_was_asked = True
+        provider = replace(context, params=context.integration.params)
+        prepared = device_authorization_request(provider, consent.scopes)
+        try:
+            reply = await services.sender.send(context, prepared)
+            device_code = read_device_authorization(context.spec, reply, services.clock.now())
+        except Failure as failure:
+            if is_client_refused(failure) and context.other_client is not None:
+                return GrantResult(failure=failure.code, client_refused=True)
+            raise
+
+        async def store(tx: Transaction) -> None:
+            current = await tx.consents.get(consent.tenant, consent.id)
+            if current is not None and current.status is ConsentStatus.CODE_RECEIVED:
+                await tx.consents.store_device_code(current, device_code, expected=current.revision)
+
+        await commit_with_retries(services.store, store)
+        return GrantResult(device_poll=DevicePoll.STARTED, interval_s=device_code.interval_s)
 
     def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
         scopes = self.consent.scopes
@@ -135,50 +173,12 @@ class DeviceOutcome(FirstGrantOutcome):
 class DeviceActivities(FirstGrantActivities):
     """Makes one request a call: for a code, or the poll of one."""
 
-    kind = AttemptKind.DEVICE_CODE
-    outcome_type = DeviceOutcome
+    spend_type = DeviceSpend
 
     @activity.defn(name=jobs.POLL_DEVICE_TOKEN.name)
     async def poll_device(self, request: RequestFirstTokens) -> GrantResult:
         """Get a code or poll once. `device_poll` in the result asks for another call."""
         return await self._get_first_grant(request)
-
-    async def _token_request(
-        self, consent: Consent, context: ProviderContext, request: ConsentCall, loaded: Endpoints
-    ) -> TokenRequest | GrantResult:
-        """The poll, or the result of getting a code. Raises Failure CONSENT_EXPIRED after the code's end."""
-        async with self._services.store.read() as tx:
-            device_code = await tx.consents.device_code(consent)
-            if device_code is not None and self._services.clock.now() >= device_code.expires_at:
-                # the subject may have approved it in time: the reply of the last poll says so
-                await self._services.single_use.tracker.require_no_open_attempt(tx, context.connection)
-                raise Failure(ErrorCode.CONSENT_EXPIRED)
-        if device_code is None:
-            return await self._request_device_code(consent, context)
-        provider = replace(context, params=context.integration.params)
-        poll = device_token_request(provider, device_code.device_code)
-        return PreparedTokenRequest(context, CODE_RULES, poll)
-
-    async def _request_device_code(self, consent: Consent, context: ProviderContext) -> GrantResult:
-        """Get a code. One whose reply is lost expires by itself, and another is requested."""
-        services = self._services
-        provider = replace(context, params=context.integration.params)
-        prepared = device_authorization_request(provider, consent.scopes)
-        try:
-            reply = await services.sender.send_prepared(context, prepared)
-            device_code = read_device_authorization(context.spec, reply, services.clock.now())
-        except Failure as failure:
-            if is_client_refused(failure) and context.other_client is not None:
-                return GrantResult(failure=failure.code, client_refused=True)
-            raise
-
-        async def store(tx: Transaction) -> None:
-            current = await tx.consents.get(consent.tenant, consent.id)
-            if current is not None and current.status is ConsentStatus.CODE_RECEIVED:
-                await tx.consents.store_device_code(current, device_code, expected=current.revision)
-
-        await commit_with_retries(services.store, store)
-        return GrantResult(device_poll=DevicePoll.STARTED, interval_s=device_code.interval_s)
 
     async def _record_failed_activity(self, tx: Transaction, request: ConsentCall, failure: Failure) -> bool:
         """True when the consent is over: a code that can't be polled is of no use, while one that was

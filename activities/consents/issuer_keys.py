@@ -28,14 +28,14 @@ class IssuerKeys:
         self._clock = clock
         self._held: dict[str, tuple[Keys, datetime]] = {}
 
-    async def claims(self, there: ProviderAccess, id_token: Secret, nonce_hash: str) -> dict[str, Any]:
+    async def claims(self, access: ProviderAccess, id_token: Secret, nonce_hash: str) -> dict[str, Any]:
         """The id token's claims, checked. Raises Failure ID_TOKEN_REFUSED, and those of reading the keys."""
-        now, url, issuer = self._clock.now(), there.endpoints.jwks_uri, there.endpoints.issuer
+        now, url, issuer = self._clock.now(), access.endpoints.jwks_uri, access.endpoints.issuer
         assert url is not None  # by `require_login`
         assert issuer is not None
         expected = {
             "issuer": issuer,
-            "client_id": there.client.client_id,
+            "client_id": access.client.client_id,
             "nonce_hash": nonce_hash,
             "now": now,
         }

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from activities.consents.issuer_keys import IssuerKeys
-from activities.grants.candidates import is_client_refused
+from activities.grants.client_secrets import is_client_refused
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress
 from providers.requests.login import fetch_claims
-from providers.requests.request_format import ProviderAccess
+from providers.requests.request_format import ProviderAccess, code_exchange_request
 from providers.requests.sender import Sender
 from providers.responses.token_response import read_tokens
 
@@ -48,22 +48,23 @@ class IssuerLogin:
 
         Raises the Failure of the issuer's reply, ID_TOKEN_REFUSED.
         """
-        there, tokens = await self._exchange(login)
+        access, tokens = await self._exchange(login)
         if tokens.id_token is None:
             raise Failure(ErrorCode.ID_TOKEN_REFUSED, "The issuer sent no id token.")
-        claims = await self._keys.claims(there, tokens.id_token, login.nonce_hash)
-        userinfo = there.endpoints.userinfo_endpoint
+        claims = await self._keys.claims(access, tokens.id_token, login.nonce_hash)
+        userinfo = access.endpoints.userinfo_endpoint
         if wanted and wanted[0] not in claims and userinfo is not None:
             claims |= await fetch_claims(self._egress, userinfo, tokens.access_token, claims["sub"], wanted)
         return claims
 
     async def _exchange(self, login: LoginCode) -> tuple[ProviderAccess, TokenSet]:
         """With the other client secret after a refusal, which spends no code (RFC 6749 section 3.2.1)."""
-        code = {"code": login.code, "verifier": login.verifier, "redirect_uri": login.redirect_uri}
-        for number, there in enumerate(login.issuer, 1):
-            reply = await self._sender.exchange_code(there, **code)
+        code, verifier, redirect_uri = login.code, login.verifier, login.redirect_uri
+        for number, access in enumerate(login.issuer, 1):
+            request = code_exchange_request(access, code=code, verifier=verifier, redirect_uri=redirect_uri)
+            reply = await self._sender.send(access, request)
             try:
-                return there, read_tokens(there.spec, reply, requested_scopes=(), refreshing=False)
+                return access, read_tokens(access.spec, reply, requested_scopes=(), refreshing=False)
             except Failure as failure:
                 if number == len(login.issuer) or not is_client_refused(failure):
                     raise

@@ -8,7 +8,7 @@ workflow alone refreshes it. The ID-JAG is in this process's memory only.
 from datetime import UTC, datetime, timedelta
 
 from activities.grants import GrantServices
-from activities.grants.candidates import try_each_secret
+from activities.grants.client_secrets import try_each_secret
 from activities.grants.token_request import NO_CREDENTIAL_SPENT, PreparedTokenRequest
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import earlier_now
@@ -28,7 +28,7 @@ from evergrant_server.policy import may_exchange, source_scopes
 from evergrant_server.store import Transaction
 from providers.requests.client_grants import ClientGrantInput, client_grant_request, read_exchanged_token
 from providers.requests.id_jag import id_jag_request, id_jag_token_request, read_id_jag, read_id_jag_tokens
-from providers.requests.request_format import PreparedRequest
+from providers.requests.request_format import ProviderRequest
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
 
@@ -137,7 +137,7 @@ async def _require_source_permit(
 
 async def _token_request_of_id_jag(
     services: GrantServices, by: RequestContext, context: ProviderContext, scopes: tuple[str, ...]
-) -> PreparedRequest:
+) -> ProviderRequest:
     """The token request with an ID-JAG that the identity provider has just issued.
 
     Raises Failure IDENTITY_NEEDED while the subject has no usable connection there, REFRESH_PENDING while
@@ -148,14 +148,14 @@ async def _token_request_of_id_jag(
     if issuer is None:
         why = f"no issuer of {context.integration.name} is known, to which an ID-JAG could be addressed"
         raise Failure(ErrorCode.CLIENT_REJECTED, why)
-    there, id_token = await _identity(services, by, context)
+    identity_provider, id_token = await _identity(services, by, context)
 
     async def ask(provider: ProviderContext) -> Secret:
         asked = id_jag_request(provider, id_token, audience=issuer, resources=resources, scopes=scopes)
-        reply = await services.sender.send_prepared(provider, asked)
+        reply = await services.sender.send(provider, asked)
         return read_id_jag(provider.spec, reply, services.clock.now())
 
-    id_jag, _ = await try_each_secret(there, ask)
+    id_jag, _ = await try_each_secret(identity_provider, ask)
     return id_jag_token_request(context, id_jag, resources)
 
 
@@ -182,13 +182,13 @@ async def _identity(
         if source is None or source.state is not LifecycleState.ACTIVE:
             raise _needed(name, source)
         id_token = await tx.grants.id_token(source)
-    there = await services.contexts.load(source.tenant, source.id)
-    if id_token is None or there.grant is None:
+    identity_provider = await services.contexts.load(source.tenant, source.id)
+    if id_token is None or identity_provider.grant is None:
         raise _needed(name, source)
     ends = _end_of(id_token)
     if ends is None or earlier_now(services.clock) + _ON_THE_WAY < ends:
-        return there, id_token
-    if not _may_bring_another(there.grant, ends):
+        return identity_provider, id_token
+    if not _may_bring_another(identity_provider.grant, ends):
         raise _needed(name, source)
     await _signal_refresh(services, by, source)
     why = f"the id token of {source.id} at {name} has ended, and is renewed"

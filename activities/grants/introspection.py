@@ -40,5 +40,5 @@ async def introspect_grant(
 
 async def _is_active(sender: Sender, context: ProviderContext, token: Secret, hint: str) -> bool:
     """The member `active` of the response. Raises Failure for anything but a clear answer."""
-    reply = await sender.send_prepared(context, introspection_request(context, token, hint))
+    reply = await sender.send(context, introspection_request(context, token, hint))
     return read_introspection(context.spec, reply)

@@ -13,15 +13,14 @@ from activities.grants.account_check import (
     require_own_account,
     with_believed_account,
 )
-from activities.grants.candidates import candidates, is_client_refused
-from activities.grants.grant_outcome import GrantOutcome
+from activities.grants.client_secrets import is_client_refused
 from activities.grants.late_tokens import LateReply, awaits_verification
 from activities.grants.overtaken_tokens import keep_overtaken_tokens
 from activities.grants.replaced_grants import install_new_grant, keep_unwanted_tokens
+from activities.grants.spend import GrantSpend, spend
 from activities.grants.token_request import RefreshTokenRequest
 from activities.grants.token_slots import install_further_slots
-from activities.single_use.attempt import SingleUseAttempt
-from activities.single_use.journaled_reply import JournaledReply
+from activities.single_use.attempt import JournaledReply, SingleUseAttempt
 from activities.support.bounded_tries import internal_after_last_try
 from activities.support.connection_records import record_grant
 from activities.support.provider_context import ProviderContext
@@ -76,24 +75,14 @@ class LateTokenActivities:
             return await self._drop(request, ErrorCode.CONSENT_REQUIRED)  # nothing to verify them with
         if late_reply.consent is not None:
             await require_own_account(self._store, context.connection)
-        result: GrantResult | None = None
-        async for candidate in candidates(services, request, context):
-            facts = late_reply.metadata(candidate.context.facts)
-            context = candidate.context.with_facts(facts).for_new_grant()  # these tokens aren't installed yet
-            rules = context.integration.refresh
-            token_request = RefreshTokenRequest(context, rules, refresh_token)
-            attempt = await services.single_use.open(
-                AttemptKind.LATE_TOKENS,
-                context.connection,
-                rules,
-                token_valid=False,
-                credential=request.attempt_id,
-            )
-            reply = token_request.send(services.sender, attempt.check)
-            outcome = LateTokensOutcome(services, request, context, late_reply)
-            # in a task that nothing cuts: send, journal the reply, judge it, commit
-            result = candidate.result = await services.single_use.spend(attempt, request, reply, outcome)
-        assert result is not None
+        facts = late_reply.metadata(context.facts)
+
+        def spend_with(candidate: ProviderContext) -> LateTokensSpend:
+            # these tokens aren't installed yet
+            own_context = candidate.with_facts(facts).for_new_grant()
+            return LateTokensSpend(services, request, own_context, late_reply)
+
+        _, result = await spend(context, spend_with)
         return result
 
     async def _with_next(self, request: VerifyLateTokens, result: GrantResult) -> GrantResult:
@@ -117,8 +106,8 @@ class LateTokenActivities:
         if late is None:
             return await self._already_decided(request)
         trusted, late_reply = context.without_staged_definition(), await self._load_reply(late)
-        outcome = LateTokensOutcome(services, request, trusted, late_reply)
-        return await services.single_use.conclude(attempt, journaled, outcome)
+        replayed = LateTokensSpend(services, request, trusted, late_reply)
+        return await services.single_use.conclude(attempt, journaled, replayed)
 
     async def _load_reply(self, late: LateTokens) -> LateReply:
         async with self._store.read() as tx:
@@ -154,10 +143,21 @@ class LateTokenActivities:
 
 
 @dataclass
-class LateTokensOutcome(GrantOutcome[VerifyLateTokens]):
+class LateTokensSpend(GrantSpend[VerifyLateTokens]):
     """Brings the connection back with what the verifying refresh returned, or drops the late tokens."""
 
     late_reply: LateReply
+
+    kind = AttemptKind.LATE_TOKENS
+
+    @property
+    def credential(self) -> str:
+        return self.call.attempt_id
+
+    async def request(self) -> RefreshTokenRequest:
+        token = self.late_reply.tokens.refresh_token
+        assert token is not None
+        return RefreshTokenRequest(self.context, self.context.integration.refresh, token)
 
     def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
         scopes = self.late_reply.scopes(context)
@@ -174,8 +174,8 @@ class LateTokensOutcome(GrantOutcome[VerifyLateTokens]):
             return None
         if current.generation != attempt.row.from_generation:
             await close_attempt(tx, attempt.row, AttemptOutcome.SUPERSEDED, now)
-            own = None if consent is None else consent.id
-            await keep_overtaken_tokens(tx, request, context, attempt.row, tokens, now, own)
+            consent_id = None if consent is None else consent.id
+            await keep_overtaken_tokens(tx, request, context, attempt.row, tokens, now, consent_id)
             return context.stored_result(current, await tx.grants.get(current.tenant, current.id))
         if consent is not None and not await is_meant_account(tx, context, current, tokens):
             await close_attempt(tx, attempt.row, AttemptOutcome.REFUSED, now)

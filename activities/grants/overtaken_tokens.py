@@ -39,10 +39,10 @@ async def keep_overtaken_tokens(
     if not current.flow.may_be_revoked or (row is not None and row.outcome in _INSTALLED):
         return  # installed and replaced since, which has kept them
     since = await tx.attempts.installed_since(current.tenant, current.id, attempt.from_generation)
-    refreshed = {it.from_generation for it in since if it.kind is AttemptKind.REFRESH}
+    refreshed = {installed.from_generation for installed in since if installed.kind is AttemptKind.REFRESH}
     if consent is None and refreshed.issuperset(range(attempt.from_generation, current.generation)):
         return
-    consented = any(it.kind in _CONSENTS and it.credential != consent for it in since)
+    consented = any(installed.kind in _CONSENTS and installed.credential != consent for installed in since)
     wanted = consented and await _is_of_another_grant(tx, current, tokens, now)
     account = await _account_hash(tx, current, attempt, tokens)
     await keep_unwanted_tokens(tx, call, context, current, tokens, account, now, attempt, wanted=wanted)
@@ -64,4 +64,6 @@ async def _account_hash(
     if tokens.account is not None:
         return tx.account_identifiers.hash_of(current, tokens.account)
     replaced = await tx.replaced_grants.of_connection(current.tenant, current.id)
-    return next((it.account_hash for it in replaced if it.generation == attempt.from_generation), None)
+    return next(
+        (grant.account_hash for grant in replaced if grant.generation == attempt.from_generation), None
+    )

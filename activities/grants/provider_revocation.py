@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from activities.grants import GrantServices
-from activities.grants.candidates import try_each_secret
+from activities.grants.client_secrets import try_each_secret
 from activities.support.provider_context import ProviderContext
 from activities.support.provider_replies import log_words
 from activities.support.transactions import append_audit, close_attempt, commit_with_retries, load_connection
@@ -48,9 +48,12 @@ async def revoke_all_slots(sender: Sender, context: ProviderContext, tokens: Tok
     return worst(
         [
             await revoke_at_provider(
-                sender, context_for_tokens(context, it), it.refresh_token, it.access_token
+                sender,
+                context_for_tokens(context, slot_tokens),
+                slot_tokens.refresh_token,
+                slot_tokens.access_token,
             )
-            for it in all_slots(tokens)
+            for slot_tokens in all_slots(tokens)
         ]
     )
 
@@ -88,7 +91,7 @@ async def _revoke_token(sender: Sender, context: ProviderContext, token: Secret 
     if token is None:
         return False
     request = revocation_request(context, token, hint)
-    reply = await sender.send_prepared(context, request)
+    reply = await sender.send(context, request)
     if is_unsupported_token_type(context.spec, reply):
         return False
     read_revocation(context.spec, reply)
@@ -105,7 +108,7 @@ async def revoke_orphaned_tokens(
     """Revoke them once, and record whether the provider confirmed: no workflow is left to try again."""
     # a staged definition isn't relied on: the wrong endpoint may confirm, too
     trusted = context.without_staged_definition()
-    revoked = [await _is_revoked(services.sender, trusted, it) for it in all_slots(tokens)]
+    revoked = [await _is_revoked(services.sender, trusted, slot_tokens) for slot_tokens in all_slots(tokens)]
 
     async def record(tx: Transaction) -> GrantResult:
         now = services.clock.now()
@@ -141,7 +144,10 @@ async def revoke_late_tokens(
 
 def all_slots(tokens: TokenSet) -> tuple[TokenSet, ...]:
     """The main slot's tokens and those of further slots, all with the main slot's metadata."""
-    further = (it.__replace__(metadata={**tokens.metadata, **it.metadata}) for it in tokens.further.values())
+    further = (
+        slot_tokens.__replace__(metadata={**tokens.metadata, **slot_tokens.metadata})
+        for slot_tokens in tokens.further.values()
+    )
     return tokens, *further
 
 
@@ -153,7 +159,7 @@ def context_for_tokens(context: ProviderContext, tokens: TokenSet) -> ProviderCo
 async def _is_revoked_in_time(sender: Sender, context: ProviderContext, tokens: TokenSet) -> bool:
     with suppress(TimeoutError):
         async with asyncio.timeout(_REVOKE_TIMEOUT_S):
-            return all([await _is_revoked(sender, context, it) for it in all_slots(tokens)])
+            return all([await _is_revoked(sender, context, slot_tokens) for slot_tokens in all_slots(tokens)])
     return False
 
 
@@ -170,6 +176,6 @@ async def _is_revoked(sender: Sender, context: ProviderContext, tokens: TokenSet
         log_words(failure, context.connection.id)
         return False
     except Exception as unexpected:  # raised from a journal sweep, it would be tried again every second
-        what = f"revocation: {type(unexpected).__name__} at {stack_frames(unexpected)[-1]}"
-        log_event(log, logging.ERROR, LogEvent.ACTIVITY_FAILED, what, object=context.connection.id)
+        place = f"revocation: {type(unexpected).__name__} at {stack_frames(unexpected)[-1]}"
+        log_event(log, logging.ERROR, LogEvent.ACTIVITY_FAILED, place, object=context.connection.id)
         return False

@@ -1,33 +1,67 @@
 """Refresh: spend a refresh token for the next generation of a grant (RFC 6749 section 6)."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from temporalio import activity
 
 from activities.grants import GrantServices
-from activities.grants.candidates import candidates
-from activities.grants.client_grants import client_grant_token_request
-from activities.grants.grant_outcome import RefreshOutcome
-from activities.grants.recurring_errors import AnsweredError, reconnect_if_it_recurs
-from activities.grants.token_request import RefreshTokenRequest, TokenRequest, access_token_exchange
-from activities.single_use.attempt import SingleUseAttempt
+from activities.grants.account_check import with_believed_account
+from activities.grants.client_grants import client_grant_token_request, read_client_grant_tokens
+from activities.grants.client_secrets import is_client_refused
+from activities.grants.late_tokens import keep_late_tokens, signal_rotate
+from activities.grants.narrowing import (
+    is_narrowing_refused,
+    record_narrowing_refusal,
+    refreshed_detail,
+    tokens_of_chain,
+)
+from activities.grants.overtaken_tokens import keep_overtaken_tokens
+from activities.grants.recurring_errors import (
+    AnsweredError,
+    answered_error,
+    may_be_spent_by_another_use,
+    reconnect_if_it_recurs,
+)
+from activities.grants.spend import GrantSpend, spend
+from activities.grants.token_request import RefreshTokenRequest, access_token_exchange
+from activities.single_use.attempt import JournaledReply, SingleUseAttempt, SpendRequest
 from activities.single_use.attempt_tracker import open_attempt
-from activities.single_use.circuit_breakers import CircuitBreakers
-from activities.single_use.journaled_reply import JournaledReply
+from activities.single_use.circuit_breakers import BreakerPermit, CircuitBreakers
 from activities.single_use.refresh_pacing import RefreshPacing, Turn
 from activities.support.bounded_tries import internal_after_last_try
-from activities.support.connection_records import record_unsent
+from activities.support.connection_records import record_recovery, record_refresh_failure, record_unsent
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import earlier_now, failed_grant_result, heartbeating, to_its_end
-from activities.support.transactions import append_audit, commit_with_retries, load_connection
+from activities.support.transactions import (
+    append_audit,
+    close_attempt,
+    commit_with_retries,
+    is_taken_over,
+    load_connection,
+)
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
+from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
+from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
+from evergrant_server.core.integrations import Rotation
+from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import GrantResult, RefreshGrant
+from evergrant_server.core.messages.connection import ProviderChanged
+from evergrant_server.core.messages.names import SignalName
+from evergrant_server.core.outbox import signal_message
+from evergrant_server.core.provider_words import words_in
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
+from providers.requests.sender import SendFailed
+from providers.responses.raw_reply import RawReply
+from providers.responses.token_response import read_tokens
 
 
 class RefreshActivities:
@@ -48,7 +82,7 @@ class RefreshActivities:
         and Temporal runs the activity again.
         """
         async with heartbeating():
-            return await to_its_end(self._refresh_or_failure(request))
+            return await to_its_end(asyncio.create_task(self._refresh_or_failure(request)))
 
     async def _refresh_or_failure(self, request: RefreshGrant) -> GrantResult:
         try:
@@ -63,53 +97,23 @@ class RefreshActivities:
 
     async def _refresh(self, request: RefreshGrant) -> GrantResult:
         """The refresh from load to commit, or its postponement."""
-        context = await self._services.contexts.load(request.tenant, request.connection_id)
+        services = self._services
+        context = await services.contexts.load(request.tenant, request.connection_id)
         result = await self._result_without_request(request, context)
         if result is not None:
             return result
         async with self._pacing.turn(context, may_be_postponed=request.may_be_postponed) as turn:
-            if turn.postponed_s is None:
-                return await self._request_tokens(request, context, turn)
-            stored = context.stored_result(context.connection, context.grant)
-            return stored.__replace__(postponed_s=turn.postponed_s)
+            if turn.postponed_s is not None:
+                stored = context.stored_result(context.connection, context.grant)
+                return stored.__replace__(postponed_s=turn.postponed_s)
 
-    async def _request_tokens(
-        self, request: RefreshGrant, context: ProviderContext, turn: Turn
-    ) -> GrantResult:
-        """Each candidate is tried at most once, in an attempt of its own."""
-        services = self._services
-        result: GrantResult | None = None
-        error: AnsweredError | None = None
-        async for candidate in candidates(services, request, context):  # one, outside rotations and rollouts
-            context, error = candidate.context, None
-            with candidate:
-                token_request = await self._token_request(request, context)
-                if token_request is None:
-                    return await self._without_refresh_token(request, context)
-                async with self._breakers.permit(
-                    context.integration,
-                    context.connection.id,
-                    context.definition.id if context.definition else "",
-                ) as permit:
-                    attempt = await services.single_use.open(
-                        AttemptKind.REFRESH,
-                        context.connection,
-                        token_request.rules,
-                        token_valid=not request.token_over and self._token_is_valid(context),
-                    )
-                    sending = turn.watch(token_request.send(services.sender, attempt.check))
-                    reply = permit.track(sending)
-                    outcome = RefreshOutcome(services, request, context)
-                    # in a task that nothing cuts: send, journal the reply, judge it, commit
-                    spent = services.single_use.spend(attempt, request, reply, outcome)
-                    candidate.result = await metrics.measure_refresh(context.spec.name, spent)
-                    candidate.used_previous_definition = outcome.used_previous_definition
-                    error = outcome.error
-            result = candidate.result
-        assert result is not None
-        if error is None:
-            return result
-        return await reconnect_if_it_recurs(services, request, context, error) or result
+            def spend_with(candidate: ProviderContext) -> RefreshSpend:
+                return RefreshSpend(services, request, candidate, self._breakers, turn)
+
+            last, result = await spend(context, spend_with)
+            if last.error is None:
+                return result
+            return await reconnect_if_it_recurs(services, request, last.context, last.error) or result
 
     async def _result_without_request(
         self, request: RefreshGrant, context: ProviderContext
@@ -132,31 +136,12 @@ class RefreshActivities:
                 return GrantResult(not_leased=True)
         return None
 
-    async def _token_request(self, request: RefreshGrant, context: ProviderContext) -> TokenRequest | None:
-        """What to ask for the next token with; None when nothing is left to ask with."""
-        if context.connection.flow.is_client_grant:
-            return await client_grant_token_request(self._services, request.context, context)
-        if context.access_token_exchange is not None:
-            if not self._token_is_valid(context):
-                return None
-            async with self._store.read() as tx:
-                access_token = await tx.grants.access_token(context.connection)
-            return access_token_exchange(context, context.access_token_exchange, access_token)
-        grant = context.grant
-        if not context.spec.refresh_supported or grant is None or not grant.refreshable:
-            return None
-        async with self._store.read() as tx:
-            refresh_token = await tx.grants.refresh_token(context.connection)
-        if refresh_token is None:
-            return None
-        return RefreshTokenRequest(context, context.integration.refresh, refresh_token, request.scopes)
-
     async def replay(self, attempt: SingleUseAttempt, journaled: JournaledReply) -> GrantResult:
         """Judge and commit a reply that a journal holds, as one that has just arrived."""
-        request = RefreshGrant.model_validate(journaled.request)
-        context = await self._services.contexts.load(request.tenant, request.connection_id)
-        outcome = RefreshOutcome(self._services, request, context, provisional=journaled.provisional)
-        return await self._services.single_use.conclude(attempt, journaled, outcome)
+        services, request = self._services, RefreshGrant.model_validate(journaled.request)
+        context = await services.contexts.load(request.tenant, request.connection_id)
+        replayed = RefreshSpend(services, request, context, provisional=journaled.provisional)
+        return await services.single_use.conclude(attempt, journaled, replayed)
 
     async def _give_up(self, request: RefreshGrant) -> GrantResult:
         """Condemn a grant whose token was sent as often as allowed and never answered."""
@@ -171,13 +156,57 @@ class RefreshActivities:
             await _condemn(tx, request, current, ErrorCode.OUTCOME_UNKNOWN, now)
         return GrantResult(failure=ErrorCode.OUTCOME_UNKNOWN)
 
-    async def _without_refresh_token(self, request: RefreshGrant, context: ProviderContext) -> GrantResult:
+
+@dataclass
+class RefreshSpend(GrantSpend[RefreshGrant]):
+    """Spends a refresh token. Installs a generation, or condemns the grant once the provider refused it."""
+
+    breakers: CircuitBreakers | None = None  # None: the reply comes from a journal
+    turn: Turn | None = None
+    error: AnsweredError | None = field(default=None, init=False)  # it may come back
+    _permit: BreakerPermit | None = field(default=None, init=False)
+
+    kind = AttemptKind.REFRESH
+
+    @property
+    def spends_credential(self) -> bool:
+        rotates = self.context.integration.refresh.rotation is not Rotation.NONE
+        return rotates and not self.context.spends_nothing
+
+    @property
+    def token_valid(self) -> bool:
+        return not self.call.token_over and self._token_is_valid()
+
+    def _token_is_valid(self) -> bool:
+        grant = self.context.grant
+        return grant is not None and grant.is_valid(earlier_now(self.services.clock))
+
+    async def request(self) -> SpendRequest | GrantResult:
+        """What to ask for the next token with; the result when nothing is left to ask with."""
+        services, context = self.services, self.context
+        if context.connection.flow.is_client_grant:
+            return await client_grant_token_request(services, self.call.context, context)
+        grant, exchange = context.grant, context.access_token_exchange
+        if exchange is not None and self._token_is_valid():
+            async with services.store.read() as tx:
+                access_token = await tx.grants.access_token(context.connection)
+            return access_token_exchange(context, exchange, access_token)
+        if exchange is None and context.spec.refresh_supported and grant is not None and grant.refreshable:
+            async with services.store.read() as tx:
+                refresh_token = await tx.grants.refresh_token(context.connection)
+            if refresh_token is not None:
+                rules = context.integration.refresh
+                return RefreshTokenRequest(context, rules, refresh_token, self.call.scopes)
+        return await self._without_refresh_token()
+
+    async def _without_refresh_token(self) -> GrantResult:
         """The result for a grant that can't be refreshed; once its access token is over, it is condemned."""
+        request, context = self.call, self.context
         if context.provisional and not context.spec.refresh_supported:
             raise Failure(ErrorCode.CLIENT_REJECTED)  # a staged definition says so: the previous one is used
         grant = context.grant
         assert grant is not None
-        if self._token_is_valid(context):
+        if self._token_is_valid():
             if grant.expires_at is None and not grant.short_lived:
                 return GrantResult(not_leased=True)  # nothing ends: no timer is needed
             return context.grant_result(context.connection, grant)
@@ -185,13 +214,164 @@ class RefreshActivities:
         async def expire(tx: Transaction) -> GrantResult:
             current = await load_connection(tx, request)
             if current.state is LifecycleState.ACTIVE:
-                await _condemn(tx, request, current, ErrorCode.CONSENT_REQUIRED, self._clock.now())
+                await _condemn(tx, request, current, ErrorCode.CONSENT_REQUIRED, self.services.clock.now())
             return GrantResult(failure=ErrorCode.CONSENT_REQUIRED)
 
-        return await commit_with_retries(self._store, expire)
+        return await commit_with_retries(self.services.store, expire)
 
-    def _token_is_valid(self, context: ProviderContext) -> bool:
-        return context.grant is not None and context.grant.is_valid(earlier_now(self._clock))
+    @asynccontextmanager
+    async def admission(self) -> AsyncIterator[None]:
+        context = self.context
+        assert self.breakers is not None
+        definition = context.definition.id if context.definition else ""
+        permit = self.breakers.permit(context.integration, context.connection.id, definition)
+        async with permit as self._permit:
+            yield
+
+    def sending(self) -> None:
+        if self.turn is not None:
+            self.turn.sending()
+
+    def answered(self, answer: RawReply | SendFailed) -> None:
+        if self._permit is not None:
+            self._permit.answered(answer)
+        if self.turn is not None and isinstance(answer, RawReply):
+            self.turn.answered(answer)
+
+    def count(self, ended: GrantResult | Failure | None, seconds: float) -> None:
+        outcome = "cut" if ended is None else "refreshed"
+        if isinstance(ended, Failure):
+            outcome = ended.code.value
+        elif ended is not None and ended.failure is not None:
+            outcome = str(ended.failure)
+        metrics.record_refresh(self.context.spec.name, outcome, seconds)
+
+    def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
+        """Raises as `read_tokens`."""
+        if context.connection.flow.is_client_grant:
+            return read_client_grant_tokens(context, reply, context.connection.requested_scopes, came_at)
+        scopes = context.grant.scopes if context.grant else ()
+        try:
+            return read_tokens(context.spec, reply, requested_scopes=scopes, refreshing=True, now=came_at)
+        except Failure as failure:
+            never_bound = context.grant is not None and context.grant.token_type != DPOP_TOKEN_TYPE
+            if failure.code is not ErrorCode.REPLY_UNREADABLE or not (context.spec.dpop and never_bound):
+                raise
+            # DPoP was required after the consent and the provider didn't bind these: bearer tokens as before
+            bearer = context.spec.__replace__(dpop=False)
+            return read_tokens(bearer, reply, requested_scopes=scopes, refreshing=True, now=came_at)
+
+    async def install(
+        self, tx: Transaction, attempt: SingleUseAttempt, tokens: TokenSet, since: datetime
+    ) -> GrantResult | None:
+        """Raises Failure REFRESH_PENDING while another worker's use may still invalidate the tokens: the
+        journal keeps them until then."""
+        request, context, row = self.call, self.context, attempt.row
+        now = self.services.clock.now()
+        # a late reply waits for other transactions on this row, so that what it reads still holds
+        current = await load_connection(tx, request, locked=await is_taken_over(tx, row))
+        if current.state.is_final:
+            return None
+        if current.generation != row.from_generation:
+            await close_attempt(tx, row, AttemptOutcome.SUPERSEDED, now)
+            await keep_overtaken_tokens(
+                tx, request, context, row, with_believed_account(context, tokens), now
+            )
+            return await self._stored_result(tx, current)
+        if current.state not in (LifecycleState.ACTIVE, LifecycleState.REVOKING):
+            # another worker took over and was refused: late tokens are verified before they are used
+            await close_attempt(tx, row, AttemptOutcome.SUPERSEDED, now)
+            if current.state in STATES_WITHOUT_GRANT:
+                await keep_late_tokens(tx, request, row, tokens_of_chain(request, tokens), now)
+            return context.stored_result(current, None)
+        in_time = await close_attempt(tx, row, AttemptOutcome.INSTALLED, now)
+        may_be_invalid = False
+        if not in_time and current.state is LifecycleState.ACTIVE and not context.spends_nothing:
+            may_be_invalid = await self.services.single_use.tracker.record_late_install(
+                tx, row, context.integration.refresh, journaled=attempt.entry is not None
+            )
+        believed = with_believed_account(context, tokens)
+        saved, grant = await self._replace_grant(tx, current, believed, since, now)
+        if not in_time or (attempt.entry is not None and attempt.entry.is_set_aside):
+            # the workflow reads the store now: it may be waiting for hours
+            changed = ProviderChanged(version=saved.revision, context=request.context)
+            name, target = SignalName.PROVIDER_CHANGED, (row.tenant, row.connection_id)
+            await tx.outbox.add(signal_message(*target, name, changed, now))
+        if may_be_invalid:
+            await signal_rotate(tx, request, row, now)
+        await record_recovery(tx, request, current, now)
+        detail = refreshed_detail(request, tokens, grant)
+        await append_audit(tx, request, AuditAction.GRANT_REFRESHED, now, **detail)
+        return context.grant_result(saved, grant)
+
+    async def _replace_grant(
+        self, tx: Transaction, current: Connection, tokens: TokenSet, since: datetime, now: datetime
+    ) -> tuple[Connection, Grant]:
+        after, offline = current.refreshed(now), self.context.spec.offline_scope
+        stored = await tx.grants.get(current.tenant, current.id)  # an account may have been chosen since
+        before, narrowed = stored or self.context.grant, None
+        grant = Grant.from_tokens(
+            tokens,
+            generation=after.generation,
+            requested=current.requested_scopes,
+            at=since,
+            before=before,
+            renewable=self.context.renewable,
+        )
+        if self.call.scopes and before is not None:
+            narrowed, grant = grant.narrowed(self.call.scopes, offline), grant.keeping_access_token(before)
+        new = await tx.grants.install(after, tokens, grant, origin=Origin.REFRESH, expected=current.revision)
+        if narrowed is not None:
+            await tx.narrowed_tokens.put(new, narrowed, tokens.access_token, now)
+        return new, grant
+
+    async def record_failure(
+        self, tx: Transaction, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None
+    ) -> GrantResult:
+        """Condemn the grant only when the provider refused it, and not for a staged definition."""
+        request, row, now = self.call, attempt.row, self.services.clock.now()
+        if request.scopes and is_narrowing_refused(failure):
+            return await record_narrowing_refusal(tx, request, self.context, row, failure, now)
+        code = failure.code
+        if code is ErrorCode.GRANT_REJECTED and not self.provisional:
+            spent = await may_be_spent_by_another_use(tx, self.context, row)
+            code = ErrorCode.OUTCOME_UNKNOWN if spent else code
+        if outcome is not None:
+            await close_attempt(tx, row, outcome, now)
+        current = await load_connection(tx, request)
+        if current.generation != row.from_generation and current.state is LifecycleState.ACTIVE:
+            # a late refusal of a grant that was replaced meanwhile says nothing about the new one
+            if code is ErrorCode.OUTCOME_UNKNOWN:
+                await signal_rotate(tx, request, row, now)
+            await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, reason=code, superseded=True)
+            return await self._stored_result(tx, current)
+        if not self.provisional:
+            self.error = await answered_error(tx, self.context, row, current, failure, outcome)
+            code = self.error.code if self.error else code
+        refused = failure.kind is FailureKind.RECONNECT_NEEDED and not self.provisional
+        if refused and current.state is LifecycleState.ACTIVE:
+            await tx.connections.replace(current.rejected(code, now), expected=current.revision)
+            await append_audit(tx, request, AuditAction.NEEDS_REAUTH, now, reason=code, **words_in(failure))
+        else:
+            grant = self.context.grant
+            expired = request.token_over or (grant is not None and not grant.is_valid(now))
+            await record_refresh_failure(tx, request, current, code, now, token_over=expired)
+            await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, reason=code, **words_in(failure))
+        if current.state is LifecycleState.REVOKING:
+            return GrantResult(state=LifecycleState.REVOKING)
+        return GrantResult(
+            attempt_id=row.id,
+            failure=code,
+            retry_after=failure.retry_after,
+            client_refused=is_client_refused(failure),
+            unknown_error=outcome is AttemptOutcome.REFUSED,
+        )
+
+    async def _stored_result(self, tx: Transaction, current: Connection) -> GrantResult:
+        """The newer grant: of an import, a consent or another worker."""
+        newer = await tx.grants.get(current.tenant, current.id) or self.context.grant
+        assert newer is not None
+        return self.context.grant_result(current, newer)
 
 
 async def _condemn(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from temporalio import activity
 
 from activities.grants import GrantServices
-from activities.grants.candidates import try_each_secret
+from activities.grants.client_secrets import try_each_secret
 from activities.grants.provider_revocation import revoke_all_slots
 from activities.grants.replaced_grants import is_revocable
 from activities.support.bounded_tries import as_failure, report_internal

@@ -3,7 +3,7 @@
 from temporalio import activity
 
 from activities.grants import GrantServices
-from activities.grants.candidates import record_accepted_secret, try_each_secret
+from activities.grants.client_secrets import record_accepted_secret, try_each_secret
 from activities.grants.provider_revocation import revoke_all_slots, revoke_at_provider, worst
 from activities.grants.replaced_revocation import ReplacedRevocation, revoke_replaced
 from activities.single_use.attempt_tracker import open_attempt

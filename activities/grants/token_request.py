@@ -1,25 +1,26 @@
 """Token requests: the credential that is sent for a new access token, and whether it may be sent twice.
 
-`providers.requests.sender` sends it; `request_writer` there writes it in the provider's format.
+`providers.requests` writes them in the provider's format, and sends them.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
+from activities.single_use.attempt import SpendRequest
 from activities.support.provider_context import ProviderContext
 from evergrant_server.core.connections.credentials import TokenPair
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
-from evergrant_server.core.integrations import Endpoints, RefreshRules, Rotation
+from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.secret import Secret
-from evergrant_server.egress import BeforeSend
 from providers.definition.schema_response import RefreshSpec
 from providers.oauth1.flow import read_token_credentials, token_credentials_request
-from providers.requests.client_grants import PreparedRequest
-from providers.requests.request_format import access_token_exchange_request
-from providers.requests.sender import Sender
+from providers.requests.request_format import (
+    ProviderRequest,
+    access_token_exchange_request,
+    code_exchange_request,
+    refresh_request,
+)
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import additional_token_sets, read_tokens
 
@@ -28,51 +29,42 @@ CODE_RULES = RefreshRules(rotation=Rotation.STRICT)  # RFC 6749 section 4.1.2
 
 
 @dataclass(frozen=True)
-class TokenRequest(ABC):
-    """One request to a token endpoint. `rules` say whether its credential may be sent twice."""
-
-    context: ProviderContext
-    rules: RefreshRules
-
-    @abstractmethod
-    def send(self, sender: Sender, before_send: BeforeSend) -> Awaitable[RawReply]:
-        """Send once. Raises as `Sender`."""
-
-
-@dataclass(frozen=True)
-class RefreshTokenRequest(TokenRequest):
+class RefreshTokenRequest(SpendRequest):
     """Spends a refresh token (RFC 6749 section 6). `scopes`: for an access token with these alone."""
 
+    access: ProviderContext
+    rules: RefreshRules
     token: Secret
     scopes: tuple[str, ...] = ()
 
-    def send(self, sender: Sender, before_send: BeforeSend) -> Awaitable[RawReply]:
-        context = self.context
-        return sender.refresh(
+    def build(self) -> ProviderRequest:
+        context = self.access
+        return refresh_request(
             context,
-            refresh_token=self.token,
+            self.token,
             redirect_uri=context.redirect_uri,
             flow=context.connection.flow,
             resources=context.resources,
             scopes=self._requested_scopes(),
-            before_send=before_send,
         )
 
     def _requested_scopes(self) -> tuple[str, ...]:
         """With the offline scope, without which some providers issue no further refresh token."""
-        offline, grant = self.context.spec.offline_scope, self.context.grant
+        offline, grant = self.access.spec.offline_scope, self.access.grant
         kept = offline is not None and grant is not None and offline in grant.scopes
         return (*self.scopes, str(offline)) if self.scopes and kept else self.scopes
 
 
 @dataclass(frozen=True)
-class PreparedTokenRequest(TokenRequest):
+class PreparedTokenRequest(SpendRequest):
     """Sends a request that `providers` has built: such as a client grant or a poll."""
 
-    request: PreparedRequest
+    access: ProviderContext
+    rules: RefreshRules
+    request: ProviderRequest
 
-    def send(self, sender: Sender, before_send: BeforeSend) -> Awaitable[RawReply]:
-        return sender.send_prepared(self.context, self.request, before_send=before_send)
+    def build(self) -> ProviderRequest:
+        return self.request
 
 
 def access_token_exchange(context: ProviderContext, rule: RefreshSpec, token: Secret) -> PreparedTokenRequest:
@@ -82,33 +74,31 @@ def access_token_exchange(context: ProviderContext, rule: RefreshSpec, token: Se
 
 
 @dataclass(frozen=True)
-class CodeExchangeRequest(TokenRequest):
+class CodeExchangeRequest(SpendRequest):
     """Spends an authorization code (RFC 6749 section 4.1.3).
 
     In OAuth 1.0a `code` is the `oauth_verifier`, and `verifier` the temporary credentials it
     belongs to (RFC 5849 section 2.3).
     """
 
-    endpoints: Endpoints
+    access: ProviderContext  # with the endpoints and parameters of the consent
+    rules: RefreshRules
     code: Secret
     verifier: Secret
     redirect_uri: str
-    params: Mapping[str, str]
     at: datetime
 
-    def send(self, sender: Sender, before_send: BeforeSend) -> Awaitable[RawReply]:
-        context = self.context
+    def build(self) -> ProviderRequest:
+        context = self.access
         if context.connection.flow is Flow.OAUTH1:
-            url, temporary = self.endpoints.token_endpoint, TokenPair.from_secret(self.verifier)
-            request = token_credentials_request(context, url, temporary, self.code, self.at)
-            return sender.send_signed(context, request, before_send=before_send)
-        return sender.exchange_code(
-            replace(context, endpoints=self.endpoints, params=self.params),
+            url, temporary = context.endpoints.token_endpoint, TokenPair.from_secret(self.verifier)
+            return token_credentials_request(context, url, temporary, self.code, self.at)
+        return code_exchange_request(
+            context,
             code=self.code,
             verifier=self.verifier,
             redirect_uri=self.redirect_uri,
             resources=context.resources,
-            before_send=before_send,
         )
 
 

@@ -54,15 +54,15 @@ async def install_further_slots(
         imported = slot_tokens.__replace__(
             scopes=granted, metadata=metadata, account=slot_tokens.account or tokens.account
         )
-        found = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
-        live = found is not None and not found.state.is_final
-        if found is not None and live and not await _may_fill(tx, first, found, consent):
+        existing = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
+        live = existing is not None and not existing.state.is_final
+        if existing is not None and live and not await _may_fill(tx, first, existing, consent):
             await keep_late_tokens_to_revoke(tx, call, context, first, slot_tokens, now)
             continue
-        if found is not None and live:
+        if existing is not None and live:
             # its id, permits and audit stay; from now on the consents of `first` bring its grants
-            after = found.__replace__(consented_with=first.id, requested_scopes=scopes)
-            connection = await tx.connections.replace_names(after, expected=found.revision)
+            after = existing.__replace__(consented_with=first.id, requested_scopes=scopes)
+            connection = await tx.connections.replace_names(after, expected=existing.revision)
         else:
             connection = await _create_connection(tx, ring, call, first, label, scopes, now)
         expires_at = asked_at + INSTALL_WITHIN

@@ -8,7 +8,7 @@ from typing import Any
 
 from temporalio import activity
 
-from activities.grants.candidates import try_each_secret
+from activities.grants.client_secrets import try_each_secret
 from activities.support.context_loader import ProviderContextLoader
 from activities.support.provider_context import ProviderContext
 from activities.support.provider_replies import log_words
@@ -54,7 +54,7 @@ class ConsentStartActivities:
             async def push(context: ProviderContext) -> PushedAuthorization:
                 sent = par_request(context, pushed.fields)
                 sent_at = self._clock.now()  # `expires_in` counts from before the request
-                reply = await self._sender.send_prepared(context, sent)
+                reply = await self._sender.send(context, sent)
                 return read_par_reply(context.spec, reply, sent_at)
 
             words: dict[str, Any] = {}
@@ -114,7 +114,7 @@ class ConsentStartActivities:
                 url = oauth1_endpoints(each.spec, each.integration).temporary
                 now = self._clock.now()
                 signed = temporary_credentials_request(each, url, callback, now)
-                reply = await self._sender.send_signed(each, signed)
+                reply = await self._sender.send(each, signed)
                 return read_temporary_credentials(each.spec, reply)
 
             pair, _ = await try_each_secret(context.for_new_grant(), ask)

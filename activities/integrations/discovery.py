@@ -11,8 +11,7 @@ from activities.integrations.metadata import (
     record_change,
 )
 from activities.integrations.registration import ClientRegistrations, RegistrationAttempt, must_register
-from activities.single_use.attempt import SingleUseAttempt
-from activities.single_use.journaled_reply import JournaledReply
+from activities.single_use.attempt import JournaledReply, SingleUseAttempt
 from activities.support.provider_replies import log_words
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.audit import AuditAction

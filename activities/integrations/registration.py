@@ -10,10 +10,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from activities.single_use.attempt import SendFence
+from activities.single_use.attempt import JournaledReply, SendFence, write_reply_to_journal
 from activities.single_use.attempt_tracker import AttemptTracker, CriticalSections
 from activities.single_use.intent import end_intent, registration_attempt_id
-from activities.single_use.journaled_reply import JournaledReply, write_reply_to_journal
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -165,7 +164,7 @@ class ClientRegistrations:
             finally:
                 await self._journal.in_thread(reservation.release)
 
-        return await self._sections.run(attempt.id, section())
+        return await self._sections.run(attempt.id, asyncio.create_task(section()))
 
     async def close_intent(self, integration: Integration, sent_at: datetime, *, spent: bool) -> None:
         """Withdraw the intent: no reply can arrive any more. After an initial access token was `spent`,

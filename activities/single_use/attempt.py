@@ -1,29 +1,36 @@
-"""One use of a single-use credential: the last check before it leaves, and what follows from the reply.
+"""One use of a single-use credential: what is sent, the last check before it leaves, and its journaled reply.
 
 A process can be stopped between the check of `send_by` and the write of the bytes; no client
 can exclude that. On one host a fence does; across hosts it is measured and counted.
 """
 
+import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Any
 
 from activities.support.transactions import append_audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock, seconds_since_boot
-from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import RefreshRules
 from evergrant_server.core.messages.activities import ConnectionCall
+from evergrant_server.core.messages.base import Message
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, TimeLimits
-from evergrant_server.journal import JournalEntry, JournalReservation
+from evergrant_server.crypto import KeyPurpose, SealingKey
+from evergrant_server.journal import Journal, JournalEntry, JournalReservation
 from evergrant_server.store import Store, UnwrappedKeys
 from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.logs import LogEvent, log_event
+from providers.requests.request_format import ProviderAccess, ProviderRequest
 from providers.responses.raw_reply import RawReply
 
-T = TypeVar("T")
+log = logging.getLogger("evergrant.protocol")
 
+REPLY_PURPOSES = (KeyPurpose.LEASE, KeyPurpose.REFRESH)  # seal a reply, in the journal and in the store
 _TAKEN_OVER_OUTCOMES = (AttemptOutcome.SUPERSEDED, AttemptOutcome.INSTALLED_LATE)
 
 
@@ -104,30 +111,65 @@ class SingleUseAttempt:
     fence: SendFence | None = None  # None: the reply came from a journal
     entry: JournalEntry | None = None  # the reply, once a journal holds it
 
-    def check(self) -> Callable[[], None]:
-        """The last check before its bytes leave. Raises as `SendFence.check`."""
-        assert self.fence is not None
-        return self.fence.check()
 
+class SpendRequest(ABC):
+    """One request that spends a credential; `rules` say whether that may be sent twice."""
 
-class OutcomeHandler(ABC, Generic[T]):
-    """What follows from a reply: the same for one that has just arrived and for a journaled one."""
-
-    provisional = False  # sent with a staged definition, which the journal records
-
-    @property
-    def spends_credential(self) -> bool:
-        """False: the same request may be sent again, with the same effect."""
-        return True
+    access: ProviderAccess
+    rules: RefreshRules
 
     @abstractmethod
-    def judge(self, reply: RawReply, came_at: datetime) -> TokenSet:
-        """The tokens of the reply. Pure. Raises Failure."""
+    def build(self) -> ProviderRequest:
+        """The request in the provider's format. Pure. Raises Failure when the definition has no such one."""
 
-    @abstractmethod
-    async def commit(self, attempt: SingleUseAttempt, tokens: TokenSet) -> T:
-        """Write the tokens and the end of the attempt in one transaction."""
 
-    @abstractmethod
-    async def fail(self, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None) -> T:
-        """Write the failure. Without an `outcome` the credential may be spent: the attempt stays open."""
+@dataclass(frozen=True)
+class JournaledReply:
+    """The raw reply, so that a bug in judging it loses nothing. It may hold tokens: `repr` hides it."""
+
+    request: dict[str, Any] = field(repr=False)  # the activity's input
+    came_at: datetime
+    reply: RawReply
+    provisional: bool = False  # sent with a staged definition: a refusal ends no grant
+
+    @classmethod
+    def for_request(
+        cls, request: Message, reply: RawReply, came_at: datetime, *, provisional: bool = False
+    ) -> "JournaledReply":
+        return cls(request.model_dump(mode="json"), came_at, reply, provisional)
+
+    def pack(self) -> bytes:
+        """One line of JSON, then the body as it came."""
+        header = {
+            "request": self.request,
+            "came_at": self.came_at.isoformat(),
+            "status": self.reply.status,
+            "headers": self.reply.headers,
+            "provisional": self.provisional,
+        }
+        return json.dumps(header).encode() + b"\n" + self.reply.body
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "JournaledReply":
+        """Raises Failure SEAL_BROKEN for bytes that `pack` didn't write."""
+        first, _, body = packed.partition(b"\n")
+        try:
+            header = json.loads(first)
+            reply = RawReply(header["status"], header["headers"], body)
+            came_at = datetime.fromisoformat(header["came_at"])
+            return cls(header["request"], came_at, reply, header["provisional"])
+        except (ValueError, KeyError, TypeError):
+            raise Failure(ErrorCode.SEAL_BROKEN, "the entry holds no reply") from None
+
+
+async def write_reply_to_journal(
+    journal: Journal, reservation: JournalReservation, key: SealingKey, journaled: JournaledReply
+) -> JournalEntry | None:
+    """Write a reply to the journal before anything else reads it. None: the disk broke since the
+    reservation, which is logged and doesn't stop the commit."""
+    try:
+        return await journal.in_thread(reservation.write_entry, key, journaled.pack())
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        log_event(log, logging.ERROR, LogEvent.JOURNAL_FAILED, why, object=reservation.header.attempt_id)
+        return None

@@ -7,7 +7,6 @@ a critical section: the end of the activity doesn't end it, and shutdown waits f
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -47,12 +46,12 @@ class CriticalSections:
     def __init__(self) -> None:
         self._running: dict[AttemptId, asyncio.Task[Any]] = {}
 
-    async def run(self, attempt_id: AttemptId, work: Coroutine[Any, Any, T]) -> T:
-        """Await `work`; cancelling this call doesn't cancel it."""
-        task = asyncio.create_task(work, name=f"critical section {attempt_id}")
-        self._running[attempt_id] = task
-        task.add_done_callback(lambda done: self._on_done(attempt_id, done))
-        return await asyncio.shield(task)
+    async def run(self, attempt_id: AttemptId, section: asyncio.Task[T]) -> T:
+        """Own a section until its end, and await it; cancelling this call doesn't cancel it."""
+        section.set_name(f"critical section {attempt_id}")
+        self._running[attempt_id] = section
+        section.add_done_callback(lambda done: self._on_done(attempt_id, done))
+        return await asyncio.shield(section)
 
     def in_flight(self, attempt_id: AttemptId) -> bool:
         return attempt_id in self._running
@@ -122,13 +121,13 @@ class AttemptTracker:
     def has_late_entry(self, superseded: list[Attempt]) -> bool:
         """True while a reply to one of them lies on this host, to be replayed after the attempt that
         took over. The time limit counts from the newest takeover."""
-        newest = max((it.closed_at or it.opened_at for it in superseded), default=None)
+        newest = max((attempt.closed_at or attempt.opened_at for attempt in superseded), default=None)
         if newest is None:
             return False
         return any(
-            self.status_of(it).answered
-            and self.may_be_answered(it.__replace__(send_by=newest + self.limits.send))
-            for it in superseded
+            self.status_of(attempt).answered
+            and self.may_be_answered(attempt.__replace__(send_by=newest + self.limits.send))
+            for attempt in superseded
         )
 
     async def record_late_install(
@@ -142,17 +141,17 @@ class AttemptTracker:
         """
         now = earlier_now(self._clock)
         await tx.connections.get_for_update(late.tenant, late.connection_id)  # no intent comes in between
-        other = await tx.attempts.open_of_any_kind(late.tenant, late.connection_id, late.slot)
+        open_use = await tx.attempts.open_of_any_kind(late.tenant, late.connection_id, late.slot)
         if (
-            other is not None
+            open_use is not None
             and journaled
-            and may_invalidate(other, late, rules, now)
-            and self.status_of(other).owner_alive is not None
-            and self.may_be_answered(other)
+            and may_invalidate(open_use, late, rules, now)
+            and self.status_of(open_use).owner_alive is not None
+            and self.may_be_answered(open_use)
         ):
             raise self.pending("another worker of this host has sent it again and waits for the answer")
         uses = await tx.attempts.other_possibly_harmful_uses(late)
-        may_be_invalid = any(may_invalidate(it, late, rules, now) for it in uses)
+        may_be_invalid = any(may_invalidate(use, late, rules, now) for use in uses)
         row = await tx.attempts.get(late.tenant, late.id)
         if may_be_invalid and row is not None and row.outcome is AttemptOutcome.SUPERSEDED:
             await tx.attempts.mark_installed_late(row)

@@ -7,7 +7,7 @@ none depends on another, or on the store.
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -41,22 +41,18 @@ class BreakerPermit:
     connection: ConnectionId
     reported: bool = False
 
-    async def track(self, sending: Awaitable[RawReply]) -> RawReply:
-        """Await a request, and report whether the provider answers."""
-        try:
-            reply = await sending
-        except SendFailed as failure:
-            if failure.code is ErrorCode.PROVIDER_UNREACHABLE:
-                self._report_failure(failure.code, None)
-            raise
-        if reply.status == 429:
-            self._report_failure(ErrorCode.PROVIDER_RATE_LIMITED, retry_after(reply.headers))
-        elif reply.status >= 500:
-            self._report_failure(ErrorCode.PROVIDER_ERROR, retry_after(reply.headers))
+    def answered(self, answer: RawReply | SendFailed) -> None:
+        """Report whether the provider answers."""
+        if isinstance(answer, SendFailed):
+            if answer.code is ErrorCode.PROVIDER_UNREACHABLE:
+                self._report_failure(answer.code, None)
+        elif answer.status == 429:
+            self._report_failure(ErrorCode.PROVIDER_RATE_LIMITED, retry_after(answer.headers))
+        elif answer.status >= 500:
+            self._report_failure(ErrorCode.PROVIDER_ERROR, retry_after(answer.headers))
         else:
             breakers, now = self.breakers, self.breakers.elapsed()
             self._report(answered(breakers.of(self.key), now, breakers.rules, self.connection))
-        return reply
 
     def release(self) -> None:
         """Give the permit back without an outcome, unless one was reported."""
@@ -135,11 +131,11 @@ class CircuitBreakers:
 
     def count_open(self, provider: str) -> int:
         """How many of a provider's integrations are not sent to now."""
-        return sum(it.opened for key, it in self._breakers.items() if key[0] == provider)
+        return sum(breaker.opened for key, breaker in self._breakers.items() if key[0] == provider)
 
     def _drop_older_revisions(self, integration: Integration) -> None:
         """The gauge counts them, and no request uses them any more."""
-        older = [it for it in self._breakers if it[1] == integration.id and it[2] < integration.revision]
+        older = [key for key in self._breakers if key[1] == integration.id and key[2] < integration.revision]
         for key in older:
             self.put(key, CircuitBreaker())
 

@@ -96,7 +96,7 @@ async def _require_no_late_entry(
         return
     generation = attempt.from_generation
     superseded = await tx.attempts.superseded(attempt.tenant, attempt.connection_id, generation)
-    same = [it for it in superseded if it.spends(attempt.kind, generation, attempt.credential)]
+    same = [earlier for earlier in superseded if earlier.spends(attempt.kind, generation, attempt.credential)]
     if tracker.has_late_entry(same):
         raise tracker.pending("a late reply waits in a journal")
 

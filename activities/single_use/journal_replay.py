@@ -12,10 +12,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from activities.single_use.attempt import SingleUseAttempt
+from activities.single_use.attempt import REPLY_PURPOSES, JournaledReply, SingleUseAttempt
 from activities.single_use.attempt_tracker import CriticalSections
 from activities.single_use.intent import drop_unsent_intent
-from activities.single_use.journaled_reply import REPLY_PURPOSES, JournaledReply
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -113,8 +112,8 @@ class JournalReplayer:
             self._handle_failure(path, failure)
             return False
         except Exception as unexpected:
-            what = f"{type(unexpected).__name__} at {stack_frames(unexpected)[-1]}"
-            self._log_once(path, ErrorCode.INTERNAL, what)
+            place = f"{type(unexpected).__name__} at {stack_frames(unexpected)[-1]}"
+            self._log_once(path, ErrorCode.INTERNAL, place)
             return False
         await self._journal.in_thread(entry.drop)
         metrics.count(metrics.JOURNAL_REPLAYED, outcome)
@@ -173,8 +172,8 @@ class JournalReplayer:
         return await self._conclude(SingleUseAttempt(attempt, keys, entry=entry), packed)
 
     async def _conclude(self, attempt: SingleUseAttempt, packed: bytes) -> str:
-        work = self._replays[attempt.row.kind](attempt, JournaledReply.unpack(packed))
-        await self._sections.run(attempt.row.id, work)
+        replay = self._replays[attempt.row.kind](attempt, JournaledReply.unpack(packed))
+        await self._sections.run(attempt.row.id, asyncio.create_task(replay))
         return "replayed"
 
     def _handle_failure(self, path: Path, failure: Failure) -> None:

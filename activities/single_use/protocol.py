@@ -4,19 +4,28 @@ Every refresh token, authorization code and device code is spent here. The order
 (docs/protocol.md): keys, journal reservation, intent, send, journal entry, commit, drop.
 """
 
+import asyncio
 import logging
-from collections.abc import Awaitable
+from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TypeVar
+from datetime import datetime
+from typing import Generic, TypeVar
 
-from activities.single_use.attempt import OutcomeHandler, SendFence, SingleUseAttempt
+from activities.single_use.attempt import (
+    REPLY_PURPOSES,
+    JournaledReply,
+    SendFence,
+    SingleUseAttempt,
+    SpendRequest,
+    write_reply_to_journal,
+)
 from activities.single_use.attempt_tracker import AttemptTracker, CriticalSections
 from activities.single_use.intent import commit_intent
-from activities.single_use.journaled_reply import REPLY_PURPOSES, JournaledReply, write_reply_to_journal
 from activities.support.provider_replies import log_words
 from activities.support.temporal import later_now
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.ids import AttemptId, new_id
 from evergrant_server.core.integrations import RefreshRules
@@ -33,7 +42,7 @@ from evergrant_server.crypto import KeyPurpose
 from evergrant_server.journal import Journal, JournalEntry
 from evergrant_server.store import NO_CONNECTION, Store
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
-from providers.requests.sender import SendFailed
+from providers.requests.sender import Sender, SendFailed
 from providers.responses.error_mapping import UnreadableTokens
 from providers.responses.raw_reply import RawReply
 
@@ -45,6 +54,36 @@ _MAX_SET_ASIDE = 1000  # files of a quarter of a megabyte at most; doctor and a 
 _MAY_ISSUE_FURTHER_SLOTS = (AttemptKind.CODE_EXCHANGE, AttemptKind.LATE_TOKENS)
 
 
+class Spend(ABC, Generic[T]):
+    """What follows from a reply: the same for one that has just arrived and for a journaled one."""
+
+    call: ConnectionCall  # kept with the reply
+    provisional: bool = False  # sent with a staged definition, which the journal records
+
+    @property
+    def spends_credential(self) -> bool:
+        """False: the same request may be sent again, with the same effect."""
+        return True
+
+    def sending(self) -> None:
+        """Take note that the request is sent now."""
+
+    def answered(self, answer: RawReply | SendFailed) -> None:
+        """Take note of what an answer, or none, says about the provider."""
+
+    @abstractmethod
+    def judge(self, reply: RawReply, came_at: datetime) -> TokenSet:
+        """The tokens of the reply. Pure. Raises Failure."""
+
+    @abstractmethod
+    async def commit(self, attempt: SingleUseAttempt, tokens: TokenSet) -> T:
+        """Write the tokens and the end of the attempt in one transaction."""
+
+    @abstractmethod
+    async def fail(self, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None) -> T:
+        """Write the failure. Without an `outcome` the credential may be spent: the attempt stays open."""
+
+
 class SingleUseProtocol:
     """Opens attempts, spends their credentials and records what became of them."""
 
@@ -54,12 +93,14 @@ class SingleUseProtocol:
         clock: Clock,
         sections: CriticalSections,
         journal: Journal,
+        sender: Sender,
         limits: TimeLimits = LIMITS,
     ) -> None:
         self._store = store
         self._clock = clock
         self._sections = sections
         self._journal = journal
+        self._sender = sender
         self._limits = limits
         self.tracker = AttemptTracker(clock, sections, journal, limits)
 
@@ -107,72 +148,59 @@ class SingleUseProtocol:
             raise
         return SingleUseAttempt(row, keys, SendFence(reservation, self._clock, began_at, self._limits))
 
-    async def spend(
-        self,
-        attempt: SingleUseAttempt,
-        request: ConnectionCall,
-        sending: Awaitable[RawReply],
-        handler: OutcomeHandler[T],
-    ) -> T:
+    async def spend(self, attempt: SingleUseAttempt, request: SpendRequest, spend: Spend[T]) -> T:
         """Send, journal, judge and commit in a task of the process, which the activity awaits.
 
-        `sending` calls `attempt.check` just before its first byte leaves. Cancelling the
-        activity, its time-outs and a graceful shutdown don't cut the task.
+        Cancelling the activity, its time-outs and a graceful shutdown don't cut the task.
         """
-        return await self._sections.run(
-            attempt.row.id, self._send_and_conclude(attempt, request, sending, handler)
-        )
+        section = asyncio.create_task(self._critical_section(attempt, request, spend))
+        return await self._sections.run(attempt.row.id, section)
 
-    async def _send_and_conclude(
-        self,
-        attempt: SingleUseAttempt,
-        request: ConnectionCall,
-        sending: Awaitable[RawReply],
-        handler: OutcomeHandler[T],
-    ) -> T:
+    async def _critical_section(self, attempt: SingleUseAttempt, request: SpendRequest, spend: Spend[T]) -> T:
         """The reply is written to the journal before anything reads it; its commit comes last."""
         fence = attempt.fence
         assert fence is not None
         try:
             try:
-                reply = await sending
+                spend.sending()
+                reply = await self._sender.send(request.access, request.build(), before_send=fence.check)
             except SendFailed as failure:
+                spend.answered(failure)
                 outcome = None if failure.sent else AttemptOutcome.NOT_SENT
-                return await handler.fail(attempt, failure, outcome)
+                return await spend.fail(attempt, failure, outcome)
             except Failure as failure:  # the definition and the request don't fit: nothing was sent
-                return await handler.fail(attempt, _as_client_misconfigured(failure), AttemptOutcome.NOT_SENT)
+                return await spend.fail(attempt, _as_client_misconfigured(failure), AttemptOutcome.NOT_SENT)
             except Exception as unexpected:  # a byte may have left
                 _log_unexpected(attempt, unexpected)
-                return await handler.fail(attempt, Failure(ErrorCode.INTERNAL), None)
-            now, provisional = self._clock.now(), handler.provisional
-            journaled = JournaledReply.for_request(request, reply, now, provisional=provisional)
+                return await spend.fail(attempt, Failure(ErrorCode.INTERNAL), None)
+            came_at = self._clock.now()
+            journaled = JournaledReply.for_request(spend.call, reply, came_at, provisional=spend.provisional)
             key = attempt.keys.current(KeyPurpose.REFRESH)
             entry = await write_reply_to_journal(self._journal, fence.reservation, key, journaled)
-            return await self.conclude(replace(attempt, entry=entry), journaled, handler)
+            spend.answered(reply)
+            return await self.conclude(replace(attempt, entry=entry), journaled, spend)
         finally:
             await self._journal.in_thread(fence.reservation.release)
-            await fence.record_double_send(self._store, attempt.row, request)
+            await fence.record_double_send(self._store, attempt.row, spend.call)
 
-    async def conclude(
-        self, attempt: SingleUseAttempt, journaled: JournaledReply, handler: OutcomeHandler[T]
-    ) -> T:
+    async def conclude(self, attempt: SingleUseAttempt, journaled: JournaledReply, spend: Spend[T]) -> T:
         """Judge a reply, commit what it says, then drop its journal entry. An exception keeps the entry.
 
         Raises Failure REPLY_UNREADABLE for a reply that was set aside and still can't be read.
         """
         try:
-            tokens = handler.judge(journaled.reply, journaled.came_at)
+            tokens = spend.judge(journaled.reply, journaled.came_at)
         except Failure as failure:
-            return await self._conclude_failure(attempt, journaled.reply, handler, failure)
+            return await self._conclude_failure(attempt, journaled.reply, spend, failure)
         except Exception as unexpected:
             _log_unexpected(attempt, unexpected)
             raise Failure(ErrorCode.INTERNAL, "the reply can't be judged; the journal keeps it") from None
-        result = await handler.commit(attempt, tokens)
+        result = await spend.commit(attempt, tokens)
         await self._drop_entry(attempt.entry)
         return result
 
     async def _conclude_failure(
-        self, attempt: SingleUseAttempt, reply: RawReply, handler: OutcomeHandler[T], failure: Failure
+        self, attempt: SingleUseAttempt, reply: RawReply, spend: Spend[T], failure: Failure
     ) -> T:
         """Record a refusal. A 2xx reply that can't be read may hold the only valid token: its entry is
         set aside, and its credential is not sent again while the entry is there."""
@@ -180,14 +208,14 @@ class SingleUseProtocol:
         unreadable = failure.code is ErrorCode.REPLY_UNREADABLE and 200 <= reply.status < 300
         if unreadable and entry is not None and entry.is_set_aside:
             raise failure
-        kept = unreadable and handler.spends_credential and entry is not None
+        kept = unreadable and spend.spends_credential and entry is not None
         set_aside = kept and self._journal.count_waiting()[1] < _MAX_SET_ASIDE
         refused = failure.kind is FailureKind.RECONNECT_NEEDED  # also when it came with status 200
         log_words(failure, attempt.row.connection_id)
         outcome = AttemptOutcome.REFUSED if refused else outcome_of_error(reply.status, failure.code)
         if set_aside and isinstance(failure, UnreadableTokens):
             outcome = AttemptOutcome.UNREAD
-        result = await handler.fail(attempt, failure, outcome)
+        result = await spend.fail(attempt, failure, outcome)
         if set_aside and entry is not None:
             await self._journal.in_thread(self._journal.set_aside, entry.path)
             code, about = failure.code, attempt.row.id
@@ -203,8 +231,8 @@ class SingleUseProtocol:
 
 def _log_unexpected(attempt: SingleUseAttempt, error: Exception) -> None:
     """Log type and place alone: the exception's text may quote a secret."""
-    what = f"{type(error).__name__} at {stack_frames(error)[-1]}"
-    log_event(log, logging.ERROR, LogEvent.PROTOCOL_FAILED, what, object=attempt.row.id)
+    place = f"{type(error).__name__} at {stack_frames(error)[-1]}"
+    log_event(log, logging.ERROR, LogEvent.PROTOCOL_FAILED, place, object=attempt.row.id)
 
 
 def _as_client_misconfigured(failure: Failure) -> Failure:

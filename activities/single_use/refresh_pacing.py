@@ -6,7 +6,7 @@ worker's own, as its circuit breakers are: none depends on another.
 
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -30,21 +30,22 @@ _Key = tuple[Tenant, IntegrationId, int, str]  # tenant, integration, its revisi
 _MAX_PACES = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass
 class Turn:
-    """Whether a refresh is sent now; `watch` reads what its reply says is left."""
+    """Whether a refresh is sent now, and what its reply says is left."""
 
     pacing: "RefreshPacing"
     context: ProviderContext
     postponed_s: float | None = None
+    sent_at: float = 0.0
 
-    async def watch(self, sending: Awaitable[RawReply]) -> RawReply:
-        """Await a request, and keep what the reply says. A refusal to serve is the circuit breaker's."""
-        sent_at = self.pacing.elapsed()
-        reply = await sending
+    def sending(self) -> None:
+        self.sent_at = self.pacing.elapsed()
+
+    def answered(self, reply: RawReply) -> None:
+        """Keep what the reply says. A refusal to serve is the circuit breaker's."""
         if reply.status != 429 and reply.status < 500:
-            self.pacing.note(self.context, reply, sent_at)
-        return reply
+            self.pacing.note(self.context, reply, self.sent_at)
 
 
 class RefreshPacing:

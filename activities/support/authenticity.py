@@ -93,14 +93,14 @@ def _is_of_gateways(request: RequestMessage) -> bool:
 
 def _require_own_workflow(request: RequestMessage) -> None:
     """Raise Failure INVALID_REQUEST unless the workflow is the one that its request's rows belong to."""
-    own = _own_workflow(request)
+    owner = _own_workflow(request)
     info = activity.info()
-    if own is None or own == (info.workflow_type, info.workflow_id):
+    if owner is None or owner == (info.workflow_type, info.workflow_id):
         return
-    what = f"{info.activity_type} was scheduled by {info.workflow_type or 'no workflow'}"
-    log_event(log, logging.ERROR, LogEvent.FOREIGN_ACTIVITY, what, object=info.workflow_id or "")
+    detail = f"{info.activity_type} was scheduled by {info.workflow_type or 'no workflow'}"
+    log_event(log, logging.ERROR, LogEvent.FOREIGN_ACTIVITY, detail, object=info.workflow_id or "")
     metrics.count_unexpected(info.activity_type, LogEvent.FOREIGN_ACTIVITY)
-    raise Failure(ErrorCode.INVALID_REQUEST, f"it is scheduled by {own[1]} alone")
+    raise Failure(ErrorCode.INVALID_REQUEST, f"it is scheduled by {owner[1]} alone")
 
 
 def _own_workflow(request: RequestMessage) -> tuple[str, str] | None:

@@ -159,7 +159,9 @@ class ProviderContextLoader:
         """The definition to use; while it is a staged one, the version before it as well."""
         versions = await tx.definitions.serving(integration.tenant, integration.provider)
         try:
-            found = self._registry.candidates(integration.provider, versions, connection.id)
+            candidates = self._registry.candidates(integration.provider, versions, connection.id)
         except Failure as failure:  # the catalogue has changed: the integration's admin can repair it
             raise Failure(ErrorCode.CLIENT_REJECTED, failure.detail) from None
-        return [(with_dpop_binding(spec, integration, grant), it) for spec, it in found[:2]]
+        return [
+            (with_dpop_binding(spec, integration, grant), definition) for spec, definition in candidates[:2]
+        ]

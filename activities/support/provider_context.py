@@ -107,8 +107,8 @@ class ProviderContext(ProviderAccess):
 
     def with_proof_key(self, key: ProofKey) -> "ProviderContext":
         """The context with the DPoP key of its tokens."""
-        other = replace(self.other_client, proof_key=key) if self.other_client else None
-        return replace(self, client=replace(self.client, proof_key=key), other_client=other)
+        other_client = replace(self.other_client, proof_key=key) if self.other_client else None
+        return replace(self, client=replace(self.client, proof_key=key), other_client=other_client)
 
     def after_consent(self, granted: Connection, consent: Consent) -> Connection:
         """The connection with what was consented to, which the next consent asks for as well."""

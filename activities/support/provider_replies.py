@@ -13,7 +13,7 @@ log = logging.getLogger("evergrant.activities")
 def log_words(failure: Failure, object_id: str) -> dict[str, Any]:
     """Log what the provider said, if the failure follows from a reply. Returns it for an audit record."""
     if isinstance(failure, ReplyFailure) and failure.said is not None:
-        said = failure.said
-        what = f"status {said.status}, {said}" if str(said) else f"status {said.status}"
-        log_event(log, logging.INFO, LogEvent.PROVIDER_REFUSED, what, code=failure.code, object=object_id)
+        words = failure.said
+        text = f"status {words.status}, {words}" if str(words) else f"status {words.status}"
+        log_event(log, logging.INFO, LogEvent.PROVIDER_REFUSED, text, code=failure.code, object=object_id)
     return words_in(failure)

@@ -6,7 +6,7 @@ libraries, so neither is passed on.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -104,12 +104,12 @@ def last_heartbeat(kind: type[MessageT]) -> MessageT | None:
     return kind.model_validate(details[0]) if details else None
 
 
-async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+async def to_its_end(task: asyncio.Task[T]) -> T:
     """Await what a worker has begun, also when its workflow cancels it: that is for what waits in a queue.
 
     Time-outs and a shutdown cancel it, as any activity.
     """
-    task, asked_before = asyncio.create_task(work), False
+    asked_before = False
     while True:
         try:
             return await asyncio.shield(task)

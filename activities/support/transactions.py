@@ -46,8 +46,8 @@ async def commit_with_retries(
             tries += 1
             conflicts = conflicts + 1 if failure.code is ErrorCode.STORE_CONFLICT else 0
             if conflicts >= _MAX_CONFLICTS:
-                what = f"the store refuses the change each time: {failure.detail}"
-                raise Failure(ErrorCode.INTERNAL, what) from None
+                detail = f"the store refuses the change each time: {failure.detail}"
+                raise Failure(ErrorCode.INTERNAL, detail) from None
             if tries % _LOG_EVERY == 0:
                 log_event(log, logging.WARNING, LogEvent.COMMIT_WAITS, failure.detail, code=failure.code)
         await asyncio.sleep(wait)

@@ -84,15 +84,19 @@ class Egress:
         )
         return self._wrapper(guarded) if self._wrapper else guarded
 
-    def client(self, observer: SendObserver | None = None, **options: Any) -> httpx2.AsyncClient:
+    def client(
+        self,
+        observer: SendObserver | None = None,
+        certificate: ClientCertificate | None = None,
+        **options: Any,
+    ) -> httpx2.AsyncClient:
         """An httpx2 client on a guarded transport. An `observer` is for one request.
 
         It follows no redirects and reads neither proxies nor .netrc from the environment; `options`
-        can't change that. Use as `async with`.
+        can't change that. Use as `async with`. Raises as `transport`.
         """
-        options.update(
-            transport=self.transport(observer), trust_env=False, follow_redirects=False, timeout=None
-        )
+        transport = self.transport(observer, certificate)
+        options.update(transport=transport, trust_env=False, follow_redirects=False, timeout=None)
         for option in ("mounts", "proxy"):
             if option in options:
                 raise TypeError(f"{option} would go around the egress guard")

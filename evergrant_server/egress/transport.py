@@ -39,8 +39,8 @@ class SendObserver:
     """Observes the moment at which a request's first byte is written.
 
     The transport calls `before_send` just before, with the connection open, and calls what that
-    returns after the last byte. An exception from `before_send` stops the request. `sent` is False
-    only when it is certain that no byte left.
+    returns after the last byte. An exception from `before_send` stops the request, with Failure
+    PROVIDER_UNREACHABLE unless it is a Failure. `sent` is False only when it is certain that no byte left.
     """
 
     def __init__(self, before_send: BeforeSend | None = None) -> None:
@@ -52,10 +52,20 @@ class SendObserver:
         """httpcore2's trace extension."""
         if event in _REQUEST_STARTED:
             if self._before_send is not None:
-                self._after = self._before_send()
+                self._after = _checked(self._before_send)
             self.sent = True
         elif event in _REQUEST_WRITTEN and self._after is not None:
             self._after()
+
+
+def _checked(before_send: BeforeSend) -> Callable[[], None] | None:
+    try:
+        return before_send()
+    except Failure:
+        raise
+    except Exception as error:
+        detail = "the request was stopped before sending"
+        raise Failure(ErrorCode.PROVIDER_UNREACHABLE, detail) from error
 
 
 class GuardedTransport(httpx2.AsyncBaseTransport):
@@ -206,10 +216,10 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
     async def _resolve(self, host: str, port: int) -> list[str]:
         """The host's addresses. Raises Failure EGRESS_REFUSED if any of them is private (SSRF)."""
         try:
-            found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            resolved = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
             raise httpcore2.ConnectError(f"{host} {DOES_NOT_RESOLVE}") from None
-        addresses = list(dict.fromkeys(entry[4][0] for entry in found))
+        addresses = list(dict.fromkeys(entry[4][0] for entry in resolved))
         if not self._policy.allows(host, port):
             for address in addresses:
                 reason = address_refusal(address)

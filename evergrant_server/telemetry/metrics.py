@@ -5,16 +5,14 @@ values: providers, outcomes and codes; never a tenant, an id or a subject.
 """
 
 import logging
-import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 from opentelemetry import metrics
 
-from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.telemetry.traces import ERROR_TYPE, otlp_enabled, resource
 
@@ -169,21 +167,10 @@ def count_lease(provider: str, seconds_left: float | None) -> None:
         _time_to_expiry.record(seconds_left, {PROVIDER: provider})
 
 
-async def measure_refresh(provider: str, refresh: Awaitable[GrantResult]) -> GrantResult:
-    """Await a refresh, and record its outcome and duration."""
-    began = time.perf_counter()
-    outcome = "cut"  # the activity was cancelled, or failed without a code
-    try:
-        result = await refresh
-        outcome = result.failure or "refreshed"
-        return result
-    except Failure as failure:
-        outcome = failure.code.value
-        raise
-    finally:
-        attributes = {PROVIDER: provider, OUTCOME: str(outcome)}
-        _refreshes.add(1, attributes)
-        _refresh_time.record(time.perf_counter() - began, attributes)
+def record_refresh(provider: str, outcome: str, seconds: float) -> None:
+    attributes = {PROVIDER: provider, OUTCOME: outcome}
+    _refreshes.add(1, attributes)
+    _refresh_time.record(seconds, attributes)
 
 
 def count_unexpected(activity: str, error: str) -> None:

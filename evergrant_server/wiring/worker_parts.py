@@ -72,7 +72,7 @@ def build_worker_parts(
     contexts = ProviderContextLoader(
         store, platform.registry, settings.public_url, clock, settings.expiry_announce_days
     )
-    single_use = SingleUseProtocol(store, clock, sections, journal, limits)
+    single_use = SingleUseProtocol(store, clock, sections, journal, sender, limits)
     registrations = ClientRegistrations(store, egress, clock, sections, journal, limits)
     grants, replays = _grant_activities(platform, contexts, egress, sender, single_use)
     published = PublishedEndpoints(store, platform.registry, egress)

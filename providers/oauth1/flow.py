@@ -23,7 +23,7 @@ from providers.oauth1.signing import oauth1_authorization_header
 from providers.requests.authorization_url import requested_scopes
 from providers.requests.callback import Callback
 from providers.requests.callback_parameters import Query, reject_callback, unique_params
-from providers.requests.request_format import ProviderAccess, SignedRequest, filled_params
+from providers.requests.request_format import NO_AUTH, ProviderAccess, ProviderRequest, filled_params
 from providers.responses.error_mapping import raise_for_failure, reply_fields, unreadable_reply
 from providers.responses.raw_reply import RawReply, UnreadableBody, is_metadata_value, seconds_until
 from providers.responses.reply_words import words_of_reply
@@ -65,28 +65,29 @@ def oauth1_endpoints(spec: ProviderSpec, integration: Integration) -> OAuth1Endp
 
 def temporary_credentials_request(
     provider: ProviderAccess, url: str, callback: str, at: datetime
-) -> SignedRequest:
+) -> ProviderRequest:
     """RFC 5849 section 2.1. Raises as `oauth1_authorization_header`."""
     return _signed_request(provider, url, at, None, ("oauth_callback", callback))
 
 
 def token_credentials_request(
     provider: ProviderAccess, url: str, temporary: TokenPair, verifier: Secret, at: datetime
-) -> SignedRequest:
+) -> ProviderRequest:
     """RFC 5849 section 2.3. Raises as `oauth1_authorization_header`."""
     return _signed_request(provider, url, at, temporary, ("oauth_verifier", verifier.reveal()))
 
 
 def _signed_request(
     provider: ProviderAccess, url: str, at: datetime, pair: TokenPair | None, param: tuple[str, str]
-) -> SignedRequest:
+) -> ProviderRequest:
     spec, client = provider.spec, provider.client
     rule = oauth1_spec(spec)
     header = oauth1_authorization_header(
         client, rule.signature_method, rule.method, url, at=at, pair=pair, realm=rule.realm, protocol=(param,)
     )
     fixed = {"Accept": "*/*", "User-Agent": "Evergrant"}
-    return SignedRequest(rule.method, url, {**fixed, **spec.required_headers, "Authorization": header})
+    headers = {**fixed, **spec.required_headers, "Authorization": header}
+    return ProviderRequest(url, method=rule.method, auth=NO_AUTH, body_format="none", headers=headers)
 
 
 def oauth1_authorization_url(

@@ -83,8 +83,8 @@ def read_lookup(spec: ProviderSpec, lookup: AccountLookup, reply: RawReply) -> t
         raise unreadable_reply(spec, reply, "no list of accounts, or a too long one")
     if (where := lookup.choose_where) is not None:
         items = [item for item in items if not isinstance(item, dict) or holds(where, item)]
-    found = [_option(lookup, item) for item in items if isinstance(item, dict)]
-    options = tuple(option for option in found if option is not None)
+    read_options = [_option(lookup, item) for item in items if isinstance(item, dict)]
+    options = tuple(option for option in read_options if option is not None)
     if len({option.id for option in options}) != len(items):
         raise unreadable_reply(spec, reply, "an account without an id of its own")
     return options
@@ -102,8 +102,8 @@ def _option(lookup: AccountLookup, item: dict[str, Any]) -> AccountOption | None
 
 
 def _metadata(lookup: AccountLookup, data: dict[str, Any]) -> dict[str, Any]:
-    found = {name: value_at(data, path) for name, path in lookup.metadata.items()}
-    return {name: value for name, value in found.items() if is_metadata_value(value)}
+    values = {name: value_at(data, path) for name, path in lookup.metadata.items()}
+    return {name: value for name, value in values.items() if is_metadata_value(value)}
 
 
 def _failure(spec: ProviderSpec, reply: RawReply) -> Failure:

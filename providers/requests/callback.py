@@ -126,12 +126,12 @@ def read_implicit_query(
     return error
 
 
-def _read_error(spec: ProviderSpec, given: Mapping[str, str], state: Secret, other: str) -> Callback | None:
+def _read_error(spec: ProviderSpec, params: Mapping[str, str], state: Secret, other: str) -> Callback | None:
     """The error of a callback, if it has one. Raises Failure CALLBACK_INVALID when it has `other` as well."""
-    error = error_param(given, spec.callback_error_params)
-    if error is not None and given.get(other):
+    error = error_param(params, spec.callback_error_params)
+    if error is not None and params.get(other):
         reject_callback(f"{other} and an error at once")
     if error is None:
         return None
-    said = callback_words(tuple(given.items()), spec.callback_error_params)
-    return Callback(None, state, denied=error == _DENIED, error=error, said=said)
+    words = callback_words(tuple(params.items()), spec.callback_error_params)
+    return Callback(None, state, denied=error == _DENIED, error=error, said=words)

@@ -17,10 +17,9 @@ from providers.definition.schema_base import PLACEHOLDER
 from providers.definition.schema_request import ClientCredentialsGrant, JwtBearerGrant, TokenExchangeGrant
 from providers.definition.templates import checked_params
 from providers.requests.request_format import (
-    PreparedRequest,
     ProviderAccess,
-    token_request_format,
-    with_resources,
+    ProviderRequest,
+    token_request,
 )
 from providers.responses.error_mapping import reply_fields, unreadable_reply
 from providers.responses.raw_reply import RawReply
@@ -41,7 +40,7 @@ class ClientGrantInput:
     subject_token: Secret | None = None  # for token exchange
 
 
-def client_grant_request(provider: ProviderAccess, flow: Flow, grant: ClientGrantInput) -> PreparedRequest:
+def client_grant_request(provider: ProviderAccess, flow: Flow, grant: ClientGrantInput) -> ProviderRequest:
     """The token request of a client grant.
 
     Raises Failure INVALID_REQUEST when the definition doesn't support the flow, CLIENT_REJECTED
@@ -52,10 +51,10 @@ def client_grant_request(provider: ProviderAccess, flow: Flow, grant: ClientGran
     match flow:
         case Flow.CLIENT_CREDENTIALS:
             rule = spec.client_credentials or ClientCredentialsGrant()
-            return _prepared(provider, grant, rule.grant_type, rule.params)
+            return _token_request(provider, grant, rule.grant_type, rule.params)
         case Flow.JWT_BEARER:
             assertion = {"assertion": _jwt_bearer_assertion(provider, grant)}
-            return _prepared(provider, grant, JWT_BEARER, {}, assertion)
+            return _token_request(provider, grant, JWT_BEARER, {}, assertion)
         case Flow.TOKEN_EXCHANGE:
             rule = spec.token_exchange or TokenExchangeGrant()
             if grant.subject_token is None:
@@ -66,27 +65,26 @@ def client_grant_request(provider: ProviderAccess, flow: Flow, grant: ClientGran
                 "subject_token_type": grant.target.subject_token_type or ACCESS_TOKEN_TYPE,
                 "requested_token_type": ACCESS_TOKEN_TYPE,
             }
-            return _prepared(provider, grant, TOKEN_EXCHANGE, rule.params, exchanged)
+            return _token_request(provider, grant, TOKEN_EXCHANGE, rule.params, exchanged)
         case _:
             detail = f"{flow.value} needs a subject's consent"
             raise Failure(ErrorCode.INVALID_REQUEST, detail, field="flow", provider=spec.name)
 
 
-def _prepared(
+def _token_request(
     provider: ProviderAccess,
     grant: ClientGrantInput,
     grant_type: str,
     templates: Mapping[str, str],
     secrets: Mapping[str, str] | None = None,
-) -> PreparedRequest:
+) -> ProviderRequest:
     spec = provider.spec
     fields = provider.filled(templates) | dict(secrets or {})
     if grant.scopes and spec.scopes_supported:
         fields[spec.scope_param_name] = spec.scope_separator.join(grant.scopes)
     if grant.target.audience:
         fields["audience"] = grant.target.audience
-    format = with_resources(token_request_format(provider, fields), grant.target.resources)
-    return PreparedRequest(provider.endpoints.token_endpoint, grant_type, format)
+    return token_request(provider, grant_type, fields).with_resources(grant.target.resources)
 
 
 def read_exchanged_token(
@@ -114,9 +112,9 @@ def _jwt_bearer_assertion(provider: ProviderAccess, grant: ClientGrantInput) -> 
     rule = spec.jwt_bearer or JwtBearerGrant()
     values = checked_params(spec, provider.params)
     templates = dict(rule.claims)
-    for param, more in rule.claims_when.items():
+    for param, claims_then in rule.claims_when.items():
         if values.get(param) == "yes":
-            templates |= more
+            templates |= claims_then
     words = {
         "client_id": client.client_id,
         "subject": grant.subject,
@@ -127,7 +125,7 @@ def _jwt_bearer_assertion(provider: ProviderAccess, grant: ClientGrantInput) -> 
     }
     now = int(grant.at.timestamp())
     claims: dict[str, object] = {  # filled in one pass, so that braces in a value stay
-        name: PLACEHOLDER.sub(lambda found: words.get(found.group(1), ""), text)
+        name: PLACEHOLDER.sub(lambda placeholder: words.get(placeholder.group(1), ""), text)
         for name, text in templates.items()
     }
     claims |= {"iat": now, "exp": now + rule.lifetime_s}

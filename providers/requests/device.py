@@ -17,7 +17,7 @@ from evergrant_server.core.provider_words import ReplyFailure
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec
-from providers.requests.request_format import PreparedRequest, ProviderAccess, code_exchange_format
+from providers.requests.request_format import ProviderAccess, ProviderRequest, token_request
 from providers.responses.error_mapping import (
     error_name,
     raise_for_failure,
@@ -48,7 +48,7 @@ class DevicePending(Failure):
         self.poll = poll
 
 
-def device_authorization_request(provider: ProviderAccess, scopes: Sequence[str]) -> PreparedRequest:
+def device_authorization_request(provider: ProviderAccess, scopes: Sequence[str]) -> ProviderRequest:
     """The device authorization request (RFC 8628 section 3.1). Raises Failure INVALID_REQUEST."""
     spec = provider.spec
     spec.require_usable(Flow.DEVICE_CODE)
@@ -59,24 +59,16 @@ def device_authorization_request(provider: ProviderAccess, scopes: Sequence[str]
     fields = {"client_id": provider.client.client_id}
     if scopes:
         fields[spec.scope_param_name] = spec.scope_separator.join(scopes)
-    asking = replace(
-        code_exchange_format(provider),
-        extra_params=fields,
-        omitted_params=("grant_type",),
-        requests_tokens=False,
-    )
-    return PreparedRequest(url, DEVICE_CODE, asking)
+    request = token_request(provider, DEVICE_CODE, provider.filled(spec.token_params))
+    return replace(request, url=url, fields=fields, requests_tokens=False)
 
 
-def device_token_request(provider: ProviderAccess, device_code: Secret) -> PreparedRequest:
+def device_token_request(provider: ProviderAccess, device_code: Secret) -> ProviderRequest:
     """The device access token request (RFC 8628 section 3.4). Raises Failure INVALID_REQUEST."""
     provider.spec.require_usable(Flow.DEVICE_CODE)
-    format = code_exchange_format(provider)
-    own = {"device_code": device_code.reveal(), "client_id": provider.client.client_id}
-    fields = {**format.extra_params, **own}
-    return PreparedRequest(
-        provider.endpoints.token_endpoint, DEVICE_CODE, replace(format, extra_params=fields)
-    )
+    fields = provider.filled(provider.spec.token_params)
+    fields |= {"device_code": device_code.reveal(), "client_id": provider.client.client_id}
+    return token_request(provider, DEVICE_CODE, fields)
 
 
 def read_device_authorization(spec: ProviderSpec, reply: RawReply, now: datetime) -> DeviceCode:
@@ -111,8 +103,8 @@ def read_device_token(
     if error in _PENDING_ERRORS:
         raise DevicePending(_PENDING_ERRORS[error])
     if error in _FINAL_ERRORS:
-        said = words_of_reply(spec, reply, error)
-        raise ReplyFailure(_FINAL_ERRORS[error], provider=spec.name).with_words(said)
+        words = words_of_reply(spec, reply, error)
+        raise ReplyFailure(_FINAL_ERRORS[error], provider=spec.name).with_words(words)
     if reply.status == 429:
         raise DevicePending(DevicePoll.SLOW_DOWN)
     if reply.status >= 500:
@@ -120,11 +112,11 @@ def read_device_token(
     return read_tokens(spec, reply, requested_scopes=requested_scopes, refreshing=False, now=now)
 
 
-def _checked_text(value: object, what: str, shape: re.Pattern[str]) -> str:
+def _checked_text(value: object, noun: str, shape: re.Pattern[str]) -> str:
     if not isinstance(value, str):
-        raise UnreadableBody(f"{what} that is {json_type(value)}")
+        raise UnreadableBody(f"{noun} that is {json_type(value)}")
     if not shape.fullmatch(value):
-        raise UnreadableBody(f"{what} with invalid characters or length")
+        raise UnreadableBody(f"{noun} with invalid characters or length")
     return value
 
 

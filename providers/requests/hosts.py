@@ -42,7 +42,7 @@ def is_pinned(host: str, pinned: Collection[str]) -> bool:
     if host in pinned:
         return True
     domain = _registrable_domain(host)
-    return domain is not None and any(_registrable_domain(it) == domain for it in pinned)
+    return domain is not None and any(_registrable_domain(pinned_host) == domain for pinned_host in pinned)
 
 
 def secret_hosts(
@@ -52,11 +52,11 @@ def secret_hosts(
 
     None: no callback has named it yet. Raises Failure INVALID_REQUEST for a parameter.
     """
-    own = {name: rule for name, rule in spec.template_params.items() if rule.source == "integration"}
+    own_params = {name: rule for name, rule in spec.template_params.items() if rule.source == "integration"}
     values = checked_params(spec, params)
-    fixed = {name: value for name, value in values.items() if name in own}
+    fixed = {name: value for name, value in values.items() if name in own_params}
     for name, rule in spec.template_params.items():
-        if name not in own:
+        if name not in own_params:
             digest = hashlib.sha256(rule.model_dump_json(exclude={"default", "description"}).encode())
             fixed[name] = f"{{{name}#{digest.hexdigest()[:8]}}}"
     hosts: dict[str, str | None] = {}
@@ -104,7 +104,7 @@ def require_definition_host(
     accepted = [resolved for written, resolved in hosts if resolved and _is_accepted(written, pins)]
     if is_pinned(host, (*accepted, *(pins.integration or ()))):
         return
-    written = next((it for it, resolved in hosts if resolved == host), host)
+    written = next((written_host for written_host, resolved in hosts if resolved == host), host)
     raise host_not_accepted(written, integration)
 
 
@@ -132,7 +132,11 @@ def _secret_urls(spec: ProviderSpec, integration: Integration) -> list[str]:
         return list(templates.values())
     oauth1 = {"token_endpoint"} if spec.request_token_endpoint else set[str]()
     kept = [url for name, url in templates.items() if name not in _DISCOVERED or name in oauth1]
-    urls = [getattr(it, name) for it in (discovered, discovered.for_mutual_tls()) for name in _DISCOVERED]
+    urls = [
+        getattr(endpoints, name)
+        for endpoints in (discovered, discovered.for_mutual_tls())
+        for name in _DISCOVERED
+    ]
     return [*kept, *(url for url in urls if url is not None)]
 
 

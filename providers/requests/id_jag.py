@@ -18,10 +18,9 @@ from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
 from providers.requests.client_grants import JWT_BEARER, TOKEN_EXCHANGE
 from providers.requests.request_format import (
-    PreparedRequest,
     ProviderAccess,
-    token_request_format,
-    with_resources,
+    ProviderRequest,
+    token_request,
 )
 from providers.responses.error_mapping import (
     error_name,
@@ -53,7 +52,7 @@ def id_jag_request(
     audience: str,
     resources: Sequence[str],
     scopes: Sequence[str],
-) -> PreparedRequest:
+) -> ProviderRequest:
     """Exchange the subject's id token for a grant to `audience`, the issuer of the resources' tokens."""
     fields = {
         "requested_token_type": ID_JAG,
@@ -63,8 +62,7 @@ def id_jag_request(
     }
     if scopes:
         fields["scope"] = " ".join(scopes)
-    format = with_resources(token_request_format(identity_provider, fields), resources)
-    return PreparedRequest(identity_provider.endpoints.token_endpoint, TOKEN_EXCHANGE, format)
+    return token_request(identity_provider, TOKEN_EXCHANGE, fields).with_resources(resources)
 
 
 def read_id_jag(spec: ProviderSpec, reply: RawReply, now: datetime) -> Secret:
@@ -89,10 +87,9 @@ def read_id_jag(spec: ProviderSpec, reply: RawReply, now: datetime) -> Secret:
 
 def id_jag_token_request(
     provider: ProviderAccess, id_jag: Secret, resources: Sequence[str]
-) -> PreparedRequest:
+) -> ProviderRequest:
     """Exchange the grant for an access token. Its scopes are those of the grant."""
-    format = token_request_format(provider, {"assertion": id_jag.reveal()})
-    return PreparedRequest(provider.endpoints.token_endpoint, JWT_BEARER, with_resources(format, resources))
+    return token_request(provider, JWT_BEARER, {"assertion": id_jag.reveal()}).with_resources(resources)
 
 
 def read_id_jag_tokens(

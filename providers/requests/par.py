@@ -14,7 +14,7 @@ from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.provider_words import with_code
 from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec
-from providers.requests.request_format import PreparedRequest, ProviderAccess, RequestFormat
+from providers.requests.request_format import ProviderAccess, ProviderRequest
 from providers.responses.error_mapping import (
     error_name,
     failure_of_reply,
@@ -53,7 +53,7 @@ def par_fields(url: str, authorization_endpoint: str) -> tuple[tuple[str, str], 
     return tuple(pair for pair in query if pair not in fixed)
 
 
-def par_request(provider: ProviderAccess, fields: tuple[tuple[str, str], ...]) -> PreparedRequest:
+def par_request(provider: ProviderAccess, fields: tuple[tuple[str, str], ...]) -> ProviderRequest:
     """The pushed request (RFC 9126 section 2.1), authenticated as a token request is."""
     url = provider.endpoints.pushed_authorization_request_endpoint
     if url is None:
@@ -62,10 +62,7 @@ def par_request(provider: ProviderAccess, fields: tuple[tuple[str, str], ...]) -
     names = [name for name, _ in fields]
     once = {name: value for name, value in fields if names.count(name) == 1}
     repeated = tuple(pair for pair in fields if pair[0] not in once)  # RFC 8707: several resources
-    format = RequestFormat(
-        auth=provider.client.auth, extra_params=once, repeated_params=repeated, omitted_params=("grant_type",)
-    )
-    return PreparedRequest(url, "pushed", format)
+    return ProviderRequest(url, once, repeated, auth=provider.client.auth)
 
 
 def read_par_reply(spec: ProviderSpec, reply: RawReply, now: datetime) -> PushedAuthorization:

@@ -6,11 +6,12 @@ from datetime import datetime
 
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey, ProofKey
+from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_request import MUTUAL_TLS, ClientAuth
+from providers.definition.schema_request import MUTUAL_TLS, ClientAuth, Pkce
 from providers.definition.schema_response import RefreshSpec, RevocationSpec
 from providers.definition.templates import (
     checked_params,
@@ -24,6 +25,7 @@ from providers.definition.templates import (
 Params = Mapping[str, str]
 STANDARD_HEADERS = {"Accept": "application/json", "User-Agent": "Evergrant"}
 NO_AUTH = "no authentication"  # as `auth`: not even the client id is sent
+REFRESH_TOKEN = "refresh_token"  # the grant type, RFC 6749 section 6
 
 
 @dataclass(frozen=True)
@@ -73,117 +75,141 @@ class ProviderAccess:
 
 
 @dataclass(frozen=True)
-class RequestFormat:
-    """How a request differs from RFC 6749. `extra_params` may hold secrets.
+class ProviderRequest:
+    """A request to one endpoint of a provider, and how it differs from RFC 6749 there. It may hold secrets.
 
-    `auth` is a `ClientAuth`, "header" or "bearer" (the format's own header authenticates), or NO_AUTH.
+    `fields` have the standard's names, which `renames` replaces by the provider's; None leaves a field out.
+    `auth` is a `ClientAuth`, "header" or "bearer" (a header of the request authenticates), or NO_AUTH.
+    `requests_tokens`: the reply may hold tokens, so a DPoP proof is added where needed.
     """
 
+    url: str
+    fields: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    repeated_fields: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     method: str = "POST"
     body_format: str = "form"
     auth: str = ClientAuth.BASIC.value
-    renames: Mapping[str, str | None] = field(default_factory=dict)
-    extra_params: Mapping[str, str] = field(default_factory=dict, repr=False)
-    repeated_params: tuple[tuple[str, str], ...] = ()
-    query: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
+    renames: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
+    query: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     bearer: str | None = field(default=None, repr=False)  # a token that authenticates the request
-    omitted_params: tuple[str, ...] = ()
-    requests_tokens: bool = False  # the reply may hold tokens, so a DPoP proof is added where needed
+    requests_tokens: bool = False
+
+    @property
+    def refreshes(self) -> bool:
+        """True when it spends a refresh token (RFC 6749 section 6)."""
+        return self.fields.get("grant_type") == REFRESH_TOKEN
+
+    def with_resources(self, resources: Sequence[str]) -> "ProviderRequest":
+        """The request with resource parameters (RFC 8707 section 2.2)."""
+        added = tuple(("resource", uri) for uri in resources)
+        return replace(self, repeated_fields=(*self.repeated_fields, *added)) if added else self
 
 
-@dataclass(frozen=True)
-class PreparedRequest:
-    """A request to a token, device authorization or PAR endpoint, ready to send."""
-
-    url: str
-    grant_type: str
-    format: RequestFormat
-
-
-@dataclass(frozen=True)
-class SignedRequest:
-    """A request without a body whose headers are complete. They hold a signature, so no repr shows them."""
-
-    method: str
-    url: str
-    headers: dict[str, str] = field(repr=False)
-
-
-def token_request_format(provider: ProviderAccess, extra_params: Params) -> RequestFormat:
-    """The format of a token request. Raises Failure INVALID_REQUEST for a missing template parameter."""
+def token_request(provider: ProviderAccess, grant_type: str, fields: Params) -> ProviderRequest:
+    """A token request. Raises Failure INVALID_REQUEST for a missing template parameter."""
     spec = provider.spec
-    return RequestFormat(
+    return ProviderRequest(
+        provider.endpoints.token_endpoint,
+        {"grant_type": grant_type, **fields},
         method=spec.token_request_method,
         body_format=spec.token_request_format.value,
         auth=provider.client.auth,
         renames=spec.token_request_param_names,
-        extra_params=extra_params,
         query=provider.filled(spec.token_query_params),
         headers=spec.token_request_headers,
         requests_tokens=True,
     )
 
 
-def code_exchange_format(provider: ProviderAccess) -> RequestFormat:
-    """The format of a code exchange. Raises as `token_request_format`."""
-    return token_request_format(provider, provider.filled(provider.spec.token_params))
+def code_exchange_request(
+    provider: ProviderAccess,
+    *,
+    code: Secret,
+    verifier: Secret,
+    redirect_uri: str,
+    resources: Sequence[str] = (),
+) -> ProviderRequest:
+    """Exchange an authorization code for tokens (RFC 6749 section 4.1.3, RFC 7636 section 4.5).
 
-
-def refresh_format(
-    provider: ProviderAccess, token: Secret, redirect_uri: str | None, scopes: Sequence[str] = ()
-) -> RequestFormat:
-    """The format of a refresh. Raises as `token_request_format`."""
+    Raises as `token_request`, also for a definition without this flow.
+    """
     spec = provider.spec
-    extra = provider.filled(spec.refresh_params)
+    spec.require_usable()
+    sent_uri = redirect_uri_to_send(spec, provider.params, redirect_uri)
+    standard = {"redirect_uri": sent_uri, "code": code.reveal()}
+    if spec.pkce is not Pkce.OFF:
+        standard["code_verifier"] = verifier.reveal()
+    fields = {name: value for name, value in standard.items() if value}
+    request = token_request(provider, "authorization_code", fields | provider.filled(spec.token_params))
+    return request.with_resources(resources)
+
+
+def refresh_request(
+    provider: ProviderAccess,
+    token: Secret,
+    *,
+    redirect_uri: str | None = None,
+    flow: Flow = Flow.AUTHORIZATION_CODE,
+    resources: Sequence[str] = (),
+    scopes: Sequence[str] = (),
+) -> ProviderRequest:
+    """Use a refresh token (RFC 6749 section 6). Without `scopes` the new token has those granted.
+
+    Raises as `token_request`, also for a definition without refresh.
+    """
+    spec = provider.spec
+    spec.require_usable(flow)
+    if not spec.refresh_supported:
+        detail = f"provider {spec.name} has no refresh"
+        raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="refresh_supported")
+    in_header = spec.refresh_token_in == "header"
+    fields = {} if in_header else {"refresh_token": token.reveal()}
+    fields |= provider.filled(spec.refresh_params)
     if scopes:
-        extra["scope"] = spec.scope_separator.join(scopes)
+        fields["scope"] = spec.scope_separator.join(scopes)
     if "redirect_uri" in spec.refresh_params_include:
         if redirect_uri is None:
-            detail, field = f"{spec.name} requires the redirect URI in a refresh", "refresh_params_include"
-            raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field=field)
-        extra["redirect_uri"] = redirect_uri_to_send(spec, provider.params, redirect_uri)
-    format = token_request_format(provider, extra)
-    in_header = spec.refresh_token_in == "header"
+            detail, included = f"{spec.name} requires the redirect URI in a refresh", "refresh_params_include"
+            raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field=included)
+        fields["redirect_uri"] = redirect_uri_to_send(spec, provider.params, redirect_uri)
+    request = token_request(provider, REFRESH_TOKEN, fields)
     return replace(
-        format,
-        auth=spec.refresh_client_auth.value if spec.refresh_client_auth else format.auth,
+        request,
+        url=provider.endpoints.refresh_endpoint or request.url,
+        auth=spec.refresh_client_auth.value if spec.refresh_client_auth else request.auth,
         renames=spec.token_request_param_names | spec.refresh_param_names,
         bearer=token.reveal() if in_header else None,
-        omitted_params=("refresh_token",) if in_header else (),
-    )
+    ).with_resources(resources)
 
 
 def access_token_exchange_request(
     provider: ProviderAccess, rule: RefreshSpec, token: Secret
-) -> PreparedRequest:
+) -> ProviderRequest:
     """Exchange a valid access token for the next one. No RFC describes it; Meta's services do it.
 
-    Raises as `token_request_format`.
+    Raises as `token_request`.
     """
     spec = provider.spec
     renames = dict(spec.token_request_param_names)
     if rule.client == "secret":
         renames["client_id"] = None
-    format = RequestFormat(
+    url = rule.url and fill_template(rule.url, checked_params(spec, provider.params), spec)
+    return ProviderRequest(
+        url or provider.endpoints.token_endpoint,
+        {
+            "grant_type": str(rule.grant_type),
+            rule.token_param: token.reveal(),
+            **provider.filled(rule.params),
+        },
         method=rule.method,
         auth=NO_AUTH if rule.client == "none" else provider.client.auth,
         renames=renames,
-        extra_params={rule.token_param: token.reveal()} | provider.filled(rule.params),
         headers=spec.token_request_headers,
     )
-    own_url = rule.url and fill_template(rule.url, checked_params(spec, provider.params), spec)
-    return PreparedRequest(own_url or provider.endpoints.token_endpoint, str(rule.grant_type), format)
 
 
-def with_resources(format: RequestFormat, resources: Sequence[str]) -> RequestFormat:
-    """The format with resource parameters (RFC 8707 section 2.2)."""
-    return replace(
-        format, repeated_params=(*format.repeated_params, *(("resource", uri) for uri in resources))
-    )
-
-
-def revocation_request(provider: ProviderAccess, token: Secret, hint: str) -> PreparedRequest:
+def revocation_request(provider: ProviderAccess, token: Secret, hint: str) -> ProviderRequest:
     """Revoke a token (RFC 7009 section 2.1), or the definition's own request.
 
     `hint` is `refresh_token` or `access_token`; `spec.revocation.token` names the one that ends the
@@ -200,26 +226,24 @@ def revocation_request(provider: ProviderAccess, token: Secret, hint: str) -> Pr
         text = rule.auth_template.replace("{client_secret}", secret)
         headers[rule.auth_header] = text.replace("{client_id}", client.client_id)
     params = {name: text.replace("{client_id}", client.client_id) for name, text in rule.params.items()}
-    format = RequestFormat(
+    return ProviderRequest(
+        url,
+        {"token": token.reveal(), "token_type_hint": hint, **params},
         method=rule.method,
         body_format=rule.format,
         auth=client.auth if rule.auth == "client" else rule.auth,
         renames={"token": rule.token_param, "token_type_hint": rule.hint_param} | rule.param_names,
-        extra_params={"token": token.reveal(), "token_type_hint": hint, **params},
         headers=headers,
         bearer=token.reveal() if rule.auth == "bearer" else None,
-        omitted_params=("grant_type",),
     )
-    return PreparedRequest(url, "revocation", format)
 
 
-def introspection_request(provider: ProviderAccess, token: Secret, hint: str) -> PreparedRequest:
+def introspection_request(provider: ProviderAccess, token: Secret, hint: str) -> ProviderRequest:
     """Ask whether a token is active (RFC 7662 section 2.1). Raises Failure INVALID_REQUEST."""
     url = provider.endpoints.introspection_endpoint
     url = require_endpoint(provider.spec, url, "introspection_endpoint")
     fields = {"token": token.reveal(), "token_type_hint": hint}
-    format = RequestFormat(auth=provider.client.auth, extra_params=fields, omitted_params=("grant_type",))
-    return PreparedRequest(url, "introspection", format)
+    return ProviderRequest(url, fields, auth=provider.client.auth)
 
 
 def filled_params(spec: ProviderSpec, templates: Params, params: Params) -> dict[str, str]:

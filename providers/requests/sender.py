@@ -1,68 +1,32 @@
-"""Sends the requests to a provider, through authlib's AsyncOAuth2Client on the egress transport."""
+"""Writes the requests to a provider in its format, and sends them on the egress transport.
 
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
-from typing import Any
+A request is written when it is sent: a client assertion and a DPoP proof are good for one use, and soon over.
+"""
+
+import base64
+import json
+from collections.abc import Sequence
+from urllib.parse import quote_plus, urlencode
 
 import httpx2
-from authlib.integrations.httpx_client import AsyncOAuth2Client
 
-from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import BeforeSend, Egress, SendObserver
+from providers.client_auth import ASSERTION_TYPE, client_assertion, secret_assertion
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_request import Pkce
-from providers.definition.templates import redirect_uri_to_send, require_complete
-from providers.quirks import QUIRKS, Quirk
-from providers.requests.dpop import NonceCache, requires_nonce
+from providers.definition.schema_request import ClientAuth
+from providers.definition.templates import require_complete
+from providers.quirks import reshaped_first_reply
+from providers.requests.dpop import NonceCache, dpop_proof, requires_nonce
 from providers.requests.request_format import (
+    NO_AUTH,
+    STANDARD_HEADERS,
     OAuthClient,
-    PreparedRequest,
     ProviderAccess,
-    RequestFormat,
-    SignedRequest,
-    code_exchange_format,
-    refresh_format,
-    with_resources,
+    ProviderRequest,
 )
-from providers.requests.request_writer import ProviderRequestAuth
 from providers.responses.raw_reply import RawReply
-
-
-class ReplyReceived(Exception):  # no error
-    """Carries a reply past authlib's parser, which would drop status and headers."""
-
-    def __init__(self, response: httpx2.Response) -> None:
-        super().__init__("the provider replied")
-        self.response = response
-
-
-class ProviderClient(AsyncOAuth2Client):
-    """authlib's client for one request. It holds no token and never refreshes by itself.
-
-    Its compliance hooks, which are the quirks, run before the raw reply is handed over.
-    """
-
-    def __init__(
-        self, client: OAuthClient, transport: httpx2.AsyncBaseTransport, quirks: Sequence[Quirk] = ()
-    ) -> None:
-        super().__init__(
-            client_id=client.client_id,
-            transport=transport,
-            trust_env=False,
-            follow_redirects=False,
-            timeout=None,  # the transport limits the duration
-        )
-        for quirk in quirks:
-            for hook in quirk.hooks:
-                self.register_compliance_hook(hook, quirk.reshape)
-
-    def parse_response_token(self, resp: httpx2.Response) -> dict[str, object]:
-        raise ReplyReceived(resp)
-
-
-AuthlibCall = Callable[[ProviderClient], Awaitable[Any]]
 
 
 class SendFailed(Failure):
@@ -75,151 +39,151 @@ class SendFailed(Failure):
 
 
 class Sender:
-    """Sends OAuth requests for any provider, each over its own TCP connection.
-
-    Every method raises SendFailed when no reply is received, and Failure INVALID_REQUEST for a call that
-    the definition doesn't support. `before_send` is called on the open TCP connection, before the first
-    byte; its exception stops the request.
-    """
+    """Sends OAuth requests to any provider, each over its own TCP connection. It holds no token."""
 
     def __init__(self, egress: Egress) -> None:
         self._egress = egress
         self._nonces = NonceCache()
 
-    async def exchange_code(
-        self,
-        provider: ProviderAccess,
-        *,
-        code: Secret,
-        verifier: Secret,
-        redirect_uri: str,
-        resources: Sequence[str] = (),
-        before_send: BeforeSend | None = None,
-    ) -> RawReply:
-        """Exchange an authorization code for tokens (RFC 6749 section 4.1.3, RFC 7636 section 4.5)."""
-        spec = provider.spec
-        spec.require_usable()
-        format = with_resources(code_exchange_format(provider), resources)
-        sent_uri = redirect_uri_to_send(spec, provider.params, redirect_uri)
-        standard = {"code": code.reveal(), "redirect_uri": sent_uri}
-        if spec.pkce is not Pkce.OFF:
-            standard["code_verifier"] = verifier.reveal()
-        url = require_complete(spec, provider.endpoints.token_endpoint)
-        auth = self._auth(provider, format)
-        call = partial(
-            ProviderClient.fetch_token, url=url, grant_type="authorization_code", auth=auth, **standard
-        )
-        return await self._send(provider, url, call, before_send)
-
-    async def refresh(
-        self,
-        provider: ProviderAccess,
-        *,
-        refresh_token: Secret,
-        redirect_uri: str | None = None,
-        flow: Flow = Flow.AUTHORIZATION_CODE,
-        resources: Sequence[str] = (),
-        scopes: Sequence[str] = (),
-        before_send: BeforeSend | None = None,
-    ) -> RawReply:
-        """Use a refresh token (RFC 6749 section 6). Without `scopes` the new token has those granted."""
-        spec, endpoints = provider.spec, provider.endpoints
-        spec.require_usable(flow)
-        if not spec.refresh_supported:
-            detail = f"provider {spec.name} has no refresh"
-            raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="refresh_supported")
-        url = require_complete(spec, endpoints.refresh_endpoint or endpoints.token_endpoint)
-        format = refresh_format(provider, refresh_token, redirect_uri, scopes)
-        auth = self._auth(provider, with_resources(format, resources))
-        call = partial(ProviderClient.refresh_token, url=url, refresh_token=refresh_token.reveal(), auth=auth)
-        return await self._send(provider, url, call, before_send)
-
-    async def send_prepared(
-        self, provider: ProviderAccess, request: PreparedRequest, *, before_send: BeforeSend | None = None
-    ) -> RawReply:
-        """Send a request of any other kind, such as a client grant, a revocation or an introspection."""
-        url = require_complete(provider.spec, request.url)
-        auth = self._auth(provider, request.format)
-        call = partial(ProviderClient.fetch_token, url=url, grant_type=request.grant_type, auth=auth)
-        return await self._send(provider, url, call, before_send)
-
-    async def send_signed(
-        self, provider: ProviderAccess, request: SignedRequest, *, before_send: BeforeSend | None = None
-    ) -> RawReply:
-        """Send a signed request of OAuth 1.0a (RFC 5849 sections 2.1 and 2.3)."""
-        call = partial(
-            ProviderClient.request,
-            method=request.method,
-            url=request.url,
-            headers=request.headers,
-            withhold_token=True,
-        )
-        return await self._send(provider, request.url, call, before_send)
-
-    def _auth(self, provider: ProviderAccess, format: RequestFormat) -> ProviderRequestAuth:
-        return ProviderRequestAuth(provider, format, self._nonces)
-
-    async def _send(
-        self, provider: ProviderAccess, url: str, call: AuthlibCall, before_send: BeforeSend | None
+    async def send(
+        self, access: ProviderAccess, request: ProviderRequest, *, before_send: BeforeSend | None = None
     ) -> RawReply:
         """Send once, and again when the server only asks for a DPoP nonce (RFC 9449 section 8).
 
         Such a reply spends no credential, so both requests are one use of it. `before_send` is called
-        before each. Nothing is sent to a host that isn't pinned.
+        on the open TCP connection, before the first byte of each; its exception stops the request. Nothing
+        is sent to a host that isn't pinned. Raises SendFailed when no reply is received, and Failure
+        INVALID_REQUEST for a URL that lacks a parameter.
         """
-        try:
-            provider.require_host(url)
-        except Failure as failure:
-            raise SendFailed(failure, sent=False) from None
-        reply = await self._send_once(provider, call, before_send)
-        if provider.client.proof_key is not None and provider.spec.dpop and requires_nonce(reply):
-            reply = await self._send_once(provider, call, before_send)
-        return reply
-
-    async def _send_once(
-        self, provider: ProviderAccess, call: AuthlibCall, before_send: BeforeSend | None
-    ) -> RawReply:
-        spec, client = provider.spec, provider.client
-        watch = SendObserver(_stop_on_failure(before_send))
-        try:
-            transport = self._egress.transport(watch, client.certificate_to_present())
-        except Failure as failure:
-            raise SendFailed(failure, sent=False) from None
-        try:
-            response = await call(ProviderClient(client, transport, [QUIRKS[name] for name in spec.quirks]))
-        except ReplyReceived as answered:
-            response = answered.response
-        except SendFailed:
-            raise
-        except httpx2.InvalidURL:
-            raise SendFailed(Failure(ErrorCode.EGRESS_REFUSED, "not a URL"), sent=False) from None
-        except httpx2.TransportError as error:
-            raise SendFailed(_unreachable_failure(spec, error), sent=watch.sent) from None
-        except Failure as failure:
-            raise SendFailed(failure, sent=watch.sent) from None
-        finally:
-            await transport.aclose()
-        reply = RawReply.of(response)
-        if client.proof_key is not None:
+        spec, client, url = access.spec, access.client, require_complete(access.spec, request.url)
+        for _ in range(2):
+            observer = SendObserver(before_send)
+            try:
+                access.require_host(url)
+                certificate = client.certificate_to_present()
+                async with self._egress.client(observer, certificate) as http:
+                    response = await http.send(write_request(http, access, request, self._nonces))
+            except httpx2.InvalidURL:
+                raise SendFailed(Failure(ErrorCode.EGRESS_REFUSED, "not a URL"), sent=False) from None
+            except httpx2.TransportError as error:
+                raise SendFailed(_unreachable_failure(spec, error), sent=observer.sent) from None
+            except Failure as failure:
+                raise SendFailed(failure, sent=observer.sent) from failure
+            reply = RawReply.of(response)
+            if client.proof_key is None:
+                break
             self._nonces.remember(str(response.request.url), client.proof_key, reply)
-        return reply
+            if not spec.dpop or not requires_nonce(reply):
+                break
+        return reply if request.refreshes else reply.with_body(reshaped_first_reply(spec.quirks, reply.body))
 
 
-def _stop_on_failure(before_send: BeforeSend | None) -> BeforeSend | None:
-    """`before_send`, whose every exception is a SendFailed on its way through authlib."""
-    if before_send is None:
-        return None
+def write_request(
+    http: httpx2.AsyncClient, access: ProviderAccess, request: ProviderRequest, nonces: NonceCache
+) -> httpx2.Request:
+    """The HTTP request in the provider's names and format, with client authentication, and with a proof of
+    the key to which the tokens will be bound (RFC 9449 section 5).
 
-    def check() -> Callable[[], None] | None:
-        try:
-            return before_send()
-        except Failure as failure:
-            raise SendFailed(failure, sent=False) from failure
-        except Exception as error:
-            detail = "the request was stopped before sending"
-            raise SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE, detail), sent=False) from error
+    Raises Failure CLIENT_REJECTED when the integration lacks a secret or a key.
+    """
+    spec, client, fields = access.spec, access.client, dict(request.fields)
+    headers = httpx2.Headers(STANDARD_HEADERS)
+    headers.update(dict(spec.required_headers))
+    headers.update(dict(request.headers))
+    if request.bearer is not None:
+        headers["Authorization"] = f"Bearer {request.bearer}"
+    _authenticate_client(access, request.auth, fields, headers)
+    names = {"client_id": spec.client_id_param, "client_secret": spec.client_secret_param, **request.renames}
+    renamed = {names.get(name, name): value for name, value in fields.items()}
+    fields = {name: value for name, value in renamed.items() if name is not None}
+    written = _build(http, request, fields, headers)
+    if client.proof_key is not None and spec.dpop and request.requests_tokens:
+        url = str(written.url)
+        nonce = nonces.get(url, client.proof_key)
+        written.headers["DPoP"] = dpop_proof(client.proof_key, written.method, url, client.now(), nonce=nonce)
+    return written
 
-    return check
+
+def _build(
+    http: httpx2.AsyncClient, request: ProviderRequest, fields: dict[str, str], headers: httpx2.Headers
+) -> httpx2.Request:
+    """The request with its fields in the query, in JSON or in a form."""
+    query: dict[str, str | list[str]] = dict(request.query)
+    content = b""
+    if request.method == "GET" or request.body_format == "query":
+        query |= fields | _grouped(request.repeated_fields)
+    elif request.body_format == "json":
+        headers["Content-Type"] = "application/json"
+        content = json.dumps(fields | _grouped(request.repeated_fields)).encode()
+    elif request.body_format == "form":
+        headers["Content-Type"] = "application/x-www-form-urlencoded"
+        content = urlencode([*fields.items(), *request.repeated_fields]).encode()
+    url = httpx2.URL(request.url)
+    url = url.copy_merge_params(query) if query else url
+    return http.build_request(request.method, url, headers=headers, content=content or None)
+
+
+def _authenticate_client(
+    access: ProviderAccess, method: str, fields: dict[str, str], headers: httpx2.Headers
+) -> None:
+    """Add the client's credentials (RFC 6749 section 2.3.1)."""
+    spec, client = access.spec, access.client
+    if method in (NO_AUTH, "header", "bearer"):
+        return
+    match method:
+        case ClientAuth.BASIC.value:
+            headers["Authorization"] = f"Basic {_basic(spec, client)}"
+        case ClientAuth.POST.value:
+            fields["client_id"] = client.client_id
+            if spec.client_secret_header:
+                headers[spec.client_secret_header] = _secret(spec, client)
+            else:
+                fields["client_secret"] = _secret(spec, client)
+        case ClientAuth.NONE.value | ClientAuth.TLS.value | ClientAuth.SELF_SIGNED_TLS.value:
+            fields["client_id"] = client.client_id
+        case ClientAuth.PRIVATE_KEY_JWT.value | ClientAuth.SECRET_JWT.value:
+            fields["client_id"] = client.client_id
+            fields["client_assertion_type"] = ASSERTION_TYPE
+            fields["client_assertion"] = _assertion(spec, client, method)
+        case _:
+            detail = f"client authentication {method[:40]!r} is not supported"
+            raise Failure(ErrorCode.INVALID_REQUEST, detail, field="client_auth", provider=spec.name)
+
+
+def _secret(spec: ProviderSpec, client: OAuthClient) -> str:
+    if client.client_secret is None:
+        detail = f"the integration has no client secret, which {spec.name} requires"
+        raise Failure(ErrorCode.CLIENT_REJECTED, detail, provider=spec.name)
+    return client.client_secret.reveal()
+
+
+def _assertion(spec: ProviderSpec, client: OAuthClient, method: str) -> str:
+    """A new assertion for each request, since its id works once (RFC 7523 section 3)."""
+    if method == ClientAuth.SECRET_JWT.value:
+        secret = Secret(_secret(spec, client))
+        return secret_assertion(client.client_id, client.audience, secret, client.now())
+    if client.key is None:
+        detail = f"the integration has no key, which {spec.name} requires"
+        raise Failure(ErrorCode.CLIENT_REJECTED, detail, provider=spec.name)
+    return client_assertion(client.client_id, client.audience, client.key, client.now())
+
+
+def _basic(spec: ProviderSpec, client: OAuthClient) -> str:
+    """The value of HTTP Basic: id and secret are form-encoded first (RFC 6749 section 2.3.1)."""
+    client_id, secret = quote_plus(client.client_id), quote_plus(_secret(spec, client))
+    pair = f"{client_id}:{secret}"
+    if spec.basic_auth_template is not None:
+        pair = spec.basic_auth_template.replace("{client_id}", client_id)
+        pair = pair.replace("{client_secret}", secret)
+    return base64.b64encode(pair.encode()).decode("ascii")
+
+
+def _grouped(repeated: Sequence[tuple[str, str]]) -> dict[str, str | list[str]]:
+    """By name: the value, or the list of several values."""
+    grouped: dict[str, list[str]] = {}
+    for name, value in repeated:
+        grouped.setdefault(name, []).append(value)
+    return {name: values[0] if len(values) == 1 else values for name, values in grouped.items()}
 
 
 def _unreachable_failure(spec: ProviderSpec, error: httpx2.TransportError) -> Failure:

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, NoReturn, Self
@@ -32,6 +32,9 @@ class RawReply:
     def of(cls, response: httpx2.Response) -> Self:
         headers = {name.lower(): value for name, value in response.headers.items()}
         return cls(response.status_code, headers, response.content, response.request)
+
+    def with_body(self, body: bytes) -> Self:
+        return self if body == self.body else replace(self, body=body)
 
 
 _MAX_DEPTH = 32
@@ -89,12 +92,12 @@ def _parse_form(text: str) -> dict[str, Any]:
 
 
 def _unique_names(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in fields:
             raise UnreadableBody("a name that is repeated")
-        found[name] = value
-    return found
+        fields[name] = value
+    return fields
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -104,13 +104,13 @@ def _read_token_set(
     )
 
 
-def _checked_token(value: Any, what: str) -> Secret | None:
+def _checked_token(value: Any, noun: str) -> Secret | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise UnreadableBody(f"{what} that is {json_type(value)}")
+        raise UnreadableBody(f"{noun} that is {json_type(value)}")
     if not _TOKEN.fullmatch(value):
-        raise UnreadableBody(f"{what} with characters that a header can't hold, or too long")
+        raise UnreadableBody(f"{noun} with characters that a header can't hold, or too long")
     return Secret(value)
 
 

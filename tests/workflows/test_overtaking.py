@@ -31,7 +31,7 @@ class Provider:
     @activity.defn(name=jobs.REFRESH_GRANT.name)
     async def refresh_grant(self, request: RefreshGrant) -> GrantResult:
         async with heartbeating():
-            return await to_its_end(self._refresh(request))
+            return await to_its_end(asyncio.create_task(self._refresh(request)))
 
     async def _refresh(self, request: RefreshGrant) -> GrantResult:
         self.began.append(request.connection_id)

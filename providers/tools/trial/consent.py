@@ -134,7 +134,7 @@ async def _pushed_url(
 ) -> str:
     """The URL that names the request, which is pushed to the provider (RFC 9126)."""
     endpoint = access.endpoints.authorization_endpoint or ""
-    reply = await sender.send_prepared(access, par_request(access, par_fields(url, endpoint)))
+    reply = await sender.send(access, par_request(access, par_fields(url, endpoint)))
     pushed = read_par_reply(setup.spec, reply, sent_at)
     return par_authorization_url(setup.spec, setup.integration, endpoint, str(pushed.request_uri))
 

@@ -24,14 +24,14 @@ async def device_code(
     """Show the user code and poll (RFC 8628). Raises Failure CONSENT_EXPIRED, and as the two requests."""
     setup = requests.setup
     access = setup.access()
-    reply = await requests.sender.send_prepared(access, device_authorization_request(access, setup.scopes))
+    reply = await requests.sender.send(access, device_authorization_request(access, setup.scopes))
     code = read_device_authorization(setup.spec, reply, clock.now())
     requests.redactor.learn(code.device_code)
     tell(f"Open {code.verification_uri} in your browser and enter {code.user_code}")
     interval_s = code.interval_s
     while clock.now() < code.expires_at:
         await asyncio.sleep(interval_s)
-        call = requests.sender.send_prepared(access, device_token_request(access, code.device_code))
+        call = requests.sender.send(access, device_token_request(access, code.device_code))
         seen = await requests.obtain(kind, call)
         error = error_name(setup.spec, seen.reply)
         if error not in ("authorization_pending", "slow_down"):
@@ -46,4 +46,4 @@ async def client_credentials(requests: TokenRequests, kind: str, clock: Clock) -
     access = requests.setup.access()
     grant = ClientGrantInput(requests.setup.scopes, TokenTarget(), "", clock.now())
     request = client_grant_request(access, Flow.CLIENT_CREDENTIALS, grant)
-    return await requests.obtain(kind, requests.sender.send_prepared(access, request))
+    return await requests.obtain(kind, requests.sender.send(access, request))

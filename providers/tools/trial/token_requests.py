@@ -21,6 +21,7 @@ from providers.requests.request_format import (
     ProviderAccess,
     access_token_exchange_request,
     introspection_request,
+    refresh_request,
     revocation_request,
 )
 from providers.requests.sender import Sender, SendFailed
@@ -176,16 +177,12 @@ class TokenRequests:
         access = access or setup.access(grant.facts)
         self.redactor.learn(token)
         if spec.refreshes_with_access_token:
-            request = access_token_exchange_request(access, spec.refresh, token)
-            call, name = self.sender.send_prepared(access, request), "<access token>"
+            request, name = access_token_exchange_request(access, spec.refresh, token), "<access token>"
         else:
+            redirect = setup.redirect_uri if setup.flow is Flow.AUTHORIZATION_CODE else None
+            request = refresh_request(access, token, redirect_uri=redirect, flow=setup.flow)
             name = "<refresh token>"
-            call = self.sender.refresh(
-                access,
-                refresh_token=token,
-                redirect_uri=setup.redirect_uri if setup.flow is Flow.AUTHORIZATION_CODE else None,
-                flow=setup.flow,
-            )
+        call = self.sender.send(access, request)
         sent, holder = {token.reveal(): name}, None if dead else grant
         return await self.obtain(kind, call, facts=grant.facts, sent=sent, grant=holder, refreshing=True)
 
@@ -193,7 +190,7 @@ class TokenRequests:
         """Revoke one token of a grant. Raises as `Sender` and `revocation_request`."""
         access = self.setup.access(grant.facts)
         request = revocation_request(access, token, hint)
-        reply = await uninterrupted(self.sender.send_prepared(access, request))
+        reply = await uninterrupted(self.sender.send(access, request))
         failure = None
         try:
             read_revocation(self.setup.spec, reply)
@@ -208,7 +205,7 @@ class TokenRequests:
         """Whether the access token is active, by introspection. Raises Failure."""
         access = self.setup.access(grant.facts)
         request = introspection_request(access, grant.tokens.access_token, "access_token")
-        return read_introspection(self.setup.spec, await self.sender.send_prepared(access, request))
+        return read_introspection(self.setup.spec, await self.sender.send(access, request))
 
 
 async def uninterrupted(call: Coroutine[Any, Any, T]) -> T:

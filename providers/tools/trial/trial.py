@@ -8,7 +8,7 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.id_token import require_nonce
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from providers.requests.request_format import access_token_exchange_request
+from providers.requests.request_format import access_token_exchange_request, code_exchange_request
 from providers.tools.trial.clean_up import end_grants, token_to_revoke
 from providers.tools.trial.consent import CallbackReceiver, walk_consent
 from providers.tools.trial.first_grants import client_credentials, device_code
@@ -89,7 +89,7 @@ class Trial:
         if rule is None or not setup.flow.may_refresh:
             return grant
         access, token = setup.access(grant.facts), grant.tokens.access_token
-        call = requests.sender.send_prepared(access, access_token_exchange_request(access, rule, token))
+        call = requests.sender.send(access, access_token_exchange_request(access, rule, token))
         sent = {token.reveal(): "<access token>"}
         self._granted("post_exchange", await requests.obtain("post_exchange", call, sent=sent, grant=grant))
         return grant
@@ -101,12 +101,11 @@ class Trial:
         )
         requests.redactor.learn_personal(consent.facts)
         self._note(Observation("consent", ["a code came back"]))
-        call = requests.sender.exchange_code(
-            setup.access(consent.facts),
-            code=consent.code,
-            verifier=consent.verifier,
-            redirect_uri=setup.redirect_uri,
+        access = setup.access(consent.facts)
+        request = code_exchange_request(
+            access, code=consent.code, verifier=consent.verifier, redirect_uri=setup.redirect_uri
         )
+        call = requests.sender.send(access, request)
         seen = await requests.obtain(kind, call, facts=consent.facts)
         if seen.tokens is not None:
             require_nonce(seen.tokens.id_token, consent.nonce_hash)

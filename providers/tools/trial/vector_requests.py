@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from base64 import urlsafe_b64encode
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -21,7 +21,14 @@ from evergrant_server.egress import Egress, EgressPolicy
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import TemplateParam
 from providers.requests.authorization_url import build_authorization_url
-from providers.requests.request_format import access_token_exchange_request, revocation_request
+from providers.requests.request_format import (
+    ProviderAccess,
+    ProviderRequest,
+    access_token_exchange_request,
+    code_exchange_request,
+    refresh_request,
+    revocation_request,
+)
 from providers.requests.sender import Sender
 from providers.tools.trial.consent import TrialSetup
 from providers.tools.trial.redaction import REDACTED, UUID
@@ -126,36 +133,33 @@ class VectorRequests:
 
     async def exchange(self) -> dict[str, Any]:
         code, verifier = Secret("<code>"), Secret("<verifier>")
-        call = self._sender.exchange_code(
-            self.setup.access(self.facts), code=code, verifier=verifier, redirect_uri=REDIRECT_URI
-        )
-        return await self._recorded(call)
+        access = self.setup.access(self.facts)
+        request = code_exchange_request(access, code=code, verifier=verifier, redirect_uri=REDIRECT_URI)
+        return await self._recorded(access, request)
 
     async def post_exchange(self) -> dict[str, Any]:
         access, rule = self.setup.access(), self.setup.spec.post_token_exchange
         assert rule is not None
         request = access_token_exchange_request(access, rule, Secret("<access token>"))
-        return await self._recorded(self._sender.send_prepared(access, request))
+        return await self._recorded(access, request)
 
     async def refresh(self) -> dict[str, Any]:
         access, spec = self.setup.access(self.facts), self.setup.spec
         if spec.refreshes_with_access_token:
             request = access_token_exchange_request(access, spec.refresh, Secret("<access token>"))
-            return await self._recorded(self._sender.send_prepared(access, request))
+            return await self._recorded(access, request)
         token, redirect = Secret("<refresh token>"), REDIRECT_URI
         flow = self.setup.flow if self.setup.flow.may_refresh else Flow.AUTHORIZATION_CODE
-        call = self._sender.refresh(access, refresh_token=token, redirect_uri=redirect, flow=flow)
-        return await self._recorded(call)
+        request = refresh_request(access, token, redirect_uri=redirect, flow=flow)
+        return await self._recorded(access, request)
 
     async def revocation(self, token: str) -> dict[str, Any]:
         access = self.setup.access(self.facts)
         hint = token.strip("<>").replace(" ", "_")
-        return await self._recorded(
-            self._sender.send_prepared(access, revocation_request(access, Secret(token), hint))
-        )
+        return await self._recorded(access, revocation_request(access, Secret(token), hint))
 
-    async def _recorded(self, call: Coroutine[Any, Any, Any]) -> dict[str, Any]:
-        await call
+    async def _recorded(self, access: ProviderAccess, request: ProviderRequest) -> dict[str, Any]:
+        await self._sender.send(access, request)
         assert self._recorder.request is not None
         return _described(self._recorder.request)
 

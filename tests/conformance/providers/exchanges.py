@@ -30,6 +30,8 @@ from providers.requests.request_format import (
     OAuthClient,
     ProviderAccess,
     access_token_exchange_request,
+    code_exchange_request,
+    refresh_request,
     revocation_request,
 )
 from providers.requests.sender import Sender
@@ -139,7 +141,7 @@ async def minted(exchange: Exchange, flow: Flow, expected: dict[str, Any]) -> Ra
         signed = client_grant_request(access, flow, asked)
         request = replace(signed, url=endpoints.token_endpoint)
         sender = Sender(Egress(EgressPolicy(allow=(server.allowance,))))
-        reply = await sender.send_prepared(replace(access, client=exchange.client), request)
+        reply = await sender.send(replace(access, client=exchange.client), request)
     sent = server.calls[0]
     if "claims" in expected:
         assertion = dict(parse_qsl(sent.body.decode()))["assertion"]
@@ -166,7 +168,7 @@ async def oauth1_read(exchange: Exchange, expected: dict[str, Any]) -> TokenSet:
         request = token_credentials_request(access, there.token, temporary, Secret("verifier-1"), NOW)
         moved = replace(request, url=request.url.replace("https://", f"{server.origin}/"))
         sender = Sender(Egress(EgressPolicy(allow=(server.allowance,))))
-        reply = await sender.send_signed(access, moved)
+        reply = await sender.send(access, moved)
     call = server.calls[0]
     assert {"method": call.method, "url": "https:/" + call.target} == expected["request"]
     said = dict(parse_authorization_header(call.headers["authorization"]))
@@ -191,12 +193,9 @@ async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawRe
     spec, endpoints = exchange.spec, exchange.endpoints_at(server.origin)
     access = WalkedAccess(spec, endpoints, exchange.client, exchange.params, exchange=exchange)
     if kind == "exchange":
-        return await sender.exchange_code(
-            access,
-            code=Secret(SECRETS["<code>"]),
-            verifier=Secret(SECRETS["<verifier>"]),
-            redirect_uri=REDIRECT,
-        )
+        code, verifier = Secret(SECRETS["<code>"]), Secret(SECRETS["<verifier>"])
+        request = code_exchange_request(access, code=code, verifier=verifier, redirect_uri=REDIRECT)
+        return await sender.send(access, request)
     rule = spec.post_token_exchange if kind == "post_exchange" else None
     if kind == "refresh" and spec.refreshes_with_access_token:
         rule = spec.refresh
@@ -205,13 +204,13 @@ async def send(exchange: Exchange, kind: str, server: ScriptedProvider) -> RawRe
             rule = rule.model_copy(update={"url": rule.url.replace("https://", f"{server.origin}/")})
         own = replace(access, params=exchange.integration.params)
         request = access_token_exchange_request(own, rule, Secret(SECRETS["<access token>"]))
-        return await sender.send_prepared(own, request)
+        return await sender.send(own, request)
     if kind == "refresh":
         token = Secret(SECRETS["<refresh token>"])
-        return await sender.refresh(access, refresh_token=token, redirect_uri=REDIRECT)
+        return await sender.send(access, refresh_request(access, token, redirect_uri=REDIRECT))
     which = spec.revocation.token if spec.revocation else "refresh_token"
     token = Secret(SECRETS[f"<{which.replace('_', ' ')}>"])
-    return await sender.send_prepared(access, revocation_request(access, token, which))
+    return await sender.send(access, revocation_request(access, token, which))
 
 
 def raw_reply(reply: dict[str, Any]) -> Any:

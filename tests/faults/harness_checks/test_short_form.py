@@ -21,7 +21,7 @@ from tests.fakes.providers.scripted_provider import Answer, drip, drop_after_com
 from tests.fakes.rows import a_connection, an_integration
 from tests.faults.harness.database import TENANT, FinalState, HarnessDatabase
 from tests.faults.harness.instrumentation.passages import AFTER, BEFORE, Fault
-from tests.faults.harness.instrumentation.points import ROOT, Point, existing
+from tests.faults.harness.instrumentation.points import ROOT, Point, existing, labelled
 from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.random_run.aftermath import Aftermath, judge_real
 from tests.faults.harness.random_run.plan import KINDS, SLOW, plan, told
@@ -66,7 +66,7 @@ def _killed_with_an_answer_in_the_journal(table: Table) -> Sequence[Case]:
 
 
 def _revoked_while_the_answer_is_committed(table: Table) -> Sequence[Case]:
-    commits = ("RefreshOutcome.install#", "RefreshOutcome._replace_grant#")
+    commits = ("RefreshSpend.install#", "RefreshSpend._replace_grant#")
     return [
         it
         for it in table.cases
@@ -97,12 +97,12 @@ def _lost_in_the_window() -> list[Case]:
         # A busy machine lets a short limit pass: what was kept is the no to the version on trial.
         (
             replace(trial, answers=lambda _: (error("invalid_grant"), drop_after_commit())),
-            Fault(point="activities.grants.candidates:candidates#2", kind="die"),
+            Fault(point=labelled("a try is counted"), kind="die"),
         ),
         # The same worker sends again, and dies with the no to that in its journal.
         (
             replace(SCENARIOS[0], answers=lambda _: (drop_after_commit(),)),
-            Fault(point="activities.single_use.protocol:SingleUseProtocol._send_and_conclude#6", kind="die"),
+            Fault(point=labelled("the reply is concluded"), kind="die"),
         ),
         # A worker before this one left a room, and no answer.
         (
@@ -159,7 +159,7 @@ async def test_a_build_that_takes_over_at_once_is_seen_on_one_host_and_on_two(tm
 
 
 def _writes_a_refresh(point: Point) -> bool:
-    return "RefreshOutcome._replace_grant" in point.name and point.source.startswith("tx.grants.install(")
+    return "RefreshSpend._replace_grant" in point.name and point.source.startswith("tx.grants.install(")
 
 
 async def test_the_command_exits_with_1_for_a_broken_build(tmp_path: Path):

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from activities.support import narrowing
+from activities.grants.narrowing import tokens_of_chain
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import TokenSet, narrowed_slot
@@ -137,4 +137,4 @@ def test_late_tokens_are_verified_for_the_scopes_of_the_chain():
     tokens = TokenSet(access_token=Secret("at"), scopes=READ)
     for scopes, kept in ((READ, None), ((), READ)):
         request = RefreshGrant.model_construct(**call, generation=1, scopes=scopes)
-        assert narrowing.of_chain(request, tokens).scopes == kept
+        assert tokens_of_chain(request, tokens).scopes == kept

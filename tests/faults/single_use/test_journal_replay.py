@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from activities.single_use.journaled_reply import JournaledReply
+from activities.single_use.attempt import JournaledReply
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.grant import TokenSet
@@ -166,13 +166,13 @@ async def test_tokens_that_land_during_the_revocation_are_revoked(
     connection = await place.connect(STRICT)
     await died_with(connection, Activities(place, "far", LONG_AGO), LATE)
     await place.revoke(connection, tell=False)
-    here, send = Activities(place), Sender.send_prepared
+    here, send = Activities(place), Sender.send
 
     async def lands_first(sender: Sender, *args: Any, **more: Any) -> RawReply:
         await Activities(place, "far").replayer.sweep()
         return await send(sender, *args, **more)
 
-    monkeypatch.setattr(Sender, "send_prepared", lands_first)
+    monkeypatch.setattr(Sender, "send", lands_first)
     news = await here.revoke(connection)
     assert (news.failure, news.retry_after) == (ErrorCode.REFRESH_PENDING, 3)
     row = await place.row(connection)

@@ -9,9 +9,8 @@ from typing import Any
 
 from temporalio.testing import ActivityEnvironment
 
-from activities.single_use.attempt import SingleUseAttempt
+from activities.single_use.attempt import JournaledReply, SingleUseAttempt
 from activities.single_use.attempt_tracker import CriticalSections
-from activities.single_use.journaled_reply import JournaledReply
 from activities.single_use.protocol import SingleUseProtocol
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection
@@ -39,9 +38,11 @@ from evergrant_server.core.messages.integrations import (
 )
 from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
 from evergrant_server.crypto import KeyPurpose
+from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal import Journal
 from evergrant_server.store import Store
 from evergrant_server.wiring.worker_parts import build_worker_parts
+from providers.requests.sender import Sender
 from providers.responses.raw_reply import RawReply
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import ASKED, PROVENANCE, TENANT, Installation
@@ -65,7 +66,9 @@ class Activities:
         parts = replace(here, settings=settings, store=store or here.store, clock=self.clock)
         self.journal = Journal(settings.data_dir / host)
         sections = CriticalSections()
-        self.single_use = SingleUseProtocol(parts.store, self.clock, sections, self.journal, limits)
+        self.single_use = SingleUseProtocol(
+            parts.store, self.clock, sections, self.journal, Sender(Egress(EgressPolicy())), limits
+        )
         work = build_worker_parts(parts, sections, self.journal, limits)
         self._does: dict[str, Callable[..., Any]] = {it.__name__: it for it in work.activities}
         self.replayer = work.replayer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from activities.single_use.journaled_reply import JournaledReply
+from activities.single_use.attempt import JournaledReply
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AttemptId, ConnectionId, Tenant
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptStatus

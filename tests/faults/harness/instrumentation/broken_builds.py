@@ -29,7 +29,7 @@ return update(table).where(*same, any_revision).values({name: bindparam(name) fo
 
 def without_journal(module: str, tree: ast.Module) -> None:
     """An answer goes straight to the database."""
-    if module == "activities.single_use.journaled_reply":
+    if module == "activities.single_use.attempt":
         _function(tree, "write_reply_to_journal").body = _body("return None")
 
 

@@ -12,31 +12,34 @@ ELSEWHERE = {
         "ends a consent without a code, or a connection"
     ),
     "activities.consents.first_grant:FirstGrantActivities._record_failed_activity": "a client grant",
-    "activities.consents.first_grant:FirstGrantOutcome.install#4": "another grant came first",
-    "activities.consents.first_grant:FirstGrantOutcome.install#5": "another grant came first",
-    "activities.consents.first_grant:FirstGrantOutcome.install#7": "another account: nothing is installed",
-    "activities.consents.first_grant:FirstGrantOutcome.install#8": "another account: nothing is installed",
-    "activities.consents.first_grant:FirstGrantOutcome._keep_late#4": (
+    "activities.consents.first_grant:FirstGrantSpend.install#4": "another grant came first",
+    "activities.consents.first_grant:FirstGrantSpend.install#5": "another grant came first",
+    "activities.consents.first_grant:FirstGrantSpend.install#7": "another account: nothing is installed",
+    "activities.consents.first_grant:FirstGrantSpend.install#8": "another account: nothing is installed",
+    "activities.consents.first_grant:FirstGrantSpend._keep_late#4": (
         "another grant is installed: nothing is replaced"
     ),
-    "activities.consents.first_grant:FirstGrantOutcome._keep_late#5": (
+    "activities.consents.first_grant:FirstGrantSpend._keep_late#5": (
         "another grant is installed: nothing is replaced"
     ),
     "activities.grants.recurring_errors:_ask_about_token": "introspection spends nothing",
     "activities.support.context_loader:ProviderContextLoader.access": "a login: it brings no grant",
-    "activities.grants.candidates:try_each_secret": "a revocation, or before a consent: spends nothing",
+    "activities.grants.client_secrets:try_each_secret": "a revocation, or before a consent: spends nothing",
     "evergrant_server.journal.reservation:rename_complete": (
         "a replay after a death between a reply's last byte and its name, which is one of the table's faults"
     ),
     "evergrant_server.egress.transport:GuardedBackend.connect_unix_socket": "always refuses",
-    "activities.grants.refresh:RefreshActivities._token_request#2": (
-        "an access token that is exchanged is not spent"
-    ),
+    "activities.grants.refresh:RefreshSpend.request#2": "an access token that is exchanged is not spent",
+    "evergrant_server.api.connections.commands:_request_new_consent": "another command of an app",
+    "evergrant_server.api.connections.commands:save_account_choice": "another command of an app",
+    "evergrant_server.api.connections.commands:_revoke": "another command of an app",
+    "evergrant_server.api.connections.commands:choose_account": "another command of an app",
+    "evergrant_server.api.connections.commands:reauthorize_connection": "another command of an app",
+    "evergrant_server.api.connections.commands:revoke_connection": "another command of an app",
+    "evergrant_server.api.connections.commands:delete_connection": "another command of an app",
     "evergrant_server.api.connections.commands:confirm_consent": "the harness confirms without HTTP",
     "evergrant_server.api.connections.commands:_raise_refusal": "nothing is written here",
     "evergrant_server.api.connections.commands:_link": "nothing is written here",
-    "providers.requests.sender:Sender.send_signed": "OAuth 1.0a: another request of the code exchange",
-    "providers.requests.sender:Sender.send_prepared": "a client grant or a revocation spends nothing",
 }
 
 ELSEWHERE_CALLED = {

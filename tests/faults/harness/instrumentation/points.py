@@ -29,27 +29,26 @@ ROOT = Path(__file__).parents[4]
 # What a refresh and a code exchange await, from the activity down to the socket. Below `tx` lie single
 # statements of a transaction that these modules begin and end: nothing of it is seen before its commit.
 PATH = (
-    "activities.grants.candidates",
     "activities.consents.code_exchange",
     "activities.consents.confirmation",
     "activities.consents.first_grant",
-    "activities.grants.grant_outcome",
+    "activities.grants.client_secrets",
+    "activities.grants.narrowing",
     "activities.grants.recurring_errors",
     "activities.grants.refresh",
+    "activities.grants.spend",
+    "activities.single_use.attempt",
     "activities.single_use.attempt_tracker",
     "activities.single_use.circuit_breakers",
     "activities.single_use.intent",
     "activities.single_use.journal_replay",
-    "activities.single_use.journaled_reply",
     "activities.single_use.protocol",
     "activities.single_use.refresh_pacing",
     "activities.support.context_loader",
-    "activities.support.narrowing",
     "activities.support.temporal",
     "activities.support.transactions",
     "evergrant_server.api.connections.commands",
     "evergrant_server.egress.transport",
-    "evergrant_server.telemetry.metrics",
     "providers.requests.sender",
 )
 JOURNAL = "evergrant_server.journal"  # with everything below it
@@ -57,6 +56,18 @@ JOURNAL = "evergrant_server.journal"  # with everything below it
 JOURNAL_STEPS = f"{JOURNAL}.reservation"  # its system calls: between two of them a process can die as well
 
 Change = Callable[[str, ast.Module], None]
+
+# Places that scenarios and verdicts name: by what is awaited there, whatever the function is called.
+LABELS = {
+    "the request is sent": ("activities.single_use", "self._sender.send("),
+    "the library answers": ("providers.requests", "http.send("),
+    "the reply is journalled": ("activities.single_use", "journal.in_thread(reservation.write_entry,"),
+    "the reply is concluded": ("activities.single_use.protocol", "self.conclude("),
+    "a try is counted": ("activities.grants.spend", "_count_for_rollout("),
+    "the commit": ("activities.support", "store.write(keys)"),
+    "the consent is loaded": ("activities.consents.first_grant", "self._services.store.read()"),
+    "the first byte is written": ("evergrant_server.egress", "SendObserver.trace"),
+}
 
 
 @dataclass(frozen=True)
@@ -193,6 +204,17 @@ def existing() -> list[Point]:
         text = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
         found += marked(module, text)[1]
     return found
+
+
+def labelled(label: str, side: str = "") -> str:
+    """The name of the point with this label; `side` is `.enter` or `.exit` of a block. The first one, where
+    several await the same."""
+    within, awaited = LABELS[label]
+    for place in existing():
+        is_there = place.source.startswith(awaited) or (not place.source and awaited in place.name)
+        if place.name.startswith(within) and is_there and place.name.endswith(side or tuple("0123456789")):
+            return place.name
+    raise LookupError(f"{label}: nothing in {within} awaits {awaited}")
 
 
 class Hook(importlib.abc.MetaPathFinder):

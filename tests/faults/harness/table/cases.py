@@ -12,7 +12,7 @@ from zlib import crc32
 from evergrant_server.core.integrations import Rotation
 from tests.faults.harness.database import HarnessDatabase
 from tests.faults.harness.instrumentation.passages import AFTER, BEFORE, Fault
-from tests.faults.harness.instrumentation.points import Point, existing
+from tests.faults.harness.instrumentation.points import Point, existing, labelled
 from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.table.case_run import Case, CaseRecord, CaseRun, Layout
 from tests.faults.harness.table.scenarios import JOURNALLED, SCENARIOS, Scenario
@@ -25,7 +25,7 @@ _MOST_PASSAGES = 3  # of one point in one way: later ones, as in a loop, are in 
 _BEATING = "activities.support.temporal:heartbeating.beat"  # how often is a matter of the machine's speed
 # goes on beside everything; walked where it finds something
 _SWEEPING = "activities.single_use.journal_replay:JournalReplayer."
-WRITING = "evergrant_server.egress.transport:SendObserver.trace#1"  # after it the first byte is written
+WRITING = labelled("the first byte is written")  # after it
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from typing import Any
 from evergrant_server.core.integrations import Rotation
 from tests.fakes.providers.scripted_provider import Answer
 from tests.faults.harness.instrumentation.passages import Fault
+from tests.faults.harness.instrumentation.points import labelled
 
 REFRESH, EXCHANGE = "refresh_grant", "exchange_code"
 CONFIRM, LAPSE = "confirm_and_exchange", "lapse_consent"  # of a bound consent
 ROTATIONS = (Rotation.NONE, Rotation.GRACE, Rotation.STRICT)
 CROOKED = "crooked"  # a definition that can't be used; the workers' registry has it
 PROVING = "proving"  # its tokens are bound to a key (RFC 9449)
-JOURNALLED = "activities.single_use.journaled_reply:write_reply_to_journal#1"
+JOURNALLED = labelled("the reply is journalled")
 LIMITED = "limited"  # a definition that names a limit of its token endpoint
 ON_TRIAL = "on-trial"  # a definition of which the tenant has a staged version
 NARROWING = "narrowing"  # it issues narrower tokens by a refresh

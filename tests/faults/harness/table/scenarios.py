@@ -13,6 +13,7 @@ from tests.fakes.providers.scripted_provider import (
     status,
 )
 from tests.faults.harness.instrumentation.passages import AFTER, BEFORE, Fault
+from tests.faults.harness.instrumentation.points import labelled
 from tests.faults.harness.table.scenario import (
     CONFIRM,
     CROOKED,
@@ -43,30 +44,21 @@ def _nonce_wanted(rotation: Rotation) -> tuple[Answer, ...]:
     return (raw(b'{"error": "use_dpop_nonce"}', 400, headers),)
 
 
-SENDING = "activities.single_use.protocol:SingleUseProtocol._send_and_conclude#1"
-COMMITTED = "activities.support.transactions:commit_with_retries#1.exit"
+SENDING = labelled("the request is sent")
+COMMITTED = labelled("the commit", ".exit")
 LOST_COMMIT = Fault(point=COMMITTED, side=AFTER, kind="lost", answered_by="store")
 READ_TOO_LATE = Fault(point=SENDING, side=AFTER, kind="stop")
-UNEXPECTED = Fault(
-    point="providers.requests.sender:Sender._send#1", side=AFTER, kind="lost", answered_by="unexpected"
-)
+UNEXPECTED = Fault(point=labelled("the library answers"), side=AFTER, kind="lost", answered_by="unexpected")
 STORE_AWAY = Fault(
-    point="activities.support.transactions:commit_with_retries#1.enter",
+    point=labelled("the commit", ".enter"),
     side=AFTER,
     kind="lost",
     answered_by="store",
     lasts=True,
 )
-LOST_CONSENT = Fault(
-    point="activities.consents.first_grant:FirstGrantActivities._load_consent#1.exit",
-    side=AFTER,
-    kind="lost",
-    answered_by="store",
-)
-
-LOOKED_TOO_SOON = Fault(
-    point="activities.consents.first_grant:FirstGrantActivities._load_consent#1.exit", side=AFTER, kind="stop"
-)
+CONSENT_LOADED = labelled("the consent is loaded", ".exit")
+LOST_CONSENT = Fault(point=CONSENT_LOADED, side=AFTER, kind="lost", answered_by="store")
+LOOKED_TOO_SOON = Fault(point=CONSENT_LOADED, side=AFTER, kind="stop")
 
 UNSENT = Fault(point=SENDING, side=BEFORE, kind="die")
 STOPPED = Fault(point=SENDING, side=BEFORE, kind="stop")

@@ -51,7 +51,6 @@ from evergrant_server.wiring.platform import Platform
 from evergrant_server.wiring.worker_parts import WorkerParts, build_worker_parts
 from providers.definition.registry import Registry
 from providers.definition.schema_request import TokenLimit
-from providers.requests.sender import SendFailed
 from tests.faults.harness.instrumentation.passages import AFTER, Fault, passages
 from tests.faults.harness.table.scenarios import CROOKED, JOURNALLED, LIMITED, NARROWING, ON_TRIAL, PROVING
 from tests.faults.harness.workers import limits
@@ -185,13 +184,6 @@ def lost(fault: Fault) -> Exception | None:
         return RuntimeError("a library's mistake")
     if fault.answered_by == "disk":
         return OSError(errno.EIO, "the answer was lost")
-    if (
-        fault.point.startswith(
-            ("providers.requests.sender:Sender.", "activities.single_use.circuit_breakers")
-        )
-        and "_once#" not in fault.point
-    ):
-        return SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE, "the answer was lost"), sent=True)
     if fault.point.startswith("providers"):
         return httpx2.ReadError("the answer was lost")
     if "network" in fault.point:

@@ -5,21 +5,25 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import cast
 
-from activities.single_use.attempt import OutcomeHandler, SingleUseAttempt
+from activities.single_use.attempt import JournaledReply, SingleUseAttempt, SpendRequest
 from activities.single_use.attempt_tracker import CriticalSections
-from activities.single_use.journaled_reply import JournaledReply
-from activities.single_use.protocol import SingleUseProtocol
+from activities.single_use.protocol import SingleUseProtocol, Spend
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import MAIN_SLOT, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.messages.activities import ConnectionCall
 from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome, TimeLimits
 from evergrant_server.crypto import KeyPurpose
+from evergrant_server.egress import BeforeSend
 from evergrant_server.journal import Journal, JournalEntry, JournalReservation
 from evergrant_server.store import Store
+from providers.requests.request_format import ProviderAccess, ProviderRequest
+from providers.requests.sender import Sender
 from providers.responses.error_mapping import UnreadableTokens
 from providers.responses.raw_reply import RawReply
 from tests.conformance.store.samples import some_tokens
@@ -50,10 +54,11 @@ def unread(reply: RawReply) -> TokenSet:
 
 
 @dataclass
-class RecordedOutcome(OutcomeHandler[str]):
+class RecordedOutcome(Spend[str]):
     """What an ending was recorded, and what lay on the disk by then."""
 
     journal: Journal
+    call: ConnectionCall = field(default_factory=lambda: some_call("con_1"))
     judges: Judge = lambda reply: some_tokens("at-2", "rt-2") if reply == YES else some_tokens("of another")
     commits: Callable[[], Awaitable[None]] | None = None
     spends: bool = True
@@ -83,6 +88,35 @@ class RecordedOutcome(OutcomeHandler[str]):
         return failure.code
 
 
+NOWHERE = cast(ProviderAccess, None)
+
+
+@dataclass(frozen=True)
+class ScriptedRequest(SpendRequest):
+    """A request whose answer is a function of this test's."""
+
+    answer: Callable[[BeforeSend], Awaitable[RawReply]]
+    access: ProviderAccess = NOWHERE
+    rules: RefreshRules = STRICT
+
+    def build(self) -> ProviderRequest:
+        return cast(ProviderRequest, self.answer)
+
+
+class ScriptedSender(Sender):
+    """Stands in for the one that talks to providers."""
+
+    def __init__(self) -> None:
+        """It has no way out."""
+
+    async def send(
+        self, access: ProviderAccess, request: ProviderRequest, *, before_send: BeforeSend | None = None
+    ) -> RawReply:
+        answer = cast(Callable[[BeforeSend], Awaitable[RawReply]], request)
+        assert before_send is not None
+        return await answer(before_send)
+
+
 class Worker:
     """One process: its lock, its journal and its critical sections."""
 
@@ -94,7 +128,9 @@ class Worker:
         self.connection = connection
         self.journal = Journal(host)
         self.sections = CriticalSections()
-        self.single_use = SingleUseProtocol(store, clock, self.sections, self.journal, limits)
+        self.single_use = SingleUseProtocol(
+            store, clock, self.sections, self.journal, ScriptedSender(), limits
+        )
         self.tracker = self.single_use.tracker
 
     def beside(self, limits: TimeLimits = LIMITS) -> "Worker":
@@ -118,13 +154,25 @@ class Worker:
     ) -> str:
         """Send, and be answered with `reply`, or with what goes wrong once the bytes have left."""
 
-        async def sending() -> RawReply:
-            use.check()()
+        async def answer(before_send: BeforeSend) -> RawReply:
+            written = before_send()
+            assert written is not None
+            written()
             if isinstance(reply, Exception):
                 raise reply
             return reply
 
-        return await self.single_use.spend(use, a_request(use), sending(), recorded)
+        return await self.answered(use, recorded, answer)
+
+    async def answered(
+        self,
+        use: SingleUseAttempt,
+        recorded: RecordedOutcome,
+        answer: Callable[[BeforeSend], Awaitable[RawReply]],
+    ) -> str:
+        """Send, and be answered as `answer` decides once the connection is open."""
+        recorded.call = a_request(use)
+        return await self.single_use.spend(use, ScriptedRequest(answer), recorded)
 
     async def dies(self, use: SingleUseAttempt, *, sent: bool) -> None:
         """As the kernel ends a process: its locks go, its files stay."""
@@ -160,10 +208,13 @@ def keep_reply(use: SingleUseAttempt) -> JournalEntry:
 
 
 def a_request(use: SingleUseAttempt) -> ConnectionCall:
-    attempt = use.row
+    return some_call(use.row.connection_id)
+
+
+def some_call(connection: str) -> ConnectionCall:
     return ConnectionCall(
-        tenant=attempt.tenant,
-        connection_id=attempt.connection_id,
+        tenant=Tenant("acme"),
+        connection_id=ConnectionId(connection),
         context=RequestContext(by="app:billing", trace_id="b" * 32),
         provenance=Provenance(workflow_id="w", run_id="r", event_id=1),
     )

@@ -1,8 +1,5 @@
 """What of a retry budget the circuits of a worker keep to, with time and chance given."""
 
-from contextlib import suppress
-from typing import Any
-
 import pytest
 
 from activities.single_use.circuit_breakers import CircuitBreakers
@@ -26,14 +23,9 @@ class Place:
     async def send(self, connection: ConnectionId, status: int | None) -> None:
         """None: nobody answers."""
 
-        async def reply() -> Any:
-            if status is None:
-                raise SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE), sent=True)
-            return RawReply(status, {}, b"")
-
+        unreachable = SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE), sent=True)
         async with self.circuits.permit(BROKEN, connection) as passage:
-            with suppress(SendFailed):
-                await passage.track(reply())
+            passage.answered(unreachable if status is None else RawReply(status, {}, b""))
 
     async def held_back(self, connection: ConnectionId) -> Failure:
         with pytest.raises(Failure) as raised:

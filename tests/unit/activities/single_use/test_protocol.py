@@ -13,9 +13,8 @@ import pytest
 
 from activities.single_use import attempt as single_use_attempt
 from activities.single_use import protocol
-from activities.single_use.attempt import SingleUseAttempt
+from activities.single_use.attempt import JournaledReply, SingleUseAttempt
 from activities.single_use.attempt_tracker import CriticalSections
-from activities.single_use.journaled_reply import JournaledReply
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import seconds_since_boot
@@ -24,6 +23,7 @@ from evergrant_server.core.ids import AttemptId
 from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, TimeLimits
 from evergrant_server.crypto import KeyPurpose, open_sealed
+from evergrant_server.egress import BeforeSend
 from evergrant_server.journal import JournalEntry
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
@@ -97,10 +97,10 @@ async def test_a_definition_that_does_not_fit_is_client_misconfigured(
 ):
     use, recorded = await worker.begin(), RecordedOutcome(worker.journal)
 
-    async def sending() -> RawReply:
+    async def answer(before_send: BeforeSend) -> RawReply:
         raise Failure(wrong, "no field for the scopes")
 
-    await worker.single_use.spend(use, a_request(use), sending(), recorded)
+    await worker.answered(use, recorded, answer)
     assert recorded.failed == [(said, AttemptOutcome.NOT_SENT)]
     assert [failure.detail for _, failure in recorded.failures] == ["no field for the scopes"]
 
@@ -301,13 +301,14 @@ async def test_an_attempt_that_is_past_send_by_does_not_send(worker: Worker):
     use, recorded = await late.begin(), RecordedOutcome(late.journal)
     left: list[bool] = []
 
-    async def sending() -> RawReply:
-        written = use.check()
+    async def answer(before_send: BeforeSend) -> RawReply:
+        written = before_send()
+        assert written is not None
         left.append(True)
         written()
         return YES
 
-    said = await late.single_use.spend(use, a_request(use), sending(), recorded)
+    said = await late.answered(use, recorded, answer)
     assert said == ErrorCode.REFRESH_PENDING
     assert left == []
     assert recorded.failed == [(ErrorCode.REFRESH_PENDING, AttemptOutcome.NOT_SENT)]
@@ -321,15 +322,17 @@ async def test_a_use_that_continues_after_a_takeover_is_recorded(
     monkeypatch.setattr(single_use_attempt, "seconds_since_boot", lambda: machine)
     use, recorded = await worker.begin(), RecordedOutcome(worker.journal)
 
-    async def sending() -> RawReply:
+    async def answer(before_send: BeforeSend) -> RawReply:
         nonlocal machine
-        use.check()()
+        written = before_send()
+        assert written is not None
+        written()
         machine += 60
         async with worker.store.write() as tx:
             await tx.attempts.close(use.row, AttemptOutcome.SUPERSEDED, NOW)
         return YES
 
-    await worker.single_use.spend(use, a_request(use), sending(), recorded)
+    await worker.answered(use, recorded, answer)
     async with worker.store.read() as tx:
         (said,) = await audit.page(tx, worker.connection.tenant, object=worker.connection.id, limit=9)
     assert (said.action, said.context, said.detail["attempt"]) == (
@@ -348,7 +351,7 @@ async def for_ever(ended: list[str], name: str) -> None:
 
 async def test_a_section_that_waits_for_the_store_is_cancelled_at_the_limit(caplog: pytest.LogCaptureFixture):
     sections, ended = CriticalSections(), list[str]()
-    waits = asyncio.create_task(sections.run(AttemptId("att_1"), for_ever(ended, "one")))
+    waits = asyncio.create_task(sections.run(AttemptId("att_1"), asyncio.create_task(for_ever(ended, "one"))))
     await asyncio.sleep(0)
     async with asyncio.timeout(PATIENCE_S):
         await sections.drain(timedelta(seconds=0.05))

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from docs.generate import DOCS
@@ -16,7 +15,7 @@ from evergrant_server.core.integrations import Rotation
 from providers.definition.parsing import parse_yaml_definition
 from providers.definition.registry import CATALOG, Registry
 from providers.definition.schema import ProviderSpec
-from providers.quirks import QUIRKS
+from providers.quirks import QUIRKS, reshaped_first_reply
 from tests.fakes.patience import PATIENCE_S
 from tests.unit.providers.samples import fails, spec_like
 
@@ -158,8 +157,7 @@ def test_refresh_rules(fields: dict[str, Any], rotation: Rotation, grace: float,
 
 def test_token_under_authed_user() -> None:
     def reshaped(data: Any) -> Any:
-        reply = httpx2.Response(200, content=json.dumps(data).encode())
-        return json.loads(QUIRKS["token_under_authed_user"].reshape(reply).content)
+        return json.loads(reshaped_first_reply(["token_under_authed_user"], json.dumps(data).encode()))
 
     lifted = reshaped({"ok": True, "authed_user": {"access_token": "user", "expires_in": 9}})
     assert lifted["access_token"] == "user"

@@ -75,7 +75,7 @@ class Signing(Talk):
         definition = spec_like(auth_modes=BOTH, **(spec or {}))
         access = self.access(definition, params)
         request = client_grant_request(access, flow, asked(**more))
-        reply = await self.sender.send_prepared(access, request)
+        reply = await self.sender.send(access, request)
         return read_tokens(definition, reply, requested_scopes=("read",), refreshing=False)
 
 

@@ -57,7 +57,7 @@ async def minted(idp: ScriptedProvider, tls: LoopbackTls, ours: OAuthClient) -> 
     access = ProviderAccess(spec, Endpoints(token_endpoint=idp.url("token")), ours)
     request = client_grant_request(access, Flow.CLIENT_CREDENTIALS, asked)
     egress = Egress(EgressPolicy(allow=(idp.allowance,)), tls=tls.trust)
-    return await Sender(egress).send_prepared(access, request)
+    return await Sender(egress).send(access, request)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -76,8 +76,8 @@ def test_rfc9126_2_1_pushed_parameters():
     assert asked == (("state", "s"), ("resource", "https://a"), ("resource", "https://b"))
     known = endpoints(pushed_authorization_request_endpoint="https://idp.example/par")
     request = par_request(ProviderAccess(SPEC, known, CLIENT), asked)
-    assert (request.url, request.format.extra_params) == ("https://idp.example/par", {"state": "s"})
-    assert request.format.repeated_params == asked[1:]
+    assert (request.url, request.fields) == ("https://idp.example/par", {"state": "s"})
+    assert request.repeated_fields == asked[1:]
     assert "state" not in repr(PushedAuthorization(fields=asked))
 
 

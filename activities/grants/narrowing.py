@@ -17,23 +17,23 @@ from evergrant_server.store import Transaction
 _REFUSED_FOR = timedelta(hours=1)  # a provider that refused to narrow is not asked again before
 
 
-def detail_of(request: RefreshGrant, tokens: TokenSet, grant: Grant) -> dict[str, Any]:
+def refreshed_detail(request: RefreshGrant, tokens: TokenSet, grant: Grant) -> dict[str, Any]:
     """A refresh's audit detail, with the scopes that were requested and those that came: a reply that names
     none doesn't say that it has narrowed."""
     if not request.scopes:
         return {"generation": grant.generation}
     came = grant.scopes if tokens.scopes is None else tokens.scopes
-    wanted, found = list(request.scopes), list(came)
-    return {"generation": grant.generation, "requested_scopes": wanted, "scopes": found}
+    requested, granted = list(request.scopes), list(came)
+    return {"generation": grant.generation, "requested_scopes": requested, "scopes": granted}
 
 
-def of_chain(request: RefreshGrant, tokens: TokenSet) -> TokenSet:
+def tokens_of_chain(request: RefreshGrant, tokens: TokenSet) -> TokenSet:
     """The tokens for a later refresh: their refresh token is good for the scopes of the chain (RFC 6749
     section 6), whichever this request named."""
     return tokens.__replace__(scopes=None) if request.scopes else tokens
 
 
-def is_refused(failure: Failure) -> bool:
+def is_narrowing_refused(failure: Failure) -> bool:
     """True when the provider refused the scopes, and neither the client nor the grant (RFC 6749 section
     5.2)."""
     return (
@@ -41,7 +41,7 @@ def is_refused(failure: Failure) -> bool:
     )
 
 
-async def record_refusal(
+async def record_narrowing_refusal(
     tx: Transaction,
     request: RefreshGrant,
     context: ProviderContext,
