@@ -20,7 +20,7 @@ MOST_FRAMES = 26
 MOST_FILES = 100
 LIFETIME_S = 2
 ROUTE = "by_names"
-TO_WORKFLOW, TO_WORKER = "TemporalLink.ensure_fresh", "ActivityCall.__call__"
+TO_WORKFLOW, TO_WORKER = "TemporalLink.ensure_fresh", "call"
 
 
 async def traced(temporal_address: str, folder: Path) -> Tracer:
