@@ -156,7 +156,12 @@ def chained_rows(entries: Sequence[AuditEntry], shard: str, seq: int, previous: 
     return rows
 
 
-def birth_entry(role: Role, tenant: str, shard: str, at: datetime) -> AuditEntry:
+async def begin_chain(tx: Transaction, tenant: str, shard: str) -> None:
+    """Begin the chain of a shard, and record that in the installation's chain, unless it has begun."""
+    await _locked_head(tx, tenant, shard, tx.now)
+
+
+def _birth_entry(role: Role, tenant: str, shard: str, at: datetime) -> AuditEntry:
     """The record in the installation's chain that this shard begins: it is missed when it is deleted."""
     return AuditEntry(
         tenant=INSTALLATION,
@@ -179,7 +184,7 @@ async def _locked_head(tx: Transaction, tenant: str, shard: str, at: datetime) -
         first = ChainHead.first(tx.sealer.ring, tenant, shard)
         is_new = await insert(tx.connection, AuditShardRow, {**first._asdict(), "revision": 1})
         if is_new and tenant != INSTALLATION:
-            await append(tx, birth_entry(tx.sealer.ring.role, tenant, shard, at))
+            await append(tx, _birth_entry(tx.sealer.ring.role, tenant, shard, at))
         end = (await tx.connection.execute(_LOCK_END, which)).one()
     return ChainHead(tenant, shard, *end[:3]), bool(end[3])
 

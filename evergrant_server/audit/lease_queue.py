@@ -1,6 +1,6 @@
-"""Waiting lease claims, in fair order: tenant by tenant, and app by app within each.
+"""Waiting leases, in fair order: tenant by tenant, and app by app within each.
 
-An app that sends more than it can be served waits for itself; the claims of others pass it.
+An app that sends more than it can be served waits for itself; the leases of others pass it.
 """
 
 import asyncio
@@ -8,42 +8,43 @@ from collections import Counter, deque
 from time import monotonic
 from typing import NamedTuple
 
-from evergrant_server.audit.lease_claim import LeaseClaim
+from evergrant_server.audit.lease_record import LeaseRecord
 from evergrant_server.core.ids import AppId, Tenant
 
 LARGEST_BATCH = 64  # more save little of a commit's cost, and each waits for all of them
 APP_SHARE = 2  # of one app, while others lease: what it has open doesn't decide how long a batch takes
-_OTHERS_S = 5.0  # an app counts as another for as long after its last claim
+_OTHERS_S = 5.0  # an app counts as another for as long after its last lease
 
 
-class WaitingClaim(NamedTuple):
-    claim: LeaseClaim
+class WaitingLease(NamedTuple):
+    record: LeaseRecord
     done: "asyncio.Future[None]"
 
 
 class LeaseQueue:
-    """The claims of one process. A claim whose caller has gone is dropped."""
+    """The leases of one process that wait for a commit. One whose caller has gone is dropped."""
 
     def __init__(self) -> None:
-        self._tenants: dict[Tenant, dict[AppId, deque[WaitingClaim]]] = {}
+        self._tenants: dict[Tenant, dict[AppId, deque[WaitingLease]]] = {}
         self._last_app: AppId | None = None
         self._shared_until = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._tenants)
 
-    def add(self, waiting: WaitingClaim) -> None:
-        app = waiting.claim.app_id
+    def add(self, waiting: WaitingLease) -> None:
+        facts = waiting.record.facts
+        app = facts.app_id
         if app != self._last_app:
             if self._last_app is not None:
                 self._shared_until = monotonic() + _OTHERS_S
             self._last_app = app
-        self._tenants.setdefault(waiting.claim.tenant, {}).setdefault(app, deque()).append(waiting)
+        self._tenants.setdefault(facts.tenant, {}).setdefault(app, deque()).append(waiting)
 
-    def take(self) -> list[WaitingClaim]:
-        """The next batch: one claim of each tenant in turn, of its apps in turn, until each has its share."""
+    def take(self) -> list[WaitingLease]:
+        """The next batch: one lease of each tenant in turn, of its apps in turn, until each has its share."""
         share = APP_SHARE if monotonic() < self._shared_until else LARGEST_BATCH
-        batch: list[WaitingClaim] = []
+        batch: list[WaitingLease] = []
         taken: Counter[AppId] = Counter()
         turns = deque(self._tenants)
         while turns and len(batch) < LARGEST_BATCH:
@@ -51,28 +52,28 @@ class LeaseQueue:
             apps = self._tenants.pop(tenant)
             app = next((name for name in apps if taken[name] < share), None)
             if app is not None:
-                claims = apps.pop(app)
-                claim = _next_awaited(claims)
-                if claim is not None:
-                    batch.append(claim)
+                leases = apps.pop(app)
+                lease = _next_awaited(leases)
+                if lease is not None:
+                    batch.append(lease)
                     taken[app] += 1
-                if claims:
-                    apps[app] = claims  # behind the tenant's other apps
+                if leases:
+                    apps[app] = leases  # behind the tenant's other apps
                 if apps:
                     turns.append(tenant)
             if apps:
                 self._tenants[tenant] = apps  # behind the other tenants
         return batch
 
-    def take_all(self) -> list[WaitingClaim]:
-        queued = [claim for apps in self._tenants.values() for claims in apps.values() for claim in claims]
+    def take_all(self) -> list[WaitingLease]:
+        queued = [lease for apps in self._tenants.values() for leases in apps.values() for lease in leases]
         self._tenants.clear()
         return queued
 
 
-def _next_awaited(claims: deque[WaitingClaim]) -> WaitingClaim | None:
-    while claims:
-        waiting = claims.popleft()
+def _next_awaited(leases: deque[WaitingLease]) -> WaitingLease | None:
+    while leases:
+        waiting = leases.popleft()
         if not waiting.done.done():
             return waiting
     return None
