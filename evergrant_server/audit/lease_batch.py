@@ -1,18 +1,26 @@
-"""A batch of leases: what they were judged by is looked at once more, in the transaction that records them.
+"""Leases wait for a batch in fair order, and are looked at once more in the transaction that records them.
 
-`lease_writer_sqlite` and `lease_writer_postgresql` write it, `lease_ledger` gathers it and answers the
-callers. Statements are written out for each driver, because building them took longer than running them.
+The order goes tenant by tenant, and app by app within each: an app that sends more than it can be served
+waits for itself, and the leases of others pass it. `lease_writer_sqlite` and `lease_writer_postgresql` write
+a batch, `lease_ledger` answers the callers. Statements are written out for each driver, because building them
+took longer than running them.
 """
 
+import asyncio
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from time import monotonic
 from typing import NamedTuple
 
 from evergrant_server.audit.delegated_leases import DelegatedUse, Revisions
-from evergrant_server.audit.lease_queue import WaitingLease
 from evergrant_server.audit.lease_record import LeaseRecord
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.ids import Tenant
+from evergrant_server.core.ids import AppId, Tenant
+
+LARGEST_BATCH = 64  # more save little of a commit's cost, and each waits for all of them
+APP_SHARE = 2  # of one app, while others lease: what it has open doesn't decide how long a batch takes
+_OTHERS_S = 5.0  # an app counts as another for as long after its last lease
 
 # A valid token is leased while a new consent is awaited, too.
 LEASABLE = frozenset({LifecycleState.ACTIVE.value, LifecycleState.NEEDS_REAUTH.value})
@@ -27,6 +35,69 @@ RAISED_USAGE = (
     " SET leased_generation = excluded.leased_generation, revision = usage.revision + 1"
     " WHERE usage.leased_generation < excluded.leased_generation"
 )
+
+
+class WaitingLease(NamedTuple):
+    record: LeaseRecord
+    done: "asyncio.Future[None]"
+
+
+class LeaseQueue:
+    """The leases of one process that wait for a commit. One whose caller has gone is dropped."""
+
+    def __init__(self) -> None:
+        self._tenants: dict[Tenant, dict[AppId, deque[WaitingLease]]] = {}
+        self._last_app: AppId | None = None
+        self._shared_until = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self._tenants)
+
+    def add(self, waiting: WaitingLease) -> None:
+        facts = waiting.record.facts
+        app = facts.app_id
+        if app != self._last_app:
+            if self._last_app is not None:
+                self._shared_until = monotonic() + _OTHERS_S
+            self._last_app = app
+        self._tenants.setdefault(facts.tenant, {}).setdefault(app, deque()).append(waiting)
+
+    def take(self) -> list[WaitingLease]:
+        """The next batch: one lease of each tenant in turn, of its apps in turn, until each has its share."""
+        share = APP_SHARE if monotonic() < self._shared_until else LARGEST_BATCH
+        batch: list[WaitingLease] = []
+        taken: Counter[AppId] = Counter()
+        turns = deque(self._tenants)
+        while turns and len(batch) < LARGEST_BATCH:
+            tenant = turns.popleft()
+            apps = self._tenants.pop(tenant)
+            app = next((name for name in apps if taken[name] < share), None)
+            if app is not None:
+                leases = apps.pop(app)
+                lease = _next_awaited(leases)
+                if lease is not None:
+                    batch.append(lease)
+                    taken[app] += 1
+                if leases:
+                    apps[app] = leases  # behind the tenant's other apps
+                if apps:
+                    turns.append(tenant)
+            if apps:
+                self._tenants[tenant] = apps  # behind the other tenants
+        return batch
+
+    def take_all(self) -> list[WaitingLease]:
+        queued = [lease for apps in self._tenants.values() for leases in apps.values() for lease in leases]
+        self._tenants.clear()
+        return queued
+
+
+def _next_awaited(leases: deque[WaitingLease]) -> WaitingLease | None:
+    while leases:
+        waiting = leases.popleft()
+        if not waiting.done.done():
+            return waiting
+    return None
 
 
 class Written(NamedTuple):

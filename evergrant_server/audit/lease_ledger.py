@@ -12,10 +12,8 @@ from datetime import datetime, timedelta
 
 from evergrant_server.audit.hash_chain import begin_chain
 from evergrant_server.audit.last_uses import LastUses
-from evergrant_server.audit.lease_batch import ChainMissing, Written
-from evergrant_server.audit.lease_claim import LeaseClaim
-from evergrant_server.audit.lease_queue import LeaseQueue, WaitingLease
-from evergrant_server.audit.lease_record import LeaseFacts
+from evergrant_server.audit.lease_batch import ChainMissing, LeaseQueue, WaitingLease, Written
+from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts
 from evergrant_server.audit.lease_writer_postgresql import PostgresLeaseWriter
 from evergrant_server.audit.lease_writer_sqlite import SqliteLeaseWriter
 from evergrant_server.core.clock import Clock

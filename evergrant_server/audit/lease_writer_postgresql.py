@@ -12,8 +12,8 @@ is being changed is judged with a later batch, and those beside it don't wait.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evergrant_server.audit.chain_head import ChainHead
 from evergrant_server.audit.delegated_leases import rows_postgresql
+from evergrant_server.audit.hash_chain import ChainHead
 from evergrant_server.audit.last_uses import LastUses, write_uses_postgresql
 from evergrant_server.audit.lease_batch import (
     APPS,
@@ -22,6 +22,7 @@ from evergrant_server.audit.lease_batch import (
     LEASABLE,
     RAISED_USAGE,
     ChainMissing,
+    WaitingLease,
     Written,
     app_ids,
     awaited,
@@ -30,7 +31,6 @@ from evergrant_server.audit.lease_batch import (
     is_unchanged,
     newest_generations,
 )
-from evergrant_server.audit.lease_queue import WaitingLease
 from evergrant_server.audit.lease_record import LeaseRecord
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure

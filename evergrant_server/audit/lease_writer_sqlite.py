@@ -9,8 +9,8 @@ import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 
-from evergrant_server.audit.chain_head import ChainHead
 from evergrant_server.audit.delegated_leases import rows_sqlite
+from evergrant_server.audit.hash_chain import ChainHead
 from evergrant_server.audit.last_uses import LastUses, write_uses_sqlite
 from evergrant_server.audit.lease_batch import (
     APPS,
@@ -19,6 +19,7 @@ from evergrant_server.audit.lease_batch import (
     LEASABLE,
     RAISED_USAGE,
     ChainMissing,
+    WaitingLease,
     Written,
     app_ids,
     awaited,
@@ -27,7 +28,6 @@ from evergrant_server.audit.lease_batch import (
     is_unchanged,
     newest_generations,
 )
-from evergrant_server.audit.lease_queue import WaitingLease
 from evergrant_server.audit.lease_record import LeaseRecord
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import Tenant

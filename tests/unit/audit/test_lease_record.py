@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from evergrant_server.audit.delegated_leases import DelegatedUse
 from evergrant_server.audit.hash_chain import canonical_json, chained_rows
-from evergrant_server.audit.lease_claim import LeaseClaim
-from evergrant_server.audit.lease_record import LeaseFacts
+from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.messages.base import RequestContext
 from tests.conformance.store.samples import a_connection, a_permit, an_app
