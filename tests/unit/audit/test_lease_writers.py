@@ -210,9 +210,12 @@ async def test_an_end_that_another_moved_is_read_again(store: Store, ledger: Lea
 async def test_two_revisions_of_one_row_in_a_batch_are_told_apart(store: Store, ledger: LeaseLedger):
     connection, app = await granted(store), await an_app_of(store)
     await ledger.record(a_claim(connection, app))
-    claims = [a_claim(connection, app, app_revision=app.revision + more) for more in (0, 1)]
-    ended = await asyncio.gather(*(ledger.record(claim) for claim in claims), return_exceptions=True)
-    assert [type(it) for it in ended] == [type(None), StaleClaim]
+    for row, revision in (("app_revision", app.revision), ("generation", connection.generation)):
+        claims = [a_claim(connection, app, **{row: revision + more}) for more in (0, 1)]
+        ended = await asyncio.gather(*(ledger.record(claim) for claim in claims), return_exceptions=True)
+        assert [type(it) for it in ended] == [type(None), StaleClaim]
+        with pytest.raises(StaleClaim):
+            await ledger.record(claims[1])
 
 
 async def test_a_database_that_defaults_to_snapshots_still_reads_rows_after_the_locks(
@@ -227,7 +230,7 @@ async def test_a_database_that_defaults_to_snapshots_still_reads_rows_after_the_
                 " ''repeatable read''', current_database()); END $$"
             )
         )
-    await writer._kept.drop()
+    await store.close()  # sessions that began with the old default
     raw = await writer._kept.driver()
     assert await raw.fetchval("SHOW transaction_isolation") == "read committed"
 

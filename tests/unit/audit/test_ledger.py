@@ -211,6 +211,7 @@ async def test_a_broken_log_of_one_tenant_stops_no_lease_of_another(store: Store
     codes = [it.code if isinstance(it, Failure) else it for it in ended]
     assert codes == [None, ErrorCode.AUTHORITY_BROKEN] * 5
     assert len(await leases_in_the_log(store)) == 5
+    assert (await audit.verify_log(store, ACME)).ok
 
 
 async def test_when_the_log_cannot_be_written_nothing_is_leased(store: Store, ledger: LeaseLedger):
