@@ -35,15 +35,7 @@ from evergrant_server.access.credentials import (
 from evergrant_server.core.access import App, AppCredential, AppKey, AppToken, AuthenticationMethod, Permit
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import (
-    AccessTokenId,
-    AppId,
-    CredentialId,
-    DelegationId,
-    KeyId,
-    Tenant,
-    TokenId,
-)
+from evergrant_server.core.ids import AccessTokenId, AppId, CredentialId, DelegationId, KeyId, Tenant, TokenId
 from evergrant_server.core.oauth.authorizations import AccessToken, Authorization, TokenFamily
 from evergrant_server.crypto.client_certificates import AppCertificate
 from evergrant_server.store import Store, Transaction

@@ -13,12 +13,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import Tenant
 from evergrant_server.problems import require_found
 from evergrant_server.store import Transaction
-from evergrant_server.store.access_review import (
-    PermitReview,
-    covered_connections,
-    review_app,
-    review_permits,
-)
+from evergrant_server.store.access_review import PermitReview, covered_connections, review_app, review_permits
 
 router = APIRouter(tags=["apps"])
 

@@ -9,15 +9,7 @@ from pydantic import Field
 from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.connections.scopes import retry_waiting_connections
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
-from evergrant_server.api.http.models import (
-    Body,
-    Page,
-    PageCursor,
-    PageLimit,
-    ReturnTo,
-    Slug,
-    View,
-)
+from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, ReturnTo, Slug, View
 from evergrant_server.core.access import App, Effect
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import AppId, new_id

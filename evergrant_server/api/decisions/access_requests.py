@@ -15,12 +15,7 @@ from evergrant_server.api.http.call import AdminCall, ApiCall, Call, Command, Co
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, View
 from evergrant_server.core.access import Action, App, Effect
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.decisions import (
-    AccessRequest,
-    AccessRequestKind,
-    AccessRequestState,
-    shown_permit,
-)
+from evergrant_server.core.decisions import AccessRequest, AccessRequestKind, AccessRequestState, shown_permit
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AccessRequestId, new_id
 from evergrant_server.core.outbox import access_request_message

@@ -10,14 +10,7 @@ from starlette.responses import Response
 from evergrant_server.access.approvals import dangerous
 from evergrant_server.api.decisions.calls import CallBody, call_of
 from evergrant_server.api.http.call import AdminCall, ApiCall, Call, CommandResponse
-from evergrant_server.api.http.models import (
-    Body,
-    Page,
-    PageCursor,
-    PageLimit,
-    Text,
-    View,
-)
+from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Text, View
 from evergrant_server.audit.decisions import hash_of, use_call_approval
 from evergrant_server.core.access import App
 from evergrant_server.core.agents.calls import AgentCall

@@ -55,11 +55,7 @@ from evergrant_server.settings.types import CLIENT_METADATA_PATH
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from providers.definition.schema import ProviderSpec
-from providers.registration.client_metadata import (
-    client_metadata,
-    client_metadata_url,
-    scopes_to_register,
-)
+from providers.registration.client_metadata import client_metadata, client_metadata_url, scopes_to_register
 
 log = logging.getLogger("evergrant.api")
 

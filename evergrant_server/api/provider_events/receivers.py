@@ -21,12 +21,7 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.integrations import FetchReceiverKeys
 from evergrant_server.core.messages.jobs import FETCH_RECEIVER_KEYS
 from evergrant_server.core.outbox import job_message
-from evergrant_server.core.provider_events import (
-    ACCOUNT_IS_SUB,
-    ACCOUNT_IS_SUBJECT,
-    Receiver,
-    ReceiverKind,
-)
+from evergrant_server.core.provider_events import ACCOUNT_IS_SUB, ACCOUNT_IS_SUBJECT, Receiver, ReceiverKind
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import Target
 from evergrant_server.problems import invalid_request, require_found

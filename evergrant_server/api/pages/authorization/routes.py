@@ -34,11 +34,7 @@ from evergrant_server.api.pages.authorization.request import (
     read_client,
     read_query,
 )
-from evergrant_server.api.pages.authorization.session import (
-    client_page,
-    end_session,
-    live_subject,
-)
+from evergrant_server.api.pages.authorization.session import client_page, end_session, live_subject
 from evergrant_server.api.pages.authorization.upstream import (
     consent_at_provider,
     needs_provider,
