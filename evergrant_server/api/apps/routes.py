@@ -86,11 +86,10 @@ async def put_app(name: Slug, body: AppBody, response: Response, call: AdminCall
 @router.get("/v1/apps")
 async def list_apps(call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None) -> Page[AppView]:
     """All apps of the tenant, sorted by name."""
-    after = call.cursors.decode(cursor, call.tenant, list="apps")
+    listing = call.listing("apps", limit, cursor)
     async with call.api.store.read() as tx:
-        apps = await tx.access.apps(call.tenant, after, limit + 1)
-    next_cursor = call.cursors.next_cursor(apps, limit, lambda app: app.name, call.tenant, list="apps")
-    return Page(items=[AppView.of(app) for app in apps[:limit]], next_cursor=next_cursor)
+        apps = await tx.access.apps(call.tenant, listing.after, listing.most)
+    return listing.page([AppView.of(app) for app in apps], apps, lambda app: app.name)
 
 
 @router.get("/v1/apps/{name}")

@@ -118,16 +118,16 @@ async def list_access_requests(
     call: Call, state: AccessRequestState | None = None, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[AccessRequestView]:
     """Requests, sorted by id: all of the tenant for an admin or an auditor, else the app's own."""
-    bound = {"list": "access-requests", "state": state}
-    after = call.cursors.decode(cursor, call.tenant, **bound)
+    listing = call.listing("access-requests", limit, cursor, state=state)
     mine = None if _may_read_all(call) else call.caller.app.id
     async with call.api.store.read() as tx:
-        requests = await tx.access_requests.page(call.tenant, after, limit + 1, app_id=mine, state=state)
+        requests = await tx.access_requests.page(
+            call.tenant, listing.after, listing.most, app_id=mine, state=state
+        )
         apps = {request.app_id: await tx.access.app(call.tenant, request.app_id) for request in requests}
     names = {id: "" if app is None else app.name for id, app in apps.items()}
-    next_cursor = call.cursors.next_cursor(requests, limit, lambda request: request.id, call.tenant, **bound)
-    views = [AccessRequestView.of_request(request, names[request.app_id]) for request in requests[:limit]]
-    return Page(items=views, next_cursor=next_cursor)
+    views = [AccessRequestView.of_request(request, names[request.app_id]) for request in requests]
+    return listing.page(views, requests, lambda request: request.id)
 
 
 @router.get("/v1/access-requests/{request_id}")
