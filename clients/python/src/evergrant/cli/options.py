@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from itertools import islice
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import httpx2
 from cyclopts import Parameter
@@ -179,10 +179,6 @@ def _say(details: RetryDetails) -> None:
     if details.waited_so_far < _SAID_AT_S <= until:
         limit = f"{DEADLINE.total_seconds():.0f} s"
         print(f"evergrant: trying for up to {limit}: {details.caused_by}", file=sys.stderr, flush=True)
-
-
-if TYPE_CHECKING:
-    pass
 
 
 _OTHER_SERVER = (
