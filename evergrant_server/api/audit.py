@@ -114,12 +114,7 @@ async def _page(
     order = {"newest": True} if newest_first else {}
     listing = call.listing("audit", limit, cursor, of=object_id, **order)
     records = await audit.page(
-        tx,
-        call.tenant,
-        object=object_id,
-        after=listing.after,
-        limit=listing.most,
-        newest_first=newest_first,
+        tx, call.tenant, object=object_id, after=listing.after, limit=listing.most, newest_first=newest_first
     )
     return listing.page([AuditView.of_record(record) for record in records], records, audit.page_cursor)
 

@@ -82,10 +82,7 @@ async def hosts(*, flags: Flags | None = None) -> None:
 
 @authority.command
 async def accept_hosts(
-    integration: str,
-    *,
-    host: Annotated[list[str], Parameter(negative=())],
-    flags: Flags | None = None,
+    integration: str, *, host: Annotated[list[str], Parameter(negative=())], flags: Flags | None = None
 ) -> None:
     """Let workers send the tokens and client credentials of an integration to a host.
 

@@ -38,7 +38,7 @@ WHO = {
     Repairer.CALLER: "the app",
 }
 _REPAIRS = {  # where the table's words are for a program
-    ErrorCode.CHOICE_REQUIRED: "Choose one of the accounts: on the connect page, or here.",
+    ErrorCode.CHOICE_REQUIRED: "Choose one of the accounts: on the connect page, or here."
 }
 
 

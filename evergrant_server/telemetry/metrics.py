@@ -280,9 +280,7 @@ def count_family(outcome: str) -> None:
 
 
 _proxied_calls = _meter.create_counter(
-    "evergrant.proxy.count",
-    "{call}",
-    "calls through the gateway: answered, cut, or the code of the failure",
+    "evergrant.proxy.count", "{call}", "calls through the gateway: answered, cut, or the code of the failure"
 )
 _provider_waits = _meter.create_histogram(
     "evergrant.proxy.wait",

@@ -135,8 +135,7 @@ AdminCall = Annotated[ApiCall, Depends(require_tenant_admin)]
 AuditorCall = Annotated[ApiCall, Depends(require_auditor)]  # for routes that change nothing
 ExportCall = Annotated[ApiCall, Depends(_exporter)]
 _Key = Annotated[
-    str | None,
-    Header(alias="Idempotency-Key", min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$"),
+    str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")
 ]
 
 

@@ -29,8 +29,7 @@ _Id = Annotated[
     Field(description="The connection's id, con_…, as list_connections shows it."),
 ]
 _Who = Annotated[
-    Subject | None,
-    Field(description="Whose account: the subject. Needed where you act for several."),
+    Subject | None, Field(description="Whose account: the subject. Needed where you act for several.")
 ]
 _Cursor = Annotated[str | None, Field(max_length=2000, description="next_cursor of the page before.")]
 _Reason = Annotated[

@@ -67,10 +67,7 @@ _IN_QUERY = [
     for name in (*_PARAMETERS, "resource", "scope", "state")
 ]
 _MOST_NAMED = 8  # integrations
-_CODES_OF_PAGES = {
-    "access_denied": ErrorCode.NOT_PERMITTED,
-    "unauthorized_client": ErrorCode.CLIENTS_OFF,
-}
+_CODES_OF_PAGES = {"access_denied": ErrorCode.NOT_PERMITTED, "unauthorized_client": ErrorCode.CLIENTS_OFF}
 
 
 @dataclass(frozen=True)

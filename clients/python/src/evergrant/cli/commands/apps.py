@@ -122,12 +122,7 @@ def permit_app(
 
 @apps.command(name="key")
 def write_key(
-    app: str,
-    /,
-    *,
-    out: Path | None = None,
-    days: Days | None = None,
-    options: Options = DEFAULTS,
+    app: str, /, *, out: Path | None = None, days: Days | None = None, options: Options = DEFAULTS
 ) -> None:
     """Create a key of an app in a new file that only you can read. It is not printed.
 

@@ -186,13 +186,7 @@ def revoke(connection_id: str, /, *, reason: str, options: Options = DEFAULTS) -
 
 @connections.command
 def sign(
-    connection_id: str,
-    method: str,
-    url: str,
-    /,
-    *,
-    form: tuple[str, ...] = (),
-    options: Options = DEFAULTS,
+    connection_id: str, method: str, url: str, /, *, form: tuple[str, ...] = (), options: Options = DEFAULTS
 ) -> None:
     """Print the headers that sign one request, for connections without a token to lease (OAuth 1.0a).
 

@@ -48,12 +48,7 @@ verb(
 
 @integrations.command
 def redirect_uri(
-    name: str,
-    /,
-    *,
-    provider: str | None = None,
-    issuer: str | None = None,
-    options: Options = DEFAULTS,
+    name: str, /, *, provider: str | None = None, issuer: str | None = None, options: Options = DEFAULTS
 ) -> None:
     """Print the redirect URI to register at the provider, before there is a client id.
 

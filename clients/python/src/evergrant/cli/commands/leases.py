@@ -70,13 +70,7 @@ def _consent_needed(
 
 
 def proof(
-    connection_id: str,
-    method: str,
-    url: str,
-    /,
-    *,
-    nonce: str | None = None,
-    options: Options = DEFAULTS,
+    connection_id: str, method: str, url: str, /, *, nonce: str | None = None, options: Options = DEFAULTS
 ) -> None:
     """Print a DPoP header for one request with a token that is bound to a key (RFC 9449).
 

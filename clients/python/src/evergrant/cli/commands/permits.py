@@ -159,12 +159,7 @@ def list_requests(*, state: str | None = None, options: Options = DEFAULTS) -> N
 
 @access_requests.command
 def approve(
-    request_id: str,
-    /,
-    *,
-    hours: float | None = None,
-    note: str | None = None,
-    options: Options = DEFAULTS,
+    request_id: str, /, *, hours: float | None = None, note: str | None = None, options: Options = DEFAULTS
 ) -> None:
     """Give the access that was asked for, or remove the permit that is proposed for removal.
 
