@@ -6,7 +6,6 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.oauth.authorizations import FamilyEnd, TokenFamily
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event
-from evergrant_server.telemetry.metrics import count_family
 
 log = logging.getLogger("evergrant")
 
@@ -25,4 +24,4 @@ def report_replayed_token(family: TokenFamily, why: FamilyEnd) -> None:
     client kept it for too long."""
     event = f"{why.value}: a client of the app {family.app_id}, which acted for a subject"
     log_event(log, logging.ERROR, LogEvent.TOKEN_REPLAYED, event, object=family.id)
-    count_family(why.value)
+    metrics.count(metrics.TOKEN_FAMILIES, why.value)

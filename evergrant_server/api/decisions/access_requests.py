@@ -144,8 +144,8 @@ async def approve_access_request(
 ) -> AccessRequestView:
     """Give the access, or remove the permit that is proposed for removal.
 
-    Neither the app that gets the access nor who asked for it may approve. With EVERGRANT_FOUR_EYES an app
-    without admin that asks counts for nobody: for weighty permits another admin must approve the approval.
+    Neither the app that gets the access nor who asked for it may approve. With EVERGRANT_FOUR_EYES, an app
+    without admin that asks is no second admin: for weighty permits another admin must approve the approval.
     """
     decision = body or ApprovalBody()
     call.require_step_up()

@@ -81,7 +81,7 @@ async def _tls_client(
 async def _self_signed(
     _: Transaction, credential: AppCredential, certificate: AppCertificate, now: datetime
 ) -> None:
-    """Require the credential's certificate, whatever its issuer (RFC 8705 section 2.2)."""
+    """Require the credential's certificate, of any issuer (RFC 8705 section 2.2)."""
     if certificate.thumbprint != credential.parameters["thumbprint"]:
         raise CertificateRefused("the thumbprint is not the registered one")
 

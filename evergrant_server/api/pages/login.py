@@ -60,7 +60,7 @@ _CLIENTS_OFF = "No app is designated for OAuth clients here. An admin does it wi
 Stored = TypeVar("Stored", Consent, PersonLogin)
 
 
-# --- to the issuer and back, whatever the purpose -----------------------------------------------
+# --- to the issuer and back, for every purpose ---------------------------------------------------
 
 
 class _LoginRequest(NamedTuple):

@@ -39,10 +39,6 @@ _HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$"
 _HeaderValue = Annotated[str, Field(pattern=r"^[ -~]{0,1000}$")]
 
 
-class NoArguments(Body):
-    pass
-
-
 class ListConnections(Body):
     subject: _Who = None
     integration: Annotated[Slug | None, Field(description="Of this integration alone.")] = None
