@@ -66,7 +66,7 @@ def import_file(
     column: tuple[str, ...] = (),
     options: Options = DEFAULTS,
 ) -> None:
-    """Import existing grants from a file. Running it again goes on where it was, and changes no other grant.
+    """Import existing grants from a file. Running it again goes on where it was, and changes nothing else.
 
     Args:
         source: Whose it is: nango, auth0, table (CSV with a header). Without it, a JSON object a line.
