@@ -99,10 +99,7 @@ async def put_webhook(
     After enabling it or changing its URL, pending deliveries are sent at once. The URL's query is sealed:
     answers show `***` in its place, and a request with that URL leaves it as it is.
     """
-    try:
-        call.api.check_endpoint(body.url)  # names are resolved at delivery
-    except Failure as failure:
-        raise invalid_request("url", f"url: {failure.detail}") from None
+    call.api.require_endpoint("url", body.url)  # names are resolved at delivery
 
     async def write(tx: Transaction) -> tuple[Webhook, str | None]:
         before = await tx.webhooks.by_name_unchecked(call.tenant, name)

@@ -146,10 +146,7 @@ def _check_body(api: ApiContext, body: TrustedIssuerBody) -> None:
     if problem := kind_problem(body.kind, body.issuer):
         raise invalid_request("issuer", f"issuer: {problem}.")
     fetched = "issuer" if body.jwks_uri is None else "jwks_uri"
-    try:
-        api.check_endpoint(getattr(body, fetched))
-    except Failure as failure:
-        raise invalid_request(fetched, f"{fetched}: {failure.detail}") from None
+    api.require_endpoint(fetched, getattr(body, fetched))
 
 
 def _with_body(

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from itertools import islice
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import httpx2
 from cyclopts import Parameter
@@ -111,6 +111,19 @@ def line_to_copy(program: str, *arguments: str) -> str:
     installed = Path(sys.executable).with_name(program)
     beside = installed.is_relative_to(Path.cwd()) and installed.exists()
     return shlex.join([str(installed.relative_to(Path.cwd())) if beside else program, *arguments])
+
+
+Found = TypeVar("Found")
+
+
+def if_there(read: Callable[..., Found], *names: str) -> Found | None:
+    """What has these names; None where nothing has. Raises EvergrantError."""
+    try:
+        return read(*names)
+    except BadRequest as missing:
+        if missing.code != "not_found":
+            raise
+        return None
 
 
 _MOST = 500

@@ -17,7 +17,7 @@ from evergrant.api.models import Integration
 from evergrant.cli.arguments import InputFile, Scopes, argument_error, read_secret
 from evergrant.cli.commands.apps import key_in_file
 from evergrant.cli.commands.integrations import reserve
-from evergrant.cli.options import DEFAULTS, Options, line_to_copy
+from evergrant.cli.options import DEFAULTS, Options, if_there, line_to_copy
 from evergrant.cli.tables import Format, printable, row_of, show_one
 from evergrant.errors import BadRequest, EvergrantError
 from evergrant.models import State
@@ -220,14 +220,10 @@ def _put_mcp(
 
 def have_app(client: Evergrant, app: str, return_to: str) -> None:
     """The app, which browsers may come back to."""
-    try:
-        now = client.app(app)
-    except BadRequest as missing:
-        if missing.code != "not_found":
-            raise
+    now = if_there(client.app, app)
+    if now is None:
         client.put_app(app, return_to=(return_to,))
-        return
-    if return_to not in now.return_to:
+    elif return_to not in now.return_to:
         addresses = (*now.return_to, return_to)
         client.put_app(app, return_to=addresses, lease_limit=now.lease_limit, disabled=now.disabled)
 
@@ -235,14 +231,10 @@ def have_app(client: Evergrant, app: str, return_to: str) -> None:
 def have_permit(client: Evergrant, app: str, integration: str, subject: str) -> None:
     """A permit of the app to connect the subject and to lease its tokens, named for the integration."""
     actions = ("token", "connect")
-    try:
-        now = client.permit(app, integration)
-    except BadRequest as missing:
-        if missing.code != "not_found":
-            raise
+    now = if_there(client.permit, app, integration)
+    if now is None:
         client.put_permit(app, integration, integration=integration, subjects=(subject,), actions=actions)
-        return
-    if now.effect == "allow" and {subject, "*"}.isdisjoint(now.subjects):
+    elif now.effect == "allow" and {subject, "*"}.isdisjoint(now.subjects):
         client.put_permit(
             app,
             integration,

@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 
 from evergrant.api.models import Integration
 from evergrant.cli.arguments import InputFile, Scopes, Seconds, name_and_value, read_secret
-from evergrant.cli.options import DEFAULTS, Options
+from evergrant.cli.options import DEFAULTS, Options, if_there
 from evergrant.cli.tables import Format, members_of, show_one
 from evergrant.cli.verbs import verb
 from evergrant.errors import BadRequest
@@ -66,11 +66,9 @@ def redirect_uri(
 
 def reserve(client: Evergrant, name: str, provider: str | None, issuer: str | None) -> Integration:
     """The integration of this name, or a new one that waits for its client. Raises EvergrantError."""
-    try:
-        return client.integration(name)
-    except BadRequest as missing:
-        if missing.code != "not_found":
-            raise
+    integration = if_there(client.integration, name)
+    if integration is not None:
+        return integration
     if provider is None:
         why = f"there is no integration {name} yet"
         raise BadRequest(why, code="not_found", repair="Name its provider: --provider github.")
