@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, Field, JsonValue, WithJsonSchema
 
-from evergrant_server.api.connections.models import _connection_id
+from evergrant_server.api.connections.models import checked_connection_id
 from evergrant_server.api.http.models import Body, Label, Scopes, Slug, StorableText, Subject, Text
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import ConnectionId, is_id
@@ -25,7 +25,7 @@ def _approval_id(value: str) -> str:
 
 _Id = Annotated[
     ConnectionId,
-    AfterValidator(_connection_id),
+    AfterValidator(checked_connection_id),
     Field(description="The connection's id, con_…, as list_connections shows it."),
 ]
 _Who = Annotated[
