@@ -138,42 +138,35 @@ class RequestLimits:
 
     async def count_request(self, scope: Scope, app: App) -> None:
         """Count a request of an app that isn't a lease. Raises RateLimited."""
-        await self._require(scope, "requests", app.id, self._requests)
+        await self._require(scope, "requests", app.id, self._requests, whose="app")
 
     async def count_token(self, scope: Scope, app: App) -> None:
         """Count a token that an app has proven its identity for. Raises RateLimited."""
-        await self._require(scope, "tokens", app.id, self._tokens)
+        await self._require(scope, "tokens", app.id, self._tokens, whose="app")
 
     async def count_family(self, scope: Scope, id: TokenFamilyId) -> None:
         """Count a refresh of what a subject authorized: as an app's tokens, but no client of an app makes
         another one wait. Raises RateLimited."""
-        await self._require(scope, "tokens", id, self._tokens)
-
-    async def _require(self, scope: Scope, policy: str, id: str, quota: int) -> None:
-        if not quota:
-            return
-        counted = await self._count(policy, id, quota)
-        note_counted(scope, counted)
-        if not counted.allowed:
-            whose = "authorization" if id.startswith("fam_") else "app"
-            why = f"The limit of {quota} {policy} in a minute for this {whose} is reached."
-            raise RateLimited(policy, why, counted.seconds)
+        await self._require(scope, "tokens", id, self._tokens, whose="authorization")
 
     async def count_registration(self, scope: Scope) -> None:
         """Count a client that registers itself, by its address: it writes no row, so a flood from many fills
         nothing and makes no one else wait. Raises RateLimited."""
-        await self._require_rate(scope, "registrations", self._address(scope), _REGISTRATIONS_OF_ADDRESS)
+        await self._require(scope, "registrations", self._address(scope), _REGISTRATIONS_OF_ADDRESS)
 
     async def count_login(self, scope: Scope) -> None:
         """Count a browser that is sent to an issuer, by its address: each time a row is written. Raises
         RateLimited."""
-        await self._require_rate(scope, "logins", self._address(scope), _LOGINS_OF_ADDRESS)
+        await self._require(scope, "logins", self._address(scope), _LOGINS_OF_ADDRESS)
 
-    async def _require_rate(self, scope: Scope, policy: str, key: str, quota: int) -> None:
+    async def _require(self, scope: Scope, policy: str, key: str, quota: int, *, whose: str = "") -> None:
+        if not quota:
+            return
         counted = await self._count(policy, key, quota)
         note_counted(scope, counted)
         if not counted.allowed:
-            why = f"The limit of {quota} {policy} in a minute is reached."
+            named = f" for this {whose}" if whose else ""
+            why = f"The limit of {quota} {policy} in a minute{named} is reached."
             raise RateLimited(policy, why, counted.seconds)
 
     def _address(self, scope: Scope) -> str:

@@ -233,13 +233,11 @@ async def list_permits(
     name: Slug, call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[PermitView]:
     """The permits of an app, sorted by name."""
-    bound = {"list": "permits", "app": name}
-    after = call.cursors.decode(cursor, call.tenant, **bound)
+    listing = call.listing("permits", limit, cursor, app=name)
     async with call.api.store.read() as tx:
         app = await require_app(tx, call, name)
-        permits = await tx.access.permits(call.tenant, app.id, after, limit + 1)
-    next_cursor = call.cursors.next_cursor(permits, limit, lambda permit: permit.name, call.tenant, **bound)
-    return Page(items=[PermitView.of(permit) for permit in permits[:limit]], next_cursor=next_cursor)
+        permits = await tx.access.permits(call.tenant, app.id, listing.after, listing.most)
+    return listing.page([PermitView.of(permit) for permit in permits], permits, lambda permit: permit.name)
 
 
 @router.get("/v1/apps/{name}/permits/{permit_name}")

@@ -7,12 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from evergrant_server.access.context import integration_spec
 from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.models import (
-    Body,
-    StorableText,
-    _printable,
-    request_url,
-)
+from evergrant_server.api.http.models import Body, StorableText, _printable, request_url
 from evergrant_server.core.access import Action
 from evergrant_server.core.agents.calls import AgentCall, covered_headers, covered_params
 from evergrant_server.core.connections.connection import Connection

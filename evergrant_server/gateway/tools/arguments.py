@@ -29,8 +29,7 @@ _Id = Annotated[
     Field(description="The connection's id, con_…, as list_connections shows it."),
 ]
 _Who = Annotated[
-    Subject | None,
-    Field(description="Whose account: the subject. Needed where you act for several."),
+    Subject | None, Field(description="Whose account: the subject. Needed where you act for several.")
 ]
 _Cursor = Annotated[str | None, Field(max_length=2000, description="next_cursor of the page before.")]
 _Reason = Annotated[
@@ -38,10 +37,6 @@ _Reason = Annotated[
 ]
 _HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")]
 _HeaderValue = Annotated[str, Field(pattern=r"^[ -~]{0,1000}$")]
-
-
-class NoArguments(Body):
-    pass
 
 
 class ListConnections(Body):
