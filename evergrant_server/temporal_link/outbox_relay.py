@@ -56,6 +56,7 @@ class OutboxRelay:
         self._bulk = bulk
         self._name = f"relay-{secrets.token_hex(4)}"
         self._notified = asyncio.Event()
+        self._empty_at: int | None = None  # `Store.commits_seen` when no message was undelivered
         self._reported_at = -_REPORT_INTERVAL_S
         self._revocations_reported_at = -_REVOCATIONS_INTERVAL_S
 
@@ -81,6 +82,10 @@ class OutboxRelay:
             return
         self._reported_at = now_s
         await self._report_revocations(now_s)
+        if self._empty_at is not None:  # as of the last look, at most an interval ago
+            metrics.OUTBOX_DEPTH.set(0)
+            metrics.OUTBOX_AGE.set(0)
+            return
         now = self._clock.now()
         with suppress(Failure):  # the next round logs that the store is unavailable
             async with self._store.read() as tx:
@@ -89,7 +94,7 @@ class OutboxRelay:
             metrics.OUTBOX_AGE.set((now - oldest).total_seconds() if oldest else 0)
 
     async def _report_revocations(self, now_s: float) -> None:
-        """Set the metric of the oldest revocation, once a minute: it reads every live connection."""
+        """Set the metric of the oldest revocation, once a minute."""
         if now_s < self._revocations_reported_at + _REVOCATIONS_INTERVAL_S:
             return
         self._revocations_reported_at, now = now_s, self._clock.now()
@@ -102,6 +107,8 @@ class OutboxRelay:
     async def deliver_batch(self) -> int:
         """Claim and deliver a batch of messages, each for another workflow. Returns how many were claimed."""
         try:
+            if not await self._is_any_due():
+                return 0
             async with self._store.write() as tx:
                 now = self._clock.now()
                 claim = (self._name, now, _CLAIM_TIME, _BATCH)
@@ -121,6 +128,17 @@ class OutboxRelay:
                 log, logging.ERROR, LogEvent.OUTBOX_STUCK, type(unexpected).__name__, code=ErrorCode.INTERNAL
             )
         return 0
+
+    async def _is_any_due(self) -> bool:
+        """Whether a message can be claimed: found out without a write transaction, and without any while
+        nothing was committed since the outbox was seen empty."""
+        commits = await self._store.commits_seen()  # before the look: a commit after it changes this
+        if commits is not None and commits == self._empty_at:
+            return False
+        async with self._store.read() as tx:
+            waiting = await tx.outbox.waiting(self._clock.now(), _CLAIM_TIME, bulk=self._bulk)
+        self._empty_at = None if waiting.any else commits
+        return waiting.due
 
     async def _deliver(self, message: OutboxMessage) -> bool:
         """Deliver one message or postpone it, so that a failure doesn't hold up the others."""

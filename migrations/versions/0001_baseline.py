@@ -470,6 +470,7 @@ def _connection() -> None:
         name="ix_connection_refused",
         where="state = 'needs_reauth' AND reason = 'refresh_refused'",
     )
+    _index("connection", "changed_at", "id", name="ix_connection_revoking", where="state = 'revoking'")
     _index(
         "connection", "tenant", "source_app", name="ix_connection_source_app", where="source_app IS NOT NULL"
     )

@@ -27,8 +27,8 @@ from evergrant_server.store.connections.tables import (
     BY_NAMES,
     FAILING_CONDITION,
     FINAL_STATES,
-    LIVE_CONDITION,
     REFUSED_CONDITION,
+    REVOKING_CONDITION,
     ConnectionGrantRow,
     ConnectionRow,
     LateTokensRow,
@@ -247,8 +247,7 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         row = table_of(ConnectionRow).c
         query = (
             select(row.tenant, row.id, row.integration, row.changed_at.label("since"))
-            .where(row.state == LifecycleState.REVOKING.value, text(LIVE_CONDITION))
-            .where(row.changed_at < moment)
+            .where(text(REVOKING_CONDITION), row.changed_at < moment)
             .order_by(row.changed_at, row.id)
         )
         return [PendingRevocation(**row) for row in await fetch_all(self._connection, query.limit(limit))]

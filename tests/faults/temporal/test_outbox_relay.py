@@ -180,6 +180,7 @@ async def test_the_relay_survives_an_unexpected_error(
         raise ValueError("its text may be a secret")
 
     monkeypatch.setattr(Outbox, "claim", claim)
+    await put(store, clock, GOOD)
     trouble = Trouble()
     relay = OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock)
     assert await relay.deliver_batch() == 0
