@@ -144,7 +144,7 @@ class _Progress:
 
     def record(self, counts: ReconcileCounts) -> None:
         before = self.before
-        for connection_id in counts.store_behind[self.result.behind - before.behind :]:
+        for connection_id in counts.store_behind.first[self.result.behind - before.behind :]:
             log_event(
                 log,
                 logging.WARNING,
@@ -152,16 +152,16 @@ class _Progress:
                 code=ErrorCode.STORE_BEHIND,
                 object=connection_id,
             )
-        metrics.report_unreadable(log, counts.unreadable[self.result.unreadable - before.unreadable :])
-        unreadable = tuple(id for id, _ in counts.unreadable)
+        metrics.report_unreadable(log, counts.unreadable.first[self.result.unreadable - before.unreadable :])
+        unreadable = tuple(id for id, _ in counts.unreadable.first)
         self.result = ReconcileResult(
             live=before.live + counts.live,
             started=before.started + counts.started,
-            behind=before.behind + len(counts.store_behind),
-            first_behind=(*before.first_behind, *counts.store_behind)[:_MAX_NAMED],
-            unanswered=before.unanswered + len(counts.unanswered),
-            first_unanswered=(*before.first_unanswered, *counts.unanswered)[:_MAX_NAMED],
-            unreadable=before.unreadable + len(unreadable),
+            behind=before.behind + counts.store_behind.count,
+            first_behind=(*before.first_behind, *counts.store_behind.first)[:_MAX_NAMED],
+            unanswered=before.unanswered + counts.unanswered.count,
+            first_unanswered=(*before.first_unanswered, *counts.unanswered.first)[:_MAX_NAMED],
+            unreadable=before.unreadable + counts.unreadable.count,
             first_unreadable=(*before.first_unreadable, *unreadable)[:_MAX_NAMED],
             compared=before.compared and counts.workers_answered,
             comparing=before.comparing,
