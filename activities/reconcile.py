@@ -1,11 +1,11 @@
 """The recurring pass over the store: missing workflows, unexported histories, broken rows and old rows.
 
-Old secrets, delivered messages, deliveries and responses are deleted in a bounded number of bounded
-transactions; the next pass continues.
+Old secrets, delivered messages, attempts, deliveries and responses are deleted in bounded transactions, for
+a bounded time; the next pass continues.
 """
 
 import logging
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
 
@@ -41,7 +41,9 @@ _ENDED_FAMILY_AGE = timedelta(days=30)
 _SPENT_AGE = timedelta(days=1)  # codes and access tokens of gateways' clients
 _NEVER_USED_AGE, _UNUSED_AGE = timedelta(days=1), timedelta(days=180)  # gateways' clients
 _UNUSED_CONSENT_AGE = timedelta(days=90)
-_MAX_BATCHES = 50
+# a journal whose host was away for less still finds the attempt of each reply in it, and those that followed
+_ATTEMPTS_AGE = timedelta(days=90)
+_PRUNE_LIMIT_S = 60.0  # of one pass and one kind of row; in steps of a transaction each
 _BROKEN_RECORDED_FOR = timedelta(days=1)  # one record a day for a row that stays broken
 
 
@@ -63,6 +65,7 @@ class ReconcileActivities:
         self._clock = clock
         self._deliveries_age = deliveries_age
         self._run_limit = run_limit
+        self._attempts_seen = datetime.min.replace(tzinfo=UTC)  # closed until then: they were looked at
 
     @activity.defn(name=jobs.RECONCILE.name)
     async def reconcile(self, request: ReconcileRequest) -> ReconcileResult:
@@ -84,6 +87,7 @@ class ReconcileActivities:
             progress.log_unanswered()
             exported = await self._histories.request_exports(request.closed_since)
             await prune_store(self._store, self._clock, self._deliveries_age)
+            self._attempts_seen = await prune_attempts(self._store, self._clock.now(), self._attempts_seen)
             await report_broken_rows(self._store, self._clock.now())
             checkpoint = await self._next_checkpoint(request, progress.result, counts.complete)
         return progress.result.__replace__(
@@ -191,10 +195,27 @@ async def prune_store(store: Store, clock: Clock, deliveries_age: timedelta) -> 
         _prune_sessions,
         _prune_credentials,
     ):
-        for _ in range(_MAX_BATCHES):
+        ends = seconds_since_boot() + _PRUNE_LIMIT_S
+        while seconds_since_boot() < ends:
             async with store.write() as tx:
                 if await prune(tx, now) == 0:
                     break
+
+
+async def prune_attempts(store: Store, now: datetime, seen: datetime) -> datetime:
+    """Delete attempts that have reached their age since `seen`; returns until when this has looked.
+
+    Each is looked at once by a process, however many are kept: as many as connections at the least. Raises
+    Failure STORE_UNAVAILABLE.
+    """
+    ends = seconds_since_boot() + _PRUNE_LIMIT_S
+    while seconds_since_boot() < ends:
+        async with store.write() as tx:
+            last = await tx.attempts.prune(now - _ATTEMPTS_AGE, seen)
+        if last is None:
+            break
+        seen = last
+    return seen
 
 
 async def _prune_messages(tx: Transaction, now: datetime) -> int:

@@ -38,6 +38,7 @@ class OutboxRow(columns.Row, table=True):
     __table_args__ = (
         Index(None, "id", unique=True),
         columns.partial_index("ix_outbox_undelivered", "target", "seq", where="delivered_at IS NULL"),
+        columns.partial_index("ix_outbox_delivered", "delivered_at", where="delivered_at IS NOT NULL"),
         columns.partial_index("ix_outbox_refused", "id", where=f"last_error = '{REFUSED}'"),
         {"sqlite_autoincrement": True},
     )

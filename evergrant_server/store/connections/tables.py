@@ -159,6 +159,7 @@ class AttemptRow(columns.IdTable, table=True):
         columns.partial_index(
             "ix_attempt_refreshed", "tenant", "integration_id", "closed_at", where=REFRESHED_CONDITION
         ),
+        columns.partial_index("ix_attempt_closed", "closed_at", where="closed_at IS NOT NULL"),
     )
     connection_id: str
     integration_id: str | None = None
