@@ -112,9 +112,10 @@ class SqliteDatabase:
         One connection asks each time and writes nothing, because SQLite tells each only of the others.
         """
         if self._watch is None:
-            opened = await self._in_thread(self._engine.connect, discard=Connection.close)
-            opened.detach()  # kept beside the pool
-            self._watch = opened if self._watch is None else self._watch
+            async with self._free:  # the engine's pool would block the thread
+                watch = await self._in_thread(self._engine.connect, discard=Connection.close)
+                watch.detach()  # kept beside the pool
+            self._watch = watch
         (version,) = _driver_of(self._watch).execute("PRAGMA data_version").fetchone()
         return version
 
