@@ -33,6 +33,7 @@ from evergrant_server.access.credentials import (
     token_ended,
 )
 from evergrant_server.core.access import App, AppKey, AppToken, AuthenticationMethod, Permit
+from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AccessTokenId, AppId, CredentialId, DelegationId, KeyId, Tenant, TokenId
@@ -78,7 +79,7 @@ class Authenticator:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._cache: dict[bytes, tuple[Caller, datetime]] = {}  # with the end of their time here
+        self._cache = Bounded[bytes, tuple[Caller, datetime]](_MAX_CACHED)  # with the end of their time here
 
     async def authenticate(self, request: Request) -> Caller:
         """Read the key or token, the app and its permits from the store.
@@ -185,8 +186,6 @@ class Authenticator:
         return caller, False
 
     def cache(self, caller: Caller) -> None:
-        if len(self._cache) >= _MAX_CACHED:
-            self._cache.clear()
         until = min(caller.credential.valid_until, self._clock.now() + CACHED_FOR)
         self._cache[caller.digest] = caller, until
 
