@@ -1,32 +1,86 @@
-"""Records in chains, one per tenant and shard: appended in order, hashed in one spelling."""
+"""Records in chains, one per tenant and shard: appended in order, hashed in one spelling.
+
+The end of a chain has an authenticator: one that was cut or rewritten has none of ours.
+"""
 
 import hashlib
+import hmac
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, exists, select, update
 
-from evergrant_server.audit.chain_head import ChainHead, main_shard
 from evergrant_server.audit.publishing import publish_events
 from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry, AuditRecord, bound_scopes
+from evergrant_server.core.errors import Failure
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.crypto import Role
+from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Transaction
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
+from evergrant_server.store.authority.authenticators import authority_broken
 from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import Values, columns_equal, insert
 from evergrant_server.store.webhooks import WebhookRow
 from evergrant_server.telemetry.alarms import report_broken_authority
 
 RECORD_FORMAT = 1
+GENESIS_HASH = "0" * 64  # the previous hash of a chain's first record
+_GATEWAY = "gateway"
 _HASHED_AS_THEY_ARE = (
     "tenant", "shard", "seq", "action", "object", "by", "trace_id",
     "workflow_id", "run_id", "event_id", "previous_hash",
 )  # fmt: skip
 _SCALARS = (str, int, float, type(None))
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def main_shard(role: Role) -> str:
+    """The shard of all records of this role but those of its ledger. A gateway's are apart: its key makes no
+    other end."""
+    return _GATEWAY if role is Role.GATEWAY else "main"
+
+
+def is_of_gateways(shard: str) -> bool:
+    return shard.partition("-")[0] == _GATEWAY
+
+
+class ChainHead(NamedTuple):
+    """Where the next record of (tenant, shard) goes: behind record `count`, whose hash is `last_hash`."""
+
+    tenant: str
+    shard: str
+    count: int
+    last_hash: str
+    mac: str | None
+
+    @classmethod
+    def first(cls, ring: KeyRing, tenant: str, shard: str) -> "ChainHead":
+        none = cls(tenant, shard, 0, GENESIS_HASH, None)
+        return none._replace(mac=none.made(ring))
+
+    @property
+    def name(self) -> str:
+        return f"{self.tenant}/{self.shard}"
+
+    def made(self, ring: KeyRing) -> str:
+        """The authenticator that this end should have."""
+        purpose = "audit head gateway" if is_of_gateways(self.shard) else "audit head"
+        return ring.keyed_hash(purpose, self.tenant, self.shard, self.count, self.last_hash)
+
+    def is_authentic(self, ring: KeyRing) -> bool:
+        return self.mac is not None and hmac.compare_digest(self.made(ring), self.mac)
+
+    def moved(self, ring: KeyRing, count: int, last_hash: str, *, authentic: bool) -> "ChainHead":
+        """The new end. Behind one that isn't authentic it has no authenticator: that stays visible."""
+        after = self._replace(count=count, last_hash=last_hash, mac=None)
+        return after._replace(mac=after.made(ring)) if authentic else after
+
+    @property
+    def broken(self) -> Failure:
+        """The failure that names it."""
+        return authority_broken("audit_shard", self.name)
 
 
 def canonical_json(value: Any) -> str:
@@ -156,7 +210,12 @@ def chained_rows(entries: Sequence[AuditEntry], shard: str, seq: int, previous: 
     return rows
 
 
-def birth_entry(role: Role, tenant: str, shard: str, at: datetime) -> AuditEntry:
+async def begin_chain(tx: Transaction, tenant: str, shard: str) -> None:
+    """Begin the chain of a shard, and record that in the installation's chain, unless it has begun."""
+    await _locked_head(tx, tenant, shard, tx.now)
+
+
+def _birth_entry(role: Role, tenant: str, shard: str, at: datetime) -> AuditEntry:
     """The record in the installation's chain that this shard begins: it is missed when it is deleted."""
     return AuditEntry(
         tenant=INSTALLATION,
@@ -179,7 +238,7 @@ async def _locked_head(tx: Transaction, tenant: str, shard: str, at: datetime) -
         first = ChainHead.first(tx.sealer.ring, tenant, shard)
         is_new = await insert(tx.connection, AuditShardRow, {**first._asdict(), "revision": 1})
         if is_new and tenant != INSTALLATION:
-            await append(tx, birth_entry(tx.sealer.ring.role, tenant, shard, at))
+            await append(tx, _birth_entry(tx.sealer.ring.role, tenant, shard, at))
         end = (await tx.connection.execute(_LOCK_END, which)).one()
     return ChainHead(tenant, shard, *end[:3]), bool(end[3])
 

@@ -1,6 +1,6 @@
-"""The lease ledger: many leases, one commit, and no lease that isn't in the log. `lease_batch` writes it.
+"""The lease ledger: many leases, one commit, and no lease that isn't in the log.
 
-The hot loop of leases. A batch of waiting claims goes into one transaction (`lease_queue` says which); while
+The hot loop of leases. A batch of waiting leases goes into one transaction (`lease_queue` says which); while
 it commits, the next batch gathers. The transaction itself looks once more at what the lease was
 judged by, so a revocation that has committed stops the next lease in every process.
 """
@@ -10,19 +10,22 @@ import os
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from evergrant_server.audit.hash_chain import begin_chain
 from evergrant_server.audit.last_uses import LastUses
-from evergrant_server.audit.lease_batch import write_postgresql, write_sqlite
-from evergrant_server.audit.lease_claim import LeaseClaim
-from evergrant_server.audit.lease_queue import LeaseQueue, WaitingClaim
+from evergrant_server.audit.lease_batch import ChainMissing, LeaseQueue, WaitingLease, Written
+from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts
+from evergrant_server.audit.lease_writer_postgresql import PostgresLeaseWriter
+from evergrant_server.audit.lease_writer_sqlite import SqliteLeaseWriter
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import KeyId, PermitId, Tenant, new_id
 from evergrant_server.crypto import Role
 from evergrant_server.store import Store
+from evergrant_server.store.database.kept_sqlite import KeptSqlite
 from evergrant_server.telemetry import metrics
 
 _RETRY_AFTER = 1.0  # seconds
-_BUSY_S = 0.005  # until claims are tried again when all of a batch wait for a change
+_BUSY_S = 0.005  # until leases are tried again when all of a batch wait for a change
 _USE_INTERVAL = timedelta(minutes=1)  # between two writes of the last use of one key or permit
 _LEASE_INTERVAL = timedelta(hours=1)  # the same of an app's leases of one connection
 _MOST_USES = 10_000
@@ -54,13 +57,14 @@ class LeaseLedger:
         self._came = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
-        self._write = write_sqlite if store.is_sqlite else write_postgresql
 
     async def start(self) -> None:
         """Begin to commit. Starting twice is an error."""
         if self._task is not None:
             raise RuntimeError("the ledger runs already")
         self._stopping = False
+        self._writer = _writer_of(self._store, self._shard, self._clock)
+        self._write = self._writer.write
         self._task = asyncio.create_task(self._run(), name=f"lease-ledger:{self._shard}")
 
     async def stop(self) -> None:
@@ -70,6 +74,11 @@ class LeaseLedger:
         if self._task is not None:
             await self._task
             self._task = None
+            await self._writer.close()
+
+    def facts_of(self, claim: LeaseClaim) -> LeaseFacts:
+        """What can be kept for further leases of the claim's pair, while nothing of it has changed."""
+        return LeaseFacts(claim, self._shard)
 
     async def record(self, claim: LeaseClaim) -> None:
         """Return once the lease is committed to the log. Only then may it leave.
@@ -77,13 +86,18 @@ class LeaseLedger:
         Raises StaleClaim when connection or app changed since the claim was judged or its key or permit
         has expired, Failure AUDIT_UNAVAILABLE when the log can't be written.
         """
+        await self.record_pair(self.facts_of(claim), claim.at, claim.context.trace_id)
+
+    async def record_pair(self, facts: LeaseFacts, at: datetime, trace_id: str) -> None:
+        """As `record`, of one more lease of a pair."""
+        claim = facts.claim
         self.note_use(claim.tenant, claim.key_id)
         if claim.permit is not None:
             self.note_use(claim.tenant, claim.permit.id)
         if self._task is None or self._task.done() or self._stopping:
             raise _unavailable("the lease ledger isn't running")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.add(WaitingClaim(claim, done))
+        self._queue.add(WaitingLease(facts.record(at, trace_id), done))
         self._came.set()
         await done
 
@@ -122,46 +136,59 @@ class LeaseLedger:
         finally:
             self._fail(self._queue.take_all(), _unavailable("the lease ledger ended"))
 
-    async def _settle(self, batch: Sequence[WaitingClaim], uses: LastUses) -> None:
+    async def _settle(self, batch: Sequence[WaitingLease], uses: LastUses) -> None:
         """Commit a batch and answer every caller, also when the commit fails."""
         problem = _unavailable("the ledger was stopped while it committed")
         try:
-            async with self._store.write() as tx:
-                # the others' callers have gone
-                batch = [waiting for waiting in batch if not waiting.done.done()]
-                claims = [waiting.claim for waiting in batch]
-                written = await self._write(tx, self._shard, claims, uses, self._clock)
+            written = await self._commit(batch, uses)
             if batch:
                 metrics.AUDIT_BATCH.record(len(written.leased))
             for place, waiting in enumerate(batch):
+                if waiting.done.done():
+                    continue  # its caller went; during the commit, the record says more than was handed out
                 if place in written.busy:
                     self._queue.add(waiting)
-                elif waiting.done.done():
-                    continue  # its caller went during the commit: the record says more than was handed out
                 elif place in written.leased:
                     waiting.done.set_result(None)
-                    self._note_lease(waiting.claim)
+                    self._note_lease(waiting.record.facts.claim)
                 else:
                     waiting.done.set_exception(StaleClaim())
+            all_busy = len(written.busy) == len(batch) > 0
             batch = ()
-            if claims and len(written.busy) == len(claims):
+            if all_busy:
                 await asyncio.sleep(_BUSY_S)
         except Failure as failure:
             problem = _unavailable(failure.detail)
             if failure.code is ErrorCode.AUTHORITY_BROKEN:  # one tenant's log: it stops no other's leases
                 tenant = failure.context["row"].partition("/")[0]
-                self._fail([waiting for waiting in batch if waiting.claim.tenant == tenant], failure)
-                await self._settle([waiting for waiting in batch if waiting.claim.tenant != tenant], uses)
+                broken = [waiting for waiting in batch if waiting.record.facts.tenant == tenant]
+                self._fail(broken, failure)
+                await self._settle([waiting for waiting in batch if waiting not in broken], uses)
         except Exception as error:
             problem = _unavailable(type(error).__name__)
         finally:
             self._fail(batch, problem)
 
+    async def _commit(self, batch: Sequence[WaitingLease], uses: LastUses) -> Written:
+        while True:
+            try:
+                return await self._write(batch, uses)
+            except ChainMissing as missing:
+                async with self._store.write() as tx:
+                    await begin_chain(tx, missing.tenant, self._shard)
+
     @staticmethod
-    def _fail(batch: Sequence[WaitingClaim], problem: Failure) -> None:
+    def _fail(batch: Sequence[WaitingLease], problem: Failure) -> None:
         for _, done in batch:
             if not done.done():
                 done.set_exception(problem)
+
+
+def _writer_of(store: Store, shard: str, clock: Clock) -> SqliteLeaseWriter | PostgresLeaseWriter:
+    kept = store.kept()
+    if isinstance(kept, KeptSqlite):
+        return SqliteLeaseWriter(kept, shard, store.ring, clock)
+    return PostgresLeaseWriter(kept, shard, store.ring, clock)
 
 
 def _unavailable(why: str) -> Failure:

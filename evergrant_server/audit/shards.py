@@ -9,8 +9,7 @@ from datetime import datetime
 from sqlalchemy import select, update
 from sqlmodel import col
 
-from evergrant_server.audit.chain_head import ChainHead
-from evergrant_server.audit.hash_chain import append
+from evergrant_server.audit.hash_chain import ChainHead, append
 from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import Tenant

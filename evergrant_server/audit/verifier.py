@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from evergrant_server.audit.chain_head import GENESIS_HASH, ChainHead
-from evergrant_server.audit.hash_chain import record_hash
+from evergrant_server.audit.hash_chain import GENESIS_HASH, ChainHead, record_hash
 from evergrant_server.audit.shards import born_shards
 from evergrant_server.core.audit import INSTALLATION
 from evergrant_server.core.ids import Tenant

@@ -28,9 +28,17 @@ from evergrant_server.store.connections.proof_keys import ProofKeys
 from evergrant_server.store.connections.replaced_grants import ReplacedGrants
 from evergrant_server.store.connections.revocable_rows import RevocableRows
 from evergrant_server.store.database import schema
-from evergrant_server.store.database.engine import Database, DatabaseConnection, Pool, open_database
+from evergrant_server.store.database.engine import (
+    Database,
+    DatabaseConnection,
+    KeptPostgres,
+    Pool,
+    open_database,
+)
 from evergrant_server.store.database.errors import translate_errors
+from evergrant_server.store.database.kept_sqlite import KeptSqlite
 from evergrant_server.store.database.rows import columns_equal, fetch_first
+from evergrant_server.store.database.sqlite import SqliteDatabase
 from evergrant_server.store.decisions import AccessRequests, Approvals, CallApprovals
 from evergrant_server.store.exports import Exports
 from evergrant_server.store.idempotency import Idempotency
@@ -174,6 +182,14 @@ class Store:
     def in_pool(self, pool: Pool) -> "Store":
         """The same store for work that has connections of its own. Closing this one closes them too."""
         return Store(self._database.in_pool(pool), self.ring, self._clock)
+
+    def kept(self) -> KeptSqlite | KeptPostgres:
+        """A connection for one task that writes again and again. Close it before the store."""
+        return (
+            KeptSqlite(self._database)
+            if isinstance(self._database, SqliteDatabase)
+            else self._database.kept()
+        )
 
     def connections_in_use(self) -> dict[str, int]:
         """How many connections of each pool are in use; none for SQLite."""

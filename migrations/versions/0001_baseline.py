@@ -33,9 +33,9 @@ _ENDS = (
 )
 
 # On PostgreSQL a change of these rows waits for the leases that are being committed. The lease ledger holds
-# shared advisory locks until its commit (`audit.lease_batch`); a change takes the exclusive one here, in
-# every process. New lock requests queue behind a waiting exclusive one, which row locks don't do: leases
-# without a pause can't keep a change waiting.
+# shared advisory locks until its commit (`audit.lease_writer_postgresql`); a change takes the exclusive one
+# here, in every process. New lock requests queue behind a waiting exclusive one, which row locks don't do:
+# leases without a pause can't keep a change waiting.
 _EXCLUDES_LEASES = ("app", "connection", "tenant_standing", "delegation", "delegation_rule")
 _FUNCTION = """
 CREATE FUNCTION exclude_leases() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -45,6 +45,67 @@ BEGIN
         RETURN OLD;
     END IF;
     RETURN NEW;
+END
+$$
+"""
+# One tenant's leases in one statement: looked at once more, chained, counted. False: something isn't as it
+# was, or is being changed; nothing is written then. Each statement of a VOLATILE function sees, in READ
+# COMMITTED, what has committed before it begins: the rows are read after the locks.
+_RECORD_LEASES = """
+CREATE FUNCTION record_leases(
+    of_tenant varchar, of_shard varchar,
+    old_count bigint, old_hash varchar, old_mac varchar, new_mac varchar,
+    locks varchar[], connections varchar[], revisions integer[], generations integer[],
+    apps varchar[], app_revisions integer[],
+    moments timestamptz[], actions varchar[], objects varchar[], callers varchar[], traces varchar[],
+    details text[], hashes varchar[]
+) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    unchanged integer;
+BEGIN
+    SELECT count(*) INTO unchanged FROM unnest(locks) AS named(id)
+    WHERE pg_try_advisory_xact_lock_shared(hashtextextended(named.id, 0));
+    IF unchanged < cardinality(locks) THEN
+        RETURN false;
+    END IF;
+    SELECT count(*) INTO unchanged
+    FROM unnest(connections, revisions, generations) AS named(id, revision, generation)
+    JOIN connection c ON c.tenant = of_tenant AND c.id = named.id AND c.revision = named.revision
+    AND c.generation = named.generation AND c.state IN ('active', 'needs_reauth');
+    IF unchanged < cardinality(connections) THEN
+        RETURN false;
+    END IF;
+    SELECT count(*) INTO unchanged FROM unnest(apps, app_revisions) AS named(id, revision)
+    JOIN app a ON a.tenant = of_tenant AND a.id = named.id AND a.revision = named.revision AND NOT a.disabled
+    JOIN tenant_standing s ON s.tenant = of_tenant AND s.id = of_tenant AND NOT s.disabled;
+    IF unchanged < cardinality(apps) THEN
+        RETURN false;
+    END IF;
+    UPDATE audit_shard e
+    SET count = old_count + cardinality(hashes), last_hash = hashes[cardinality(hashes)], mac = new_mac,
+        revision = e.revision + 1
+    WHERE e.tenant = of_tenant AND e.shard = of_shard
+    AND e.count = old_count AND e.last_hash = old_hash AND e.mac = old_mac;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO audit
+        (tenant, shard, seq, at, action, object, by, trace_id, detail, previous_hash, hash, revision)
+    SELECT of_tenant, of_shard, old_count + r.n, r.moment, r.action, r.object, r.caller, r.trace, r.detail,
+        coalesce(hashes[r.n - 1], old_hash), r.hash, 1
+    FROM unnest(moments, actions, objects, callers, traces, details, hashes)
+    WITH ORDINALITY AS r(moment, action, object, caller, trace, detail, hash, n);
+    INSERT INTO usage AS u (tenant, connection_id, leased_generation, revision)
+    SELECT of_tenant, named.id, named.generation, 1
+    FROM unnest(connections, generations) AS named(id, generation)
+    WHERE NOT EXISTS (
+        SELECT FROM usage known WHERE known.tenant = of_tenant AND known.connection_id = named.id
+        AND known.leased_generation >= named.generation
+    )
+    ON CONFLICT (tenant, connection_id) DO UPDATE
+    SET leased_generation = excluded.leased_generation, revision = u.revision + 1
+    WHERE u.leased_generation < excluded.leased_generation;
+    RETURN true;
 END
 $$
 """
@@ -123,6 +184,7 @@ def _exclude_leases() -> None:
     if op.get_bind().dialect.name != "postgresql":
         return  # on SQLite one transaction writes at a time
     op.execute(_FUNCTION)
+    op.execute(_RECORD_LEASES)
     for table in _EXCLUDES_LEASES:
         op.execute(_TRIGGER.format(table=table))
 

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from bench.processes import python_module, running_process
-from evergrant_server.audit.lease_queue import APP_SHARE
+from evergrant_server.audit.lease_batch import APP_SHARE
 from evergrant_server.core.access import Action
 from tests.fakes.api import Api
 from tests.fakes.patience import PATIENCE_S
@@ -29,9 +29,9 @@ async def test_attack_16_one_app_with_500_requests_open_takes_a_few_places_of_a_
     ledger, batches = api.parts.ledger, list[list[str]]()
     write = ledger._write
 
-    async def noting(tx: Any, shard: str, claims: Any, *more: Any) -> Any:
-        batches.append([it.context.by for it in claims])
-        return await write(tx, shard, claims, *more)
+    async def noting(batch: Any, *uses: Any) -> Any:
+        batches.append([waiting.record.facts.by for waiting in batch])
+        return await write(batch, *uses)
 
     monkeypatch.setattr(ledger, "_write", noting)
     stop = asyncio.Event()

@@ -16,7 +16,7 @@ from typing import Any, cast
 from sqlalchemy import URL, QueuePool, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.fair_turns import FairTurns
@@ -29,6 +29,7 @@ _POSTGRES_SETTINGS = {
     "statement_timeout": "15000",  # ms
     "lock_timeout": "10000",
     "idle_in_transaction_session_timeout": "15000",
+    "default_transaction_isolation": "read committed",  # of a function that is called by itself, too
 }
 
 # of a PostgreSQL URL, as asyncpg's `connect` names them; the last is SQLAlchemy's
@@ -137,6 +138,9 @@ class PostgresDatabase:
             self._pools[pool]._pools = self._pools
         return self._pools[pool]
 
+    def kept(self) -> "KeptPostgres":
+        return KeptPostgres(self._engine)
+
     def connections_in_use(self) -> dict[Pool, int]:
         """Of every pool: of this database and of its siblings."""
         return {
@@ -148,6 +152,35 @@ class PostgresDatabase:
         """Close the connections of every pool."""
         for database in self._pools.values():
             await database._engine.dispose()
+
+
+class KeptPostgres:
+    """The connection of one task, the lease ledger's, kept between its transactions."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._connection: AsyncConnection | None = None
+        self._driver: Any = None
+
+    async def driver(self) -> Any:
+        """asyncpg's own connection, outside a transaction."""
+        if self._connection is None:
+            self._connection = await self._engine.connect()
+            self._driver = await asyncpg_driver(self._connection)
+        return self._driver
+
+    async def drop(self) -> None:
+        """End the session: what it was doing isn't known. The next `driver` has another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.invalidate()
+            await connection.close()
+
+    async def close(self) -> None:
+        """Give the connection back to its pool."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
 
 
 Database = SqliteDatabase | PostgresDatabase

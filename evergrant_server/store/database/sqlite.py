@@ -67,6 +67,7 @@ class SqliteDatabase:
     is_sqlite = True
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._engine = create_engine(
             URL.create("sqlite", database=str(path)),
             hide_parameters=True,
@@ -77,7 +78,7 @@ class SqliteDatabase:
             # autocommit: this class sends BEGIN itself
             connect_args={"check_same_thread": False, "isolation_level": None},
         )
-        event.listen(self._engine, "connect", _configure)
+        event.listen(self._engine, "connect", configure)
         self._begin_anew()
 
     def in_pool(self, _: object) -> "SqliteDatabase":
@@ -95,7 +96,7 @@ class SqliteDatabase:
 
     @asynccontextmanager
     async def write(self) -> AsyncGenerator[SqliteConnection]:
-        async with self._writer, self._connected() as connection:
+        async with self.writer, self._connected() as connection:
             await _begin_immediate(_driver_of(connection))
             transaction = connection.begin()  # sends nothing: the driver is in autocommit mode
             yield SqliteConnection(connection)
@@ -129,7 +130,7 @@ class SqliteDatabase:
 
     def _begin_anew(self) -> None:
         self._free = asyncio.Semaphore(_CONNECTIONS)  # the engine's pool would block the loop
-        self._writer = asyncio.Lock()
+        self.writer = asyncio.Lock()
         self._watch: Connection | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
 
@@ -158,22 +159,26 @@ class SqliteDatabase:
 
         `discard` takes the result that a cancelled caller can't take.
         """
-        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        cancelled: asyncio.CancelledError | None = None
-        while not future.done():
-            try:
-                await asyncio.wait((future,))
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            failed = future.exception()  # marked as retrieved: the caller gets its cancellation instead
-            if discard is not None and failed is None:
-                discard(future.result())
-            raise cancelled
-        return future.result()
+        return await end_of(asyncio.get_running_loop().run_in_executor(self._thread, work), discard)
 
 
-def _configure(driver: sqlite3.Connection, record: object) -> None:
+async def end_of(work: asyncio.Future[T], discard: Callable[[T], None] | None = None) -> T:
+    """The result of `work`, whose end is awaited even when the caller is cancelled meanwhile."""
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait((work,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        failed = work.exception()  # marked as retrieved: the caller gets its cancellation instead
+        if discard is not None and failed is None:
+            discard(work.result())
+        raise cancelled
+    return work.result()
+
+
+def configure(driver: sqlite3.Connection, record: object) -> None:
     """Set up a connection, in the thread that opens it. SQLite doesn't wait by itself while another process
     changes a new file to WAL."""
     until = monotonic() + BUSY_MS / 1000
@@ -183,15 +188,20 @@ def _configure(driver: sqlite3.Connection, record: object) -> None:
 
 
 async def _begin_immediate(driver: sqlite3.Connection) -> None:
-    """Take the write lock. Raises sqlite3.OperationalError when another process keeps it for BUSY_MS."""
-    until = monotonic() + BUSY_MS / 1000
-    delays = iter(_RETRY_DELAYS_S)
+    """Take the write lock of a connection of the pool. Raises as `take_write_lock`."""
     driver.execute("PRAGMA busy_timeout=0")  # SQLite's own wait would block the loop
     try:
-        while not _executed(driver, "BEGIN IMMEDIATE", last=monotonic() >= until):
-            await asyncio.sleep(next(delays, _RETRY_DELAYS_S[-1]))
+        await take_write_lock(driver)
     finally:
         driver.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+
+
+async def take_write_lock(driver: sqlite3.Connection) -> None:
+    """Begin. Raises sqlite3.OperationalError when another process keeps the lock for BUSY_MS."""
+    until = monotonic() + BUSY_MS / 1000
+    delays = iter(_RETRY_DELAYS_S)
+    while not _executed(driver, "BEGIN IMMEDIATE", last=monotonic() >= until):
+        await asyncio.sleep(next(delays, _RETRY_DELAYS_S[-1]))
 
 
 def _executed(driver: sqlite3.Connection, statement: str, *, last: bool) -> bool:

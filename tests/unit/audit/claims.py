@@ -1,7 +1,6 @@
 """A running ledger, claims to lease by, and what it wrote."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +14,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.ids import KeyId, new_id
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.store import Store, Transaction, UnwrappedKeys
+from evergrant_server.store import Store
 from tests.conformance.store.samples import ACME
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
@@ -48,17 +47,16 @@ def a_claim(connection: Connection, app: App, **changes: Any) -> LeaseClaim:
     return LeaseClaim(**{**values, **changes})
 
 
-def count_commits(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+def count_commits(ledger: LeaseLedger, monkeypatch: pytest.MonkeyPatch) -> list[None]:
     commits: list[None] = []
-    write = store.write
+    write = ledger._write
 
-    @asynccontextmanager
-    async def counted(keys: UnwrappedKeys | None = None) -> AsyncIterator[Transaction]:
-        async with write(keys) as tx:
-            yield tx
+    async def counted(*batch: Any) -> Any:
+        written = await write(*batch)
         commits.append(None)
+        return written
 
-    monkeypatch.setattr(store, "write", counted)
+    monkeypatch.setattr(ledger, "_write", counted)
     return commits
 
 

@@ -1,14 +1,13 @@
 """Leases and what stops them: a change is never overtaken, a greedy app waits for itself."""
 
 import asyncio
-from typing import Any
 
 import pytest
 from sqlalchemy import text
 
-from evergrant_server.audit import lease_batch
+from evergrant_server.audit.lease_batch import APP_SHARE, LARGEST_BATCH, LeaseQueue, WaitingLease
 from evergrant_server.audit.lease_ledger import LeaseClaim, LeaseLedger, StaleClaim
-from evergrant_server.audit.lease_queue import APP_SHARE, LARGEST_BATCH, LeaseQueue, WaitingClaim
+from evergrant_server.audit.lease_record import LeaseFacts
 from evergrant_server.store import Store
 from tests.conformance.store.samples import a_connection, an_app, an_app_of, granted
 from tests.fakes.databases import NOW
@@ -34,7 +33,7 @@ async def test_a_lease_waits_for_a_revocation_that_is_being_committed_and_others
     connection, other, app = await granted(store), await granted(store, subject="s2"), await an_app_of(store)
     async with store.write() as tx:
         await tx.connections.replace(connection.revocation_requested("x", NOW), expected=connection.revision)
-        commits = count_commits(store, monkeypatch)
+        commits = count_commits(ledger, monkeypatch)
         lease = asyncio.create_task(ledger.record(a_claim(connection, app)))
         beside = asyncio.create_task(ledger.record(a_claim(other, app)))
         async with asyncio.timeout(PATIENCE_S):
@@ -56,14 +55,8 @@ async def test_leases_do_not_overtake_a_change_that_waits_for_one(
     if store.is_sqlite:
         pytest.skip("on SQLite one transaction writes at a time")
     connection, app = await granted(store), await an_app_of(store)
-    locked, go_on = asyncio.Event(), asyncio.Event()
-    head = lease_batch._locked_head
-
-    async def held(*given: Any) -> Any:
-        if given[3] == "lease-1":
-            locked.set()
-            await go_on.wait()
-        return await head(*given)
+    await ledger.record(a_claim(connection, app))
+    held = text("SELECT FROM audit_shard WHERE shard = 'lease-1' FOR UPDATE")
 
     async def stop() -> None:
         async with store.write() as tx:
@@ -75,24 +68,19 @@ async def test_leases_do_not_overtake_a_change_that_waits_for_one(
                 revoked = connection.revocation_requested("x", NOW)
                 await tx.connections.replace(revoked, expected=connection.revision)
 
-    monkeypatch.setattr(lease_batch, "_locked_head", held)
     second = LeaseLedger(store, "lease-2", ledger._clock)
     await second.start()
-    first = asyncio.create_task(ledger.record(a_claim(connection, app)))
-    try:
-        await locked.wait()
+    async with store.write() as tx, asyncio.timeout(PATIENCE_S):
+        await tx.connection.execute(held)  # so that a batch waits that has its locks
+        first = asyncio.create_task(ledger.record(a_claim(connection, app)))
+        await sessions_wait(store, 1)
         change = asyncio.create_task(stop())
-        async with asyncio.timeout(PATIENCE_S):
-            while not await a_session_waits(store):
-                await asyncio.sleep(0)
-        commits = count_commits(store, monkeypatch)
+        await sessions_wait(store, 2)
+        commits = count_commits(second, monkeypatch)
         late = asyncio.create_task(second.record(a_claim(connection, app)))
-        async with asyncio.timeout(PATIENCE_S):
-            while not commits:
-                await asyncio.sleep(0)
+        while not commits:
+            await asyncio.sleep(0)
         assert not late.done()
-    finally:
-        go_on.set()
     await asyncio.gather(first, change)
     with pytest.raises(StaleClaim):
         await late
@@ -114,10 +102,12 @@ async def test_a_disabled_tenant_stops_the_next_lease_and_no_other_tenants(store
         await ledger.record(alive)
 
 
-async def a_session_waits(store: Store) -> bool:
-    async with store.autocommit() as connection:
-        counted = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-        return (await connection.execute(counted)).scalar_one() > 0
+async def sessions_wait(store: Store, number: int) -> None:
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    while True:
+        async with store.autocommit() as connection:
+            if (await connection.execute(waiting)).scalar_one() == number:
+                return
 
 
 async def test_a_greedy_app_waits_for_itself(store: Store, ledger: LeaseLedger):
@@ -135,7 +125,8 @@ async def test_a_greedy_app_waits_for_itself(store: Store, ledger: LeaseLedger):
 def queue_of(*claims: LeaseClaim) -> LeaseQueue:
     queue = LeaseQueue()
     for claim in claims:
-        queue.add(WaitingClaim(claim, asyncio.get_running_loop().create_future()))
+        record = LeaseFacts(claim, "lease-1").record(claim.at, claim.context.trace_id)
+        queue.add(WaitingLease(record, asyncio.get_running_loop().create_future()))
     return queue
 
 
@@ -150,8 +141,8 @@ async def test_a_batch_is_filled_tenant_by_tenant_and_app_by_app():
     )
     taken = [queue.take() for _ in range(3)]
     assert [len(it) for it in taken] == [LARGEST_BATCH] * 3
-    assert taken[0][1].claim.tenant == "small"
-    assert sum(it.claim.app_id == "app_new" for it in taken[1]) == 1  # behind a hundred others once
+    assert taken[0][1].record.facts.tenant == "small"
+    assert sum(it.record.facts.app_id == "app_new" for it in taken[1]) == 1  # behind a hundred others once
     alone = queue_of(*(claim("one", "app_a") for _ in range(100)))
     assert [len(alone.take()) for _ in range(3)] == [LARGEST_BATCH, 36, 0]
 

@@ -60,7 +60,7 @@ async def test_fifty_leases_at_once_make_one_gapless_chain_in_few_commits(
 ):
     connections = [await granted(store, subject=f"s{n}") for n in range(5)]
     app = await an_app_of(store)
-    commits = count_commits(store, monkeypatch)
+    commits = count_commits(ledger, monkeypatch)
     await asyncio.gather(*(ledger.record(a_claim(connections[n % 5], app)) for n in range(50)))
     assert len(commits) <= 5
     assert [seq for _, seq in await leases_in_the_log(store)] == list(range(1, 51))
@@ -120,7 +120,7 @@ async def test_the_last_use_of_a_key_is_written_once_a_minute(
     async with store.write() as tx:
         await tx.access.add_key(key)
     app = app.model_copy(update={"revision": app.revision + 1})
-    commits = count_commits(store, monkeypatch)
+    commits = count_commits(ledger, monkeypatch)
     for later, seen in ((0, 0), (59, 0), (1, 60)):
         clock.advance(later)
         await ledger.record(a_claim(connection, app, key_id=key.id))

@@ -1,0 +1,158 @@
+"""Writes batches of leases to SQLite, on a connection of the ledger's own.
+
+`PRAGMA data_version` moves when another connection has committed, of any process. Inside an IMMEDIATE
+transaction none can: while the version is that of the last batch, the revisions and the ends of chains that
+were read then still hold, and nothing is read again.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+
+from evergrant_server.audit.delegated_leases import rows_sqlite
+from evergrant_server.audit.hash_chain import ChainHead
+from evergrant_server.audit.last_uses import LastUses, write_uses_sqlite
+from evergrant_server.audit.lease_batch import (
+    APPS,
+    CONNECTIONS,
+    HEAD,
+    LEASABLE,
+    RAISED_USAGE,
+    ChainMissing,
+    WaitingLease,
+    Written,
+    app_ids,
+    awaited,
+    by_tenant,
+    delegated_uses,
+    is_unchanged,
+    newest_generations,
+)
+from evergrant_server.audit.lease_record import LeaseRecord
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.ids import Tenant
+from evergrant_server.crypto import KeyRing
+from evergrant_server.store.database.errors import translate_errors
+from evergrant_server.store.database.kept_sqlite import KeptSqlite
+
+_MOST_REMEMBERED = 20_000  # rows of a kind
+_COLUMNS = (
+    "tenant", "shard", "seq", "at", "action", "object", "by", "trace_id", "detail", "previous_hash", "hash",
+    "revision",
+)  # fmt: skip
+_CONNECTIONS = CONNECTIONS + "IN (SELECT value FROM json_each(?))"
+_APPS = APPS.format("(SELECT value AS id FROM json_each(?)) AS named")
+_HEAD = HEAD.format("?", "?")
+_RECORDS = f"INSERT INTO audit ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' for _ in _COLUMNS)})"
+_MOVED = (
+    "UPDATE audit_shard SET count = ?, last_hash = ?, mac = ?, revision = revision + 1"
+    " WHERE tenant = ? AND shard = ?"
+)
+_USAGE = (
+    "INSERT INTO usage (tenant, connection_id, leased_generation, revision) VALUES (?, ?, ?, 1)"
+    + RAISED_USAGE
+)
+
+
+class SqliteLeaseWriter:
+    def __init__(self, kept: KeptSqlite, shard: str, ring: KeyRing, clock: Clock) -> None:
+        self._kept, self._shard, self._ring, self._clock = kept, shard, ring, clock
+        self._rows = _KnownRows()
+
+    async def write(self, batch: Sequence[WaitingLease], uses: LastUses) -> Written:
+        """Commit what still holds. Raises ChainMissing and Failure; then nothing is in the log.
+
+        All that is remembered is forgotten with a transaction that didn't commit.
+        """
+        try:
+            with translate_errors():
+                async with self._kept.transaction() as raw:
+                    return Written(self._written(raw, batch, uses), frozenset())
+        except BaseException:
+            self._rows = _KnownRows()
+            raise
+
+    async def close(self) -> None:
+        await self._kept.close()
+
+    def _written(
+        self, raw: sqlite3.Connection, batch: Sequence[WaitingLease], uses: LastUses
+    ) -> frozenset[int]:
+        waiting = awaited(batch, self._clock.now())
+        rows = self._rows = self._rows.as_of(raw)
+        rows.read(raw, waiting.values())
+        delegations = rows_sqlite(raw, delegated_uses(waiting.values()))
+        good = {
+            place: record
+            for place, record in waiting.items()
+            if is_unchanged(record, rows.connections, rows.apps, delegations)
+        }
+        for tenant, records in by_tenant(good.values()):
+            self._append(raw, tenant, records)
+        self._raise_usage(raw, good.values())
+        write_uses_sqlite(raw, uses)
+        return frozenset(good)
+
+    def _append(self, raw: sqlite3.Connection, tenant: Tenant, records: Sequence[LeaseRecord]) -> None:
+        head = self._rows.heads.get(tenant) or self._read_head(raw, tenant)
+        previous, rows = head.last_hash, list[tuple[object, ...]]()
+        for seq, record in enumerate(records, head.count + 1):
+            digest = record.hash_behind(previous, seq)
+            at = f"{record.moment[:10]} {record.moment[11:26]}"  # as SQLAlchemy writes it
+            facts = record.facts
+            place = (tenant, self._shard, seq, at, facts.action, facts.connection_id)
+            rows.append((*place, facts.by, record.trace_id, facts.detail, previous, digest, 1))
+            previous = digest
+        raw.executemany(_RECORDS, rows)
+        end = head.moved(self._ring, head.count + len(rows), previous, authentic=True)
+        raw.execute(_MOVED, (end.count, end.last_hash, end.mac, tenant, self._shard))
+        self._rows.heads[tenant] = end
+
+    def _read_head(self, raw: sqlite3.Connection, tenant: Tenant) -> ChainHead:
+        """Raises ChainMissing, and Failure AUTHORITY_BROKEN: no token leaves behind records that were cut or
+        rewritten."""
+        row = raw.execute(_HEAD, (tenant, self._shard)).fetchone()
+        if row is None:
+            raise ChainMissing(tenant)
+        head = ChainHead(tenant, self._shard, *row)
+        if not head.is_authentic(self._ring):
+            raise head.broken
+        return head
+
+    def _raise_usage(self, raw: sqlite3.Connection, records: Iterable[LeaseRecord]) -> None:
+        generations = self._rows.generations
+        raised = {
+            key: generation
+            for key, generation in newest_generations(records).items()
+            if generations.get(key, 0) < generation
+        }
+        if raised:
+            raw.executemany(_USAGE, [(*key, generation) for key, generation in raised.items()])
+            generations.update(raised)
+
+
+class _KnownRows:
+    """What the ledger read, or wrote itself, while the data had one version."""
+
+    def __init__(self, version: int | None = None) -> None:
+        self._version = version
+        self.connections: dict[str, tuple[object, ...]] = {}  # leasable ones
+        self.apps: dict[str, tuple[object, ...]] = {}
+        self.heads: dict[str, ChainHead] = {}  # authentic ones
+        self.generations: dict[tuple[str, str], int] = {}  # leased ones, by tenant and connection
+
+    def as_of(self, raw: sqlite3.Connection) -> "_KnownRows":
+        """These, unless another connection has committed since, or they have become too many."""
+        (version,) = raw.execute("PRAGMA data_version").fetchone()
+        size = max(len(self.connections), len(self.apps), len(self.heads))
+        return self if version == self._version and size < _MOST_REMEMBERED else _KnownRows(version)
+
+    def read(self, raw: sqlite3.Connection, records: Iterable[LeaseRecord]) -> None:
+        """Read what isn't known yet of connections and apps."""
+        connections = {record.facts.connection_id for record in records} - self.connections.keys()
+        if connections:
+            rows = raw.execute(_CONNECTIONS, (json.dumps(sorted(connections)),))
+            self.connections.update({row[0]: row[:4] for row in rows if row[4] in LEASABLE})
+        apps = app_ids(records) - self.apps.keys()
+        if apps:
+            self.apps.update({row[0]: row for row in raw.execute(_APPS, (json.dumps(sorted(apps)),))})
