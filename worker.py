@@ -77,6 +77,7 @@ def _temporal_worker(platform: Platform, parts: WorkerParts) -> Worker:
             TurnInterceptor(),
         ],
         max_concurrent_activities=ACTIVITY_SLOTS,
+        max_cached_workflows=platform.settings.cached_workflows,
         workflow_runner=SandboxedWorkflowRunner(
             SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
         ),

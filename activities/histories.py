@@ -50,18 +50,22 @@ class HistoryActivities:
 
         Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
         """
-        closed = _connection_runs(await self._link.closed_connections(since))
-        requested = 0
-        for first in range(0, len(closed), _BATCH):
-            batch = closed[first : first + _BATCH]
-            async with self._store.read() as tx:
-                missing = await self._not_exported(tx, batch)
-            if missing:
-                async with self._store.write() as tx:
-                    requested += sum(
-                        [await self._request_export(tx, run) for run in await self._not_exported(tx, missing)]
-                    )
-        return requested
+        requested, batch = 0, list[_ConnectionRun]()
+        async for workflow, run_id in self._link.closed_connections(since):
+            if (run := _connection_run(workflow, run_id)) is not None:
+                batch.append(run)
+            if len(batch) == _BATCH:
+                requested += await self._request_missing(batch)
+                batch.clear()
+        return requested + await self._request_missing(batch)
+
+    async def _request_missing(self, batch: list[_ConnectionRun]) -> int:
+        async with self._store.read() as tx:
+            missing = await self._not_exported(tx, batch)
+        if not missing:
+            return 0
+        async with self._store.write() as tx:
+            return sum([await self._request_export(tx, run) for run in await self._not_exported(tx, missing)])
 
     async def _not_exported(self, tx: Transaction, runs: list[_ConnectionRun]) -> list[_ConnectionRun]:
         exported = await tx.histories.closed_run_ids(
@@ -82,10 +86,8 @@ class HistoryActivities:
         return True
 
 
-def _connection_runs(closed: list[tuple[str, str]]) -> list[_ConnectionRun]:
-    matches = [(name, run_id, CONNECTION_WORKFLOW_ID.match(name)) for name, run_id in closed]
-    return [
-        _ConnectionRun(Tenant(match["tenant"]), ConnectionId(match["connection"]), name, run_id)
-        for name, run_id, match in matches
-        if match is not None
-    ]
+def _connection_run(workflow: str, run_id: str) -> _ConnectionRun | None:
+    match = CONNECTION_WORKFLOW_ID.match(workflow)
+    if match is None:
+        return None
+    return _ConnectionRun(Tenant(match["tenant"]), ConnectionId(match["connection"]), workflow, run_id)

@@ -1,11 +1,11 @@
 """The recurring pass over the store: missing workflows, unexported histories, broken rows and old rows.
 
-Old secrets, delivered messages, deliveries and responses are deleted in a bounded number of bounded
-transactions; the next pass continues.
+Old secrets, delivered messages, attempts, deliveries and responses are deleted in bounded transactions, for
+a bounded time; the next pass continues.
 """
 
 import logging
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
 
@@ -41,7 +41,9 @@ _ENDED_FAMILY_AGE = timedelta(days=30)
 _SPENT_AGE = timedelta(days=1)  # codes and access tokens of gateways' clients
 _NEVER_USED_AGE, _UNUSED_AGE = timedelta(days=1), timedelta(days=180)  # gateways' clients
 _UNUSED_CONSENT_AGE = timedelta(days=90)
-_MAX_BATCHES = 50
+# a journal whose host was away for less still finds the attempt of each reply in it, and those that followed
+_ATTEMPTS_AGE = timedelta(days=90)
+_PRUNE_LIMIT_S = 60.0  # of one pass and one kind of row; in steps of a transaction each
 _BROKEN_RECORDED_FOR = timedelta(days=1)  # one record a day for a row that stays broken
 
 
@@ -63,6 +65,7 @@ class ReconcileActivities:
         self._clock = clock
         self._deliveries_age = deliveries_age
         self._run_limit = run_limit
+        self._attempts_seen = datetime.min.replace(tzinfo=UTC)  # closed until then: they were looked at
 
     @activity.defn(name=jobs.RECONCILE.name)
     async def reconcile(self, request: ReconcileRequest) -> ReconcileResult:
@@ -84,6 +87,7 @@ class ReconcileActivities:
             progress.log_unanswered()
             exported = await self._histories.request_exports(request.closed_since)
             await prune_store(self._store, self._clock, self._deliveries_age)
+            self._attempts_seen = await prune_attempts(self._store, self._clock.now(), self._attempts_seen)
             await report_broken_rows(self._store, self._clock.now())
             checkpoint = await self._next_checkpoint(request, progress.result, counts.complete)
         return progress.result.__replace__(
@@ -144,7 +148,7 @@ class _Progress:
 
     def record(self, counts: ReconcileCounts) -> None:
         before = self.before
-        for connection_id in counts.store_behind[self.result.behind - before.behind :]:
+        for connection_id in counts.store_behind.first[self.result.behind - before.behind :]:
             log_event(
                 log,
                 logging.WARNING,
@@ -152,16 +156,16 @@ class _Progress:
                 code=ErrorCode.STORE_BEHIND,
                 object=connection_id,
             )
-        metrics.report_unreadable(log, counts.unreadable[self.result.unreadable - before.unreadable :])
-        unreadable = tuple(id for id, _ in counts.unreadable)
+        metrics.report_unreadable(log, counts.unreadable.first[self.result.unreadable - before.unreadable :])
+        unreadable = tuple(id for id, _ in counts.unreadable.first)
         self.result = ReconcileResult(
             live=before.live + counts.live,
             started=before.started + counts.started,
-            behind=before.behind + len(counts.store_behind),
-            first_behind=(*before.first_behind, *counts.store_behind)[:_MAX_NAMED],
-            unanswered=before.unanswered + len(counts.unanswered),
-            first_unanswered=(*before.first_unanswered, *counts.unanswered)[:_MAX_NAMED],
-            unreadable=before.unreadable + len(unreadable),
+            behind=before.behind + counts.store_behind.count,
+            first_behind=(*before.first_behind, *counts.store_behind.first)[:_MAX_NAMED],
+            unanswered=before.unanswered + counts.unanswered.count,
+            first_unanswered=(*before.first_unanswered, *counts.unanswered.first)[:_MAX_NAMED],
+            unreadable=before.unreadable + counts.unreadable.count,
             first_unreadable=(*before.first_unreadable, *unreadable)[:_MAX_NAMED],
             compared=before.compared and counts.workers_answered,
             comparing=before.comparing,
@@ -191,10 +195,27 @@ async def prune_store(store: Store, clock: Clock, deliveries_age: timedelta) -> 
         _prune_sessions,
         _prune_credentials,
     ):
-        for _ in range(_MAX_BATCHES):
+        ends = seconds_since_boot() + _PRUNE_LIMIT_S
+        while seconds_since_boot() < ends:
             async with store.write() as tx:
                 if await prune(tx, now) == 0:
                     break
+
+
+async def prune_attempts(store: Store, now: datetime, seen: datetime) -> datetime:
+    """Delete attempts that have reached their age since `seen`; returns until when this has looked.
+
+    Each is looked at once by a process, however many are kept: as many as connections at the least. Raises
+    Failure STORE_UNAVAILABLE.
+    """
+    ends = seconds_since_boot() + _PRUNE_LIMIT_S
+    while seconds_since_boot() < ends:
+        async with store.write() as tx:
+            last = await tx.attempts.prune(now - _ATTEMPTS_AGE, seen)
+        if last is None:
+            break
+        seen = last
+    return seen
 
 
 async def _prune_messages(tx: Transaction, now: datetime) -> int:

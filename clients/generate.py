@@ -40,6 +40,7 @@ MODELS = {
 CREATED = {"NewKeyView": "KeyView", "WebhookSecretView": "WebhookView"}
 ALSO = ("AuditView", "CommandSessionView", "ExportView")  # parsed by calls that are written by hand
 BASES = {"CallApprovalView": "Decision"}  # classes of `evergrant.models`
+EXTENDED = {"ReachView": "AccessView"}  # schemas that begin with all members of another
 # Members that a model's `repr` leaves out.
 SECRETS = {"KeyView.key", "WebhookView.secret", "ConnectionView.connect_url", "CommandSessionView.token"}
 SECONDS = {"lifetime", "overlap", "decide_within"}  # numbers that the client takes as a timedelta
@@ -141,12 +142,17 @@ class Schemas:
 
     def render(self, name: str) -> Iterator[str]:
         """The lines of one dataclass."""
-        base = f"({BASES[name]})" if name in BASES else ""
-        yield f"@dataclass(frozen=True, slots=True)\nclass {self.asked[name]}{base}:"
+        base, inherited = BASES.get(name), set[str]()
+        if extended := EXTENDED.get(name):
+            base, inherited = self.model(extended), {field[0] for field in self.fields(extended)}
+        head = f"class {self.asked[name]}({base}):" if base else f"class {self.asked[name]}:"
+        yield f"@dataclass(frozen=True, slots=True)\n{head}"
         if text := self._all[name].get("description"):
             yield from docstring(text, "    ", after="")
         fields = sorted(self.fields(name), key=lambda field: not field[3])
         for member, kind, described, required in fields:
+            if member in inherited:
+                continue
             if required:
                 yield f"    {member}: {kind}"
                 continue

@@ -5,18 +5,12 @@ from contextlib import AsyncExitStack, suppress
 from multiprocessing import parent_process
 from typing import Any
 
-from evergrant_server.access.context import ApiContext
 from evergrant_server.api.app import create_app
-from evergrant_server.api.connections.create import offer_consent
-from evergrant_server.audit.lease_ledger import LeaseLedger, new_lease_shard
 from evergrant_server.crypto.keyring import Role
-from evergrant_server.egress import EgressPolicy
 from evergrant_server.process import end_with_parent, tune_garbage_collector
 from evergrant_server.settings import load_settings
-from evergrant_server.store import LeaseRows
-from evergrant_server.store.database.engine import Pool
 from evergrant_server.temporal_link.telemetry import flush_telemetry, start_telemetry
-from evergrant_server.wiring.platform import open_platform
+from evergrant_server.wiring.api_parts import open_api
 
 
 class Application:
@@ -51,25 +45,9 @@ class Application:
         settings = load_settings()
         start_telemetry(settings, "evergrant-api")
         self._open.push_async_callback(asyncio.to_thread, flush_telemetry)
-        platform = await self._open.enter_async_context(open_platform(settings, Role.API, lazy=True))
-        ledger = LeaseLedger(platform.store.in_pool(Pool.LEDGER), new_lease_shard(), platform.clock)
-        await ledger.start()
-        self._open.push_async_callback(ledger.stop)
+        platform, api = await self._open.enter_async_context(open_api(settings, Role.API))
         relay = asyncio.create_task(platform.relay.run())
         self._open.push_async_callback(_cancel, relay)
-        api = ApiContext(
-            settings=settings,
-            store=platform.store,
-            ring=platform.ring,
-            registry=platform.registry,
-            clock=platform.clock,
-            link=platform.link,
-            relay=platform.relay,
-            ledger=ledger,
-            lease_rows=LeaseRows(platform.store),
-            check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
-            offer_consent=offer_consent,
-        )
         self._app = create_app(api, settings.mtls_header if self._behind_mtls else None)
         # before the ledger, which it writes to
         self._open.push_async_callback(self._app.state.refresher.stop)

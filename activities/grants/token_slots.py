@@ -66,12 +66,12 @@ async def install_further_slots(
         else:
             connection = await _create_connection(tx, ring, call, first, label, scopes, now)
         expires_at = asked_at + INSTALL_WITHIN
-        consent = Consent.without_subject(
+        slot_consent = Consent.without_subject(
             connection, ConsentKind.IMPORT, scopes, call.context, at=asked_at, expires_at=expires_at
         )
-        await tx.consents.add(consent, None, ImportedTokens.from_token_set(imported, asked_at))
+        await tx.consents.add(slot_consent, None, ImportedTokens.from_token_set(imported, asked_at))
         target = (connection.tenant, connection.id)
-        consented = ConsentGranted(consent_id=consent.id, context=call.context)
+        consented = ConsentGranted(consent_id=slot_consent.id, context=call.context)
         await tx.outbox.add(signal_message(*target, SignalName.CONSENT_GRANTED, consented, now))
         if first.state is LifecycleState.REVOKING and not live:  # the new connection is revoked with it
             revoke = Revoke(reason=first.revoke_reason or "", context=call.context)

@@ -32,23 +32,16 @@ from evergrant_server.access.credentials import (
     parse_text,
     token_ended,
 )
-from evergrant_server.core.access import App, AppCredential, AppKey, AppToken, AuthenticationMethod, Permit
+from evergrant_server.core.access import App, AppKey, AppToken, AuthenticationMethod, Permit
+from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import (
-    AccessTokenId,
-    AppId,
-    CredentialId,
-    DelegationId,
-    KeyId,
-    Tenant,
-    TokenId,
-)
+from evergrant_server.core.ids import AccessTokenId, AppId, CredentialId, DelegationId, KeyId, Tenant, TokenId
 from evergrant_server.core.oauth.authorizations import AccessToken, Authorization, TokenFamily
 from evergrant_server.crypto.client_certificates import AppCertificate
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.database.engine import share_connections
-from evergrant_server.telemetry.alarms import report_broken_authority
+from evergrant_server.telemetry.alarms import report_broken_authority, unless_broken
 
 RESOURCE = "evergrant.resource"  # of the ASGI scope: which resource the request is for
 CERTIFICATE = "evergrant.client_certificate"  # of the ASGI scope: the caller's, as the trusted hop read it
@@ -74,6 +67,7 @@ _UNKNOWN_TOKEN = AppToken(
     created_at=_UNKNOWN.created_at,
     expires_at=_UNKNOWN.created_at,
 )
+_UNKNOWN_TEXT = "The access token is malformed or unknown."
 _NO_HASH = secrets.token_hex(32)
 _NOT_CACHED: tuple[Caller | None, datetime] = (None, datetime.min.replace(tzinfo=UTC))
 _Owner = tuple[App, PresentedCredential, list[Permit]]
@@ -85,7 +79,7 @@ class Authenticator:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._cache: dict[bytes, tuple[Caller, datetime]] = {}  # with the end of their time here
+        self._cache = Bounded[bytes, tuple[Caller, datetime]](_MAX_CACHED)  # with the end of their time here
 
     async def authenticate(self, request: Request) -> Caller:
         """Read the key or token, the app and its permits from the store.
@@ -136,18 +130,18 @@ class Authenticator:
     async def _token_owner(self, text: str) -> _Owner:
         presented_token = parse_app_token(text)
         async with self._store.read() as tx:
-            token = await _token(tx, presented_token.id) or _UNKNOWN_TOKEN
+            token = await unless_broken(tx.tokens.find(presented_token.id)) or _UNKNOWN_TOKEN
             made = app_token_mac(self._store.ring, token, presented_token.secret)
             if not hmac.compare_digest(token.secret_hash, made) or token.id != presented_token.id:
                 raise Failure(ErrorCode.UNAUTHENTICATED)
             await tx.tenants.require_enabled(token.tenant)
             app = await tx.access.app(token.tenant, token.app_id)
-            credential = await _credential_of(tx, token)
+            credential = await unless_broken(tx.credentials.get(token.tenant, token.credential_id))
             permits = [] if app is None else await tx.access.permits_of(app)
         if app is None or credential is None or credential.revision != token.credential_revision:
             raise token_ended("The access token's credential was replaced or deleted.")
         if self._clock.now() >= token.expires_at:
-            raise token_ended("The access token has key_expired.")
+            raise token_ended("The access token has expired.")
         presented = PresentedCredential(credential.id, token.method, token.expires_at, token.confirmation)
         return app, presented, permits
 
@@ -192,8 +186,6 @@ class Authenticator:
         return caller, False
 
     def cache(self, caller: Caller) -> None:
-        if len(self._cache) >= _MAX_CACHED:
-            self._cache.clear()
         until = min(caller.credential.valid_until, self._clock.now() + CACHED_FOR)
         self._cache[caller.digest] = caller, until
 
@@ -219,24 +211,6 @@ async def _key_and_app(tx: Transaction, key_id: KeyId) -> tuple[AppKey, App] | N
         return None
 
 
-async def _token(tx: Transaction, id: TokenId) -> AppToken | None:
-    """The token of this id, or None. One that was changed by hand is unknown, with an alarm."""
-    try:
-        return await tx.tokens.find(id)
-    except Failure as failure:
-        report_broken_authority(failure)
-        return None
-
-
-async def _credential_of(tx: Transaction, token: AppToken) -> AppCredential | None:
-    """The token's credential, or None. One that was changed by hand is unknown, with an alarm."""
-    try:
-        return await tx.credentials.get(token.tenant, token.credential_id)
-    except Failure as failure:
-        report_broken_authority(failure)
-        return None
-
-
 class ResourceToken(NamedTuple):
     """An access token that counts, and what it stands for."""
 
@@ -249,26 +223,19 @@ async def read_token(tx: Transaction, request_resource: object, text: str, now: 
     """What an access token stands for at this resource. Raises Failure UNAUTHENTICATED, and those of
     `standing_app`."""
     presented = parse_text(text)
-    token = None if presented is None else await _client_token(tx, AccessTokenId(presented.id))
-    if presented is None or token is None or not is_right(tx.sealer.ring, token, presented.secret):
-        raise Failure(ErrorCode.UNAUTHENTICATED, "The access token is malformed or unknown.")
+    if presented is None:
+        raise Failure(ErrorCode.UNAUTHENTICATED, _UNKNOWN_TEXT)
+    token = await unless_broken(tx.oauth_tokens.find(AccessTokenId(presented.id)))
+    if token is None or not is_right(tx.sealer.ring, token, presented.secret):
+        raise Failure(ErrorCode.UNAUTHENTICATED, _UNKNOWN_TEXT)
     if token.resource != request_resource:
         raise Failure(ErrorCode.UNAUTHENTICATED, "The access token is for another resource.")
     if now >= token.expires_at:
-        raise Failure(ErrorCode.UNAUTHENTICATED, "The access token has key_expired: refresh it.")
+        raise Failure(ErrorCode.UNAUTHENTICATED, "The access token has expired: refresh it.")
     family = await tx.token_families.get(token.tenant, token.family_id)
     if family is None or family.ended_at is not None or now >= family.expires_at:
         raise Failure(ErrorCode.UNAUTHENTICATED, "The access token's authorization has ended.")
     return ResourceToken(token, family, await standing_app(tx, family, now))
-
-
-async def _client_token(tx: Transaction, id: AccessTokenId) -> AccessToken | None:
-    """The token of this id, or None. One that was changed by hand is unknown, with an alarm."""
-    try:
-        return await tx.oauth_tokens.find(id)
-    except Failure as failure:
-        report_broken_authority(failure)
-        return None
 
 
 async def read_authority(tx: Transaction, text: str, now: datetime) -> DelegatedAuthority:

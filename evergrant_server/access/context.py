@@ -15,6 +15,7 @@ from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
 from evergrant_server.core.messages.work import CommandT, Job, ResultT
 from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, new_sealing_key
+from evergrant_server.problems import invalid_request
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows, Store, Transaction
 from evergrant_server.store.database.engine import Pool
@@ -80,6 +81,13 @@ class ApiContext:
     def __post_init__(self) -> None:
         self.authenticator = Authenticator(self.store.in_pool(Pool.LEASES), self.clock)
         self.limits = RequestLimits(self.settings)
+
+    def require_endpoint(self, field: str, url: str) -> None:
+        """Raises Failure INVALID_REQUEST naming the field, for a URL that `check_endpoint` refuses."""
+        try:
+            self.check_endpoint(url)
+        except Failure as failure:
+            raise invalid_request(field, f"{field}: {failure.detail}") from None
 
     def redirect_uri(self, integration_id: str) -> str:
         """The integration's own redirect URI (RFC 9700 section 4.4.2.2)."""

@@ -26,6 +26,7 @@ from evergrant_server.access.refusals import (
     scope_not_granted,
 )
 from evergrant_server.audit.lease_ledger import LeaseClaim, StaleClaim
+from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
@@ -51,7 +52,8 @@ class LeaseIssuer:
         self._leased = LeasedConnections(api.settings.bulk_read_alarm)
         self._limits = LeaseLimits(api.settings)
         self._margin = RULES[NEWEST_RULES].margin
-        self._rows: dict[tuple[str, ...], tuple[LeaseRow, datetime]] = {}  # with the end of their time here
+        # with the end of their time here
+        self._rows = Bounded[tuple[str, ...], tuple[LeaseRow, datetime]](_MAX_CACHED)
 
     async def issue(
         self, request: Request, lease_request: LeaseRequest, known: tuple[Caller, bool]
@@ -150,8 +152,6 @@ class LeaseIssuer:
         known = self._rows.get(key)
         if known is not None and known[0] is row:
             return
-        if len(self._rows) >= _MAX_CACHED:
-            self._rows.clear()
         self._rows[key] = row, self._now() + CACHED_FOR
 
     def _forget(self, caller: Caller, lease_request: LeaseRequest) -> None:

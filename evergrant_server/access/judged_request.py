@@ -133,11 +133,7 @@ class JudgedRequest:
             metrics.count(metrics.OBSERVED_DENIALS, "observed", of.provider)
 
     def permitted(
-        self,
-        *actions: Action,
-        of: Target,
-        hidden: bool = False,
-        proxied: ProxiedRequest | None = None,
+        self, *actions: Action, of: Target, hidden: bool = False, proxied: ProxiedRequest | None = None
     ) -> PermitDecision:
         """As `require_permit`, for one that notes the use itself: the decision that allows it."""
         refused: PermitDecision | None = None

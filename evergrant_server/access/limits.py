@@ -18,6 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Scope
 
 from evergrant_server.core.access import App
+from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant, TokenFamilyId
 from evergrant_server.policy.networks import caller_address, parse_address
@@ -58,7 +59,8 @@ class Gcra:
 
     def __init__(self, now: Callable[[], float] = monotonic) -> None:
         self._now = now
-        self._whole_at: dict[Hashable, float] = {}  # when the key's quota is whole again
+        # when the key's quota is whole again; bounded, however many addresses come
+        self._whole_at = Bounded[Hashable, float](_MOST_KEYS)
 
     def take(self, policy: str, key: Hashable, quota: int) -> Counted:
         """Count a request of this key, unless it is refused."""
@@ -67,8 +69,6 @@ class Gcra:
         late = whole_at - now - WINDOW_S
         if late > 1e-9:
             return Counted(policy, quota, 0, max(math.ceil(late), 1), allowed=False)
-        if len(self._whole_at) >= _MOST_KEYS:
-            self._whole_at.clear()  # bounded, however many addresses come
         self._whole_at[key] = whole_at
         remaining = int((WINDOW_S - (whole_at - now)) / step + 1e-6)
         seconds = whole_at - now if remaining else step
@@ -134,46 +134,39 @@ class RequestLimits:
         self._proxies = settings.trusted_proxies
         self._gcra = Gcra()
         self._shared = _shared_counts(settings)
-        self._blocked: dict[str, float] = {}  # until when an address is refused
+        self._blocked = Bounded[str, float](_MOST_BLOCKED)  # until when an address is refused
 
     async def count_request(self, scope: Scope, app: App) -> None:
         """Count a request of an app that isn't a lease. Raises RateLimited."""
-        await self._require(scope, "requests", app.id, self._requests)
+        await self._require(scope, "requests", app.id, self._requests, whose="app")
 
     async def count_token(self, scope: Scope, app: App) -> None:
         """Count a token that an app has proven its identity for. Raises RateLimited."""
-        await self._require(scope, "tokens", app.id, self._tokens)
+        await self._require(scope, "tokens", app.id, self._tokens, whose="app")
 
     async def count_family(self, scope: Scope, id: TokenFamilyId) -> None:
         """Count a refresh of what a subject authorized: as an app's tokens, but no client of an app makes
         another one wait. Raises RateLimited."""
-        await self._require(scope, "tokens", id, self._tokens)
-
-    async def _require(self, scope: Scope, policy: str, id: str, quota: int) -> None:
-        if not quota:
-            return
-        counted = await self._count(policy, id, quota)
-        note_counted(scope, counted)
-        if not counted.allowed:
-            whose = "authorization" if id.startswith("fam_") else "app"
-            why = f"The limit of {quota} {policy} in a minute for this {whose} is reached."
-            raise RateLimited(policy, why, counted.seconds)
+        await self._require(scope, "tokens", id, self._tokens, whose="authorization")
 
     async def count_registration(self, scope: Scope) -> None:
         """Count a client that registers itself, by its address: it writes no row, so a flood from many fills
         nothing and makes no one else wait. Raises RateLimited."""
-        await self._require_rate(scope, "registrations", self._address(scope), _REGISTRATIONS_OF_ADDRESS)
+        await self._require(scope, "registrations", self._address(scope), _REGISTRATIONS_OF_ADDRESS)
 
     async def count_login(self, scope: Scope) -> None:
         """Count a browser that is sent to an issuer, by its address: each time a row is written. Raises
         RateLimited."""
-        await self._require_rate(scope, "logins", self._address(scope), _LOGINS_OF_ADDRESS)
+        await self._require(scope, "logins", self._address(scope), _LOGINS_OF_ADDRESS)
 
-    async def _require_rate(self, scope: Scope, policy: str, key: str, quota: int) -> None:
+    async def _require(self, scope: Scope, policy: str, key: str, quota: int, *, whose: str = "") -> None:
+        if not quota:
+            return
         counted = await self._count(policy, key, quota)
         note_counted(scope, counted)
         if not counted.allowed:
-            why = f"The limit of {quota} {policy} in a minute is reached."
+            named = f" for this {whose}" if whose else ""
+            why = f"The limit of {quota} {policy} in a minute{named} is reached."
             raise RateLimited(policy, why, counted.seconds)
 
     def _address(self, scope: Scope) -> str:
@@ -189,8 +182,6 @@ class RequestLimits:
         source = _source(address)
         counted = await self._count("guesses", source, self._guesses)
         if not counted.allowed:
-            if len(self._blocked) >= _MOST_BLOCKED:
-                self._blocked.clear()
             self._blocked[source] = monotonic() + counted.seconds
 
     def require_no_guesser(self, scope: Scope, address: str) -> None:

@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from evergrant_server.access.context import TemporalPort
+from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
@@ -75,7 +76,7 @@ class RefreshWaiter:
         # with whether it is ahead: the workflow takes such a refresh for one without a waiting caller
         self._running: dict[tuple[RefreshKey, bool], asyncio.Task[RefreshWaitResult]] = {}
         # until when (monotonic seconds), and the failure
-        self._paused: dict[RefreshKey, tuple[float, Failure]] = {}
+        self._paused = Bounded[RefreshKey, tuple[float, Failure]](_MAX_PAUSED)
 
     def start_refresh(self, key: RefreshKey, context: RequestContext) -> None:
         """Start a refresh without waiting for it, unless one runs or has just failed."""
@@ -148,8 +149,6 @@ class RefreshWaiter:
         if failure is None:
             self._paused.pop(key, None)
             return
-        if len(self._paused) >= _MAX_PAUSED:
-            self._paused.clear()
         self._paused[key] = self.elapsed() + max(_MIN_PAUSE_S, failure.retry_after or 0), failure
 
     async def _wait(self, key: RefreshKey, context: RequestContext, *, ahead: bool) -> RefreshWaitResult:

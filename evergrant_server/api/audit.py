@@ -111,13 +111,12 @@ async def _page(
     cursor: str | None,
     newest_first: bool = False,
 ) -> Page[AuditView]:
-    bound = {"list": "audit", "of": object_id} | ({"newest": True} if newest_first else {})
-    after = call.cursors.decode(cursor, call.tenant, **bound)
+    order = {"newest": True} if newest_first else {}
+    listing = call.listing("audit", limit, cursor, of=object_id, **order)
     records = await audit.page(
-        tx, call.tenant, object=object_id, after=after, limit=limit + 1, newest_first=newest_first
+        tx, call.tenant, object=object_id, after=listing.after, limit=listing.most, newest_first=newest_first
     )
-    next_cursor = call.cursors.next_cursor(records, limit, audit.page_cursor, call.tenant, **bound)
-    return Page(items=[AuditView.of_record(record) for record in records[:limit]], next_cursor=next_cursor)
+    return listing.page([AuditView.of_record(record) for record in records], records, audit.page_cursor)
 
 
 class AccessChangeView(View):
@@ -144,14 +143,12 @@ async def list_access_changes(
 
     From `since` on, and before `until`, as the audit log has them.
     """
-    bound = {"list": "access-changes", "since": _text(since), "until": _text(until)}
-    after = call.cursors.decode(cursor, call.tenant, **bound)
+    listing = call.listing("access-changes", limit, cursor, since=_text(since), until=_text(until))
     async with call.api.store.read() as tx:
         window = audit.Window(since, until, access_only=True)
-        records = await audit.page(tx, call.tenant, window=window, after=after, limit=limit + 1)
+        records = await audit.page(tx, call.tenant, window=window, after=listing.after, limit=listing.most)
         items = [await _change(tx, record) for record in records[:limit]]
-    next_cursor = call.cursors.next_cursor(records, limit, audit.page_cursor, call.tenant, **bound)
-    return Page(items=items, next_cursor=next_cursor)
+    return listing.page(items, records, audit.page_cursor)
 
 
 async def _change(tx: Transaction, record: AuditRecord) -> AccessChangeView:

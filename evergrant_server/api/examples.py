@@ -112,7 +112,7 @@ BODIES: dict[str, Mapping[str, Any]] = {
 _SHORT = 60  # characters of a body on one line
 _FORMS = {
     "POST /oauth/token": "grant_type=client_credentials&client_assertion_type=urn%3Aietf%3Aparams%3Aoauth%3A"
-    "client-assertion-type%3Ajwt-bearer&client_assertion=…",
+    "client-assertion-type%3Ajwt-bearer&client_assertion=…"
 }
 
 

@@ -99,10 +99,7 @@ async def put_webhook(
     After enabling it or changing its URL, pending deliveries are sent at once. The URL's query is sealed:
     answers show `***` in its place, and a request with that URL leaves it as it is.
     """
-    try:
-        call.api.check_endpoint(body.url)  # names are resolved at delivery
-    except Failure as failure:
-        raise invalid_request("url", f"url: {failure.detail}") from None
+    call.api.require_endpoint("url", body.url)  # names are resolved at delivery
 
     async def write(tx: Transaction) -> tuple[Webhook, str | None]:
         before = await tx.webhooks.by_name_unchecked(call.tenant, name)
@@ -150,13 +147,11 @@ async def list_webhooks(
     call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[WebhookView]:
     """All webhooks of the tenant, sorted by name."""
-    after = call.cursors.decode(cursor, call.tenant, list="webhooks")
+    listing = call.listing("webhooks", limit, cursor)
     async with call.api.store.read() as tx:
-        webhooks = await tx.webhooks.page(call.tenant, after, limit + 1)
-    next_cursor = call.cursors.next_cursor(
-        webhooks, limit, lambda webhook: webhook.name, call.tenant, list="webhooks"
-    )
-    return Page(items=[WebhookView.of(webhook) for webhook in webhooks[:limit]], next_cursor=next_cursor)
+        webhooks = await tx.webhooks.page(call.tenant, listing.after, listing.most)
+    views = [WebhookView.of(webhook) for webhook in webhooks]
+    return listing.page(views, webhooks, lambda webhook: webhook.name)
 
 
 @router.get("/v1/webhooks/{name}")
@@ -302,15 +297,13 @@ async def list_deliveries(
     """The delivery log, newest first."""
     async with call.api.store.read() as tx:
         webhook = await require_webhook(tx, call, name)
-        bound = {"list": "deliveries", "of": webhook.id, "status": status}
-        after = call.cursors.decode(cursor, call.tenant, **bound)
-        at, _, id = (after or "").partition(" ")
-        position = None if after is None else (datetime.fromisoformat(at), DeliveryId(id))
+        listing = call.listing("deliveries", limit, cursor, of=webhook.id, status=status)
+        at, _, id = (listing.after or "").partition(" ")
+        after = None if listing.after is None else (datetime.fromisoformat(at), DeliveryId(id))
         deliveries = await tx.deliveries.page(
-            call.tenant, webhook.id, status=status, after=position, limit=limit + 1
+            call.tenant, webhook.id, status=status, after=after, limit=listing.most
         )
-    next_cursor = call.cursors.next_cursor(deliveries, limit, _cursor_position, call.tenant, **bound)
-    return Page(items=[DeliveryView.of(delivery) for delivery in deliveries[:limit]], next_cursor=next_cursor)
+    return listing.page([DeliveryView.of(delivery) for delivery in deliveries], deliveries, _place)
 
 
 @router.post(
@@ -341,5 +334,5 @@ async def _require_enabled(tx: Transaction, call: ApiCall, name: str) -> Webhook
     return webhook
 
 
-def _cursor_position(delivery: Delivery) -> str:
+def _place(delivery: Delivery) -> str:
     return f"{delivery.created_at.isoformat()} {delivery.id}"

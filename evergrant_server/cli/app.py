@@ -102,10 +102,7 @@ def worker(*, flags: Flags | None = None) -> None:
 
 @app.command
 def reconcile(
-    *,
-    restart_older_than: OptionalDuration = None,
-    compare: bool = True,
-    flags: Flags | None = None,
+    *, restart_older_than: OptionalDuration = None, compare: bool = True, flags: Flags | None = None
 ) -> None:
     """Start a workflow for every live connection that has none. Does nothing the second time.
 

@@ -18,10 +18,7 @@ from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.authority.authenticators import BrokenRow
 from evergrant_server.store.authority.scan import accept as accept_table_rows
-from evergrant_server.store.authority.scan import (
-    broken_configuration,
-    broken_connections,
-)
+from evergrant_server.store.authority.scan import broken_configuration, broken_connections
 from providers.definition.registry import Registry
 
 authority = App(name="authority")
@@ -85,10 +82,7 @@ async def hosts(*, flags: Flags | None = None) -> None:
 
 @authority.command
 async def accept_hosts(
-    integration: str,
-    *,
-    host: Annotated[list[str], Parameter(negative=())],
-    flags: Flags | None = None,
+    integration: str, *, host: Annotated[list[str], Parameter(negative=())], flags: Flags | None = None
 ) -> None:
     """Let workers send the tokens and client credentials of an integration to a host.
 

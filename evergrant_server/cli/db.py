@@ -26,8 +26,8 @@ async def upgrade(
 
     Args:
         namespace: Also register search attributes and set the retention of closed runs.
-        gateway_role: The role of PostgreSQL as which gateways connect: give it what a gateway reads and
-            writes, and nothing else.
+        gateway_role: The role of PostgreSQL as which gateways connect: give it only what a gateway reads
+            and writes.
         gateway_password_file: Make that role, or give it the password in this file.
     """
     settings = settings_of(flags)
@@ -55,7 +55,7 @@ async def current(*, flags: Flags | None = None) -> None:
 
 @db.command
 def gateway_role(role: str, /, *, schema: str = "public") -> None:
-    """Print the SQL that gives a role what a gateway reads and writes, and nothing else.
+    """Print the SQL that gives a role only what a gateway reads and writes.
 
     `db upgrade --gateway-role ROLE` runs it.
 

@@ -35,24 +35,25 @@ def print_report(result: ReconcileCounts, *, restarting: bool) -> None:
     """
     print(f"{result.live} live connections, {result.started} workflows started")
     if restarting:
-        waiting = len(result.awaiting_provider)
+        waiting = result.awaiting_provider.count
         print(f"{result.restarted} restarted, {waiting} left for later: their provider may still answer")
-    for connection_id in result.store_behind:
+    for connection_id in result.store_behind.first:
         print(f"{connection_id}: the store is behind its workflow; restore a newer backup, or reauthorize it")
-    for connection_id, why in result.unreadable:
+    for connection_id, why in result.unreadable.first:
         print(f"{connection_id}: skipped, {why}")
-    for connection_id in result.unanswered:
+    for connection_id in result.unanswered.first:
         print(f"{connection_id}: its workflow doesn't answer, so the store may be behind")
+    for named in (result.store_behind, result.unreadable, result.unanswered):
+        if unnamed := named.count - len(named.first):
+            print(f"and {unnamed} more after {named.first[-1]}")
     if not result.workers_answered:
         print("no worker answers, so the rest was not compared; start a worker and run this again")
-    if result.store_behind:
-        raise Failure(
-            ErrorCode.STORE_BEHIND, f"{len(result.store_behind)} connections are behind their workflows"
-        )
-    if result.unanswered or not result.workers_answered:
-        raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, f"{len(result.unanswered)} workflows didn't answer")
-    if result.unreadable:
-        raise Failure(ErrorCode.INTERNAL, f"{len(result.unreadable)} connections have unreadable rows")
+    if behind := result.store_behind.count:
+        raise Failure(ErrorCode.STORE_BEHIND, f"{behind} connections are behind their workflows")
+    if result.unanswered.count or not result.workers_answered:
+        raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, f"{result.unanswered.count} workflows didn't answer")
+    if unreadable := result.unreadable.count:
+        raise Failure(ErrorCode.INTERNAL, f"{unreadable} connections have unreadable rows")
 
 
 class ProgressPrinter:
@@ -65,7 +66,7 @@ class ProgressPrinter:
         if time.monotonic() - self._printed_at < 1:
             return
         self._printed_at = time.monotonic()
-        line = f"{counts.live} live, {counts.started} started, {len(counts.store_behind)} behind"
+        line = f"{counts.live} live, {counts.started} started, {counts.store_behind.count} behind"
         print(f"{line}, {counts.restarted} restarted" if counts.restarted else line, flush=True)
 
 

@@ -18,23 +18,10 @@ _STOP_LIMIT_S = 10.0
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
 _PASSED_TO_CHILDREN = (
-    "data_dir",
-    "database_url",
-    "key_file",
-    "host",
-    "port",
-    "public_url",
-    "api_workers",
-    "gateway_host",
-    "gateway_port",
-    "gateway_public_url",
-    "temporal_address",
-    "temporal_namespace",
-    "temporal_task_queue",
-    "temporal_ui_url",
-    "allow_unbound_consent",
-    "log_level",
-    "log_format",
+    *("data_dir", "database_url", "key_file", "host", "port", "public_url", "api_workers"),
+    *("gateway_host", "gateway_port", "gateway_public_url", "allow_unbound_consent"),
+    *("temporal_address", "temporal_namespace", "temporal_task_queue", "temporal_ui_url"),
+    *("log_level", "log_format"),
 )
 
 

@@ -5,9 +5,7 @@ from contextlib import AsyncExitStack
 
 from starlette.types import ASGIApp
 
-from evergrant_server.access.context import ApiContext
-from evergrant_server.api.connections.create import offer_consent
-from evergrant_server.audit.lease_ledger import LeaseLedger, new_lease_shard
+from evergrant_server.audit.lease_ledger import new_lease_shard
 from evergrant_server.cli.machine import require_free_port
 from evergrant_server.cli.serve import check_keys_and_store
 from evergrant_server.crypto.keyring import Role
@@ -18,11 +16,10 @@ from evergrant_server.gateway.proxy.outcomes import OutcomeLog
 from evergrant_server.gateway.server import Lifespan, make_server
 from evergrant_server.process import tune_garbage_collector
 from evergrant_server.settings import Settings
-from evergrant_server.store import LeaseRows
 from evergrant_server.store.database.engine import Pool
 from evergrant_server.telemetry import traces
 from evergrant_server.temporal_link.telemetry import flush_telemetry, start_telemetry
-from evergrant_server.wiring.platform import open_platform
+from evergrant_server.wiring.api_parts import open_api
 
 
 def serve_gateway(settings: Settings) -> None:
@@ -51,26 +48,10 @@ async def open_gateway(settings: Settings, opened: AsyncExitStack) -> GatewayApp
     """The gateway's application; `opened` closes its parts."""
     start_telemetry(settings, "evergrant-gateway")
     opened.push_async_callback(asyncio.to_thread, flush_telemetry)
-    platform = await opened.enter_async_context(open_platform(settings, Role.GATEWAY, lazy=True))
-    ledger = LeaseLedger(platform.store.in_pool(Pool.LEDGER), new_lease_shard(Role.GATEWAY), platform.clock)
-    await ledger.start()
-    opened.push_async_callback(ledger.stop)
+    _, api = await opened.enter_async_context(open_api(settings, Role.GATEWAY))
     policy = EgressPolicy(allow=settings.egress_allow)
-    api = ApiContext(
-        settings=settings,
-        store=platform.store,
-        ring=platform.ring,
-        registry=platform.registry,
-        clock=platform.clock,
-        link=platform.link,
-        relay=platform.relay,
-        ledger=ledger,
-        lease_rows=LeaseRows(platform.store),
-        check_endpoint=policy.check_endpoint,
-        offer_consent=offer_consent,
-    )
     transport = StreamingTransport(policy, silence_s=settings.gateway_silence.total_seconds())
-    outcomes = OutcomeLog(platform.store.in_pool(Pool.BACKGROUND), new_lease_shard(Role.GATEWAY))
+    outcomes = OutcomeLog(api.store.in_pool(Pool.BACKGROUND), new_lease_shard(Role.GATEWAY))
     outcomes.start()
     parts = GatewayParts(api, transport, outcomes)
     opened.push_async_callback(parts.stop)

@@ -11,23 +11,14 @@ from evergrant_server.core.errors import FAILURES, ErrorCode
 from evergrant_server.core.failure_kinds import Repairer
 from evergrant_server.core.integrations import IntegrationState
 
-_TONES = {
-    LifecycleState.PENDING_CONSENT: "wait",
-    LifecycleState.ACTIVE: "good",
-    LifecycleState.NEEDS_REAUTH: "bad",
-    LifecycleState.REVOKING: "wait",
-    LifecycleState.REVOKED: "ended",
-    LifecycleState.CONSENT_EXPIRED: "ended",
-    LifecycleState.DENIED: "ended",
-}
-_STATES = {
-    LifecycleState.PENDING_CONSENT: "waits for consent",
-    LifecycleState.ACTIVE: "active",
-    LifecycleState.NEEDS_REAUTH: "needs a new consent",
-    LifecycleState.REVOKING: "is being revoked",
-    LifecycleState.REVOKED: "revoked",
-    LifecycleState.CONSENT_EXPIRED: "consent expired",
-    LifecycleState.DENIED: "denied",
+_STATES = {  # in words, and the tone of its mark
+    LifecycleState.PENDING_CONSENT: ("waits for consent", "wait"),
+    LifecycleState.ACTIVE: ("active", "good"),
+    LifecycleState.NEEDS_REAUTH: ("needs a new consent", "bad"),
+    LifecycleState.REVOKING: ("is being revoked", "wait"),
+    LifecycleState.REVOKED: ("revoked", "ended"),
+    LifecycleState.CONSENT_EXPIRED: ("consent expired", "ended"),
+    LifecycleState.DENIED: ("denied", "ended"),
 }
 WHO = {
     Repairer.SUBJECT: "the subject",
@@ -38,7 +29,7 @@ WHO = {
     Repairer.CALLER: "the app",
 }
 _REPAIRS = {  # where the table's words are for a program
-    ErrorCode.CHOICE_REQUIRED: "Choose one of the accounts: on the connect page, or here.",
+    ErrorCode.CHOICE_REQUIRED: "Choose one of the accounts: on the connect page, or here."
 }
 
 
@@ -62,12 +53,12 @@ class NextStep(NamedTuple):
 
 
 def state_words(state: LifecycleState) -> str:
-    return _STATES[state]
+    return _STATES[state][0]
 
 
 def step_of(shown: Shown) -> NextStep:
     """What has to happen, and who does it."""
-    tone = _TONES[shown.state]
+    _, tone = _STATES[shown.state]
     if shown.state.is_final:
         return NextStep("None: it has ended.", "", tone)
     failure = shown.reason or shown.last_failure

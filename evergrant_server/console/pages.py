@@ -60,13 +60,7 @@ class Pages:
         self._templates = new_environment()
 
     def connect(
-        self,
-        *,
-        parties: Parties,
-        subject: str,
-        consent: Consent,
-        csrf: str,
-        login: str | None = None,
+        self, *, parties: Parties, subject: str, consent: Consent, csrf: str, login: str | None = None
     ) -> str:
         """The requested access, and a button to continue. `login`: where the subject logs in first."""
         return self._render(
@@ -166,11 +160,7 @@ class Pages:
 
     def fragment(self, *, provider: str) -> str:
         """Posts the URL's fragment to the callback with the only script of the pages."""
-        return self._render(
-            "fragment.html",
-            title=f"Connecting {provider}",
-            script=_FRAGMENT_SCRIPT,
-        )
+        return self._render("fragment.html", title=f"Connecting {provider}", script=_FRAGMENT_SCRIPT)
 
     def pending(self, *, parties: Parties) -> str:
         """Shown while a worker exchanges the code."""

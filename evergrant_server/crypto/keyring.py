@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import keyfile
 from evergrant_server.crypto.envelope import (
@@ -92,7 +93,7 @@ class KeyRing:
         self.role = role
         self._file = _of_role(file, role)
         self._derived: dict[str, bytes] = {}
-        self._verified: dict[str, bytes] = {}
+        self._verified = Bounded[str, bytes](_MOST_VERIFIED)
         self._signer = Signer.GATEWAY if role is Role.GATEWAY else Signer.AUTHORITY
         refresh = self._file.purposes.get(KeyPurpose.REFRESH)
         self._worker_mac_keys = {
@@ -246,8 +247,6 @@ class KeyRing:
         key = self._public_keys.get(name)
         if key is None or not _is_signature(key, text, content):
             return None
-        if len(self._verified) >= _MOST_VERIFIED:
-            self._verified.clear()
         self._verified[signature] = digest
         return Signer(name)
 

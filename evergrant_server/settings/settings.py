@@ -231,6 +231,9 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
     """A file that holds the password of Redis, to keep it out of the URL."""
     lease_wait: Duration = timedelta(seconds=10)
     """How long a lease request waits for a refresh before the API answers 503."""
+    cached_workflows: int = Field(default=1000, ge=2)
+    """Running workflows that a worker keeps in memory; the others are replayed from their history when
+    something happens to them. About 0.15 MiB each."""
     relay_interval: Duration = timedelta(seconds=1)
     """How often the relay reads the outbox when no process has announced a message."""
     reconcile_interval: Duration = timedelta(minutes=5)

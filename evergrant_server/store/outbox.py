@@ -38,6 +38,7 @@ class OutboxRow(columns.Row, table=True):
     __table_args__ = (
         Index(None, "id", unique=True),
         columns.partial_index("ix_outbox_undelivered", "target", "seq", where="delivered_at IS NULL"),
+        columns.partial_index("ix_outbox_delivered", "delivered_at", where="delivered_at IS NOT NULL"),
         columns.partial_index("ix_outbox_refused", "id", where=f"last_error = '{REFUSED}'"),
         {"sqlite_autoincrement": True},
     )
@@ -82,6 +83,13 @@ class BrokenMessage(NamedTuple):
     seq: int
     tenant: Tenant
     failure: Failure
+
+
+class Waiting(NamedTuple):
+    """What a look at the outbox tells a relay."""
+
+    any: bool  # messages that are not delivered, postponed ones included
+    due: bool
 
 
 _UNDELIVERED = col(OutboxRow.delivered_at).is_(None)
@@ -152,6 +160,12 @@ class Outbox(Repository):
             except ValidationError:
                 await self.postpone(OutboxId(row["id"]), "this version can't read it", now + hold)
         return claimed
+
+    async def waiting(self, now: datetime, hold: timedelta, *, bulk: bool = True) -> "Waiting":
+        """Whether messages are undelivered, and whether `claim` would take one: reads only those."""
+        due = select(col(OutboxRow.seq)).where(_claimable(now, hold, bulk)).exists()
+        query = select(exists().where(_UNDELIVERED), due)
+        return Waiting(*(await self._connection.execute(query)).one())
 
     async def mark_delivered(self, ids: Collection[OutboxId], at: datetime) -> None:
         """Mark messages as delivered; a second time changes nothing."""
@@ -266,9 +280,7 @@ _NEXT: Values = {"revision": col(OutboxRow.revision) + 1}
 
 def _picked(now: datetime, hold: timedelta, limit: int, with_bulk: bool) -> Select[int | None]:
     """The first due message of each tenant, then the second of each, and so on; bulk in the same way last."""
-    bulk = col(OutboxRow.name) == BULK
-    due = _UNDELIVERED & _due(now, hold) & ~_behind_another()
-    due = due if with_bulk else due & ~bulk
+    bulk, due = col(OutboxRow.name) == BULK, _claimable(now, hold, with_bulk)
     turn = func.row_number().over(partition_by=(col(OutboxRow.tenant), bulk), order_by=col(OutboxRow.seq))
     in_turn = select(col(OutboxRow.seq), bulk.label("bulk"), turn.label("turn")).where(due).subquery()
     claimable = _UNDELIVERED & _due(now, hold)  # again: another relay may have claimed it meanwhile
@@ -280,6 +292,11 @@ def _picked(now: datetime, hold: timedelta, limit: int, with_bulk: bool) -> Sele
         .limit(limit)
         .with_for_update(of=OutboxRow, skip_locked=True)
     )
+
+
+def _claimable(now: datetime, hold: timedelta, with_bulk: bool) -> ColumnElement[bool]:
+    due = _UNDELIVERED & _due(now, hold) & ~_behind_another()
+    return due if with_bulk else due & (col(OutboxRow.name) != BULK)
 
 
 def _due(now: datetime, hold: timedelta) -> ColumnElement[bool]:

@@ -227,6 +227,14 @@ class Store:
             async with self._database.autocommit() as connection:
                 yield connection
 
+    async def commits_seen(self) -> int | None:
+        """A number that every commit of another connection changes; None when the database has none.
+
+        Raises Failure STORE_UNAVAILABLE.
+        """
+        with translate_errors():
+            return await self._database.commits_seen()
+
     async def unwrap_keys(
         self, tenant: str, connection_id: str, purposes: tuple[KeyPurpose, ...]
     ) -> UnwrappedKeys:

@@ -268,21 +268,15 @@ def record_envoy_check(outcome: str, seconds: float) -> None:
     _envoy_checks.record(seconds, {OUTCOME: outcome})
 
 
-_families = _meter.create_counter(
+TOKEN_FAMILIES = _meter.create_counter(
     "evergrant.token_family.count",
     "{request}",
     "token requests of gateways' clients: begun, refreshed, or replayed, and families that a replay ended",
 )
 
 
-def count_family(outcome: str) -> None:
-    _families.add(1, {OUTCOME: outcome})
-
-
-_proxied_calls = _meter.create_counter(
-    "evergrant.proxy.count",
-    "{call}",
-    "calls through the gateway: answered, cut, or the code of the failure",
+PROXIED_CALLS = _meter.create_counter(
+    "evergrant.proxy.count", "{call}", "calls through the gateway: answered, cut, or the code of the failure"
 )
 _provider_waits = _meter.create_histogram(
     "evergrant.proxy.wait",
@@ -299,10 +293,6 @@ _tools = _meter.create_counter(
     "{call}",
     "calls of Evergrant's MCP tools: answered, failed, or asked a person",
 )
-
-
-def count_proxied_call(outcome: str, provider: str) -> None:
-    _proxied_calls.add(1, {OUTCOME: outcome, PROVIDER: provider})
 
 
 def record_provider_wait(seconds: float, provider: str) -> None:

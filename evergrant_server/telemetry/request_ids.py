@@ -18,7 +18,7 @@ _TRACEPARENT = re.compile(
 )
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}\Z")
 _HEX_ID = re.compile(r"^[0-9a-f]{32}\Z")
-_KEY = "evergrant.trace"
+_KEY = "evergrant_trace"
 
 
 @dataclass(frozen=True)

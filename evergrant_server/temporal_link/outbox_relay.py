@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -27,7 +28,9 @@ from evergrant_server.temporal_link.runs import WorkflowNotRunning
 log = logging.getLogger("evergrant.relay")
 
 _CLAIM_TIME = timedelta(seconds=30)  # after this, another relay may claim the message
-_BATCH = 20  # delivered side by side; the next ones wait for the slowest
+_BATCH = 20  # claimed in one transaction, and delivered side by side
+_SLOW_S = 0.1  # the next batch waits no longer for a delivery
+_MOST_SLOW = 100  # deliveries under way beside a batch
 _FIRST_RETRY = timedelta(seconds=1)
 _LONGEST_RETRY = timedelta(minutes=5)
 _REPORT_INTERVAL_S = 5.0
@@ -56,6 +59,8 @@ class OutboxRelay:
         self._bulk = bulk
         self._name = f"relay-{secrets.token_hex(4)}"
         self._notified = asyncio.Event()
+        self._slow: set[asyncio.Task[None]] = set()  # deliveries that their batch has left behind
+        self._empty_at: int | None = None  # `Store.commits_seen` when no message was undelivered
         self._reported_at = -_REPORT_INTERVAL_S
         self._revocations_reported_at = -_REVOCATIONS_INTERVAL_S
 
@@ -65,14 +70,17 @@ class OutboxRelay:
 
     async def run(self) -> None:
         """Deliver until cancelled."""
-        while True:
-            self._notified.clear()
-            await self._report_depth()
-            if await self.deliver_batch() == 0:
-                # not wait_for: before Python 3.12 it loses a cancellation that comes with a notification
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._interval):
-                        await self._notified.wait()
+        try:
+            while True:
+                self._notified.clear()
+                await self._report_depth()
+                if await self.deliver_batch() == 0:
+                    # not wait_for: before Python 3.12 it loses a cancellation that comes with a notification
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._interval):
+                            await self._notified.wait()
+        finally:
+            await _cancelled(self._slow)
 
     async def _report_depth(self) -> None:
         """Set the metrics of the outbox, at most every few seconds because it costs a query."""
@@ -81,6 +89,10 @@ class OutboxRelay:
             return
         self._reported_at = now_s
         await self._report_revocations(now_s)
+        if self._empty_at is not None:  # as of the last look, at most an interval ago
+            metrics.OUTBOX_DEPTH.set(0)
+            metrics.OUTBOX_AGE.set(0)
+            return
         now = self._clock.now()
         with suppress(Failure):  # the next round logs that the store is unavailable
             async with self._store.read() as tx:
@@ -89,7 +101,7 @@ class OutboxRelay:
             metrics.OUTBOX_AGE.set((now - oldest).total_seconds() if oldest else 0)
 
     async def _report_revocations(self, now_s: float) -> None:
-        """Set the metric of the oldest revocation, once a minute: it reads every live connection."""
+        """Set the metric of the oldest revocation, once a minute."""
         if now_s < self._revocations_reported_at + _REVOCATIONS_INTERVAL_S:
             return
         self._revocations_reported_at, now = now_s, self._clock.now()
@@ -100,27 +112,60 @@ class OutboxRelay:
             metrics.REVOCATION_AGE.set(max(((now - wait.since).total_seconds() for wait in waits), default=0))
 
     async def deliver_batch(self) -> int:
-        """Claim and deliver a batch of messages, each for another workflow. Returns how many were claimed."""
+        """Claim and deliver a batch of messages, each for another workflow. Returns how many were claimed.
+
+        A delivery that takes long goes on by itself: only later messages for the same workflow wait.
+        """
         try:
+            if len(self._slow) >= _MOST_SLOW:
+                await asyncio.wait(self._slow, return_when=asyncio.FIRST_COMPLETED)
+            if not await self._is_any_due():
+                return 0
             async with self._store.write() as tx:
                 now = self._clock.now()
                 claim = (self._name, now, _CLAIM_TIME, _BATCH)
                 batch = await tx.outbox.claim(*claim, bulk=self._bulk, refuse=report_broken_authority)
-            outcomes = await asyncio.gather(*map(self._deliver, batch), return_exceptions=True)
-            await self._mark_delivered(
-                [message.id for message, done in zip(batch, outcomes, strict=True) if done is True]
-            )
-            for outcome in outcomes:
-                if isinstance(outcome, BaseException):  # it could not be put off either
-                    raise outcome
+            await self._deliver_all(batch)
             return len(batch)
-        except Failure as failure:
-            log_event(log, logging.WARNING, LogEvent.OUTBOX_STUCK, code=failure.code)
-        except Exception as unexpected:  # the relay must not end: nothing would restart it
-            log_event(
-                log, logging.ERROR, LogEvent.OUTBOX_STUCK, type(unexpected).__name__, code=ErrorCode.INTERNAL
-            )
+        except Exception as error:  # the relay must not end: nothing would restart it
+            _log_stuck(error)
         return 0
+
+    async def _deliver_all(self, batch: Sequence[OutboxMessage]) -> None:
+        """Deliver the messages side by side. Raises what kept one from being put off."""
+        deliveries = {asyncio.create_task(self._deliver(message)): message for message in batch}
+        try:
+            ended, slow = await asyncio.wait(deliveries, timeout=_SLOW_S) if batch else (set(), set())
+        except asyncio.CancelledError:
+            await _cancelled(deliveries)
+            raise
+        for delivery in slow:
+            task = asyncio.create_task(self._end_slow(deliveries[delivery], delivery))
+            self._slow.add(task)
+            task.add_done_callback(self._slow.discard)
+        await self._mark_delivered(
+            [deliveries[task].id for task in ended if task.exception() is None and task.result()]
+        )
+        for task in ended:
+            task.result()
+
+    async def _end_slow(self, message: OutboxMessage, delivery: asyncio.Task[bool]) -> None:
+        try:
+            if await delivery:
+                await self._mark_delivered([message.id])
+        except Exception as error:
+            _log_stuck(error)
+
+    async def _is_any_due(self) -> bool:
+        """Whether a message can be claimed: found out without a write transaction, and without any while
+        nothing was committed since the outbox was seen empty."""
+        commits = await self._store.commits_seen()  # before the look: a commit after it changes this
+        if commits is not None and commits == self._empty_at:
+            return False
+        async with self._store.read() as tx:
+            waiting = await tx.outbox.waiting(self._clock.now(), _CLAIM_TIME, bulk=self._bulk)
+        self._empty_at = None if waiting.any else commits
+        return waiting.due
 
     async def _deliver(self, message: OutboxMessage) -> bool:
         """Deliver one message or postpone it, so that a failure doesn't hold up the others."""
@@ -220,6 +265,20 @@ class OutboxRelay:
             wait = _FIRST_RETRY / 4  # the run is just closing
         async with self._store.write() as tx:
             await tx.outbox.postpone(message.id, error, self._clock.now() + wait)
+
+
+def _log_stuck(error: Exception) -> None:
+    if isinstance(error, Failure):
+        log_event(log, logging.WARNING, LogEvent.OUTBOX_STUCK, code=error.code)
+    else:  # only the class: the text may quote a secret
+        log_event(log, logging.ERROR, LogEvent.OUTBOX_STUCK, type(error).__name__, code=ErrorCode.INTERNAL)
+
+
+async def _cancelled(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel the tasks and await their end. What they claimed is claimable again soon."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _request_context(message: OutboxMessage) -> RequestContext | None:

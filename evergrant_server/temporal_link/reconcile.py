@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection
@@ -27,10 +27,26 @@ from evergrant_server.temporal_link.workflow_starter import (
 
 T = TypeVar("T")
 
-_BATCH = 200
+_BATCH = 200  # connections in memory at a time; their workflows' ids stand in one query of visibility
+_MOST_NAMED = 1000
 _CONCURRENCY = 16  # calls of Temporal at the same time; its frontend takes far more
 _RETRY_CONCURRENCY = 4  # queries that are repeated: their worker may be slow
 _UNANSWERED_LIMIT = 32  # consecutive queries without an answer that mean: no worker is running
+
+
+@dataclass(frozen=True)
+class Named(Generic[T]):
+    """How many there are, and the first of them."""
+
+    count: int = 0
+    first: tuple[T, ...] = ()
+
+    def including(self, *names: T) -> "Named[T]":
+        """With these as well; no more are named than a person reads."""
+        return Named(self.count + len(names), (*self.first, *names[: _MOST_NAMED - len(self.first)]))
+
+
+_NONE: Named[str] = Named()
 
 
 @dataclass(frozen=True)
@@ -47,10 +63,10 @@ class ReconcileCounts:
     live: int = 0
     started: int = 0
     restarted: int = 0
-    store_behind: tuple[str, ...] = ()
-    awaiting_provider: tuple[str, ...] = ()
-    unanswered: tuple[str, ...] = ()
-    unreadable: tuple[tuple[str, str], ...] = ()
+    store_behind: Named[str] = _NONE
+    awaiting_provider: Named[str] = _NONE
+    unanswered: Named[str] = _NONE
+    unreadable: Named[tuple[str, str]] = Named()
     workers_answered: bool = True  # False: no worker is running, so the rest was not compared
     after: str | None = None  # the last connection that was checked
     complete: bool = False  # no connection comes after it
@@ -58,15 +74,15 @@ class ReconcileCounts:
     def including(self, checked: CheckedConnection) -> "ReconcileCounts":
         name = checked.connection.id
         if checked.unreadable is not None:
-            return replace(self, unreadable=(*self.unreadable, (name, checked.unreadable)))
+            return replace(self, unreadable=self.unreadable.including((name, checked.unreadable)))
         return replace(
             self,
             live=self.live + 1,
             started=self.started + checked.started,
             restarted=self.restarted + checked.restarted,
-            store_behind=(*self.store_behind, *((name,) if checked.store_behind else ())),
-            awaiting_provider=(*self.awaiting_provider, *((name,) if checked.awaiting_provider else ())),
-            unanswered=(*self.unanswered, *(() if checked.answered else (name,))),
+            store_behind=self.store_behind.including(*([name] * checked.store_behind)),
+            awaiting_provider=self.awaiting_provider.including(*([name] * checked.awaiting_provider)),
+            unanswered=self.unanswered.including(*([name] * (not checked.answered))),
         )
 
 
@@ -95,7 +111,7 @@ class Reconciler:
         stopped pass with `resume_from`. Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
         """
         started_before = None if older_than is None else self._clock.now() - older_than
-        current_pass = _ReconcilePass(self._repair, await self._running(), compare, started_before)
+        current_pass = _ReconcilePass(self._repair, self._link, compare, started_before)
         counts = resume_from or ReconcileCounts()
         while not counts.complete:
             async with self._store.read() as tx:
@@ -104,7 +120,7 @@ class Reconciler:
                 counts = counts.including(checked)
             counts = replace(
                 counts,
-                unreadable=(*counts.unreadable, *((row.id, row.why) for row in batch.unreadable)),
+                unreadable=counts.unreadable.including(*((row.id, row.why) for row in batch.unreadable)),
                 workers_answered=counts.workers_answered and current_pass.workers_answered,
                 complete=not batch.has_more,
                 after=batch.last or counts.after,
@@ -113,16 +129,10 @@ class Reconciler:
                 on_progress(counts)
             if should_stop():
                 break
+        async for workflow in self._link.failing_workflows():  # a connection's is replaced in its turn
+            await self._link.usable_run(workflow)
         await restart_background_workflows(self._store, self._link, self._clock)
         return counts
-
-    async def _running(self) -> dict[str, RunningWorkflow]:
-        """Running workflows of connections, without those that are stuck; other stuck ones are terminated."""
-        running = await self._link.running_connections()
-        for workflow in sorted(await self._link.failing_workflows()):
-            if running.pop(workflow, None) is None:  # a connection's is terminated when its turn comes
-                await self._link.usable_run(workflow)
-        return running
 
     async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
         """Start the workflow of one connection, unless it is running. False: the connection has ended."""
@@ -135,7 +145,7 @@ class Reconciler:
 
 
 class _ReconcilePass:
-    """One pass over the connections, with what visibility listed when it began.
+    """One pass over the connections, a batch in memory at a time.
 
     It stops to query workflows once so many didn't answer in a row that no worker can be running.
     """
@@ -143,12 +153,13 @@ class _ReconcilePass:
     def __init__(
         self,
         repair: DriftRepair,
-        running: dict[str, RunningWorkflow],
+        link: TemporalLink,
         compare: bool,
         started_before: datetime | None,
     ) -> None:
         self._repair = repair
-        self._running = running
+        self._link = link
+        self._running: dict[str, RunningWorkflow] = {}  # of the batch, by their workflows' ids
         self._compare = compare
         self._started_before = started_before
         self._unanswered_in_a_row = 0
@@ -156,6 +167,8 @@ class _ReconcilePass:
 
     async def check_batch(self, batch: list[Connection]) -> list[CheckedConnection]:
         """Check each connection; check those again, fewer at a time, whose workflow didn't answer."""
+        names = [connection_workflow_id(connection.tenant, connection.id) for connection in batch]
+        self._running = await self._link.running_connections(names) if names else {}
         checked = await gather_bounded(unless_unreadable(row, self._check(row)) for row in batch)
         unanswered = [index for index, result in enumerate(checked) if not result.answered]
         self._unanswered_in_a_row = 0
@@ -173,7 +186,7 @@ class _ReconcilePass:
 
     async def _check(self, connection: Connection) -> CheckedConnection:
         listed = self._running.get(connection_workflow_id(connection.tenant, connection.id))
-        if listed is None:
+        if listed is None or listed.is_failing:
             checked = await self._repair.start_if_closed(connection)
             if checked.started or not self._compare:
                 return checked

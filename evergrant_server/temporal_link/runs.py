@@ -4,7 +4,7 @@ import base64
 import binascii
 import json
 import logging
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("evergrant.relay")
 
+_PROBLEMS = SearchAttributeKey.for_keyword_list("TemporalReportedProblems")
 _MOST_TRIES_OF_A_TASK = 5  # the first is repeated at once, the later ones after up to ten minutes
 
 
@@ -60,10 +61,14 @@ def temporal_unavailable(error: BaseException) -> Failure:
 
 @dataclass(frozen=True)
 class RunningWorkflow:
-    """An open run. `state` is its search attribute."""
+    """An open run. `state` is its search attribute.
+
+    `is_failing`: its workflow task fails again and again, by a server that reports it (1.30 and later).
+    """
 
     started_at: datetime
     state: str | None
+    is_failing: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,39 +153,44 @@ class WorkflowRuns:
         busy = run.raw_description.pending_activities or run.raw_description.HasField("pending_workflow_task")
         return run.close_time is None and not busy
 
-    async def running_connections(self) -> dict[str, RunningWorkflow]:
-        """Running connection workflows by id, from visibility, which lags: a missing one may run."""
-        query = self._own_open_runs(f"WorkflowType = '{WorkflowName.CONNECTION}'")
+    async def running_connections(self, workflows: Sequence[str]) -> dict[str, RunningWorkflow]:
+        """Those of these connections' workflows that run, from visibility, which lags: a missing one may run.
+
+        The ids stand in the query: some hundreds at a time.
+        """
+        ids = ", ".join(f"'{workflow}'" for workflow in workflows)
+        which = f"WorkflowType = '{WorkflowName.CONNECTION}' AND WorkflowId IN ({ids})"
         return {
-            run.id: RunningWorkflow(run.start_time, _state_attribute(run))
-            for run in await self._list_workflows(query)
+            run.id: RunningWorkflow(run.start_time, _state_attribute(run), _reports_problems(run))
+            async for run in self._listed(self._own_open_runs(which))
         }
 
-    async def failing_workflows(self) -> set[str]:
-        """Ids of open runs whose workflow task fails again and again, from visibility.
+    async def failing_workflows(self) -> AsyncIterator[str]:
+        """Ids of open runs whose workflow task fails again and again, from visibility; not of connections.
 
-        Empty at a server that doesn't report them (before 1.30): there a stuck run is noticed once a message
+        None at a server that doesn't report them (before 1.30): there a stuck run is noticed once a message
         is for it, or its work is overdue.
         """
-        query = self._own_open_runs("TemporalReportedProblems IS NOT NULL")
+        which = f"WorkflowType != '{WorkflowName.CONNECTION}' AND TemporalReportedProblems IS NOT NULL"
         try:
-            return {run.id async for run in self._client.list_workflows(query, page_size=1000)}
+            async for run in self._client.list_workflows(self._own_open_runs(which), page_size=1000):
+                yield run.id
         except RPCError as error:
-            if error.status is RPCStatusCode.INVALID_ARGUMENT:
-                return set()
-            raise temporal_unavailable(error) from None
+            if error.status is not RPCStatusCode.INVALID_ARGUMENT:
+                raise temporal_unavailable(error) from None
         except RuntimeError as error:
             raise temporal_unavailable(error) from None
 
     def _own_open_runs(self, which: str) -> str:
         return f"{which} AND ExecutionStatus = 'Running' AND TaskQueue = '{self._task_queue}'"
 
-    async def closed_connections(self, since: datetime | None) -> list[tuple[str, str]]:
+    async def closed_connections(self, since: datetime | None) -> AsyncIterator[tuple[str, str]]:
         """Workflow and run id of connections whose run closed since then, as far as Temporal retains them."""
         query = f"WorkflowType = '{WorkflowName.CONNECTION}' AND ExecutionStatus != 'Running'"
         if since is not None:
             query += f" AND CloseTime >= '{since.isoformat()}'"
-        return [(run.id, run.run_id) for run in await self._list_workflows(query)]
+        async for run in self._listed(query):
+            yield run.id, run.run_id
 
     async def is_closed(self, workflow: str, run_id: str) -> bool:
         handle = self._client.get_workflow_handle(workflow, run_id=run_id)
@@ -191,11 +201,15 @@ class WorkflowRuns:
             self._client.get_workflow_handle(workflow).describe(rpc_timeout=timedelta(seconds=10))
         )
 
-    async def _list_workflows(self, query: str) -> list[WorkflowExecution]:
-        async def all_runs() -> list[WorkflowExecution]:
-            return [run async for run in self._client.list_workflows(query, page_size=1000)]
+    async def _listed(self, query: str) -> AsyncIterator[WorkflowExecution]:
+        """The runs that visibility has, a page in memory at a time."""
+        runs = self._client.list_workflows(query, page_size=1000)
+        while (run := await call_temporal(anext(runs, None))) is not None:
+            yield run
 
-        return await call_temporal(all_runs())
+
+def _reports_problems(run: WorkflowExecution) -> bool:
+    return run.typed_search_attributes.get(_PROBLEMS) is not None
 
 
 def _state_attribute(run: WorkflowExecution) -> str | None:

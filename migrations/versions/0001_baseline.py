@@ -532,6 +532,7 @@ def _connection() -> None:
         name="ix_connection_refused",
         where="state = 'needs_reauth' AND reason = 'refresh_refused'",
     )
+    _index("connection", "changed_at", "id", name="ix_connection_revoking", where="state = 'revoking'")
     _index(
         "connection", "tenant", "source_app", name="ix_connection_source_app", where="source_app IS NOT NULL"
     )
@@ -588,6 +589,7 @@ def _attempt() -> None:
         *_time("closed_at", null=True),
         _parent("attempt", "connection", "connection_id", cascade=False),
     )
+    _index("attempt", "closed_at", name="ix_attempt_closed", where="closed_at IS NOT NULL")
     _index(
         "attempt",
         "tenant",
@@ -1151,6 +1153,7 @@ def _outbox() -> None:
         sqlite_autoincrement=True,
     )
     _index("outbox", "id", unique=True)
+    _index("outbox", "delivered_at", name="ix_outbox_delivered", where="delivered_at IS NOT NULL")
     _index("outbox", "id", name="ix_outbox_refused", where="last_error = 'authority_broken'")
     _index("outbox", "target", "seq", name="ix_outbox_undelivered", where="delivered_at IS NULL")
 

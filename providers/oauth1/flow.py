@@ -139,7 +139,7 @@ def _read_token_pair(
     spec: ProviderSpec, reply: RawReply, refused: ErrorCode
 ) -> tuple[TokenPair, dict[str, object]]:
     """Token and secret, and the reply's fields. 401 means refused credentials (RFC 5849 section 3.2)."""
-    read = spec.__replace__(response=ResponseSpec(), success_statuses=(200,))
+    read = spec.__replace__(response=ResponseSpec(), account_id=None, success_statuses=(200,))
     if reply.status == 401:
         problem = None
         with suppress(Failure):  # without a body

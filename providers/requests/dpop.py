@@ -8,13 +8,13 @@ import json
 import re
 import secrets
 from base64 import urlsafe_b64encode
-from collections import OrderedDict
 from datetime import datetime
 from urllib.parse import urlsplit, urlunsplit
 
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
+from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.connections.credentials import DPOP_ALGORITHM, DPOP_TOKEN_TYPE, ProofKey
 from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -115,20 +115,15 @@ class NonceCache:
     """The newest nonce by server and key. Losing one costs a second request."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._known = Bounded[tuple[str, str], str](_MAX_NONCES)
 
     def get(self, url: str, key: ProofKey) -> str | None:
         return self._known.get((origin_of(url), key.thumbprint))
 
     def remember(self, url: str, key: ProofKey, reply: RawReply) -> None:
         nonce = nonce_in(reply)
-        if nonce is None:
-            return
-        entry = (origin_of(url), key.thumbprint)
-        self._known[entry] = nonce
-        self._known.move_to_end(entry)
-        if len(self._known) > _MAX_NONCES:
-            self._known.popitem(last=False)
+        if nonce is not None:
+            self._known[origin_of(url), key.thumbprint] = nonce
 
 
 def origin_of(url: str) -> str:

@@ -171,7 +171,7 @@ def vector_problems(spec: ProviderSpec, vector: dict[str, Any], file: str) -> li
     problems = [
         (part, "is missing", f"Add it: {GUIDE}") for part in _expected_parts(spec) if not vector.get(part)
     ]
-    # of a vector in another shape, nothing else can be said
+    # a vector in another shape has no evidence to check
     problems += list(shape_problems(spec, vector)) or list(evidence_problems(vector))
     return [DefinitionProblem(file, *each) for each in problems]
 

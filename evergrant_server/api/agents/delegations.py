@@ -125,15 +125,12 @@ async def list_delegations(
     """Delegations sorted by id, of one app, subject or session, if given. An app sees its own; an admin or
     auditor all. Each is kept for a week after its end."""
     wanted = {"app": app, "subject": subject, "session": session}
-    after = call.cursors.decode(cursor, call.tenant, list="delegations", **_said(wanted))
+    listing = call.listing("delegations", limit, cursor, **_said(wanted))
     async with call.api.store.read() as tx:
         columns = {"app_id": await _app_id(tx, call, app), "subject": subject, "root_id": session}
-        delegations = await tx.delegations.page(call.tenant, after, limit + 1, **columns)
+        delegations = await tx.delegations.page(call.tenant, listing.after, listing.most, **columns)
         views = [await viewed(tx, delegation, call.now) for delegation in delegations[:limit]]
-    next_cursor = call.cursors.next_cursor(
-        delegations, limit, lambda delegation: delegation.id, call.tenant, list="delegations", **_said(wanted)
-    )
-    return Page(items=views, next_cursor=next_cursor)
+    return listing.page(views, delegations, lambda delegation: delegation.id)
 
 
 @router.get("/v1/delegations/{delegation_id}")

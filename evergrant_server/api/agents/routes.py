@@ -94,14 +94,11 @@ async def put_agent(name: Slug, body: AgentBody, response: Response, call: Admin
 @router.get("/v1/agents")
 async def list_agents(call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None) -> Page[AgentView]:
     """All agents of the tenant, sorted by name."""
-    after = call.cursors.decode(cursor, call.tenant, list="agents")
+    listing = call.listing("agents", limit, cursor)
     async with call.api.store.read() as tx:
-        agents = await tx.agents.page(call.tenant, after, limit + 1)
+        agents = await tx.agents.page(call.tenant, listing.after, listing.most)
         views = [await agent_view(tx, agent, call.now) for agent in agents[:limit]]
-    next_cursor = call.cursors.next_cursor(
-        agents, limit, lambda agent: agent.name, call.tenant, list="agents"
-    )
-    return Page(items=views, next_cursor=next_cursor)
+    return listing.page(views, agents, lambda agent: agent.name)
 
 
 @router.get("/v1/agents/{name}")

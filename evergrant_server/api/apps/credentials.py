@@ -12,7 +12,7 @@ from starlette.responses import Response
 from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.apps.routes import app_facts, require_app
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
-from evergrant_server.api.http.models import Body, Page, Slug, Text, View, _storable
+from evergrant_server.api.http.models import Body, Page, Slug, Text, View, checked_storable
 from evergrant_server.core.access import AppCredential, AuthenticationMethod
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import CredentialId, KeyId, Tenant, new_id
@@ -31,7 +31,7 @@ _THUMBPRINT = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]\Z")
 _FINGERPRINT = re.compile(r"[0-9A-Fa-f]{2}(:?[0-9A-Fa-f]{2}){31}\Z")
 _SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+\Z")  # SPIFFE-ID sections 2.1, 2.2
 
-_ClaimText = Annotated[Text, AfterValidator(_storable)]
+_ClaimText = Annotated[Text, AfterValidator(checked_storable)]
 
 
 def _one_authority(pem: str) -> str:

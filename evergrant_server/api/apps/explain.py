@@ -24,7 +24,7 @@ from evergrant_server.access.judgement import (
 )
 from evergrant_server.access.narrowing import is_narrowable
 from evergrant_server.api.http.call import ApiCall, AuditorCall
-from evergrant_server.api.http.models import Slug, View, _scope
+from evergrant_server.api.http.models import Slug, View, checked_scope
 from evergrant_server.core.access import Action, Effect
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -55,7 +55,7 @@ _USES = (Action.TOKEN, Action.PROXY)  # of the connection's token
 
 def _scope_list(value: str) -> str:
     for scope in split_scopes(value):
-        _scope(scope)
+        checked_scope(scope)
     return value
 
 

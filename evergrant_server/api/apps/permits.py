@@ -22,8 +22,8 @@ from evergrant_server.api.http.models import (
     Slug,
     UtcDatetime,
     View,
-    _printable,
-    _slug,
+    checked_printable,
+    checked_slug,
 )
 from evergrant_server.api.integrations.changes import integration_by_name
 from evergrant_server.core.access import TOKEN_ACTIONS, Action, App, Effect, EnforcementMode, Permit
@@ -44,7 +44,7 @@ _OWN = "An app can't give itself token, proxy or export: another one must (EVERG
 def _permitted_subject(value: str) -> str:
     if "*" in value[:-1]:
         raise ValueError("only its last character may be *, which stands for whatever follows")
-    return _printable(value)
+    return checked_printable(value)
 
 
 def _connection_id(value: str) -> str:
@@ -62,14 +62,14 @@ def _path_pattern(value: str) -> str:
 def _tool_pattern(value: str) -> str:
     if "*" in value[:-1]:
         raise ValueError("only its last character may be *, which stands for whatever follows")
-    return _printable(value)
+    return checked_printable(value)
 
 
 Tool = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_tool_pattern)]
 Method = Annotated[str, Field(pattern="^[A-Z]{1,20}$")]
 PathPattern = Annotated[str, Field(max_length=500), AfterValidator(_path_pattern)]
-Name = Annotated[str, AfterValidator(lambda name: name if name == "*" else _slug(name))]
-Note = Annotated[str, Field(max_length=500), AfterValidator(_printable)]
+Name = Annotated[str, AfterValidator(lambda name: name if name == "*" else checked_slug(name))]
+Note = Annotated[str, Field(max_length=500), AfterValidator(checked_printable)]
 
 
 class PermitBody(Body):
@@ -233,13 +233,11 @@ async def list_permits(
     name: Slug, call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[PermitView]:
     """The permits of an app, sorted by name."""
-    bound = {"list": "permits", "app": name}
-    after = call.cursors.decode(cursor, call.tenant, **bound)
+    listing = call.listing("permits", limit, cursor, app=name)
     async with call.api.store.read() as tx:
         app = await require_app(tx, call, name)
-        permits = await tx.access.permits(call.tenant, app.id, after, limit + 1)
-    next_cursor = call.cursors.next_cursor(permits, limit, lambda permit: permit.name, call.tenant, **bound)
-    return Page(items=[PermitView.of(permit) for permit in permits[:limit]], next_cursor=next_cursor)
+        permits = await tx.access.permits(call.tenant, app.id, listing.after, listing.most)
+    return listing.page([PermitView.of(permit) for permit in permits], permits, lambda permit: permit.name)
 
 
 @router.get("/v1/apps/{name}/permits/{permit_name}")

@@ -13,12 +13,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import Tenant
 from evergrant_server.problems import require_found
 from evergrant_server.store import Transaction
-from evergrant_server.store.access_review import (
-    PermitReview,
-    covered_connections,
-    review_app,
-    review_permits,
-)
+from evergrant_server.store.access_review import PermitReview, covered_connections, review_app, review_permits
 
 router = APIRouter(tags=["apps"])
 
@@ -63,18 +58,15 @@ async def app_reach(
 ) -> Page[ReachView]:
     """What an app or agent can reach: its permits, allows and denies, sorted by name. An app without permits
     reaches nothing."""
-    after = call.cursors.decode(cursor, call.tenant, list="reach", app=name)
+    listing = call.listing("reach", limit, cursor, app=name)
     async with call.api.store.read() as tx:
         app = require_found(await review_app(tx, call.tenant, name, call.now))
-        place = (name, after) if after else None
-        reviews = await review_permits(tx, call.tenant, place, limit + 1, of_app=name)
+        place = (name, listing.after) if listing.after else None
+        reviews = await review_permits(tx, call.tenant, place, listing.most, of_app=name)
         broken = app.broken[0].code if app.broken else None
         stopped_by = app.stopped.code if app.stopped is not None else broken
         items = [await _view(tx, call.tenant, review, stopped_by) for review in reviews[:limit]]
-    next_cursor = call.cursors.next_cursor(
-        reviews, limit, lambda review: review.permit["name"], call.tenant, list="reach", app=name
-    )
-    return Page(items=items, next_cursor=next_cursor)
+    return listing.page(items, reviews, lambda review: review.permit["name"])
 
 
 async def _view(

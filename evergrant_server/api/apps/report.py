@@ -1,7 +1,6 @@
 """`GET /v1/access`: which app reaches what, through which permit, and when it was last used. JSON or CSV."""
 
 import csv
-from collections.abc import Iterable
 from datetime import datetime
 from io import StringIO
 from typing import Annotated, Any, Literal
@@ -88,16 +87,17 @@ async def report_access(
 
     As CSV with `format=csv`, or where `Accept` names `text/csv` first; the next page is then in `Link`.
     """
-    after = call.cursors.decode(cursor, call.tenant, list="access")
-    app, _, permit = (after or "").partition("/")
+    listing = call.listing("access", limit, cursor)
+    app, _, permit = (listing.after or "").partition("/")
     async with call.api.store.read() as tx:
-        reviews = await review_permits(tx, call.tenant, (app, permit) if after else None, limit + 1)
-    next_cursor = call.cursors.next_cursor(reviews, limit, _place, call.tenant, list="access")
-    items = [access_view(review) for review in reviews[:limit]]
+        reviews = await review_permits(
+            tx, call.tenant, (app, permit) if listing.after else None, listing.most
+        )
+    page = listing.page([access_view(review) for review in reviews], reviews, _place)
     accepted = call.request.headers.get("accept", "").partition(",")[0].partition(";")[0].strip().lower()
     if format == "csv" or (format is None and accepted == CSV):
-        return _csv_response(items, limit, next_cursor, is_first=cursor is None)
-    return Page(items=items, next_cursor=next_cursor)
+        return _csv_response(page, limit, is_first=cursor is None)
+    return page
 
 
 def _place(review: PermitReview) -> str:
@@ -111,18 +111,16 @@ def access_view(review: PermitReview) -> AccessView:
 # --- CSV --------------------------------------------------------------------------------
 
 
-def _csv_response(
-    items: Iterable[AccessView], limit: int, next_cursor: str | None, *, is_first: bool
-) -> Response:
+def _csv_response(page: Page[AccessView], limit: int, *, is_first: bool) -> Response:
     """One page; the first has the line of names, so that pages can be put together (RFC 4180)."""
     text = StringIO()
     lines = csv.writer(text, quoting=csv.QUOTE_ALL)  # a cell may have another program's separator
     if is_first:
         lines.writerow(AccessView.model_fields)
-    lines.writerows(_cells(item) for item in items)
+    lines.writerows(_cells(item) for item in page.items)
     headers = {"Content-Disposition": 'attachment; filename="access.csv"'}
-    if next_cursor is not None:
-        headers["Link"] = f'</v1/access?format=csv&limit={limit}&cursor={next_cursor}>; rel="next"'
+    if page.next_cursor is not None:
+        headers["Link"] = f'</v1/access?format=csv&limit={limit}&cursor={page.next_cursor}>; rel="next"'
     kind = f"{CSV}; charset=utf-8; header={'present' if is_first else 'absent'}"
     return Response(text.getvalue(), headers=headers, media_type=kind)
 

@@ -9,15 +9,7 @@ from pydantic import Field
 from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.connections.scopes import retry_waiting_connections
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
-from evergrant_server.api.http.models import (
-    Body,
-    Page,
-    PageCursor,
-    PageLimit,
-    ReturnTo,
-    Slug,
-    View,
-)
+from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, ReturnTo, Slug, View
 from evergrant_server.core.access import App, Effect
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import AppId, new_id
@@ -94,11 +86,10 @@ async def put_app(name: Slug, body: AppBody, response: Response, call: AdminCall
 @router.get("/v1/apps")
 async def list_apps(call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None) -> Page[AppView]:
     """All apps of the tenant, sorted by name."""
-    after = call.cursors.decode(cursor, call.tenant, list="apps")
+    listing = call.listing("apps", limit, cursor)
     async with call.api.store.read() as tx:
-        apps = await tx.access.apps(call.tenant, after, limit + 1)
-    next_cursor = call.cursors.next_cursor(apps, limit, lambda app: app.name, call.tenant, list="apps")
-    return Page(items=[AppView.of(app) for app in apps[:limit]], next_cursor=next_cursor)
+        apps = await tx.access.apps(call.tenant, listing.after, listing.most)
+    return listing.page([AppView.of(app) for app in apps], apps, lambda app: app.name)
 
 
 @router.get("/v1/apps/{name}")

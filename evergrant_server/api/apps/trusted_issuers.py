@@ -90,13 +90,10 @@ async def list_issuers(
     call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[TrustedIssuerView]:
     """The tenant's trusted issuers, sorted by name."""
-    after = call.cursors.decode(cursor, call.tenant, list="issuers")
+    listing = call.listing("issuers", limit, cursor)
     async with call.api.store.read() as tx:
-        issuers = await tx.trusted_issuers.all(call.tenant, after, limit + 1)
-    next_cursor = call.cursors.next_cursor(
-        issuers, limit, lambda issuer: issuer.name, call.tenant, list="issuers"
-    )
-    return Page(items=[_view(issuer) for issuer in issuers[:limit]], next_cursor=next_cursor)
+        issuers = await tx.trusted_issuers.all(call.tenant, listing.after, listing.most)
+    return listing.page([_view(issuer) for issuer in issuers], issuers, lambda issuer: issuer.name)
 
 
 @router.get("/v1/issuers/{name}")
@@ -149,10 +146,7 @@ def _check_body(api: ApiContext, body: TrustedIssuerBody) -> None:
     if problem := kind_problem(body.kind, body.issuer):
         raise invalid_request("issuer", f"issuer: {problem}.")
     fetched = "issuer" if body.jwks_uri is None else "jwks_uri"
-    try:
-        api.check_endpoint(getattr(body, fetched))
-    except Failure as failure:
-        raise invalid_request(fetched, f"{fetched}: {failure.detail}") from None
+    api.require_endpoint(fetched, getattr(body, fetched))
 
 
 def _with_body(

@@ -32,10 +32,7 @@ from evergrant_server.api.connections.models import (
     RevokeBody,
 )
 from evergrant_server.api.connections.routes import get_connection
-from evergrant_server.api.connections.scopes import (
-    ScopeCheck,
-    take_over_exchange,
-)
+from evergrant_server.api.connections.scopes import ScopeCheck, take_over_exchange
 from evergrant_server.api.connections.view import add_device_code, connection_view
 from evergrant_server.api.http.call import ApiCall, Call, Command, CommandResponse
 from evergrant_server.api.integrations.definitions import require_ready

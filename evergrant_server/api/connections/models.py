@@ -18,8 +18,8 @@ from evergrant_server.api.http.models import (
     Subject,
     Text,
     View,
-    _printable,
-    _resource,
+    checked_printable,
+    checked_resource,
 )
 from evergrant_server.core.connections.account import EMAIL
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
@@ -30,20 +30,22 @@ from evergrant_server.core.ids import ConnectionId, is_id
 from evergrant_server.core.messages.connection import ConnectionDescription
 
 
-def _connection_id(value: ConnectionId) -> ConnectionId:
+def checked_connection_id(value: ConnectionId) -> ConnectionId:
     if not is_id(value, "con"):
         raise ValueError("is not a connection's id")
     return value
 
 
-AccountChoice = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_printable)]
+AccountChoice = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(checked_printable)]
 
 
 class CredentialBody(Body):
     """A static credential: an API key, or a user name and a password (RFC 7617)."""
 
     api_key: StorableSecret | None = None
-    username: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)] | None = None
+    username: (
+        Annotated[str, Field(min_length=1, max_length=255), AfterValidator(checked_printable)] | None
+    ) = None
     password: StorableSecret | None = None
 
 
@@ -98,9 +100,9 @@ class ConnectionBody(Body):
     flow: Flow | None = None
     resources: Annotated[tuple[Resource, ...], Field(max_length=5)] = ()
     audience: Text | None = None
-    source: Annotated[ConnectionId, AfterValidator(_connection_id)] | None = None
+    source: Annotated[ConnectionId, AfterValidator(checked_connection_id)] | None = None
     subject_token: StorableSecret | None = None
-    subject_token_type: Annotated[str, Field(max_length=200), AfterValidator(_resource)] | None = None
+    subject_token_type: Annotated[str, Field(max_length=200), AfterValidator(checked_resource)] | None = None
     credential: CredentialBody | None = None
     choice: AccountChoice | None = None
     slot_scopes: SlotScopes | None = None

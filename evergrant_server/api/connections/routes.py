@@ -87,14 +87,13 @@ async def list_connections(
     if reference is not None:
         _require_alone({**filters, "cursor": cursor})
         return await _with_reference(call, reference)
-    bound = {"list": "connections", "app": call.caller.app.id, **filters}
-    after = call.cursors.decode(cursor, call.tenant, **bound)
+    listing = call.listing("connections", limit, cursor, app=call.caller.app.id, **filters)
     async with call.api.store.read() as tx:
-        connections, unreadable, last = await _visible_page(tx, call, filters, after, limit)
+        connections, unreadable, last = await _visible_page(tx, call, filters, listing.after, limit)
         items, unreadable_views = await _views(tx, connections)
     unreadable += unreadable_views
     report_unreadable(log, unreadable)
-    next_cursor = call.cursors.encode(last, call.tenant, **bound) if last is not None else None
+    next_cursor = None if last is None else listing.cursor_after(last)
     return ConnectionList(
         items=items, next_cursor=next_cursor, unreadable=tuple(sorted(id for id, _ in unreadable))
     )

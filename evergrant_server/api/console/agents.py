@@ -69,19 +69,21 @@ async def show_call(visit: VisitDep, call_approval_id: str) -> Response:
 @console_page
 async def approve(visit: VisitDep, call_approval_id: str) -> Response:
     """Approve the call that the form was shown with."""
-    note = (await visit.read_form()).get("note", "")
-    _require_admin(visit)
-    await approve_call(call_approval_id, visit.call, CallDecisionBody(note=note or None))
+    await approve_call(call_approval_id, visit.call, await _decision(visit))
     return redirect_response(f"{_CALLS}/{call_approval_id}")
 
 
 @router.post(f"{_CALLS}/{{call_approval_id}}/deny")
 @console_page
 async def deny(visit: VisitDep, call_approval_id: str) -> Response:
+    await deny_call(call_approval_id, visit.call, await _decision(visit))
+    return redirect_response(f"{_CALLS}/{call_approval_id}")
+
+
+async def _decision(visit: ConsoleVisit) -> CallDecisionBody:
     note = (await visit.read_form()).get("note", "")
     _require_admin(visit)
-    await deny_call(call_approval_id, visit.call, CallDecisionBody(note=note or None))
-    return redirect_response(f"{_CALLS}/{call_approval_id}")
+    return CallDecisionBody(note=note or None)
 
 
 @router.get(f"{_AGENTS}/{{name}}/stop")

@@ -36,12 +36,7 @@ async def show_apps(visit: VisitDep, cursor: str = "") -> Response:
     """A page of the tenant's apps."""
     call = await require_auditor(visit.call)
     apps = await list_apps(call, limit=ROWS, cursor=cursor or None)
-    return visit.show(
-        "apps.html",
-        "Apps",
-        found=apps,
-        **pages_of("/console/apps", cursor, apps.next_cursor),
-    )
+    return visit.show("apps.html", "Apps", found=apps, **pages_of("/console/apps", cursor, apps.next_cursor))
 
 
 @router.get("/console/apps/{name}")

@@ -15,11 +15,10 @@ from starlette.requests import Request
 from evergrant_server.access.callers import Caller, PresentedCredential
 from evergrant_server.access.context import ApiContext
 from evergrant_server.core.access import AuthenticationMethod, KeySession
-from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import KeyId, SessionId, new_id
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Transaction
-from evergrant_server.telemetry.alarms import report_broken_authority
+from evergrant_server.telemetry.alarms import unless_broken
 
 LASTS = timedelta(hours=1)
 _COOKIE = re.compile(r"(ses_[0-9a-z]{22})_([0-9a-f]{64})\Z")
@@ -70,13 +69,7 @@ async def key_caller(api: ApiContext, request: Request) -> KeyCaller | None:
 
 
 async def _caller(tx: Transaction, api: ApiContext, session: KeySession) -> KeyCaller | None:
-    try:
-        row = await tx.access.key(session.key_id)
-    except Failure as failure:
-        if failure.code is not ErrorCode.AUTHORITY_BROKEN:
-            raise
-        report_broken_authority(failure)
-        return None
+    row = await unless_broken(tx.access.key(session.key_id))
     if row is None or row[0].expires_at is None or not row[0].is_live(api.clock.now()):
         return None
     key, app = row

@@ -15,12 +15,7 @@ from evergrant_server.api.http.call import AdminCall, ApiCall, Call, Command, Co
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, View
 from evergrant_server.core.access import Action, App, Effect
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.decisions import (
-    AccessRequest,
-    AccessRequestKind,
-    AccessRequestState,
-    shown_permit,
-)
+from evergrant_server.core.decisions import AccessRequest, AccessRequestKind, AccessRequestState, shown_permit
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AccessRequestId, new_id
 from evergrant_server.core.outbox import access_request_message
@@ -123,16 +118,16 @@ async def list_access_requests(
     call: Call, state: AccessRequestState | None = None, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[AccessRequestView]:
     """Requests, sorted by id: all of the tenant for an admin or an auditor, else the app's own."""
-    bound = {"list": "access-requests", "state": state}
-    after = call.cursors.decode(cursor, call.tenant, **bound)
+    listing = call.listing("access-requests", limit, cursor, state=state)
     mine = None if _may_read_all(call) else call.caller.app.id
     async with call.api.store.read() as tx:
-        requests = await tx.access_requests.page(call.tenant, after, limit + 1, app_id=mine, state=state)
+        requests = await tx.access_requests.page(
+            call.tenant, listing.after, listing.most, app_id=mine, state=state
+        )
         apps = {request.app_id: await tx.access.app(call.tenant, request.app_id) for request in requests}
     names = {id: "" if app is None else app.name for id, app in apps.items()}
-    next_cursor = call.cursors.next_cursor(requests, limit, lambda request: request.id, call.tenant, **bound)
-    views = [AccessRequestView.of_request(request, names[request.app_id]) for request in requests[:limit]]
-    return Page(items=views, next_cursor=next_cursor)
+    views = [AccessRequestView.of_request(request, names[request.app_id]) for request in requests]
+    return listing.page(views, requests, lambda request: request.id)
 
 
 @router.get("/v1/access-requests/{request_id}")
@@ -149,8 +144,8 @@ async def approve_access_request(
 ) -> AccessRequestView:
     """Give the access, or remove the permit that is proposed for removal.
 
-    Neither the app that gets the access nor who asked for it may approve. With EVERGRANT_FOUR_EYES an app
-    without admin that asks counts for nobody: for weighty permits another admin must approve the approval.
+    Neither the app that gets the access nor who asked for it may approve. With EVERGRANT_FOUR_EYES, an app
+    without admin that asks is no second admin: for weighty permits another admin must approve the approval.
     """
     decision = body or ApprovalBody()
     call.require_step_up()

@@ -10,14 +10,7 @@ from starlette.responses import Response
 from evergrant_server.access.approvals import dangerous
 from evergrant_server.api.decisions.calls import CallBody, call_of
 from evergrant_server.api.http.call import AdminCall, ApiCall, Call, CommandResponse
-from evergrant_server.api.http.models import (
-    Body,
-    Page,
-    PageCursor,
-    PageLimit,
-    Text,
-    View,
-)
+from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Text, View
 from evergrant_server.audit.decisions import hash_of, use_call_approval
 from evergrant_server.core.access import App
 from evergrant_server.core.agents.calls import AgentCall
@@ -152,16 +145,14 @@ async def list_call_approvals(
     call: Call, state: CallApprovalState | None = None, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[CallApprovalView]:
     """Calls, sorted by id: all of the tenant for an admin or an auditor, else the app's own."""
-    bound = {"list": "call-approvals", "state": state}
-    after = call.cursors.decode(cursor, call.tenant, **bound)
+    listing = call.listing("call-approvals", limit, cursor, state=state)
     mine = None if _may_read_all(call) else call.caller.app.id
     async with call.api.store.read() as tx:
-        approvals = await tx.call_approvals.page(call.tenant, after, limit + 1, app_id=mine, state=state)
+        approvals = await tx.call_approvals.page(
+            call.tenant, listing.after, listing.most, app_id=mine, state=state
+        )
         views = [await _view(tx, call, approval, with_call=False) for approval in approvals[:limit]]
-    next_cursor = call.cursors.next_cursor(
-        approvals, limit, lambda approval: approval.id, call.tenant, **bound
-    )
-    return Page(items=views, next_cursor=next_cursor)
+    return listing.page(views, approvals, lambda approval: approval.id)
 
 
 @router.get(f"{_PATH}/{{call_approval_id}}", response_model=CallApprovalView)

@@ -7,12 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from evergrant_server.access.context import integration_spec
 from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.http.models import (
-    Body,
-    StorableText,
-    _printable,
-    request_url,
-)
+from evergrant_server.api.http.models import Body, StorableText, checked_printable, request_url
 from evergrant_server.core.access import Action
 from evergrant_server.core.agents.calls import AgentCall, covered_headers, covered_params
 from evergrant_server.core.connections.connection import Connection
@@ -65,7 +60,7 @@ class CallBody(Body):
     headers: Annotated[tuple[CallHeader, ...], Field(max_length=_MOST_HEADERS)] = ()
     body: Annotated[StorableText, Field(max_length=_LONGEST_BODY)] | None = None
     body_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    tool: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)] | None = None
+    tool: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(checked_printable)] | None = None
     arguments: dict[str, Any] | None = None
     params: dict[str, Any] | None = None
 

@@ -17,7 +17,7 @@ from evergrant_server.access.context import ApiContext
 from evergrant_server.access.judged_request import JudgedRequest
 from evergrant_server.access.people import person_caller
 from evergrant_server.access.transactions import ATTEMPTS
-from evergrant_server.api.http.cursors import Cursors
+from evergrant_server.api.http.cursors import Listing
 from evergrant_server.api.http.request_errors import require_known_query
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -48,9 +48,9 @@ class ApiCall(JudgedRequest):
 
     key: str | None = None
 
-    @property
-    def cursors(self) -> Cursors:
-        return Cursors(self.api.ring)
+    def listing(self, list: str, limit: int, cursor: str | None, **filters: object) -> Listing:
+        """The page of a list that the request asks for. Raises Failure INVALID_REQUEST for its cursor."""
+        return Listing(self.api.ring, self.tenant, {"list": list, **filters}, limit, cursor)
 
     async def run(
         self,
@@ -135,8 +135,7 @@ AdminCall = Annotated[ApiCall, Depends(require_tenant_admin)]
 AuditorCall = Annotated[ApiCall, Depends(require_auditor)]  # for routes that change nothing
 ExportCall = Annotated[ApiCall, Depends(_exporter)]
 _Key = Annotated[
-    str | None,
-    Header(alias="Idempotency-Key", min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$"),
+    str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")
 ]
 
 

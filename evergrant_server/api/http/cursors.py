@@ -1,57 +1,63 @@
-"""Opaque list cursors, authenticated with HMAC and bound to tenant, list and filters."""
+"""One page of a list: opaque cursors, authenticated with HMAC and bound to tenant, list and filters."""
 
 import base64
 import binascii
 import hashlib
 import hmac
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from evergrant_server.api.http.models import Page
 from evergrant_server.crypto import KeyRing
 from evergrant_server.problems import invalid_request
 
-T = TypeVar("T")
+RowT = TypeVar("RowT")
+ViewT = TypeVar("ViewT")
 
 _TAG_BYTES = 16
 _MAX_LENGTH = 2048
 
 
-class Cursors:
-    """Encodes and decodes cursors with a key derived from the key ring."""
+class Listing:
+    """The page that a request asks for: `most` rows after the place `after`, None for the first page.
 
-    def __init__(self, ring: KeyRing) -> None:
-        self._ring = ring
+    `bound` names the list and its filters. Raises Failure INVALID_REQUEST for a cursor of another list.
+    """
 
-    @property
-    def _key(self) -> bytes:
-        return self._ring.derive("api.cursor")
+    def __init__(
+        self, ring: KeyRing, tenant: str, bound: Mapping[str, object], limit: int, cursor: str | None
+    ) -> None:
+        self._key = ring.derive("api.cursor")
+        self._bound = [tenant, dict(bound)]
+        self.limit = limit
+        self.most = limit + 1  # the row behind a page shows that there is another page
+        self.after = None if cursor is None else self._decode(cursor)
 
-    def encode(self, after: str, tenant: str, **list_of: Any) -> str:
-        body = after.encode()
-        return base64.urlsafe_b64encode(self._tag(body, tenant, list_of) + body).decode().rstrip("=")
+    def page(self, items: Sequence[ViewT], rows: Sequence[RowT], place: Callable[[RowT], str]) -> Page[ViewT]:
+        """The page of the `items` that show these `rows`; each row's place follows the place before it."""
+        return Page(items=list(items[: self.limit]), next_cursor=self.next_cursor(rows, place))
 
-    def decode(self, cursor: str | None, tenant: str, **list_of: Any) -> str | None:
-        """The position to continue after. Raises Failure INVALID_REQUEST for a cursor of another list."""
-        if cursor is None:
-            return None
+    def next_cursor(self, rows: Sequence[RowT], place: Callable[[RowT], str]) -> str | None:
+        """The cursor of the next page; None where these rows are all."""
+        return self.cursor_after(place(rows[self.limit - 1])) if len(rows) > self.limit else None
+
+    def cursor_after(self, place: str) -> str:
+        body = place.encode()
+        return base64.urlsafe_b64encode(self._tag(body) + body).decode().rstrip("=")
+
+    def _decode(self, cursor: str) -> str:
+        padded = cursor[:_MAX_LENGTH] + "=" * (-len(cursor) % 4)
         try:
-            raw = base64.b64decode(
-                cursor[:_MAX_LENGTH] + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True
-            )
+            raw = base64.b64decode(padded, altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             raw = b""
         tag, body = raw[:_TAG_BYTES], raw[_TAG_BYTES:]
-        if not hmac.compare_digest(tag, self._tag(body, tenant, list_of)):
+        if not hmac.compare_digest(tag, self._tag(body)):
             raise invalid_request("cursor", "The cursor doesn't belong to this list.")
         return body.decode()
 
-    def next_cursor(
-        self, items: Sequence[T], limit: int, place: Callable[[T], str], tenant: str, **list_of: Any
-    ) -> str | None:
-        """The cursor of the next page. `found` holds `limit` + 1 items unless this page is the last."""
-        return self.encode(place(items[limit - 1]), tenant, **list_of) if len(items) > limit else None
-
-    def _tag(self, body: bytes, tenant: str, list_of: dict[str, Any]) -> bytes:
-        bound = json.dumps([tenant, list_of, body.decode(errors="replace")], sort_keys=True, default=str)
-        return hmac.new(self._key, bound.encode(), hashlib.sha256).digest()[:_TAG_BYTES]
+    def _tag(self, body: bytes) -> bytes:
+        bound: list[Any] = [*self._bound, body.decode(errors="replace")]
+        text = json.dumps(bound, sort_keys=True, default=str)
+        return hmac.new(self._key, text.encode(), hashlib.sha256).digest()[:_TAG_BYTES]

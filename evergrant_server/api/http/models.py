@@ -42,13 +42,13 @@ ItemT = TypeVar("ItemT")
 MAX_INTEGER = 2**31 - 1  # of an INTEGER column in PostgreSQL
 
 
-def _slug(value: str) -> str:
+def checked_slug(value: str) -> str:
     if not is_slug(value):
         raise ValueError("use lower-case letters, digits and hyphens, at most 63")
     return value
 
 
-def _printable(value: str) -> str:
+def checked_printable(value: str) -> str:
     if not value.isprintable() or value != value.strip():
         raise ValueError("use printable characters, without space at either end")
     return value
@@ -60,7 +60,7 @@ def _subject(value: str) -> str:
     return value
 
 
-def _scope(value: str) -> str:
+def checked_scope(value: str) -> str:
     if not _SCOPE.match(value):
         raise ValueError("a scope has visible ASCII characters, without quotes or backslashes")
     return value
@@ -100,18 +100,18 @@ def _in_utc(value: datetime) -> datetime:
         raise ValueError("is outside the years 1 to 9999 in UTC") from None
 
 
-def _storable(value: str) -> str:
+def checked_storable(value: str) -> str:
     if not is_storable_text(value):
         raise ValueError("contains NUL or an unpaired surrogate")
     return value
 
 
 def _storable_secret(value: Secret) -> Secret:
-    _storable(value.reveal())
+    checked_storable(value.reveal())
     return value
 
 
-def _resource(value: str) -> str:
+def checked_resource(value: str) -> str:
     """An absolute URI without a fragment (RFC 8707 section 2)."""
     try:
         uri = urlsplit(value)
@@ -146,29 +146,31 @@ def request_url(value: str) -> str:
     return value
 
 
-Slug = Annotated[str, Field(json_schema_extra={"pattern": _SLUG_PATTERN}), AfterValidator(_slug)]
-Scope = Annotated[str, Field(json_schema_extra={"pattern": _SCOPE_PATTERN}), AfterValidator(_scope)]
+Slug = Annotated[str, Field(json_schema_extra={"pattern": _SLUG_PATTERN}), AfterValidator(checked_slug)]
+Scope = Annotated[str, Field(json_schema_extra={"pattern": _SCOPE_PATTERN}), AfterValidator(checked_scope)]
 Scopes = Annotated[tuple[Scope, ...], Field(max_length=200)]
 Subject = Annotated[
     str,
     Field(min_length=1, max_length=255, json_schema_extra={"pattern": _SUBJECT_PATTERN}),
-    AfterValidator(_printable),
+    AfterValidator(checked_printable),
     AfterValidator(_subject),
 ]
 _IS_PRINTABLE = Field(json_schema_extra={"pattern": _PRINTABLE_PATTERN})
-Label = Annotated[str, Field(min_length=1, max_length=100), _IS_PRINTABLE, AfterValidator(_printable)]
+Label = Annotated[str, Field(min_length=1, max_length=100), _IS_PRINTABLE, AfterValidator(checked_printable)]
 _AS_URL: dict[str, Any] = {"format": "uri", "pattern": _HTTP_PATTERN}
 ReturnTo = Annotated[str, Field(max_length=2000, json_schema_extra=_AS_URL), AfterValidator(_return_to)]
 Challenge = Annotated[
     str, Field(json_schema_extra={"pattern": _CHALLENGE_PATTERN}), AfterValidator(_challenge)
 ]
 Resource = Annotated[
-    str, Field(min_length=1, max_length=2000, json_schema_extra={"format": "uri"}), AfterValidator(_resource)
+    str,
+    Field(min_length=1, max_length=2000, json_schema_extra={"format": "uri"}),
+    AfterValidator(checked_resource),
 ]
-Text = Annotated[str, Field(min_length=1, max_length=2000), _IS_PRINTABLE, AfterValidator(_printable)]
+Text = Annotated[str, Field(min_length=1, max_length=2000), _IS_PRINTABLE, AfterValidator(checked_printable)]
 
 UtcDatetime = Annotated[AwareDatetime, BeforeValidator(_date_text), AfterValidator(_in_utc)]
-StorableText = Annotated[str, AfterValidator(_storable)]
+StorableText = Annotated[str, AfterValidator(checked_storable)]
 StorableSecret = Annotated[Secret, AfterValidator(_storable_secret)]
 
 

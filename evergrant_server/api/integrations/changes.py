@@ -35,6 +35,10 @@ from providers.definition.templates import integration_endpoints
 NO_CLIENT = (
     "It has no OAuth client yet: register one at the provider with this redirect URI, then put its client id."
 )
+_AS_SENT = {  # members of a body that the row has too
+    *("issuer", "params", "client_auth", "registration", "dpop", "default_scopes", "scope_ceiling"),
+    *("binding", "on_reconnect", "identity_provider"),
+}
 # What a PUT may change without a login of moments ago: no secret, no person and no token goes elsewhere.
 _HARMLESS = {
     *("default_scopes", "refresh", "refresh_overrides"),
@@ -201,20 +205,8 @@ def _with_body(
     login: LoginRule | None,
     now: datetime,
 ) -> Integration:
-    names = {
-        "issuer",
-        "params",
-        "client_auth",
-        "registration",
-        "dpop",
-        "default_scopes",
-        "scope_ceiling",
-        "binding",
-        "on_reconnect",
-        "identity_provider",
-    }
     overrides = body.refresh.model_dump(mode="json", exclude_none=True)
-    update = body.model_dump(include=names) | {"refresh_overrides": overrides, "changed_at": now}
+    update = body.model_dump(include=_AS_SENT) | {"refresh_overrides": overrides, "changed_at": now}
     update["login"] = login
     if body.registration is RegistrationMethod.METADATA_DOCUMENT:
         update["client_auth"] = "none"

@@ -29,11 +29,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import DefinitionId, new_id
 from evergrant_server.core.integrations import Integration, IntegrationState
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.messages.integrations import (
-    DefinitionDecided,
-    RollBackDefinition,
-    RolloutStart,
-)
+from evergrant_server.core.messages.integrations import DefinitionDecided, RollBackDefinition, RolloutStart
 from evergrant_server.core.messages.names import SignalName, definition_rollout_workflow_id
 from evergrant_server.core.outbox import OutboxKind, OutboxMessage, outbox_message
 from evergrant_server.core.text import is_storable

@@ -13,7 +13,7 @@ from evergrant_server.api.http.models import (
     StorableText,
     Text,
     View,
-    _printable,
+    checked_printable,
 )
 from evergrant_server.core.clock import MAX_LIFETIME
 from evergrant_server.core.connections.account import OnReconnect
@@ -37,7 +37,7 @@ class ClientKeyBody(Body):
     """The client's private key as PEM or JWK; `id` is its `kid` at the provider."""
 
     private: StorableSecret
-    id: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)] | None = None
+    id: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(checked_printable)] | None = None
 
 
 class ClientCertificateBody(Body):
@@ -78,7 +78,7 @@ class IntegrationBody(Body):
     registration: RegistrationMethod | None = None
     initial_access_token: StorableSecret | None = None
     client_secret: StorableSecret | None = None
-    issuer: Annotated[str, Field(max_length=2000), AfterValidator(_printable)] | None = None
+    issuer: Annotated[str, Field(max_length=2000), AfterValidator(checked_printable)] | None = None
     params: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=253)]] = Field(
         default={}
     )

@@ -55,11 +55,7 @@ from evergrant_server.settings.types import CLIENT_METADATA_PATH
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from providers.definition.schema import ProviderSpec
-from providers.registration.client_metadata import (
-    client_metadata,
-    client_metadata_url,
-    scopes_to_register,
-)
+from providers.registration.client_metadata import client_metadata, client_metadata_url, scopes_to_register
 
 log = logging.getLogger("evergrant.api")
 
@@ -211,10 +207,9 @@ async def list_integrations(
     call: Call, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[IntegrationView]:
     """The integrations that the app administers or audits, sorted by name."""
-    bound = {"list": "integrations", "app": call.caller.app.id}
-    after = call.cursors.decode(cursor, call.tenant, **bound)
+    listing = call.listing("integrations", limit, cursor, app=call.caller.app.id)
     async with call.api.store.read() as tx:
-        integrations = await tx.integrations.page(call.tenant, after, limit + 1)
+        integrations = await tx.integrations.page(call.tenant, listing.after, listing.most)
         mine = [
             integration
             for integration in integrations[:limit]
@@ -222,10 +217,7 @@ async def list_integrations(
         ]
         exchanges = await newest_exchanges(tx, call.tenant) if mine else {}
         shown = [with_exchange(await _view(tx, call, integration), call, exchanges) for integration in mine]
-    next_cursor = call.cursors.next_cursor(
-        integrations, limit, lambda integration: integration.name, call.tenant, **bound
-    )
-    return Page(items=shown, next_cursor=next_cursor)
+    return listing.page(shown, integrations, lambda integration: integration.name)
 
 
 @router.get("/v1/integrations/{name}")

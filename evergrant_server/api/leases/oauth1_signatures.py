@@ -85,9 +85,7 @@ async def sign_request(
     response.headers["Cache-Control"] = "no-store"
     header = await _authorization_header(call.api, row, body)
     return SignatureView(
-        headers={"Authorization": header},
-        generation=row.generation,
-        connection_id=row.connection_id,
+        headers={"Authorization": header}, generation=row.generation, connection_id=row.connection_id
     )
 
 

@@ -23,8 +23,8 @@ from evergrant_server.core.messages.base import CLAIMED
 from evergrant_server.core.oauth.authorizations import AuthorizationCode, FamilyEnd, TokenFamily
 from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.alarms import report_replayed_token
-from evergrant_server.telemetry.metrics import count_family
 from evergrant_server.telemetry.request_ids import trace_of
 
 _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}\Z")  # RFC 7636 section 4.1
@@ -44,7 +44,7 @@ async def exchange_code(request: ClientTokenRequest) -> FamilyTokenView:
     known = await current_client_of(request, require_held)
     result = await run_transaction(request.api.store, lambda tx: _exchange(tx, request, known))
     if isinstance(result, FamilyTokenView):
-        count_family("begun")
+        metrics.count(metrics.TOKEN_FAMILIES, "begun")
         return result
     if result is not None:
         report_replayed_token(result, FamilyEnd.CODE_REPLAYED)

@@ -90,12 +90,11 @@ async def list_oauth_clients(
     call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[OAuthClientView]:
     """The tenant's clients, and in the installation's own tenant those that registered themselves."""
-    after = call.cursors.decode(cursor, call.tenant, list="oauth-clients")
+    listing = call.listing("oauth-clients", limit, cursor)
     async with call.api.store.read() as tx:
-        rows = await tx.oauth_clients.page(call.tenant, after, limit + 1)
-    key = {"list": "oauth-clients"}
-    next_cursor = call.cursors.next_cursor(rows, limit, lambda row: row.id, call.tenant, **key)
-    return Page(items=[OAuthClientView.of(client) for client in rows[:limit]], next_cursor=next_cursor)
+        clients = await tx.oauth_clients.page(call.tenant, listing.after, listing.most)
+    views = [OAuthClientView.of(client) for client in clients]
+    return listing.page(views, clients, lambda client: client.id)
 
 
 @router.put("/v1/oauth-clients/{oauth_client_id}")

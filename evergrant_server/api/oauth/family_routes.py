@@ -90,15 +90,15 @@ async def list_token_families(
     cursor: PageCursor = None,
 ) -> Page[TokenFamilyView]:
     """What subjects have authorized clients for, sorted by id; what has ended for 30 days."""
-    key = {"list": "token-families", "app": app, "client": client_id, "subject": subject}
-    after = call.cursors.decode(cursor, call.tenant, **key)
+    filters = {"app": app, "client": client_id, "subject": subject}
+    listing = call.listing("token-families", limit, cursor, **filters)
     async with call.api.store.read() as tx:
         equal = await _columns(tx, call.tenant, app, client_id, subject)
         known = app is None or equal["app_id"] is not None
-        rows = await tx.token_families.page(call.tenant, after, limit + 1, **equal) if known else []
-        items = await _views(tx, call, rows[:limit])
-    next_cursor = call.cursors.next_cursor(rows, limit, lambda row: row.id, call.tenant, **key)
-    return Page(items=items, next_cursor=next_cursor)
+        page = tx.token_families.page
+        families = await page(call.tenant, listing.after, listing.most, **equal) if known else []
+        views = await _views(tx, call, families[:limit])
+    return listing.page(views, families, lambda family: family.id)
 
 
 @router.delete("/v1/token-families/{family_id}")

@@ -16,13 +16,12 @@ from evergrant_server.api.oauth.client_authentication import (
     require_signature,
 )
 from evergrant_server.core.access import AuthenticationMethod
-from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant, TrustedIssuerId
 from evergrant_server.core.workloads.issuer import IssuerKind, TrustedIssuer
 from evergrant_server.core.workloads.rules import WorkloadRule, lifetime_problem, mismatches, token_problem
 from evergrant_server.crypto.client_assertions import AssertionRefused, is_signed_by, read_assertion
 from evergrant_server.store import Transaction
-from evergrant_server.telemetry.alarms import report_broken_authority
+from evergrant_server.telemetry.alarms import unless_broken
 from providers.responses.workload_token import (
     WorkloadToken,
     WorkloadTokenRefused,
@@ -106,13 +105,7 @@ async def _issuer_of(
     parts = sub.split("/") if isinstance(sub, str) else []
     claimed = "/".join(parts[:3]) if svid else token.claims.get("iss")  # spiffe://trust-domain/path
     for id in sorted(ids):
-        try:
-            issuer = await tx.trusted_issuers.get(tenant, id)
-        except Failure as failure:
-            if failure.code is not ErrorCode.AUTHORITY_BROKEN:
-                raise
-            report_broken_authority(failure)
-            continue
+        issuer = await unless_broken(tx.trusted_issuers.get(tenant, id))
         if issuer is not None and issuer.issuer == claimed and (issuer.kind is IssuerKind.SPIFFE) is svid:
             return issuer
     return None

@@ -18,7 +18,6 @@ from evergrant_server.api.oauth.client_authentication import (
     registered,
 )
 from evergrant_server.core.access import AppCredential, AuthenticationMethod
-from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.crypto.client_certificates import (
     NAME_KINDS,
@@ -33,7 +32,7 @@ from evergrant_server.crypto.client_certificates import (
     verify_path,
 )
 from evergrant_server.store import Transaction
-from evergrant_server.telemetry.alarms import report_broken_authority
+from evergrant_server.telemetry.alarms import unless_broken
 
 
 async def authenticate(tx: Transaction, request: ClientTokenRequest) -> ProvenClient:
@@ -81,7 +80,7 @@ async def _tls_client(
 async def _self_signed(
     _: Transaction, credential: AppCredential, certificate: AppCertificate, now: datetime
 ) -> None:
-    """Require the credential's certificate, whatever its issuer (RFC 8705 section 2.2)."""
+    """Require the credential's certificate, of any issuer (RFC 8705 section 2.2)."""
     if certificate.thumbprint != credential.parameters["thumbprint"]:
         raise CertificateRefused("the thumbprint is not the registered one")
 
@@ -115,13 +114,8 @@ class _StaleBundle(CertificateRefused):
 async def _trust_domain(tx: Transaction, credential: AppCredential) -> TrustedIssuer:
     """The credential's trust domain. Raises CertificateRefused, with an alarm for a row that was changed by
     hand."""
-    try:
-        issuer = await tx.trusted_issuers.get(credential.tenant, credential.parameters["issuer_id"])
-    except Failure as failure:
-        if failure.code is not ErrorCode.AUTHORITY_BROKEN:
-            raise
-        report_broken_authority(failure)
-        issuer = None
+    id = credential.parameters["issuer_id"]
+    issuer = await unless_broken(tx.trusted_issuers.get(credential.tenant, id))
     if issuer is None or not issuer.has_spiffe_id(credential.parameters["spiffe_id"]):
         raise CertificateRefused("its trust domain isn't trusted")
     return issuer

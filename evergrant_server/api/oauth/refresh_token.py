@@ -30,8 +30,8 @@ from evergrant_server.core.oauth.authorizations import FamilyEnd, RefreshToken, 
 from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.alarms import report_replayed_token
-from evergrant_server.telemetry.metrics import count_family
 from evergrant_server.telemetry.request_ids import trace_of
 
 _FOREIGN = "The token was issued to another client."
@@ -60,7 +60,7 @@ async def refresh(request: ClientTokenRequest) -> FamilyTokenView:
     await _count(request)
     result = await run_transaction(request.api.store, lambda tx: _refresh(tx, request, known))
     if isinstance(result, _Refreshed):
-        count_family("replayed" if result.replays else "refreshed")
+        metrics.count(metrics.TOKEN_FAMILIES, "replayed" if result.replays else "refreshed")
         return result.view
     report_replayed_token(result, FamilyEnd.TOKEN_REPLAYED)
     raise invalid_grant("The refresh token was used before: what it belonged to has ended.")

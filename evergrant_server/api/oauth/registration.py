@@ -75,11 +75,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 @router.post(
-    REGISTRATION_PATH,
-    status_code=201,
-    response_model=RegisteredView,
-    responses=_ERRORS,
-    openapi_extra=_BODY,
+    REGISTRATION_PATH, status_code=201, response_model=RegisteredView, responses=_ERRORS, openapi_extra=_BODY
 )
 async def register_client(request: Request, api: ApiDep) -> Response:
     """Register an OAuth client of the gateways, such as a coding agent (RFC 7591).

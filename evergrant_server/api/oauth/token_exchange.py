@@ -201,14 +201,12 @@ async def _person_behind(tx: Transaction, request: ClientTokenRequest, app: App)
         assert rule is not None
         problem = actor_problem(rule, token.claims, app.id, issuer=issuer.issuer, ours=request.issuer)
         if problem is None:
-            return await _begun(tx, request, token, rule, app)
+            return await _begun(tx, token, rule, app)
         wrong.append(f"{rule.name}: {problem}")
     raise _refused("No delegation rule lets this app act for the person.", app, "; ".join(wrong))
 
 
-async def _begun(
-    tx: Transaction, request: ClientTokenRequest, token: WorkloadToken, rule: DelegationRule, app: App
-) -> Beginning:
+async def _begun(tx: Transaction, token: WorkloadToken, rule: DelegationRule, app: App) -> Beginning:
     subject, jti = person_of(rule, token.claims), token.claims.get("jti")
     if subject is None:
         raise _refused("The subject token names no person that the rule accepts.", app, rule.name)

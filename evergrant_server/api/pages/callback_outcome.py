@@ -13,11 +13,7 @@ from urllib.parse import parse_qsl
 
 from evergrant_server.access.transactions import signal_connection
 from evergrant_server.api.connections.consents import signal_granted, signal_returned, wait_for_exchange
-from evergrant_server.api.pages.session import (
-    ConsentSession,
-    SubjectPages,
-    require_open_consent,
-)
+from evergrant_server.api.pages.session import ConsentSession, SubjectPages, require_open_consent
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.confirmation import await_confirm, must_be_confirmed
 from evergrant_server.core.connections.connection import Connection

@@ -11,20 +11,11 @@ from evergrant_server.api.connections.commands import save_account_choice
 from evergrant_server.api.pages.attempt import require_same_browser, send_away
 from evergrant_server.api.pages.browser import form_of, html_response
 from evergrant_server.api.pages.login import issuer_host
-from evergrant_server.api.pages.session import (
-    GOES_ON,
-    ConsentSession,
-    PagesDep,
-    SubjectPages,
-    html_route,
-)
+from evergrant_server.api.pages.session import GOES_ON, ConsentSession, PagesDep, SubjectPages, html_route
 from evergrant_server.core.connections.binding import hash_confirm_code
 from evergrant_server.core.connections.confirmation import is_confirming
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.consent import (
-    ConsentKind,
-    ConsentStatus,
-)
+from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.store import Transaction

@@ -24,11 +24,7 @@ from evergrant_server.api.pages.callback_outcome import (
     record_refusal,
     require_same_token_endpoint,
 )
-from evergrant_server.api.pages.session import (
-    ConsentSession,
-    SubjectPages,
-    issuer_name,
-)
+from evergrant_server.api.pages.session import ConsentSession, SubjectPages, issuer_name
 from evergrant_server.api.people.sessions import LOGIN_OVER
 from evergrant_server.core.connections.consent import Consent, hash_state, reference_of
 from evergrant_server.core.connections.id_token import hash_of_nonce
@@ -64,7 +60,7 @@ _CLIENTS_OFF = "No app is designated for OAuth clients here. An admin does it wi
 Stored = TypeVar("Stored", Consent, PersonLogin)
 
 
-# --- to the issuer and back, whatever the purpose -----------------------------------------------
+# --- to the issuer and back, for every purpose ---------------------------------------------------
 
 
 class _LoginRequest(NamedTuple):

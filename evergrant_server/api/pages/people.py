@@ -61,12 +61,7 @@ _PORT, _STATE = re.compile("[0-9]{4,5}"), re.compile("[A-Za-z0-9_-]{16,128}")
 @router.get("/login")
 @_person_page
 async def show_login(
-    pages: PagesDep,
-    tenant: str = "",
-    step_up: str = "",
-    port: str = "",
-    state: str = "",
-    challenge: str = "",
+    pages: PagesDep, tenant: str = "", step_up: str = "", port: str = "", state: str = "", challenge: str = ""
 ) -> Response:
     """The page with the button that leads to the tenant's issuer. Changes nothing.
 

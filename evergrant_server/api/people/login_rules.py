@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field
 from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.access.people import login_url
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
-from evergrant_server.api.http.models import Body, Scopes, Slug, View, _printable
+from evergrant_server.api.http.models import Body, Scopes, Slug, View, checked_printable
 from evergrant_server.api.integrations.changes import integration_facts
 from evergrant_server.api.integrations.checks import checked_domains
 from evergrant_server.core.access import App
@@ -33,7 +33,7 @@ from evergrant_server.store import Transaction
 admin_login_router = APIRouter(tags=["people"])
 client_login_router = APIRouter(tags=["clients"])
 
-_Name = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)]
+_Name = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(checked_printable)]
 
 
 class AdminLoginBody(Body):

@@ -71,14 +71,13 @@ async def list_sessions(
     call: AuditorCall, limit: PageLimit = 50, cursor: PageCursor = None
 ) -> Page[SessionView]:
     """The sessions of the tenant's people, ended ones for 30 days, sorted by id."""
-    after = call.cursors.decode(cursor, call.tenant, list="sessions")
+    listing = call.listing("sessions", limit, cursor)
     async with call.api.store.read() as tx:
         rule = await tx.admin_logins.of_tenant(call.tenant)
-        rows = await tx.person_sessions.page(call.tenant, after, limit + 1)
-    next_cursor = call.cursors.next_cursor(rows, limit, lambda row: row.id, call.tenant, list="sessions")
+        sessions = await tx.person_sessions.page(call.tenant, listing.after, listing.most)
     current = None if rule is None else rule.id
-    items = [_view(session, call.now, of_rule=session.rule in (None, current)) for session in rows[:limit]]
-    return Page(items=items, next_cursor=next_cursor)
+    views = [_view(session, call.now, of_rule=session.rule in (None, current)) for session in sessions]
+    return listing.page(views, sessions, lambda session: session.id)
 
 
 @router.get("/v1/sessions/current")

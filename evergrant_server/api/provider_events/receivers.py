@@ -14,19 +14,13 @@ from evergrant_server.api.http.call import ApiCall, Call
 from evergrant_server.api.http.models import Body, Slug, StorableSecret, Text, View
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import ReceiverId, new_id
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.integrations import FetchReceiverKeys
 from evergrant_server.core.messages.jobs import FETCH_RECEIVER_KEYS
 from evergrant_server.core.outbox import job_message
-from evergrant_server.core.provider_events import (
-    ACCOUNT_IS_SUB,
-    ACCOUNT_IS_SUBJECT,
-    Receiver,
-    ReceiverKind,
-)
+from evergrant_server.core.provider_events import ACCOUNT_IS_SUB, ACCOUNT_IS_SUBJECT, Receiver, ReceiverKind
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import Target
 from evergrant_server.problems import invalid_request, require_found
@@ -171,10 +165,7 @@ def _check_body(api: ApiContext, body: EventReceiverBody) -> None:
     if body.issuer is None or body.jwks_uri is None:
         missing = "issuer" if body.issuer is None else "jwks_uri"
         raise invalid_request(missing, f"{missing} is needed for security event tokens.")
-    try:
-        api.check_endpoint(body.jwks_uri)
-    except Failure as failure:
-        raise invalid_request("jwks_uri", f"jwks_uri: {failure.detail}") from None
+    api.require_endpoint("jwks_uri", body.jwks_uri)
 
 
 def _required_secret(body: EventReceiverBody) -> Secret | None:

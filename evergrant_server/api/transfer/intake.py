@@ -251,7 +251,9 @@ class ImportVerification:
         running: dict[str, asyncio.Task[ImportOutcome]] = {}
         try:
             while waiting and self._seconds_left() > 0:
-                for connection, refreshable in await self._installed_connections(list(waiting)):
+                async with self._api.store.read() as tx:
+                    installed = await tx.connections.past_consent(self._tenant, list(waiting))
+                for connection, refreshable in installed:
                     outcome = waiting.pop(connection.id)
                     judging = self._verify_one(outcome, connection, refreshable)
                     running[connection.id] = asyncio.create_task(judging)
@@ -265,10 +267,10 @@ class ImportVerification:
                 task.cancel()
             await asyncio.gather(*running.values(), return_exceptions=True)
 
-    async def _unverified(self, outcomes: list[ImportOutcome]) -> dict[str, ImportOutcome]:
+    async def _unverified(self, outcomes: list[ImportOutcome]) -> dict[ConnectionId, ImportOutcome]:
         """Outcomes to verify: imported now, or by an earlier request and not refreshed yet."""
         unverified = {
-            outcome.connection_id: outcome
+            ConnectionId(outcome.connection_id): outcome
             for outcome in outcomes
             if outcome.connection_id and outcome.status == "imported"
         }
@@ -286,18 +288,6 @@ class ImportVerification:
                 if await tx.consents.import_consent(self._tenant, connection.id) is not None:
                     unverified[connection.id] = outcome
         return unverified
-
-    async def _installed_connections(self, ids: list[str]) -> list[tuple[Connection, bool]]:
-        """The connections whose grant is installed, and whether it can be refreshed."""
-        ready: list[tuple[Connection, bool]] = []
-        async with self._api.store.read() as tx:
-            for connection_id in ids:
-                connection = await tx.connections.get(self._tenant, ConnectionId(connection_id))
-                if connection is None or connection.state is LifecycleState.PENDING_CONSENT:
-                    continue
-                grant = await tx.grants.get(self._tenant, connection.id)
-                ready.append((connection, grant is not None and grant.refreshable))
-        return ready
 
     async def _verify_one(
         self, outcome: ImportOutcome, connection: Connection, refreshable: bool
@@ -327,7 +317,7 @@ class ImportVerification:
     def _final_outcome(
         self,
         outcome: ImportOutcome,
-        waiting: dict[str, ImportOutcome],
+        waiting: dict[ConnectionId, ImportOutcome],
         running: dict[str, asyncio.Task[ImportOutcome]],
     ) -> ImportOutcome:
         task = running.get(outcome.connection_id or "")

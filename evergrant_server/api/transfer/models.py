@@ -4,14 +4,7 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    Field,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, AwareDatetime, Field, WithJsonSchema, field_validator, model_validator
 
 from evergrant_server.api.http.models import Body, Label, Scopes, Slug, Subject, View
 from evergrant_server.core.clock import MAX_LIFETIME

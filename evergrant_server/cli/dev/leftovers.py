@@ -1,7 +1,7 @@
 """What an earlier `dev` left behind: processes that outlive it by a while, and whether it runs still.
 
-Each child's pid file has its pid and start time. A process with both is the one that was started, whatever
-has become of its pid since; no other is touched.
+Each child's pid file has its pid and start time. Only a process with both is the one that `dev` started: its
+pid may have become another's since.
 """
 
 import asyncio

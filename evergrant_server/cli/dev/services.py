@@ -32,8 +32,7 @@ async def work(settings: Settings) -> None:
     async with asyncio.timeout(_WAIT_LIMIT_S):
         await _prepare_namespace(settings)
         print(NAMESPACE_READY, flush=True)
-        while not await _has_schema(settings):
-            await asyncio.sleep(_POLL_S)
+    await _wait_for_api(settings)
     await worker.main(settings)
 
 

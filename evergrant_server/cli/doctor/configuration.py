@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from evergrant_server import audit
 from evergrant_server.audit.exchanges import newest_exchanges
 from evergrant_server.cli.doctor import COMMAND, CheckFailed
-from evergrant_server.cli.doctor.database import _ring, _store
+from evergrant_server.cli.doctor.database import open_ring, open_store, reading
 from evergrant_server.cli.pinned_hosts.waiting import waiting
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SystemClock
@@ -28,7 +28,7 @@ _CONSENTS = (AuditAction.CONSENT_UNCONFIRMED, AuditAction.CONSENT_CONFIRMED, Aud
 
 async def bindings(settings: Settings) -> str:
     """Find integrations whose consents aren't bound to their subjects: no problem on one's own machine."""
-    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+    async with reading(settings) as tx:
         unbound = await tx.integrations.with_binding(Binding.NONE, _MOST_NAMED + 1)
     named = ", ".join(
         f"{integration.name} (tenant {integration.tenant})" for integration in unbound[:_MOST_NAMED]
@@ -47,7 +47,7 @@ async def bindings(settings: Settings) -> str:
 async def logins(settings: Settings) -> str:
     """Find integrations of the binding `oidc` at whose issuer no subject can log in."""
     broken: list[str] = []
-    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+    async with reading(settings) as tx:
         bound = await tx.integrations.with_binding(Binding.OIDC, 1000)
         for integration in bound:
             named = (
@@ -72,7 +72,7 @@ async def logins(settings: Settings) -> str:
 async def hosts(settings: Settings) -> str:
     """Find hosts at which no grant was made: refreshes and revocations wait that would be sent there."""
     named: list[str] = []
-    async with _store(settings, _ring(settings)[0]) as store:
+    async with open_store(settings, open_ring(settings)[0]) as store:
         async for waiting_host in waiting(store, Registry.load()):
             if len(named) == _MOST_NAMED:
                 named.append("and more")
@@ -92,7 +92,7 @@ async def hosts(settings: Settings) -> str:
 
 async def trusted_issuers(settings: Settings) -> str:
     """Find issuers whose keys couldn't be read the last time: a day later their apps can't get tokens."""
-    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+    async with reading(settings) as tx:
         failing = await tx.trusted_issuers.with_problems(_MOST_NAMED + 1)
     if not failing:
         return "the keys of every trusted issuer could be read"
@@ -112,7 +112,7 @@ def _named(issuer: TrustedIssuer) -> str:
 
 async def addresses(settings: Settings) -> str:
     """Find permits with `sources` behind a proxy that no setting names: they judge the proxy's address."""
-    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+    async with reading(settings) as tx:
         count = await tx.access.permits_with_sources()
     if settings.trusted_proxies:
         return f"X-Forwarded-For counts from {', '.join(settings.trusted_proxies)}"
@@ -131,7 +131,7 @@ async def token_limits(settings: Settings) -> str:
     }
     limited = {name: share for name, share in shares.items() if share is not None}
     now, used = SystemClock().now(), list[str]()
-    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+    async with reading(settings) as tx:
         integrations = await tx.integrations.at_providers(list(limited), _MOST_LOOKED_AT)
         for integration in integrations:
             until = await tx.attempts.share_used_until(
@@ -151,7 +151,7 @@ async def token_limits(settings: Settings) -> str:
 
 async def exchanges(settings: Settings) -> str:
     """Each integration's last exchange with its provider worked, unless it is the subject's to repair."""
-    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+    async with reading(settings) as tx:
         newest = await newest_exchanges(tx, Tenant(settings.tenant))
     failed = {name: exchange.failure for name, exchange in newest.items() if exchange.failure is not None}
     if not failed:
@@ -167,7 +167,7 @@ async def exchanges(settings: Settings) -> str:
 async def confirmations(settings: Settings) -> str:
     """Apps confirm the consents that come back to them: one that isn't confirmed is never exchanged."""
     since = SystemClock().now() - _UNCONFIRMED_FOR
-    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+    async with reading(settings) as tx:
         consents = await audit.newest_of_tenant(tx, Tenant(settings.tenant), _CONSENTS, among=_READ)
     newest = {record.object: record for record in reversed(consents) if record.at >= since}
     unbound = [

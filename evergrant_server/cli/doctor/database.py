@@ -62,8 +62,8 @@ async def migrations(settings: Settings) -> str:
 
 async def keys_open(settings: Settings) -> str:
     """Unwrap one tenant key for each purpose in this key file."""
-    ring, purposes = _ring(settings)
-    async with _store(settings, ring) as store:
+    ring, purposes = open_ring(settings)
+    async with open_store(settings, ring) as store:
         opened = []
         for purpose in sorted(purposes):
             try:
@@ -83,9 +83,9 @@ async def keys_open(settings: Settings) -> str:
 
 async def authority(settings: Settings) -> str:
     """Find rows that say who may do what, and aren't Evergrant's. Connections: `authority verify`."""
-    ring = _ring(settings)[0]
+    ring = open_ring(settings)[0]
     is_gateway = ring.role is Role.GATEWAY
-    async with _store(settings, ring) as store:
+    async with open_store(settings, ring) as store:
         heads = [] if is_gateway else await audit.broken_heads(store)
         broken = [*await broken_configuration(store), *heads]
     if broken:
@@ -102,7 +102,7 @@ async def gateway_role(settings: Settings) -> str:
     """A gateway connects as a role of PostgreSQL that writes nothing but what a gateway's code writes."""
     if settings.uses_sqlite:
         return "SQLite has no roles: each process may write every row"
-    if _ring(settings)[0].role is not Role.GATEWAY:
+    if open_ring(settings)[0].role is not Role.GATEWAY:
         return "no gateway's key file: only gateways have a role of their own"
     try:
         role, rights = await rights_of_user(settings.database_url)
@@ -119,7 +119,7 @@ async def gateway_role(settings: Settings) -> str:
 
 
 async def outbox(settings: Settings) -> str:
-    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+    async with reading(settings) as tx:
         now = SystemClock().now()
         depth, oldest = await tx.outbox.depth(now), await tx.outbox.oldest_undelivered_at()
     if oldest is None:
@@ -136,7 +136,7 @@ async def outbox(settings: Settings) -> str:
 async def revocations(settings: Settings) -> str:
     """Find grants whose provider hasn't confirmed the revocation for too long: tokens may be valid."""
     before, most = SystemClock().now() - REVOCATION_AGE_LIMIT, _MOST_NAMED + 1
-    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+    async with reading(settings) as tx:
         revoking = await tx.connections.revoking_since_before(before, most)
         replaced = await tx.replaced_grants.pending_since_before(before, most)
         old = [("", grant) for grant in revoking] + [("a replaced grant of ", grant) for grant in replaced]
@@ -166,7 +166,7 @@ async def _last_failure(tx: Transaction, revocation: PendingRevocation) -> str:
 async def certificates(settings: Settings) -> str:
     """Find client certificates that expire soon, before a provider refuses them."""
     now = SystemClock().now()
-    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+    async with reading(settings) as tx:
         ending = await tx.integrations.with_certificates_expiring_before(now + CERTIFICATE_WARNING)
     if not ending:
         return f"none expires within {CERTIFICATE_WARNING.days} days"
@@ -182,7 +182,7 @@ async def certificates(settings: Settings) -> str:
 async def api_keys(settings: Settings) -> str:
     """Find apps that have no accepted API key, or soon won't have one."""
     now = SystemClock().now()
-    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+    async with reading(settings) as tx:
         ends = await tx.access.key_ends()
     ending = [app_end for app_end in ends if app_end[2] is None or app_end[2] < now + API_KEY_WARNING]
     if not ending:
@@ -198,7 +198,7 @@ async def api_keys(settings: Settings) -> str:
 
 
 async def clock(settings: Settings) -> str:
-    async with _store(settings, _ring(settings)[0]) as store:
+    async with open_store(settings, open_ring(settings)[0]) as store:
         await database_time(store)  # the first query also opens the connection
         before = SystemClock().now()
         theirs = await database_time(store)
@@ -207,7 +207,7 @@ async def clock(settings: Settings) -> str:
     return compare_clocks(theirs, before, SystemClock().now(), "the database's")
 
 
-def _ring(settings: Settings) -> tuple[KeyRing, frozenset[str]]:
+def open_ring(settings: Settings) -> tuple[KeyRing, frozenset[str]]:
     """The key ring for the widest role that its file allows, and the file's purposes."""
     try:
         file = keyfile.read(settings.key_path)
@@ -219,7 +219,7 @@ def _ring(settings: Settings) -> tuple[KeyRing, frozenset[str]]:
 
 
 @asynccontextmanager
-async def _store(settings: Settings, ring: KeyRing) -> AsyncIterator[Store]:
+async def open_store(settings: Settings, ring: KeyRing) -> AsyncIterator[Store]:
     try:
         store = await Store.open(settings.database_url, ring, SystemClock())
     except Failure as failure:
@@ -230,6 +230,13 @@ async def _store(settings: Settings, ring: KeyRing) -> AsyncIterator[Store]:
         yield store
     finally:
         await store.close()
+
+
+@asynccontextmanager
+async def reading(settings: Settings) -> AsyncIterator[Transaction]:
+    """A transaction that only reads. Raises CheckFailed for a key file or a database that can't be used."""
+    async with open_store(settings, open_ring(settings)[0]) as store, store.read() as tx:
+        yield tx
 
 
 def _unreachable(failure: Failure) -> CheckFailed:

@@ -8,8 +8,8 @@ from evergrant_server.access.credentials import parse_key
 from evergrant_server.cli.dev.leftovers import recorded_processes, running_dev
 from evergrant_server.cli.dev.settings_file import read, server_file
 from evergrant_server.cli.doctor import COMMAND, CheckFailed
-from evergrant_server.cli.doctor.database import _ring, _store
-from evergrant_server.cli.doctor.temporal import _client
+from evergrant_server.cli.doctor.database import open_ring, open_store, reading
+from evergrant_server.cli.doctor.temporal import open_client
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.messages.names import connection_workflow_id
@@ -62,7 +62,7 @@ async def admin_key(settings: Settings) -> str:
         key = path.read_text(encoding="utf-8").strip()
     except OSError:
         return f"no {path}"
-    async with _store(settings, _ring(settings)[0]) as store:
+    async with open_store(settings, open_ring(settings)[0]) as store:
         try:
             caller = await Authenticator(store, SystemClock()).caller_of(key)
         except Failure as failure:
@@ -92,9 +92,9 @@ async def _why_refused(store: Store, key: str, failure: Failure) -> str:
 
 async def workflows(settings: Settings) -> str:
     """Live connections have workflows: without, nothing is refreshed and no consent is completed."""
-    async with _store(settings, _ring(settings)[0]) as store, store.read() as tx:
+    async with reading(settings) as tx:
         live = await tx.connections.live_in_all_tenants(limit=_SAMPLE)
-    runs = WorkflowRuns(await _client(settings), settings.temporal_task_queue)
+    runs = WorkflowRuns(await open_client(settings), settings.temporal_task_queue)
     missing = [str(connection.id) for connection in live if not await _has_workflow(runs, connection)]
     if missing:
         why = f"{len(missing)} of {len(live)} live connections have no workflow, {missing[0]} among them"

@@ -15,7 +15,7 @@ UPGRADE = f"{COMMAND} db upgrade"
 
 
 async def reachable(settings: Settings) -> str:
-    client = await _client(settings)
+    client = await open_client(settings)
     return f"answers at {client.service_client.config.target_host}"
 
 
@@ -29,14 +29,14 @@ async def program(settings: Settings) -> str:
 
 
 async def namespace(settings: Settings) -> str:
-    client = await _client(settings)
+    client = await open_client(settings)
     if await get_retention(client) is None:
         raise CheckFailed(f"the namespace {client.namespace} doesn't exist", UPGRADE)
     return client.namespace
 
 
 async def retention(settings: Settings) -> str:
-    client = await _client(settings)
+    client = await open_client(settings)
     retention, wanted = await get_retention(client), settings.history_retention
     if retention is None:
         raise CheckFailed(f"the namespace {client.namespace} doesn't exist", UPGRADE)
@@ -50,7 +50,7 @@ async def retention(settings: Settings) -> str:
 
 
 async def search_attributes(settings: Settings) -> str:
-    missing = await missing_search_attributes(await _client(settings))
+    missing = await missing_search_attributes(await open_client(settings))
     if missing is None:
         raise CheckFailed("the namespace doesn't exist", UPGRADE)
     if missing:
@@ -59,7 +59,7 @@ async def search_attributes(settings: Settings) -> str:
 
 
 async def workers(settings: Settings) -> str:
-    pollers = await probe.pollers(await _client(settings), settings.temporal_task_queue)
+    pollers = await probe.pollers(await open_client(settings), settings.temporal_task_queue)
     if not all(pollers):
         raise CheckFailed(
             f"no worker polls the task queue {settings.temporal_task_queue!r}: "
@@ -72,7 +72,7 @@ async def workers(settings: Settings) -> str:
 
 async def schedules(settings: Settings) -> str:
     """The schedules that workers declare exist and are not paused."""
-    statuses = await schedule_statuses(await _client(settings), settings)
+    statuses = await schedule_statuses(await open_client(settings), settings)
     missing = [status.job.name for status in statuses if not status.exists]
     if missing:
         raise CheckFailed(
@@ -86,13 +86,13 @@ async def schedules(settings: Settings) -> str:
 
 
 async def clock(settings: Settings) -> str:
-    client = await _client(settings)
+    client = await open_client(settings)
     before = SystemClock().now()
     theirs = await probe.server_time(client)
     return compare_clocks(theirs, before, SystemClock().now(), "Temporal's")
 
 
-async def _client(settings: Settings) -> Any:
+async def open_client(settings: Settings) -> Any:
     """A connected client. Its type is temporalio's, which commands don't import."""
     try:
         return await connect(settings)

@@ -63,10 +63,6 @@ class TrustedIssuer(TenantRow):
     created_at: datetime
     changed_at: datetime
 
-    @property
-    def trust_domain(self) -> str | None:
-        return self.issuer.removeprefix(_SPIFFE) if self.kind is IssuerKind.SPIFFE else None
-
     def usable_keys(self, now: datetime) -> tuple[dict[str, Any], ...] | None:
         """The keys that tokens may be checked with; None when the last good reading is too long ago."""
         fresh = self.keys_at is not None and now < self.keys_at + KEYS_SERVE
@@ -80,10 +76,6 @@ class TrustedIssuer(TenantRow):
     def has_spiffe_id(self, value: str) -> bool:
         """True for the SPIFFE ID of a workload of this trust domain."""
         return self.kind is IssuerKind.SPIFFE and value.startswith(f"{self.issuer}/")
-
-    def keys_are_due(self, now: datetime) -> bool:
-        """True when the keys should be read again."""
-        return self.keys_next_at is None or self.keys_next_at <= now
 
     def may_request_keys(self, now: datetime) -> bool:
         """True when a token may cause a reading: it causes one in REQUEST_INTERVAL at most."""

@@ -209,7 +209,7 @@ class ProxyCall:
 
     def _record_outcome(self, sent: Sent) -> None:
         caller = self.caller
-        metrics.count_proxied_call(sent.ended, self.provider)
+        metrics.count(metrics.PROXIED_CALLS, sent.ended, self.provider)
         detail: dict[str, object] = {
             "app": caller.app.id,
             "call": sent.id,

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from evergrant_server.access.context import ApiContext, integration_spec
+from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
@@ -18,6 +19,8 @@ from providers.definition.templates import api_base_url_of, protected_resource_u
 
 KEPT_S = 5.0
 _MOST_KEPT = 10_000
+
+_Kept = tuple[float, Integration, ProviderSpec]  # with when it was read
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+\Z")
 
 
@@ -56,7 +59,9 @@ class ProviderApis:
 
     def __init__(self, api: ApiContext) -> None:
         self._api = api
-        self._known: dict[tuple[Tenant, IntegrationId], tuple[float, Integration, ProviderSpec]] = {}
+        self._known = Bounded[tuple[Tenant, IntegrationId], tuple[float, Integration, ProviderSpec]](
+            _MOST_KEPT
+        )
 
     async def of(self, row: LeaseRow) -> ProviderApi:
         """Raises Failure API_UNKNOWN when the definition names no API, or its address isn't known whole;
@@ -100,7 +105,5 @@ class ProviderApis:
             if integration is None:
                 raise Failure(ErrorCode.CLIENT_REJECTED, f"the integration {row.integration} was deleted")
             spec = await integration_spec(tx, self._api.registry, integration)
-        if len(self._known) >= _MOST_KEPT:
-            self._known.clear()
         self._known[key] = now, integration, spec
         return integration, spec

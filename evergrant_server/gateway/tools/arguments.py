@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, Field, JsonValue, WithJsonSchema
 
-from evergrant_server.api.connections.models import _connection_id
+from evergrant_server.api.connections.models import checked_connection_id
 from evergrant_server.api.http.models import Body, Label, Scopes, Slug, StorableText, Subject, Text
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import ConnectionId, is_id
@@ -25,12 +25,11 @@ def _approval_id(value: str) -> str:
 
 _Id = Annotated[
     ConnectionId,
-    AfterValidator(_connection_id),
+    AfterValidator(checked_connection_id),
     Field(description="The connection's id, con_…, as list_connections shows it."),
 ]
 _Who = Annotated[
-    Subject | None,
-    Field(description="Whose account: the subject. Needed where you act for several."),
+    Subject | None, Field(description="Whose account: the subject. Needed where you act for several.")
 ]
 _Cursor = Annotated[str | None, Field(max_length=2000, description="next_cursor of the page before.")]
 _Reason = Annotated[
@@ -38,10 +37,6 @@ _Reason = Annotated[
 ]
 _HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")]
 _HeaderValue = Annotated[str, Field(pattern=r"^[ -~]{0,1000}$")]
-
-
-class NoArguments(Body):
-    pass
 
 
 class ListConnections(Body):

@@ -48,7 +48,7 @@ async def call_api(tool: ToolCall, arguments: CallApi) -> CallToolResult | Input
     back = await returned(tool)
     if back is not None:
         if not back.opened or not await hold(lambda: _is_decided(tool, back.id)):
-            return await _undecided(tool, back.id)
+            return _refused(tool, await _approval(tool, back.id))
         approval = await _approval(tool, back.id)
         if approval.state is not CallApprovalState.APPROVED:
             return _refused(tool, approval)
@@ -125,11 +125,6 @@ def _view(answer: Response) -> CallApprovalView:
 
 async def _is_decided(tool: ToolCall, id: str) -> bool:
     return (await _approval(tool, id)).state is not CallApprovalState.WAITING
-
-
-async def _undecided(tool: ToolCall, id: str) -> CallToolResult:
-    approval = await _approval(tool, id)
-    return _refused(tool, approval)
 
 
 def _refused(tool: ToolCall, approval: CallApprovalView) -> CallToolResult:

@@ -52,18 +52,15 @@ async def list_connections(tool: ToolCall, arguments: ListConnections) -> CallTo
 async def list_integrations(tool: ToolCall, arguments: ListIntegrations) -> CallToolResult:
     """Those at which a permit lets the caller ask for a connection."""
     call = tool.call
-    bound = {"list": "mcp integrations", "app": call.caller.app.id}
-    after = call.cursors.decode(arguments.cursor, call.tenant, **bound)
+    listing = call.listing("mcp integrations", MOST_ROWS, arguments.cursor, app=call.caller.app.id)
     async with call.api.store.read() as tx:
-        integrations = await tx.integrations.page(call.tenant, after, MOST_ROWS + 1)
+        integrations = await tx.integrations.page(call.tenant, listing.after, listing.most)
     rows = [
         {"integration": integration.name, "provider": integration.provider}
         for integration in integrations[:MOST_ROWS]
         if _may_connect(tool, Target(integration.name, integration.provider, tool.by.subject))
     ]
-    next_cursor = call.cursors.next_cursor(
-        integrations, MOST_ROWS, lambda integration: integration.name, call.tenant, **bound
-    )
+    next_cursor = listing.next_cursor(integrations, lambda integration: integration.name)
     return result({"integrations": rows, "next_cursor": next_cursor})
 
 

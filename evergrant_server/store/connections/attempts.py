@@ -6,7 +6,8 @@ One attempt is open per connection and slot. Late tokens are sealed until they a
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, or_, text
+from sqlalchemy import ColumnElement, Select, delete, exists, or_, select, text, tuple_
+from sqlalchemy.orm import aliased
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection
@@ -16,8 +17,14 @@ from evergrant_server.core.ids import AttemptId, ConnectionId, IntegrationId, Te
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome, LateTokens
 from evergrant_server.core.single_use.pacing import Share
 from evergrant_server.crypto import AssociatedData, KeyPurpose
-from evergrant_server.store.connections.tables import REFRESHED_CONDITION, AttemptRow, LateTokensRow
-from evergrant_server.store.database.rows import ModelRepository, columns_equal, find_one
+from evergrant_server.store.connections.tables import (
+    REFRESHED_CONDITION,
+    AttemptRow,
+    ConnectionRow,
+    LateTokensRow,
+)
+from evergrant_server.store.database.columns import table_of
+from evergrant_server.store.database.rows import ModelRepository, columns_equal, fetch_all, find_one
 from evergrant_server.store.sealing import SealedRepository
 
 _MOST_SUPERSEDED = 20  # an answer that this many later uses superseded is worth nothing
@@ -162,6 +169,26 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
             return None
         return first.closed_at, newest.closed_at
 
+    async def prune(self, before: datetime, seen: datetime, limit: int = 500) -> datetime | None:
+        """Delete closed attempts that nothing reads any more: closed before then, two generations behind
+        their connection's, and not the newest refresh of their integration.
+
+        Looks at the connections of the first `limit` attempts that were closed after `seen`, and deletes some
+        ten for each at the most. Returns when the last one was closed, to go on from there; None: no other
+        has reached that age. What stays of a connection is deleted when its next attempt has.
+        """
+        row = table_of(AttemptRow).c
+        aged = select(row.tenant, row.connection_id, row.closed_at)
+        aged = aged.where(row.closed_at > seen, row.closed_at < before).order_by(row.closed_at).limit(limit)
+        looked_at = await fetch_all(self._connection, aged)
+        if not looked_at:
+            return None
+        connections = {(attempt["tenant"], attempt["connection_id"]) for attempt in looked_at}
+        mine = tuple_(row.tenant, row.connection_id).in_(connections)
+        old = select(row.tenant, row.id).where(mine, row.closed_at < before, _overtaken(), ~_newest_refresh())
+        await self._run(delete(AttemptRow).where(tuple_(row.tenant, row.id).in_(old.limit(limit * 10))))
+        return looked_at[-1]["closed_at"]
+
     def _refreshed(self, tenant: Tenant, integration_id: IntegrationId) -> Select[Any]:
         mine = self._where(tenant=tenant, integration_id=integration_id)
         return mine.where(text(REFRESHED_CONDITION))
@@ -179,6 +206,29 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
             raise Failure(ErrorCode.STORE_CONFLICT, f"{attempt.id} was closed before.", row=attempt.id)
         ended = attempt.__replace__(outcome=outcome, closed_at=at)
         return await self.replace(ended, expected=attempt.revision)
+
+
+def _overtaken() -> ColumnElement[bool]:
+    """The attempt's connection has had two more grants since: what ended that of the attempt is history."""
+    mine = (col(ConnectionRow.tenant) == col(AttemptRow.tenant)) & (
+        col(ConnectionRow.id) == col(AttemptRow.connection_id)
+    )
+    return exists().where(mine, col(ConnectionRow.generation) > col(AttemptRow.from_generation) + 1)
+
+
+def _newest_refresh() -> ColumnElement[bool]:
+    """No later refresh of its integration worked: recurring errors are judged by when one last did."""
+    later = aliased(AttemptRow)
+    worked = (col(later.kind) == AttemptKind.REFRESH.value) & (
+        col(later.outcome) == AttemptOutcome.INSTALLED.value
+    )
+    newer = exists().where(
+        col(later.tenant) == col(AttemptRow.tenant),
+        col(later.integration_id) == col(AttemptRow.integration_id),
+        col(later.closed_at) > col(AttemptRow.closed_at),
+        worked,
+    )
+    return text(REFRESHED_CONDITION) & ~newer
 
 
 def _same(wanted: Attempt) -> ColumnElement[bool]:

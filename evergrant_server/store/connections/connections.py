@@ -4,7 +4,7 @@ The authenticator of the names is written when a row is added, and no later chan
 worker's with the first grant of a connection that a gateway added.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -27,8 +27,8 @@ from evergrant_server.store.connections.tables import (
     BY_NAMES,
     FAILING_CONDITION,
     FINAL_STATES,
-    LIVE_CONDITION,
     REFUSED_CONDITION,
+    REVOKING_CONDITION,
     ConnectionGrantRow,
     ConnectionRow,
     LateTokensRow,
@@ -212,6 +212,24 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         """Connections of every tenant that haven't ended, sorted by id."""
         return await self._readable(self._where(col(ConnectionRow.state).not_in(FINAL_STATES)), after, limit)
 
+    async def past_consent(
+        self, tenant: Tenant, ids: Collection[ConnectionId]
+    ) -> list[tuple[Connection, bool]]:
+        """Those of these connections that are no longer pending, and whether a refresh can renew their main
+        grant: one query for all that an import waits for."""
+        row, grant = table_of(ConnectionRow), table_of(ConnectionGrantRow)
+        mine = and_(
+            grant.c.tenant == row.c.tenant, grant.c.connection_id == row.c.id, grant.c.slot == MAIN_SLOT
+        )
+        query = (
+            select(row, grant.c.refreshable)
+            .join_from(row, grant, mine, isouter=True)
+            .where(row.c.tenant == tenant, row.c.id.in_(ids))
+            .where(row.c.state != LifecycleState.PENDING_CONSENT.value)
+        )
+        rows = await fetch_all(self._connection, query)
+        return [(read_model(Connection, ConnectionRow, row), bool(row["refreshable"])) for row in rows]
+
     async def any_live(self, tenant: Tenant, integration_id: IntegrationId) -> bool:
         """Whether a connection of the integration hasn't ended."""
         live = columns_equal(ConnectionRow, tenant=tenant, integration_id=integration_id)
@@ -247,8 +265,7 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         row = table_of(ConnectionRow).c
         query = (
             select(row.tenant, row.id, row.integration, row.changed_at.label("since"))
-            .where(row.state == LifecycleState.REVOKING.value, text(LIVE_CONDITION))
-            .where(row.changed_at < moment)
+            .where(text(REVOKING_CONDITION), row.changed_at < moment)
             .order_by(row.changed_at, row.id)
         )
         return [PendingRevocation(**row) for row in await fetch_all(self._connection, query.limit(limit))]

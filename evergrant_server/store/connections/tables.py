@@ -18,6 +18,7 @@ LIVE_CONDITION = "state NOT IN ({})".format(", ".join(f"'{state}'" for state in 
 
 FAILING_CONDITION = "state = 'active' AND failures > 0"
 REFUSED_CONDITION = "state = 'needs_reauth' AND reason = 'refresh_refused'"
+REVOKING_CONDITION = f"state = '{LifecycleState.REVOKING}'"
 REFRESHED_CONDITION = "kind = 'refresh' AND outcome = 'installed'"
 
 
@@ -43,6 +44,7 @@ class ConnectionRow(columns.IdTable, table=True):
         columns.partial_index(
             "ix_connection_refused", "tenant", "integration_id", "changed_at", where=REFUSED_CONDITION
         ),
+        columns.partial_index("ix_connection_revoking", "changed_at", "id", where=REVOKING_CONDITION),
     )
     integration_id: str
     integration: str
@@ -157,6 +159,7 @@ class AttemptRow(columns.IdTable, table=True):
         columns.partial_index(
             "ix_attempt_refreshed", "tenant", "integration_id", "closed_at", where=REFRESHED_CONDITION
         ),
+        columns.partial_index("ix_attempt_closed", "closed_at", where="closed_at IS NOT NULL"),
     )
     connection_id: str
     integration_id: str | None = None

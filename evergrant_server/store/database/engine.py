@@ -128,6 +128,9 @@ class PostgresDatabase:
                     raise PoolTimeout from None
             yield
 
+    async def commits_seen(self) -> None:
+        """None: PostgreSQL has no such number as SQLite's; its readers hold up nobody."""
+
     def in_pool(self, pool: Pool) -> "PostgresDatabase":
         """The same database through the connections of `pool`, which are opened when they are needed."""
         if pool not in self._pools:

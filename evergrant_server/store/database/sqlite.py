@@ -107,8 +107,23 @@ class SqliteDatabase:
         async with self._connected() as connection:
             yield SqliteConnection(connection)
 
+    async def commits_seen(self) -> int | None:
+        """A number that another process's or task's commit changes; reading it costs no transaction.
+
+        One connection asks each time and writes nothing, because SQLite tells each only of the others.
+        """
+        if self._watch is None:
+            async with self._free:  # the engine's pool would block the thread
+                watch = await self._in_thread(self._engine.connect, discard=Connection.close)
+                watch.detach()  # kept beside the pool
+            self._watch = watch
+        (version,) = _driver_of(self._watch).execute("PRAGMA data_version").fetchone()
+        return version
+
     async def close(self) -> None:
         """Close every connection. Afterwards another event loop, or a forked process, may use it."""
+        if self._watch is not None:
+            self._watch.close()
         await self._in_thread(self._engine.dispose)
         self._thread.shutdown(wait=False)
         self._begin_anew()
@@ -116,6 +131,7 @@ class SqliteDatabase:
     def _begin_anew(self) -> None:
         self._free = asyncio.Semaphore(_CONNECTIONS)  # the engine's pool would block the loop
         self.writer = asyncio.Lock()
+        self._watch: Connection | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
 
     @asynccontextmanager

@@ -88,11 +88,7 @@ class CallbackReceiver(Protocol):
 
 
 async def walk_consent(
-    setup: TrialSetup,
-    sender: Sender,
-    receiver: CallbackReceiver,
-    clock: Clock,
-    learn: Callable[..., None],
+    setup: TrialSetup, sender: Sender, receiver: CallbackReceiver, clock: Clock, learn: Callable[..., None]
 ) -> WalkedConsent:
     """Ask for the user's consent. `learn` is called with each secret before it can appear anywhere.
 

@@ -28,19 +28,10 @@ _ERROR_FIELDS = frozenset(
         *("description", "type", "result", "ok", "success", "http_code", "response_code"),
     )
 )
-_KIND_FIELDS = (
-    "type",
-    "kind",
-    "object",
-    "role",
-    "state",
-    "locale",
-    "plan",
-    "response_type",
-    "token_use",
-    "errorCode",
-    "error_codes",
-)  # say nothing of a person
+_KIND_FIELDS = (  # say nothing of a person
+    *("type", "kind", "object", "role", "state", "locale", "plan"),
+    *("response_type", "token_use", "errorCode", "error_codes"),
+)
 _EMAIL = re.compile(r"[\w.+%-]+@[\w-]+(?:\.[\w-]+)*")
 UUID = re.compile(r"\b[0-9a-fA-F]{8}(?:-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}\b")
 _IPV4 = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")

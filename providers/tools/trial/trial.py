@@ -20,13 +20,7 @@ from providers.tools.trial.observation import (
     observe_revocation,
     observe_tokens,
 )
-from providers.tools.trial.token_requests import (
-    SeenReply,
-    TokenRequests,
-    TrialGrant,
-    altered,
-    uninterrupted,
-)
+from providers.tools.trial.token_requests import SeenReply, TokenRequests, TrialGrant, altered, uninterrupted
 from providers.tools.trial.vector_replies import written_reply
 
 

@@ -206,7 +206,7 @@ def masked_endpoints(endpoints: Endpoints) -> Endpoints:
         name: f"https://{_HOST}" + ("" if name == "issuer" else f"/{name.removesuffix('_endpoint')}")
         for name, _ in _urls(endpoints)
     }
-    return endpoints.__replace__(**urls, mtls_aliases={}, registration_endpoint=None)
+    return endpoints.__replace__(**(urls | {"mtls_aliases": {}, "registration_endpoint": None}))
 
 
 def hosts_of(endpoints: Endpoints) -> list[str]:

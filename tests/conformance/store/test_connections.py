@@ -280,3 +280,23 @@ async def test_columns_that_are_not_of_their_type_are_replaced_as_well(store: St
         assert grant is not None
         assert (grant.generation, grant.scopes) == (connection.generation, ())
         assert (await tx.grants.access_token(read)).reveal()
+
+
+async def test_what_an_import_waits_for_is_past_its_consent_and_says_whether_it_can_be_refreshed(
+    store: Store,
+):
+    pending, of_another = (
+        await added(store, a_connection(subject="waits")),
+        await granted(store, subject="else"),
+    )
+    refreshable = await granted(store, subject="refreshable")
+    denied = await added(store, a_connection(subject="denied", state=LifecycleState.DENIED))
+    ids = [pending.id, refreshable.id, denied.id]
+    async with store.read() as tx:
+        ended = await tx.connections.past_consent(ACME, ids)
+        assert await tx.connections.past_consent(Tenant("other"), ids) == []
+    assert {(connection.id, renewable) for connection, renewable in ended} == {
+        (refreshable.id, True),
+        (denied.id, False),
+    }
+    assert of_another.id not in {connection.id for connection, _ in ended}

@@ -1,14 +1,16 @@
 """Consents, imports too, hold their secrets until they are used; attempts are open one at a time."""
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
+from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
 from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import Tenant, new_id
+from evergrant_server.core.ids import AttemptId, Tenant, new_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.core.single_use.pacing import Share
@@ -243,3 +245,74 @@ async def test_the_refreshes_of_an_integration_that_worked_and_those_that_fail(s
         found = [await tx.connections.others_refused(it, hours[4]) for it in (mine, other, elsewhere)]
         assert found == [True, False, False]
         assert not await tx.connections.others_refused(mine, hours[5])
+
+
+async def closed(
+    store: Store, connection: Connection, generation: int, days: int, outcome: AttemptOutcome, **changes: Any
+) -> AttemptId:
+    """An attempt that ended so, that many days before the moment at which a test prunes."""
+    attempt = an_attempt(
+        connection, from_generation=generation, integration_id=connection.integration_id, **changes
+    )
+    async with store.write() as tx:
+        await tx.attempts.open(attempt)
+        await tx.attempts.close(attempt, outcome, NOW - timedelta(days=days))
+    return attempt.id
+
+
+async def ids_of_attempts(store: Store, *ids: AttemptId) -> list[AttemptId]:
+    """Those of them that the store still has."""
+    async with store.read() as tx:
+        rows = [await tx.attempts.get(ACME, id) for id in ids]
+    return [row.id for row in rows if row is not None]
+
+
+async def pruned(store: Store, limit: int = 500) -> int:
+    """Prune what is older than 90 days; returns the number of steps."""
+    steps, seen = 0, datetime.min.replace(tzinfo=UTC)
+    while True:
+        async with store.write() as tx:
+            last = await tx.attempts.prune(NOW - timedelta(days=90), seen, limit)
+        if last is None:
+            return steps
+        steps, seen = steps + 1, last
+
+
+async def test_attempts_are_pruned_once_they_are_old_and_two_grants_have_followed(store: Store):
+    connection = await added(store, a_connection(generation=5))
+    generation, other = connection.generation, await added(store, a_connection(generation=1, subject="other"))
+    installed = AttemptOutcome.INSTALLED
+    old = [
+        await closed(store, connection, number, 200 - number, installed) for number in range(generation - 1)
+    ]
+    last = [await closed(store, connection, generation - 1, 120, installed)]
+    unknown = await closed(store, connection, 0, 300, AttemptOutcome.SUPERSEDED)
+    followed = await closed(store, connection, 1, 80, AttemptOutcome.REFUSED)
+    of_other = await closed(store, other, other.generation, 500, AttemptOutcome.REFUSED)
+    assert await pruned(store) == 1
+    kept = [*last, followed, of_other]
+    assert await ids_of_attempts(store, *old, unknown, *kept) == kept
+
+
+async def test_the_newest_refresh_of_an_integration_is_kept_and_no_open_attempt_is_pruned(store: Store):
+    connection = await added(store, a_connection(generation=9))
+    newest = await closed(store, connection, 2, 200, AttemptOutcome.INSTALLED)
+    under_way = an_attempt(connection, opened_at=NOW - timedelta(days=400), from_generation=0)
+    async with store.write() as tx:
+        await tx.attempts.open(under_way)
+    await pruned(store)
+    assert await ids_of_attempts(store, newest, under_way.id) == [newest, under_way.id]
+    async with store.read() as tx:
+        worked_at = await tx.attempts.newest_refresh(ACME, connection.integration_id)
+    assert worked_at == NOW - timedelta(days=200)
+
+
+async def test_attempts_are_pruned_in_steps_and_what_a_step_left_goes_with_the_next(store: Store):
+    connections = [await added(store, a_connection(generation=30, subject=name)) for name in ("a", "b")]
+    ids = [
+        await closed(store, connection, number, 200 - number, AttemptOutcome.NOT_SENT)
+        for connection in connections
+        for number in range(25)
+    ]
+    assert await pruned(store, limit=2) == 3, "twenty in a step"
+    assert await ids_of_attempts(store, *ids) == []

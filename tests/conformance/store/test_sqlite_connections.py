@@ -174,3 +174,49 @@ async def test_a_caller_that_is_cancelled_while_a_connection_opens_leaves_none_o
         with pytest.raises(asyncio.CancelledError):
             await reading
     assert database._engine.pool.checkedout() == 0
+
+
+async def test_a_commit_of_any_connection_is_seen_and_nothing_else(database: SqliteDatabase, tmp_path: Path):
+    async def note_and_fail() -> None:
+        async with database.write() as connection:
+            await connection.execute(NOTE)
+            raise ZeroDivisionError
+
+    first = await database.commits_seen()
+    await count(database)
+    with pytest.raises(ZeroDivisionError):
+        await note_and_fail()
+    assert await database.commits_seen() == first, "it was rolled back"
+    await note(database)
+    own = await database.commits_seen()
+    assert own != first
+    with closing(sqlite3.connect(tmp_path / "evergrant.db")) as other:
+        other.execute("INSERT INTO noted VALUES (2)")
+        other.commit()
+    assert await database.commits_seen() not in (first, own)
+
+
+async def test_the_first_look_for_commits_waits_for_a_connection_and_keeps_none(database: SqliteDatabase):
+    ends = asyncio.Event()
+
+    async def reading() -> None:
+        async with database.read():
+            await ends.wait()
+
+    readers = [asyncio.create_task(reading()) for _ in range(sqlite._CONNECTIONS)]
+    async with asyncio.timeout(PATIENCE_S):
+        while not all_open(database):
+            await asyncio.sleep(0.01)
+        looking = asyncio.create_task(database.commits_seen())
+        await asyncio.sleep(0.05)
+        assert await database._in_thread(lambda: "free") == "free", "the thread that commits isn't blocked"
+        assert not looking.done()
+        ends.set()
+        assert await looking is not None
+        await asyncio.gather(*readers)
+        ends.clear()
+        readers = [asyncio.create_task(reading()) for _ in range(sqlite._CONNECTIONS)]
+        while not all_open(database):
+            await asyncio.sleep(0.01)
+    ends.set()
+    await asyncio.gather(*readers)

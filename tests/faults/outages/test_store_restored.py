@@ -100,7 +100,7 @@ async def test_no_spent_token_is_sent_and_each_connection_is_named(place: Instal
     assert (await place.row(behind)).generation == 1
     sent = place.idp.count("token")
     told = await place.parts.reconciler.reconcile_all()
-    assert (told.live, told.started, told.store_behind) == (2, 0, (behind.id,))
+    assert (told.live, told.started, told.store_behind.first) == (2, 0, (behind.id,))
     assert (await place.ensure_fresh(behind, 3)).problem is ErrorCode.STORE_BEHIND
     assert place.idp.count("token") == sent
     assert (await place.ensure_fresh(untouched, 1)).generation == 2
@@ -116,7 +116,7 @@ async def test_a_reauthorization_repairs_the_connection(place: Installation, bac
     assert (await place.ensure_fresh(connection, 4)).problem is ErrorCode.STORE_BEHIND
     again = await reauthorized(place, connection)
     assert (again.state, again.generation) == (LifecycleState.ACTIVE, 5)
-    assert (await place.parts.reconciler.reconcile_all()).store_behind == ()
+    assert (await place.parts.reconciler.reconcile_all()).store_behind.first == ()
     assert (await place.ensure_fresh(connection, 5)).generation == 6
 
 
@@ -131,9 +131,9 @@ async def test_a_terminated_workflows_generation_still_detects_the_old_store(
     await restore()
     sent = place.idp.count("token")
     told = await place.parts.reconciler.reconcile_all()
-    assert (told.started, told.store_behind) == (1, (connection.id,))
+    assert (told.started, told.store_behind.first) == (1, (connection.id,))
     assert (await place.ensure_fresh(connection, 3)).problem is ErrorCode.STORE_BEHIND
-    assert (await place.parts.reconciler.reconcile_all()).store_behind == (connection.id,)
+    assert (await place.parts.reconciler.reconcile_all()).store_behind.first == (connection.id,)
     assert place.idp.count("token") == sent
 
 
@@ -208,7 +208,7 @@ async def test_with_temporal_lost_too_the_providers_refusal_is_believed(
     await prepare_namespace(await servers[0].client(), timedelta(days=365))
     await restore()
     told = await place.parts.reconciler.reconcile_all()
-    assert (told.started, told.store_behind) == (1, ())
+    assert (told.started, told.store_behind.first) == (1, ())
     sent = idp.count("token")
     assert (await place.ensure_fresh(connection, 1, limit_s=60)).problem is ErrorCode.GRANT_REJECTED
     assert idp.count("token") == sent + 1

@@ -11,8 +11,8 @@ from sqlmodel import col
 from temporalio.testing import ActivityEnvironment
 
 from activities.consents.accounts import AccountActivities
-from activities.consents.code_exchange import CodeExchangeActivities
-from activities.grants.refresh import RefreshActivities
+from activities.consents.code_exchange import CodeExchangeSpend
+from activities.grants.refresh import RefreshActivities, RefreshSpend
 from evergrant_server.cli.doctor import CheckFailed, database
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, RevocationOutcome
@@ -71,7 +71,7 @@ async def test_an_unexpected_error_of_a_code_exchange_ends_the_consent_and_delay
     place: Installation, monkeypatch: pytest.MonkeyPatch
 ):
     connection = await place.begin()
-    tries = breaks(monkeypatch, CodeExchangeActivities, "_token_request")
+    tries = breaks(monkeypatch, CodeExchangeSpend, "request")
     async with asyncio.timeout(PATIENCE_S):
         await place.consent(connection)
         await place.until_audited(connection, AuditAction.CONSENT_FAILED)
@@ -99,7 +99,7 @@ async def test_the_health_of_a_connection_shows_an_unexpected_error(
     connection = await place.connect()
     grant = (await place.grant(connection))[1]
     await set_columns(place, connection, ConnectionGrantRow, expires_at=grant.obtained_at)
-    breaks(monkeypatch, RefreshActivities, "_token_request")
+    breaks(monkeypatch, RefreshSpend, "request")
     result = await Activities(place).refresh(connection, 1, last_try())
     assert result.failure is ErrorCode.INTERNAL
     assert (await place.row(connection)).last_failure is ErrorCode.INTERNAL

@@ -172,10 +172,13 @@ class TestAPass:
         stuck = await replace_by_a_stuck_run(place, connection)
         name = connection_workflow_id(TENANT, connection.id)
 
-        async def reported() -> set[str]:
-            return await place.parts.link.failing_workflows()
+        names = [connection_workflow_id(TENANT, healthy.id), name]
 
-        await eventually(reported, lambda ids: ids == {name})
+        async def reported() -> list[str]:
+            listed = await place.parts.link.running_connections(names)
+            return [workflow for workflow, run in listed.items() if run.is_failing]
+
+        await eventually(reported, lambda ids: ids == [name])
         counts = await place.parts.reconciler.reconcile_all(compare=False)
         assert (counts.live, counts.started) == (2, 1)
         assert await status_of(place, connection, stuck) is WorkflowExecutionStatus.TERMINATED

@@ -14,11 +14,12 @@ from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.store import Store
 from evergrant_server.store.database.rows import fetch_all
 from evergrant_server.store.outbox import Outbox, OutboxRow, outbox_mac
+from evergrant_server.temporal_link import outbox_relay
 from evergrant_server.temporal_link.outbox_relay import OutboxRelay
 from evergrant_server.temporal_link.runs import NewestRun, WorkflowNotRunning
 from tests.conformance.store.samples import a_message
 from tests.fakes.clock import SetClock
-from tests.fakes.patience import PATIENCE_S
+from tests.fakes.patience import PATIENCE_S, eventually
 
 TENANT = Tenant("acme")
 BAD, GOOD = (connection_workflow_id(TENANT, ConnectionId(new_id("con"))) for _ in range(2))
@@ -93,26 +94,58 @@ async def test_an_undeliverable_message_is_postponed_and_the_next_one_delivered(
 
 
 class Slow(Trouble):
-    """Temporal answers the signal to BAD only once the other is delivered."""
+    """Temporal answers the signal to BAD once it may."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._delivered = asyncio.Event()
+        self.answers = asyncio.Event()
 
     async def signal(self, target: str, name: str, payload: dict[str, Any]) -> None:
         if target == BAD:
-            await self._delivered.wait()
-        self._delivered.set()
+            await self.answers.wait()
         self.signalled.append(target)
 
 
-async def test_a_message_that_takes_long_delays_no_other(store: Store, clock: SetClock):
+async def undelivered(store: Store) -> set[str]:
+    async with store.read() as tx:
+        return await tx.outbox.targets_with_undelivered([BAD, GOOD])
+
+
+async def test_a_delivery_that_takes_long_delays_neither_its_batch_nor_the_next_ones(
+    store: Store, clock: SetClock
+):
     slow = Slow()
     await put(store, clock, BAD)
     await put(store, clock, GOOD)
     relay = OutboxRelay(store, cast(Any, slow), cast(Any, slow), clock)
     assert await asyncio.wait_for(relay.deliver_batch(), PATIENCE_S) == 2
-    assert slow.signalled == [GOOD, BAD]
+    assert await undelivered(store) == {BAD}
+    await put(store, clock, GOOD)
+    await put(store, clock, BAD)
+    assert await asyncio.wait_for(relay.deliver_batch(), PATIENCE_S) == 1, "BAD's second waits for its first"
+    slow.answers.set()
+    await eventually(lambda: relay.deliver_batch(), lambda claimed: claimed == 1)
+    assert slow.signalled == [GOOD, GOOD, BAD, BAD]
+    assert await undelivered(store) == set()
+
+
+async def test_no_more_deliveries_than_that_are_left_behind_and_a_relay_that_ends_leaves_none(
+    store: Store, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(outbox_relay, "_MOST_SLOW", 1)
+    slow = Slow()
+    await put(store, clock, BAD)
+    relay = OutboxRelay(store, cast(Any, slow), cast(Any, slow), clock)
+    running = asyncio.create_task(relay.run())
+    await eventually(lambda: asyncio.sleep(0.05, relay._slow))
+    await put(store, clock, GOOD)
+    relay.notify()
+    await asyncio.sleep(0.3)
+    assert slow.signalled == [], "one is left behind already"
+    running.cancel()
+    await asyncio.wait({running}, timeout=PATIENCE_S)
+    assert not relay._slow
+    assert await undelivered(store) == {BAD, GOOD}
 
 
 async def test_a_signal_is_sent_again_after_its_workflow_was_started(store: Store, clock: SetClock):
@@ -180,6 +213,7 @@ async def test_the_relay_survives_an_unexpected_error(
         raise ValueError("its text may be a secret")
 
     monkeypatch.setattr(Outbox, "claim", claim)
+    await put(store, clock, GOOD)
     trouble = Trouble()
     relay = OutboxRelay(store, cast(Any, trouble), cast(Any, trouble), clock)
     assert await relay.deliver_batch() == 0

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from evergrant.temporal import TokenInbox, TokenNotReady
@@ -28,16 +29,20 @@ async def run_of(place: Installation, connection: Connection) -> str | None:
     return (await handle.describe()).run_id
 
 
-async def until_visible(place: Installation) -> None:
-    """Temporal lists the one connection of the test."""
-    await eventually(place.parts.link.running_connections)
+async def listed_runs(place: Installation, connection: Connection) -> dict[str, RunningWorkflow]:
+    return await place.parts.link.running_connections([connection_workflow_id(TENANT, connection.id)])
+
+
+async def until_visible(place: Installation, connection: Connection) -> None:
+    """Temporal lists the connection's run."""
+    await eventually(partial(listed_runs, place, connection))
 
 
 async def test_runs_that_are_older_start_anew_and_their_connections_notice_nothing(
     place: Installation, capsys: pytest.CaptureFixture[str]
 ):
     connection = await place.connect()
-    await until_visible(place)
+    await until_visible(place, connection)
     first = await run_of(place, connection)
     await operate.reconcile(place.parts.settings, LONG_AGO, False)
     assert "0 restarted" in capsys.readouterr().out
@@ -56,28 +61,28 @@ async def test_a_run_that_has_ended_is_followed_though_the_list_of_runs_still_ha
 ):
     """A run that has ended answers questions too, and the list lags behind."""
     connection = await place.connect()
-    await until_visible(place)
-    listed = await place.parts.link.running_connections()
+    await until_visible(place, connection)
+    listed = await listed_runs(place, connection)
     assert (await place.described(connection)) is not None
     await place.terminate(connection)
     assert (await place.described(connection)) is None
 
-    async def as_before() -> dict[str, RunningWorkflow]:
+    async def as_before(_: object) -> dict[str, RunningWorkflow]:
         return listed
 
     monkeypatch.setattr(place.parts.link, "running_connections", as_before)
     done = await place.parts.reconciler.reconcile_all(older_than=older_than)
-    assert (done.started, done.restarted, done.unanswered) == (1, 0, ())
+    assert (done.started, done.restarted, done.unanswered.first) == (1, 0, ())
     assert (await place.ensure_fresh(connection, 1)).generation == 2
 
 
 async def test_a_run_whose_provider_may_still_answer_is_left_and_named(place: Installation):
     connection = await place.connect()
-    await until_visible(place)
+    await until_visible(place, connection)
     async with place.idp.in_flight(place.ensure_fresh(connection, 1)) as refreshing:
         first = await run_of(place, connection)
         done = await place.parts.reconciler.reconcile_all(compare=False, older_than=timedelta(0))
-        assert (done.restarted, done.awaiting_provider) == (0, (connection.id,))
+        assert (done.restarted, done.awaiting_provider.first) == (0, (connection.id,))
     assert (await refreshing).generation == 2
     assert await run_of(place, connection) == first
 
@@ -104,7 +109,7 @@ class WaitingPipeline(TokenInbox):
 
 async def test_a_restarted_run_notifies_the_pipelines_that_waited(place: Installation):
     connection = await place.connect()
-    await until_visible(place)
+    await until_visible(place, connection)
     place.idp.script(error("invalid_grant"))
     assert (await place.ensure_fresh(connection, 1)).problem is ErrorCode.GRANT_REJECTED
     client, name, queue = (

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
@@ -12,12 +13,14 @@ from evergrant_server.api.transfer.intake import ImportWriter
 from evergrant_server.api.transfer.models import ImportOutcome
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.export import ExportStatus
-from evergrant_server.core.ids import ExportId
+from evergrant_server.core.ids import ConnectionId, ExportId, Tenant
 from evergrant_server.core.messages.connection import ConnectionStart, EventKind
 from evergrant_server.core.outbox import BULK, OutboxKind
 from evergrant_server.crypto import Recipient
 from evergrant_server.crypto.request_proof import proven_message
+from evergrant_server.store.connections.connections import Connections
 from tests.fakes.api import OTHER, TENANT, Api
 from tests.fakes.patience import PATIENCE_S
 
@@ -84,6 +87,33 @@ async def test_an_import_is_one_transaction_and_a_second_one_changes_nothing(api
         api.worker.ring, begins.context, start.target, api.clock.now(), timedelta(seconds=1)
     )
     assert (proven, begins.context.by) == (BULK, "app:boss")  # the audit log names who imported
+
+
+async def test_a_look_at_what_waits_for_its_verification_is_one_query(
+    api: Api, key: str, monkeypatch: pytest.MonkeyPatch
+):
+    looks, looked_up = list[int](), list[ConnectionId]()
+    past_consent, get = Connections.past_consent, Connections.get
+
+    async def counted(
+        rows: Connections, tenant: Tenant, ids: Collection[ConnectionId]
+    ) -> list[tuple[Connection, bool]]:
+        looks.append(len(ids))
+        looked_up.clear()
+        return await past_consent(rows, tenant, ids)
+
+    async def got(rows: Connections, tenant: Tenant, id: ConnectionId) -> Connection | None:
+        looked_up.append(id)
+        return await get(rows, tenant, id)
+
+    monkeypatch.setattr(Connections, "past_consent", counted)
+    monkeypatch.setattr(Connections, "get", got)
+    items = [item(subject=f"user-{number}") for number in range(8)]
+    assert {outcome["verification"] for outcome in await sent(api, key, *items, verify=True)} == {
+        "unverified"
+    }
+    assert set(looks) == {8}
+    assert looked_up == [], "no row by itself after the first look"
 
 
 async def test_the_start_of_an_import_that_is_verified_waits_for_no_other(api: Api, key: str):

@@ -20,7 +20,7 @@ from evergrant_server.cli.process import settings_environment
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.settings import BadSettings, load_settings
 from evergrant_server.settings.types import DURATION_FORMS
-from evergrant_server.temporal_link.reconcile import ReconcileCounts
+from evergrant_server.temporal_link.reconcile import Named, ReconcileCounts
 from examples.demo.interruption import INTERRUPTED, run_interruptible
 from tests.fakes.failures import fails
 
@@ -48,16 +48,23 @@ def test_a_refused_duration_is_told_the_accepted_forms(text: str, monkeypatch: p
     ("more", "code", "named"),
     [
         ({}, ErrorCode.TEMPORAL_UNAVAILABLE, "con_2: its workflow doesn't"),
+        ({}, ErrorCode.TEMPORAL_UNAVAILABLE, "and 1000 more after con_2"),
         ({"workers_answered": False}, ErrorCode.TEMPORAL_UNAVAILABLE, "start a worker and run"),
-        ({"store_behind": ("con_3",)}, ErrorCode.STORE_BEHIND, "con_1: its workflow"),
-        ({"unanswered": (), "unreadable": (("con_4", "flow"),)}, ErrorCode.INTERNAL, "con_4: skipped, flow"),
+        ({"store_behind": Named(1, ("con_3",))}, ErrorCode.STORE_BEHIND, "con_1: its workflow"),
+        (
+            {"unanswered": Named(), "unreadable": Named(1, (("con_4", "flow"),))},
+            ErrorCode.INTERNAL,
+            "con_4: skipped, flow",
+        ),
     ],
 )
 def test_what_a_pass_could_not_check_is_named_and_the_command_fails(
     more: dict[str, Any], code: ErrorCode, named: str, capsys: pytest.CaptureFixture[str]
 ):
     with fails(code):
-        print_report(ReconcileCounts(**{"unanswered": ("con_1", "con_2"), **more}), restarting=False)
+        print_report(
+            ReconcileCounts(**{"unanswered": Named(1_002, ("con_1", "con_2")), **more}), restarting=False
+        )
     assert named in capsys.readouterr().out
 
 

@@ -1,7 +1,7 @@
 """A store on SQLite with connections, and a link that plays their workflows without Temporal."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -35,33 +35,36 @@ class ScriptedLink(TemporalLink):
     the newest run of every workflow. `started` holds the messages of started connections.
     """
 
-    def __init__(self, connections: Iterable[Connection]) -> None:
+    def __init__(self, connections: Sequence[Connection]) -> None:
         self._known = {connection.id: connection for connection in connections}
+        self._by_workflow = {connection_workflow_id(c.tenant, c.id): c for c in connections}
         self.silent: dict[str, int] = {}
         self.queries: Counter[str] = Counter()
         self.newest: NewestRun | None = NewestRun("run", True, None)
         self.pending_replies: tuple[str, ...] = ()
         self.started: list[ConnectionStart] = []
         self.closed_run_queries = 0
+        self.most_listed = 0  # workflows that one query of visibility named
 
-    async def running_connections(self) -> dict[str, RunningWorkflow]:
-        return {
-            connection_workflow_id(known.tenant, known.id): RunningWorkflow(known.created_at, known.state)
-            for known in self._known.values()
-        }
+    async def running_connections(self, workflows: Sequence[str]) -> dict[str, RunningWorkflow]:
+        self.most_listed = max(self.most_listed, len(workflows))
+        wanted = {name: self._by_workflow[name] for name in workflows if name in self._by_workflow}
+        return {name: RunningWorkflow(known.created_at, known.state) for name, known in wanted.items()}
 
     async def newest_run(self, workflow: str) -> NewestRun | None:
         return self.newest
 
-    async def failing_workflows(self) -> set[str]:
-        return set()
+    async def failing_workflows(self) -> AsyncIterator[str]:
+        for workflow in ():
+            yield workflow
 
     async def is_idle(self, workflow: str) -> bool:
         return True
 
-    async def closed_connections(self, since: datetime | None) -> list[tuple[str, str]]:
+    async def closed_connections(self, since: datetime | None) -> AsyncIterator[tuple[str, str]]:
         self.closed_run_queries += 1
-        return []
+        for run in ():
+            yield run
 
     async def start(self, request: StartRequest) -> None:
         assert isinstance(request.argument, ConnectionStart)
@@ -79,7 +82,7 @@ class ScriptedLink(TemporalLink):
         return a_description(connection_id, **facts, waiting_callers=self.pending_replies)
 
 
-Prepare = Callable[[int], Awaitable[tuple[Reconciler, ScriptedLink]]]
+Prepare = Callable[..., Awaitable[tuple[Reconciler, ScriptedLink]]]
 
 
 def connection_ids(*numbers: int) -> tuple[str, ...]:
@@ -98,8 +101,8 @@ async def store(tmp_path: Path, ring: KeyRing, clock: SetClock) -> AsyncIterator
 def prepare(store: Store, ring: KeyRing, clock: SetClock) -> Prepare:
     """Adds that many connections; returns the reconciler and the link that it queries."""
 
-    async def prepared(count: int) -> tuple[Reconciler, ScriptedLink]:
-        connections = [connection(number, clock) for number in range(count)]
+    async def prepared(count: int, first: int = 0) -> tuple[Reconciler, ScriptedLink]:
+        connections = [connection(number, clock) for number in range(first, first + count)]
         async with store.write() as tx:
             for added in connections:
                 await tx.connections.add(added)

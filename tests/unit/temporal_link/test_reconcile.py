@@ -1,5 +1,7 @@
 """Reconcile: missing workflows are started, workflows that don't answer are queried again and then named."""
 
+import tracemalloc
+
 import pytest
 from sqlalchemy import update
 from sqlmodel import col
@@ -11,6 +13,8 @@ from evergrant_server.core.messages.connection import EventKind
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store
 from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow
+from evergrant_server.temporal_link import reconcile
+from evergrant_server.temporal_link.reconcile import Reconciler
 from evergrant_server.temporal_link.runs import NewestRun
 from tests.fakes.clock import SetClock
 from tests.unit.temporal_link.conftest import Prepare, connection_ids
@@ -74,7 +78,7 @@ async def test_a_late_answer_is_accepted_and_a_missing_one_is_named(prepare: Pre
     late, missing = connection_ids(2, 4)
     link.silent = {late: 1, missing: NEVER}
     counts = await reconciler.reconcile_all()
-    assert (counts.live, counts.unanswered, counts.workers_answered) == (6, (missing,), True)
+    assert (counts.live, counts.unanswered.first, counts.workers_answered) == (6, (missing,), True)
     assert [link.queries[name] for name in connection_ids(*range(6))] == [1, 1, 2, 1, 2, 1]
 
 
@@ -82,7 +86,7 @@ async def test_a_worker_that_was_slow_for_many_at_once_still_counts_as_running(p
     reconciler, link = await prepare(230)
     link.silent = dict.fromkeys(connection_ids(*range(32)), 1)
     counts = await reconciler.reconcile_all()
-    assert (counts.live, counts.workers_answered, counts.unanswered) == (230, True, ())
+    assert (counts.live, counts.workers_answered, counts.unanswered.first) == (230, True, ())
     assert len(link.queries) == 230
 
 
@@ -91,7 +95,7 @@ async def test_without_a_worker_the_pass_soon_stops_to_query(prepare: Prepare):
     link.silent = dict.fromkeys(connection_ids(*range(450)), NEVER)
     counts = await reconciler.reconcile_all()
     assert (counts.live, counts.workers_answered) == (450, False)
-    assert counts.unanswered == connection_ids(*range(200)), "the rest wasn't queried"
+    assert counts.unanswered.first == connection_ids(*range(200)), "the rest wasn't queried"
     assert link.queries.total() < 100
 
 
@@ -106,8 +110,38 @@ async def test_rows_that_cant_be_read_stop_no_pass(prepare: Prepare, store: Stor
         await tx.connection.execute(rows.values(flow="from_the_future"))
         await tx.connection.execute(update(ConnectionGrantRow).values(scopes={"a": 1}))
     found = await reconciler.reconcile_all(compare=False)
-    assert sorted(id for id, _ in found.unreadable) == sorted([CONNECTION, *broken])
+    assert sorted(id for id, _ in found.unreadable.first) == sorted([CONNECTION, *broken])
     assert (found.live, found.complete) == (199, True)
-    why = dict(found.unreadable)
+    why = dict(found.unreadable.first)
     assert why[CONNECTION] == f"the row of {CONNECTION} in connection_grant can't be read: scopes"
     assert why[broken[0]] == f"the row of {broken[0]} in connection can't be read: flow"
+
+
+async def test_a_pass_names_no_more_than_a_person_reads_and_counts_all(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(reconcile, "_MOST_NAMED", 10)
+    reconciler, link = await prepare(450)
+    link.silent = dict.fromkeys(connection_ids(*range(450)), NEVER)
+    counts = await reconciler.reconcile_all()
+    assert (counts.unanswered.count, counts.unanswered.first) == (200, connection_ids(*range(10)))
+
+
+async def peak_of_a_pass(reconciler: Reconciler) -> int:
+    """The most bytes that a pass holds beside what was there before."""
+    tracemalloc.start()
+    try:
+        await reconciler.reconcile_all(compare=False)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_pass_over_six_times_the_connections_takes_no_more_memory(prepare: Prepare):
+    reconciler, _ = await prepare(600)
+    await peak_of_a_pass(reconciler)  # statements are compiled once
+    few = await peak_of_a_pass(reconciler)
+    reconciler, link = await prepare(3_000, first=600)
+    many = await peak_of_a_pass(reconciler)
+    assert link.most_listed == 200, "what is listed of Temporal is a batch as well"
+    assert many < 1.2 * few

@@ -2,20 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import func, select, update
 from temporalio.testing import ActivityEnvironment
 
 from activities.histories import HistoryActivities
-from activities.reconcile import RUN_LIMIT, ReconcileActivities
+from activities.reconcile import RUN_LIMIT, ReconcileActivities, prune_attempts
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
+from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.store import Store
+from evergrant_server.store.connections.attempts import Attempts
+from evergrant_server.store.connections.tables import AttemptRow, ConnectionRow
 from evergrant_server.temporal_link.reconcile import Reconciler
+from tests.conformance.store.samples import an_attempt
 from tests.fakes.clock import SetClock
 from tests.unit.temporal_link.conftest import Prepare, ScriptedLink, connection_ids
 
@@ -165,3 +170,39 @@ async def test_a_response_that_showed_a_key_is_deleted_after_a_day(
 
     assert await exists_after(timedelta(hours=23))
     assert not await exists_after(timedelta(hours=2))
+
+
+async def test_a_pass_looks_once_at_attempts_that_stay_and_deletes_those_that_grants_have_followed(
+    prepare: Prepare, store: Store, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+):
+    """The last attempt of each connection stays: a pass that read them all would cost more with each."""
+    await prepare(600)
+    async with store.write() as tx:
+        page = await tx.connections.live_in_all_tenants(limit=1000)
+        for number, connection in enumerate(page):
+            opened = clock.now() + timedelta(microseconds=number)
+            attempt = an_attempt(connection, opened_at=opened, send_by=opened)
+            await tx.attempts.open(attempt)
+            await tx.attempts.close(attempt, AttemptOutcome.REFUSED, opened)
+    steps, prune = list[datetime](), Attempts.prune
+
+    async def counted(attempts: Attempts, before: datetime, seen: datetime) -> datetime | None:
+        steps.append(seen)
+        return await prune(attempts, before, seen)
+
+    monkeypatch.setattr(Attempts, "prune", counted)
+    clock.advance(timedelta(days=91).total_seconds())
+    seen = await prune_attempts(store, clock.now(), datetime.min.replace(tzinfo=UTC))
+    assert len(steps) == 3, "500, 100 and none"
+    assert await prune_attempts(store, clock.now(), seen) == seen
+    assert steps[3:] == [seen]
+    assert await attempts_left(store) == 600
+    async with store.write() as tx:
+        await tx.connection.execute(update(ConnectionRow).values(generation=7))
+    await prune_attempts(store, clock.now(), datetime.min.replace(tzinfo=UTC))
+    assert await attempts_left(store) == 0
+
+
+async def attempts_left(store: Store) -> int:
+    async with store.read() as tx:
+        return (await tx.connection.execute(select(func.count()).select_from(AttemptRow))).scalar_one()

@@ -189,8 +189,6 @@ def read_key_file(path: Path) -> str:
         ) from None
     if not key:
         raise BadRequest(
-            f"the API key file {path} is empty",
-            code="api_key_file_empty",
-            repair="Write the key into it.",
+            f"the API key file {path} is empty", code="api_key_file_empty", repair="Write the key into it."
         )
     return key

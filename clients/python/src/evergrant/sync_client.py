@@ -139,7 +139,7 @@ class Evergrant(ApiMethods, Transport):
         who is logged in **in that browser's session with your app**, and `verifier` the one that this
         session keeps: take neither from the query. Waits for the exchange, fifteen seconds at most.
 
-        Raises BadRequest `not_connection` for a code that isn't this consent's, ReconnectNeeded
+        Raises BadRequest `not_found` for a code that isn't this consent's, ReconnectNeeded
         `subject_mismatch` for another person (nothing was stored: start again), `confirm_expired` after two
         minutes (the connect link works again), any other EvergrantError.
         """

@@ -34,11 +34,7 @@ from evergrant_server.api.pages.authorization.request import (
     read_client,
     read_query,
 )
-from evergrant_server.api.pages.authorization.session import (
-    client_page,
-    end_session,
-    live_subject,
-)
+from evergrant_server.api.pages.authorization.session import client_page, end_session, live_subject
 from evergrant_server.api.pages.authorization.upstream import (
     consent_at_provider,
     needs_provider,
@@ -71,10 +67,7 @@ _IN_QUERY = [
     for name in (*_PARAMETERS, "resource", "scope", "state")
 ]
 _MOST_NAMED = 8  # integrations
-_CODES_OF_PAGES = {
-    "access_denied": ErrorCode.NOT_PERMITTED,
-    "unauthorized_client": ErrorCode.CLIENTS_OFF,
-}
+_CODES_OF_PAGES = {"access_denied": ErrorCode.NOT_PERMITTED, "unauthorized_client": ErrorCode.CLIENTS_OFF}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from evergrant_server.api.pages.session import AUTHORIZE_PATH, SubjectPages, htm
 from evergrant_server.api.people.sessions import verified_login
 from evergrant_server.console.pages import Pages
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import SessionId, new_id
 from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.oauth.requests import SUBJECT_SESSION_LASTS, SubjectSession
@@ -21,7 +20,7 @@ from evergrant_server.core.people.logins import LoginStatus, PersonLogin
 from evergrant_server.core.people.sessions import hash_secret
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
-from evergrant_server.telemetry.alarms import report_broken_authority
+from evergrant_server.telemetry.alarms import unless_broken
 from providers.requests.authorization_url import new_random_value
 
 client_page = partial(html_route, page=Pages.not_authorized)
@@ -38,13 +37,7 @@ async def live_subject(pages: SubjectPages, tx: Transaction, rule: ClientLogin) 
     secret = pages.request.cookies.get(_subject_cookie(pages.api.settings.public_url))
     if secret is None:
         return None
-    try:
-        session = await tx.subject_sessions.by_secret(hash_secret(secret))
-    except Failure as failure:
-        if failure.code is not ErrorCode.AUTHORITY_BROKEN:
-            raise
-        report_broken_authority(failure)
-        return None
+    session = await unless_broken(tx.subject_sessions.by_secret(hash_secret(secret)))
     if session is None or session.tenant != rule.tenant or session.rule != rule.id:
         return None
     return session if session.is_live(pages.now) else None

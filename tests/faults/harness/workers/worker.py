@@ -202,7 +202,9 @@ def call_of(parts: Platform, order: ConfirmAndExchange) -> ApiCall:
         id=PermitId("per_1"), app_id=app.id, name="all", integration="*", actions=(Action.CONNECT,), **owned
     )
     silent = SimpleNamespace(notify=lambda: None, note_use=lambda *_: None)
-    api = SimpleNamespace(store=parts.store, clock=parts.clock, relay=silent, ledger=silent)
+    api = SimpleNamespace(
+        store=parts.store, clock=parts.clock, registry=parts.registry, relay=silent, ledger=silent
+    )
     return ApiCall(cast(Any, api), Caller(app, credential, (permit,), b""), order.context, cast(Any, None))
 
 

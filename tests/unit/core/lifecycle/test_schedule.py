@@ -136,7 +136,10 @@ VERSION_1 = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("version", "numbers"), [(1, VERSION_1)])
+VERSION_2 = VERSION_1 | {"longest_history": 500}
+
+
+@pytest.mark.parametrize(("version", "numbers"), [(1, VERSION_1), (2, VERSION_2)])
 def test_the_numbers_of_a_version_never_change(version: int, numbers: dict[str, object]):
     found = {
         name: value.total_seconds() if isinstance(value, timedelta) else value

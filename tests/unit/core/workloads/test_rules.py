@@ -250,12 +250,11 @@ def test_no_platform_is_taken_for_one_with_weaker_rules(kind: IssuerKind, issuer
 def test_the_last_good_keys_serve_for_a_day_and_a_token_causes_one_reading_in_five_minutes() -> None:
     key = ({"kty": "EC", "kid": "one"},)
     issuer = an_issuer(K.OIDC)
-    assert (issuer.usable_keys(NOW), issuer.keys_are_due(NOW)) == (None, True)
+    assert (issuer.usable_keys(NOW), issuer.keys_next_at) == (None, None)
     for said, cached in ((None, 3600), (10, 300), (1e6, 43_200), (900, 900)):
         age = None if said is None else timedelta(seconds=said)
         read = issuer.with_keys(key, NOW, age)
-        due = NOW + timedelta(seconds=cached)
-        assert (read.keys_are_due(due - timedelta(seconds=1)), read.keys_are_due(due)) == (False, True)
+        assert read.keys_next_at == NOW + timedelta(seconds=cached)
     failed = issuer.with_keys(key, NOW, None).with_problem("status 500", NOW + timedelta(hours=1))
     assert failed.usable_keys(NOW + timedelta(hours=23, minutes=59)) == key
     assert failed.usable_keys(NOW + timedelta(hours=24)) is None

@@ -698,39 +698,11 @@ class ProviderVersion:
     revision: int
 
 @dataclass(frozen=True, slots=True)
-class ReachedPermit:
+class ReachedPermit(PermitAccess):
     """A permit as `GET /v1/access` shows it, with `words` that say what it means. `covered` has the first ten
     of its `live_connections`, by subject. `stopped_by`: the code with which every request of the app is
     refused now, even those that permits allow; null: none is.
     """
-    app: str
-    app_disabled: bool
-    permit: str
-    effect: str
-    mode: str
-    integration: str
-    provider: str
-    subjects: Texts
-    connections: Texts | None
-    sources: Texts | None
-    actions: Texts
-    scope_ceiling: Texts | None
-    exact_scopes: bool
-    scopes: Texts | None
-    expires_at: datetime | None
-    purpose: str
-    owner: str
-    reason: str
-    methods: Texts | None
-    paths: Texts | None
-    authentic: bool
-    live_connections: int
-    last_used_at: datetime | None
-    app_last_used_at: datetime | None
-    call_approval: bool
-    sponsor: str | None
-    agent_ends_at: datetime | None
-    tools: Texts | None
     words: str
     covered: tuple[CoveredConnection, ...]
     stopped_by: str | None

@@ -43,8 +43,8 @@ class Operations:
     ) -> None:
         """Give the access, or remove the permit that is proposed for removal.
 
-        Neither the app that gets the access nor who asked for it may approve. With EVERGRANT_FOUR_EYES an app
-        without admin that asks counts for nobody: for weighty permits another admin must approve the
+        Neither the app that gets the access nor who asked for it may approve. With EVERGRANT_FOUR_EYES, an
+        app without admin that asks is no second admin: for weighty permits another admin must approve the
         approval.
 
         `lifetime` replaces the request's; `note` is for the app.

@@ -94,10 +94,7 @@ def _require_not_failed(listener: "ReturnListener", connection_id: str) -> None:
     """Raise ReconnectNeeded if the browser has brought the code of this consent's failure."""
     if (code := listener.failures.get(connection_id)) is not None:
         raise ReconnectNeeded(
-            "the consent has failed",
-            code=code,
-            repair=_NEW_LINK,
-            context={"connection_id": connection_id},
+            "the consent has failed", code=code, repair=_NEW_LINK, context={"connection_id": connection_id}
         )
 
 

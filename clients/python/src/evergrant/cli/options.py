@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from itertools import islice
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import httpx2
 from cyclopts import Parameter
@@ -113,6 +113,19 @@ def line_to_copy(program: str, *arguments: str) -> str:
     return shlex.join([str(installed.relative_to(Path.cwd())) if beside else program, *arguments])
 
 
+Found = TypeVar("Found")
+
+
+def if_there(read: Callable[..., Found], *names: str) -> Found | None:
+    """What has these names; None where nothing has. Raises EvergrantError."""
+    try:
+        return read(*names)
+    except BadRequest as missing:
+        if missing.code != "not_found":
+            raise
+        return None
+
+
 _MOST = 500
 _OF_AN_APP = {"permit": "permits ls", "key": "apps keys ls", "credential": "apps credentials ls"}
 
@@ -179,10 +192,6 @@ def _say(details: RetryDetails) -> None:
     if details.waited_so_far < _SAID_AT_S <= until:
         limit = f"{DEADLINE.total_seconds():.0f} s"
         print(f"evergrant: trying for up to {limit}: {details.caused_by}", file=sys.stderr, flush=True)
-
-
-if TYPE_CHECKING:
-    pass
 
 
 _OTHER_SERVER = (

@@ -10,13 +10,7 @@ from evergrant.sync_client import Evergrant
 
 
 def verb(
-    noun: App,
-    names: str,
-    method: str,
-    text: str,
-    columns: tuple[str, ...] = (),
-    *,
-    usual: Row | None = None,
+    noun: App, names: str, method: str, text: str, columns: tuple[str, ...] = (), *, usual: Row | None = None
 ) -> None:
     """Give a noun a verb that sends `method` of the client, whose required parameters are its arguments.
 

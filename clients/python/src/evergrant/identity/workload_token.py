@@ -27,11 +27,7 @@ class WorkloadToken:
     def __call__(self, issuer: str) -> Mapping[str, str]:
         token = self._read()
         kind = "jwt-spiffe" if _subject(token).startswith("spiffe://") else "jwt-bearer"
-        return {
-            "client_id": self.app_id,
-            "client_assertion_type": _TYPE + kind,
-            "client_assertion": token,
-        }
+        return {"client_id": self.app_id, "client_assertion_type": _TYPE + kind, "client_assertion": token}
 
     def _read(self) -> str:
         try:

@@ -159,10 +159,7 @@ def connection_body(connection: FakeConnection, *, link: bool = False) -> dict[s
         "revision": len(connection.events),
     }
     if link:
-        body |= {
-            "connect_url": connection.link,
-            "connect_expires_at": rfc3339(connection.link_expires_at),
-        }
+        body |= {"connect_url": connection.link, "connect_expires_at": rfc3339(connection.link_expires_at)}
     return body
 
 

@@ -44,12 +44,7 @@ def put_agent(
 
 @agents.command(name="stop")
 def stop_agent(
-    agent: str,
-    /,
-    *,
-    reason: str = "stopped",
-    revoke_connections: bool = False,
-    options: Options = DEFAULTS,
+    agent: str, /, *, reason: str = "stopped", revoke_connections: bool = False, options: Options = DEFAULTS
 ) -> None:
     """Stop an agent at once, and wait for the counts of what it had left.
 
@@ -146,12 +141,7 @@ def explain_delegation(
 
 @delegations.command(name="stop")
 def stop_delegation(
-    delegation_id: str,
-    /,
-    *,
-    session: bool = False,
-    reason: str = "stopped",
-    options: Options = DEFAULTS,
+    delegation_id: str, /, *, session: bool = False, reason: str = "stopped", options: Options = DEFAULTS
 ) -> None:
     """End a delegation with all that was delegated by it, at once.
 

@@ -9,10 +9,9 @@ from evergrant.api.models import ApiKey
 from evergrant.api.models import App as Consumer
 from evergrant.cli.arguments import Days, Scopes
 from evergrant.cli.commands.credentials import credentials
-from evergrant.cli.options import DEFAULTS, Options, note_missing_integration
+from evergrant.cli.options import DEFAULTS, Options, if_there, note_missing_integration
 from evergrant.cli.tables import row_of, show_one
 from evergrant.cli.verbs import verb
-from evergrant.errors import BadRequest
 from evergrant.grant_files import write_private_file
 from evergrant.sync_client import Evergrant
 
@@ -69,11 +68,8 @@ def change_app(
     disabled: bool | None = None,
 ) -> Consumer:
     """Create an app, or change one; what is None stays as it is. Raises EvergrantError."""
-    try:
-        now = client.app(app)
-    except BadRequest as missing:
-        if missing.code != "not_found":
-            raise
+    now = if_there(client.app, app)
+    if now is None:
         return client.put_app(
             app, return_to=return_to or (), lease_limit=lease_limit or None, disabled=bool(disabled)
         )
@@ -122,12 +118,7 @@ def permit_app(
 
 @apps.command(name="key")
 def write_key(
-    app: str,
-    /,
-    *,
-    out: Path | None = None,
-    days: Days | None = None,
-    options: Options = DEFAULTS,
+    app: str, /, *, out: Path | None = None, days: Days | None = None, options: Options = DEFAULTS
 ) -> None:
     """Create a key of an app in a new file that only you can read. It is not printed.
 

@@ -93,16 +93,8 @@ def enable(client_id: str, /, *, options: Options = DEFAULTS) -> None:
 
 
 _FAMILIES = (
-    "id",
-    "live",
-    "subject",
-    "app",
-    "client_id",
-    "resource",
-    "used_at",
-    "called_at",
-    "end",
-    "replays",
+    *("id", "live", "subject", "app", "client_id", "resource"),
+    *("used_at", "called_at", "end", "replays"),
 )
 
 

@@ -1,6 +1,7 @@
 """`evergrant connections`: begin, confirm, look at, refresh and revoke connections, and sign requests."""
 
 import sys
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Annotated
@@ -68,67 +69,65 @@ def get_connection(connection_id: str, /, *, live: bool = False, options: Option
         )
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Consent:
+    """The options of `connect`: which grant, and what the command does until the subject has consented."""
+
+    label: str = "default"
+    scope: Scopes = ()
+    return_to: str | None = None
+    "A page of your app, which then confirms the consent, and not this command."
+    flow: str | None = None
+    "How its tokens are obtained, such as client_credentials; by default as the provider's definition says."
+    resource: tuple[str, ...] = ()
+    "The resource its tokens are for, an absolute URI (RFC 8707)."
+    audience: str | None = None
+    "The same, for servers that have a parameter of this name instead."
+    choice: str | None = None
+    "The account to choose, where the grant reaches several."
+    wait: bool = False
+    "Print the link on stderr, wait until the subject has finished, and confirm the consent."
+    timeout: Seconds = 600
+    "Seconds to wait."
+    open_browser: Annotated[bool, Parameter(name="--open")] = False
+    "Open the link in this machine's browser."
+    expect: tuple[str, ...] = ()
+    """A claim of the account that is meant, as NAME=VALUE with sub, email, hd or tid; may be repeated. A
+    consent with another account is refused."""
+    login_hint: str | None = None
+    "Helps the provider to choose the account."
+
+
 @connections.command(name=("connect", "create"))
 def connect(
-    integration: str,
-    subject: str,
-    /,
-    *,
-    label: str = "default",
-    scope: Scopes = (),
-    return_to: str | None = None,
-    flow: str | None = None,
-    resource: tuple[str, ...] = (),
-    audience: str | None = None,
-    choice: str | None = None,
-    wait: bool = False,
-    timeout: Seconds = 600,
-    open_browser: Annotated[bool, Parameter(name="--open")] = False,
-    expect: tuple[str, ...] = (),
-    login_hint: str | None = None,
-    options: Options = DEFAULTS,
+    integration: str, subject: str, /, *, consent: Consent = Consent(), options: Options = DEFAULTS
 ) -> None:
-    """Begin a connection and print the subject's next step, if there is one.
-
-    Args:
-        return_to: A page of your app, which then confirms the consent, and not this command.
-        flow: How its tokens are obtained, such as client_credentials; by default as the provider's
-            definition says.
-        resource: The resource its tokens are for, an absolute URI (RFC 8707).
-        audience: The same, for servers that have a parameter of this name instead.
-        choice: The account to choose, where the grant reaches several.
-        wait: Print the link on stderr, wait until the subject has finished, and confirm the consent.
-        timeout: Seconds to wait.
-        open_browser: Open the link in this machine's browser.
-        expect: A claim of the account that is meant, as NAME=VALUE with sub, email, hd or tid; may be
-            repeated. A consent with another account is refused.
-        login_hint: Helps the provider to choose the account.
-    """
-
-    limit = timedelta(seconds=timeout)
+    """Begin a connection and print the subject's next step, if there is one."""
+    limit, in_browser = timedelta(seconds=consent.timeout), consent.open_browser
     with options.client() as client:
         begin = partial(
             client.connect,
             integration,
             subject,
-            label=label,
-            scopes=scope or None,
-            flow=flow,
-            resources=resource,
-            audience=audience,
-            choice=choice,
-            expect=dict(_pairs(expect)),
-            login_hint=login_hint,
+            label=consent.label,
+            scopes=consent.scope or None,
+            flow=consent.flow,
+            resources=consent.resource,
+            audience=consent.audience,
+            choice=consent.choice,
+            expect=dict(_pairs(consent.expect)),
+            login_hint=consent.login_hint,
         )
-        if wait and return_to is None:
-            connection = connect_here(client, begin, limit, in_browser=open_browser)
+        if consent.wait and consent.return_to is None:
+            connection = connect_here(client, begin, limit, in_browser=in_browser)
         else:
-            connection = begin(return_to=return_to)
-            if wait or open_browser:
-                announce(connection, in_browser=open_browser)
-            if wait:
+            connection = begin(return_to=consent.return_to)
+            if consent.wait or in_browser:
+                announce(connection, in_browser=in_browser)
+            if consent.wait:
                 connection = client.wait_for_consent(connection.id, limit)
-        if wait:
+        if consent.wait:
             say_who(connection)
         _show(connection, options)
 
@@ -187,13 +186,7 @@ def revoke(connection_id: str, /, *, reason: str, options: Options = DEFAULTS) -
 
 @connections.command
 def sign(
-    connection_id: str,
-    method: str,
-    url: str,
-    /,
-    *,
-    form: tuple[str, ...] = (),
-    options: Options = DEFAULTS,
+    connection_id: str, method: str, url: str, /, *, form: tuple[str, ...] = (), options: Options = DEFAULTS
 ) -> None:
     """Print the headers that sign one request, for connections without a token to lease (OAuth 1.0a).
 

@@ -40,13 +40,7 @@ def new_key(file: Path, /) -> None:
 
 @credentials.command
 def put(
-    app: str,
-    name: str,
-    /,
-    *,
-    key: tuple[Path, ...],
-    alg: str | None = None,
-    options: Options = DEFAULTS,
+    app: str, name: str, /, *, key: tuple[Path, ...], alg: str | None = None, options: Options = DEFAULTS
 ) -> None:
     """Register the public half of an app's key. Replacing a credential ends its tokens at once.
 

@@ -5,16 +5,19 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from getpass import getpass, getuser
 from pathlib import Path
 from typing import Any
 
+from cyclopts import Parameter
+
 from evergrant.api.models import Integration
 from evergrant.cli.arguments import InputFile, Scopes, argument_error, read_secret
 from evergrant.cli.commands.apps import key_in_file
 from evergrant.cli.commands.integrations import reserve
-from evergrant.cli.options import DEFAULTS, Options, line_to_copy
+from evergrant.cli.options import DEFAULTS, Options, if_there, line_to_copy
 from evergrant.cli.tables import Format, printable, row_of, show_one
 from evergrant.errors import BadRequest, EvergrantError
 from evergrant.models import State
@@ -25,56 +28,59 @@ _NAME = re.compile(r"[a-z0-9-]+", re.IGNORECASE)
 _HERE = "http://127.0.0.1/"  # evergrant connect listens on this machine, at any port
 
 
-def init(
-    *,
-    provider: str | None = None,
-    client_id: str | None = None,
-    client_secret_file: InputFile | None = None,
-    subject: str | None = None,
-    scope: Scopes = (),
-    name: str | None = None,
-    app: str = "first-app",
-    out: Path = Path("lease.py"),
-    options: Options = DEFAULTS,
-) -> None:
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Answers:
+    """The options of `init`, of which it asks for the first four where they are missing."""
+
+    provider: str | None = None
+    "A provider of the catalogue, or the URL of any server that publishes its metadata."
+    client_id: str | None = None
+    """Your OAuth client's id. It is asked for after the redirect URI is shown. Left empty, a server that is
+    given by its URL is asked to register a client (RFC 7591)."""
+    client_secret_file: InputFile | None = None
+    "A file with the client secret; - reads it from the standard input."
+    subject: str | None = None
+    "Your name for the person who will consent."
+    scope: Scopes = ()
+    "A scope to request; may be repeated. By default the provider's own."
+    name: str | None = None
+    "The integration's name; by default the provider's, and server for a URL."
+    app: str = "first-app"
+    "The app's name."
+    out: Path = Path("lease.py")
+    "The program to write."
+
+
+def init(*, answers: Answers = Answers(), options: Options = DEFAULTS) -> None:
     """Make an integration, an app, its permit and key, and a program that leases a token.
 
     Asks for the first four options where they are missing. After a mistake, run it again: what works is kept.
-
-    Args:
-        provider: A provider of the catalogue, or the URL of any server that publishes its metadata.
-        client_id: Your OAuth client's id. It is asked for after the redirect URI is shown. Left empty, a
-            server that is given by its URL is asked to register a client (RFC 7591).
-        client_secret_file: A file with the client secret; - reads it from the standard input.
-        subject: Your name for the person who will consent.
-        scope: A scope to request; may be repeated. By default the provider's own.
-        name: The integration's name; by default the provider's, and server for a URL.
-        app: The app's name.
-        out: The program to write.
     """
-    url, key = options.address(), Path(f"{app}.key")
-    provider = provider or _ask("Provider, or your server's URL", "--provider")
+    url, app, out, key = options.address(), answers.app, answers.out, Path(f"{answers.app}.key")
+    provider = answers.provider or _ask("Provider, or your server's URL", "--provider")
     where = {"provider": "generic", "issuer": provider} if "://" in provider else {"provider": provider}
     if "issuer" not in where and not _NAME.fullmatch(provider):
         raise argument_error(f"{provider!r} is neither a provider's name nor a URL with https:// or http://")
-    name = name or ("server" if "issuer" in where else provider)
+    name = answers.name or ("server" if "issuer" in where else provider)
     require_replaceable(out)
     with options.client() as client:
         integration = reserve(client, name, where["provider"], where.get("issuer"))
         require_same_server(integration, where)
         uri = integration.redirect_uri
         _say(f"Register an OAuth client there with exactly this redirect URI:\n\n  {uri}\n")
-        members = _client(integration, "issuer" in where, client_id, client_secret_file)
-        subject = subject or _ask("Your name for the person who will consent", "--subject", getuser())
-        if scope:
-            members["default_scopes"] = list(scope)
+        members = _client(integration, "issuer" in where, answers.client_id, answers.client_secret_file)
+        question = "Your name for the person who will consent"
+        subject = answers.subject or _ask(question, "--subject", getuser())
+        if answers.scope:
+            members["default_scopes"] = list(answers.scope)
         have_client(client, integration, where, members)
         have_app(client, app, _HERE)
         have_permit(client, app, name, subject)
         have_key(client, url, app, key)
     connect = _write_program(out, url, key, name, subject, options)
     if options.output is not Format.TABLE:
-        made = {"integration": name, "redirect_uri": integration.redirect_uri, "app": app, "subject": subject}
+        made = {"integration": name, "redirect_uri": uri, "app": app, "subject": subject}
         show_one({**made, "key_file": str(key), "program": str(out)}, options.output)
     _say(f"Made the integration {name}, the app {app} with a permit for {subject}, {key} and {out}.")
     _say(f"Next:\n\n  {connect}\n  {line_to_copy('python', str(out))}")
@@ -214,14 +220,10 @@ def _put_mcp(
 
 def have_app(client: Evergrant, app: str, return_to: str) -> None:
     """The app, which browsers may come back to."""
-    try:
-        now = client.app(app)
-    except BadRequest as missing:
-        if missing.code != "not_found":
-            raise
+    now = if_there(client.app, app)
+    if now is None:
         client.put_app(app, return_to=(return_to,))
-        return
-    if return_to not in now.return_to:
+    elif return_to not in now.return_to:
         addresses = (*now.return_to, return_to)
         client.put_app(app, return_to=addresses, lease_limit=now.lease_limit, disabled=now.disabled)
 
@@ -229,14 +231,10 @@ def have_app(client: Evergrant, app: str, return_to: str) -> None:
 def have_permit(client: Evergrant, app: str, integration: str, subject: str) -> None:
     """A permit of the app to connect the subject and to lease its tokens, named for the integration."""
     actions = ("token", "connect")
-    try:
-        now = client.permit(app, integration)
-    except BadRequest as missing:
-        if missing.code != "not_found":
-            raise
+    now = if_there(client.permit, app, integration)
+    if now is None:
         client.put_permit(app, integration, integration=integration, subjects=(subject,), actions=actions)
-        return
-    if now.effect == "allow" and {subject, "*"}.isdisjoint(now.subjects):
+    elif now.effect == "allow" and {subject, "*"}.isdisjoint(now.subjects):
         client.put_permit(
             app,
             integration,

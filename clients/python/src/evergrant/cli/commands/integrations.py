@@ -1,12 +1,13 @@
 """`evergrant integrations` and `evergrant providers`: OAuth clients, and the tenant's own definitions."""
 
+from dataclasses import dataclass
 from datetime import timedelta
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from evergrant.api.models import Integration
 from evergrant.cli.arguments import InputFile, Scopes, Seconds, name_and_value, read_secret
-from evergrant.cli.options import DEFAULTS, Options
+from evergrant.cli.options import DEFAULTS, Options, if_there
 from evergrant.cli.tables import Format, members_of, show_one
 from evergrant.cli.verbs import verb
 from evergrant.errors import BadRequest
@@ -47,12 +48,7 @@ verb(
 
 @integrations.command
 def redirect_uri(
-    name: str,
-    /,
-    *,
-    provider: str | None = None,
-    issuer: str | None = None,
-    options: Options = DEFAULTS,
+    name: str, /, *, provider: str | None = None, issuer: str | None = None, options: Options = DEFAULTS
 ) -> None:
     """Print the redirect URI to register at the provider, before there is a client id.
 
@@ -70,73 +66,69 @@ def redirect_uri(
 
 def reserve(client: Evergrant, name: str, provider: str | None, issuer: str | None) -> Integration:
     """The integration of this name, or a new one that waits for its client. Raises EvergrantError."""
-    try:
-        return client.integration(name)
-    except BadRequest as missing:
-        if missing.code != "not_found":
-            raise
+    integration = if_there(client.integration, name)
+    if integration is not None:
+        return integration
     if provider is None:
         why = f"there is no integration {name} yet"
         raise BadRequest(why, code="not_found", repair="Name its provider: --provider github.")
     return client.put_integration(name, provider, issuer=issuer)
 
 
-@integrations.command(name="put")
-def put_integration(
-    name: str,
-    /,
-    *,
-    provider: str,
-    client_id: str | None = None,
-    client_secret_file: InputFile | None = None,
-    client_auth: str | None = None,
-    registration: str | None = None,
-    issuer: str | None = None,
-    url: str | None = None,
-    dpop: bool | None = None,
-    binding: str | None = None,
-    login: str | None = None,
-    login_domain: tuple[str, ...] = (),
-    on_reconnect: str | None = None,
-    identity_provider: str | None = None,
-    param: tuple[str, ...] = (),
-    scope: Scopes = (),
-    options: Options = DEFAULTS,
-) -> None:
-    """Create or replace an OAuth client. The provider's definition decides where an option is left out.
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class OAuthClient:
+    """The options of `put`: an OAuth client at a provider."""
 
-    Args:
-        client_secret_file: A file with the client secret; - reads it from the standard input. Left out, the
-            secret stays.
-        registration: Instead of a client id: dynamic, metadata_document, or automatic.
-        url: The MCP server's URL, with the provider mcp. It needs nothing else.
-        dpop: Have tokens bound to a key (RFC 9449).
-        binding: Who confirms that the subject consented: app (the default), app_first, oidc or none.
-        login: With the binding oidc: the OAuth client at your OpenID Connect issuer where subjects log in.
-        login_domain: Subjects are named by a verified email address of such a domain, not by their sub.
-        on_reconnect: Which account a later consent may be given with: same (the default) or any.
-        identity_provider: The integration of the identity provider that grants access here (ID-JAG), so that
-            no subject has to consent.
-        param: A parameter of the provider's URLs, as NAME=VALUE.
-    """
-    secret = read_secret(client_secret_file) if client_secret_file else None
-    params = dict(name_and_value(text) for text in param) | ({"url": url} if url else {})
+    provider: str
+    client_id: str | None = None
+    client_secret_file: InputFile | None = None
+    "A file with the client secret; - reads it from the standard input. Left out, the secret stays."
+    client_auth: str | None = None
+    registration: str | None = None
+    "Instead of a client id: dynamic, metadata_document, or automatic."
+    issuer: str | None = None
+    url: str | None = None
+    "The MCP server's URL, with the provider mcp. It needs nothing else."
+    dpop: bool | None = None
+    "Have tokens bound to a key (RFC 9449)."
+    binding: str | None = None
+    "Who confirms that the subject consented: app (the default), app_first, oidc or none."
+    login: str | None = None
+    "With the binding oidc: the OAuth client at your OpenID Connect issuer where subjects log in."
+    login_domain: tuple[str, ...] = ()
+    "Subjects are named by a verified email address of such a domain, not by their sub."
+    on_reconnect: str | None = None
+    "Which account a later consent may be given with: same (the default) or any."
+    identity_provider: str | None = None
+    """The integration of the identity provider that grants access here (ID-JAG), so that no subject has to
+    consent."""
+    param: tuple[str, ...] = ()
+    "A parameter of the provider's URLs, as NAME=VALUE."
+    scope: Scopes = ()
+
+
+@integrations.command(name="put")
+def put_integration(name: str, /, *, sent: OAuthClient, options: Options = DEFAULTS) -> None:
+    """Create or replace an OAuth client. The provider's definition decides where an option is left out."""
+    params = dict(name_and_value(text) for text in sent.param) | ({"url": sent.url} if sent.url else {})
+    secret = read_secret(sent.client_secret_file) if sent.client_secret_file else None
     with options.client() as client:
         made = client.put_integration(
             name,
-            provider,
-            client_id=client_id,
+            sent.provider,
+            client_id=sent.client_id,
             client_secret=secret,
-            client_auth=client_auth,
-            registration=registration,
-            issuer=issuer,
-            dpop=dpop,
-            binding=binding,
-            login=_login(login, login_domain),
-            on_reconnect=on_reconnect,
-            identity_provider=identity_provider,
+            client_auth=sent.client_auth,
+            registration=sent.registration,
+            issuer=sent.issuer,
+            dpop=sent.dpop,
+            binding=sent.binding,
+            login=_login(sent.login, sent.login_domain),
+            on_reconnect=sent.on_reconnect,
+            identity_provider=sent.identity_provider,
             params=params or None,
-            default_scopes=scope or None,
+            default_scopes=sent.scope or None,
         )
     show_one(members_of(made, _PUT) if options.output is Format.TABLE else made, options.output)
 

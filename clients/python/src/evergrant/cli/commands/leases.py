@@ -10,12 +10,7 @@ from cyclopts import App, Parameter
 from evergrant.api.leases import LeaseOptions
 from evergrant.cli.arguments import Scopes, Seconds, argument_error, header_of
 from evergrant.cli.main import build_app
-from evergrant.cli.options import (
-    DEFAULTS,
-    Options,
-    environment,
-    line_to_copy,
-)
+from evergrant.cli.options import DEFAULTS, Options, environment, line_to_copy
 from evergrant.cli.tables import Format, Row, members_of, show_one, show_rows
 from evergrant.errors import BadRequest, EvergrantError, ReconnectNeeded
 from evergrant.gateway.clients import gateway_address
@@ -75,13 +70,7 @@ def _consent_needed(
 
 
 def proof(
-    connection_id: str,
-    method: str,
-    url: str,
-    /,
-    *,
-    nonce: str | None = None,
-    options: Options = DEFAULTS,
+    connection_id: str, method: str, url: str, /, *, nonce: str | None = None, options: Options = DEFAULTS
 ) -> None:
     """Print a DPoP header for one request with a token that is bound to a key (RFC 9449).
 

@@ -1,5 +1,6 @@
 """`evergrant permits` and `evergrant access-requests`: what apps may do, and what they ask for."""
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated
 
@@ -25,71 +26,78 @@ verb(permits, "get", "permit", "Show one permit of an app.")
 verb(permits, "rm delete", "delete_permit", "Delete a permit of an app. It counts from the next request on.")
 
 
-@permits.command
-def put(
-    app: str,
-    name: str,
-    /,
-    *,
-    integration: str,
-    action: tuple[str, ...],
-    deny: Annotated[bool, Parameter(negative=())] = False,
-    observe: Annotated[bool, Parameter(negative=())] = False,
-    provider: str = "*",
-    subject: tuple[str, ...] = ("*",),
-    connection: tuple[str, ...] = (),
-    source: tuple[str, ...] = (),
-    scope: Scopes = (),
-    method: tuple[str, ...] = (),
-    path: tuple[str, ...] = (),
-    tool: tuple[str, ...] = (),
-    exact_scopes: Annotated[bool, Parameter(negative=())] = False,
-    call_approval: Annotated[bool, Parameter(negative=())] = False,
-    expires: datetime | None = None,
-    purpose: str = "",
-    owner: str = "",
-    reason: str = "",
-    options: Options = DEFAULTS,
-) -> None:
-    """Create a permit, or replace all of one. What may be given several times: action to tool.
+Flag = Annotated[bool, Parameter(negative=())]
 
-    Args:
-        integration: Its name, or * for every one.
-        action: token, connect, admin, audit, export or proxy.
-        deny: Refuse what fits, instead of allowing it.
-        observe: Of a deny: refuse nothing, and have it recorded what it would refuse.
-        provider: Its name, or * for every one.
-        subject: An exact subject; one that ends in * stands for all that begin so. All by default.
-        connection: The id of a connection. Any by default.
-        source: A network that the app calls from, 10.1.0.0/16. Any by default.
-        scope: A scope that a token may have, or that a deny refuses. Any by default.
-        method: Of the action proxy: a method of requests to the provider's API. Any by default.
-        path: The same of a path: /repos/*/issues, /contacts/**. Any by default. A deny is best effort: an API
-            may know a path by other names. Rather allow what is needed.
-        tool: Of the action proxy: a tool of an MCP server; search_* for all that begin so. Any by default.
-        exact_scopes: Refuse a lease whose token can do more than it requests.
-        call_approval: Of the action proxy: a person approves each request (evergrant approvals).
-        expires: When it ends, with its zone: 2027-01-01T00:00:00Z.
-    """
-    named = {"connections": connection, "sources": source, "scopes" if deny else "scope_ceiling": scope}
-    named |= {"methods": method, "paths": path, "tools": tool}
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Permit:
+    """The options of `put`: whom a permit allows what, and until when."""
+
+    integration: str
+    "Its name, or * for every one."
+    action: tuple[str, ...]
+    "token, connect, admin, audit, export or proxy."
+    deny: Flag = False
+    "Refuse what fits, instead of allowing it."
+    observe: Flag = False
+    "Of a deny: refuse nothing, and have it recorded what it would refuse."
+    provider: str = "*"
+    "Its name, or * for every one."
+    subject: tuple[str, ...] = ("*",)
+    "An exact subject; one that ends in * stands for all that begin so. All by default."
+    connection: tuple[str, ...] = ()
+    "The id of a connection. Any by default."
+    source: tuple[str, ...] = ()
+    "A network that the app calls from, 10.1.0.0/16. Any by default."
+    scope: Scopes = ()
+    "A scope that a token may have, or that a deny refuses. Any by default."
+    method: tuple[str, ...] = ()
+    "Of the action proxy: a method of requests to the provider's API. Any by default."
+    path: tuple[str, ...] = ()
+    """The same of a path: /repos/*/issues, /contacts/**. Any by default. A deny is best effort: an API may
+    know a path by other names. Rather allow what is needed."""
+    tool: tuple[str, ...] = ()
+    "Of the action proxy: a tool of an MCP server; search_* for all that begin so. Any by default."
+    exact_scopes: Flag = False
+    "Refuse a lease whose token can do more than it requests."
+    call_approval: Flag = False
+    "Of the action proxy: a person approves each request (evergrant approvals)."
+    expires: datetime | None = None
+    "When it ends, with its zone: 2027-01-01T00:00:00Z."
+    purpose: str = ""
+    owner: str = ""
+    reason: str = ""
+
+    @property
+    def limits(self) -> dict[str, tuple[str, ...]]:
+        """What the permit is limited to, by the API's members."""
+        scopes = "scopes" if self.deny else "scope_ceiling"
+        limits = {"connections": self.connection, "sources": self.source, scopes: self.scope}
+        limits |= {"methods": self.method, "paths": self.path, "tools": self.tool}
+        return {member: values for member, values in limits.items() if values}
+
+
+@permits.command
+def put(app: str, name: str, /, *, permit: Permit, options: Options = DEFAULTS) -> None:
+    """Create a permit, or replace all of one. What may be given several times: action to tool."""
     with options.client() as client:
         made = client.put_permit(
             app,
             name,
-            integration=integration,
-            actions=action,
-            effect="deny" if deny else "allow",
-            mode="observe" if observe else "enforce",
-            provider=provider,
-            subjects=subject,
-            exact_scopes=exact_scopes,
-            call_approval=call_approval or None,
-            expires_at=expires,
-            purpose=purpose,
-            owner=owner,
-            reason=reason,
-            **{field: values for field, values in named.items() if values},
+            integration=permit.integration,
+            actions=permit.action,
+            effect="deny" if permit.deny else "allow",
+            mode="observe" if permit.observe else "enforce",
+            provider=permit.provider,
+            subjects=permit.subject,
+            exact_scopes=permit.exact_scopes,
+            call_approval=permit.call_approval or None,
+            expires_at=permit.expires,
+            purpose=permit.purpose,
+            owner=permit.owner,
+            reason=permit.reason,
+            **permit.limits,
         )
         show_one(made, options.output)
 
@@ -151,12 +159,7 @@ def list_requests(*, state: str | None = None, options: Options = DEFAULTS) -> N
 
 @access_requests.command
 def approve(
-    request_id: str,
-    /,
-    *,
-    hours: float | None = None,
-    note: str | None = None,
-    options: Options = DEFAULTS,
+    request_id: str, /, *, hours: float | None = None, note: str | None = None, options: Options = DEFAULTS
 ) -> None:
     """Give the access that was asked for, or remove the permit that is proposed for removal.
 

@@ -1,0 +1,42 @@
+"""What the API and the gateway judge requests with, opened from the settings."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from evergrant_server.access.context import ApiContext
+from evergrant_server.api.connections.create import offer_consent
+from evergrant_server.audit.lease_ledger import LeaseLedger, new_lease_shard
+from evergrant_server.crypto.keyring import Role
+from evergrant_server.egress import EgressPolicy
+from evergrant_server.settings import Settings
+from evergrant_server.store import LeaseRows
+from evergrant_server.store.database.engine import Pool
+from evergrant_server.wiring.platform import Platform, open_platform
+
+
+@asynccontextmanager
+async def open_api(settings: Settings, role: Role) -> AsyncIterator[tuple[Platform, ApiContext]]:
+    """The platform and the context of this role, whose ledger runs until the block ends.
+
+    Raises as `open_platform`, which doesn't wait for Temporal here.
+    """
+    async with open_platform(settings, role, lazy=True) as platform:
+        ledger = LeaseLedger(platform.store.in_pool(Pool.LEDGER), new_lease_shard(role), platform.clock)
+        await ledger.start()
+        api = ApiContext(
+            settings=settings,
+            store=platform.store,
+            ring=platform.ring,
+            registry=platform.registry,
+            clock=platform.clock,
+            link=platform.link,
+            relay=platform.relay,
+            ledger=ledger,
+            lease_rows=LeaseRows(platform.store),
+            check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
+            offer_consent=offer_consent,
+        )
+        try:
+            yield platform, api
+        finally:
+            await ledger.stop()
