@@ -32,6 +32,7 @@ from evergrant_server.audit.lease_batch import (
     newest_generations,
 )
 from evergrant_server.audit.lease_record import LeaseRecord
+from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
@@ -69,7 +70,7 @@ _USAGE = (
 class PostgresLeaseWriter:
     def __init__(self, kept: KeptPostgres, shard: str, ring: KeyRing, clock: Clock) -> None:
         self._kept, self._shard, self._ring, self._clock = kept, shard, ring, clock
-        self._heads: dict[str, ChainHead] = {}  # authentic ones, by tenant
+        self._heads: Bounded[str, ChainHead] = Bounded(_MOST_REMEMBERED)  # authentic ones, by tenant
 
     async def write(self, batch: Sequence[WaitingLease], uses: LastUses) -> Written:
         """Commit what still holds and isn't being changed. Raises ChainMissing and Failure.
@@ -114,9 +115,8 @@ class PostgresLeaseWriter:
         else:
             written = await _call_each(raw, [arguments for _, arguments in calls], uses)
         if written:
-            if len(self._heads) >= _MOST_REMEMBERED:
-                self._heads.clear()
-            self._heads.update({end.tenant: end for end, _ in calls})
+            for end, _ in calls:
+                self._heads[end.tenant] = end
         return written
 
     async def _write_with_care(self, raw: Any, waiting: Mapping[int, LeaseRecord], uses: LastUses) -> Written:

@@ -43,14 +43,14 @@ class Work:
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     """The work of every connection that this process opens from here on."""
     done = Work()
-    configure = sqlite._configure
+    configure = sqlite.configure
 
     def traced(driver: sqlite3.Connection, record: object) -> None:
         configure(driver, record)
         driver.set_trace_callback(done.statements.append)
         driver.set_progress_handler(done.step, 10)
 
-    monkeypatch.setattr(sqlite, "_configure", traced)
+    monkeypatch.setattr(sqlite, "configure", traced)
     # with each look at the outbox: otherwise every five seconds, and once a minute
     monkeypatch.setattr(outbox_relay, "_REPORT_INTERVAL_S", 0.5)
     monkeypatch.setattr(outbox_relay, "_REVOCATIONS_INTERVAL_S", 0.5)

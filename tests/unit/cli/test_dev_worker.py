@@ -1,4 +1,4 @@
-"""The worker of `dev` waits for the schema that the API brings."""
+"""The worker of `dev` waits for the keys and the schema that the API brings."""
 
 from pathlib import Path
 
@@ -32,5 +32,7 @@ async def test_a_database_that_is_not_reached_at_once_ends_no_worker(
     monkeypatch.setattr(schema, "current_version", version)
     monkeypatch.setattr(services, "_prepare_namespace", ready)
     monkeypatch.setattr(worker, "main", work)
-    await services.work(load_settings(data_dir=tmp_path))
+    settings = load_settings(data_dir=tmp_path)
+    settings.key_path.touch()
+    await services.work(settings)
     assert (begun, versions) == (["namespace", "work"], [])
