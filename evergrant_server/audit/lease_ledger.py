@@ -1,6 +1,6 @@
 """The lease ledger: many leases, one commit, and no lease that isn't in the log.
 
-The hot loop of leases. A batch of waiting leases goes into one transaction (`lease_queue` says which); while
+The hot loop of leases. A batch of waiting leases goes into one transaction (`LeaseQueue` says which); while
 it commits, the next batch gathers. The transaction itself looks once more at what the lease was
 judged by, so a revocation that has committed stops the next lease in every process.
 """
