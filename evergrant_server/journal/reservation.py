@@ -84,7 +84,7 @@ class JournalReservation:
             raise OSError(errno.EBADF, "this reservation was released")
         sealed = seal(key, self.header.associated_data, reply)
         if os.fstat(self._fd).st_nlink == 0:  # fenced off after it was sent: the reply is late
-            os.close(self._fd)
+            self._close_file()
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         header = self.header.with_digest_of(sealed)
         content = header.model_dump_json().encode() + b"\n" + sealed
@@ -118,10 +118,14 @@ class JournalReservation:
             self._close()
 
     def _close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        self._close_file()
         self._live.discard(self.header.attempt_id)
+
+    def _close_file(self) -> None:
+        fd, self._fd = self._fd, None  # its number may be another file's from here on, also when this fails
+        if fd is not None:
+            with suppress(OSError):  # what counts was synced
+                os.close(fd)
 
 
 def read_unsent_header(path: Path) -> EntryHeader | None:

@@ -301,3 +301,25 @@ def test_a_torn_reply_is_not_complete(
     path.write_bytes(change(entry.read_bytes()))
     assert not JournalEntry.is_complete(path)
     assert rename_complete(path) is None
+
+
+def test_a_close_that_fails_loses_no_late_reply(
+    room: JournalReservation, path: Path, key: SealingKey, monkeypatch: pytest.MonkeyPatch
+):
+    """It was fenced off after it was sent. On Linux close() closes also when it fails: it isn't repeated."""
+    assert room.begin_send()
+    room.end_send()
+    path.unlink()
+    close, failed = os.close, list[int]()
+
+    def close_and_fail_once(fd: int) -> None:
+        close(fd)
+        if not failed:
+            failed.append(fd)
+            raise OSError(errno.EIO, "the answer was lost")
+
+    monkeypatch.setattr(os, "close", close_and_fail_once)
+    entry = room.write_entry(key, SECRET)
+    room.release()
+    assert failed
+    assert entry.path.exists()
