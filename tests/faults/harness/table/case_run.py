@@ -236,7 +236,11 @@ class CaseRun:
         if answer.died:
             await first.gone.wait()
         gone = first.gone.is_set()  # started again, it is asked again
-        await self._until_outcome(other or first, None if other or gone else answer)
+        resuming = asyncio.create_task(self._resume_when_stopped(first))
+        try:
+            await self._until_outcome(other or first, None if other or gone else answer)
+        finally:
+            resuming.cancel()
         if self._left_stopped is not None:
             self._left_stopped[0].resume()
             await self._left_stopped[1]
@@ -294,6 +298,13 @@ class CaseRun:
                 stopped.cancel()
                 return
             await self._paused(first, other, answering)
+
+    async def _resume_when_stopped(self, first: WorkerHandle) -> None:
+        """The stop of a scenario may come after the fault of its case: when the worker is asked again."""
+        while True:
+            await first.stopped.acquire()
+            await asyncio.sleep(limits.PAUSE_S)
+            first.resume()
 
     async def _paused(
         self, first: WorkerHandle, other: WorkerHandle | None, answering: asyncio.Task[Any] | None = None
