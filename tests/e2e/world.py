@@ -91,7 +91,16 @@ class World:
 
     async def integration(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         """Once its metadata has been read, and once we are registered if that was asked for."""
-        await self.admin.put(f"/v1/integrations/{name}", {"binding": "none", **body})
+
+        async def written() -> object:
+            try:
+                return await self.admin.put(f"/v1/integrations/{name}", {"binding": "none", **body})
+            except ApiProblem as problem:  # on a busy machine the worker may take longer than the API waits
+                if problem.code != "temporal_unavailable":
+                    raise
+                return None
+
+        await wait_until(written, "the integration", PATIENCE_S)
 
         async def ready() -> dict[str, Any] | None:
             found = await self.admin.get(f"/v1/integrations/{name}")
