@@ -137,8 +137,7 @@ class CaseRun:
     # --- before -------------------------------------------------------------------------
 
     async def _prepare(self) -> tuple[Connection, Consent | None, Any]:
-        scenario = self._case.scenario
-        ground, idp, consent, code = self._ground, self._idp, None, ""
+        scenario, ground, idp, consent, code = self._case.scenario, self._ground, self._idp, None, ""
         async with ground.store.write() as tx:
             integration = await ground.integration(
                 tx, idp, self._case.rotation, scenario.provider, scenario.secrets
@@ -235,12 +234,10 @@ class CaseRun:
             await self._paused(first, other)
         if answer.died:
             await first.gone.wait()
-        gone = first.gone.is_set()  # started again, it is asked again
-        resuming = asyncio.create_task(self._resume_when_stopped(first))
-        try:
-            await self._until_outcome(other or first, None if other or gone else answer)
-        finally:
-            resuming.cancel()
+        known = None if other or first.gone.is_set() else answer  # started again, it is asked again
+        outcome = asyncio.create_task(self._until_outcome(other or first, known))
+        await self._until_over(first, None, outcome)  # its scenario's own stop may come now
+        await outcome
         if self._left_stopped is not None:
             self._left_stopped[0].resume()
             await self._left_stopped[1]
@@ -299,13 +296,6 @@ class CaseRun:
                 return
             await self._paused(first, other, answering)
 
-    async def _resume_when_stopped(self, first: WorkerHandle) -> None:
-        """The stop of a scenario may come after the fault of its case: when the worker is asked again."""
-        while True:
-            await first.stopped.acquire()
-            await asyncio.sleep(limits.PAUSE_S)
-            first.resume()
-
     async def _paused(
         self, first: WorkerHandle, other: WorkerHandle | None, answering: asyncio.Task[Any] | None = None
     ) -> None:
@@ -331,9 +321,8 @@ class CaseRun:
         assert crosses is not None
         self._idp.script(crosses(gate))
         going_on = asyncio.create_task(self._until_outcome(other, give_up_after=limits.PAUSE_S))
-        sent = asyncio.create_task(
-            self._idp.until("token", self._idp.count("token") + 1, timeout=limits.CASE_S)
-        )
+        count = self._idp.count("token") + 1
+        sent = asyncio.create_task(self._idp.until("token", count, timeout=limits.CASE_S))
         await asyncio.wait({going_on, sent}, return_when=asyncio.FIRST_COMPLETED)
         sent.cancel()
         first.resume()
@@ -382,8 +371,7 @@ class CaseRun:
         self._passed += answer.passed
         self._entries |= {(self._names[by], at) for it, side, at in answer.passed if (it, side) == _KEPT}
         self.first += answer.passed if first else []
-        if answer.raised:
-            self._raised.append(answer.raised)
+        self._raised += [answer.raised] if answer.raised else []
         self._heard |= answer.news is not None and GrantResult.model_validate(answer.news).failure is None
 
 
@@ -395,9 +383,8 @@ def ended(scenario: Scenario, answer: Answer) -> bool:
     if answer.news is None:
         return False
     failure = GrantResult.model_validate(answer.news).failure
-    if scenario.unread and failure is ErrorCode.REPLY_UNREADABLE:
-        return False
-    return scenario.flow != REFRESH or not _transient(failure)
+    unread = scenario.unread and failure is ErrorCode.REPLY_UNREADABLE
+    return not unread and (scenario.flow != REFRESH or not _transient(failure))
 
 
 async def _a_moment(answer: Answer) -> None:
