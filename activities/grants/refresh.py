@@ -44,8 +44,8 @@ from activities.support.temporal import (
 from activities.support.transactions import (
     append_audit,
     close_attempt,
+    close_read,
     commit_with_retries,
-    is_taken_over,
     load_connection,
 )
 from evergrant_server.core.audit import AuditAction
@@ -63,6 +63,7 @@ from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.provider_words import words_in
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
+from evergrant_server.store.connections.context_rows import Renewal
 from evergrant_server.telemetry import metrics
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
@@ -193,12 +194,9 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
             return await client_grant_token_request(services, self.call.context, context)
         grant, exchange = context.grant, context.access_token_exchange
         if exchange is not None and self._token_is_valid():
-            async with services.store.read() as tx:
-                access_token = await tx.grants.access_token(context.connection)
-            return access_token_exchange(context, exchange, access_token)
+            return access_token_exchange(context, exchange, context.tokens.access_token())
         if exchange is None and context.spec.refresh_supported and grant is not None and grant.refreshable:
-            async with services.store.read() as tx:
-                refresh_token = await tx.grants.refresh_token(context.connection)
+            refresh_token = context.tokens.refresh_token()
             if refresh_token is not None:
                 rules = context.integration.refresh
                 return RefreshTokenRequest(context, rules, refresh_token, self.call.scopes)
@@ -273,30 +271,33 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         journal keeps them until then."""
         request, context, row = self.call, self.context, attempt.row
         now = self.services.clock.now()
-        # a late reply waits for other transactions on this row, so that what it reads still holds
-        current = await load_connection(tx, request, locked=await is_taken_over(tx, row))
+        rows = await tx.context_rows.renewal(row)
+        if rows.is_taken_over:
+            # a late reply waits for other transactions on this row, so that what it reads still holds
+            rows = await tx.context_rows.renewal(row, locked=True)
+        current = rows.connection
         if current.state.is_final:
             return None
         if current.generation != row.from_generation:
-            await close_attempt(tx, row, AttemptOutcome.SUPERSEDED, now)
+            await close_read(tx, rows.attempt, AttemptOutcome.SUPERSEDED, now)
             await keep_overtaken_tokens(
                 tx, request, context, row, with_believed_account(context, tokens), now
             )
             return await self._stored_result(tx, current)
         if current.state not in (LifecycleState.ACTIVE, LifecycleState.REVOKING):
             # another worker took over and was refused: late tokens are verified before they are used
-            await close_attempt(tx, row, AttemptOutcome.SUPERSEDED, now)
+            await close_read(tx, rows.attempt, AttemptOutcome.SUPERSEDED, now)
             if current.state in STATES_WITHOUT_GRANT:
                 await keep_late_tokens(tx, request, row, tokens_of_chain(request, tokens), now)
             return context.stored_result(current, None)
-        in_time = await close_attempt(tx, row, AttemptOutcome.INSTALLED, now)
+        in_time = await close_read(tx, rows.attempt, AttemptOutcome.INSTALLED, now)
         may_be_invalid = False
         if not in_time and current.state is LifecycleState.ACTIVE and not context.spends_nothing:
             may_be_invalid = await self.services.single_use.tracker.record_late_install(
                 tx, row, context.integration.refresh, journaled=attempt.entry is not None
             )
         believed = with_believed_account(context, tokens)
-        saved, grant = await self._replace_grant(tx, current, believed, since, now)
+        saved, grant = await self._replace_grant(tx, rows, believed, since, now)
         if not in_time or (attempt.entry is not None and attempt.entry.is_set_aside):
             # the workflow reads the store now: it may be waiting for hours
             changed = ProviderChanged(version=saved.revision, context=request.context)
@@ -310,11 +311,11 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         return context.grant_result(saved, grant)
 
     async def _replace_grant(
-        self, tx: Transaction, current: Connection, tokens: TokenSet, since: datetime, now: datetime
+        self, tx: Transaction, rows: Renewal, tokens: TokenSet, since: datetime, now: datetime
     ) -> tuple[Connection, Grant]:
+        current = rows.connection
         after, offline = current.refreshed(now), self.context.spec.offline_scope
-        stored = await tx.grants.get(current.tenant, current.id)  # an account may have been chosen since
-        before, narrowed = stored or self.context.grant, None
+        before, narrowed = rows.grant or self.context.grant, None  # an account may have been chosen since
         grant = Grant.from_tokens(
             tokens,
             generation=after.generation,
@@ -325,7 +326,9 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         )
         if self.call.scopes and before is not None:
             narrowed, grant = grant.narrowed(self.call.scopes, offline), grant.keeping_access_token(before)
-        new = await tx.grants.install(after, tokens, grant, origin=Origin.REFRESH, expected=current.revision)
+        new = await tx.grants.install(
+            after, tokens, grant, origin=Origin.REFRESH, expected=current.revision, stored=rows.stored
+        )
         if narrowed is not None:
             await tx.narrowed_tokens.put(new, narrowed, tokens.access_token, now)
         return new, grant

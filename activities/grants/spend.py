@@ -185,7 +185,12 @@ async def _spend_once(spend: GrantSpend[Any]) -> GrantResult:
         async with spend.admission():
             connection, valid = spend.context.connection, spend.token_valid
             attempt = await single_use.open(
-                spend.kind, connection, request.rules, token_valid=valid, credential=spend.credential
+                spend.kind,
+                connection,
+                request.rules,
+                token_valid=valid,
+                credential=spend.credential,
+                read=spend.context.tokens.keys,
             )
             spend.provider_was_asked = True
             began = time.perf_counter()

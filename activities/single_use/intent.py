@@ -7,7 +7,7 @@ from which its attempt's id is derived.
 from datetime import datetime
 
 from activities.single_use.attempt_tracker import AttemptTracker
-from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AttemptId, IntegrationId, Tenant, derived_id
 from evergrant_server.core.integrations import RefreshRules
@@ -22,6 +22,8 @@ from evergrant_server.core.single_use.attempt import (
 )
 from evergrant_server.journal.entry import EntryHeader
 from evergrant_server.store import Transaction
+from evergrant_server.store.connections.attempts import EarlierUses
+from evergrant_server.store.connections.connections import Position
 from evergrant_server.telemetry import metrics
 
 
@@ -39,38 +41,57 @@ async def commit_intent(
     `state` is the connection's when the credential was read. Raises as `SingleUseProtocol.open`,
     and Failure STORE_CONFLICT when another attempt has ended since then.
     """
-    connection = (attempt.tenant, attempt.connection_id)
-    _require_unchanged(attempt, state, await tx.connections.get(*connection))
-    earlier = await tx.attempts.open_of_any_kind(*connection, attempt.slot)
+    uses = await tx.attempts.earlier_uses(attempt)
+    if uses.opened is not None or uses.unknown is not None:
+        attempt = await _after_earlier_uses(tx, attempt, state, rules, tracker, uses, token_valid=token_valid)
+    await tx.attempts.open(attempt)
+    # from here on no other attempt is opened or installed, and one that was is visible
+    position = await tx.connections.position(attempt.tenant, attempt.connection_id, for_share=True)
+    _require_unchanged(attempt, state, position)
+    return attempt
+
+
+async def _after_earlier_uses(
+    tx: Transaction,
+    attempt: Attempt,
+    state: LifecycleState,
+    rules: RefreshRules,
+    tracker: AttemptTracker,
+    uses: EarlierUses,
+    *,
+    token_valid: bool,
+) -> Attempt:
+    """The attempt with the earlier uses of its credential counted; the open one is fenced off and closed.
+
+    Raises as `commit_intent`, whose look at the connection comes too late for the fence.
+    """
+    _require_unchanged(attempt, state, await tx.connections.position(attempt.tenant, attempt.connection_id))
+    earlier = uses.opened
     status = tracker.status_of(earlier) if earlier is not None else UNSEEN
     if earlier is not None and status.unsent:  # its owner died first: the credential was not used
         await tx.attempts.close(earlier, AttemptOutcome.NOT_SENT, attempt.opened_at)
-        earlier = None
-    unknown = await tx.attempts.newest_of_unknown_outcome(attempt)
-    if unknown is not None:
-        await _require_no_late_entry(tx, attempt, unknown, rules, tracker)
+        uses, earlier = uses.without_open(), None
+    if uses.unknown is not None:
+        await _require_no_late_entry(tx, attempt, uses.unknown, rules, tracker)
     decision = decide_attempt(
         attempt,
         rules,
         tracker.now(),
         opened=None if earlier is None else tracker.without_clock_skew(earlier),
-        unknown=unknown,
-        unread=await tx.attempts.unread_of_credential(attempt),
+        unknown=uses.unknown,
+        unread=uses.unread,
         token_valid=token_valid,
         seen=status,
         limits=tracker.limits,
     )
     _require_resend(decision, tracker)
-    attempt = with_earlier_sends(attempt, unknown)
+    attempt = with_earlier_sends(attempt, uses.unknown)
     if earlier is not None:
         if not tracker.fence(earlier):
             raise tracker.pending("its owner was stopped in the instant of sending")
         if attempt.sends > 1 and status.owner_alive is None and rules.resend_is_safe_for is None:
             metrics.count_double_send("possible")
         await tx.attempts.close(earlier, AttemptOutcome.SUPERSEDED, attempt.opened_at)
-    await tx.attempts.open(attempt)
-    # a second look: from here on no other attempt is opened or installed, and one that was is visible
-    _require_unchanged(attempt, state, await tx.connections.get_for_share(*connection))
     return attempt
 
 
@@ -101,10 +122,10 @@ async def _require_no_late_entry(
         raise tracker.pending("a late reply waits in a journal")
 
 
-def _require_unchanged(attempt: Attempt, state: LifecycleState, now: Connection | None) -> None:
+def _require_unchanged(attempt: Attempt, state: LifecycleState, now: Position | None) -> None:
     """Raises Failure STORE_CONFLICT when an attempt that ended since the credential was read has spent
     it: it left no open row, but a newer generation or a connection in another state."""
-    if now is None or now.generation != attempt.from_generation or now.state is not state:
+    if now != (state, attempt.from_generation):
         raise Failure(ErrorCode.STORE_CONFLICT, f"{attempt.connection_id} was changed meanwhile")
 
 

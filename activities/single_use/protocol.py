@@ -40,7 +40,7 @@ from evergrant_server.core.single_use.attempt import (
 )
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.journal import Journal, JournalEntry
-from evergrant_server.store import NO_CONNECTION, Store
+from evergrant_server.store import NO_CONNECTION, KeyRows, Store
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 from providers.requests.sender import Sender, SendFailed
 from providers.responses.error_mapping import UnreadableTokens
@@ -112,15 +112,19 @@ class SingleUseProtocol:
         *,
         token_valid: bool,
         credential: str = "",
+        read: KeyRows | None = None,
     ) -> SingleUseAttempt:
-        """Unwrap the keys, reserve journal space, then commit the intent. Nothing was sent if it raises.
+        """Unwrap the keys (of rows that were `read` with the credential, if they are there), reserve journal
+        space, then commit the intent. Nothing was sent if it raises.
 
         Raises Failure REFRESH_PENDING while an earlier attempt has to be waited for,
         OUTCOME_UNKNOWN once the credential was sent as often as allowed, REPLY_UNREADABLE while
         its reply is kept for a definition that can read it, and KEY_UNAVAILABLE,
         JOURNAL_UNAVAILABLE or STORE_UNAVAILABLE.
         """
-        keys = await self._store.unwrap_keys(connection.tenant, connection.id, REPLY_PURPOSES)
+        keys = read and read.unwrapped(connection.id, REPLY_PURPOSES)
+        if keys is None:
+            keys = await self._store.unwrap_keys(connection.tenant, connection.id, REPLY_PURPOSES)
         if kind in _MAY_ISSUE_FURTHER_SLOTS:  # tokens for further slots are sealed with the intake key
             intake = await self._store.unwrap_keys(connection.tenant, NO_CONNECTION, (KeyPurpose.INTAKE,))
             keys = keys.merged_with(intake)
@@ -180,7 +184,8 @@ class SingleUseProtocol:
             spend.answered(reply)
             return await self.conclude(replace(attempt, entry=entry), journaled, spend)
         finally:
-            await self._journal.in_thread(fence.reservation.release)
+            if fence.reservation.is_open:
+                await self._journal.in_thread(fence.reservation.release)
             await fence.record_double_send(self._store, attempt.row, spend.call)
 
     async def conclude(self, attempt: SingleUseAttempt, journaled: JournaledReply, spend: Spend[T]) -> T:

@@ -3,13 +3,14 @@
 from activities.support.provider_context import IssuerAccess, ProviderContext, resolve_endpoints
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.grant import Grant
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.store import Store, Transaction
+from evergrant_server.store.connections.context_rows import ContextRows
+from evergrant_server.store.integrations.integrations import SealedClient
 from evergrant_server.telemetry.alarms import report_broken_authority
 from providers.client_auth import generate_client_secret
 from providers.definition.registry import Registry
@@ -52,7 +53,10 @@ class ProviderContextLoader:
         """
         try:
             async with self._store.read() as tx:
-                context = await self._load_in(tx, tenant, connection_id)
+                rows = await tx.context_rows.connection(tenant, connection_id)
+            if rows is None:
+                raise Failure(ErrorCode.NOT_FOUND, f"there is no connection {connection_id}")
+            context = self._context(rows)
         except Failure as failure:
             report_broken_authority(failure)
             raise
@@ -75,7 +79,7 @@ class ProviderContextLoader:
         except Failure as failure:
             raise Failure(ErrorCode.CLIENT_REJECTED, failure.detail) from None
         endpoints = resolve_endpoints(spec, integration, {})
-        clients = await self._clients(tx, spec, endpoints, integration)
+        clients = self._clients(spec, endpoints, await tx.integrations.sealed_client(integration))
         pins = await tx.destinations.pins(integration)
         return [
             IssuerAccess(
@@ -89,17 +93,13 @@ class ProviderContextLoader:
             for client in clients
         ]
 
-    async def _load_in(self, tx: Transaction, tenant: Tenant, connection_id: ConnectionId) -> ProviderContext:
-        connection = await tx.connections.get_authentic(tenant, connection_id)
-        if connection is None:
-            raise Failure(ErrorCode.NOT_FOUND, f"there is no connection {connection_id}")
-        integration = await tx.integrations.get(tenant, connection.integration_id)
-        if integration is None:
+    def _context(self, rows: ContextRows) -> ProviderContext:
+        """The context that these rows make. Raises Failure as `load`."""
+        connection, grant, client = rows.connection, rows.grant, rows.client
+        if client is None:
             raise Failure(ErrorCode.CLIENT_REJECTED, f"the integration {connection.integration} was deleted")
-        pins = await tx.destinations.require(connection, integration)
-        grant = await tx.grants.get_authentic(connection)
-        facts = grant.metadata if grant else {}
-        specs = await self._specs(tx, connection, integration, grant)
+        integration, facts = client.integration, grant.metadata if grant else {}
+        specs = self._specs(rows, integration)
         skipped: Definition | None = None
         try:
             endpoints = resolve_endpoints(specs[0][0], integration, facts)
@@ -109,13 +109,14 @@ class ProviderContextLoader:
             skipped, specs = specs[0][1], [(specs[1][0], None)]
             endpoints = resolve_endpoints(specs[0][0], integration, facts)
         spec, definition = specs[0]
-        clients = await self._clients(tx, spec, endpoints, integration)
+        clients = self._clients(spec, endpoints, client)
         # whether a credential may be sent twice: a staged version isn't relied on
         rules = specs[-1][0].refresh_rules()
         context = ProviderContext(
             connection=connection,
             integration=integration.with_provider_rules(rules),
             grant=grant,
+            tokens=rows.tokens,
             spec=spec,
             endpoints=endpoints,
             client=clients[0],
@@ -125,27 +126,25 @@ class ProviderContextLoader:
             previous_spec=specs[1][0] if len(specs) > 1 else None,
             skipped_definition=skipped,
             facts=facts,
-            pins=pins,
+            pins=rows.pins,
             announce_days=self.announce_days,
             redirect_uri=f"{self._public_url}/oauth/callback/{integration.id}",
         )
-        key = await tx.proof_keys.get(tenant, connection_id) if context.uses_dpop else None
+        key = rows.proof_key() if context.uses_dpop else None
         return context if key is None else context.with_proof_key(key)
 
-    async def _clients(
-        self, tx: Transaction, spec: ProviderSpec, endpoints: Endpoints, integration: Integration
-    ) -> list[OAuthClient]:
+    def _clients(self, spec: ProviderSpec, endpoints: Endpoints, client: SealedClient) -> list[OAuthClient]:
         """The client with the secret to try first, then with the other one, if there is one."""
-        secrets = [await tx.integrations.client_secret(integration)]
-        if integration.previous_secret_is_usable(self._clock.now()):
-            secrets.append(await tx.integrations.previous_secret(integration))
+        integration, now = client.integration, self._clock.now()
+        secrets = [client.secret()]
+        if integration.previous_secret_is_usable(now):
+            secrets.append(client.previous_secret())
         if integration.secret_refused_at is not None:
             secrets.reverse()
-        key = await tx.integrations.client_key(integration)
+        key = client.key()
         if spec.client_secret_generator is not None:
-            now = self._clock.now()
             secrets = [generate_client_secret(spec, integration.client_id, integration.params, key, now)]
-        certificate = await tx.integrations.client_certificate(integration)
+        certificate = client.certificate()
         auth = client_auth_of(spec, integration)
         audience = assertion_audience(spec, endpoints)
         return [
@@ -153,15 +152,15 @@ class ProviderContextLoader:
             for secret in secrets
         ]
 
-    async def _specs(
-        self, tx: Transaction, connection: Connection, integration: Integration, grant: Grant | None
+    def _specs(
+        self, rows: ContextRows, integration: Integration
     ) -> list[tuple[ProviderSpec, Definition | None]]:
         """The definition to use; while it is a staged one, the version before it as well."""
-        versions = await tx.definitions.serving(integration.tenant, integration.provider)
         try:
-            candidates = self._registry.candidates(integration.provider, versions, connection.id)
+            candidates = self._registry.candidates(integration.provider, rows.definitions, rows.connection.id)
         except Failure as failure:  # the catalogue has changed: the integration's admin can repair it
             raise Failure(ErrorCode.CLIENT_REJECTED, failure.detail) from None
         return [
-            (with_dpop_binding(spec, integration, grant), definition) for spec, definition in candidates[:2]
+            (with_dpop_binding(spec, integration, rows.grant), definition)
+            for spec, definition in candidates[:2]
         ]

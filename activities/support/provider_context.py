@@ -13,6 +13,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import NOTHING_PINNED, Endpoints, Integration, PinnedHosts
 from evergrant_server.core.lifecycle.snapshot import grant_result_of
 from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.store.connections.grants import SealedTokens
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_response import RefreshSpec
 from providers.definition.templates import (
@@ -38,7 +39,7 @@ class IssuerAccess(ProviderAccess):
 
 @dataclass(frozen=True, kw_only=True)
 class ProviderContext(ProviderAccess):
-    """Everything that a request for one connection needs, except its tokens.
+    """Everything that a request for one connection needs. Its tokens are sealed.
 
     `params` are the integration's template parameters, and those of this connection's callback.
     """
@@ -46,6 +47,7 @@ class ProviderContext(ProviderAccess):
     connection: Connection
     integration: Integration
     grant: Grant | None
+    tokens: SealedTokens  # of `grant`: opened when they are sent
     redirect_uri: str
     other_client: OAuthClient | None = None  # during a rotation: with the other secret
     definition: Definition | None = None  # the tenant's version that `spec` is from

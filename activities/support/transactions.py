@@ -81,7 +81,11 @@ async def append_audit(
 
 async def close_attempt(tx: Transaction, attempt: Attempt, outcome: AttemptOutcome, at: datetime) -> bool:
     """Write how an open or unread attempt ended; False when it has ended, as after a takeover."""
-    now = await tx.attempts.get(attempt.tenant, attempt.id)
+    return await close_read(tx, await tx.attempts.get(attempt.tenant, attempt.id), outcome, at)
+
+
+async def close_read(tx: Transaction, now: Attempt | None, outcome: AttemptOutcome, at: datetime) -> bool:
+    """As `close_attempt`, for a row that this transaction has read."""
     if now is None or now.outcome not in (None, AttemptOutcome.UNREAD):
         return False
     await tx.attempts.close(now, outcome, at)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from sqlalchemy import Index, and_, delete, func, select
+from sqlalchemy import Index, and_, bindparam, delete, func, select
 from sqlmodel import Field, col
 
 from evergrant_server.core.connections.account import (
@@ -51,6 +51,12 @@ class AccountIdentifierRow(columns.TenantTable, table=True):
     identifier_hash: str
 
 
+_IDENTIFIERS = table_of(AccountIdentifierRow)
+_OF_CONNECTION = select(_IDENTIFIERS.c.name, _IDENTIFIERS.c.identifier_hash).where(
+    *(_IDENTIFIERS.c[name] == bindparam(name) for name in ("tenant", "connection_id"))
+)
+
+
 class AccountIdentifiers(Repository):
     def __init__(self, connection: DatabaseConnection, ring: KeyRing) -> None:
         super().__init__(connection)
@@ -71,7 +77,7 @@ class AccountIdentifiers(Repository):
         }
         key = {"tenant": owner.tenant, "connection_id": owner.id}
         mine = columns_equal(AccountIdentifierRow, **key)
-        rows = await fetch_all(self._connection, select(AccountIdentifierRow).where(mine))
+        rows = await fetch_all(self._connection, _OF_CONNECTION, key)
         had = {row["name"]: row["identifier_hash"] for row in rows}
         stay = unreplaced_names(tokens, origin)
         if PIN in stay & had.keys():

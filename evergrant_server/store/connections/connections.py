@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, exists, or_, select, text
+from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, or_, select, text
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -49,6 +49,20 @@ from evergrant_server.store.ends import put_back
 
 OFFERED = ("consent_deadline", "requested_scopes", "default_scopes", "slot_scopes")  # with a new link
 _WAITS = (LifecycleState.PENDING_CONSENT.value, LifecycleState.NEEDS_REAUTH.value)
+
+
+_ROW = table_of(ConnectionRow).c
+_POSITION = select(_ROW.state, _ROW.generation).where(
+    _ROW.tenant == bindparam("tenant"), _ROW.id == bindparam("id")
+)
+_POSITION_FOR_SHARE = _POSITION.with_for_update(read=True)
+
+
+class Position(NamedTuple):
+    """What an attempt begins from."""
+
+    state: LifecycleState
+    generation: int
 
 
 class PendingRevocation(NamedTuple):
@@ -114,11 +128,11 @@ class Connections(ModelRepository[Connection, ConnectionId]):
 
         One that is revoking or has ended isn't checked: it leases nothing, and nothing stops a revocation.
         """
-        return await self._checked(await find_one(self._connection, self._table, tenant=tenant, id=id))
+        return await self.checked(await find_one(self._connection, self._table, tenant=tenant, id=id))
 
     async def find_in_any_tenant(self, id: ConnectionId) -> Connection | None:
         """The connection with this unguessable id. Raises as `get_authentic`."""
-        return await self._checked(await find_one(self._connection, self._table, id=id))
+        return await self.checked(await find_one(self._connection, self._table, id=id))
 
     async def replace_names(self, after: Connection, *, expected: int) -> Connection:
         """As `replace`, for a change of what the authenticator covers. Raises Failure AUTHORITY_BROKEN
@@ -143,12 +157,14 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         """Write what a new link of a pending connection asks for. Raises as `replace` does."""
         return await self._change_only(pending, OFFERED, expected)
 
-    async def get_for_share(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
-        """The connection, locked against changes until this transaction ends.
+    async def position(self, tenant: Tenant, id: ConnectionId, *, for_share: bool = False) -> Position | None:
+        """Where the connection is; `for_share`: locked against changes until this transaction ends.
 
         SQLite has no such clause and needs none: it writes in one transaction at a time.
         """
-        return await self._first(self._where(tenant=tenant, id=id).with_for_update(read=True))
+        query = _POSITION_FOR_SHARE if for_share else _POSITION
+        row = await fetch_first(self._connection, query, {"tenant": tenant, "id": id})
+        return None if row is None else Position(LifecycleState(row["state"]), row["generation"])
 
     async def get_for_update(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
         """The connection, locked against changes and shared locks until this transaction ends."""
@@ -160,7 +176,7 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         """The live connection with these names, or else the newest of the ended ones. Raises as
         `get_authentic`."""
         names = {"tenant": tenant, "integration": integration_name, "subject": subject, "label": label}
-        return await self._checked(await fetch_first(self._connection, BY_NAMES, names))
+        return await self.checked(await fetch_first(self._connection, BY_NAMES, names))
 
     async def page(
         self,
@@ -301,13 +317,14 @@ class Connections(ModelRepository[Connection, ConnectionId]):
             columns |= await self.countersigned(model)
         return await super()._change(model, expected, **columns)
 
-    async def _checked(self, row: Values | None) -> Connection | None:
+    async def checked(self, row: Values | None, *, may_have_ended: bool = True) -> Connection | None:
+        """The row as `get_authentic` has it. `may_have_ended`: the audit log may tell of its end."""
         connection = None if row is None else read_model(Connection, ConnectionRow, row)
         if row is None or connection is None or connection.state is LifecycleState.REVOKING:
             return connection
         if not connection.state.is_final:
             require_signature(self._ring, connection, ConnectionRow, row)
-            for id in await put_back(self._connection, [connection]):
+            for id in await put_back(self._connection, [connection]) if may_have_ended else ():
                 raise was_put_back(ConnectionRow, id)
         return connection
 

@@ -4,6 +4,7 @@ All are sealed per connection: access tokens and that key in the lease purpose, 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, bindparam, delete, select, update
@@ -40,7 +41,7 @@ from evergrant_server.store.database.rows import (
     read_model,
 )
 from evergrant_server.store.integrations.destinations import COLUMN, HOSTS, Destinations
-from evergrant_server.store.sealing import SealedRepository
+from evergrant_server.store.sealing import KeyRows, SealedRepository
 
 ACCESS_COLUMN, REFRESH_COLUMN, ID_TOKEN_COLUMN = "sealed_access", "sealed_refresh", "sealed_id_token"
 _SEALED_CONSENT_COLUMNS = [
@@ -76,6 +77,61 @@ def grant_of(row: Values) -> Grant:
     return read_model(Grant, ConnectionGrantRow, {**row, "metadata": row["facts"]})
 
 
+def authentic_grant(ring: KeyRing, owner: Connection, row: Values) -> Grant:
+    """The facts of the main grant's row, as `Grants.get_authentic` has them."""
+    grant = grant_of(row)
+    if owner.state is not LifecycleState.REVOKING:
+        require_grant(ring, owner.tenant, owner.id, grant, MAIN_SLOT, row["mac"])
+    return grant
+
+
+@dataclass(frozen=True)
+class SealedTokens:
+    """The tokens of a connection's main grant, sealed, with the keys that open them, wrapped: what one query
+    each has read."""
+
+    owner: Connection
+    row: Values | None = field(repr=False)  # of the grant
+    keys: KeyRows
+
+    def access_token(self) -> Secret:
+        """Raises as `Grants.access_token`."""
+        token = self._open(KeyPurpose.LEASE, ACCESS_COLUMN)
+        if token is None:
+            raise no_access_token(self.owner)
+        return token
+
+    def refresh_token(self) -> Secret | None:
+        """Raises as `Grants.refresh_token`."""
+        return self._open(KeyPurpose.REFRESH, REFRESH_COLUMN)
+
+    def _open(self, purpose: KeyPurpose, column: str) -> Secret | None:
+        owner, row = self.owner, self.row
+        if row is None or row[column] is None:
+            return None
+        place = grant_associated_data(owner.tenant, owner.id, MAIN_SLOT, column, row["generation"])
+        if was_rolled_back(MAIN_SLOT, row["generation"], owner.generation):
+            raise rolled_back(place)
+        return self.keys.open(purpose, owner.id, place, row[column])
+
+
+def no_access_token(owner: Connection) -> Failure:
+    return Failure(ErrorCode.CONSENT_REQUIRED, f"{owner.id} holds no access token.")
+
+
+def rolled_back(place: AssociatedData) -> Failure:
+    return seal_broken(place, "belongs to another generation than its connection")
+
+
+@dataclass(frozen=True)
+class StoredGrant:
+    """The grant that a new one replaces, as this transaction has read it."""
+
+    row: Values | None = field(repr=False)
+    has_late_tokens: bool = True
+    has_narrowed_tokens: bool = True
+
+
 class Grants(SealedRepository):
     async def get(self, tenant: Tenant, connection_id: ConnectionId, slot: str = MAIN_SLOT) -> Grant | None:
         row = await find_one(
@@ -89,12 +145,7 @@ class Grants(SealedRepository):
         row = await find_one(
             self._connection, ConnectionGrantRow, tenant=owner.tenant, connection_id=owner.id, slot=MAIN_SLOT
         )
-        if row is None:
-            return None
-        grant = grant_of(row)
-        if owner.state is not LifecycleState.REVOKING:
-            require_grant(self._sealer.ring, owner.tenant, owner.id, grant, MAIN_SLOT, row["mac"])
-        return grant
+        return None if row is None else authentic_grant(self._sealer.ring, owner, row)
 
     async def install(
         self,
@@ -105,6 +156,7 @@ class Grants(SealedRepository):
         origin: Origin,
         expected: int,
         hosts: PinnedHosts = NOTHING_PINNED,
+        stored: StoredGrant | None = None,
     ) -> Connection:
         """Write the connection `after` and its new grant in one go, if the row is still at `expected`.
 
@@ -113,13 +165,15 @@ class Grants(SealedRepository):
         A refresh without a refresh token or id token in its reply keeps the old one (RFC 6749 section
         6, OpenID Connect Core section 12.2); a new grant inherits none, and its secrets are sent to `hosts`
         alone. A grant with `access_generation` keeps the access token as well; any other ends the narrower
-        ones. Needs the lease and refresh purposes. Raises Failure STORE_CONFLICT, NOT_FOUND,
-        KEY_UNAVAILABLE, AUTHORITY_BROKEN.
+        ones. `stored`: the grant of this slot, read with the connection at `expected`; None: it is read.
+        Needs the lease and refresh purposes. Raises Failure STORE_CONFLICT, NOT_FOUND, KEY_UNAVAILABLE,
+        AUTHORITY_BROKEN.
         """
         if grant.slot == MAIN_SLOT and grant.generation != after.generation:
             raise ValueError("a main grant is installed with the generation of its connection")
         revision = await self._change_connection(after, tokens, grant, origin, expected)
-        old = await self._row(after, grant.slot)
+        stored = stored or StoredGrant(await self._row(after, grant.slot))
+        old = stored.row
         kept = old if origin is Origin.REFRESH else None
         columns = column_values(grant)
         values: Values = {
@@ -135,8 +189,9 @@ class Grants(SealedRepository):
             "revision": 1 if old is None else old["revision"] + 1,
         }
         await self._put(values, old)
-        await LateTokenSets(self._connection, self._sealer).delete(after.tenant, after.id)  # superseded
-        if grant.slot == MAIN_SLOT and grant.access_generation is None:
+        if stored.has_late_tokens:  # superseded
+            await LateTokenSets(self._connection, self._sealer).delete(after.tenant, after.id)
+        if stored.has_narrowed_tokens and grant.slot == MAIN_SLOT and grant.access_generation is None:
             await self._delete_narrowed(after)
         return after.__replace__(revision=revision)
 
@@ -165,7 +220,7 @@ class Grants(SealedRepository):
         STORE_CONFLICT when `grant_owner` is older than the row, SEAL_BROKEN when the row is."""
         token = await self._open(KeyPurpose.LEASE, grant_owner, slot, ACCESS_COLUMN)
         if token is None:
-            raise Failure(ErrorCode.CONSENT_REQUIRED, f"{grant_owner.id} holds no access token.")
+            raise no_access_token(grant_owner)
         return token
 
     async def refresh_token(self, connection: Connection, slot: str = MAIN_SLOT) -> Secret | None:
@@ -261,14 +316,14 @@ class Grants(SealedRepository):
             return None
         place = grant_associated_data(owner.tenant, owner.id, slot, column, row["generation"])
         if was_rolled_back(slot, row["generation"], row["connection_generation"]):
-            raise seal_broken(place, "belongs to another generation than its connection")
+            raise rolled_back(place)
         if row["connection_generation"] != owner.generation:
             raise Failure(
                 ErrorCode.STORE_CONFLICT, f"{owner.id} is no longer at generation {owner.generation}."
             )
         return await self._sealer.open(purpose, owner.id, place, row[column])
 
-    async def _row(self, owner: Connection, slot: str) -> Mapping[str, Any] | None:
+    async def _row(self, owner: Connection, slot: str) -> Values | None:
         parameters = {"tenant": owner.tenant, "connection_id": owner.id, "slot": slot}
         return await fetch_first(self._connection, _GRANT_AND_GENERATION, parameters)
 
