@@ -8,8 +8,13 @@ from contextlib import suppress
 from activities.grants import GrantServices
 from activities.grants.client_secrets import try_each_secret
 from activities.support.provider_context import ProviderContext
-from activities.support.provider_replies import log_words
-from activities.support.transactions import append_audit, close_attempt, commit_with_retries, load_connection
+from activities.support.transactions import (
+    append_audit,
+    close_attempt,
+    commit_with_retries,
+    load_connection,
+    log_words,
+)
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.connections.grant import TokenSet

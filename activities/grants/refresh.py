@@ -19,20 +19,18 @@ from activities.grants.narrowing import (
     refreshed_detail,
     tokens_of_chain,
 )
-from activities.grants.overtaken_tokens import keep_overtaken_tokens
 from activities.grants.recurring_errors import (
     AnsweredError,
     answered_error,
     may_be_spent_by_another_use,
     reconnect_if_it_recurs,
 )
+from activities.grants.replaced_grants import keep_overtaken_tokens
 from activities.grants.spend import GrantSpend, spend
 from activities.grants.token_request import RefreshTokenRequest, access_token_exchange
 from activities.single_use.attempt import JournaledReply, SingleUseAttempt, SpendRequest
-from activities.single_use.attempt_tracker import open_attempt
-from activities.single_use.circuit_breakers import BreakerPermit, CircuitBreakers
-from activities.single_use.refresh_pacing import RefreshPacing, Turn
-from activities.support.connection_records import record_recovery, record_refresh_failure, record_unsent
+from activities.single_use.intent import open_attempt
+from activities.single_use.pacing import BreakerPermit, CircuitBreakers, RefreshPacing, Turn
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import (
     earlier_now,
@@ -47,6 +45,9 @@ from activities.support.transactions import (
     close_read,
     commit_with_retries,
     load_connection,
+    record_recovery,
+    record_refresh_failure,
+    record_unsent,
 )
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState

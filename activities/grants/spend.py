@@ -19,7 +19,7 @@ from activities.grants.account_check import revoked_if_ended
 from activities.grants.client_secrets import by_client_secret, record_accepted_secret
 from activities.grants.provider_revocation import revoke_orphaned_tokens
 from activities.single_use.attempt import SingleUseAttempt, SpendRequest
-from activities.single_use.attempt_tracker import open_attempt
+from activities.single_use.intent import open_attempt
 from activities.single_use.protocol import Spend
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import failed_grant_result, obtained_at

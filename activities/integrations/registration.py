@@ -11,8 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from activities.single_use.attempt import JournaledReply, SendFence, write_reply_to_journal
-from activities.single_use.attempt_tracker import AttemptTracker, CriticalSections
-from activities.single_use.intent import end_intent, registration_attempt_id
+from activities.single_use.intent import AttemptTracker, CriticalSections, end_intent, registration_attempt_id
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure

@@ -19,10 +19,9 @@ from activities.single_use.attempt import (
     SpendRequest,
     write_reply_to_journal,
 )
-from activities.single_use.attempt_tracker import AttemptTracker, CriticalSections
-from activities.single_use.intent import commit_intent
-from activities.support.provider_replies import log_words
+from activities.single_use.intent import AttemptTracker, CriticalSections, commit_intent
 from activities.support.temporal import later_now
+from activities.support.transactions import log_words
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import TokenSet

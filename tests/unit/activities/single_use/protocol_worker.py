@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from activities.single_use.attempt import JournaledReply, SingleUseAttempt, SpendRequest
-from activities.single_use.attempt_tracker import CriticalSections
+from activities.single_use.intent import CriticalSections
 from activities.single_use.protocol import SingleUseProtocol, Spend
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import MAIN_SLOT, TokenSet
