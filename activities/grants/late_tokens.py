@@ -39,7 +39,7 @@ from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import ConnectionCall, GrantResult, VerifyLateTokens
-from evergrant_server.core.messages.connection import LateTokensReceived, Rotate
+from evergrant_server.core.messages.connection import LateTokensReceived, ProviderChanged, Rotate
 from evergrant_server.core.messages.names import SignalName
 from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.provider_words import words_in
@@ -95,6 +95,13 @@ async def signal_rotate(tx: Transaction, request: ConnectionCall, row: Attempt, 
         rotate = Rotate(reason=reason, context=request.context, seen_generation=seen)
         message = signal_message(request.tenant, request.connection_id, SignalName.ROTATE, rotate, now)
         await tx.outbox.add(message)
+
+
+async def signal_changed(tx: Transaction, request: ConnectionCall, saved: Connection, now: datetime) -> None:
+    """Have the workflow read the store now: it may be waiting for hours."""
+    changed = ProviderChanged(version=saved.revision, context=request.context)
+    message = signal_message(request.tenant, request.connection_id, SignalName.PROVIDER_CHANGED, changed, now)
+    await tx.outbox.add(message)
 
 
 def awaits_verification(connection: Connection, late: LateTokens) -> bool:
@@ -282,6 +289,25 @@ class LateTokensSpend(GrantSpend[VerifyLateTokens]):
         after = current.granted(now)
         if consent is not None:
             after = context.after_consent(after, consent)
+        saved, grant = await self._install_grant(tx, current, after, tokens, since)
+        # the reply to the code is valid, and so are the tokens for further slots that came with it
+        ring = self.services.store.ring
+        further = self.late_reply.tokens
+        await install_further_slots(tx, ring, request, context, saved, further, since, now, consent)
+        await close_attempt(tx, attempt.row, AttemptOutcome.INSTALLED, now)
+        await record_sharing(tx, request, saved, tokens, pin, now)
+        if consent is not None:  # it was written off when its code was refused a second time
+            await record_grant(tx, request, current, consent, grant, now, late_attempt=request.attempt_id)
+        elif current.state is not LifecycleState.REVOKING:
+            detail = {"generation": grant.generation, "late_attempt": request.attempt_id}
+            await append_audit(tx, request, AuditAction.CONNECTION_RECOVERED, now, **detail)
+        return context.grant_result(saved, grant)
+
+    async def _install_grant(
+        self, tx: Transaction, current: Connection, after: Connection, tokens: TokenSet, since: datetime
+    ) -> tuple[Connection, Grant]:
+        """A consent's tokens are a new grant; a refresh's continue the one before."""
+        request, context, consent = self.call, self.context, self.late_reply.consent
         stored = await tx.grants.get(request.tenant, request.connection_id)  # its account may be chosen
         grant = Grant.from_tokens(
             tokens,
@@ -299,18 +325,7 @@ class LateTokensSpend(GrantSpend[VerifyLateTokens]):
             saved = await install_new_grant(
                 tx, request, context, current, after, tokens, grant, verified=request.attempt_id
             )
-        # the reply to the code is valid, and so are the tokens for further slots that came with it
-        ring = self.services.store.ring
-        further = self.late_reply.tokens
-        await install_further_slots(tx, ring, request, context, saved, further, since, now, consent)
-        await close_attempt(tx, attempt.row, AttemptOutcome.INSTALLED, now)
-        await record_sharing(tx, request, saved, tokens, pin, now)
-        if consent is not None:  # it was written off when its code was refused a second time
-            await record_grant(tx, request, current, consent, grant, now, late_attempt=request.attempt_id)
-        elif current.state is not LifecycleState.REVOKING:
-            detail = {"generation": grant.generation, "late_attempt": request.attempt_id}
-            await append_audit(tx, request, AuditAction.CONNECTION_RECOVERED, now, **detail)
-        return context.grant_result(saved, grant)
+        return saved, grant
 
     async def record_failure(
         self, tx: Transaction, attempt: SingleUseAttempt, failure: Failure, outcome: AttemptOutcome | None

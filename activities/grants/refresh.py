@@ -12,7 +12,7 @@ from activities.grants import GrantServices
 from activities.grants.account_check import with_believed_account
 from activities.grants.client_grants import client_grant_token_request, read_client_grant_tokens
 from activities.grants.client_secrets import is_client_refused
-from activities.grants.late_tokens import keep_late_tokens, signal_rotate
+from activities.grants.late_tokens import keep_late_tokens, signal_changed, signal_rotate
 from activities.grants.narrowing import (
     is_narrowing_refused,
     record_narrowing_refusal,
@@ -58,11 +58,8 @@ from evergrant_server.core.integrations import Rotation
 from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import GrantResult, RefreshGrant
-from evergrant_server.core.messages.connection import ProviderChanged
-from evergrant_server.core.messages.names import SignalName
-from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.provider_words import words_in
-from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
+from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.store.connections.context_rows import Renewal
 from evergrant_server.telemetry import metrics
@@ -89,38 +86,35 @@ class RefreshActivities:
         and Temporal runs the activity again.
         """
         async with heartbeating():
-            return await to_its_end(asyncio.create_task(self._refresh_or_failure(request)))
+            return await to_its_end(asyncio.create_task(self._refresh(request)))
 
-    async def _refresh_or_failure(self, request: RefreshGrant) -> GrantResult:
+    async def _refresh(self, request: RefreshGrant) -> GrantResult:
+        """From load to commit: the grant, a postponement, or the failure that the workflow decides about."""
+        services = self._services
         try:
             with internal_after_last_try():
-                return await self._refresh(request)
+                context = await services.contexts.load(request.tenant, request.connection_id)
+                result = await self._result_without_request(request, context)
+                if result is not None:
+                    return result
+                async with self._pacing.turn(context, may_be_postponed=request.may_be_postponed) as turn:
+                    if turn.postponed_s is not None:
+                        stored = context.stored_result(context.connection, context.grant)
+                        return stored.__replace__(postponed_s=turn.postponed_s)
+
+                    def spend_with(candidate: ProviderContext) -> RefreshSpend:
+                        return RefreshSpend(services, request, candidate, self._breakers, turn)
+
+                    last, result = await spend(context, spend_with)
+                    if last.error is None:
+                        return result
+                    return await reconnect_if_it_recurs(services, request, last.context, last.error) or result
         except Failure as failure:
             if failure.code is ErrorCode.OUTCOME_UNKNOWN:
                 return await self._give_up(request)
             result = failed_grant_result(failure)
             await record_unsent(self._store, self._clock, request, failure)
             return result
-
-    async def _refresh(self, request: RefreshGrant) -> GrantResult:
-        """The refresh from load to commit, or its postponement."""
-        services = self._services
-        context = await services.contexts.load(request.tenant, request.connection_id)
-        result = await self._result_without_request(request, context)
-        if result is not None:
-            return result
-        async with self._pacing.turn(context, may_be_postponed=request.may_be_postponed) as turn:
-            if turn.postponed_s is not None:
-                stored = context.stored_result(context.connection, context.grant)
-                return stored.__replace__(postponed_s=turn.postponed_s)
-
-            def spend_with(candidate: ProviderContext) -> RefreshSpend:
-                return RefreshSpend(services, request, candidate, self._breakers, turn)
-
-            last, result = await spend(context, spend_with)
-            if last.error is None:
-                return result
-            return await reconnect_if_it_recurs(services, request, last.context, last.error) or result
 
     async def _result_without_request(
         self, request: RefreshGrant, context: ProviderContext
@@ -300,10 +294,7 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         believed = with_believed_account(context, tokens)
         saved, grant = await self._replace_grant(tx, rows, believed, since, now)
         if not in_time or (attempt.entry is not None and attempt.entry.is_set_aside):
-            # the workflow reads the store now: it may be waiting for hours
-            changed = ProviderChanged(version=saved.revision, context=request.context)
-            name, target = SignalName.PROVIDER_CHANGED, (row.tenant, row.connection_id)
-            await tx.outbox.add(signal_message(*target, name, changed, now))
+            await signal_changed(tx, request, saved, now)
         if may_be_invalid:
             await signal_rotate(tx, request, row, now)
         await record_recovery(tx, request, current, now)
@@ -341,10 +332,7 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         request, row, now = self.call, attempt.row, self.services.clock.now()
         if request.scopes and is_narrowing_refused(failure):
             return await record_narrowing_refusal(tx, request, self.context, row, failure, now)
-        code = failure.code
-        if code is ErrorCode.GRANT_REJECTED and not self.provisional:
-            spent = await may_be_spent_by_another_use(tx, self.context, row)
-            code = ErrorCode.OUTCOME_UNKNOWN if spent else code
+        code = await self._code_of(tx, row, failure)
         if outcome is not None:
             await close_attempt(tx, row, outcome, now)
         current = await load_connection(tx, request)
@@ -375,6 +363,13 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
             client_refused=is_client_refused(failure),
             unknown_error=outcome is AttemptOutcome.REFUSED,
         )
+
+    async def _code_of(self, tx: Transaction, row: Attempt, failure: Failure) -> ErrorCode:
+        """OUTCOME_UNKNOWN for a grant that another use may have ended, and not the subject."""
+        if failure.code is not ErrorCode.GRANT_REJECTED or self.provisional:
+            return failure.code
+        spent = await may_be_spent_by_another_use(tx, self.context, row)
+        return ErrorCode.OUTCOME_UNKNOWN if spent else failure.code
 
     async def _stored_result(self, tx: Transaction, current: Connection) -> GrantResult:
         """The newer grant: of an import, a consent or another worker."""

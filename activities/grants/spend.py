@@ -6,6 +6,7 @@ and no code. While a version of a definition is staged, what may be its fault is
 before it. Each try is an attempt of its own.
 """
 
+import asyncio
 import time
 from abc import abstractmethod
 from collections.abc import Callable
@@ -195,7 +196,8 @@ async def _spend_once(spend: GrantSpend[Any]) -> GrantResult:
             spend.provider_was_asked = True
             began = time.perf_counter()
             try:
-                ended = await single_use.spend(attempt, request, spend)
+                section = asyncio.create_task(single_use.spend(attempt, request, spend))
+                ended = await single_use.sections.run(attempt.row.id, section)
                 return ended
             except Failure as failure:
                 ended = failure

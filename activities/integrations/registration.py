@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from activities.single_use.attempt import JournaledReply, SendFence, write_reply_to_journal
 from activities.single_use.intent import AttemptTracker, CriticalSections, end_intent, registration_attempt_id
@@ -129,8 +130,8 @@ class ClientRegistrations:
         Raises SendFailed, and before anything is sent CLIENT_REJECTED (the initial access token was
         used), KEY_UNAVAILABLE, JOURNAL_UNAVAILABLE or STORE_UNAVAILABLE.
         """
-        assert endpoints.registration_endpoint is not None
         url = endpoints.registration_endpoint
+        assert url is not None
         keys = await self._store.unwrap_keys(integration.tenant, NO_CONNECTION, (KeyPurpose.INTAKE,))
         began_at, sent_at = seconds_since_boot(), self._clock.now()
         attempt = self._attempt(integration, sent_at, self._journal.id)
@@ -141,10 +142,8 @@ class ClientRegistrations:
             reservation.abandon(error)
             raise
         auth = auth_method_to_request(endpoints)
-        scopes, dpop = scopes_to_register(integration, endpoints), integration.dpop is True
-        metadata = client_metadata(redirect_uri, auth=auth, scopes=scopes, dpop=dpop)
-        metadata = registration_request(quirks, metadata)
         registration = RegistrationAttempt(request=request, endpoints=endpoints, auth=auth, sent_at=sent_at)
+        metadata = _metadata(integration, endpoints, auth, redirect_uri, quirks)
         fence = SendFence(reservation, self._clock, began_at, self._limits)
 
         async def section() -> DiscoveryResult:
@@ -216,3 +215,11 @@ class ClientRegistrations:
             opened_at=sent_at,
             send_by=sent_at + self._limits.send,
         )
+
+
+def _metadata(
+    integration: Integration, endpoints: Endpoints, auth: str, redirect_uri: str, quirks: tuple[str, ...]
+) -> dict[str, Any]:
+    """What is registered (RFC 7591 section 2)."""
+    scopes, dpop = scopes_to_register(integration, endpoints), integration.dpop is True
+    return registration_request(quirks, client_metadata(redirect_uri, auth=auth, scopes=scopes, dpop=dpop))

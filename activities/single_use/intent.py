@@ -185,9 +185,11 @@ class AttemptTracker:
         """The earlier of the local and Temporal's time."""
         return earlier_now(self._clock)
 
-    def fence(self, attempt: Attempt) -> bool:
-        """Keep the owner from sending, where it is on this host. False while it is sending."""
-        return self._journal.fence(attempt)
+    def fence(self, attempt: Attempt) -> None:
+        """Keep the owner from sending, where it is on this host. Raises Failure REFRESH_PENDING while it
+        sends."""
+        if not self._journal.fence(attempt):
+            raise self.pending("its owner was stopped in the instant of sending")
 
     def pending(self, why: str) -> Failure:
         """The failure for what has to be waited for."""
@@ -259,8 +261,7 @@ async def _after_earlier_uses(
     _require_resend(decision, tracker)
     attempt = with_earlier_sends(attempt, uses.unknown)
     if earlier is not None:
-        if not tracker.fence(earlier):
-            raise tracker.pending("its owner was stopped in the instant of sending")
+        tracker.fence(earlier)
         if attempt.sends > 1 and status.owner_alive is None and rules.resend_is_safe_for is None:
             metrics.count_double_send("possible")
         await tx.attempts.close(earlier, AttemptOutcome.SUPERSEDED, attempt.opened_at)

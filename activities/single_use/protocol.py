@@ -4,7 +4,6 @@ Every refresh token, authorization code and device code is spent here. The order
 (docs/protocol.md): keys, journal reservation, intent, send, journal entry, commit, drop.
 """
 
-import asyncio
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -39,7 +38,7 @@ from evergrant_server.core.single_use.attempt import (
 )
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.journal import Journal, JournalEntry
-from evergrant_server.store import NO_CONNECTION, KeyRows, Store
+from evergrant_server.store import NO_CONNECTION, KeyRows, Store, UnwrappedKeys
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 from providers.requests.sender import Sender, SendFailed
 from providers.responses.error_mapping import UnreadableTokens
@@ -97,7 +96,7 @@ class SingleUseProtocol:
     ) -> None:
         self._store = store
         self._clock = clock
-        self._sections = sections
+        self.sections = sections
         self._journal = journal
         self._sender = sender
         self._limits = limits
@@ -121,12 +120,7 @@ class SingleUseProtocol:
         its reply is kept for a definition that can read it, and KEY_UNAVAILABLE,
         JOURNAL_UNAVAILABLE or STORE_UNAVAILABLE.
         """
-        keys = read and read.unwrapped(connection.id, REPLY_PURPOSES)
-        if keys is None:
-            keys = await self._store.unwrap_keys(connection.tenant, connection.id, REPLY_PURPOSES)
-        if kind in _MAY_ISSUE_FURTHER_SLOTS:  # tokens for further slots are sealed with the intake key
-            intake = await self._store.unwrap_keys(connection.tenant, NO_CONNECTION, (KeyPurpose.INTAKE,))
-            keys = keys.merged_with(intake)
+        keys = await self._reply_keys(kind, connection, read)
         began_at = seconds_since_boot()
         row = Attempt(
             tenant=connection.tenant,
@@ -151,16 +145,25 @@ class SingleUseProtocol:
             raise
         return SingleUseAttempt(row, keys, SendFence(reservation, self._clock, began_at, self._limits))
 
+    async def _reply_keys(
+        self, kind: AttemptKind, connection: Connection, read: KeyRows | None
+    ) -> UnwrappedKeys:
+        """The keys that seal the reply, in the journal and in the store."""
+        keys = read and read.unwrapped(connection.id, REPLY_PURPOSES)
+        if keys is None:
+            keys = await self._store.unwrap_keys(connection.tenant, connection.id, REPLY_PURPOSES)
+        if kind not in _MAY_ISSUE_FURTHER_SLOTS:
+            return keys
+        # tokens for further slots are sealed with the tenant's intake key
+        intake = await self._store.unwrap_keys(connection.tenant, NO_CONNECTION, (KeyPurpose.INTAKE,))
+        return keys.merged_with(intake)
+
     async def spend(self, attempt: SingleUseAttempt, request: SpendRequest, spend: Spend[T]) -> T:
-        """Send, journal, judge and commit in a task of the process, which the activity awaits.
+        """Send, journal, judge and commit: the reply is written to the journal before anything reads it.
 
-        Cancelling the activity, its time-outs and a graceful shutdown don't cut the task.
+        A critical section: `sections` runs it in a task that the activity awaits, and that neither its
+        cancellation nor its time-outs nor a graceful shutdown cut.
         """
-        section = asyncio.create_task(self._critical_section(attempt, request, spend))
-        return await self._sections.run(attempt.row.id, section)
-
-    async def _critical_section(self, attempt: SingleUseAttempt, request: SpendRequest, spend: Spend[T]) -> T:
-        """The reply is written to the journal before anything reads it; its commit comes last."""
         fence = attempt.fence
         assert fence is not None
         try:

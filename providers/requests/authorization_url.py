@@ -141,12 +141,8 @@ def build_authorization_url(
     spec.require_usable(Flow.AUTHORIZATION_CODE if verifier is not None else Flow.IMPLICIT)
     if verifier is not None and (not _VERIFIER.fullmatch(verifier.reveal()) or verifier == state):
         raise Failure(ErrorCode.INTERNAL, "a PKCE verifier must be 43 to 128 characters and not the state")
-    endpoint = integration_endpoints(spec, integration).authorization_endpoint
-    if endpoint is None:
-        detail = f"{spec.name} has no authorization endpoint"
-        raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="flow")
-    values = checked_params(spec, integration.params)
-    extra = fill_params(spec, spec.authorization_params, values)
+    endpoint = _authorization_endpoint(spec, integration)
+    extra = fill_params(spec, spec.authorization_params, checked_params(spec, integration.params))
     extra |= {**_caller_params(spec, params or {}), **(account or {})}
     if verifier is None:
         # the token comes in the fragment only, and no refresh token comes (section 4.2.2)
@@ -161,19 +157,7 @@ def build_authorization_url(
     extra |= {name: value for name, value in standard.items() if value}
     slots = token_slot_scope_params(spec, slot_scopes or {})
     extra |= {param: spec.scope_separator.join(its_scopes) for param, its_scopes in slots.items()}
-    authlib = OAuth2Client(None, client_id=integration.client_id, code_challenge_method="S256")
-    url, _ = authlib.create_authorization_url(
-        require_complete(spec, endpoint),
-        state=state.reveal(),
-        code_verifier=verifier.reveal() if verifier is not None and spec.pkce is not Pkce.OFF else None,
-        redirect_uri=redirect_uri_to_send(spec, integration.params, redirect_uri),
-        scope=None,  # added below: separator and name may differ
-        **extra,
-    )
-    query = parse_qsl(urlsplit(url).query, keep_blank_values=True)
-    if verifier is not None and spec.pkce is not Pkce.OFF and spec.pkce_challenge_encoding == "hex":
-        challenge = hashlib.sha256(verifier.reveal().encode()).hexdigest()
-        query = [(name, challenge if name == "code_challenge" else value) for name, value in query]
+    url, query = _standard_request(spec, integration, endpoint, redirect_uri, state, verifier, extra)
     requested = requested_scopes(spec, integration, scopes)
     if spec.discovery and {"openid", spec.offline_scope} <= set(requested) and "prompt" not in dict(query):
         query.append(("prompt", "consent"))  # without it offline_access is ignored (OIDC Core section 11)
@@ -181,6 +165,42 @@ def build_authorization_url(
         query.append((spec.scope_param_name, spec.scope_separator.join(requested)))
     query.extend(("resource", uri) for uri in (target.resources if target else ()))
     return _in_provider_format(spec, url, query)
+
+
+def _authorization_endpoint(spec: ProviderSpec, integration: Integration) -> str:
+    endpoint = integration_endpoints(spec, integration).authorization_endpoint
+    if endpoint is None:
+        detail = f"{spec.name} has no authorization endpoint"
+        raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="flow")
+    return endpoint
+
+
+def _standard_request(
+    spec: ProviderSpec,
+    integration: Integration,
+    endpoint: str,
+    redirect_uri: str,
+    state: Secret,
+    verifier: Secret | None,
+    extra: Mapping[str, str],
+) -> tuple[str, list[tuple[str, str]]]:
+    """The URL as RFC 6749 and RFC 7636 have it, and its query; without scopes, whose name and separator may
+    differ."""
+    challenged = verifier if spec.pkce is not Pkce.OFF else None
+    authlib = OAuth2Client(None, client_id=integration.client_id, code_challenge_method="S256")
+    url, _ = authlib.create_authorization_url(
+        require_complete(spec, endpoint),
+        state=state.reveal(),
+        code_verifier=challenged.reveal() if challenged is not None else None,
+        redirect_uri=redirect_uri_to_send(spec, integration.params, redirect_uri),
+        scope=None,
+        **extra,
+    )
+    query = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    if challenged is not None and spec.pkce_challenge_encoding == "hex":
+        challenge = hashlib.sha256(challenged.reveal().encode()).hexdigest()
+        query = [(name, challenge if name == "code_challenge" else value) for name, value in query]
+    return url, query
 
 
 def _caller_params(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, str]:

@@ -173,10 +173,22 @@ class Grants(SealedRepository):
             raise ValueError("a main grant is installed with the generation of its connection")
         revision = await self._change_connection(after, tokens, grant, origin, expected)
         stored = stored or StoredGrant(await self._row(after, grant.slot))
-        old = stored.row
+        values = await self._values(after, tokens, grant, origin, stored.row)
+        values |= await self._destination(after, stored.row, origin, hosts)
+        await self._put(values, stored.row)
+        if stored.has_late_tokens:  # superseded
+            await LateTokenSets(self._connection, self._sealer).delete(after.tenant, after.id)
+        if stored.has_narrowed_tokens and grant.slot == MAIN_SLOT and grant.access_generation is None:
+            await self._delete_narrowed(after)
+        return after.__replace__(revision=revision)
+
+    async def _values(
+        self, after: Connection, tokens: TokenSet, grant: Grant, origin: Origin, old: Values | None
+    ) -> Values:
+        """The columns of the grant's row, but for its destination."""
         kept = old if origin is Origin.REFRESH else None
         columns = column_values(grant)
-        values: Values = {
+        return {
             "facts": columns.pop("metadata"),
             **columns,
             "tenant": after.tenant,
@@ -185,15 +197,8 @@ class Grants(SealedRepository):
             REFRESH_COLUMN: await self._kept(after, grant, REFRESH_COLUMN, tokens.refresh_token, kept),
             ID_TOKEN_COLUMN: await self._kept(after, grant, ID_TOKEN_COLUMN, tokens.id_token, kept),
             "mac": signed_grant(self._sealer.ring, after, grant),
-            **await self._destination(after, old, origin, hosts),
             "revision": 1 if old is None else old["revision"] + 1,
         }
-        await self._put(values, old)
-        if stored.has_late_tokens:  # superseded
-            await LateTokenSets(self._connection, self._sealer).delete(after.tenant, after.id)
-        if stored.has_narrowed_tokens and grant.slot == MAIN_SLOT and grant.access_generation is None:
-            await self._delete_narrowed(after)
-        return after.__replace__(revision=revision)
 
     async def _change_connection(
         self, after: Connection, tokens: TokenSet, grant: Grant, origin: Origin, expected: int

@@ -172,7 +172,8 @@ class Worker:
     ) -> str:
         """Send, and be answered as `answer` decides once the connection is open."""
         recorded.call = a_request(use)
-        return await self.single_use.spend(use, ScriptedRequest(answer), recorded)
+        section = asyncio.create_task(self.single_use.spend(use, ScriptedRequest(answer), recorded))
+        return await self.sections.run(use.row.id, section)
 
     async def dies(self, use: SingleUseAttempt, *, sent: bool) -> None:
         """As the kernel ends a process: its locks go, its files stay."""
