@@ -95,9 +95,7 @@ class Egress:
         context = self._with_certificate.pop(digest, None) or tls_with_certificate(self._tls, certificate)
         self._with_certificate[digest] = context
         if len(self._with_certificate) > _MOST_CONTEXTS:
-            del self._with_certificate[
-                next(iter(self._with_certificate))
-            ]  # used longest ago
+            del self._with_certificate[next(iter(self._with_certificate))]  # used longest ago
         return context
 
     def client(

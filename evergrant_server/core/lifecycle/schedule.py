@@ -86,8 +86,7 @@ def due_at(
     margin_s: float | None = None,
     min_age_s: float | None = None,
 ) -> datetime:
-    """When a refresh ahead of expiry starts: at the margin, or earlier, by a share of what the rules spread it
-    over.
+    """When a refresh ahead of expiry starts: at the margin, or by a share of the rules' spread earlier.
 
     A provider may have a margin of its own (`margin_s`: earlier is refused, so it is spread
     towards the expiry), and an age under which it refuses to refresh at all.
