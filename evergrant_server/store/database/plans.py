@@ -69,14 +69,15 @@ def _compiled(connection: Connection, statement: Any, names: tuple[str, ...]) ->
     made_each_time = (compiled.post_compile_params, compiled.literal_execute_params, compiled.insert_prefetch)
     if any(made_each_time) or compiled.update_prefetch:
         return None
-    columns = tuple(
-        (column.keyname, column.type._cached_result_processor(connection.dialect, None))
-        for column in compiled._result_columns
-    )
-    processors: Mapping[str, Any] = compiled._bind_processors
+    dialect = connection.dialect
+    columns = statement.selected_columns if isinstance(statement, Select) else ()
+    types = {name: compiled.binds[name].type.dialect_impl(dialect) for name in compiled.positiontup}
     return Plan(
         compiled.string,
-        tuple((name, processors.get(name)) for name in compiled.positiontup),
-        compiled.construct_params({}, _check=False),
-        columns,
+        tuple((name, types[name].bind_processor(dialect)) for name in compiled.positiontup),
+        compiled.params,
+        tuple(
+            (column.name, column.type.dialect_impl(dialect).result_processor(dialect, None))
+            for column in columns
+        ),
     )
