@@ -133,8 +133,8 @@ async def revoke_late_tokens(
     """Revoke late tokens that were not verified before their connection ended."""
     trusted = context.without_staged_definition()
     async with services.store.read() as tx:
-        tokens = [await tx.late_tokens.tokens(it) for it in late]
-    revoked = await asyncio.gather(*(_is_revoked_in_time(services.sender, trusted, it) for it in tokens))
+        tokens = [await tx.late_tokens.tokens(row) for row in late]
+    revoked = await asyncio.gather(*(_is_revoked_in_time(services.sender, trusted, kept) for kept in tokens))
     for item, confirmed in zip(late, revoked, strict=True):
         detail = {"attempt": item.attempt_id, "state": context.connection.state, "revoked": confirmed}
 

@@ -138,12 +138,12 @@ async def revocable_tokens(
 
 async def _late_tokens(tx: Transaction, current: Connection, verified: AttemptId | None) -> list[TokenSet]:
     """The late tokens that can be opened, without those of the attempt that was `verified`."""
-    found: list[TokenSet] = []
+    opened: list[TokenSet] = []
     for late in await tx.late_tokens.of_connection(current.tenant, current.id):
         if late.attempt_id != verified:
             with suppress(Failure):
-                found.append(await tx.late_tokens.tokens(late))
-    return found
+                opened.append(await tx.late_tokens.tokens(late))
+    return opened
 
 
 async def _keep(

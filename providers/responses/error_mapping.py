@@ -131,8 +131,8 @@ _WRONG_ENDPOINT = frozenset({404, 405, 406, 410, 411, 413, 414, 415})
 
 def error_name(spec: ProviderSpec, reply: RawReply) -> str | None:
     """The name of a reply's error, "" for one without a name, None for no error or an unreadable body."""
-    found = _error_of(spec, reply)
-    return found.name if found else None
+    error = _error_of(spec, reply)
+    return error.name if error else None
 
 
 def _error_of(spec: ProviderSpec, reply: RawReply) -> ReplyError | None:
@@ -151,9 +151,9 @@ def failure_of_reply(
     """
     code = _code_of_reply(spec, reply, error)
     wait = wait_of_reply(spec, reply, code, now)
-    said = words_of_reply(spec, reply, error)
+    words = words_of_reply(spec, reply, error)
     context = {"provider": spec.name, "provider_status": str(reply.status)}
-    if error and _LOGGABLE_ERROR.fullmatch(error) and said.error == error:
+    if error and _LOGGABLE_ERROR.fullmatch(error) and words.error == error:
         context["provider_error"] = error
     suffix = f" and the error {context['provider_error']}" if "provider_error" in context else ""
     kind = _class_of_error(spec, reply, error)
@@ -162,7 +162,7 @@ def failure_of_reply(
         f"{spec.name} answered with status {reply.status}{suffix}",
         retry_after=wait,
         **context,
-    ).with_words(said)
+    ).with_words(words)
 
 
 def wait_of_reply(
@@ -174,9 +174,9 @@ def wait_of_reply(
     """
     if code not in (ErrorCode.PROVIDER_ERROR, ErrorCode.PROVIDER_RATE_LIMITED):
         return None
-    wait, own = retry_after(reply.headers, now), spec.rate_limit_reset
-    if wait is None and own is not None and code is ErrorCode.PROVIDER_RATE_LIMITED:
-        wait = seconds_until_reset(reply.headers, own.header, own.format, now)
+    wait, reset = retry_after(reply.headers, now), spec.rate_limit_reset
+    if wait is None and reset is not None and code is ErrorCode.PROVIDER_RATE_LIMITED:
+        wait = seconds_until_reset(reply.headers, reset.header, reset.format, now)
     return wait
 
 
@@ -200,8 +200,8 @@ def _code_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> Er
 
 def _meaning(spec: ProviderSpec, reply: RawReply, error: str | None) -> ErrorMeaning | None:
     """What the definition says about this reply's error."""
-    found = _error_of(spec, reply)
-    return (found.means if found else None) or spec.meaning_of(error)
+    named = _error_of(spec, reply)
+    return (named.means if named else None) or spec.meaning_of(error)
 
 
 def _class_of_error(spec: ProviderSpec, reply: RawReply, error: str | None) -> type[ReplyFailure]:
@@ -220,8 +220,8 @@ def _is_passing(spec: ProviderSpec, reply: RawReply, error: str | None) -> bool:
 def _challenges_client(headers: dict[str, str]) -> bool:
     """Whether any challenge names a scheme of client authentication."""
     challenges = _QUOTED.sub('""', headers.get("www-authenticate", "")).split(",")
-    schemes = (_SCHEME.match(it.strip()) for it in challenges)
-    return any(it is not None and it.group(1).lower() not in _RESOURCE_SCHEMES for it in schemes)
+    schemes = (_SCHEME.match(challenge.strip()) for challenge in challenges)
+    return any(scheme and scheme.group(1).lower() not in _RESOURCE_SCHEMES for scheme in schemes)
 
 
 class UnreadableTokens(ReplyFailure):
@@ -260,9 +260,9 @@ def read_revocation(spec: ProviderSpec, reply: RawReply) -> None:
     before the names of tokens that are gone. After 503 the token is still valid.
     """
     rule = spec.revocation or RevocationSpec()
-    found = _error_of(spec, reply)
-    error = found.name if found else None
-    if found is not None and error in rule.gone_error_codes and found.means in (None, "dead_token"):
+    named = _error_of(spec, reply)
+    error = named.name if named else None
+    if named is not None and error in rule.gone_error_codes and named.means in (None, "dead_token"):
         return
     if reply.status not in rule.success_statuses:
         raise failure_of_reply(spec, reply, error)
