@@ -273,11 +273,10 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         current = rows.connection
         if current.state.is_final:
             return None
+        believed = with_believed_account(context, tokens)
         if current.generation != row.from_generation:
             await close_read(tx, rows.attempt, AttemptOutcome.SUPERSEDED, now)
-            await keep_overtaken_tokens(
-                tx, request, context, row, with_believed_account(context, tokens), now
-            )
+            await keep_overtaken_tokens(tx, request, context, row, believed, now)
             return await self._stored_result(tx, current)
         if current.state not in (LifecycleState.ACTIVE, LifecycleState.REVOKING):
             # another worker took over and was refused: late tokens are verified before they are used
@@ -291,15 +290,14 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
             may_be_invalid = await self.services.single_use.tracker.record_late_install(
                 tx, row, context.integration.refresh, journaled=attempt.entry is not None
             )
-        believed = with_believed_account(context, tokens)
         saved, grant = await self._replace_grant(tx, rows, believed, since, now)
         if not in_time or (attempt.entry is not None and attempt.entry.is_set_aside):
             await signal_changed(tx, request, saved, now)
         if may_be_invalid:
             await signal_rotate(tx, request, row, now)
         await record_recovery(tx, request, current, now)
-        detail = refreshed_detail(request, tokens, grant)
-        await append_audit(tx, request, AuditAction.GRANT_REFRESHED, now, **detail)
+        action, detail = AuditAction.GRANT_REFRESHED, refreshed_detail(request, tokens, grant)
+        await append_audit(tx, request, action, now, **detail)
         return context.grant_result(saved, grant)
 
     async def _replace_grant(

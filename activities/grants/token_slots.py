@@ -50,10 +50,8 @@ async def install_further_slots(
         label = first.label_of_slot(slot)
         granted = granted_scopes(slot_tokens.scopes, first.slot_scopes.get(slot, ()))
         scopes = known_scopes(granted)
-        metadata = tokens.metadata | slot_tokens.metadata
-        imported = slot_tokens.__replace__(
-            scopes=granted, metadata=metadata, account=slot_tokens.account or tokens.account
-        )
+        account, metadata = slot_tokens.account or tokens.account, tokens.metadata | slot_tokens.metadata
+        imported = slot_tokens.__replace__(scopes=granted, metadata=metadata, account=account)
         existing = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
         live = existing is not None and not existing.state.is_final
         if existing is not None and live and not await _may_fill(tx, first, existing, consent):

@@ -245,8 +245,7 @@ async def _after_earlier_uses(
     if earlier is not None and status.unsent:  # its owner died first: the credential was not used
         await tx.attempts.close(earlier, AttemptOutcome.NOT_SENT, attempt.opened_at)
         uses, earlier = uses.without_open(), None
-    if uses.unknown is not None:
-        await _require_no_late_entry(tx, attempt, uses.unknown, rules, tracker)
+    await _require_no_late_entry(tx, attempt, uses.unknown, rules, tracker)
     decision = decide_attempt(
         attempt,
         rules,
@@ -282,9 +281,11 @@ def _require_resend(decision: ResendDecision, tracker: AttemptTracker) -> None:
 
 
 async def _require_no_late_entry(
-    tx: Transaction, attempt: Attempt, unknown: Attempt, rules: RefreshRules, tracker: AttemptTracker
+    tx: Transaction, attempt: Attempt, unknown: Attempt | None, rules: RefreshRules, tracker: AttemptTracker
 ) -> None:
     """Raises Failure REFRESH_PENDING while a journal holds a late reply that a further use may invalidate."""
+    if unknown is None:
+        return
     counted = with_earlier_sends(attempt, unknown)
     if not may_invalidate(counted, unknown, rules, attempt.opened_at):
         return

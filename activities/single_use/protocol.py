@@ -122,7 +122,20 @@ class SingleUseProtocol:
         """
         keys = await self._reply_keys(kind, connection, read)
         began_at = seconds_since_boot()
-        row = Attempt(
+        row = self._row(kind, connection, credential)
+        reservation = await self._journal.in_thread(self._journal.reserve, row)
+        try:
+            async with self._store.write() as tx:
+                row = await commit_intent(
+                    tx, row, connection.state, rules, self.tracker, token_valid=token_valid
+                )
+        except BaseException as error:
+            reservation.abandon(error)
+            raise
+        return SingleUseAttempt(row, keys, SendFence(reservation, self._clock, began_at, self._limits))
+
+    def _row(self, kind: AttemptKind, connection: Connection, credential: str) -> Attempt:
+        return Attempt(
             tenant=connection.tenant,
             id=AttemptId(new_id("att")),
             connection_id=connection.id,
@@ -134,16 +147,6 @@ class SingleUseProtocol:
             opened_at=self._clock.now(),
             send_by=later_now(self._clock) + self._limits.send,
         )
-        reservation = await self._journal.in_thread(self._journal.reserve, row)
-        try:
-            async with self._store.write() as tx:
-                row = await commit_intent(
-                    tx, row, connection.state, rules, self.tracker, token_valid=token_valid
-                )
-        except BaseException as error:
-            reservation.abandon(error)
-            raise
-        return SingleUseAttempt(row, keys, SendFence(reservation, self._clock, began_at, self._limits))
 
     async def _reply_keys(
         self, kind: AttemptKind, connection: Connection, read: KeyRows | None

@@ -72,7 +72,8 @@ def build_worker_parts(
     )
     single_use = SingleUseProtocol(store, clock, sections, journal, sender, limits)
     registrations = ClientRegistrations(store, egress, clock, sections, journal, limits)
-    grants, replays = _grant_activities(platform, contexts, egress, sender, single_use)
+    services = GrantServices(store, contexts, sender, single_use, clock)
+    grants, replays = _grant_activities(platform, services, egress)
     published = PublishedEndpoints(store, platform.registry, egress)
     discovery = DiscoveryActivities(
         store, published, clock, settings.public_url, settings.client_metadata_url, registrations
@@ -93,15 +94,10 @@ def build_worker_parts(
 
 
 def _grant_activities(
-    platform: Platform,
-    contexts: ProviderContextLoader,
-    egress: Egress,
-    sender: Sender,
-    single_use: SingleUseProtocol,
+    platform: Platform, services: GrantServices, egress: Egress
 ) -> tuple[list[Activity], dict[AttemptKind, Replay]]:
     """Activities of connections, and those that replay an answer from the journal."""
     store, clock = platform.store, platform.clock
-    services = GrantServices(store, contexts, sender, single_use, clock)
     code_exchange = CodeExchangeActivities(services)
     client_grants = ClientGrantActivities(services)
     devices = DeviceActivities(services)
@@ -117,7 +113,7 @@ def _grant_activities(
         devices.poll_device,
         refresh.refresh_grant,
         late_tokens.verify_late_tokens,
-        AccountActivities(store, contexts, egress, clock).look_up_accounts,
+        AccountActivities(store, services.contexts, egress, clock).look_up_accounts,
         revocation.record_revocation_request,
         revocation.revoke_grant,
         ReplacedGrantActivities(services).revoke_replaced_grants,

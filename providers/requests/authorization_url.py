@@ -141,7 +141,6 @@ def build_authorization_url(
     spec.require_usable(Flow.AUTHORIZATION_CODE if verifier is not None else Flow.IMPLICIT)
     if verifier is not None and (not _VERIFIER.fullmatch(verifier.reveal()) or verifier == state):
         raise Failure(ErrorCode.INTERNAL, "a PKCE verifier must be 43 to 128 characters and not the state")
-    endpoint = _authorization_endpoint(spec, integration)
     extra = fill_params(spec, spec.authorization_params, checked_params(spec, integration.params))
     extra |= {**_caller_params(spec, params or {}), **(account or {})}
     if verifier is None:
@@ -149,22 +148,25 @@ def build_authorization_url(
         extra.pop("response_mode", None)
         extra["response_type"] = "token"
         spec = spec.__replace__(offline_scope=None)
-    standard = {
-        "audience": target.audience if target else None,
-        "dpop_jkt": dpop_jkt,
-        "nonce": nonce.reveal() if nonce else None,
-    }
-    extra |= {name: value for name, value in standard.items() if value}
+    of_standards = (("audience", target and target.audience), ("dpop_jkt", dpop_jkt))
+    extra |= {name: value for name, value in of_standards if value}
+    extra |= {"nonce": nonce.reveal()} if nonce else {}
     slots = token_slot_scope_params(spec, slot_scopes or {})
     extra |= {param: spec.scope_separator.join(its_scopes) for param, its_scopes in slots.items()}
-    url, query = _standard_request(spec, integration, endpoint, redirect_uri, state, verifier, extra)
-    requested = requested_scopes(spec, integration, scopes)
-    if spec.discovery and {"openid", spec.offline_scope} <= set(requested) and "prompt" not in dict(query):
-        query.append(("prompt", "consent"))  # without it offline_access is ignored (OIDC Core section 11)
-    if requested:
-        query.append((spec.scope_param_name, spec.scope_separator.join(requested)))
-    query.extend(("resource", uri) for uri in (target.resources if target else ()))
+    url, query = _standard_request(spec, integration, redirect_uri, state, verifier, extra)
+    query += _scope_params(spec, requested_scopes(spec, integration, scopes), asks="prompt" in dict(query))
+    query += [("resource", uri) for uri in (target.resources if target else ())]
     return _in_provider_format(spec, url, query)
+
+
+def _scope_params(spec: ProviderSpec, requested: Sequence[str], *, asks: bool) -> list[tuple[str, str]]:
+    """`asks`: the request says already whether the subject is asked."""
+    params: list[tuple[str, str]] = []
+    if spec.discovery and {"openid", spec.offline_scope} <= set(requested) and not asks:
+        params.append(("prompt", "consent"))  # without it offline_access is ignored (OIDC Core section 11)
+    if requested:
+        params.append((spec.scope_param_name, spec.scope_separator.join(requested)))
+    return params
 
 
 def _authorization_endpoint(spec: ProviderSpec, integration: Integration) -> str:
@@ -178,7 +180,6 @@ def _authorization_endpoint(spec: ProviderSpec, integration: Integration) -> str
 def _standard_request(
     spec: ProviderSpec,
     integration: Integration,
-    endpoint: str,
     redirect_uri: str,
     state: Secret,
     verifier: Secret | None,
@@ -189,7 +190,7 @@ def _standard_request(
     challenged = verifier if spec.pkce is not Pkce.OFF else None
     authlib = OAuth2Client(None, client_id=integration.client_id, code_challenge_method="S256")
     url, _ = authlib.create_authorization_url(
-        require_complete(spec, endpoint),
+        require_complete(spec, _authorization_endpoint(spec, integration)),
         state=state.reveal(),
         code_verifier=challenged.reveal() if challenged is not None else None,
         redirect_uri=redirect_uri_to_send(spec, integration.params, redirect_uri),
