@@ -133,10 +133,10 @@ def build_authorization_url(
 ) -> str:
     """The URL of the authorization request. It holds the verifier only as its S256 challenge.
 
-    Without a verifier it is an implicit request (RFC 6749 section 4.2.1). `slot_scopes` are the scopes
-    of further token slots. `account` are `account_params`. `params` are the app's own, and must be on
-    the definition's list. `target`: RFC 8707 section 2.1. `dpop_jkt`: RFC 9449 section 10. `nonce` is
-    repeated in the id token. Raises Failure INVALID_REQUEST when the provider doesn't support this.
+    Without a verifier it is an implicit request (RFC 6749 section 4.2.1). `slot_scopes`: of further token
+    slots. `account`: of `account_params`. `params`: the app's own, which the definition must list. `target`:
+    RFC 8707 section 2.1. `dpop_jkt`: RFC 9449 section 10. The id token repeats `nonce`. Raises Failure
+    INVALID_REQUEST when the provider doesn't support this.
     """
     spec.require_usable(Flow.AUTHORIZATION_CODE if verifier is not None else Flow.IMPLICIT)
     if verifier is not None and (not _VERIFIER.fullmatch(verifier.reveal()) or verifier == state):
@@ -144,8 +144,7 @@ def build_authorization_url(
     extra = fill_params(spec, spec.authorization_params, checked_params(spec, integration.params))
     extra |= {**_caller_params(spec, params or {}), **(account or {})}
     if verifier is None:
-        # the token comes in the fragment only, and no refresh token comes (section 4.2.2)
-        extra.pop("response_mode", None)
+        extra.pop("response_mode", None)  # always the fragment, without a refresh token (section 4.2.2)
         extra["response_type"] = "token"
         spec = spec.__replace__(offline_scope=None)
     of_standards = (("audience", target and target.audience), ("dpop_jkt", dpop_jkt))
