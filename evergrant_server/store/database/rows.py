@@ -86,14 +86,19 @@ async def find_one(connection: DatabaseConnection, table: type[Row], **equal: An
     return await fetch_first(connection, statement, values)
 
 
+@cache
+def _labels(table: Table) -> tuple[tuple[str, str], ...]:
+    return tuple((column.name, f"{table.name}.{column.name}") for column in table.c)
+
+
 def labelled(*tables: Table) -> list[Label[Any]]:
     """Every column of several tables, for one row that `part` takes apart."""
-    return [column.label(f"{table.name}.{column.name}") for table in tables for column in table.c]
+    return [table.c[name].label(label) for table in tables for name, label in _labels(table)]
 
 
 def part(row: Values, table: Table) -> Values | None:
     """The columns of this table in a row of `labelled` ones; None: an outer join found no row of it."""
-    values = {column.name: row[f"{table.name}.{column.name}"] for column in table.c}
+    values = {name: row[label] for name, label in _labels(table)}
     return None if values["tenant"] is None else values
 
 

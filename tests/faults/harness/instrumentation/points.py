@@ -58,7 +58,7 @@ Change = Callable[[str, ast.Module], None]
 # Places that scenarios and verdicts name: by what is awaited there, whatever the function is called.
 LABELS = {
     "the request is sent": ("activities.single_use", "self._sender.send("),
-    "the library answers": ("providers.requests", "http.send("),
+    "the library answers": ("providers.requests", "transport.handle_async_request("),
     "the reply is journalled": ("activities.single_use", "journal.in_thread(reservation.write_entry,"),
     "the reply is concluded": ("activities.single_use.protocol", "self.conclude("),
     "a try is counted": ("activities.grants.spend", "_count_for_rollout("),
