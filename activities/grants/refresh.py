@@ -94,7 +94,7 @@ class RefreshActivities:
         try:
             with internal_after_last_try():
                 context = await services.contexts.load(request.tenant, request.connection_id)
-                result = await self._result_without_request(request, context)
+                result = self._result_without_request(request, context)
                 if result is not None:
                     return result
                 async with self._pacing.turn(context, may_be_postponed=request.may_be_postponed) as turn:
@@ -116,9 +116,8 @@ class RefreshActivities:
             await record_unsent(self._store, self._clock, request, failure)
             return result
 
-    async def _result_without_request(
-        self, request: RefreshGrant, context: ProviderContext
-    ) -> GrantResult | None:
+    @staticmethod
+    def _result_without_request(request: RefreshGrant, context: ProviderContext) -> GrantResult | None:
         """The result when no request is sent: revoking, refreshed by an earlier try, or idle."""
         connection, grant = context.connection, context.grant
         if connection.state is not LifecycleState.ACTIVE or grant is None:
@@ -130,11 +129,8 @@ class RefreshActivities:
         if connection.generation < request.generation:
             stored, seen = connection.generation, request.generation
             raise Failure(ErrorCode.STORE_BEHIND, f"generation {stored} is stored, {seen} was seen")
-        if request.only_if_leased:
-            async with self._store.read() as tx:
-                leased = await tx.connections.leased_generation(request.tenant, request.connection_id)
-            if leased < grant.token_generation:
-                return GrantResult(not_leased=True)
+        if request.only_if_leased and context.leased_generation < grant.token_generation:
+            return GrantResult(not_leased=True)
         return None
 
     async def replay(self, attempt: SingleUseAttempt, journaled: JournaledReply) -> GrantResult:

@@ -58,6 +58,7 @@ class ProviderContext(ProviderAccess):
     integration: Integration
     grant: Grant | None
     tokens: SealedTokens  # of `grant`: opened when they are sent
+    leased_generation: int  # the newest that was leased; 0: none was
     redirect_uri: str
     other_client: OAuthClient | None = None  # during a rotation: with the other secret
     definition: Definition | None = None  # the tenant's version that `spec` is from
@@ -298,6 +299,7 @@ class ProviderContextLoader:
             integration=integration.with_provider_rules(rules),
             grant=grant,
             tokens=rows.tokens,
+            leased_generation=rows.leased_generation,
             spec=spec,
             endpoints=endpoints,
             client=clients[0],

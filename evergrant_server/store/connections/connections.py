@@ -33,7 +33,6 @@ from evergrant_server.store.connections.tables import (
     ConnectionGrantRow,
     ConnectionRow,
     LateTokensRow,
-    UsageRow,
 )
 from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.engine import DatabaseConnection
@@ -321,14 +320,6 @@ class Connections(ModelRepository[Connection, ConnectionId]):
             .order_by(row.changed_at, row.id)
         )
         return [PendingRevocation(**row) for row in await fetch_all(self._connection, query.limit(limit))]
-
-    async def leased_generation(self, tenant: Tenant, id: ConnectionId) -> int:
-        """The newest generation that was leased, 0 when none was: the schedule refreshes ahead by it.
-
-        The lease ledger raises it without touching the connection's revision.
-        """
-        row = await find_one(self._connection, UsageRow, tenant=tenant, connection_id=id)
-        return 0 if row is None else int(row["leased_generation"])
 
     async def _readable(self, query: Select[Any], after: str | None, limit: int) -> ConnectionPage:
         """The query's rows sorted by id, after the id `after`."""

@@ -33,6 +33,7 @@ from evergrant_server.store.connections.tables import (
     ConnectionRow,
     LateTokensRow,
     ProofKeyRow,
+    UsageRow,
 )
 from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import Values, fetch_first, labelled, not_found, part, read_model
@@ -45,7 +46,7 @@ from evergrant_server.store.sealing import SealedRepository
 _CONNECTION, _INTEGRATION = table_of(ConnectionRow), table_of(IntegrationRow)
 _GRANT, _PROOF_KEY = table_of(ConnectionGrantRow), table_of(ProofKeyRow)
 _TABLES = (_CONNECTION, _INTEGRATION, _GRANT, _PROOF_KEY)
-_AUDIT, _DEFINITION = table_of(AuditRow), table_of(DefinitionRow)
+_AUDIT, _DEFINITION, _USAGE = table_of(AuditRow), table_of(DefinitionRow), table_of(UsageRow)
 _OF_MAIN_GRANT = and_(
     _GRANT.c.tenant == _CONNECTION.c.tenant,
     _GRANT.c.connection_id == _CONNECTION.c.id,
@@ -66,6 +67,7 @@ _ROWS = (
             or_(*(_DEFINITION.c.state == state for state in SERVING_STATES)),
         )
         .label("has_definitions"),
+        _USAGE.c.leased_generation,
     )
     .outerjoin(
         _INTEGRATION,
@@ -77,6 +79,9 @@ _ROWS = (
     .outerjoin(
         _PROOF_KEY,
         and_(_PROOF_KEY.c.tenant == _CONNECTION.c.tenant, _PROOF_KEY.c.connection_id == _CONNECTION.c.id),
+    )
+    .outerjoin(
+        _USAGE, and_(_USAGE.c.tenant == _CONNECTION.c.tenant, _USAGE.c.connection_id == _CONNECTION.c.id)
     )
     .where(_CONNECTION.c.tenant == bindparam("tenant"), _CONNECTION.c.id == bindparam("id"))
 )
@@ -110,6 +115,7 @@ class ContextRows:
 
     connection: Connection
     tokens: SealedTokens
+    leased_generation: int  # the newest that was leased; 0: none was
     client: SealedClient | None = None  # None: its integration was deleted
     grant: Grant | None = None
     pins: PinnedHosts = NOTHING_PINNED
@@ -160,9 +166,9 @@ class ContextRowsOf(SealedRepository):
         if proof_row is not None:
             sealed.append((KeyPurpose.LEASE, proof_row["sealed_key"]))
         keys = await self._sealer.read_keys(tenant, id, sealed)
-        tokens = SealedTokens(connection, grant_row, keys)
+        tokens, leased = SealedTokens(connection, grant_row, keys), row["leased_generation"] or 0
         if integration_row is None:
-            return ContextRows(connection, tokens)
+            return ContextRows(connection, tokens, leased)
         integration = authentic(ring, Integration, IntegrationRow, integration_row)
         pins = require_pins(ring, connection, integration, integration_row, grant_row)
         grant = None if grant_row is None else authentic_grant(ring, connection, grant_row)
@@ -170,7 +176,7 @@ class ContextRowsOf(SealedRepository):
         if row["has_definitions"]:
             definitions = await Definitions(self._connection, ring).serving(tenant, integration.provider)
         client = SealedClient(integration, integration_row, keys)
-        return ContextRows(connection, tokens, client, grant, pins, tuple(definitions), proof_row)
+        return ContextRows(connection, tokens, leased, client, grant, pins, tuple(definitions), proof_row)
 
     async def renewal(self, attempt: Attempt, *, locked: bool = False) -> Renewal:
         """What stands in the store of the connection, before the reply of this attempt is installed.
