@@ -37,7 +37,7 @@ from evergrant_server.core.single_use.attempt import (
     outcome_of_error,
 )
 from evergrant_server.crypto import KeyPurpose
-from evergrant_server.journal import Journal, JournalEntry
+from evergrant_server.journal import Journal
 from evergrant_server.store import NO_CONNECTION, KeyRows, Store, UnwrappedKeys
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 from providers.requests.sender import Sender, SendFailed
@@ -206,7 +206,8 @@ class SingleUseProtocol:
             _log_unexpected(attempt, unexpected)
             raise Failure(ErrorCode.INTERNAL, "the reply can't be judged; the journal keeps it") from None
         result = await spend.commit(attempt, tokens)
-        await self._drop_entry(attempt.entry)
+        if attempt.entry is not None:
+            attempt.entry.drop()  # no thread: it is one unlink
         return result
 
     async def _conclude_failure(
@@ -230,13 +231,9 @@ class SingleUseProtocol:
             await self._journal.in_thread(self._journal.set_aside, entry.path)
             code, about = failure.code, attempt.row.id
             log_event(log, logging.ERROR, LogEvent.JOURNAL_STUCK, failure.detail, code=code, object=about)
-        else:
-            await self._drop_entry(entry)
+        elif entry is not None:
+            entry.drop()
         return result
-
-    async def _drop_entry(self, entry: JournalEntry | None) -> None:
-        if entry is not None:
-            await self._journal.in_thread(entry.drop)
 
 
 def _log_unexpected(attempt: SingleUseAttempt, error: Exception) -> None:
