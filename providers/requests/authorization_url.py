@@ -147,7 +147,7 @@ def build_authorization_url(
         extra.pop("response_mode", None)  # always the fragment, without a refresh token (section 4.2.2)
         extra["response_type"] = "token"
         spec = spec.__replace__(offline_scope=None)
-    of_standards = (("audience", target and target.audience), ("dpop_jkt", dpop_jkt))
+    of_standards = (("audience", target.audience if target else None), ("dpop_jkt", dpop_jkt))
     extra |= {name: value for name, value in of_standards if value}
     extra |= {"nonce": nonce.reveal()} if nonce else {}
     slots = token_slot_scope_params(spec, slot_scopes or {})
