@@ -6,6 +6,7 @@ for those that a single-use credential's answer will need (`UnwrappedKeys`).
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
 
@@ -52,38 +53,32 @@ from evergrant_server.store.keys import (
 
 
 class UnwrappedKeys:
-    """Keys of one connection, unwrapped before an intent: committing its answer needs no key service.
+    """Keys of one connection and its tenant, unwrapped before an intent: committing its answer needs no key
+    service.
 
     Doesn't print. Kept for one attempt, and dropped with it. What seals with them writes a row of the
     connection, by compare-and-set: the keys are destroyed in a transaction that changes it, too.
     """
 
-    __slots__ = ("_by_id", "_current")
+    __slots__ = ("_keys",)
 
-    def __init__(self, connection_id: str, current: Mapping[KeyPurpose, SealingKey]) -> None:
-        self._current = {(connection_id, purpose): key for purpose, key in current.items()}
-        self._by_id = {key.id: key for key in current.values()}
+    def __init__(self, keys: Mapping[tuple[str, KeyPurpose], SealingKey]) -> None:
+        self._keys = keys  # by connection and purpose
 
     def current(self, purpose: KeyPurpose) -> SealingKey:
-        """The key of this purpose that there is one of."""
-        (key,) = (key for (_, of), key in self._current.items() if of is purpose)
+        """The only key of this purpose."""
+        (key,) = (key for (_, of), key in self._keys.items() if of is purpose)
         return key
 
-    def current_of(self, connection_id: str, purpose: KeyPurpose) -> SealingKey | None:
-        return self._current.get((connection_id, purpose))
-
-    def get(self, key_id: str) -> SealingKey | None:
-        return self._by_id.get(key_id)
+    def of(self, connection_id: str, purpose: KeyPurpose) -> SealingKey | None:
+        return self._keys.get((connection_id, purpose))
 
     def merged_with(self, further: "UnwrappedKeys") -> "UnwrappedKeys":
-        """With keys of other purposes, or of the tenant."""
-        merged = UnwrappedKeys(NO_CONNECTION, {})
-        merged._current = {**self._current, **further._current}
-        merged._by_id = {**self._by_id, **further._by_id}
-        return merged
+        """With keys of other purposes."""
+        return UnwrappedKeys({**self._keys, **further._keys})
 
     def __repr__(self) -> str:
-        return f"UnwrappedKeys({', '.join(purpose for _, purpose in self._current)})"
+        return f"UnwrappedKeys({', '.join(purpose for _, purpose in self._keys)})"
 
 
 class KeyRows:
@@ -93,58 +88,46 @@ class KeyRows:
     def __init__(self, ring: KeyRing, tenant: str) -> None:
         self._ring = ring
         self._tenant = tenant
-        self._by_id: dict[tuple[KeyPurpose, str], WrappedKey] = {}
+        self._rows: dict[tuple[KeyPurpose, str], WrappedKey] = {}
 
-    def add(self, purpose: KeyPurpose, rows: WrappedKey | None) -> None:
-        if rows is not None:
-            self._by_id[purpose, rows.id] = rows
+    def add(self, purpose: KeyPurpose, row: WrappedKey) -> None:
+        self._rows[purpose, row.id] = row
 
     def lacks(self, purpose: KeyPurpose, key_id: str) -> bool:
-        return (purpose, key_id) not in self._by_id
+        return (purpose, key_id) not in self._rows
 
     def open(self, purpose: KeyPurpose, connection_id: str, place: AssociatedData, sealed: bytes) -> Secret:
         """As `ColumnSealer.open`."""
-        rows = self._by_id.get((purpose, key_id_of(sealed, place)))
-        return Secret(opened(self._ring, purpose, connection_id, place, sealed, rows).decode())
+        row = self._rows.get((purpose, key_id_of(sealed, place)))
+        return Secret(_opened(self._ring, purpose, connection_id, place, sealed, row).decode())
 
     def unwrapped(self, connection_id: str, purposes: Iterable[KeyPurpose]) -> UnwrappedKeys | None:
         """The connection's keys of these purposes; None when one wasn't made yet. Raises Failure
         KEY_UNAVAILABLE, SEAL_BROKEN."""
-        current = {
-            purpose: row for (purpose, _), row in self._by_id.items() if row.connection_id == connection_id
-        }
+        current = {of: row for (of, _), row in self._rows.items() if row.connection_id == connection_id}
         if not current.keys() >= set(purposes):
             return None
-        keys = {purpose: unwrap(self._ring, self._tenant, purpose, current[purpose]) for purpose in purposes}
-        return UnwrappedKeys(connection_id, keys)
+        return UnwrappedKeys(
+            {(connection_id, of): unwrap(self._ring, self._tenant, of, current[of]) for of in purposes}
+        )
 
 
-def _key_name(sealed: Sealed) -> str:
-    """The id of the key that sealed it; "" when it names none, which opening it reports."""
-    try:
-        return key_id_of(sealed, AssociatedData("", "", "", ""))
-    except Failure:
-        return ""
-
-
-def opened(
+def _opened(
     ring: KeyRing,
     purpose: KeyPurpose,
     connection_id: str,
     place: AssociatedData,
     sealed: bytes,
-    rows: WrappedKey | None,
-    keys: UnwrappedKeys | None = None,
+    row: WrappedKey | None,
 ) -> bytes:
-    """What the key of these rows has sealed. Raises Failure SEAL_BROKEN or KEY_UNAVAILABLE that names it."""
+    """What the key of this row has sealed. Raises Failure SEAL_BROKEN or KEY_UNAVAILABLE that names it."""
     if not ring.holds(purpose):
         raise key_unavailable(place, f"the {ring.role} role doesn't hold the {purpose} purpose")
-    if rows is None:
+    if row is None:
         raise key_unavailable(place, f"its key {key_id_of(sealed, place)} is not in the store")
-    if rows.connection_id != connection_id:
+    if row.connection_id != connection_id:
         raise seal_broken(place, "was sealed with a key of another connection")
-    known = keys.get(rows.id) if keys else None
-    return open_sealed(known or unwrap(ring, place.tenant, purpose, rows), place, sealed)
+    return open_sealed(unwrap(ring, place.tenant, purpose, row), place, sealed)
 
 
 class ColumnSealer:
@@ -169,13 +152,17 @@ class ColumnSealer:
         for row in rows:
             above = row["id"] if row["connection_id"] == NO_CONNECTION else row["wrapping_key_id"]
             if above in tenants:
-                wrapped = WrappedKey(
-                    row["id"], row["connection_id"], row["sealed_key"], above, tenants[above]
-                )
-                keys.add(KeyPurpose(row["purpose"]), wrapped)
-        for purpose, key_id in {(purpose, _key_name(column)) for purpose, column in sealed if column}:
-            if keys.lacks(purpose, key_id) and self.ring.holds(purpose):
-                keys.add(purpose, await self._row(KEY_BY_ID, purpose, tenant=tenant, id=key_id))
+                key = (row["id"], row["connection_id"], row["sealed_key"])
+                keys.add(KeyPurpose(row["purpose"]), WrappedKey(*key, above, tenants[above]))
+        for purpose, column in sealed:
+            if column is None:
+                continue
+            with suppress(Failure):  # it names no key, or none that can be unwrapped: opening it reports that
+                key_id = key_id_of(column, AssociatedData(tenant, "key", connection_id, "sealed_key"))
+                if keys.lacks(purpose, key_id) and self.ring.holds(purpose):
+                    row = await self._row(KEY_BY_ID, purpose, tenant=tenant, id=key_id)
+                    if row is not None:
+                        keys.add(purpose, row)
         return keys
 
     async def get_or_create_keys(
@@ -184,8 +171,7 @@ class ColumnSealer:
         """The connection's current keys, made when needed. Raises Failure KEY_UNAVAILABLE, SEAL_BROKEN."""
         place = AssociatedData(tenant, "key", connection_id, "held")
         return UnwrappedKeys(
-            connection_id,
-            {purpose: await self._current(purpose, connection_id, place) for purpose in purposes},
+            {(connection_id, of): await self._current(of, connection_id, place) for of in purposes}
         )
 
     async def seal(
@@ -204,10 +190,13 @@ class ColumnSealer:
         self, purpose: KeyPurpose, connection_id: str, place: AssociatedData, sealed: bytes
     ) -> bytes:
         """As `open`, for what is no text: a journal's entry."""
-        rows = None
+        known, key_id = self._known(connection_id, purpose), key_id_of(sealed, place)
+        if known is not None and known.id == key_id:
+            return open_sealed(known, place, sealed)
+        row = None
         if self.ring.holds(purpose):
-            rows = await self._row(KEY_BY_ID, purpose, tenant=place.tenant, id=key_id_of(sealed, place))
-        return opened(self.ring, purpose, connection_id, place, sealed, rows, self._unwrapped_keys)
+            row = await self._row(KEY_BY_ID, purpose, tenant=place.tenant, id=key_id)
+        return _opened(self.ring, purpose, connection_id, place, sealed, row)
 
     async def destroy_keys(self, tenant: str, connection_id: str) -> int:
         """Delete the connection's keys: what they sealed, also in a backup's rows, can't be opened."""
@@ -218,8 +207,8 @@ class ColumnSealer:
     async def _current(self, purpose: KeyPurpose, connection_id: str, place: AssociatedData) -> SealingKey:
         if not self.ring.holds(purpose):
             raise key_unavailable(place, f"the {self.ring.role} role doesn't hold the {purpose} purpose")
-        known = self._unwrapped_keys and self._unwrapped_keys.current_of(connection_id, purpose)
-        if known:
+        known = self._known(connection_id, purpose)
+        if known is not None:
             return known
         rows = await self._current_row(place.tenant, purpose, connection_id)
         if rows is None:
@@ -228,6 +217,9 @@ class ColumnSealer:
         if rows is None:
             raise key_unavailable(place, "its key vanished while it was being made")
         return unwrap(self.ring, place.tenant, purpose, rows)
+
+    def _known(self, connection_id: str, purpose: KeyPurpose) -> SealingKey | None:
+        return None if self._unwrapped_keys is None else self._unwrapped_keys.of(connection_id, purpose)
 
     async def _create(
         self, tenant: str, purpose: KeyPurpose, connection_id: str, for_place: AssociatedData

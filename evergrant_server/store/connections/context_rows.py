@@ -19,8 +19,6 @@ from evergrant_server.store.audit_tables import END_CONDITION, AuditRow
 from evergrant_server.store.authority.authenticators import authentic
 from evergrant_server.store.connections.connections import Connections
 from evergrant_server.store.connections.grants import (
-    ACCESS_COLUMN,
-    REFRESH_COLUMN,
     SealedTokens,
     StoredGrant,
     authentic_grant,
@@ -159,10 +157,7 @@ class ContextRowsOf(SealedRepository):
         assert connection is not None
         sealed = SealedClient.columns(integration_row) if integration_row else []
         if grant_row is not None:
-            sealed += [
-                (KeyPurpose.LEASE, grant_row[ACCESS_COLUMN]),
-                (KeyPurpose.REFRESH, grant_row[REFRESH_COLUMN]),
-            ]
+            sealed += SealedTokens.columns(grant_row)
         if proof_row is not None:
             sealed.append((KeyPurpose.LEASE, proof_row["sealed_key"]))
         keys = await self._sealer.read_keys(tenant, id, sealed)

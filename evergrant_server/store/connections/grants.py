@@ -87,40 +87,41 @@ def authentic_grant(ring: KeyRing, owner: Connection, row: Values) -> Grant:
 
 @dataclass(frozen=True)
 class SealedTokens:
-    """The tokens of a connection's main grant, sealed, with the keys that open them, wrapped: what one query
-    each has read."""
+    """The tokens of a grant, sealed, with the keys that open them, wrapped: what one query each has read."""
 
     owner: Connection
     row: Values | None = field(repr=False)  # of the grant
     keys: KeyRows
 
     def access_token(self) -> Secret:
-        """Raises as `Grants.access_token`."""
+        """The access token held now. Raises Failure CONSENT_REQUIRED when there is none, SEAL_BROKEN."""
         token = self._open(KeyPurpose.LEASE, ACCESS_COLUMN)
         if token is None:
-            raise no_access_token(self.owner)
+            raise Failure(ErrorCode.CONSENT_REQUIRED, f"{self.owner.id} holds no access token.")
         return token
 
     def refresh_token(self) -> Secret | None:
-        """Raises as `Grants.refresh_token`."""
+        """The refresh token, or None. Raises Failure KEY_UNAVAILABLE without the refresh purpose."""
         return self._open(KeyPurpose.REFRESH, REFRESH_COLUMN)
+
+    def id_token(self) -> Secret | None:
+        """The newest id token, or None. Raises Failure KEY_UNAVAILABLE without the refresh purpose."""
+        return self._open(KeyPurpose.REFRESH, ID_TOKEN_COLUMN)
+
+    @staticmethod
+    def columns(row: Values) -> list[tuple[KeyPurpose, Sealed | None]]:
+        """What the keys have to open."""
+        lease, refresh = KeyPurpose.LEASE, KeyPurpose.REFRESH
+        return [(lease, row[ACCESS_COLUMN]), (refresh, row[REFRESH_COLUMN]), (refresh, row[ID_TOKEN_COLUMN])]
 
     def _open(self, purpose: KeyPurpose, column: str) -> Secret | None:
         owner, row = self.owner, self.row
         if row is None or row[column] is None:
             return None
-        place = grant_associated_data(owner.tenant, owner.id, MAIN_SLOT, column, row["generation"])
-        if was_rolled_back(MAIN_SLOT, row["generation"], owner.generation):
-            raise rolled_back(place)
+        place = grant_associated_data(owner.tenant, owner.id, row["slot"], column, row["generation"])
+        if was_rolled_back(row["slot"], row["generation"], owner.generation):
+            raise seal_broken(place, "belongs to another generation than its connection")
         return self.keys.open(purpose, owner.id, place, row[column])
-
-
-def no_access_token(owner: Connection) -> Failure:
-    return Failure(ErrorCode.CONSENT_REQUIRED, f"{owner.id} holds no access token.")
-
-
-def rolled_back(place: AssociatedData) -> Failure:
-    return seal_broken(place, "belongs to another generation than its connection")
 
 
 @dataclass(frozen=True)
@@ -220,21 +221,29 @@ class Grants(SealedRepository):
             return {name: old[name] for name in (HOSTS, COLUMN)}
         return await Destinations(self._connection, self._sealer.ring).of_new_grant(after, hosts, old)
 
-    async def access_token(self, grant_owner: Connection, slot: str = MAIN_SLOT) -> Secret:
-        """The access token held now. Raises Failure CONSENT_REQUIRED when there is none,
-        STORE_CONFLICT when `grant_owner` is older than the row, SEAL_BROKEN when the row is."""
-        token = await self._open(KeyPurpose.LEASE, grant_owner, slot, ACCESS_COLUMN)
-        if token is None:
-            raise no_access_token(grant_owner)
-        return token
+    async def access_token(self, owner: Connection, slot: str = MAIN_SLOT) -> Secret:
+        """As `SealedTokens.access_token`. Raises Failure STORE_CONFLICT."""
+        return (await self.sealed_tokens(owner, slot)).access_token()
 
-    async def refresh_token(self, connection: Connection, slot: str = MAIN_SLOT) -> Secret | None:
-        """The refresh token, or None. Raises Failure KEY_UNAVAILABLE without the refresh purpose."""
-        return await self._open(KeyPurpose.REFRESH, connection, slot, REFRESH_COLUMN)
+    async def refresh_token(self, owner: Connection, slot: str = MAIN_SLOT) -> Secret | None:
+        """As `SealedTokens.refresh_token`. Raises Failure STORE_CONFLICT."""
+        return (await self.sealed_tokens(owner, slot)).refresh_token()
 
-    async def id_token(self, connection: Connection, slot: str = MAIN_SLOT) -> Secret | None:
-        """The newest id token, or None. Raises Failure KEY_UNAVAILABLE without the refresh purpose."""
-        return await self._open(KeyPurpose.REFRESH, connection, slot, ID_TOKEN_COLUMN)
+    async def id_token(self, owner: Connection, slot: str = MAIN_SLOT) -> Secret | None:
+        """As `SealedTokens.id_token`. Raises Failure STORE_CONFLICT."""
+        return (await self.sealed_tokens(owner, slot)).id_token()
+
+    async def sealed_tokens(self, owner: Connection, slot: str = MAIN_SLOT) -> SealedTokens:
+        """The tokens held now. Raises Failure STORE_CONFLICT when `owner` is older than the row."""
+        row = await self._row(owner, slot)
+        if row is None:
+            return SealedTokens(owner, None, KeyRows(self._sealer.ring, owner.tenant))
+        newest = row["connection_generation"]
+        if newest != owner.generation and not was_rolled_back(slot, row["generation"], newest):
+            why = f"{owner.id} is no longer at generation {owner.generation}."
+            raise Failure(ErrorCode.STORE_CONFLICT, why)
+        keys = await self._sealer.read_keys(owner.tenant, owner.id, SealedTokens.columns(row))
+        return SealedTokens(owner.__replace__(generation=newest), row, keys)
 
     async def update_facts(self, connection: Connection, grant: Grant) -> None:
         """Write a grant's facts and options, in a transaction that has changed its connection."""
@@ -314,19 +323,6 @@ class Grants(SealedRepository):
     ) -> Sealed:
         place = grant_associated_data(owner.tenant, owner.id, grant.slot, column, grant.generation)
         return await self._sealer.seal(purpose, owner.id, place, value)
-
-    async def _open(self, purpose: KeyPurpose, owner: Connection, slot: str, column: str) -> Secret | None:
-        row = await self._row(owner, slot)
-        if row is None or row[column] is None:
-            return None
-        place = grant_associated_data(owner.tenant, owner.id, slot, column, row["generation"])
-        if was_rolled_back(slot, row["generation"], row["connection_generation"]):
-            raise rolled_back(place)
-        if row["connection_generation"] != owner.generation:
-            raise Failure(
-                ErrorCode.STORE_CONFLICT, f"{owner.id} is no longer at generation {owner.generation}."
-            )
-        return await self._sealer.open(purpose, owner.id, place, row[column])
 
     async def _row(self, owner: Connection, slot: str) -> Values | None:
         parameters = {"tenant": owner.tenant, "connection_id": owner.id, "slot": slot}
