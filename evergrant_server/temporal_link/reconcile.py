@@ -132,7 +132,7 @@ class Reconciler:
         return counts
 
     async def share_of_a_pass(self) -> int | None:
-        """How many connections a pass looks at: a share of the live ones, while Temporal has as many open runs
+        """How many connections a pass looks at: a share of the live ones, while Temporal has as many runs
         as they are, and as many that revoke. None: a run is missing, or one too much, so it looks at all.
 
         Raises as `reconcile_all`.
