@@ -110,7 +110,7 @@ def _call_panel(rows: Sequence[CallRate]) -> Panel:
 
 
 def _compared(label: str, value: float, ours: float, side: str = "theirs") -> Bar:
-    return Bar(label, value, f"{value:,.0f}: ours is {ours / value:.2f} of it", side)
+    return Bar(label, value, f"{value:,.0f} (Evergrant: {ours / value:.2f} of it)", side)
 
 
 def _panel(body: list[str], panel: Panel, top: int) -> int:
