@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import capacity, disabling, gateway, greedy, imports, leases, ledger, openbao, refreshes, report
+from bench import disabling, gateway, greedy, imports, leases, ledger, openbao, refreshes, report
 from bench.bounds import Bounds
+from bench.capacity import command
 from bench.gateway import CallRate
 from bench.leases import LeaseRate
 from bench.picture import draw
@@ -77,18 +78,18 @@ async def _leases(folder: Path, generator: Generator, bounds: Bounds) -> list[Le
     """Leases on both databases, an app's neighbour, and the ledger alone."""
     async with (
         postgresql() as empty_database,
-        openbao.running_openbao(folder / "openbao", leases.CONNECTIONS) as other,
+        openbao.running_openbao(folder / "openbao", leases.CONNECTIONS) as vault,
     ):
-        if other is None:
+        if vault is None:
             _print(openbao.MISSING, "")
         where = folder / "sqlite"
         async with leases.two_servers(where, sqlite(where), generator) as (ready, bare_port):
-            rates = await leases.measure("SQLite", ready, bare_port, generator, bounds, other)
+            rates = await leases.measure("SQLite", ready, bare_port, generator, bounds, vault)
             neighbours = await greedy.measure(ready, bare_port, generator, bounds)
         records = await ledger.measure("SQLite", ready, bounds)
         where, url = folder / "postgresql", await empty_database()
         async with leases.two_servers(where, url, generator) as (ready, bare_port):
-            rates += await leases.measure("PostgreSQL", ready, bare_port, generator, bounds, other)
+            rates += await leases.measure("PostgreSQL", ready, bare_port, generator, bounds, vault)
         records += await ledger.measure("PostgreSQL", ready, bounds)
     _print(*report.leases(rates), *report.audit(records, rates), *report.neighbours(neighbours))
     return rates
@@ -114,7 +115,7 @@ def _print(*lines: str) -> None:
 
 def main() -> int:
     if sys.argv[1:2] == ["capacity"]:
-        return capacity.main(sys.argv[2:])
+        return command.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="a few hundred operations of each kind")

@@ -46,7 +46,10 @@ class Installation:
 
     def requests(self, key: str | None = None) -> list[str]:
         """One lease request for each connection, as it is sent, with this key or the app's."""
-        return [lease_request(self.settings.port, key or self.key, it.subject) for it in self.connections]
+        return [
+            lease_request(self.settings.port, key or self.key, connection.subject)
+            for connection in self.connections
+        ]
 
 
 def lease_request(port: int, key: str, subject: str) -> str:

@@ -100,15 +100,15 @@ async def measure(
             bare_port,
             [lease_request(bare_port, ready.key, connection.subject) for connection in ready.connections],
         )
-        other = None if openbao is None else Side(openbao.port, openbao.requests())
-        sides = [side for side in (lease, bare, other) if side is not None]
+        vault = None if openbao is None else Side(openbao.port, openbao.requests())
+        sides = [side for side in (lease, bare, vault) if side is not None]
         for side in sides:
             await measure_round(generator, side, clients, _WARM_UP, bounds.most)
         for _ in range(_ROUNDS):
             for side in sides:
                 seconds = bounds.seconds / _ROUNDS
                 side.rounds.append(await measure_round(generator, side, clients, seconds, bounds.most))
-        rates.append(LeaseRate(store, clients, lease, bare, other))
+        rates.append(LeaseRate(store, clients, lease, bare, vault))
     return rates
 
 

@@ -79,8 +79,10 @@ async def running_openbao(folder: Path, secrets: int) -> AsyncIterator[OpenBao |
     child = ChildProcess("openbao", [path, "server", f"-config={configuration}"], folder, stop_limit_s=20.0)
     await child.start()
     try:
-        async with httpx2.AsyncClient(base_url=f"http://{HOST}:{port}/v1/", trust_env=False) as client:
-            yield OpenBao(port, await _prepared(client, child, secrets), secrets)
+        url, limit = f"http://{HOST}:{port}/v1/", _START_LIMIT_S
+        async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=limit) as client:
+            token = await _prepared(client, child, secrets)
+        yield OpenBao(port, token, secrets)
     finally:
         await child.stop()
 

@@ -53,14 +53,14 @@ def draw(
         'font-family="system-ui, -apple-system, \'Segoe UI\', sans-serif" font-size="14" '
         'aria-labelledby="title desc">'
     )
-    said = "; ".join(
+    described = "; ".join(
         f"{panel.title}: " + ", ".join(f"{bar.label} {bar.figure}" for group in panel.groups for bar in group)
         for panel in panels
     )
     lines = [
         head,
         '<title id="title">What Evergrant costs, measured in one run</title>',
-        f'<desc id="desc">{escape(said)}</desc>',
+        f'<desc id="desc">{escape(described)}</desc>',
         f"<style>{_STYLE}</style>",
         f'<rect class="page" width="{_WIDTH}" height="{top + 16}" rx="12"/>',
         f'<text class="small" x="24" y="32" font-size="13">{escape(note)}</text>',

@@ -89,7 +89,7 @@ def neighbours(rows: Iterable[Neighbour]) -> list[str]:
         [
             (
                 str(row.clients),
-                *(" ".join(f"{it:.1f}" for it in them) for them in (row.quiet, row.busy, row.beside)),
+                *(" ".join(f"{p99:.1f}" for p99 in rounds) for rounds in (row.quiet, row.busy, row.beside)),
                 f"{row.ratio_to(row.quiet):.2f}",
                 f"{row.ratio_to(row.busy):.2f}",
                 f"{row.greedy_per_second:,.0f}",
@@ -133,7 +133,7 @@ def streams(row: StreamRun) -> list[str]:
         str(row.streams),
         f"{row.events:,}",
         f"{row.events / row.seconds:,.0f}",
-        *(f"{it:.0f}" for it in (row.before, row.early, row.peak)),
+        *(f"{memory:.0f}" for memory in (row.before, row.early, row.peak)),
     )
     return table(STREAMS, header, [line])
 
@@ -145,7 +145,7 @@ def disabled(rows: Iterable[Disabling]) -> list[str]:
         header,
         [
             (
-                row.what,
+                row.disabled,
                 str(PROCESSES),
                 f"{row.leases:,}",
                 f"{row.took * 1000:.0f}",

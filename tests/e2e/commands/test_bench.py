@@ -23,8 +23,8 @@ async def test_an_app_that_leases_from_five_processes_gets_nothing_once_it_or_it
     url = await postgres().fresh(migrated=False)
     stopped = await disabling.measure(tmp_path, url, Bounds.quick())
     await postgres().drop(url)
-    assert [(it.what, it.late) for it in stopped] == [("app", 0), ("tenant", 0)]
-    assert all(it.leases > 0 for it in stopped)
+    assert [(row.disabled, row.late) for row in stopped] == [("app", 0), ("tenant", 0)]
+    assert all(row.leases > 0 for row in stopped)
 
 
 @pytest.mark.soak

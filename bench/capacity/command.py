@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
-from bench import running, stored
+from bench.capacity import running, stored
+from bench.capacity.running import Running
+from bench.capacity.stored import Stored
 from bench.processes import load_generator
 from bench.report import table
-from bench.running import Running
-from bench.stored import Stored
 from evergrant_server.checkout import ROOT
 from examples.demo.interruption import run_interruptible
 

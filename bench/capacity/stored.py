@@ -8,9 +8,9 @@ from pathlib import Path
 from time import perf_counter, process_time
 
 from bench import installation
+from bench.capacity.usage import database_bytes, pid_of, usage_of
 from bench.installation import Installation, lease_request
 from bench.processes import Generator, postgresql, python_module, running_process, sqlite
-from bench.usage import database_bytes, pid_of, usage_of
 from evergrant_server.cli.serve import settings_environment
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import LifecycleState

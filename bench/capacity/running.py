@@ -9,10 +9,10 @@ from pathlib import Path
 from time import perf_counter
 
 from bench import installation
+from bench.capacity.stored import FILE
+from bench.capacity.usage import Usage, database_bytes, pid_of, usage_of
 from bench.installation import Installation
 from bench.processes import python_module, running_process, sqlite
-from bench.stored import FILE
-from bench.usage import Usage, database_bytes, pid_of, usage_of
 from evergrant_server.cli.process import ChildProcess
 from evergrant_server.cli.serve import settings_environment
 from evergrant_server.core.connections.connection import Connection
@@ -193,4 +193,5 @@ async def _refreshed(parts: Platform, connection: Connection, seen: int) -> int:
 async def _events(parts: Platform, connections: Sequence[Connection]) -> Counter[str]:
     """How many events of each type stand in the histories of their newest runs."""
     names = [connection_workflow_id(connection.tenant, connection.id) for connection in connections]
-    return Counter(event["eventType"] for name in names for event in await parts.link.history(name))
+    histories = [await parts.link.history(name) for name in names]
+    return Counter(event["eventType"] for history in histories for event in history)
