@@ -23,19 +23,20 @@ from examples.demo.interruption import run_interruptible
 PAGE = ROOT / "docs" / "capacity.md"
 BEGIN, END = "<!-- measured by `python -m bench capacity` -->", "<!-- end of what was measured -->"
 _SIZES, _LARGE = (1_000, 10_000), 100_000
+_RUNS, _MOST_RUNS = 300, 20_000  # connections with a workflow
 _KIB, _GIB = 1 << 10, 1 << 30
 _LIFETIME_S, _DAY_S = 3_600, 86_400
 _IN_USE = (0.01, 0.1, 1.0)
 
 
-async def run(folder: Path, sizes: Sequence[int], write: bool) -> int:
+async def run(folder: Path, sizes: Sequence[int], runs: int, write: bool) -> int:
     """Measure, and print the tables. Returns the exit status."""
     began = perf_counter()
     load = os.getloadavg()[0]
     async with load_generator() as generator:
         rows = await stored.measure(folder / "store", sizes, generator)
     on_postgresql = await stored.disk_on_postgresql(folder / "postgresql", sizes[0])
-    cost = await running.measure(folder / "running")
+    cost = await running.measure(folder / "running", runs)
     took = perf_counter() - began
     where = f"{os.cpu_count()} cores, load before {load:.1f}, {took:.0f} s"
     lines = tables(rows, on_postgresql, cost, where)
@@ -155,11 +156,14 @@ def _write(lines: Sequence[str]) -> None:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench capacity", description=__doc__)
     parser.add_argument("--large", action="store_true", help="100,000 connections besides")
+    parser.add_argument("--runs", type=int, default=_RUNS, help=f"with a workflow, at most {_MOST_RUNS:,}")
     parser.add_argument("--quick", action="store_true", help="100 connections, to see that everything runs")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/capacity.md")
     options = parser.parse_args(arguments)
+    if not 16 <= options.runs <= _MOST_RUNS:
+        parser.error(f"--runs: 16 to {_MOST_RUNS:,}")
     sizes = (100,) if options.quick else (*_SIZES, _LARGE) if options.large else _SIZES
     with tempfile.TemporaryDirectory(prefix="evergrant-capacity-") as name:
         for part in ("store", "postgresql", "running"):
             (Path(name) / part).mkdir()
-        return run_interruptible(run(Path(name), sizes, options.write))
+        return run_interruptible(run(Path(name), sizes, options.runs, options.write))

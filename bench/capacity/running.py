@@ -26,10 +26,10 @@ from tests.fakes.ports import free_port
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import TemporalServer, running_temporal
 
-RUNS = 300  # connections with a workflow
 _TEMPORAL = "temporal.db"
 _IDLE_S = 20.0
-_SETTLE_S = 5.0
+_SETTLE_S, _SETTLE_LIMIT_S = 5, 120.0
+_QUIET_CPU = 0.1  # of a second, of all processes
 _REFRESH_S = 8.0
 _CALLERS = 16
 _ASKED = RequestContext(by="app:pipeline")
@@ -72,7 +72,8 @@ class Running:
     refresh: RefreshCost
 
 
-async def measure(folder: Path) -> Running:
+async def measure(folder: Path, runs: int) -> Running:
+    """With that many connections that have a workflow."""
     async with ScriptedProvider() as provider, running_temporal(folder) as temporal:
         ready = await installation.prepare(
             folder,
@@ -85,28 +86,25 @@ async def measure(folder: Path) -> Running:
             egress_allow=(provider.allowance,),
         )
         async with _processes(folder, ready, temporal) as (parts, processes):
-            await asyncio.sleep(_SETTLE_S)
-            idle_none, before, disk = (
-                await _idle(processes),
-                processes.usage(),
-                database_bytes(folder / _TEMPORAL),
-            )
+            await _settled(processes)
+            idle_none = await _idle(processes)
+            before, disk = processes.usage(), database_bytes(folder / _TEMPORAL)
             connections = await installation.populate(
-                ready, range(RUNS), lambda: provider.grant("read write")
+                ready, range(runs), lambda: provider.grant("read write")
             )
             began = perf_counter()
             await parts.reconciler.reconcile_all(compare=False)
-            starts = RUNS / (perf_counter() - began)
-            await asyncio.sleep(_SETTLE_S)
+            starts = runs / (perf_counter() - began)
+            await _settled(processes)
             after, disk = processes.usage(), database_bytes(folder / _TEMPORAL) - disk
             idle = await _idle(processes)
             cost = await _refresh_cost(folder, parts, processes, connections)
     return Running(
-        runs=RUNS,
+        runs=runs,
         starts=starts,
-        temporal_disk=disk / RUNS,
-        temporal_memory=(after[2].memory - before[2].memory) / RUNS,
-        worker_memory=(after[1].memory - before[1].memory) / RUNS,
+        temporal_disk=disk / runs,
+        temporal_memory=(after[2].memory - before[2].memory) / runs,
+        worker_memory=(after[1].memory - before[1].memory) / min(runs, ready.settings.cached_workflows),
         idle_none=idle_none,
         idle=idle,
         refresh=cost,
@@ -138,6 +136,16 @@ async def _processes(
             running_process(worker, words="worker ready"),
         ):
             yield parts, _Processes(api, worker, temporal)
+
+
+async def _settled(processes: _Processes) -> None:
+    """Wait until the worker and Temporal have done what was begun, some minutes at the most."""
+    ends, quiet = perf_counter() + _SETTLE_LIMIT_S, 0
+    while quiet < _SETTLE_S and perf_counter() < ends:
+        before = processes.usage()
+        await asyncio.sleep(1)
+        pairs = zip(processes.usage(), before, strict=True)
+        quiet = quiet + 1 if sum(now.cpu - then.cpu for now, then in pairs) < _QUIET_CPU else 0
 
 
 async def _idle(processes: _Processes) -> tuple[float, ...]:
