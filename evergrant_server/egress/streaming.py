@@ -114,6 +114,9 @@ class StreamingTransport:
             pass
         raise unreachable(LOST)
 
+    def _new_connection(self) -> UpstreamConnection:
+        return UpstreamConnection(self._silence_s)
+
     async def aclose(self) -> None:
         for origin in self._origins.values():
             origin.close()
