@@ -5,7 +5,7 @@ And what a refresh changes of it, in one."""
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sqlalchemy import and_, bindparam, exists, or_, select, text
+from sqlalchemy import ColumnElement, FromClause, and_, bindparam, exists, or_, select, text
 
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.credentials import ProofKey
@@ -45,43 +45,35 @@ _CONNECTION, _INTEGRATION = table_of(ConnectionRow), table_of(IntegrationRow)
 _GRANT, _PROOF_KEY = table_of(ConnectionGrantRow), table_of(ProofKeyRow)
 _TABLES = (_CONNECTION, _INTEGRATION, _GRANT, _PROOF_KEY)
 _AUDIT, _DEFINITION, _USAGE = table_of(AuditRow), table_of(DefinitionRow), table_of(UsageRow)
-_OF_MAIN_GRANT = and_(
-    _GRANT.c.tenant == _CONNECTION.c.tenant,
-    _GRANT.c.connection_id == _CONNECTION.c.id,
-    _GRANT.c.slot == bindparam("slot"),
+
+
+def _mine(table: FromClause, column: str = "connection_id") -> ColumnElement[bool]:
+    """A row of the connection."""
+    return and_(table.c.tenant == _CONNECTION.c.tenant, table.c[column] == _CONNECTION.c.id)
+
+
+_OF_INTEGRATION = and_(
+    _INTEGRATION.c.tenant == _CONNECTION.c.tenant, _INTEGRATION.c.id == _CONNECTION.c.integration_id
+)
+_OF_MAIN_GRANT = and_(_mine(_GRANT), _GRANT.c.slot == bindparam("slot"))
+_OF_ID = and_(_CONNECTION.c.tenant == bindparam("tenant"), _CONNECTION.c.id == bindparam("id"))
+_SERVES = and_(
+    _DEFINITION.c.tenant == _CONNECTION.c.tenant,
+    _DEFINITION.c.name == _INTEGRATION.c.provider,
+    or_(*(_DEFINITION.c.state == state for state in SERVING_STATES)),
 )
 _ROWS = (
     select(
         *labelled(*_TABLES),
-        exists()
-        .where(
-            _AUDIT.c.tenant == _CONNECTION.c.tenant, _AUDIT.c.object == _CONNECTION.c.id, text(END_CONDITION)
-        )
-        .label("may_have_ended"),
-        exists()
-        .where(
-            _DEFINITION.c.tenant == _CONNECTION.c.tenant,
-            _DEFINITION.c.name == _INTEGRATION.c.provider,
-            or_(*(_DEFINITION.c.state == state for state in SERVING_STATES)),
-        )
-        .label("has_definitions"),
+        exists().where(_mine(_AUDIT, "object"), text(END_CONDITION)).label("may_have_ended"),
+        exists().where(_SERVES).label("has_definitions"),
         _USAGE.c.leased_generation,
     )
-    .outerjoin(
-        _INTEGRATION,
-        and_(
-            _INTEGRATION.c.tenant == _CONNECTION.c.tenant, _INTEGRATION.c.id == _CONNECTION.c.integration_id
-        ),
-    )
+    .outerjoin(_INTEGRATION, _OF_INTEGRATION)
     .outerjoin(_GRANT, _OF_MAIN_GRANT)
-    .outerjoin(
-        _PROOF_KEY,
-        and_(_PROOF_KEY.c.tenant == _CONNECTION.c.tenant, _PROOF_KEY.c.connection_id == _CONNECTION.c.id),
-    )
-    .outerjoin(
-        _USAGE, and_(_USAGE.c.tenant == _CONNECTION.c.tenant, _USAGE.c.connection_id == _CONNECTION.c.id)
-    )
-    .where(_CONNECTION.c.tenant == bindparam("tenant"), _CONNECTION.c.id == bindparam("id"))
+    .outerjoin(_PROOF_KEY, _mine(_PROOF_KEY))
+    .outerjoin(_USAGE, _mine(_USAGE))
+    .where(_OF_ID)
 )
 
 _ATTEMPT, _LATE, _NARROWED = table_of(AttemptRow), table_of(LateTokensRow), _GRANT.alias()
@@ -89,19 +81,12 @@ _RENEWED = (_CONNECTION, _GRANT, _ATTEMPT)
 _RENEWAL = (
     select(
         *labelled(*_RENEWED),
-        exists()
-        .where(_LATE.c.tenant == _CONNECTION.c.tenant, _LATE.c.connection_id == _CONNECTION.c.id)
-        .label("has_late_tokens"),
-        exists()
-        .where(_NARROWED.c.tenant == _CONNECTION.c.tenant, _NARROWED.c.connection_id == _CONNECTION.c.id)
-        .where(_NARROWED.c.slot != bindparam("slot"))
-        .label("has_narrowed_tokens"),
+        exists().where(_mine(_LATE)).label("has_late_tokens"),
+        exists().where(_mine(_NARROWED), _NARROWED.c.slot != bindparam("slot")).label("has_narrowed_tokens"),
     )
     .outerjoin(_GRANT, _OF_MAIN_GRANT)
-    .outerjoin(
-        _ATTEMPT, and_(_ATTEMPT.c.tenant == _CONNECTION.c.tenant, _ATTEMPT.c.id == bindparam("attempt"))
-    )
-    .where(_CONNECTION.c.tenant == bindparam("tenant"), _CONNECTION.c.id == bindparam("id"))
+    .outerjoin(_ATTEMPT, and_(_mine(_ATTEMPT), _ATTEMPT.c.id == bindparam("attempt")))
+    .where(_OF_ID)
 )
 _RENEWAL_LOCKED = _RENEWAL.with_for_update(of=_CONNECTION, key_share=True)
 
