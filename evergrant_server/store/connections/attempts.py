@@ -45,18 +45,20 @@ _CLOSED = col(AttemptRow.closed_at)
 
 
 _A = table_of(AttemptRow).c
-# The open attempt of a slot, and every use of the wanted credential that may have spent it.
+_OF_SLOT = [_A[name] == bindparam(name) for name in ("tenant", "connection_id", "slot")]
+# The open attempt of a slot, and every use of the wanted credential that may have spent it. Each half names
+# the columns of its own index: a connection has an attempt for each refresh of three months.
 _EARLIER_USES = (
     select(table_of(AttemptRow))
     .where(
-        *(_A[name] == bindparam(name) for name in ("tenant", "connection_id", "slot")),
         or_(
-            _A.outcome.is_(None),
+            and_(*_OF_SLOT, _A.outcome.is_(None)),
             and_(
+                *_OF_SLOT,
                 *(_A[name] == bindparam(name) for name in ("from_generation", "kind", "credential")),
                 or_(*(_A.outcome == outcome for outcome in _UNKNOWN)),
             ),
-        ),
+        )
     )
     .order_by(_A.sends.desc(), _A.opened_at.desc())
 )

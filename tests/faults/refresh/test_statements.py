@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from temporalio import activity
 
+from evergrant_server.store import Store
 from evergrant_server.store.database import sqlite
 from tests.fakes.databases import lent
 from tests.fakes.platform.installation import installation
@@ -39,7 +40,18 @@ async def test_a_due_refresh_sends_few_statements(temporal_address: str, tmp_pat
         sent.clear()
         fresh = await place.ensure_fresh(connection, connection.generation)
         assert fresh.generation == connection.generation + 1
+        steps = await query_plans(place.store, [text for text in sent if text.startswith("SELECT")])
     begun = [text for text in sent if text.startswith("BEGIN")]
     statements = [text for text in sent if text.startswith(("SELECT", "INSERT", "UPDATE", "DELETE"))]
     assert 0 < len(begun) <= MOST_TRANSACTIONS
     assert 0 < len(statements) <= MOST_STATEMENTS, statements
+    assert [step for step in steps if step.startswith("SCAN")] == []
+    narrow = ("from_generation=?", "slot=?", "id=?")  # a connection has an attempt for each refresh
+    assert [step for step in steps if "attempt" in step and not any(term in step for term in narrow)] == []
+
+
+async def query_plans(store: Store, queries: list[str]) -> list[str]:
+    """How SQLite finds the rows of each."""
+    async with store.read() as tx:
+        plans = [await tx.connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}") for text in queries]
+        return [row[3] for plan in plans for row in plan]
