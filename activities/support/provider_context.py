@@ -214,18 +214,10 @@ class ProviderContextLoader:
         announce_days: tuple[int, ...] | None = None,
     ) -> None:
         self._store = store
-        self._registry = registry
+        self.registry = registry
         self._public_url = public_url
         self.announce_days = announce_days
         self._clock = clock
-
-    def offline_scope(self, provider: str) -> str | None:
-        """The scope that asks for a refresh token: no scope ceiling counts it."""
-        return self._registry.offline_scope(provider)
-
-    def scope_aliases(self, provider: str) -> tuple[frozenset[str], ...]:
-        """The names of each scope that has several there."""
-        return self._registry.scope_aliases(provider)
 
     async def load(self, tenant: Tenant, connection_id: ConnectionId) -> ProviderContext:
         """The context of a connection.
@@ -257,7 +249,7 @@ class ProviderContextLoader:
         """An integration's provider by each of its client secrets, without a connection. Raises as `load`."""
         versions = await tx.definitions.serving(integration.tenant, integration.provider)
         try:
-            spec = self._registry.serving(integration.provider, versions)
+            spec = self.registry.serving(integration.provider, versions)
         except Failure as failure:
             raise Failure(ErrorCode.CLIENT_REJECTED, failure.detail) from None
         endpoints = resolve_endpoints(spec, integration, {})
@@ -340,7 +332,7 @@ class ProviderContextLoader:
     ) -> list[tuple[ProviderSpec, Definition | None]]:
         """The definition to use; while it is a staged one, the version before it as well."""
         try:
-            candidates = self._registry.candidates(integration.provider, rows.definitions, rows.connection.id)
+            candidates = self.registry.candidates(integration.provider, rows.definitions, rows.connection.id)
         except Failure as failure:  # the catalogue has changed: the integration's admin can repair it
             raise Failure(ErrorCode.CLIENT_REJECTED, failure.detail) from None
         return [
