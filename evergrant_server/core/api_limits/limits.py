@@ -5,6 +5,7 @@ kept for the connection: by the limit's name for those paths that named it, else
 until two paths name different ends of one window.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,7 +19,7 @@ from evergrant_server.core.model import CheckedModel
 
 _MOST_QUOTAS = 50_000
 _MOST_SEGMENTS = 4  # of a path
-_LONG_SEGMENT = 24  # characters: an id rather than a word
+_ID = re.compile(r"[^/]*[0-9][^/]*|[^/]{25,}")  # a segment with a digit, or a long one: rather than a word
 _SAME_WINDOW = 0.1  # of a window: how much another length may differ
 
 _Key = tuple[str, ...]
@@ -163,13 +164,8 @@ class ApiLimits:
 
 def path_shape(method: str, path: str) -> str:
     """Method and path with `*` for ids: calls of one shape have the limits of one route."""
-    segments = path.strip("/").split("/")[:_MOST_SEGMENTS]
-    return " ".join([method, "/".join(_word(segment) for segment in segments)])
-
-
-def _word(segment: str) -> str:
-    is_id = len(segment) > _LONG_SEGMENT or any(character.isdigit() for character in segment)
-    return "*" if is_id else segment
+    words = "/".join(path.strip("/").split("/", _MOST_SEGMENTS)[:_MOST_SEGMENTS])
+    return f"{method} {_ID.sub('*', words)}"
 
 
 def _documented(quotas: Sequence[DocumentedQuota], limit: ReplyLimit) -> DocumentedQuota | None:

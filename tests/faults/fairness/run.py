@@ -155,7 +155,7 @@ async def run(
     """
     began, result, providers = time.monotonic(), FairnessResult(), Providers()
     async with AsyncExitStack() as opened:
-        for server in (providers.fast, providers.brief, providers.hangs, providers.receiver):
+        for server in providers.servers:
             await opened.enter_async_context(server)
         place = await opened.enter_async_context(running_place(folder, providers.allowances))
         others, troubles = Others(place, seconds), Troubles(place, providers, sizes)
