@@ -54,6 +54,7 @@ class CountedCall:
 
     call: LimitedCall
     number: int
+    sent_at: float
     quotas: tuple[Quota, ...]
     is_open: bool = field(default=True)
 
@@ -77,7 +78,7 @@ class ApiLimits:
         for quota in quotas:
             quota.take(call.app, now)
         self._calls += 1
-        return CountedCall(call, self._calls, quotas)
+        return CountedCall(call, self._calls, now, quotas)
 
     def ready_at(self, call: LimitedCall, now: float, ahead: int = 0) -> float:
         """When `take`, which refused it, would count the call."""
@@ -116,7 +117,9 @@ class ApiLimits:
         call = counted.call
         documented = _documented(call.documented, limit)
         if documented is not None:
-            self._quota(*self._documented(call, documented), now).learn(limit, counted.number, now)
+            self._quota(*self._documented(call, documented), now).learn(
+                limit, counted.number, counted.sent_at, now
+            )
             return None
         key: _Key = (call.connection, "limit", limit.name or str(limit.calls))
         window_s = limit.window_s or limit.ends_in_s
@@ -130,16 +133,25 @@ class ApiLimits:
             self._named_by.pop((call.connection,), None)
         if of_paths:
             key = (*key, call.path)
-        elif not limit.name and self._named_by.get((call.connection,)) != (key,):
-            self._named_by[(call.connection,)] = (key,)
+        elif not limit.name:
+            self._note_unnamed(call.connection, key)
         quota = self._quotas.get(key)
         if quota is None:
             quota = self._quota(key, limit.calls, window_s, now)
             quota.may_call(call.app, call.weight, now)
             quota.take(call.app, now)  # the reply that it is known from
             quota.ended(call.app)
-        quota.learn(limit, counted.number, now)
+        quota.learn(limit, counted.number, counted.sent_at, now)
         return key
+
+    def _note_unnamed(self, connection: str, key: _Key) -> None:
+        """Take the limit for one of all paths, unless replies name several sizes: then a path has those that
+        its own replies name."""
+        known = self._named_by.get((connection,))
+        if known is None:
+            self._named_by[(connection,)] = (key,)
+        elif known and known != (key,):
+            self._named_by[(connection,)] = ()
 
     def _quotas_of(self, call: LimitedCall, now: float) -> Iterator[Quota]:
         for documented in call.documented:
