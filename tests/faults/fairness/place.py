@@ -1,7 +1,7 @@
 """The installation: API, worker, PostgreSQL and Temporal as processes, and tenants' rows in the store.
 
-What isn't the API is niced. On hosts of their own, workers, Temporal and clients take none of its cores:
-here they would, and the harness would measure the machine.
+What is neither the API nor the database is kept to one core. On hosts of their own, workers, Temporal and
+clients take none of the API's: here they would, and the harness would measure the machine.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.rows import a_connection, an_integration, discovered, pinned_hosts, put_app, token_set
 from tests.fakes.temporal import TemporalServer
 
-NICENESS = 10
+_CORES = os.sched_getaffinity(0)
 _ROWS = 100  # in one transaction
 _LINE_LIMIT = 1 << 24
 
@@ -115,10 +115,10 @@ class Place:
     async def temporal_comes_back(self) -> None:
         port = int(self.temporal.address.rpartition(":")[2])
         self.temporal = await TemporalServer.start(self._folder / "temporal", port=port)
-        nice(self.temporal.pid)
+        keep_apart(self.temporal.pid)
 
     async def started(self, *command: str) -> asyncio.subprocess.Process:
-        """A process of the harness, niced, that ends with its standard input."""
+        """A process of the harness, which ends with its standard input."""
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -149,11 +149,11 @@ async def asked(child: asyncio.subprocess.Process, wanted: dict[str, Any]) -> di
     return json.loads(await child.stdout.readline())
 
 
-def nice(pid: int) -> None:
-    """Let others come first, for every thread of the process."""
+def keep_apart(pid: int) -> None:
+    """Keep every thread of the process, and what it starts from here on, to the machine's last core."""
     for thread in os.listdir(f"/proc/{pid}/task"):
         with suppress(ProcessLookupError):
-            os.setpriority(os.PRIO_PROCESS, int(thread), NICENESS)
+            os.sched_setaffinity(int(thread), {max(_CORES)})
 
 
 @asynccontextmanager
@@ -164,14 +164,14 @@ async def running_place(folder: Path, allow: tuple[str, ...]) -> AsyncIterator[P
     temporal = await TemporalServer.start(folder / "temporal")
     place = None
     try:
-        nice(temporal.pid)
+        keep_apart(temporal.pid)
         await prepare_namespace(await temporal.client(), timedelta(days=1))
         path = os.pathsep.join(str(entry) for entry in (ROOT, ROOT / "clients/python/src"))
         env = {"EVERGRANT_DATABASE_URL": url, "PYTHONPATH": path, "EVERGRANT_RECONCILE_INTERVAL": "P365D"}
         async with running_platform(folder, temporal.address, allow=allow, env=env) as platform:
             worker = platform.children["worker"]
             assert isinstance(worker, asyncio.subprocess.Process)
-            nice(worker.pid)
+            keep_apart(worker.pid)
             store = await Store.open(url, KeyRing.open(platform.key_file, Role.OPERATOR), SystemClock())
             place = Place(folder, temporal, platform, store)
             try:

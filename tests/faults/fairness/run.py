@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.faults.fairness.place import Place, Tenancy, asked, nice, running_place
+from tests.faults.fairness.place import Place, Tenancy, asked, keep_apart, running_place
 from tests.faults.fairness.troubles import Providers, Sizes, Troubles
 
 MOST = 2.0  # times the latency without the trouble
@@ -165,7 +165,7 @@ async def run(
 ) -> FairnessResult:
     """Measure each trouble, or those with one of the words `only`.
 
-    `is_alone`: this process is the harness's own, and is niced.
+    `is_alone`: this process is the harness's own, and is kept apart from the API.
     """
     began, result, providers = time.monotonic(), FairnessResult(), Providers()
     async with AsyncExitStack() as opened:
@@ -178,7 +178,7 @@ async def run(
         await place.platform.command("reconcile")
         say(f"  prepared in {time.monotonic() - began:.0f} s")
         if is_alone:
-            nice(os.getpid())  # and what it starts from here on
+            keep_apart(os.getpid())
         before = await others.calm()
         for name, begin, refreshes in (
             ("a greedy app", troubles.greedy_app, False),
