@@ -21,6 +21,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.connection import RefreshReason
 from evergrant_server.egress import StreamedResponse
+from evergrant_server.gateway.api_limits import ApiTurn
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.caller_body import CallerBody
 from evergrant_server.gateway.proxy.echo import EchoFilter, encodings
@@ -79,6 +80,7 @@ class ProxyCall:
         self._approved: str | None = None  # the hash of the call whose approval is used up
         self._context = trace_of(request).request_context(caller[0].by)
         self.provider = "unknown"
+        self._turn: ApiTurn | None = None
 
     @property
     def caller(self) -> Caller:
@@ -96,10 +98,15 @@ class ProxyCall:
             raise await self._token_refused(refused)
 
     async def _send(self, hand_on: HandOn) -> LeaseRow | None:
-        """Record the call, then send it; record how it ended, with what `hand_on` has set in Sent.
+        """Record the call, then send it; record how it ended, with what `hand_on` has set in Sent. All of it
+        within its API's limits.
 
         Returns the row whose token the API refuses.
         """
+        with self._parts.limits.turn() as self._turn:
+            return await self._send_in_turn(self._turn, hand_on)
+
+    async def _send_in_turn(self, turn: ApiTurn, hand_on: HandOn) -> LeaseRow | None:
         sent = await self._issued()
         assert self._api is not None
         assert self._target is not None
@@ -110,11 +117,13 @@ class ProxyCall:
         body = self._body.stream() if framing else None
         method, where = self.outgoing.method, self._target
         try:
+            turn.sent()
             with traces.client_span(method, _url_of(where.origin)) as span:
                 async with self._parts.transport.send(
                     method, where.origin, where.target, headers, body
                 ) as answer:
                     sent.status = answer.status
+                    turn.answered(answer.status, answer.headers)
                     span.answered(answer.status)
                     metrics.record_provider_wait(time.monotonic() - sent.began, self.provider)
                     if answer.status == 401:
@@ -147,6 +156,9 @@ class ProxyCall:
         """Find where it goes before it is recorded. Raises Failure for a call that can't be sent."""
         self.provider = row.provider
         self._api, self._target = await self.outgoing.target(self._parts.apis, row)
+        assert self._turn is not None
+        limited = decision.permit, self._api.limits, self.outgoing.method, self._target.target
+        await self._turn.take(row, self.caller.app.id, *limited)
         self._passed = passed_headers(self.outgoing.headers(), self._api.credential_names)
         if not decision.needs_call_approval:
             return

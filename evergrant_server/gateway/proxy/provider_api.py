@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from evergrant_server.access.context import ApiContext, integration_spec
+from evergrant_server.core.api_limits.limits import DocumentedQuota
 from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -30,6 +31,7 @@ class ProviderApi:
     base_url: str
     takes: ApiRequest
     client_id: str
+    limits: tuple[DocumentedQuota, ...] = ()
 
     @property
     def credential_names(self) -> list[bytes]:
@@ -62,7 +64,7 @@ class _Known:
     server: ProviderApi | None = None
 
     def at(self, url: str) -> ProviderApi:
-        return ProviderApi(url, self.takes, self.integration.client_id)
+        return ProviderApi(url, self.takes, self.integration.client_id, self.spec.api_limits)
 
     @property
     def takes(self) -> ApiRequest:
