@@ -42,6 +42,7 @@ from evergrant_server.api.integrations import definitions
 from evergrant_server.api.integrations import routes as integrations
 from evergrant_server.api.leases import oauth1_signatures, refresh_command
 from evergrant_server.api.leases import routes as leases
+from evergrant_server.api.leases.judged_pairs import JudgedPairs, PairMiddleware
 from evergrant_server.api.oauth import clients as oauth_clients
 from evergrant_server.api.oauth import family_routes, registration, token_endpoint
 from evergrant_server.api.oauth import metadata as server_metadata
@@ -167,7 +168,7 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
         telemetry=_NO_TELEMETRY,
     )
     app.state.api, app.state.refresher, app.state.refusals = api, refresher, refusals
-    app.state.lease_issuer = issuer
+    app.state.lease_issuer, app.state.judged_pairs = issuer, JudgedPairs(api, issuer)
     app.state.templates, app.state.console = Pages(Logos(api.settings.data_dir / "logos")), ConsolePages()
     app.state.browsers = BrowserSessions(api.settings.public_url, api.ring)
     install_error_handlers(app, api.settings.public_url)
@@ -189,5 +190,7 @@ def _add_outer_middleware(app: FastAPI, api: ApiContext, certificates: Certifica
     lease_wait_s = api.settings.lease_wait.total_seconds()
     app.add_middleware(Deadline, base_url=api.settings.public_url, lease_wait_s=lease_wait_s)
     app.add_middleware(Envelope, base_url=api.settings.public_url, version=VERSION)
+    if certificates is None:  # what a proxy hands on is part of no pair
+        app.add_middleware(PairMiddleware, pairs=app.state.judged_pairs, version=VERSION, wait_s=lease_wait_s)
     if traces.is_enabled():
         app.add_middleware(traces.TracingMiddleware)  # outermost: the envelope reads its span

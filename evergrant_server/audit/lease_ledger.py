@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from evergrant_server.audit.hash_chain import begin_chain
-from evergrant_server.audit.last_uses import LastUses
-from evergrant_server.audit.lease_batch import ChainMissing, LeaseQueue, WaitingLease, Written
+from evergrant_server.audit.lease_batch import ChainMissing, LastUses, LeaseQueue, WaitingLease, Written
 from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts
 from evergrant_server.audit.lease_writer_postgresql import PostgresLeaseWriter
 from evergrant_server.audit.lease_writer_sqlite import SqliteLeaseWriter
@@ -54,6 +53,7 @@ class LeaseLedger:
         self._uses: dict[tuple[str, ...], datetime] = {}
         self._leases: dict[tuple[str, ...], datetime] = {}  # written with the next batch that is due
         self._last_uses: dict[tuple[str, ...], datetime] = {}
+        self._batch_sizes = metrics.AUDIT_BATCH.cell()
         self._came = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -76,17 +76,16 @@ class LeaseLedger:
             self._task = None
             await self._writer.close()
 
-    def facts_of(self, claim: LeaseClaim) -> LeaseFacts:
-        """What can be kept for further leases of the claim's pair, while nothing of it has changed."""
-        return LeaseFacts(claim, self._shard)
-
-    async def record(self, claim: LeaseClaim) -> None:
-        """Return once the lease is committed to the log. Only then may it leave.
+    async def record(self, claim: LeaseClaim) -> LeaseFacts:
+        """Return once the lease is committed to the log. Only then may it leave. The facts can be kept for
+        further leases of the claim's pair, while nothing of it has changed.
 
         Raises StaleClaim when connection or app changed since the claim was judged or its key or permit
         has expired, Failure AUDIT_UNAVAILABLE when the log can't be written.
         """
-        await self.record_pair(self.facts_of(claim), claim.at, claim.context.trace_id)
+        facts = LeaseFacts(claim, self._shard)
+        await self.record_pair(facts, claim.at, claim.context.trace_id)
+        return facts
 
     async def record_pair(self, facts: LeaseFacts, at: datetime, trace_id: str) -> None:
         """As `record`, of one more lease of a pair."""
@@ -142,7 +141,7 @@ class LeaseLedger:
         try:
             written = await self._commit(batch, uses)
             if batch:
-                metrics.AUDIT_BATCH.record(len(written.leased))
+                self._batch_sizes.record(len(written.leased))
             for place, waiting in enumerate(batch):
                 if waiting.done.done():
                     continue  # its caller went; during the commit, the record says more than was handed out

@@ -14,7 +14,6 @@ from typing import Any
 
 from evergrant_server.audit.delegated_leases import rows_postgresql
 from evergrant_server.audit.hash_chain import ChainHead
-from evergrant_server.audit.last_uses import LastUses, write_uses_postgresql
 from evergrant_server.audit.lease_batch import (
     APPS,
     CONNECTIONS,
@@ -22,6 +21,7 @@ from evergrant_server.audit.lease_batch import (
     LEASABLE,
     RAISED_USAGE,
     ChainMissing,
+    LastUses,
     WaitingLease,
     Written,
     app_ids,
@@ -30,6 +30,7 @@ from evergrant_server.audit.lease_batch import (
     delegated_uses,
     is_unchanged,
     newest_generations,
+    write_uses_postgresql,
 )
 from evergrant_server.audit.lease_record import LeaseRecord
 from evergrant_server.core.bounded import Bounded

@@ -13,6 +13,7 @@ from sqlalchemy import make_url, text
 
 from evergrant_server import audit
 from evergrant_server.audit.lease_ledger import LeaseLedger, StaleClaim
+from evergrant_server.audit.lease_record import LeaseFacts
 from evergrant_server.audit.lease_writer_postgresql import PostgresLeaseWriter
 from evergrant_server.audit.lease_writer_sqlite import SqliteLeaseWriter
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -213,7 +214,7 @@ async def test_two_revisions_of_one_row_in_a_batch_are_told_apart(store: Store, 
     for row, revision in (("app_revision", app.revision), ("generation", connection.generation)):
         claims = [a_claim(connection, app, **{row: revision + more}) for more in (0, 1)]
         ended = await asyncio.gather(*(ledger.record(claim) for claim in claims), return_exceptions=True)
-        assert [type(it) for it in ended] == [type(None), StaleClaim]
+        assert [type(it) for it in ended] == [LeaseFacts, StaleClaim]
         with pytest.raises(StaleClaim):
             await ledger.record(claims[1])
 
