@@ -4,13 +4,10 @@ import asyncio
 import signal
 from datetime import timedelta
 
-from temporalio.worker import Worker
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkflowRunner
 
 from activities.single_use.attempt_tracker import CriticalSections
-from activities.support.authenticity import AuthenticityInterceptor
-from activities.support.temporal import FailureInterceptor
-from activities.support.turns import ACTIVITY_SLOTS, TurnInterceptor
+from activities.support.interceptor import ACTIVITY_SLOTS, ActivityInterceptor
 from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.journal import Journal
@@ -35,8 +32,14 @@ GRACEFUL_SHUTDOWN = timedelta(seconds=100)  # longer than any activity that send
 COMMIT_LIMIT = timedelta(seconds=10)  # then for answers that still have to be committed
 
 
-async def run(settings: Settings, stop: asyncio.Event, limits: TimeLimits = LIMITS) -> None:
-    """Work until `stop` is set, then finish the activities that have begun. Tests pass shorter `limits`."""
+async def run(
+    settings: Settings,
+    stop: asyncio.Event,
+    limits: TimeLimits = LIMITS,
+    workflow_runner: WorkflowRunner | None = None,
+) -> None:
+    """Work until `stop` is set, then finish the activities that have begun. Tests pass shorter `limits`, and
+    Temporal's sandbox (ADR 0085)."""
     sections = CriticalSections()
     journal = Journal(settings.data_dir / "journals")
     async with (
@@ -51,7 +54,7 @@ async def run(settings: Settings, stop: asyncio.Event, limits: TimeLimits = LIMI
             asyncio.create_task(keep_schedules(platform.client, settings)),
         ]
         try:
-            async with _temporal_worker(platform, parts):
+            async with _temporal_worker(platform, parts, workflow_runner or UnsandboxedWorkflowRunner()):
                 print("worker ready", flush=True)
                 await stop.wait()
         finally:
@@ -62,7 +65,7 @@ async def run(settings: Settings, stop: asyncio.Event, limits: TimeLimits = LIMI
     journal.release()
 
 
-def _temporal_worker(platform: Platform, parts: WorkerParts) -> Worker:
+def _temporal_worker(platform: Platform, parts: WorkerParts, runner: WorkflowRunner) -> Worker:
     return Worker(
         platform.client,
         task_queue=platform.settings.temporal_task_queue,
@@ -70,17 +73,13 @@ def _temporal_worker(platform: Platform, parts: WorkerParts) -> Worker:
         activities=parts.activities,
         interceptors=[
             ReceivedInterceptor(),
-            FailureInterceptor(),
             RequestTraceInterceptor(),
             QueueOrderInterceptor(),
-            AuthenticityInterceptor(platform.ring, platform.clock),
-            TurnInterceptor(),
+            ActivityInterceptor(platform.ring, platform.clock),
         ],
         max_concurrent_activities=ACTIVITY_SLOTS,
         max_cached_workflows=platform.settings.cached_workflows,
-        workflow_runner=SandboxedWorkflowRunner(
-            SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
-        ),
+        workflow_runner=runner,
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
         # after this, another worker takes over the workflows of one that crashed
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),

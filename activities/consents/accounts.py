@@ -2,10 +2,9 @@
 
 from temporalio import activity
 
-from activities.support.bounded_tries import internal_after_last_try
 from activities.support.context_loader import ProviderContextLoader
 from activities.support.provider_context import ProviderContext
-from activities.support.temporal import failed_grant_result, heartbeating
+from activities.support.temporal import failed_grant_result, heartbeating, internal_after_last_try
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock

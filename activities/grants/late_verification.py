@@ -21,10 +21,9 @@ from activities.grants.spend import GrantSpend, spend
 from activities.grants.token_request import RefreshTokenRequest
 from activities.grants.token_slots import install_further_slots
 from activities.single_use.attempt import JournaledReply, SingleUseAttempt
-from activities.support.bounded_tries import internal_after_last_try
 from activities.support.connection_records import record_grant
 from activities.support.provider_context import ProviderContext
-from activities.support.temporal import failed_grant_result, heartbeating
+from activities.support.temporal import failed_grant_result, heartbeating, internal_after_last_try
 from activities.support.transactions import append_audit, close_attempt, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState

@@ -32,10 +32,15 @@ from activities.single_use.attempt import JournaledReply, SingleUseAttempt, Spen
 from activities.single_use.attempt_tracker import open_attempt
 from activities.single_use.circuit_breakers import BreakerPermit, CircuitBreakers
 from activities.single_use.refresh_pacing import RefreshPacing, Turn
-from activities.support.bounded_tries import internal_after_last_try
 from activities.support.connection_records import record_recovery, record_refresh_failure, record_unsent
 from activities.support.provider_context import ProviderContext
-from activities.support.temporal import earlier_now, failed_grant_result, heartbeating, to_its_end
+from activities.support.temporal import (
+    earlier_now,
+    failed_grant_result,
+    heartbeating,
+    internal_after_last_try,
+    to_its_end,
+)
 from activities.support.transactions import (
     append_audit,
     close_attempt,

@@ -8,10 +8,9 @@ from activities.grants import GrantServices
 from activities.grants.client_secrets import try_each_secret
 from activities.grants.provider_revocation import revoke_all_slots
 from activities.grants.replaced_grants import is_revocable
-from activities.support.bounded_tries import as_failure, report_internal
 from activities.support.provider_context import ProviderContext
 from activities.support.provider_replies import log_words
-from activities.support.temporal import RETRIED_BY_TEMPORAL, heartbeating
+from activities.support.temporal import RETRIED_BY_TEMPORAL, as_failure, heartbeating, report_internal
 from activities.support.transactions import append_audit, commit_with_retries
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import RevocationOutcome

@@ -7,10 +7,9 @@ from activities.grants.client_secrets import record_accepted_secret, try_each_se
 from activities.grants.provider_revocation import revoke_all_slots, revoke_at_provider, worst
 from activities.grants.replaced_revocation import ReplacedRevocation, revoke_replaced
 from activities.single_use.attempt_tracker import open_attempt
-from activities.support.bounded_tries import as_failure, report_internal
 from activities.support.provider_context import ProviderContext
 from activities.support.provider_replies import log_words
-from activities.support.temporal import RETRIED_BY_TEMPORAL, heartbeating
+from activities.support.temporal import RETRIED_BY_TEMPORAL, as_failure, heartbeating, report_internal
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome

@@ -1,33 +1,43 @@
-"""What passes between an activity and Temporal: failures, heartbeats and its clock.
+"""What passes between an activity and Temporal: failures, how often it is tried, heartbeats and its clock.
 
 A failure crosses as a code and a sentence, never a cause or a value. No other module makes an
 ApplicationError of an exception. Stack traces quote source lines and causes quote messages of
 libraries, so neither is passed on.
+
+What an activity tries again is bounded, so that its workflow can take its next event: a revocation may wait.
+Temporal repeats an activity that raises, and the workflow handles one event at a time. An exception that
+the code doesn't expect, and a change that the store refuses each time, would be repeated for ever. After
+the last try they are a result with the failure `internal`: the workflow tries again by its own schedule,
+and does what is more urgent before. Each is logged and counted (ADR 0029).
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+import logging
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
-from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from activities.support.bounded_tries import (
-    as_failure,
-    has_last_result,
-    is_last_try,
-    last_result,
-    report_internal,
-)
 from evergrant_server.core.clock import Clock, clock_correction
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind, RetryAdvice
-from evergrant_server.core.messages.activities import GrantResult
+from evergrant_server.core.messages.activities import (
+    ConnectionCall,
+    GrantResult,
+    LapseResult,
+    ReplacedRevocationResult,
+    RevocationResult,
+)
 from evergrant_server.core.messages.base import Message
+from evergrant_server.core.messages.jobs import ACTIVITIES
 from evergrant_server.core.single_use.attempt import Attempt
+from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
+
+log = logging.getLogger("evergrant.activities")
 
 T = TypeVar("T")
 MessageT = TypeVar("MessageT", bound=Message)
@@ -37,6 +47,25 @@ MessageT = TypeVar("MessageT", bound=Message)
 RETRIED_BY_TEMPORAL = (ErrorCode.STORE_UNAVAILABLE, ErrorCode.STORE_CONFLICT, ErrorCode.SCHEMA_MISMATCH)
 
 _INTERVAL_S = 1.5  # between heartbeats: well inside the time-out of `core.messages.jobs`
+
+# Of a connection's activities. One and two seconds apart; a conflict that is a race ends by the second try.
+_MAX_TRIES = {ErrorCode.INTERNAL: 3, ErrorCode.AUTHORITY_BROKEN: 3, ErrorCode.STORE_CONFLICT: 10}
+
+_LastResult = GrantResult | RevocationResult | ReplacedRevocationResult | LapseResult | None
+_BY_TYPE: dict[Any, _LastResult] = {
+    GrantResult: GrantResult(failure=ErrorCode.INTERNAL),
+    RevocationResult: RevocationResult(failure=ErrorCode.INTERNAL),
+    ReplacedRevocationResult: ReplacedRevocationResult(failure=ErrorCode.INTERNAL),
+    LapseResult: LapseResult(),  # the connect page reopens the link
+}
+# What each activity of a connection answers after its last try. None: its workflow needs no answer, since
+# `revoke_grant` writes what `begin_revocation` does before anything is sent, and the recurring pass starts a
+# run for the end of a consent, and requests the export of a history.
+_LAST_RESULTS: dict[str, _LastResult] = {
+    row.name: _BY_TYPE.get(row.result)
+    for row in ACTIVITIES.values()
+    if issubclass(row.request, ConnectionCall)
+}
 
 
 def failed_grant_result(failure: Failure) -> GrantResult:
@@ -60,34 +89,69 @@ def to_application_error(failure: Failure) -> ApplicationError:
     )
 
 
-class FailureInterceptor(Interceptor):
-    """Maps the failures of every activity."""
+@contextmanager
+def internal_after_last_try() -> Generator[None]:
+    """In this block the last try of an unexpected exception raises Failure INTERNAL, to be recorded.
 
-    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
-        return _FailureMapper(next)
-
-
-class _FailureMapper(ActivityInboundInterceptor):
-    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
-        try:
-            return await self.next.execute_activity(input)
-        except Exception as error:
-            failure = as_failure(error)
-        if failure.code is ErrorCode.INTERNAL or is_last_try(failure):
+    So does a change that the store refuses each time. Earlier tries raise what they met.
+    """
+    try:
+        yield
+    except Exception as error:
+        failure = as_failure(error)
+        if failure.code is ErrorCode.INTERNAL and (isinstance(error, Failure) or is_last_try(failure)):
             report_internal(failure)
-        if has_last_result(failure):
-            return last_result()
-        raise to_application_error(failure) from None
+            raise failure from None
+        if failure.code is ErrorCode.STORE_CONFLICT and is_last_try(failure):
+            refused = Failure(ErrorCode.INTERNAL, f"the store refuses the change each time: {failure.detail}")
+            report_internal(refused)
+            raise refused from None
+        raise
+
+
+def as_failure(error: Exception) -> Failure:
+    """The failure; INTERNAL with type and place for any other exception, whose text may quote a secret."""
+    if isinstance(error, Failure):
+        return error
+    name, frames = type(error).__name__, stack_frames(error)
+    place = frames[-1] if frames else "an unknown place"
+    return Failure(ErrorCode.INTERNAL, f"unexpected {name}", error=name, place=place)
+
+
+def is_last_try(failure: Failure) -> bool:
+    limit = _MAX_TRIES.get(failure.code)
+    return limit is not None and activity.info().attempt >= limit
+
+
+def has_last_result(failure: Failure) -> bool:
+    """True when the activity answers with `last_result` instead of raising this failure."""
+    return is_last_try(failure) and activity.info().activity_type in _LAST_RESULTS
+
+
+def last_result() -> _LastResult:
+    return _LAST_RESULTS[activity.info().activity_type]
+
+
+def report_internal(failure: Failure) -> None:
+    """Log and count a failure that only the code can explain."""
+    info = activity.info()
+    place = failure.context.get("place")
+    what = f"{info.activity_type}: {failure.detail}" + (f" at {place}" if place else "")
+    log_event(
+        log, logging.ERROR, LogEvent.ACTIVITY_FAILED, what, code=failure.code, object=info.workflow_id or ""
+    )
+    metrics.count_unexpected(info.activity_type, failure.context.get("error", failure.code.value))
 
 
 @asynccontextmanager
 async def heartbeating(progress: Callable[[], Message] | None = None) -> AsyncIterator[None]:
-    """Heartbeat for as long as the block runs, with its `progress` if there is any."""
+    """Heartbeat for as long as the block runs, with its `progress` if there is any. An activity that ends
+    within the first interval sends none."""
 
     async def beat() -> None:
         while True:
-            activity.heartbeat(*([] if progress is None else [progress()]))
             await asyncio.sleep(_INTERVAL_S)
+            activity.heartbeat(*([] if progress is None else [progress()]))
 
     task = asyncio.create_task(beat())
     try:

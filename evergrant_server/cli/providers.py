@@ -100,26 +100,3 @@ def try_provider(name: str | None = None, /, *, arguments: TrialArguments | None
     from evergrant_server.cli import provider_try
 
     provider_try.run(name, arguments or TrialArguments())
-
-
-@providers.command(name="drift")
-def compare_providers(
-    path: Path, /, *, before: Path | None = None, fail: bool = False, output: Output = "text"
-) -> None:
-    """Compare the catalogue with other catalogues, and print what differs by provider and field.
-
-    Reads definitions in our own format (of another release), Nango's providers.yaml, and YAML or JSON lists
-    of providers with their URLs, scope separator, PKCE and client authentication. A file of another shape is
-    named and skipped. A difference doesn't say who is right: look at the provider's pages.
-
-    Args:
-        path: A file, or a folder with files.
-        before: The same catalogues at an earlier time: what differed already then is left out.
-        fail: Exit with 1 when there is a difference.
-        output: `text`, or `json`: the differences with `provider`, `field`, `ours`, `theirs` and `source`,
-            the counts, the names that only one side has, and the skipped files.
-    """
-    from evergrant_server.cli import provider_drift
-
-    if not provider_drift.run(path, before, output) and fail:
-        exit_process(1)

@@ -18,7 +18,7 @@ from temporalio.api.workflowservice.v1 import UpdateNamespaceRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 from temporalio.testing import WorkflowEnvironment
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from evergrant_server.cli.dev.temporal import FAIRNESS
 from tests.fakes.patience import PATIENCE_S
@@ -43,6 +43,10 @@ def _prepare_once(self: SandboxedWorkflowRunner, definition: Any) -> None:
 
 
 SandboxedWorkflowRunner.prepare_workflow = _prepare_once
+# what every test's workflows run in, and a production worker's don't (ADR 0085)
+SANDBOX = SandboxedWorkflowRunner(
+    SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
+)
 
 
 class NoTemporal(RuntimeError):

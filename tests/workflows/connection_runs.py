@@ -8,7 +8,6 @@ from typing import Any
 
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant, new_id
@@ -26,6 +25,7 @@ from evergrant_server.core.messages.names import (
 from evergrant_server.temporal_link.received import ReceivedInterceptor
 from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.scripted_activities import ScriptedActivities
+from tests.fakes.temporal import SANDBOX
 from workflows.registry import WORKFLOWS
 
 _SIGNALLED_BACK = "EVENT_TYPE_EXTERNAL_WORKFLOW_EXECUTION_SIGNALED"
@@ -52,18 +52,13 @@ def a_consent() -> m.ConsentGranted:
     return m.ConsentGranted(consent_id=ConsentId(new_id("cns")), context=ASKED)
 
 
-RUNNER = SandboxedWorkflowRunner(
-    SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
-)
-
-
 def a_worker(client: Client, activities: Sequence[Callable[..., Any]], task_queue: str) -> Worker:
     return Worker(
         client,
         task_queue=task_queue,
         workflows=WORKFLOWS,
         activities=activities,
-        workflow_runner=RUNNER,
+        workflow_runner=SANDBOX,
         interceptors=[ReceivedInterceptor()],
     )
 

@@ -14,9 +14,9 @@ from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from activities.support import turns
-from activities.support.temporal import FailureInterceptor, heartbeating
-from activities.support.turns import TurnInterceptor
+from activities.support import interceptor
+from activities.support.interceptor import ACTIVITY_SLOTS, ActivityInterceptor
+from activities.support.temporal import heartbeating
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import Tenant, new_id
@@ -28,7 +28,8 @@ from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.queue_order import QueueOrderInterceptor
 from evergrant_server.temporal_link.start_requests import connection as start_of
 from tests.fakes.patience import PATIENCE_S
-from tests.workflows.connection_runs import ASKED, RUNNER, a_grant, a_start
+from tests.fakes.temporal import SANDBOX
+from tests.workflows.connection_runs import ASKED, a_grant, a_start
 from workflows.registry import WORKFLOWS
 
 GREEDY, SECOND, OTHER = Tenant("greedy"), Tenant("second"), Tenant("other")
@@ -61,20 +62,23 @@ class Place:
 
     def __init__(self, client: Client, folder: Path) -> None:
         KeyRing.create(folder / "keys.json")
-        ring = KeyRing.open(folder / "keys.json", Role.WORKER)
+        self._ring = KeyRing.open(folder / "keys.json", Role.WORKER)
         self.queue = f"queue-{new_id('out')[-8:]}"
         self._client = client
-        self.link = TemporalLink(client, ring, SystemClock(), self.queue)
+        self.link = TemporalLink(client, self._ring, SystemClock(), self.queue)
 
     @asynccontextmanager
-    async def worker(self, provider: Provider, slots: int, *shared: TurnInterceptor) -> AsyncIterator[None]:
+    async def worker(
+        self, provider: Provider, slots: int, shared: int = ACTIVITY_SLOTS
+    ) -> AsyncIterator[None]:
+        """`shared` is how many slots the tenants are told to share."""
         async with Worker(
             self._client,
             task_queue=self.queue,
             workflows=WORKFLOWS,
             activities=[provider.refresh_grant],
-            interceptors=[FailureInterceptor(), QueueOrderInterceptor(), *shared],
-            workflow_runner=RUNNER,
+            interceptors=[QueueOrderInterceptor(), ActivityInterceptor(self._ring, SystemClock(), shared)],
+            workflow_runner=SANDBOX,
             max_concurrent_activities=slots,
         ):
             yield
@@ -138,9 +142,9 @@ async def until_waiting(client: Client, queue: str, number: int) -> None:
 async def test_a_provider_that_hangs_leaves_slots_to_others(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(turns, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(interceptor, "PATIENCE_S", 0.5)
     place, provider, slots = Place(client, tmp_path), Provider(OTHER), 12
-    async with place.worker(provider, slots, TurnInterceptor(slots)):
+    async with place.worker(provider, slots, slots):
         hanging = await place.connections(GREEDY, 40, timedelta(days=1))
         callers = [asyncio.create_task(place.refreshed(it)) for it in hanging]
         await provider.until_asked(slots // 3)

@@ -9,7 +9,7 @@ from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
 from evergrant_server.temporal_link.received import DATA_CONVERTER, ReceivedInterceptor
-from tests.workflows.connection_runs import RUNNER
+from tests.fakes.temporal import SANDBOX
 from tests.workflows.stories.record import HISTORIES, STORIES
 from workflows.registry import WORKFLOWS
 
@@ -20,7 +20,7 @@ def replayer() -> Replayer:
     return Replayer(
         workflows=WORKFLOWS,
         data_converter=DATA_CONVERTER,
-        workflow_runner=RUNNER,
+        workflow_runner=SANDBOX,
         interceptors=[ReceivedInterceptor()],
     )
 

@@ -55,6 +55,7 @@ from tests.fakes.rows import (
     pinned_hosts,
     put_app,
 )
+from tests.fakes.temporal import SANDBOX
 
 ASKED = RequestContext(by="app:crm-sync", trace_id="0af7651916cd43dd8448eb211c80319c")
 PROVENANCE = Provenance(workflow_id="w", run_id="r", event_id=1)
@@ -325,7 +326,7 @@ async def prepared(
 async def running_worker(settings: Settings, limits: TimeLimits = LIMITS) -> AsyncIterator[None]:
     """A worker in this process, for the length of a block."""
     stop = asyncio.Event()
-    task = asyncio.create_task(worker.run(settings, stop, limits))
+    task = asyncio.create_task(worker.run(settings, stop, limits, SANDBOX))
     try:
         yield
     finally:

@@ -8,19 +8,21 @@ from typing import Any, cast, get_type_hints
 
 import pytest
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
 from activities.single_use.attempt_tracker import CriticalSections
-from activities.support import turns
-from activities.support.turns import TurnInterceptor
+from activities.support import interceptor as interceptors
+from activities.support.interceptor import ActivityInterceptor
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import Tenant, TrustedIssuerId
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.jobs import ACTIVITIES, FETCH_ISSUER_KEYS, REREAD_METADATA, REVIEW_PERMITS
 from evergrant_server.core.messages.maintenance import FetchIssuerKeys, RereadMetadata
 from evergrant_server.core.messages.work import TurnKey
+from evergrant_server.crypto import KeyRing
 from evergrant_server.egress import ANSWER_TIMEOUT_S, Egress, EgressPolicy
 from evergrant_server.journal import Journal
 from evergrant_server.settings import Settings
@@ -108,38 +110,38 @@ class Inner(ActivityInboundInterceptor):
         return await self._work()
 
 
-async def run(interceptor: TurnInterceptor, name: str, request: Any, work: Callable[[], Any]) -> Any:
+async def run(interceptor: ActivityInterceptor, name: str, request: Any, work: Callable[[], Any]) -> Any:
     environment = ActivityEnvironment()
     environment.info = environment.info.__class__(**{**vars(environment.info), "activity_type": name})
     call = ExecuteActivityInput(fn=work, args=[request], executor=None, headers={})
     return await environment.run(interceptor.intercept_activity(Inner(work)).execute_activity, call)
 
 
-async def test_an_activity_without_a_turn_cant_call_out():
+async def test_an_activity_without_a_turn_cant_call_out(ring: KeyRing):
     egress = Egress(EgressPolicy())
 
     async def call_out() -> str:
         egress.transport()
         return "called"
 
-    interceptor = TurnInterceptor()
-    with pytest.raises(RuntimeError, match="without a turn"):
+    interceptor = ActivityInterceptor(ring, SystemClock())
+    with pytest.raises(ApplicationError, match="unexpected RuntimeError"):
         await run(interceptor, REVIEW_PERMITS.name, REVIEW_PERMITS.request(), call_out)
     assert await run(interceptor, FETCH_ISSUER_KEYS.name, ISSUER, call_out) == "called"
     egress.transport()  # outside of an activity
 
 
-async def test_a_job_whose_tenant_has_its_share_is_put_off(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(turns, "PATIENCE_S", 0.01)
-    interceptor = TurnInterceptor(slots=3)
+async def test_a_job_whose_tenant_has_its_share_is_put_off(monkeypatch: pytest.MonkeyPatch, ring: KeyRing):
+    monkeypatch.setattr(interceptors, "PATIENCE_S", 0.01)
+    interceptor = ActivityInterceptor(ring, SystemClock(), slots=3)
 
     async def nested() -> None:
         async def done() -> str:
             return "done"
 
-        with pytest.raises(Failure) as busy:
+        with pytest.raises(ApplicationError) as busy:
             await run(interceptor, FETCH_ISSUER_KEYS.name, ISSUER, done)
-        assert busy.value.code is ErrorCode.WORKER_BUSY
+        assert busy.value.type == ErrorCode.WORKER_BUSY
         assert await run(interceptor, REREAD_METADATA.name, RereadMetadata(), done) == "done"
 
     await run(interceptor, FETCH_ISSUER_KEYS.name, ISSUER, nested)

@@ -7,7 +7,6 @@ ELSEWHERE = {
     ),
     "activities.single_use.intent:end_intent": "a registration: there is no connection yet",
     "activities.single_use.intent:drop_unsent_intent": "a registration: there is no connection yet",
-    "activities.support.temporal:_FailureMapper": "the harness calls activities without Temporal",
     "activities.single_use.attempt_tracker:AttemptTracker.require_no_open_attempt": (
         "ends a consent without a code, or a connection"
     ),

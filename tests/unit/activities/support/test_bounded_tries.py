@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ from temporalio.testing import ActivityEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
 from activities.support import transactions
-from activities.support.bounded_tries import internal_after_last_try
-from activities.support.temporal import FailureInterceptor
+from activities.support.interceptor import ActivityInterceptor
+from activities.support.temporal import internal_after_last_try
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages import jobs
@@ -40,9 +41,12 @@ class Raises(ActivityInboundInterceptor):
 async def run_as(name: str, attempt: int, error: Exception) -> Any:
     env = ActivityEnvironment()
     env.info = replace(env.info, activity_type=name, attempt=attempt)
-    mapper = FailureInterceptor().intercept_activity(Raises(error))
     unused: Any = None
-    return await env.run(mapper.execute_activity, unused)
+    mapper = ActivityInterceptor(unused, unused).intercept_activity(Raises(error))
+    call = ExecuteActivityInput(
+        fn=unused, args=[SimpleNamespace(tenant="acme", integration_id="int_1")], executor=None, headers={}
+    )
+    return await env.run(mapper.execute_activity, call)
 
 
 @pytest.fixture

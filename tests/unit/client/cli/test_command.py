@@ -205,8 +205,6 @@ def test_the_catalogue_of_a_checkout_is_checked_by_its_own_server(
     assert checked == Ended(1, "providers check -o json\n", "")
     tried = command("providers", "try", "slack", "--no-browser", "--checkout", str(tmp_path), "--help")
     assert tried == Ended(1, "providers try slack --no-browser --help\n", "")
-    compared = command("providers", "drift", "--fail", "others", "--checkout", str(tmp_path))
-    assert compared == Ended(1, "providers drift --fail others\n", "")
     ended = command("providers", "check", str(package))
     assert (ended.status, ended.out) == (1, "")
     assert "is no checkout of Evergrant" in ended.err

@@ -27,7 +27,6 @@ evergrant providers reject acme 2 --reason "wrong token host"
 evergrant providers roll-back acme 2 --reason "refreshes fail"
 evergrant providers check
 evergrant providers try slack --no-browser
-evergrant providers drift catalogues/
 evergrant integrations ls
 evergrant integrations get crm
 evergrant integrations redirect-uri crm --provider github

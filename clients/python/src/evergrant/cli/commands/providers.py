@@ -1,6 +1,6 @@
 """`evergrant providers`: the catalogue, the tenant's own definitions, and a checkout's own commands.
 
-`check`, `try` and `drift` run in a process of their own; nothing of the server is imported.
+`check` and `try` run in a process of their own; nothing of the server is imported.
 """
 
 import os
@@ -134,18 +134,6 @@ def try_provider(*arguments: _Arguments, checkout: Path = Path()) -> None:
     _run(checkout, "try", *arguments)
 
 
-@providers.command(name="drift", help_flags=[])
-def compare_catalogue(*arguments: _Arguments, checkout: Path = Path()) -> None:
-    """Compare the catalogue with a folder of other catalogues. --help lists the options.
-
-    The same as `python -m evergrant_server providers drift` in a checkout of Evergrant.
-
-    Args:
-        checkout: The folder of the checkout; by default the working directory.
-    """
-    _run(checkout, "drift", *arguments)
-
-
 def _run(checkout: Path, command: str, *arguments: str) -> None:
     """Run a command of the checkout, with the files that the user names as they are seen from here."""
     root = checkout.resolve()
@@ -169,7 +157,7 @@ def _run(checkout: Path, command: str, *arguments: str) -> None:
     raise SystemExit(ended.returncode)
 
 
-_NAMING = {"check": "FOLDER", "try": "--checkout FOLDER NAME", "drift": "--checkout FOLDER FILES"}
+_NAMING = {"check": "FOLDER", "try": "--checkout FOLDER NAME"}
 
 
 def _wait_on(number: int, frame: FrameType | None) -> None: ...

@@ -7,7 +7,7 @@ from typing import Any
 
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import Pkce
-from providers.tools.drift.other_catalogues import OtherCatalogue
+from tests.conformance.providers.drift.other_catalogues import OtherCatalogue
 
 _ENDPOINTS = ("authorization_endpoint", "token_endpoint", "refresh_endpoint", "revocation_endpoint")
 _ABOUT_THE_ENTRY = ("sources", "notes", "version")  # and not about the provider

@@ -1,5 +1,9 @@
-"""`providers drift`: the differences between the catalogue and others, for its maintainers."""
+"""`python -m tests.conformance.providers.drift`: what differs between the catalogue and others.
 
+For the catalogue's maintainers (docs/guide/adding-a-provider.md).
+"""
+
+import argparse
 import json
 import sys
 from dataclasses import asdict
@@ -7,10 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+from evergrant_server.core.errors import Failure
 from providers.definition.parsing import parse_yaml
 from providers.definition.registry import CATALOG, Registry
-from providers.tools.drift.comparison import CatalogueDrift, compare
-from providers.tools.drift.other_catalogues import OtherCatalogue, read_catalogues
+from tests.conformance.providers.drift.comparison import CatalogueDrift, compare
+from tests.conformance.providers.drift.other_catalogues import OtherCatalogue, read_catalogues
 
 
 def run(path: Path, before: Path | None, output: Literal["text", "json"]) -> bool:
@@ -59,3 +64,24 @@ def _as_text(drift: CatalogueDrift, catalogues: OtherCatalogue) -> str:
 def _as_json(drift: CatalogueDrift, catalogues: OtherCatalogue) -> str:
     skipped = [{"file": file, "why": why} for file, why in catalogues.skipped]
     return json.dumps({**asdict(drift), "skipped": skipped}, indent=2) + "\n"
+
+
+def main() -> None:
+    """Exits with 1 where a difference is to fail, and where no catalogue can be read."""
+    parser = argparse.ArgumentParser(prog="python -m tests.conformance.providers.drift")
+    parser.add_argument("path", type=Path, help="a file with a catalogue, or a folder of them")
+    parser.add_argument(
+        "--before", type=Path, help="the same at an earlier time: older differences are left out"
+    )
+    parser.add_argument("--fail", action="store_true", help="exit with 1 when there is a difference")
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    arguments = parser.parse_args()
+    try:
+        same = run(arguments.path, arguments.before, arguments.output)
+    except Failure as failure:
+        sys.exit(str(failure))
+    sys.exit(not same and arguments.fail)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""`providers drift`: catalogues of each known shape are read, and only facts that differ are said."""
+"""A drift: catalogues of each known shape are read, and only facts that differ are said."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from evergrant_server.cli import provider_drift
 from evergrant_server.core.errors import ErrorCode
 from providers.definition.registry import CATALOG
-from providers.tools.drift.comparison import CatalogueDrift, compare, same_url
-from providers.tools.drift.other_catalogues import read_catalogues
+from tests.conformance.providers.drift import __main__ as drift_script
+from tests.conformance.providers.drift.comparison import CatalogueDrift, compare, same_url
+from tests.conformance.providers.drift.other_catalogues import read_catalogues
 from tests.fakes.failures import fails
 from tests.unit.providers.samples import spec_like
 
@@ -133,11 +133,11 @@ def test_the_command_says_what_is_new_since_an_earlier_time(
     now.write_text(
         yaml.safe_dump({"slack": slack, "github": {**slack, "token_url": "https://new.example/t"}})
     )
-    assert provider_drift.run(now, before, "json") is False
+    assert drift_script.run(now, before, "json") is False
     found = json.loads(capsys.readouterr().out)
     assert [(it["provider"], it["field"], it["source"]) for it in found["differences"]] == [
         ("github", "token_endpoint", "now.yaml")
     ]
     ours.write_text((CATALOG / "github.yaml").read_text())
-    assert provider_drift.run(ours, None, "text") is True
+    assert drift_script.run(ours, None, "text") is True
     assert capsys.readouterr().out.startswith("1 entries compared: 0 differences at 0 providers")
