@@ -75,36 +75,31 @@ class LeaseIssuer:
 
         Raises Failure; a refusal of an authenticated app is in the audit log too.
         """
+        caller, from_cache = known
         try:
-            with self.limits.admit(request.scope, known[0].app):
-                return await self._issue(request, lease_request, *known)
+            with self.limits.admit(request.scope, caller.app):
+                for _ in range(_MAX_TRIES):
+                    call = JudgedRequest.of(self._api, request, caller)
+                    with suppress(StaleClaim):
+                        try:
+                            return await self._decide(call, lease_request, cached=from_cache)
+                        except RateLimited:
+                            raise
+                        except Failure as failure:
+                            if not from_cache:
+                                await self._refusals.record(refusal_entry(call, lease_request, failure))
+                                raise
+                    # what is stale, and a refusal from the cache, is decided again from the store
+                    self._forget(caller, lease_request)
+                    caller, from_cache = await self._api.authenticator.authenticate(request), False
+                    self._api.authenticator.cache(caller)
         except RateLimited as failure:
             call = JudgedRequest.of(self._api, request, known[0])
             await self._refusals.record(refusal_entry(call, lease_request, failure))
             raise
-
-    async def _issue(
-        self, request: Request, lease_request: LeaseRequest, caller: Caller, from_cache: bool
-    ) -> LeaseRow:
-        for _ in range(_MAX_TRIES):
-            call = JudgedRequest.of(self._api, request, caller)
-            try:
-                return await self._decide(call, lease_request, cached=from_cache)
-            except StaleClaim:
-                self._forget(caller, lease_request)
-            except RateLimited:
-                raise
-            except Failure as failure:
-                if not from_cache:
-                    await self._refusals.record(refusal_entry(call, lease_request, failure))
-                    raise
-                # a refusal from the cache is decided again from the store
-                self._forget(caller, lease_request)
-            caller, from_cache = await self._api.authenticator.authenticate(request), False
-            self._api.authenticator.cache(caller)
-        failure = Failure(ErrorCode.STORE_CONFLICT, "The connection keeps changing.", retry_after=1.0)
-        await self._refusals.record(refusal_entry(call, lease_request, failure))
-        raise failure
+        changing = Failure(ErrorCode.STORE_CONFLICT, "The connection keeps changing.", retry_after=1.0)
+        await self._refusals.record(refusal_entry(call, lease_request, changing))
+        raise changing
 
     async def _decide(self, call: JudgedRequest, lease_request: LeaseRequest, *, cached: bool) -> LeaseRow:
         """Check permit, state, freshness and scopes in this order, then record the lease."""

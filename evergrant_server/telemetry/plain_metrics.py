@@ -147,7 +147,7 @@ def reading(kind: type[Any]) -> type[Any]:
             preferred = (self._preferred_temporality or {}).get(Histogram)
             if preferred is not AggregationTemporality.DELTA:
                 return None
-            return vars(self).setdefault("_exported", {}).setdefault(histogram.name, {})
+            return self.__dict__.setdefault("_exported", {}).setdefault(histogram.name, {})
 
     Reader.__name__ = kind.__name__
     return Reader

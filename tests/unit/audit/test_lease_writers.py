@@ -18,7 +18,7 @@ from evergrant_server.audit.lease_writer_postgresql import PostgresLeaseWriter
 from evergrant_server.audit.lease_writer_sqlite import SqliteLeaseWriter
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.store import Store
-from evergrant_server.store.database import kept_sqlite
+from evergrant_server.store.database import sqlite
 from tests.conformance.store.samples import ACME, an_app_of, granted
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
@@ -155,8 +155,8 @@ async def test_the_write_ahead_log_is_copied_beside_the_commits_and_begun_anew(
 ):
     if not store.is_sqlite:
         pytest.skip("of SQLite")
-    monkeypatch.setattr(kept_sqlite, "_CHECKPOINT_S", 0.005)
-    monkeypatch.setattr(kept_sqlite, "_LONGEST_LOG", 50)
+    monkeypatch.setattr(sqlite, "_CHECKPOINT_S", 0.005)
+    monkeypatch.setattr(sqlite, "_LONGEST_LOG", 50)
     connection, app = await granted(store), await an_app_of(store)
     ledger = LeaseLedger(store, "lease-1", clock)
     await ledger.start()
