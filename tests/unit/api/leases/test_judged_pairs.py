@@ -3,15 +3,24 @@
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from evergrant_server.access.credentials import new_delegation_token, parse_key
+from evergrant_server.api.leases.routes import TOKEN_PATH
 from evergrant_server.core.access import Action, Effect, EnforcementMode
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode
-from tests.fakes.api import TENANT, Api
+from evergrant_server.telemetry import traces
+from tests.fakes.api import TENANT, Api, running_api
 from tests.fakes.rows import a_delegation
 from tests.unit.api.leases.both_ways import (
     NAMES,
@@ -20,6 +29,7 @@ from tests.unit.api.leases.both_ways import (
     Sent,
     api,
     by_id,
+    leased,
     no_pair,
     postgres_server,
     put_permit,
@@ -149,3 +159,22 @@ async def test_a_delegation_both_ways(api: Api, both: BothWays):
     async with api.worker.write() as tx:
         await tx.delegations.add(made.__replace__(secret_hash=mac))
     assert await both.compare(Sent("delegated", key=text), connection, key) == 0
+
+
+async def test_a_lease_of_a_judged_pair_is_traced_as_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    spans, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr(traces, "_tracer", provider.get_tracer("evergrant"))
+    monkeypatch.setattr(traces._state, "provider", provider)
+    async with running_api(tmp_path) as api:
+        connection, key = await api.active_for("pipeline", Action.TOKEN)
+        for path, body in (("/v1/lease", NAMES), (f"/v1/connections/{connection.id}/token", {})):
+            for _ in range(2):
+                assert (await api.post(path, key, body, headers={"traceparent": TRACE})).status_code == 200
+        assert leased(api) == 2
+        served = [span for span in spans.get_finished_spans() if span.kind is SpanKind.SERVER]
+        named = [(span.name, dict(span.attributes or {})) for span in served]
+        assert named[0] == named[1] != named[2] == named[3]
+        assert [name for name, _ in named[1:3]] == ["POST /v1/lease", f"POST {TOKEN_PATH}"]
+        recorded = {record.context.trace_id for record in await api.records(AuditAction.LEASE_ISSUED)}
+        assert {trace.format_trace_id(span.context.trace_id) for span in served} == recorded == {TRACE[3:35]}
