@@ -122,6 +122,14 @@ class GatewaySettings(CheckedModel):
     """How long calls may go on once the gateway is told to stop."""
     gateway_calls_per_app: int = Field(default=256, ge=1)
     """Calls that one app may have open at once in one gateway process; more are answered with 429."""
+    gateway_limit_wait: Annotated[timedelta, BeforeValidator(read_duration), Field(ge=timedelta(0))] = (
+        timedelta(seconds=2)
+    )
+    """How long a call waits for its turn where a provider's API takes no more, or no more of this app's; who
+    would wait longer is answered with 429 at once. 0: nobody waits."""
+    gateway_processes: int = Field(default=1, ge=1, le=1000)
+    """Gateway processes that serve at the same time: each keeps to its part of the limits that definitions
+    name. What replies say of limits is of all."""
 
 
 class OAuthSettings(CheckedModel):
@@ -238,7 +246,7 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
     """How often the relay reads the outbox when no process has announced a message."""
     reconcile_interval: Duration = timedelta(minutes=5)
     """How often reconcile looks for live connections without a workflow; a connection is without one for at
-    most this long."""
+    most this long. What two counts don't show is noticed within 288 times as long."""
     metadata_interval: Duration = timedelta(hours=1)
     """How often metadata that is over a day old is read again; 20 issuers in a pass."""
     introspection_interval: Duration = timedelta(hours=12)

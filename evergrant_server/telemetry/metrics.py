@@ -309,6 +309,17 @@ _provider_waits = PlainHistogram(
 _open_calls = PlainCounter(
     _meter, "evergrant.proxy.open", "{call}", "calls that are open now", falls=True
 ).cell()
+API_LIMITS = _meter.create_counter(
+    "evergrant.api_limit.count",
+    "{call}",
+    "calls for which a provider's API had no room, or none for their app: waited, or refused",
+)
+_limit_waits = _histogram(
+    "evergrant.api_limit.wait",
+    "s",
+    "how long calls waited for room at a provider's API before they were sent",
+    _CALL_BUCKETS,
+)
 _echoes = _meter.create_counter(
     "evergrant.proxy.echo", "{response}", "responses out of which an injected credential was cut"
 )
@@ -321,6 +332,11 @@ _tools = _meter.create_counter(
 
 def record_provider_wait(seconds: float, provider: str) -> None:
     _provider_waits.record(seconds, {PROVIDER: provider})
+
+
+def record_limit_wait(seconds: float, provider: str) -> None:
+    count(API_LIMITS, "waited", provider)
+    _limit_waits.record(seconds, {PROVIDER: provider})
 
 
 def note_open_calls(change: int) -> None:
