@@ -39,7 +39,7 @@ from evergrant_server.store import LeaseRow
 from evergrant_server.telemetry import metrics
 from providers.requests.dpop import origin_of
 
-JUDGED = "evergrant.judged_lease"  # of the ASGI scope, where somebody asks for it: the JudgedLease
+JUDGED = "evergrant.judged_lease"  # of the ASGI scope: the JudgedLease, where the key is there
 _MAX_TRIES = 4  # for a row that keeps changing
 _MAX_CACHED = 50_000
 

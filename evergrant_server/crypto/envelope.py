@@ -123,7 +123,7 @@ def open_sealed(key: SealingKey, place: AssociatedData, sealed: bytes) -> bytes:
 class ReadySeal:
     """A sealed value beside its key in the form that the cipher takes: each opening costs one decryption.
 
-    It has its key for as long as it is kept, so nobody keeps one beyond the time that its rows are cached.
+    It has its key for as long as it is kept: no longer than the rows that it was made from are cached.
     """
 
     __slots__ = ("_body", "_cipher", "_nonce", "_place", "_placed")
