@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from activities.grants import GrantServices
-from activities.grants.introspection import introspect_grant, supports_introspection
-from activities.single_use.attempt_tracker import open_attempt
+from activities.grants.token_request import introspect_grant, supports_introspection
+from activities.single_use.intent import open_attempt
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import append_audit, commit_with_retries, is_taken_over, load_connection
 from evergrant_server.core.audit import AuditAction
@@ -21,8 +21,7 @@ from evergrant_server.core.provider_words import words_in
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
 from evergrant_server.core.single_use.recurring_errors import ErrorKind, RecurringError
 from evergrant_server.store import Transaction
-from providers.responses.error_mapping import UnreadableTokens
-from providers.responses.reply_error import PassingError, UnnamedRefusal
+from providers.responses.error_mapping import PassingError, UnnamedRefusal, UnreadableTokens
 
 _INTROSPECTION_TIMEOUT_S = 10.0  # the activity has half a minute after the reply
 _TOKEN_ACTIVE = {

@@ -7,6 +7,7 @@ hour, or requests an export, raises the alarm.
 
 import asyncio
 import logging
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -48,6 +49,8 @@ class RefusalLog:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._seen: dict[_Kind, _Repetitions] = {}
+        self._waiting: defaultdict[Tenant, list[AuditEntry]] = defaultdict(list)
+        self._turns: defaultdict[Tenant, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -85,9 +88,16 @@ class RefusalLog:
         self._task = None
 
     async def _append(self, entry: AuditEntry) -> None:
-        with suppress(Failure):  # it is refused even if that can't be recorded
-            async with self._store.write() as tx:
-                await audit.append(tx, entry)
+        """Write it, with all of its tenant's that came while earlier ones were written: hundreds of callers
+        whose wait ends at the same time are a few transactions."""
+        self._waiting[entry.tenant].append(entry)
+        async with self._turns[entry.tenant]:
+            entries = self._waiting.pop(entry.tenant, [])
+            if not entries:
+                return  # one before it has written it
+            with suppress(Failure):  # it is refused even if that can't be recorded
+                async with self._store.write() as tx:
+                    await audit.append_all(tx, entries)
 
 
 class LeasedConnections:

@@ -153,14 +153,16 @@ class RefreshWaiter:
         self._paused[key] = self.elapsed() + max(_MIN_PAUSE_S, failure.retry_after or 0), failure
 
     async def _wait(self, key: RefreshKey, context: RequestContext, *, ahead: bool) -> RefreshWaitResult:
-        """Ask the workflow and poll the store concurrently."""
+        """Ask the workflow and poll the store concurrently. Ahead nobody waits: the store isn't polled."""
         tenant, connection, seen, *_ = key
         with contextlib.suppress(Failure):
             row = await self._rows.load(tenant, connection)
             if _is_over(row, seen):  # done already
                 return RefreshWaitResult(row)
         answer = asyncio.create_task(self._ask_workflow(key, context, ahead=ahead))
-        over = asyncio.create_task(self._poller.wait_until_over(tenant, connection, seen))
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not ahead:
+            over = asyncio.create_task(self._poller.wait_until_over(tenant, connection, seen))
         try:
             await asyncio.wait((answer, over), timeout=self._longest, return_when=asyncio.FIRST_COMPLETED)
             timed_out, failure = not (answer.done() or over.done()), None

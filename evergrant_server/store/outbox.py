@@ -13,7 +13,7 @@ from sqlmodel import Field, col
 
 from evergrant_server.core.clock import CLOCK_SKEW
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import OutboxId, Tenant
+from evergrant_server.core.ids import OutboxId, Tenant, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.outbox import BULK, OutboxKind, OutboxMessage
 from evergrant_server.crypto import KeyRing, Role
@@ -95,6 +95,7 @@ class Waiting(NamedTuple):
 
 _UNDELIVERED = col(OutboxRow.delivered_at).is_(None)
 _UNREADABLE = (ArithmeticError, AttributeError, TypeError, ValueError)  # of values of another type
+_MOST_WAKES = 500  # claimed beside the messages whose turn it is
 _FARTHEST = timedelta(minutes=10)  # a relay puts nothing off for longer; see `_due`
 _TARGET_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:target, 0))")
 
@@ -142,13 +143,15 @@ class Outbox(Repository):
 
         Tenants come in turn: however many messages one has, another's first is among the first.
         Any number of relays may claim at once: none gets what another holds. A message that
-        was neither delivered nor postponed is claimable again after `hold`. One that this version can't
+        was neither delivered nor postponed is claimable again after `hold`. Wakes of one webhook come
+        together, beyond `limit`: one delivery is enough for all of them. One that this version can't
         read is put off for as long: a relay of a newer version may read it. One that isn't Evergrant's is
         never delivered and holds up no other; `refuse` is called with the failure that names it.
         """
         seqs = list((await self._connection.execute(_picked(now, hold, limit, bulk))).scalars())
         if not seqs:
             return []
+        seqs += (await self._connection.execute(_other_wakes(seqs, now, hold))).scalars()
         mine = col(OutboxRow.seq).in_(seqs)
         taken_by: Values = {"claimed_by": by, "claimed_until": now + hold}
         await self._connection.execute(update(OutboxRow).where(mine).values({**taken_by, **_NEXT}))
@@ -300,6 +303,23 @@ def _picked(now: datetime, hold: timedelta, limit: int, with_bulk: bool) -> Sele
         .limit(limit)
         .with_for_update(of=OutboxRow, skip_locked=True)
     )
+
+
+def _other_wakes(seqs: Collection[int | None], now: datetime, hold: timedelta) -> Select[int | None]:
+    """Further due wakes of the webhooks that these messages wake."""
+    picked, woken = aliased(OutboxRow), _without_id
+    webhooks = select(woken(col(picked.target))).where(
+        col(picked.seq).in_(seqs), col(picked.kind) == OutboxKind.WAKE_WEBHOOK.value
+    )
+    due = _UNDELIVERED & _due(now, hold) & (col(OutboxRow.kind) == OutboxKind.WAKE_WEBHOOK.value)
+    others = due & woken(col(OutboxRow.target)).in_(webhooks) & col(OutboxRow.seq).not_in(seqs)
+    query = select(col(OutboxRow.seq)).where(others).order_by(col(OutboxRow.seq)).limit(_MOST_WAKES)
+    return query.with_for_update(of=OutboxRow, skip_locked=True)
+
+
+def _without_id(target: Any) -> ColumnElement[str]:
+    """The workflow that a wake's target is, without the message's id behind it."""
+    return func.substr(target, 1, func.length(target) - len(f":{new_id('out')}"))
 
 
 def _claimable(now: datetime, hold: timedelta, with_bulk: bool) -> ColumnElement[bool]:

@@ -133,7 +133,10 @@ class OutboxRelay:
 
     async def _deliver_all(self, batch: Sequence[OutboxMessage]) -> None:
         """Deliver the messages side by side. Raises what kept one from being put off."""
-        deliveries = {asyncio.create_task(self._deliver(message)): message for message in batch}
+        deliveries = {
+            asyncio.create_task(self._deliver(messages[0])): [message.id for message in messages]
+            for messages in _delivered_as_one(batch)
+        }
         try:
             ended, slow = await asyncio.wait(deliveries, timeout=_SLOW_S) if batch else (set(), set())
         except asyncio.CancelledError:
@@ -143,16 +146,15 @@ class OutboxRelay:
             task = asyncio.create_task(self._end_slow(deliveries[delivery], delivery))
             self._slow.add(task)
             task.add_done_callback(self._slow.discard)
-        await self._mark_delivered(
-            [deliveries[task].id for task in ended if task.exception() is None and task.result()]
-        )
+        done = [deliveries[task] for task in ended if task.exception() is None and task.result()]
+        await self._mark_delivered([id for ids in done for id in ids])
         for task in ended:
             task.result()
 
-    async def _end_slow(self, message: OutboxMessage, delivery: asyncio.Task[bool]) -> None:
+    async def _end_slow(self, ids: Sequence[OutboxId], delivery: asyncio.Task[bool]) -> None:
         try:
             if await delivery:
-                await self._mark_delivered([message.id])
+                await self._mark_delivered(ids)
         except Exception as error:
             _log_stuck(error)
 
@@ -265,6 +267,17 @@ class OutboxRelay:
             wait = _FIRST_RETRY / 4  # the run is just closing
         async with self._store.write() as tx:
             await tx.outbox.postpone(message.id, error, self._clock.now() + wait)
+
+
+def _delivered_as_one(batch: Sequence[OutboxMessage]) -> Collection[Sequence[OutboxMessage]]:
+    """The messages, those together that one delivery does for: of the wakes of a webhook the first that is to
+    be heard at once, else the first. One that isn't delivered is claimed again with the others."""
+    together: dict[tuple[str, ...], list[OutboxMessage]] = {}
+    for message in sorted(batch, key=lambda message: not message.payload.get("at_once", False)):
+        is_wake = message.kind is OutboxKind.WAKE_WEBHOOK
+        key = (message.tenant, str(message.payload["webhook_id"])) if is_wake else (message.id,)
+        together.setdefault(key, []).append(message)
+    return together.values()
 
 
 def _log_stuck(error: Exception) -> None:

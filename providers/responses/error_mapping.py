@@ -10,24 +10,79 @@ section 5.2).
 
 import codecs
 import re
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.provider_words import ReplyFailure
 from evergrant_server.core.text import json_type
+from providers.definition.patterns import matches
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_errors import ErrorMeaning
+from providers.definition.schema_errors import ErrorMeaning, FieldTest
 from providers.definition.schema_response import RevocationSpec
 from providers.responses.raw_reply import (
+    MAX_VALUE_LENGTH,
     RawReply,
     UnreadableBody,
     parse_body,
     retry_after,
     seconds_until_reset,
+    value_at,
 )
-from providers.responses.reply_error import PassingError, ReplyError, UnnamedRefusal, error_in
 from providers.responses.reply_words import words_of_reply
+
+
+@dataclass(frozen=True)
+class ReplyError:
+    """An error of a reply: its name, "" where it has none, and its meaning, if a rule states one."""
+
+    name: str
+    means: ErrorMeaning | None = None
+
+
+class PassingError(ReplyFailure):
+    """A reply whose error says that the provider can't serve the request now, with any status."""
+
+
+class UnnamedRefusal(ReplyFailure):
+    """A 400 that doesn't say what is refused, our client, its request or the token: it names no error, or
+    the one of any malformed request (RFC 6749 section 5.2)."""
+
+
+def error_in(spec: ProviderSpec, data: dict[str, Any]) -> ReplyError | None:
+    """The error of a reply with these fields: by the definition's rules, else the standard `error`."""
+    for rule in spec.error_rules:
+        if holds(rule, data) and (rule.when is None or holds(rule.when, data)):
+            return ReplyError(_text(value_at(data, rule.code_path or rule.path)), rule.means)
+    if spec.status_field is not None and not _is_one_of(value_at(data, spec.status_field), spec.ok_values):
+        return ReplyError(_text(value_at(data, spec.status_field)))
+    error = data.get("error")
+    if isinstance(error, dict) and error:
+        return ReplyError(_text(error.get("code") or error.get("type")))
+    return ReplyError(_text(error)) if error else None
+
+
+def holds(test: FieldTest, data: dict[str, Any]) -> bool:
+    """Whether the condition on a field holds in these fields."""
+    value = value_at(data, test.path)
+    if value is None:
+        return False
+    if test.not_in is not None:
+        return not _is_one_of(value, test.not_in)
+    if test.pattern is not None:
+        return matches(test.pattern, _text(value)[:MAX_VALUE_LENGTH])
+    return test.values is None or _is_one_of(value, test.values)
+
+
+def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
+    """Membership by JSON equality, in which true is not 1."""
+    return any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in values)
+
+
+def _text(value: Any) -> str:
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
 
 # RFC 6749 section 5.2, RFC 7009 section 2.2.1, and the name several providers use for 3.1.2.4
 _CLIENT_ERRORS = frozenset(
@@ -76,8 +131,8 @@ _WRONG_ENDPOINT = frozenset({404, 405, 406, 410, 411, 413, 414, 415})
 
 def error_name(spec: ProviderSpec, reply: RawReply) -> str | None:
     """The name of a reply's error, "" for one without a name, None for no error or an unreadable body."""
-    found = _error_of(spec, reply)
-    return found.name if found else None
+    error = _error_of(spec, reply)
+    return error.name if error else None
 
 
 def _error_of(spec: ProviderSpec, reply: RawReply) -> ReplyError | None:
@@ -96,9 +151,9 @@ def failure_of_reply(
     """
     code = _code_of_reply(spec, reply, error)
     wait = wait_of_reply(spec, reply, code, now)
-    said = words_of_reply(spec, reply, error)
+    words = words_of_reply(spec, reply, error)
     context = {"provider": spec.name, "provider_status": str(reply.status)}
-    if error and _LOGGABLE_ERROR.fullmatch(error) and said.error == error:
+    if error and _LOGGABLE_ERROR.fullmatch(error) and words.error == error:
         context["provider_error"] = error
     suffix = f" and the error {context['provider_error']}" if "provider_error" in context else ""
     kind = _class_of_error(spec, reply, error)
@@ -107,7 +162,7 @@ def failure_of_reply(
         f"{spec.name} answered with status {reply.status}{suffix}",
         retry_after=wait,
         **context,
-    ).with_words(said)
+    ).with_words(words)
 
 
 def wait_of_reply(
@@ -119,9 +174,9 @@ def wait_of_reply(
     """
     if code not in (ErrorCode.PROVIDER_ERROR, ErrorCode.PROVIDER_RATE_LIMITED):
         return None
-    wait, own = retry_after(reply.headers, now), spec.rate_limit_reset
-    if wait is None and own is not None and code is ErrorCode.PROVIDER_RATE_LIMITED:
-        wait = seconds_until_reset(reply.headers, own.header, own.format, now)
+    wait, reset = retry_after(reply.headers, now), spec.rate_limit_reset
+    if wait is None and reset is not None and code is ErrorCode.PROVIDER_RATE_LIMITED:
+        wait = seconds_until_reset(reply.headers, reset.header, reset.format, now)
     return wait
 
 
@@ -145,8 +200,8 @@ def _code_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> Er
 
 def _meaning(spec: ProviderSpec, reply: RawReply, error: str | None) -> ErrorMeaning | None:
     """What the definition says about this reply's error."""
-    found = _error_of(spec, reply)
-    return (found.means if found else None) or spec.meaning_of(error)
+    named = _error_of(spec, reply)
+    return (named.means if named else None) or spec.meaning_of(error)
 
 
 def _class_of_error(spec: ProviderSpec, reply: RawReply, error: str | None) -> type[ReplyFailure]:
@@ -165,8 +220,8 @@ def _is_passing(spec: ProviderSpec, reply: RawReply, error: str | None) -> bool:
 def _challenges_client(headers: dict[str, str]) -> bool:
     """Whether any challenge names a scheme of client authentication."""
     challenges = _QUOTED.sub('""', headers.get("www-authenticate", "")).split(",")
-    schemes = (_SCHEME.match(it.strip()) for it in challenges)
-    return any(it is not None and it.group(1).lower() not in _RESOURCE_SCHEMES for it in schemes)
+    schemes = (_SCHEME.match(challenge.strip()) for challenge in challenges)
+    return any(scheme and scheme.group(1).lower() not in _RESOURCE_SCHEMES for scheme in schemes)
 
 
 class UnreadableTokens(ReplyFailure):
@@ -205,9 +260,9 @@ def read_revocation(spec: ProviderSpec, reply: RawReply) -> None:
     before the names of tokens that are gone. After 503 the token is still valid.
     """
     rule = spec.revocation or RevocationSpec()
-    found = _error_of(spec, reply)
-    error = found.name if found else None
-    if found is not None and error in rule.gone_error_codes and found.means in (None, "dead_token"):
+    named = _error_of(spec, reply)
+    error = named.name if named else None
+    if named is not None and error in rule.gone_error_codes and named.means in (None, "dead_token"):
         return
     if reply.status not in rule.success_statuses:
         raise failure_of_reply(spec, reply, error)

@@ -5,6 +5,7 @@ kept for the connection: by the limit's name for those paths that named it, else
 until two paths name different ends of one window.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,7 +19,7 @@ from evergrant_server.core.model import CheckedModel
 
 _MOST_QUOTAS = 50_000
 _MOST_SEGMENTS = 4  # of a path
-_LONG_SEGMENT = 24  # characters: an id rather than a word
+_ID = re.compile(r"[^/]*[0-9][^/]*|[^/]{25,}")  # a segment with a digit, or a long one: rather than a word
 _SAME_WINDOW = 0.1  # of a window: how much another length may differ
 
 _Key = tuple[str, ...]
@@ -53,6 +54,7 @@ class CountedCall:
 
     call: LimitedCall
     number: int
+    sent_at: float
     quotas: tuple[Quota, ...]
     is_open: bool = field(default=True)
 
@@ -76,7 +78,7 @@ class ApiLimits:
         for quota in quotas:
             quota.take(call.app, now)
         self._calls += 1
-        return CountedCall(call, self._calls, quotas)
+        return CountedCall(call, self._calls, now, quotas)
 
     def ready_at(self, call: LimitedCall, now: float, ahead: int = 0) -> float:
         """When `take`, which refused it, would count the call."""
@@ -115,7 +117,9 @@ class ApiLimits:
         call = counted.call
         documented = _documented(call.documented, limit)
         if documented is not None:
-            self._quota(*self._documented(call, documented), now).learn(limit, counted.number, now)
+            self._quota(*self._documented(call, documented), now).learn(
+                limit, counted.number, counted.sent_at, now
+            )
             return None
         key: _Key = (call.connection, "limit", limit.name or str(limit.calls))
         window_s = limit.window_s or limit.ends_in_s
@@ -129,16 +133,25 @@ class ApiLimits:
             self._named_by.pop((call.connection,), None)
         if of_paths:
             key = (*key, call.path)
-        elif not limit.name and self._named_by.get((call.connection,)) != (key,):
-            self._named_by[(call.connection,)] = (key,)
+        elif not limit.name:
+            self._note_unnamed(call.connection, key)
         quota = self._quotas.get(key)
         if quota is None:
             quota = self._quota(key, limit.calls, window_s, now)
             quota.may_call(call.app, call.weight, now)
             quota.take(call.app, now)  # the reply that it is known from
             quota.ended(call.app)
-        quota.learn(limit, counted.number, now)
+        quota.learn(limit, counted.number, counted.sent_at, now)
         return key
+
+    def _note_unnamed(self, connection: str, key: _Key) -> None:
+        """Take the limit for one of all paths, unless replies name several sizes: then a path has those that
+        its own replies name."""
+        known = self._named_by.get((connection,))
+        if known is None:
+            self._named_by[(connection,)] = (key,)
+        elif known and known != (key,):
+            self._named_by[(connection,)] = ()
 
     def _quotas_of(self, call: LimitedCall, now: float) -> Iterator[Quota]:
         for documented in call.documented:
@@ -163,13 +176,8 @@ class ApiLimits:
 
 def path_shape(method: str, path: str) -> str:
     """Method and path with `*` for ids: calls of one shape have the limits of one route."""
-    segments = path.strip("/").split("/")[:_MOST_SEGMENTS]
-    return " ".join([method, "/".join(_word(segment) for segment in segments)])
-
-
-def _word(segment: str) -> str:
-    is_id = len(segment) > _LONG_SEGMENT or any(character.isdigit() for character in segment)
-    return "*" if is_id else segment
+    words = "/".join(path.strip("/").split("/", _MOST_SEGMENTS)[:_MOST_SEGMENTS])
+    return f"{method} {_ID.sub('*', words)}"
 
 
 def _documented(quotas: Sequence[DocumentedQuota], limit: ReplyLimit) -> DocumentedQuota | None:

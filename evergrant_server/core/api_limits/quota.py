@@ -40,6 +40,7 @@ class Quota:
         self.window_s = min(max(window_s, 0.001), LONGEST_S)
         self.end = now + self.window_s
         self.paused_until = 0.0
+        self._began = float("-inf")  # where replies name the windows' ends
         self._parties: dict[str, AppCalls] = {}
         self._sent: deque[list[float]] = deque()  # slices: when one began, and its calls
         self._told: int | None = None  # what a reply left, less what was sent since
@@ -83,10 +84,14 @@ class Quota:
         if party is not None and party.under_way:
             party.under_way -= 1
 
-    def learn(self, reply: ReplyLimit, number: int, now: float) -> None:
-        """Believe a reply. `number` is its call's: one that was sent before the newest that answered says
-        nothing about what is left now."""
+    def learn(self, reply: ReplyLimit, number: int, sent_at: float, now: float) -> None:
+        """Believe a reply, whose call was sent then, as the process's `number`th.
+
+        A call that was sent before this window, or before the newest that answered, says nothing about now.
+        """
         self._begin_window(now)
+        if number < self._newest or sent_at < self._began:
+            return
         ends_at = None if reply.ends_in_s is None else now + reply.ends_in_s
         if ends_at is not None and ends_at > self.end + self.window_s / 2:
             self._renew(now)  # the provider's window has begun before ours, or is longer than was known
@@ -97,7 +102,7 @@ class Quota:
             self.end = ends_at
         if reply.calls is not None:
             self.calls = reply.calls
-        if reply.remaining is None or number < self._newest:
+        if reply.remaining is None:
             return
         self._newest = number
         # replies under way may be counted already: they are taken off all the same
@@ -198,6 +203,7 @@ class Quota:
         self.end = now + self.window_s if self._told is None else self.end + passed * self.window_s
         if self._told is not None:
             self._told = self.calls  # a provider that names its windows' ends has all calls again
+            self._began = min(self.end - self.window_s, now)
         while self._sent and self._sent[0][0] < now - 2 * self.window_s:
             self._sent.popleft()
 

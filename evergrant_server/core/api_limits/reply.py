@@ -6,12 +6,12 @@ vendors that `docs/guide/api-limits.md` lists for the units of a reset. What can
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-RawHeaders = Iterable[tuple[bytes, bytes]]
+RawHeaders = Sequence[tuple[bytes, bytes]]
 
 LONGEST_S = 31 * 86_400.0  # of a window: a month
 _LONGEST_PAUSE_S = 86_400.0  # that a Retry-After is believed
@@ -69,13 +69,14 @@ def read_limits(status: int, headers: RawHeaders, now: datetime) -> ReplyLimits:
 
     Retry-After counts of a 429 alone: a 503 is no limit.
     """
+    named = [pair for pair in headers if b"rate" in (name := pair[0].lower()) or b"retry" in name]
+    if not named:
+        return NOTHING
+    dates = [pair for pair in headers if pair[0].lower() == b"date"]
     texts = {
         name.lower().decode("latin-1"): value.decode("latin-1")[:_MOST_READ].strip()
-        for name, value in headers
-        if b"rate" in (lower := name.lower()) or b"retry" in lower or lower == b"date"
+        for name, value in (*named, *dates)
     }
-    if not texts.keys() - {"date"}:
-        return NOTHING
     served_at = _date(texts.get("date", "")) or now
     limits = (*_standard(texts), *_numbered(texts, served_at))[:_MOST_LIMITS]
     return ReplyLimits(limits, _pause(texts, served_at) if status == 429 else None)

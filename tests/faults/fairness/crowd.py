@@ -1,15 +1,16 @@
 """Many clients of one app, in a process of their own. Each sends its next request when the last is answered.
 
 Reads one crowd per line from standard input, `{"port": 1, "key": "…", "integration": "crm", "subjects": 20,
-"clients": 100, "seconds": 8, "each_once": false}`, and answers with how often each status came. `each_once`:
-until every subject has been leased.
+"clients": 100, "seconds": 8, "per_second": 0}`, and answers with how often each status came. `per_second`: of
+all of them together; 0: as many as they can.
 """
 
 import asyncio
 import json
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
+from itertools import cycle
 from typing import Any
 
 _ANSWER_S = 40.0
@@ -22,27 +23,26 @@ class Crowd:
         self.statuses = Counter[str]()
         self._wanted = wanted
         self._until = time.monotonic() + wanted["seconds"]
-        self._waiting = deque(range(wanted["subjects"]))
-        self._once = wanted.get("each_once", False)
+        self._subjects = cycle(range(wanted["subjects"]))
+        self._pause_s = wanted["clients"] / wanted["per_second"] if wanted["per_second"] else 0.0
 
     async def run(self) -> None:
-        await asyncio.gather(*(self._client() for _ in range(self._wanted["clients"])))
+        number = self._wanted["clients"]
+        await asyncio.gather(*(self._client(client / number) for client in range(number)))
 
-    async def _client(self) -> None:
+    async def _client(self, begins_in: float) -> None:
+        await asyncio.sleep(begins_in)
         reader, writer = await asyncio.open_connection("127.0.0.1", self._wanted["port"])
-        while self._waiting and time.monotonic() < self._until:
-            subject = self._waiting.popleft()
-            writer.write(self._request(subject))
+        while time.monotonic() < self._until:
+            writer.write(self._request(next(self._subjects)))
             try:
                 async with asyncio.timeout(_ANSWER_S):
                     status = await _status(reader)
             except (TimeoutError, OSError, asyncio.IncompleteReadError) as error:
                 self.statuses[type(error).__name__] += 1
-                self._waiting.append(subject)
                 return
             self.statuses[status] += 1
-            if not self._once or status != "200":
-                self._waiting.append(subject)
+            await asyncio.sleep(self._pause_s)
         writer.close()
 
     def _request(self, subject: int) -> bytes:

@@ -1,7 +1,7 @@
 """The installation: API, worker, PostgreSQL and Temporal as processes, and tenants' rows in the store.
 
-What isn't the API is niced. On hosts of their own, workers, Temporal and clients take none of its cores:
-here they would, and the harness would measure the machine.
+What is neither the API nor the database is kept to one core. On hosts of their own, workers, Temporal and
+clients take none of the API's: here they would, and the harness would measure the machine.
 """
 
 import asyncio
@@ -15,6 +15,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import update
+from sqlmodel import col
+
 from evergrant_server.core.access import Action
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.grant import Grant, Origin
@@ -23,6 +26,7 @@ from evergrant_server.core.integrations import Integration
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
+from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow
 from evergrant_server.temporal_link.connect import prepare_namespace
 from tests.fakes.databases import postgres
 from tests.fakes.platform.compose import ROOT
@@ -31,7 +35,7 @@ from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.rows import a_connection, an_integration, discovered, pinned_hosts, put_app, token_set
 from tests.fakes.temporal import TemporalServer
 
-NICENESS = 10
+_CORES = os.sched_getaffinity(0)
 _ROWS = 100  # in one transaction
 _LINE_LIMIT = 1 << 24
 
@@ -60,8 +64,10 @@ class Place:
     def port(self) -> int:
         return int(self.platform.url.rpartition(":")[2])
 
-    async def tenancy(self, name: str, idp: ScriptedProvider, size: int, expires_in: float) -> Tenancy:
-        """A tenant whose connections have tokens that end in so many seconds."""
+    async def tenancy(
+        self, name: str, idp: ScriptedProvider, size: int, lifetime_s: float, *, age_s: float = 0
+    ) -> Tenancy:
+        """A tenant whose connections have tokens of this lifetime and age."""
         tenant, now = Tenant(name), datetime.now(UTC)
         permit = {"name": "only", "integration": "*", "actions": (Action.TOKEN,)}
         async with self.store.write() as tx:
@@ -69,22 +75,39 @@ class Place:
             made = an_integration(tenant, now, **discovered(idp))
             integration = await tx.integrations.put(made, Secret(idp.client_secret), expected=None)
         for first in range(0, size, _ROWS):
-            await self._connect(integration, idp, range(first, min(first + _ROWS, size)), expires_in)
+            numbers = range(first, min(first + _ROWS, size))
+            await self._connect(integration, idp, numbers, lifetime_s, now - timedelta(seconds=age_s))
         return Tenancy(tenant, key, integration, size)
 
     async def _connect(
-        self, integration: Integration, idp: ScriptedProvider, numbers: range, expires_in: float
+        self,
+        integration: Integration,
+        idp: ScriptedProvider,
+        numbers: range,
+        lifetime_s: float,
+        obtained_at: datetime,
     ) -> None:
         now, hosts = datetime.now(UTC), pinned_hosts(integration)
         async with self.store.write() as tx:
             for number in numbers:
                 about = {"subject": f"user-{number}", "refresh_policy": "on_demand"}
                 connection = a_connection(integration, now, **about)
-                tokens = token_set(idp.grant(), expires_in=expires_in)
-                grant = Grant.from_tokens(tokens, generation=1, requested=("read",), at=now)
+                tokens = token_set(idp.grant(), expires_in=lifetime_s)
+                grant = Grant.from_tokens(tokens, generation=1, requested=("read",), at=obtained_at)
                 await tx.connections.add(connection)
                 after = connection.granted(now)
                 await tx.grants.install(after, tokens, grant, origin=Origin.NEW, expected=1, hosts=hosts)
+
+    async def let_expire(self, tenancy: Tenancy, valid_s: float) -> None:
+        """Have all of a tenant's tokens end in so many seconds, as if time had passed."""
+        over = datetime.now(UTC) + timedelta(seconds=valid_s)
+        grants, rows = col(ConnectionGrantRow.tenant), col(ConnectionRow.tenant)
+        async with self.store.write() as tx:
+            await tx.connection.execute(
+                update(ConnectionGrantRow).where(grants == tenancy.tenant).values(expires_at=over)
+            )
+            revised = {"revision": col(ConnectionRow.revision) + 1}
+            await tx.connection.execute(update(ConnectionRow).where(rows == tenancy.tenant).values(revised))
 
     async def temporal_goes_away(self) -> None:
         await self.temporal.kill()
@@ -92,10 +115,10 @@ class Place:
     async def temporal_comes_back(self) -> None:
         port = int(self.temporal.address.rpartition(":")[2])
         self.temporal = await TemporalServer.start(self._folder / "temporal", port=port)
-        nice(self.temporal.pid)
+        keep_apart(self.temporal.pid)
 
     async def started(self, *command: str) -> asyncio.subprocess.Process:
-        """A process of the harness, niced, that ends with its standard input."""
+        """A process of the harness, which ends with its standard input."""
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -126,11 +149,11 @@ async def asked(child: asyncio.subprocess.Process, wanted: dict[str, Any]) -> di
     return json.loads(await child.stdout.readline())
 
 
-def nice(pid: int) -> None:
-    """Let others come first, for every thread of the process."""
+def keep_apart(pid: int) -> None:
+    """Keep every thread of the process, and what it starts from here on, to the machine's last core."""
     for thread in os.listdir(f"/proc/{pid}/task"):
         with suppress(ProcessLookupError):
-            os.setpriority(os.PRIO_PROCESS, int(thread), NICENESS)
+            os.sched_setaffinity(int(thread), {max(_CORES)})
 
 
 @asynccontextmanager
@@ -141,14 +164,14 @@ async def running_place(folder: Path, allow: tuple[str, ...]) -> AsyncIterator[P
     temporal = await TemporalServer.start(folder / "temporal")
     place = None
     try:
-        nice(temporal.pid)
+        keep_apart(temporal.pid)
         await prepare_namespace(await temporal.client(), timedelta(days=1))
         path = os.pathsep.join(str(entry) for entry in (ROOT, ROOT / "clients/python/src"))
         env = {"EVERGRANT_DATABASE_URL": url, "PYTHONPATH": path, "EVERGRANT_RECONCILE_INTERVAL": "P365D"}
         async with running_platform(folder, temporal.address, allow=allow, env=env) as platform:
             worker = platform.children["worker"]
             assert isinstance(worker, asyncio.subprocess.Process)
-            nice(worker.pid)
+            keep_apart(worker.pid)
             store = await Store.open(url, KeyRing.open(platform.key_file, Role.OPERATOR), SystemClock())
             place = Place(folder, temporal, platform, store)
             try:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.faults.fairness.place import Place, Tenancy, asked, nice, running_place
+from tests.faults.fairness.place import Place, Tenancy, asked, keep_apart, running_place
 from tests.faults.fairness.troubles import Providers, Sizes, Troubles
 
 MOST = 2.0  # times the latency without the trouble
 LEAST_MS = 20.0  # a shorter one counts as this: in milliseconds the machine's own noise is a doubling
 _PER_SECOND, _REFRESHES_PER_SECOND = 40, 4
-_SETTLES_S = 1.5  # until a trouble has its full size
+_SETTLES_S = 3.0  # until a trouble has its full size
+_COMES_BACK_S = 3.0  # about: until Temporal's clients have found it again
 _CALM = 0.7  # of the round before: a latency that falls no further
 _MOST_ROUNDS = 8
 
@@ -118,6 +119,12 @@ class Others:
         answers = await asyncio.gather(*(self._leases(*probe) for probe in probes))
         return Round(answers[0], answers[1] if refreshes else Leases())
 
+    async def refreshed(self) -> None:
+        """Return once a lease that needs a refresh succeeds: Temporal's clients have found it again."""
+        probe, tenancy, _ = self._probes[1]
+        while (await self._leases(probe, tenancy, 1, seconds=1)).refusals:
+            await asyncio.sleep(0.1)
+
     async def calm(self) -> Round:
         """The first round whose latencies fall no further: what came before is over."""
         before = await self.round()
@@ -128,14 +135,21 @@ class Others:
             before = now
         return now
 
-    async def _leases(self, probe: asyncio.subprocess.Process, tenancy: Tenancy, per_second: float) -> Leases:
+    async def _leases(
+        self,
+        probe: asyncio.subprocess.Process,
+        tenancy: Tenancy,
+        per_second: float,
+        *,
+        seconds: float | None = None,
+    ) -> Leases:
         wanted: dict[str, Any] = {
             "port": self._place.port,
             "key": tenancy.key,
             "integration": tenancy.integration.name,
             "subjects": tenancy.size,
             "per_second": per_second,
-            "seconds": self._seconds,
+            "seconds": self._seconds if seconds is None else seconds,
         }
         return Leases(**await asked(probe, wanted))
 
@@ -151,11 +165,11 @@ async def run(
 ) -> FairnessResult:
     """Measure each trouble, or those with one of the words `only`.
 
-    `is_alone`: this process is the harness's own, and is niced.
+    `is_alone`: this process is the harness's own, and is kept apart from the API.
     """
     began, result, providers = time.monotonic(), FairnessResult(), Providers()
     async with AsyncExitStack() as opened:
-        for server in (providers.fast, providers.brief, providers.hangs, providers.receiver):
+        for server in providers.servers:
             await opened.enter_async_context(server)
         place = await opened.enter_async_context(running_place(folder, providers.allowances))
         others, troubles = Others(place, seconds), Troubles(place, providers, sizes)
@@ -164,7 +178,7 @@ async def run(
         await place.platform.command("reconcile")
         say(f"  prepared in {time.monotonic() - began:.0f} s")
         if is_alone:
-            nice(os.getpid())  # and what it starts from here on
+            keep_apart(os.getpid())
         before = await others.calm()
         for name, begin, refreshes in (
             ("a greedy app", troubles.greedy_app, False),
@@ -176,8 +190,10 @@ async def run(
             if not any(word in name for word in only):
                 continue
             is_away = name == "Temporal away"
-            async with begin(seconds + _SETTLES_S) as seen:
+            async with begin(seconds + _SETTLES_S + _COMES_BACK_S) as seen:
                 await asyncio.sleep(_SETTLES_S)
+                if not is_away:
+                    await others.refreshed()
                 during = await others.round(refreshes=not is_away)
             result.troubles.append(Judged(name, before, during, seen, refreshes))
             say(str(result.troubles[-1]))

@@ -5,7 +5,7 @@ from pathlib import Path
 from tests.faults.fairness.run import run
 from tests.faults.fairness.troubles import Sizes
 
-SMALL = Sizes(greedy_clients=20, hanging=12, hanging_clients=12, webhooks=8, hot=20, hot_clients=10)
+SMALL = Sizes(greedy_clients=20, hanging=12, hanging_clients=12, webhooks=8, hot=20)
 
 
 async def test_no_fresh_lease_fails_in_another_tenants_trouble(tmp_path: Path):

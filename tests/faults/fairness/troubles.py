@@ -12,7 +12,6 @@ from evergrant_server.core.events import EventType, WebhookEvent
 from evergrant_server.core.ids import EventId, Tenant, new_id
 from evergrant_server.core.messages.base import RequestContext
 from tests.fakes.events.webhook_receiver import Received, Receiver, listening
-from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.scripted_provider import ScriptedProvider, delay
 from tests.faults.fairness.place import Place, Tenancy, asked
 
@@ -20,9 +19,12 @@ WEBHOOKS = Tenant("webhooks")
 _BY = RequestContext(by="app:boss")
 _SLOWLY_S = 5.0  # until a receiver answers
 _EVENTS = 20  # of each webhook
-_ALL_LEASED_S = 150.0  # within which every hot connection has its token
+_HOT_LEASES = 100  # in a second
+_HOT_CLIENTS = 20
 _AFTER_S = 2.0  # that a crowd goes on after what is measured beside it
-_SOON_OVER_S = 1.0  # what is left of the hot connections' tokens when they are made
+_SOON_OVER_S = 1.0  # what is left of the hanging connections' tokens when they are made
+_LIFETIME_S, _AGE_S = 3600.0, 3000.0  # of the hot connections' tokens when they are made: not due
+_VALID_S = 240.0  # what is left of them once they are due
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,6 @@ class Sizes:
     hanging_clients: int = 60
     webhooks: int = 50
     hot: int = 2000
-    hot_clients: int = 200
 
 
 class Providers:
@@ -44,12 +45,16 @@ class Providers:
         self.fast = ScriptedProvider(rotation="none")
         self.brief = ScriptedProvider(rotation="none", expires_in=2)  # each lease there needs a refresh
         self.hangs = ScriptedProvider()
+        self.hot = ScriptedProvider(rotation="none")
         self.receiver = Receiver()
 
     @property
     def allowances(self) -> tuple[str, ...]:
-        servers = (self.fast, self.brief, self.hangs, self.receiver)
-        return tuple(server.allowance for server in servers)
+        return tuple(server.allowance for server in self.servers)
+
+    @property
+    def servers(self) -> tuple[ScriptedProvider | Receiver, ...]:
+        return self.fast, self.brief, self.hangs, self.hot, self.receiver
 
 
 class Troubles:
@@ -61,14 +66,13 @@ class Troubles:
         self._greedy: Tenancy | None = None
         self._hanging: Tenancy | None = None
         self._hot: Tenancy | None = None
-        self._leasing: asyncio.Task[Counter[str]] | None = None
 
     async def prepare(self) -> None:
         """Write the tenants' rows, and start the connections' workflows."""
         place, providers, sizes = self._place, self._providers, self._sizes
         self._greedy = await place.tenancy("greedy", providers.fast, 20, 3600)
         self._hanging = await place.tenancy("hanging", providers.hangs, sizes.hanging, _SOON_OVER_S)
-        self._hot = await place.tenancy("hot", providers.fast, sizes.hot, _SOON_OVER_S)
+        self._hot = await place.tenancy("hot", providers.hot, sizes.hot, _LIFETIME_S, age_s=_AGE_S)
         async with place.store.write() as tx:
             await tx.tenants.begin(WEBHOOKS)
 
@@ -124,46 +128,38 @@ class Troubles:
 
     @asynccontextmanager
     async def temporal_away(self, seconds: float) -> AsyncIterator[Counter[str]]:
-        """Temporal is away, and an app leases all of many connections whose tokens are over."""
+        """Temporal is away while many connections become due, which an app leases all the time."""
+        assert self._hot is not None, "prepare comes first"
         await self._place.temporal_goes_away()
-        wanted = self._wanted(self._hot, self._sizes.hot_clients, _ALL_LEASED_S)
-        crowd = await self._place.started("tests.faults.fairness.crowd")
-        self._leasing = asyncio.create_task(_statuses(crowd, {**wanted, "each_once": True}))
-        yield Counter({"connections that are due": self._sizes.hot})
+        await self._place.let_expire(self._hot, _VALID_S)
+        async with self._crowd(self._hot, _HOT_CLIENTS, seconds, _HOT_LEASES) as statuses:
+            yield statuses
 
     @asynccontextmanager
     async def temporal_back(self, seconds: float) -> AsyncIterator[Counter[str]]:
-        """Temporal comes back, and all of these connections are refreshed at once."""
-        assert self._leasing is not None
+        """Temporal comes back, and each lease of these connections has one refreshed ahead of its end."""
         await self._place.temporal_comes_back()
-        seen = Counter[str]()
-        yield seen
-        async with asyncio.timeout(_ALL_LEASED_S + PATIENCE_S):
-            statuses = await self._leasing
-        seen["connections that were leased"] = statuses["200"]
+        async with self._crowd(self._hot, _HOT_CLIENTS, seconds, _HOT_LEASES) as statuses:
+            yield statuses
+            statuses["refreshes"] = self._providers.hot.refreshes
 
     @asynccontextmanager
     async def _crowd(
-        self, tenancy: Tenancy | None, clients: int, seconds: float
+        self, tenancy: Tenancy | None, clients: int, seconds: float, per_second: int = 0
     ) -> AsyncIterator[Counter[str]]:
-        wanted = self._wanted(tenancy, clients, seconds + _AFTER_S)
-        child = await self._place.started("tests.faults.fairness.crowd")
-        leasing = asyncio.create_task(_statuses(child, wanted))
-        statuses = Counter[str]()
-        yield statuses
-        statuses.update(await leasing)
-
-    def _wanted(self, tenancy: Tenancy | None, clients: int, seconds: float) -> dict[str, object]:
+        """Callers of the tenant's app, from here until a little after the block."""
         assert tenancy is not None, "prepare comes first"
-        return {
+        wanted = {
             "port": self._place.port,
             "key": tenancy.key,
             "integration": tenancy.integration.name,
             "subjects": tenancy.size,
             "clients": clients,
-            "seconds": seconds,
+            "seconds": seconds + _AFTER_S,
+            "per_second": per_second,
         }
-
-
-async def _statuses(crowd: asyncio.subprocess.Process, wanted: dict[str, object]) -> Counter[str]:
-    return Counter(await asked(crowd, wanted))
+        child = await self._place.started("tests.faults.fairness.crowd")
+        leasing = asyncio.create_task(asked(child, wanted))
+        statuses = Counter[str]()
+        yield statuses
+        statuses.update(await leasing)

@@ -66,7 +66,7 @@ async def random_run(folder: Path, arguments: argparse.Namespace, windows_ms: li
 
 
 async def fairness(folder: Path) -> bool:
-    """In a process of its own: it is niced, and measures."""
+    """In a process of its own: it is kept to one core, and measures."""
     say("==> fairness: what one tenant's trouble costs another")
     command = (sys.executable, "-m", "tests.faults.fairness", "--folder", str(folder))
     return await (await asyncio.create_subprocess_exec(*command)).wait() != 0

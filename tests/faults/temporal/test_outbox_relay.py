@@ -8,17 +8,21 @@ import pytest
 from sqlalchemy import select, update
 from sqlmodel import col
 
+from evergrant_server import audit
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant, new_id
-from evergrant_server.core.messages.names import connection_workflow_id
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.names import connection_workflow_id, webhook_workflow_id
 from evergrant_server.store import Store
 from evergrant_server.store.database.rows import fetch_all
 from evergrant_server.store.outbox import Outbox, OutboxRow, outbox_mac
 from evergrant_server.temporal_link import outbox_relay
 from evergrant_server.temporal_link.outbox_relay import OutboxRelay
 from evergrant_server.temporal_link.runs import NewestRun, WorkflowNotRunning
+from evergrant_server.temporal_link.start_requests import StartRequest
 from tests.conformance.store.samples import a_message
 from tests.fakes.clock import SetClock
+from tests.fakes.events.webhook_receiver import a_webhook
 from tests.fakes.patience import PATIENCE_S, eventually
 
 TENANT = Tenant("acme")
@@ -127,6 +131,46 @@ async def test_a_delivery_that_takes_long_delays_neither_its_batch_nor_the_next_
     await eventually(lambda: relay.deliver_batch(), lambda claimed: claimed == 1)
     assert slow.signalled == [GOOD, GOOD, BAD, BAD]
     assert await undelivered(store) == set()
+
+
+class Woken(Trouble):
+    """Temporal starts each workflow that it is asked for, or signals it; at first it may be away."""
+
+    def __init__(self, *, away: bool = False) -> None:
+        super().__init__()
+        self.woken: list[tuple[str, bool]] = []
+        self.away = away
+
+    async def start(self, request: StartRequest) -> None:
+        if self.away:
+            raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE)
+        (wake,) = request.options["start_signal_args"]
+        self.woken.append((request.workflow_id, wake.at_once))
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_one_delivery_does_for_all_wakes_of_a_webhook_and_none_is_lost(
+    store: Store, clock: SetClock, away: bool
+):
+    hooks, asked = (
+        [a_webhook("https://example.com/", clock.now()) for _ in range(2)],
+        RequestContext(by="app:a"),
+    )
+    async with store.write() as tx:
+        for number in range(70):
+            await audit.wake_webhook(tx, hooks[0], asked, clock.now(), at_once=number == 60)
+            await audit.wake_webhook(tx, hooks[1], asked, clock.now())
+    link = Woken(away=away)
+    relay = OutboxRelay(store, cast(Any, link), cast(Any, link), clock)
+    assert await relay.deliver_batch() == 140
+    if away:
+        assert link.woken == []
+        link.away = False
+        clock.advance(31)  # a claim's time
+        assert await relay.deliver_batch() == 140
+    ids = [webhook_workflow_id(TENANT, hook.id) for hook in hooks]
+    assert sorted(link.woken) == sorted([(ids[0], True), (ids[1], False)])
+    assert await relay.deliver_batch() == 0
 
 
 async def test_no_more_deliveries_than_that_are_left_behind_and_a_relay_that_ends_leaves_none(

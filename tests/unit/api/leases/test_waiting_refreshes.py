@@ -128,6 +128,21 @@ async def test_a_caller_who_waits_does_not_join_a_refresh_that_nobody_waits_for(
     assert temporal.asked == [True, False]
 
 
+async def test_the_store_isnt_asked_for_a_refresh_that_nobody_waits_for():
+    """While Temporal is away each lease of a due token begins one: hundreds would be polled for nothing."""
+    temporal, rows = Temporal(), Rows()
+    waiter = RefreshWaiter(rows, temporal, LONGEST)  # type: ignore[arg-type]  # stand-ins
+    ahead = [RefreshKey(ACME, ConnectionId(f"con_{n}"), 1, RefreshReason.DUE) for n in range(200)]
+    for key in ahead:
+        waiter.start_refresh(key, RequestContext(by="app:a"))
+    caller = wait_for(waiter, "con_200")
+    await until(lambda: len(rows.polled_at) >= 3)
+    assert rows.most == 1, "the caller's alone"
+    temporal.answers.set()
+    await caller
+    await waiter.stop()
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(LONGEST.total_seconds()):
         while not condition():

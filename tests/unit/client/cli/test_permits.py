@@ -30,7 +30,10 @@ DENIED: dict[str, Any] = {
     **{"owner": "", "purpose": "", "reason": ""},
 }
 
-DEMAND = "permits put etl writes --integration crm --action proxy --method POST --tool pay --call-approval --priority high"
+DEMAND = (
+    "permits put etl writes --integration crm --action proxy --method POST --tool pay --call-approval"
+    " --priority high"
+)
 DEMANDED: dict[str, Any] = {
     **{
         "integration": "crm",

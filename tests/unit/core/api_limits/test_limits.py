@@ -66,6 +66,15 @@ def test_an_unnamed_limit_is_one_of_all_paths():
     assert limits.take(a_call(connection="con_2"), 1.0) is not None
 
 
+def test_limits_of_two_sizes_are_those_of_the_paths_that_named_them():
+    limits = ApiLimits()
+    told(limits, a_call(path="GET users"), ReplyLimit("", 5000, 4000, 3000.0))
+    told(limits, a_call(path="GET search"), ReplyLimit("", 30, 0, 30.0))
+    assert limits.take(a_call("b", "GET search"), 1.0) is None
+    assert limits.take(a_call("b", "GET users"), 1.0) is not None
+    assert limits.take(a_call("b", "GET files"), 1.0) is not None
+
+
 def test_a_named_limit_is_one_of_the_paths_that_named_it():
     limits = ApiLimits()
     told(limits, a_call(path="GET search"), ReplyLimit("search", 10, 0, 30.0))

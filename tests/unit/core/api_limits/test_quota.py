@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evergrant_server.core.api_limits.limits import ApiLimits, CountedCall, DocumentedQuota, LimitedCall
 from evergrant_server.core.api_limits.quota import Quota
-from evergrant_server.core.api_limits.reply import ReplyLimit
+from evergrant_server.core.api_limits.reply import ReplyLimit, ReplyLimits
 
 NORMAL = 2
 APPS = ("a", "b", "c", "d")
@@ -53,7 +54,36 @@ def test_a_provider_that_names_its_windows_is_never_asked_too_often(
             served[window] += 1
             quota.ended(app)
             ends_in = (window + 1) * 60 - offset - now
-            quota.learn(ReplyLimit("", most, max(most - served[window], 0), ends_in, 60), number, now)
+            quota.learn(ReplyLimit("", most, max(most - served[window], 0), ends_in, 60), number, now, now)
+    assert all(count <= most for count in served.values())
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 200), st.sampled_from(APPS), st.floats(0, 3)), max_size=150),
+    st.integers(1, 30),
+    st.floats(0, 59),
+)
+def test_replies_that_come_late_and_in_any_order_let_no_call_too_many_through(
+    tries: list[tuple[float, str, float]], most: int, offset: float
+):
+    """The provider counts a call when it is sent, and its reply takes up to three seconds."""
+    limits, served = ApiLimits(), Counter[int]()
+    quota = DocumentedQuota(requests=most, window_s=60, per="integration")
+    under_way: list[tuple[float, int, CountedCall, ReplyLimits]] = []
+    for number, (now, app, takes) in enumerate(sorted(tries)):
+        for at, _, counted, reply in sorted(under_way, key=lambda answer: answer[:2]):
+            if at <= now:
+                limits.answered(counted, reply, at)
+        under_way = [answer for answer in under_way if answer[0] > now]
+        call = LimitedCall(app, NORMAL, "con_1", "int_1", "GET users", (quota,))
+        counted = limits.take(call, now)
+        if counted is None:
+            continue
+        window = int((now + offset) // 60)
+        served[window] += 1
+        reply = ReplyLimit("", most, max(most - served[window], 0), (window + 1) * 60 - offset - now)
+        under_way.append((now + takes, number, counted, ReplyLimits((reply,))))
+    # until the first reply names the windows' ends, any 60 seconds have no more than `most`
     assert all(count <= most for count in served.values())
 
 
@@ -114,7 +144,7 @@ def test_when_it_says_there_is_room_there_is_and_not_before(
 ):
     quota = Quota(most, 60, 0)
     if names_its_end:
-        quota.learn(ReplyLimit("", most, most, 60.0, 60.0), 0, 0.0)
+        quota.learn(ReplyLimit("", most, most, 60.0, 60.0), 0, 0.0, 0.0)
     now = 0.0
     for now, app, wanted in sorted(tries):
         calls(quota, app, now, wanted)
@@ -130,7 +160,7 @@ def test_when_it_says_there_is_room_there_is_and_not_before(
 
 def test_who_waits_behind_others_of_its_app_is_told_a_later_time():
     quota = Quota(10, 60, 0)
-    quota.learn(ReplyLimit("", 10, 10, 60.0, 60.0), 0, 0.0)
+    quota.learn(ReplyLimit("", 10, 10, 60.0, 60.0), 0, 0.0, 0.0)
     calls(quota, "a", 0)
     assert 0 < quota.ready_at("a", 0) < quota.ready_at("a", 0, ahead=2) < 60
 
@@ -141,20 +171,20 @@ def test_a_reply_counts_what_others_have_used_and_what_is_under_way():
         assert quota.may_call("a", NORMAL, 0)
         quota.take("a", 0)
     quota.ended("a")
-    quota.learn(ReplyLimit("", 100, 40, 30.0), 1, 0)
+    quota.learn(ReplyLimit("", 100, 40, 30.0), 1, 0, 0)
     assert quota.left(0) == 38  # two calls under way may not be counted in the 40
 
 
 def test_an_older_calls_reply_says_nothing_about_what_is_left():
     quota = Quota(100, 60, 0)
-    quota.learn(ReplyLimit("", 100, 10, 30.0), 2, 0)
-    quota.learn(ReplyLimit("", 100, 60, 30.0), 1, 0)
+    quota.learn(ReplyLimit("", 100, 10, 30.0), 2, 0, 0)
+    quota.learn(ReplyLimit("", 100, 60, 30.0), 1, 0, 0)
     assert quota.left(0) == 10
 
 
 def test_the_window_that_a_reply_named_ends_and_all_calls_are_there_again():
     quota = Quota(100, 60, 0)
-    quota.learn(ReplyLimit("", 100, 0, 20.0, 60.0), 1, 0)
+    quota.learn(ReplyLimit("", 100, 0, 20.0, 60.0), 1, 0, 0)
     assert not quota.may_call("a", NORMAL, 19.9)
     assert quota.ready_at("a", 19.9) == pytest.approx(20.0)
     assert quota.may_call("a", NORMAL, 20.0)
