@@ -95,7 +95,8 @@ def canonical_json(value: Any) -> str:
 
 def format_timestamp(at: datetime) -> str:
     """UTC with microseconds: the same text from SQLite and from PostgreSQL."""
-    return at.astimezone(UTC).isoformat(timespec="microseconds")
+    in_utc = at if at.tzinfo is UTC else at.astimezone(UTC)  # which is as slow as the rest
+    return in_utc.isoformat(timespec="microseconds")
 
 
 def record_hash(row: Mapping[str, Any]) -> str:
