@@ -25,7 +25,7 @@ from activities.support.temporal import (
     report_internal,
     to_application_error,
 )
-from evergrant_server.core.clock import Clock
+from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import (
     BeginRevocation,
@@ -57,6 +57,7 @@ log = logging.getLogger("evergrant.activities")
 
 ACTIVITY_SLOTS = 100  # of a worker: Temporal's default
 PATIENCE_S = 3.0  # below a heartbeat's timeout; then the slot is another's, and Temporal tries again
+_NOTICED_S = 0.5
 _LONGEST_WAIT = timedelta(days=1)  # a copied message of a connection proves nothing afterwards
 _LASTING = (ExportCall, DefinitionCall, RevokeReplacedGrants)  # each of one request, which may be older
 
@@ -109,7 +110,7 @@ async def _turn(request: Any, turns: FairTurns) -> AsyncIterator[None]:
         finally:
             may_call_out.reset(token)
         return
-    turn = row.turn(request)
+    turn, began_at = row.turn(request), seconds_since_boot()
     async with AsyncExitStack() as held:
         try:
             await held.enter_async_context(turns.turn(*turn, within_s=PATIENCE_S))
@@ -117,6 +118,8 @@ async def _turn(request: Any, turns: FairTurns) -> AsyncIterator[None]:
             saturation.count_postponed(name)
             why = f"{turn.tenant or 'the installation'} has its share of this worker"
             raise Failure(ErrorCode.WORKER_BUSY, why) from None
+        if seconds_since_boot() - began_at > _NOTICED_S:  # its own first heartbeat could come too late
+            activity.heartbeat(*activity.info().heartbeat_details)
         yield
 
 

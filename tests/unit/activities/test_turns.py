@@ -147,6 +147,28 @@ async def test_a_job_whose_tenant_has_its_share_is_put_off(monkeypatch: pytest.M
     await run(interceptor, FETCH_ISSUER_KEYS.name, ISSUER, nested)
 
 
+@pytest.mark.parametrize(("waited_s", "beats"), [(0.1, []), (2.9, [("so far",)])])
+async def test_an_activity_that_has_waited_for_its_turn_heartbeats_at_once(
+    monkeypatch: pytest.MonkeyPatch, ring: KeyRing, waited_s: float, beats: list[tuple[str, ...]]
+):
+    """Its own first heartbeat comes after an interval: the two together would be longer than its time-out."""
+    times = iter([100.0, 100.0 + waited_s])
+    monkeypatch.setattr(interceptors, "seconds_since_boot", lambda: next(times))
+    heard: list[tuple[Any, ...]] = []
+
+    async def done() -> str:
+        return "done"
+
+    environment = ActivityEnvironment()
+    environment.on_heartbeat = lambda *details: heard.append(details)
+    info = {"activity_type": FETCH_ISSUER_KEYS.name, "heartbeat_details": ["so far"]}
+    environment.info = environment.info.__class__(**{**vars(environment.info), **info})
+    call = ExecuteActivityInput(fn=done, args=[ISSUER], executor=None, headers={})
+    passed = ActivityInterceptor(ring, SystemClock()).intercept_activity(Inner(done))
+    assert await environment.run(passed.execute_activity, call) == "done"
+    assert heard == beats
+
+
 def test_a_pass_over_all_tenants_takes_no_tenants_turn():
     assert REREAD_METADATA.turn is not None
     assert REREAD_METADATA.turn(RereadMetadata()) == TurnKey("")
