@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import cached_property
 from itertools import chain
 
-from evergrant_server.audit.delegated_leases import DelegatedUse
+from evergrant_server.audit.lease_record import DelegatedUse
 from evergrant_server.core.access import App, AuthenticationMethod, Permit
 from evergrant_server.core.agents.delegations import Delegation, chain_problem
 from evergrant_server.core.clock import CLOCK_SKEW

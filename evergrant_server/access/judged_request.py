@@ -36,7 +36,7 @@ from evergrant_server.policy import (
 from evergrant_server.policy.networks import caller_address
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
-from evergrant_server.telemetry.request_ids import trace_of
+from evergrant_server.telemetry.traces import trace_of
 
 T = TypeVar("T")
 

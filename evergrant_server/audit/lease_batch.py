@@ -13,8 +13,7 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, NamedTuple
 
-from evergrant_server.audit.delegated_leases import DelegatedUse, Revisions
-from evergrant_server.audit.lease_record import LeaseRecord
+from evergrant_server.audit.lease_record import DelegatedUse, LeaseRecord, Revisions
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import AppId, Tenant
 

@@ -4,22 +4,56 @@
 its trace. Its place, number and previous hash, is added last, under the lock of the chain. `LeaseRecord.body`
 is the rest: whole before the lock, and so is a hash of it, such as a leaf's of a Merkle tree (RFC 9162
 section 2.1.1).
+
+A lease by delegation is compared with each delegation up to the root, and what began it. A row of them that
+was stopped, changed or deleted since the lease was judged has another revision, or none.
 """
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from json.encoder import encode_basestring_ascii as quoted
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from evergrant_server.audit.delegated_leases import DelegatedUse
 from evergrant_server.audit.hash_chain import RECORD_FORMAT, canonical_json, format_timestamp
 from evergrant_server.core.access import Permit
 from evergrant_server.core.audit import AuditAction, bound_scopes
 from evergrant_server.core.ids import AppId, ConnectionId, KeyId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.oauth.authorizations import TokenFamily
+
+_DELEGATION_ROWS = "SELECT id, tenant, revision FROM {table} WHERE id {among}"
+_DELEGATIONS = " UNION ALL ".join(
+    _DELEGATION_ROWS.replace("{table}", table) for table in ("delegation", "delegation_rule")
+)
+_LITE_DELEGATIONS = _DELEGATIONS.replace("{among}", "IN (SELECT value FROM json_each(:ids))")
+_PG_DELEGATIONS = _DELEGATIONS.replace("{among}", "= ANY($1::varchar[])")
+
+Revisions = Mapping[str, tuple[object, ...]]  # (id, tenant, revision) by the id
+
+
+class DelegatedUse(NamedTuple):
+    """The chain of one lease, with the revisions it was judged by; for the record, who acts for whom.
+
+    `rows` are delegations and the rule of their root; `apps` those that the caller acts under.
+    """
+
+    rows: tuple[tuple[str, int], ...]
+    apps: tuple[tuple[AppId, int], ...]
+    recorded: Mapping[str, object]
+
+    @property
+    def named(self) -> set[str]:
+        """What mustn't change until the lease is committed."""
+        return {id for id, _ in self.rows} | {id for id, _ in self.apps}
+
+    def holds(self, tenant: Tenant, rows: Revisions, apps: Revisions) -> bool:
+        """Whether all of it is as it was. `apps` have `disabled` behind their revision."""
+        return all(rows.get(id) == (id, tenant, revision) for id, revision in self.rows) and all(
+            apps.get(id) == (id, tenant, revision, False) for id, revision in self.apps
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +173,24 @@ def _recorded(claim: LeaseClaim) -> tuple[AuditAction, dict[str, object]]:
     if claim.observed:
         detail["would_be_denied_by"] = list(claim.observed)
     return action, detail
+
+
+def rows_sqlite(raw: Any, uses: Sequence[DelegatedUse]) -> Revisions:
+    """The rows that these leases name. A batch without delegations asks for nothing."""
+    return (
+        _delegations_by_id(raw.execute(_LITE_DELEGATIONS, {"ids": json.dumps(_delegation_ids(uses))}))
+        if uses
+        else {}
+    )
+
+
+async def rows_postgresql(raw: Any, uses: Sequence[DelegatedUse]) -> Revisions:
+    return _delegations_by_id(await raw.fetch(_PG_DELEGATIONS, _delegation_ids(uses))) if uses else {}
+
+
+def _delegation_ids(uses: Sequence[DelegatedUse]) -> list[str]:
+    return sorted({id for use in uses for id, _ in use.rows})
+
+
+def _delegations_by_id(rows: Iterable[Any]) -> Revisions:
+    return {row[0]: tuple(row) for row in rows}

@@ -12,7 +12,6 @@ is being changed is judged with a later batch, and those beside it don't wait.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evergrant_server.audit.delegated_leases import rows_postgresql
 from evergrant_server.audit.hash_chain import ChainHead
 from evergrant_server.audit.lease_batch import (
     APPS,
@@ -32,7 +31,7 @@ from evergrant_server.audit.lease_batch import (
     newest_generations,
     write_uses_postgresql,
 )
-from evergrant_server.audit.lease_record import LeaseRecord
+from evergrant_server.audit.lease_record import LeaseRecord, rows_postgresql
 from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure

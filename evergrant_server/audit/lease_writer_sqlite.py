@@ -9,7 +9,6 @@ import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 
-from evergrant_server.audit.delegated_leases import rows_sqlite
 from evergrant_server.audit.hash_chain import ChainHead
 from evergrant_server.audit.lease_batch import (
     APPS,
@@ -29,7 +28,7 @@ from evergrant_server.audit.lease_batch import (
     newest_generations,
     write_uses_sqlite,
 )
-from evergrant_server.audit.lease_record import LeaseRecord
+from evergrant_server.audit.lease_record import LeaseRecord, rows_sqlite
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto import KeyRing

@@ -23,7 +23,7 @@ from evergrant_server.gateway.tools.endpoint import PATH as TOOLS_PATH
 from evergrant_server.gateway.tools.endpoint import ToolsEndpoint
 from evergrant_server.problems import problem_response
 from evergrant_server.telemetry import metrics
-from evergrant_server.telemetry.request_ids import begin_trace
+from evergrant_server.telemetry.traces import begin_trace
 
 _PROXY_ROUTE = SimpleNamespace(path="/v1/proxy/{connection}/{path}")  # for its span: the path isn't
 _MCP_ROUTE = SimpleNamespace(path="/mcp/{connection}")

@@ -22,7 +22,7 @@ from evergrant_server.telemetry.plain_metrics import (
     PlainHistogram,
     reading,
 )
-from evergrant_server.telemetry.traces import ERROR_TYPE, otlp_enabled, resource
+from evergrant_server.telemetry.traces import ERROR_TYPE, exports_changes, otlp_enabled, resource
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 ACTIVITY = "evergrant.activity"
@@ -240,7 +240,9 @@ def start(service: str) -> Any:
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
-        readers.append(reading(PeriodicExportingMetricReader)(OTLPMetricExporter()))
+        readers.append(
+            reading(PeriodicExportingMetricReader, changes=exports_changes())(OTLPMetricExporter())
+        )
     provider = MeterProvider(readers, resource(service), shutdown_on_exit=False)
     metrics.set_meter_provider(provider)
     _state.provider, _state.registry = provider, registry

@@ -130,24 +130,19 @@ class PlainHistogram:
         return Metric(self.name, self.description, self.unit, data)
 
 
-def reading(kind: type[Any]) -> type[Any]:
-    """The class of readers `kind`, with the plain histograms beside what the SDK has collected."""
+def reading(kind: type[Any], *, changes: bool = False) -> type[Any]:
+    """The class of readers `kind`, with the plain histograms beside what the SDK has collected. `changes`: it
+    exports histograms as what has come since the last export."""
 
     class Reader(kind):
         def _receive_metrics(self, metrics_data: Any, timeout_millis: float = 10_000, **options: Any) -> None:
-            metrics = [histogram.collected(self._before(histogram)) for histogram in _histograms]
+            exported = self.__dict__.setdefault("exported", {})
+            metrics = [
+                histogram.collected(exported.setdefault(histogram.name, {}) if changes else None)
+                for histogram in _histograms
+            ]
             metrics = [metric for metric in metrics if metric.data.data_points]
             super()._receive_metrics(_joined(metrics_data, metrics), timeout_millis, **options)
-
-        def _before(self, histogram: PlainHistogram) -> dict[Attributes, HistogramCell] | None:
-            """What was exported of it, for an exporter that wants changes alone; None for any other."""
-            from opentelemetry.sdk.metrics import Histogram
-            from opentelemetry.sdk.metrics.export import AggregationTemporality
-
-            preferred = (self._preferred_temporality or {}).get(Histogram)
-            if preferred is not AggregationTemporality.DELTA:
-                return None
-            return self.__dict__.setdefault("_exported", {}).setdefault(histogram.name, {})
 
     Reader.__name__ = kind.__name__
     return Reader

@@ -1,20 +1,23 @@
-"""Traces: one lease followed from the caller's request to the provider's answer.
+"""Traces: one lease followed from the caller's request to the provider's answer; the ids of every request.
 
 Off unless the standard `OTEL_…` variables ask for it. Spans wait in a bounded queue that a thread
 empties, so that no request waits for a collector. Of a caller's headers, only the ids in
 `traceparent` are used: no tracestate, no baggage. The configuration at the end serves metrics too.
 """
 
+import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 from opentelemetry import context, trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from evergrant_server.core.messages.base import RequestContext
@@ -30,6 +33,13 @@ CODE = "evergrant.code"
 # W3C Trace Context section 3.2.2
 _TRACEPARENT = re.compile(r"^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?\Z")
 _TRACED = re.compile(r"[0-9a-f]{32} [0-9a-f]{16}\Z")  # trace and span
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}\Z")
+_HEX_ID = re.compile(r"^[0-9a-f]{32}\Z")
+_IN_SCOPE = "evergrant_trace"
+# W3C Trace Context section 3.2.2; version ff and an all-zero trace id are invalid
+_CALLERS_TRACE = re.compile(
+    r"^(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$"
+)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 _OTHER_METHOD = "_OTHER"  # what the conventions prescribe for an unknown method
 
@@ -97,6 +107,56 @@ def continue_trace(request: RequestContext | None) -> Iterator[None]:
 
 def _remote_span(trace_id: str, span_id: str, flags: int) -> NonRecordingSpan:
     return NonRecordingSpan(SpanContext(int(trace_id, 16), int(span_id, 16), True, TraceFlags(flags)))
+
+
+# --- ids of a request, for logs and the audit log ------------------------------------------
+
+
+class Trace(NamedTuple):
+    """`trace_id` is 32 hex digits; `request_id` is the caller's `X-Request-Id` when it is valid.
+
+    `span_id` is "" unless tracing is on; then trace and span id are those of the request's span.
+    """
+
+    request_id: str
+    trace_id: str
+    span_id: str = ""
+
+    def request_context(self, by: str) -> RequestContext:
+        return RequestContext(by=by, trace_id=self.trace_id, span_id=self.span_id)
+
+
+def begin_trace(scope: Scope) -> Trace:
+    """Read or create the ids, and store them in the request's scope (W3C Trace Context)."""
+    headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
+    ours = (b"traceparent", b"x-request-id")
+    ids = {name: value.decode("latin-1") for name, value in headers if name in ours}
+    named = ids.get(b"x-request-id", "")
+    request_id = named if _REQUEST_ID.match(named) else secrets.token_hex(16)
+    parent = _CALLERS_TRACE.match(ids.get(b"traceparent", "").strip())
+    trace_id, span_id = current_ids()
+    if not span_id:
+        trace_id = parent.group(1) if parent else _as_trace_id(request_id)
+    trace = Trace(request_id, trace_id, span_id)
+    scope[_IN_SCOPE] = trace
+    return trace
+
+
+def new_trace(scope: Scope) -> Trace:
+    """As `begin_trace`, of a request that names no ids, outside of any span."""
+    id = secrets.token_hex(16)
+    trace = scope[_IN_SCOPE] = Trace(id, id)
+    return trace
+
+
+def trace_of(request: Request) -> Trace:
+    return request.scope[_IN_SCOPE]
+
+
+def _as_trace_id(request_id: str) -> str:
+    """A UUID or 32 hex digits unchanged; any other request id hashed."""
+    bare = request_id.replace("-", "").lower()
+    return bare if _HEX_ID.match(bare) else hashlib.sha256(request_id.encode()).hexdigest()[:32]
 
 
 # --- HTTP ---------------------------------------------------------------------------------
@@ -238,6 +298,12 @@ def otlp_enabled(signal: str) -> bool:
                 f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol!r} isn't supported; use {_PROTOCOL} (port 4318)"
             )
     return wanted
+
+
+def exports_changes() -> bool:
+    """Whether histograms are exported over OTLP as changes, as the environment asks for it."""
+    preferred = _variable("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE")
+    return preferred in ("delta", "lowmemory")
 
 
 def resource(service: str) -> Any:

@@ -18,7 +18,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Transaction
-from evergrant_server.telemetry.request_ids import trace_of
+from evergrant_server.telemetry.traces import trace_of
 
 router = APIRouter(include_in_schema=False)
 

@@ -30,7 +30,7 @@ from evergrant_server.policy import Target
 from evergrant_server.problems import field_errors, invalid_request
 from evergrant_server.store.database.engine import share_connections
 from evergrant_server.telemetry.alarms import report_broken_authority
-from evergrant_server.telemetry.request_ids import trace_of
+from evergrant_server.telemetry.traces import trace_of
 
 LOGIN = "/console/login"
 ROWS = 25  # of a page of a list

@@ -16,7 +16,7 @@ from evergrant_server.access.limits import add_limit_headers
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.problems import invalid_request, problem_response
 from evergrant_server.telemetry.logs import LogEvent
-from evergrant_server.telemetry.request_ids import begin_trace
+from evergrant_server.telemetry.traces import begin_trace
 
 log = logging.getLogger("evergrant.api")
 

@@ -39,7 +39,7 @@ from evergrant_server.core.errors import Failure
 from evergrant_server.crypto import ReadySeal
 from evergrant_server.telemetry import traces
 from evergrant_server.telemetry.metrics import LeaseCells, lease_cells
-from evergrant_server.telemetry.request_ids import Trace, begin_trace, new_trace
+from evergrant_server.telemetry.traces import Trace, begin_trace, new_trace
 
 _MOST_PAIRS = 20_000
 _LONGEST_LENGTH = 4  # digits: no lease needs a body of 10 kB

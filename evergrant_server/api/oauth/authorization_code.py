@@ -25,7 +25,7 @@ from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.alarms import report_replayed_token
-from evergrant_server.telemetry.request_ids import trace_of
+from evergrant_server.telemetry.traces import trace_of
 
 _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}\Z")  # RFC 7636 section 4.1
 _WRONG = "The code is unknown, has expired, or belongs to another request."

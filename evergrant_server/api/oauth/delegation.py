@@ -46,7 +46,7 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.settings import Settings
 from evergrant_server.store import Transaction
-from evergrant_server.telemetry.request_ids import trace_of
+from evergrant_server.telemetry.traces import trace_of
 from providers.responses.workload_token import WorkloadToken
 
 ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"

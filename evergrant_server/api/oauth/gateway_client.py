@@ -22,7 +22,7 @@ from evergrant_server.core.text import is_storable_text
 from evergrant_server.crypto.client_assertions import AssertionRefused, is_signed_by, read_assertion
 from evergrant_server.crypto.client_registrations import registration_in
 from evergrant_server.store import Transaction
-from evergrant_server.telemetry.request_ids import trace_of
+from evergrant_server.telemetry.traces import trace_of
 
 READ_TIMEOUT_S = 5.0  # for a metadata document: the client waits, and has a limit of its own
 _USE_INTERVAL = timedelta(days=1)

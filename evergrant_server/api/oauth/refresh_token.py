@@ -32,7 +32,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.alarms import report_replayed_token
-from evergrant_server.telemetry.request_ids import trace_of
+from evergrant_server.telemetry.traces import trace_of
 
 _FOREIGN = "The token was issued to another client."
 _WRONG = "The refresh token is unknown, has expired or was revoked, or is another client's."

@@ -26,7 +26,7 @@ from evergrant_server.api.oauth.token_family import FamilyTokenView
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.messages.base import CLAIMED
 from evergrant_server.telemetry import metrics
-from evergrant_server.telemetry.request_ids import trace_of
+from evergrant_server.telemetry.traces import trace_of
 
 router = APIRouter(tags=["oauth"])
 

@@ -19,7 +19,7 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.oauth.authorizations import Authorization, FamilyEnd, RefreshToken, TokenFamily
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Transaction
-from evergrant_server.telemetry.request_ids import trace_of
+from evergrant_server.telemetry.traces import trace_of
 
 _ALARMS = (FamilyEnd.CODE_REPLAYED, FamilyEnd.TOKEN_REPLAYED)
 _STANDING = (

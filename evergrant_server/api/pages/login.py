@@ -47,7 +47,7 @@ from evergrant_server.core.people.sessions import STEP_UP_LASTS
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
-from evergrant_server.telemetry.request_ids import trace_of
+from evergrant_server.telemetry.traces import trace_of
 from providers.definition.templates import integration_endpoints
 from providers.requests.authorization_url import build_authorization_url, new_random_value
 from providers.requests.callback import Callback, read_callback

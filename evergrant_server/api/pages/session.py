@@ -29,7 +29,7 @@ from evergrant_server.core.integrations import Integration
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.alarms import report_broken_authority
-from evergrant_server.telemetry.request_ids import trace_of
+from evergrant_server.telemetry.traces import trace_of
 from providers.definition.schema import ProviderSpec
 
 

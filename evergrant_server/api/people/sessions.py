@@ -33,7 +33,7 @@ from evergrant_server.core.people.sessions import (
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event
-from evergrant_server.telemetry.request_ids import trace_of
+from evergrant_server.telemetry.traces import trace_of
 from providers.requests.authorization_url import new_random_value
 
 log = logging.getLogger("evergrant.cli")

@@ -38,7 +38,7 @@ from evergrant_server.problems import require_found
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event
-from evergrant_server.telemetry.request_ids import trace_of
+from evergrant_server.telemetry.traces import trace_of
 from providers.events.base import (
     ACCOUNT_ID,
     EventRejected,

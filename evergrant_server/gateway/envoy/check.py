@@ -35,7 +35,7 @@ from evergrant_server.policy import PermitDecision, ProxiedRequest, query_names
 from evergrant_server.problems import invalid_request
 from evergrant_server.store import LeaseRow
 from evergrant_server.telemetry import metrics
-from evergrant_server.telemetry.request_ids import trace_of
+from evergrant_server.telemetry.traces import trace_of
 
 _CONNECTION = re.compile(r"con_[0-9a-z]{22}\Z")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})

@@ -26,7 +26,7 @@ from evergrant_server.gateway.envoy.check import CONNECTION, KEY, AllowedCall, A
 from evergrant_server.gateway.parts import ERROR_HEADER, GatewayParts, note_refusal, unexpected
 from evergrant_server.gateway.server import MOST_HEAD
 from evergrant_server.problems import problem_response
-from evergrant_server.telemetry.request_ids import begin_trace
+from evergrant_server.telemetry.traces import begin_trace
 
 _PACKAGE = "evergrant.envoy"
 _KINDS = {

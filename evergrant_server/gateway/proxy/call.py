@@ -33,7 +33,7 @@ from evergrant_server.policy import PermitDecision, ProxiedRequest, query_names
 from evergrant_server.store import LeaseRow, Transaction
 from evergrant_server.telemetry import metrics, traces
 from evergrant_server.telemetry.logs import LogEvent, log_event
-from evergrant_server.telemetry.request_ids import trace_of
+from evergrant_server.telemetry.traces import trace_of
 
 log = logging.getLogger("evergrant.gateway")
 _UNCOMPRESSED = (b"Accept-Encoding", b"identity")  # the credential is looked for in what comes back

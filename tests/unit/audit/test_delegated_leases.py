@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from evergrant_server.audit.delegated_leases import DelegatedUse
 from evergrant_server.audit.lease_ledger import LeaseLedger, StaleClaim
+from evergrant_server.audit.lease_record import DelegatedUse
 from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.ids import AppId, DelegationId
 from evergrant_server.store import Store

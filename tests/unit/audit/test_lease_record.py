@@ -7,9 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evergrant_server.audit.delegated_leases import DelegatedUse
 from evergrant_server.audit.hash_chain import canonical_json, chained_rows
-from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts
+from evergrant_server.audit.lease_record import DelegatedUse, LeaseClaim, LeaseFacts
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.messages.base import RequestContext
 from tests.conformance.store.samples import a_connection, a_permit, an_app

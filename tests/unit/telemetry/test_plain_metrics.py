@@ -75,7 +75,9 @@ def _listed(value: Any) -> Any:
 def test_sums_and_changes_are_those_of_the_sdk(temporality: AggregationTemporality):
     preferred = {kind: temporality for kind in (Counter, Histogram, ObservableCounter)}
     exports: list[list[Any]] = []
-    for kind, make in ((InMemoryMetricReader, of_the_sdk), (reading(InMemoryMetricReader), plain)):
+    changes = temporality is AggregationTemporality.DELTA
+    reader_of_plain = reading(InMemoryMetricReader, changes=changes)
+    for kind, make in ((InMemoryMetricReader, of_the_sdk), (reader_of_plain, plain)):
         reader = kind(preferred_temporality=preferred)
         provider = MeterProvider([reader])
         counter, histogram = make(provider.get_meter("evergrant"))
@@ -93,7 +95,7 @@ def test_sums_and_changes_are_those_of_the_sdk(temporality: AggregationTemporali
 
 def test_changes_begin_where_the_last_ended():
     delta = AggregationTemporality.DELTA
-    reader: Any = reading(InMemoryMetricReader)(
+    reader: Any = reading(InMemoryMetricReader, changes=True)(
         preferred_temporality={Histogram: delta, ObservableCounter: delta}
     )
     counter, histogram = plain(MeterProvider([reader]).get_meter("evergrant"))
