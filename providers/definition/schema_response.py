@@ -2,17 +2,18 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.replaced import RevocationReach
-from providers.definition.patterns import check_pattern, matches
+from providers.definition.patterns import matches
 from providers.definition.schema_base import (
     MAX_SECONDS,
     AnchoredPattern,
     HeaderName,
     HeaderValue,
     JsonPath,
+    OneGroupPattern,
     ParamName,
     Params,
     Renames,
@@ -25,16 +26,11 @@ from providers.definition.schema_errors import FieldTest
 DownScoping = Literal["refresh", "unsupported", "unknown"]
 
 
-def _check_one_group(value: str) -> str:
-    check_pattern(value, groups=1, anchored_end=False)
-    return value
-
-
 class MetadataPattern(SpecPart):
     """Metadata cut out of a field: the pattern's one capturing group."""
 
     path: JsonPath
-    pattern: Annotated[str, AfterValidator(_check_one_group)]
+    pattern: OneGroupPattern
 
 
 class AdditionalTokens(SpecPart):

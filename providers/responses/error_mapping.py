@@ -10,23 +10,36 @@ section 5.2).
 
 import codecs
 import re
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.provider_words import ReplyFailure
 from evergrant_server.core.text import json_type
+from providers.definition.patterns import first_group
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_errors import ErrorMeaning
+from providers.definition.schema_errors import (
+    CODE_LISTS,
+    ErrorMeaning,
+    ErrorRule,
+    RequestKind,
+    is_one_of,
+    text_of,
+)
 from providers.definition.schema_response import RevocationSpec
 from providers.responses.raw_reply import (
+    MAX_VALUE_LENGTH,
     RawReply,
     UnreadableBody,
     parse_body,
     retry_after,
     seconds_until_reset,
+    stated_wait,
+    value_at,
 )
-from providers.responses.reply_error import PassingError, ReplyError, UnnamedRefusal, error_in
+from providers.responses.reply_error import PassingError, UnnamedRefusal, body_text, error_in
 from providers.responses.reply_words import words_of_reply
 
 # RFC 6749 section 5.2, RFC 7009 section 2.2.1, and the name several providers use for 3.1.2.4
@@ -57,9 +70,14 @@ _GRANT_ERRORS = frozenset(
 _CODES: dict[ErrorMeaning, ErrorCode] = {
     "dead_token": ErrorCode.GRANT_REJECTED,
     "client": ErrorCode.CLIENT_REJECTED,
+    "subject": ErrorCode.GRANT_REJECTED,
     "passing": ErrorCode.PROVIDER_ERROR,
     "rate_limit": ErrorCode.PROVIDER_RATE_LIMITED,
 }
+# names that OAuth gives to other replies, or nobody has defined, as real servers send them at a refresh
+_REFRESH_ERRORS = frozenset[str]()
+# the same for a code
+_CODE_ERRORS = frozenset[str]()
 _PASSING_ERRORS = frozenset({"server_error", "temporarily_unavailable"})  # RFC 6749 section 4.1.2.1
 _RATE_LIMIT_ERRORS = frozenset({"slow_down", "rate_limited", "ratelimited", "rate_limit_exceeded"})
 # a token field of JSON or of a form
@@ -74,40 +92,47 @@ _TOKEN_REFUSALS = frozenset({"400", "404", "410", "422"})  # statuses, where the
 _WRONG_ENDPOINT = frozenset({404, 405, 406, 410, 411, 413, 414, 415})
 
 
-def error_name(spec: ProviderSpec, reply: RawReply) -> str | None:
+@dataclass(frozen=True)
+class Reading:
+    """What a reply that isn't a success is read as, and what says so: for whoever doubts it."""
+
+    code: ErrorCode
+    by: str  # a field of the definition, or a standard
+    rule: ErrorRule | None = None  # where the field is `error_rules`
+    means: ErrorMeaning | None = None  # what the definition says
+
+
+def error_name(spec: ProviderSpec, reply: RawReply, at: RequestKind | None = None) -> str | None:
     """The name of a reply's error, "" for one without a name, None for no error or an unreadable body."""
-    found = _error_of(spec, reply)
-    return found.name if found else None
-
-
-def _error_of(spec: ProviderSpec, reply: RawReply) -> ReplyError | None:
-    try:
-        return error_in(spec, reply_fields(spec, reply))
-    except Failure:
-        return None
+    error = error_in(spec, reply, at)
+    return error.name if error else None
 
 
 def failure_of_reply(
-    spec: ProviderSpec, reply: RawReply, error: str | None, now: datetime | None = None
+    spec: ProviderSpec,
+    reply: RawReply,
+    error: str | None,
+    now: datetime | None = None,
+    at: RequestKind | None = None,
 ) -> ReplyFailure:
     """The failure of an unsuccessful reply with the error name `error`, and with what the reply says.
 
-    `now` converts a retry date when the reply has no Date header.
+    `now` converts a retry date when the reply has no Date header. `at` is what was requested; None: rules
+    about any request apply.
     """
-    code = _code_of_reply(spec, reply, error)
-    wait = wait_of_reply(spec, reply, code, now)
-    said = words_of_reply(spec, reply, error)
+    reading = reading_of(spec, reply, error, at)
+    code, words = reading.code, words_of_reply(spec, reply, error)
     context = {"provider": spec.name, "provider_status": str(reply.status)}
-    if error and _LOGGABLE_ERROR.fullmatch(error) and said.error == error:
+    if error and _LOGGABLE_ERROR.fullmatch(error) and words.error == error:
         context["provider_error"] = error
     suffix = f" and the error {context['provider_error']}" if "provider_error" in context else ""
-    kind = _class_of_error(spec, reply, error)
+    kind = _class_of_error(reading, reply, error)
     return (_failure_class(reply) if code is ErrorCode.REPLY_UNREADABLE else kind)(
         code,
         f"{spec.name} answered with status {reply.status}{suffix}",
-        retry_after=wait,
+        retry_after=wait_of_reply(spec, reply, code, now),
         **context,
-    ).with_words(said)
+    ).with_words(words)
 
 
 def wait_of_reply(
@@ -115,51 +140,73 @@ def wait_of_reply(
 ) -> float | None:
     """How long to wait after a failure that passes, in seconds, where the reply says so.
 
-    By Retry-After (RFC 9110 section 10.2.3), else by the definition's own header of a rate limit.
+    By Retry-After (RFC 9110 section 10.2.3), else by the definition's own header of a rate limit, or where
+    the definition says that bodies have it.
     """
     if code not in (ErrorCode.PROVIDER_ERROR, ErrorCode.PROVIDER_RATE_LIMITED):
         return None
     wait, own = retry_after(reply.headers, now), spec.rate_limit_reset
     if wait is None and own is not None and code is ErrorCode.PROVIDER_RATE_LIMITED:
         wait = seconds_until_reset(reply.headers, own.header, own.format, now)
-    return wait
+    return _wait_in_body(spec, reply) if wait is None else wait
 
 
-def _code_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> ErrorCode:
+def _wait_in_body(spec: ProviderSpec, reply: RawReply) -> float | None:
+    rule = spec.wait_in_body
+    if rule is None:
+        return None
+    value: Any = body_text(reply)
+    if rule.path is not None:
+        with suppress(Failure):
+            value = value_at(reply_fields(spec, reply), rule.path)
+    if rule.pattern is not None:
+        value = first_group(rule.pattern, text_of(value)[:MAX_VALUE_LENGTH])
+    return stated_wait(value, rule.unit)
+
+
+def reading_of(
+    spec: ProviderSpec, reply: RawReply, error: str | None, at: RequestKind | None = None
+) -> Reading:
+    """What an unsuccessful reply with the error name `error` is read as."""
     status = reply.status
     if status == 429 or error in _RATE_LIMIT_ERRORS:
-        return ErrorCode.PROVIDER_RATE_LIMITED
-    means = _meaning(spec, reply, error)
-    if means is not None:  # the definition knows better than the status
-        return _CODES[means]
+        return Reading(ErrorCode.PROVIDER_RATE_LIMITED, "RFC 6585 section 4, and the usual names of limits")
+    found = error_in(spec, reply, at)
+    rule = found.rule if found else None
+    field = "error_rules" if rule is not None and rule.means else spec.list_of(error)
+    if field is not None:  # the definition knows better than the status
+        means = rule.means if rule is not None and rule.means else CODE_LISTS[field]
+        return Reading(_code_of(means, at), field, rule if field == "error_rules" else None, means)
     if status >= 500:
-        return ErrorCode.PROVIDER_ERROR
-    if error in _GRANT_ERRORS:
-        return ErrorCode.GRANT_REJECTED
-    if error in _CLIENT_ERRORS or (status == 401 and not error and _challenges_client(reply.headers)):
-        return ErrorCode.CLIENT_REJECTED
+        return Reading(ErrorCode.PROVIDER_ERROR, "RFC 9110 section 15.6")
+    if error in _GRANT_ERRORS or (at == "refresh" and error in _REFRESH_ERRORS):
+        return Reading(ErrorCode.GRANT_REJECTED, "the standards' names of errors that end a grant")
+    if error in _CODE_ERRORS and at != "refresh":
+        return Reading(ErrorCode.GRANT_REJECTED, "the usual names of a code that is over")
+    if error in _CLIENT_ERRORS:
+        return Reading(ErrorCode.CLIENT_REJECTED, "the standards' names of errors of a client")
+    if status == 401 and not error and _challenges_client(reply.headers):
+        return Reading(ErrorCode.CLIENT_REJECTED, "RFC 6749 section 5.2: WWW-Authenticate")
     if error is None and (status < 400 or status in _WRONG_ENDPOINT):
-        return ErrorCode.REPLY_UNREADABLE  # such as a redirect: the definition is wrong
-    return ErrorCode.PROVIDER_ERROR
+        # such as a redirect: the definition is wrong
+        return Reading(ErrorCode.REPLY_UNREADABLE, "no error in it, and no status of a token endpoint")
+    return Reading(ErrorCode.PROVIDER_ERROR, "nothing: no rule and no standard knows it")
 
 
-def _meaning(spec: ProviderSpec, reply: RawReply, error: str | None) -> ErrorMeaning | None:
-    """What the definition says about this reply's error."""
-    found = _error_of(spec, reply)
-    return (found.means if found else None) or spec.meaning_of(error)
+def _code_of(means: ErrorMeaning, at: RequestKind | None) -> ErrorCode:
+    """What a subject has to do first leaves a token that is to be revoked alive."""
+    if means == "subject" and at == "revocation":
+        return ErrorCode.PROVIDER_ERROR
+    return _CODES[means]
 
 
-def _class_of_error(spec: ProviderSpec, reply: RawReply, error: str | None) -> type[ReplyFailure]:
-    if _is_passing(spec, reply, error):
+def _class_of_error(reading: Reading, reply: RawReply, error: str | None) -> type[ReplyFailure]:
+    passing = reading.means == "passing" or (reading.means is None and error in _PASSING_ERRORS)
+    if passing or (reading.means == "subject" and reading.code is ErrorCode.PROVIDER_ERROR):
         return PassingError
     markup = reply.body.lstrip().startswith(b"<")  # a gateway's page
     unnamed = reply.status == 400 and not markup and (not error or error == "invalid_request")
-    return UnnamedRefusal if unnamed and _meaning(spec, reply, error) is None else ReplyFailure
-
-
-def _is_passing(spec: ProviderSpec, reply: RawReply, error: str | None) -> bool:
-    means = _meaning(spec, reply, error)
-    return means == "passing" or (means is None and error in _PASSING_ERRORS)
+    return UnnamedRefusal if unnamed and reading.means is None else ReplyFailure
 
 
 def _challenges_client(headers: dict[str, str]) -> bool:
@@ -174,13 +221,13 @@ class UnreadableTokens(ReplyFailure):
 
 
 def unreadable_reply(spec: ProviderSpec, reply: RawReply, why: str) -> Failure:
-    """REPLY_UNREADABLE with a description of the reply, without its content."""
+    """REPLY_UNREADABLE with a description of the reply; its content only in the words for admins."""
     return _failure_class(reply)(
         ErrorCode.REPLY_UNREADABLE,
         f"{spec.name} answered with status {reply.status} and {why}",
         provider=spec.name,
         provider_status=str(reply.status),
-    )
+    ).with_words(words_of_reply(spec, reply, None))
 
 
 def _failure_class(reply: RawReply) -> type[ReplyFailure]:
@@ -204,15 +251,15 @@ def read_revocation(spec: ProviderSpec, reply: RawReply) -> None:
     definition has rules for errors in it; a rule that calls an error passing, or the client's, goes
     before the names of tokens that are gone. After 503 the token is still valid.
     """
-    rule = spec.revocation or RevocationSpec()
-    found = _error_of(spec, reply)
+    revocation = spec.revocation or RevocationSpec()
+    found = error_in(spec, reply, "revocation")
     error = found.name if found else None
-    if found is not None and error in rule.gone_error_codes and found.means in (None, "dead_token"):
+    means = found.rule.means if found and found.rule else None
+    if error and is_one_of(error, revocation.gone_error_codes) and means in (None, "dead_token"):
         return
-    if reply.status not in rule.success_statuses:
-        raise failure_of_reply(spec, reply, error)
-    if error is not None and (spec.error_rules or spec.status_field):
-        raise failure_of_reply(spec, reply, error)
+    in_body = error is not None and bool(spec.error_rules or spec.status_field)
+    if in_body or reply.status not in revocation.success_statuses:
+        raise failure_of_reply(spec, reply, error, at="revocation")
 
 
 def is_unsupported_token_type(spec: ProviderSpec, reply: RawReply) -> bool:
@@ -246,9 +293,13 @@ def read_introspection(spec: ProviderSpec, reply: RawReply) -> bool:
 
 
 def raise_for_failure(
-    spec: ProviderSpec, reply: RawReply, success: tuple[int, ...], now: datetime | None = None
+    spec: ProviderSpec,
+    reply: RawReply,
+    success: tuple[int, ...],
+    now: datetime | None = None,
+    at: RequestKind | None = None,
 ) -> None:
     """Raise for a status that isn't a success, and for an error in a reply whose status is one."""
-    error = error_name(spec, reply)
+    error = error_name(spec, reply, at)
     if reply.status not in success or error is not None:
-        raise failure_of_reply(spec, reply, error, now)
+        raise failure_of_reply(spec, reply, error, now, at)

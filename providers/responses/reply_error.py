@@ -1,21 +1,28 @@
-"""Finds the error of a reply: its name, and what the definition's rules say about it. Pure."""
+"""Finds the error of a reply: its name, and the definition's rule that names it. Pure."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from evergrant_server.core.provider_words import ReplyFailure
-from providers.definition.patterns import matches
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_errors import ErrorMeaning, FieldTest
-from providers.responses.raw_reply import MAX_VALUE_LENGTH, value_at
+from providers.definition.schema_errors import (
+    BodyKind,
+    ErrorRule,
+    FieldTest,
+    ReplyTest,
+    RequestKind,
+    is_one_of,
+    text_of,
+)
+from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body, value_at
 
 
 @dataclass(frozen=True)
 class ReplyError:
-    """An error of a reply: its name, "" where it has none, and its meaning, if a rule states one."""
+    """An error of a reply: its name, "" where it has none, and the rule that found it, if one did."""
 
     name: str
-    means: ErrorMeaning | None = None
+    rule: ErrorRule | None = None
 
 
 class PassingError(ReplyFailure):
@@ -27,35 +34,59 @@ class UnnamedRefusal(ReplyFailure):
     the one of any malformed request (RFC 6749 section 5.2)."""
 
 
-def error_in(spec: ProviderSpec, data: dict[str, Any]) -> ReplyError | None:
-    """The error of a reply with these fields: by the definition's rules, else the standard `error`."""
+def error_in(spec: ProviderSpec, reply: RawReply, at: RequestKind | None = None) -> ReplyError | None:
+    """The error of a reply to a request of this kind: by the definition's rules, else the standard `error`.
+
+    None for a reply without an error, and for an unreadable one that no rule describes.
+    """
+    try:
+        data = parse_body(reply.body, prefix=spec.response.strip_body_prefix)
+    except UnreadableBody:
+        data = None
     for rule in spec.error_rules:
-        if holds(rule, data) and (rule.when is None or holds(rule.when, data)):
-            return ReplyError(_text(value_at(data, rule.code_path or rule.path)), rule.means)
-    if spec.status_field is not None and not _is_one_of(value_at(data, spec.status_field), spec.ok_values):
-        return ReplyError(_text(value_at(data, spec.status_field)))
+        if rule.applies_at(at) and _rule_holds(rule, reply, data):
+            return ReplyError(text_of(value_at(data, rule.code_path or rule.path)), rule)
+    if data is None:
+        return None
+    if spec.status_field is not None and not is_one_of(value_at(data, spec.status_field), spec.ok_values):
+        return ReplyError(text_of(value_at(data, spec.status_field)))
     error = data.get("error")
     if isinstance(error, dict) and error:
-        return ReplyError(_text(error.get("code") or error.get("type")))
-    return ReplyError(_text(error)) if error else None
+        return ReplyError(text_of(error.get("code") or error.get("type")))
+    return ReplyError(text_of(error)) if error else None
 
 
 def holds(test: FieldTest, data: dict[str, Any]) -> bool:
     """Whether the condition on a field holds in these fields."""
     value = value_at(data, test.path)
-    if value is None:
-        return False
-    if test.not_in is not None:
-        return not _is_one_of(value, test.not_in)
-    if test.pattern is not None:
-        return matches(test.pattern, _text(value)[:MAX_VALUE_LENGTH])
-    return test.values is None or _is_one_of(value, test.values)
+    return value is not None and test.accepts(value)
 
 
-def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
-    """Membership by JSON equality, in which true is not 1."""
-    return any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in values)
+def body_text(reply: RawReply) -> str:
+    """The body as text with single spaces; "" for an empty one."""
+    return " ".join(reply.body.decode("utf-8-sig", "replace").split())
 
 
-def _text(value: Any) -> str:
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+def body_kind(reply: RawReply, data: dict[str, Any] | None) -> BodyKind | None:
+    """What a body is that is no JSON object; a form counts as text too."""
+    text = body_text(reply)
+    if not text:
+        return "empty"
+    if text.startswith("<"):
+        return "html"
+    return "text" if data is None or not text.startswith("{") else None
+
+
+def _rule_holds(rule: ErrorRule, reply: RawReply, data: dict[str, Any] | None) -> bool:
+    status_fits = not rule.status or reply.status in rule.status
+    return status_fits and all(_test_holds(test, reply, data) for test in rule.tests())
+
+
+def _test_holds(test: ReplyTest, reply: RawReply, data: dict[str, Any] | None) -> bool:
+    if test.header is not None:
+        value: Any = reply.headers.get(test.header.lower())
+    elif test.body is not None:
+        value = body_text(reply) if body_kind(reply, data) == test.body else None
+    else:
+        value = value_at(data, test.path)
+    return value is not None and test.accepts(value)
