@@ -40,7 +40,7 @@ from providers.responses.raw_reply import (
     value_at,
 )
 from providers.responses.reply_error import PassingError, UnnamedRefusal, body_text, error_in
-from providers.responses.reply_words import words_of_reply
+from providers.responses.reply_words import description_of, words_of_reply
 
 # RFC 6749 section 5.2, RFC 7009 section 2.2.1, and the name several providers use for 3.1.2.4
 _CLIENT_ERRORS = frozenset(
@@ -55,8 +55,14 @@ _CLIENT_ERRORS = frozenset(
         "invalid_dpop_proof",  # RFC 9449 section 5
         "redirect_uri_mismatch",
         "invalid_redirect_uri",
+        "bad_redirect_uri",  # Slack
+        "incorrect_client_credentials",  # GitHub
+        "invalid_client_credentials",
+        "invalid_client_id",  # Salesforce, Slack
+        "invalid_client_secret",  # Zoho
     }
 )
+_NAMED_CLIENT_ERRORS = _CLIENT_ERRORS - {"invalid_request"}
 # OpenID Connect Core section 3.1.2.6, in a reply to a refresh too
 _GRANT_ERRORS = frozenset(
     {
@@ -74,10 +80,30 @@ _CODES: dict[ErrorMeaning, ErrorCode] = {
     "passing": ErrorCode.PROVIDER_ERROR,
     "rate_limit": ErrorCode.PROVIDER_RATE_LIMITED,
 }
-# names that OAuth gives to other replies, or nobody has defined, as real servers send them at a refresh
-_REFRESH_ERRORS = frozenset[str]()
-# the same for a code
-_CODE_ERRORS = frozenset[str]()
+# Names of no standard for a refresh token that is over, or whose subject has to do more. `invalid_token`
+# and `access_denied` aren't among them: they pass at Eve Online and Exact Online.
+_REFRESH_ERRORS = frozenset({"invalid_refresh_token", "mfa_required"})  # PayPal, Slack; Auth0
+# The same for a code: GitHub, Todoist, Slack and Zoho.
+_CODE_ERRORS = frozenset({"bad_verification_code", "bad_authorization_code", "invalid_code"})
+# Descriptions of invalid_request, or of an error without a known name, that blame the credential alone.
+_OVER = (
+    r"(?:(?:the|this|your|provided|specified|supplied|passed)\s+)*"
+    r"(?:(?:(?:invalid|expired|revoked|unknown|unrecogni[sz]ed|inactive|or|and)[,\s]+)+NOUN\b"
+    r"|NOUN\b.{0,60}\b(?:invalid|expired|revoked|unknown|inactive|no longer valid"
+    r"|not (?:valid|found)|does(?: not|n't) exist|already(?: been)? used))"
+)
+_TOKEN_IS_OVER = re.compile(_OVER.replace("NOUN", "refresh[ _-]?token"), re.IGNORECASE)
+_CODE_IS_OVER = re.compile(_OVER.replace("NOUN", "(?:authori[sz]ation|device)[ _-]?code"), re.IGNORECASE)
+# What such a description may not mention: then it is the request, or another try may help.
+_OTHER_WORDS = re.compile(
+    r"missing|required|retry|try again|concurrent|different client|scope|denied", re.IGNORECASE
+)
+# Descriptions of invalid_grant that speak of the redirect URI alone, which is the integration's.
+_REDIRECT_WORDS = re.compile(
+    r"(?:(?:the|this|your|provided|specified|invalid|incorrect|wrong|mismatching)\s+)*"
+    r"['\"`]?(?:redirect|callback)[ _-]?ur[il]\b",
+    re.IGNORECASE,
+)
 _PASSING_ERRORS = frozenset({"server_error", "temporarily_unavailable"})  # RFC 6749 section 4.1.2.1
 _RATE_LIMIT_ERRORS = frozenset({"slow_down", "rate_limited", "ratelimited", "rate_limit_exceeded"})
 # a token field of JSON or of a form
@@ -179,10 +205,15 @@ def reading_of(
         return Reading(_code_of(means, at), field, rule if field == "error_rules" else None, means)
     if status >= 500:
         return Reading(ErrorCode.PROVIDER_ERROR, "RFC 9110 section 15.6")
+    description = description_of(spec, reply, error)
+    if error == "invalid_grant" and at != "refresh" and _REDIRECT_WORDS.match(description):
+        return Reading(ErrorCode.CLIENT_REJECTED, "a description that blames the redirect URI")
     if error in _GRANT_ERRORS or (at == "refresh" and error in _REFRESH_ERRORS):
         return Reading(ErrorCode.GRANT_REJECTED, "the standards' names of errors that end a grant")
     if error in _CODE_ERRORS and at != "refresh":
         return Reading(ErrorCode.GRANT_REJECTED, "the usual names of a code that is over")
+    if error not in _NAMED_CLIENT_ERRORS and _is_over(at, status, description):
+        return Reading(ErrorCode.GRANT_REJECTED, "a description that says that the token or code is over")
     if error in _CLIENT_ERRORS:
         return Reading(ErrorCode.CLIENT_REJECTED, "the standards' names of errors of a client")
     if status == 401 and not error and _challenges_client(reply.headers):
@@ -191,6 +222,14 @@ def reading_of(
         # such as a redirect: the definition is wrong
         return Reading(ErrorCode.REPLY_UNREADABLE, "no error in it, and no status of a token endpoint")
     return Reading(ErrorCode.PROVIDER_ERROR, "nothing: no rule and no standard knows it")
+
+
+def _is_over(at: RequestKind | None, status: int, description: str) -> bool:
+    """Whether the description of a refusal blames the refresh token, or the code, and nothing else."""
+    if status not in (400, 401, 403, 404) or at not in ("refresh", "exchange", "device"):
+        return False
+    words = _TOKEN_IS_OVER if at == "refresh" else _CODE_IS_OVER
+    return words.match(description) is not None and _OTHER_WORDS.search(description) is None
 
 
 def _code_of(means: ErrorMeaning, at: RequestKind | None) -> ErrorCode:

@@ -8,7 +8,7 @@ from typing import Any
 
 from evergrant_server.core.provider_words import MOST_OF_A_WHOLE_REPLY, ProviderWords
 from providers.definition.schema import ProviderSpec
-from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body, value_at
+from providers.responses.raw_reply import MAX_VALUE_LENGTH, RawReply, UnreadableBody, parse_body, value_at
 from providers.responses.sent_values import received_tokens, sent_values
 
 # RFC 6749 section 5.2 first, RFC 9457 section 3.1.4, then the names that providers invented
@@ -45,6 +45,15 @@ def words_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> Pr
         return words_of_unreadable(reply)
     named = [path for rule in spec.error_rules for path in (rule.code_path, rule.path) if path]
     return words_of_fields(reply, data, error, tuple(path.rpartition(".")[0] for path in named))
+
+
+def description_of(spec: ProviderSpec, reply: RawReply, error: str | None) -> str:
+    """The sentence beside an error as it came, for a reader that shows it to nobody; "" for none."""
+    try:
+        data = parse_body(reply.body, prefix=spec.response.strip_body_prefix)
+    except UnreadableBody:
+        return ""
+    return next((text for text in _texts(data, _OBJECTS) if text != error), "")[:MAX_VALUE_LENGTH].strip()
 
 
 def words_of_unreadable(reply: RawReply) -> ProviderWords:
