@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -19,13 +20,17 @@ from evergrant_server.process import exit_process
 from tests.fakes import leftovers
 from tests.fakes.patience import PATIENCE_S
 
-_SLOW_FIRST = ("e2e", "workflows", "faults")  # with files side by side, the run ends with quick ones
+# with files side by side, the run ends with quick ones
+_SLOW_FIRST = ("e2e", "workflows", "faults", "security", "conformance", "unit/repo")
 _HERE = Path(__file__).parent
 
 _ended: list[int] = []
 
 # A request that names no limit has one of five seconds, for which a busy machine stands still.
 vars(DEFAULT_TIMEOUT_CONFIG).update(httpx2.Timeout(PATIENCE_S).as_dict())
+
+# httpx2 looks for it at each request to an app in this process, in every folder of the path.
+sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]  # what is None there is no module
 
 # What tests write ends with them, and a disk that others use lets each of thousands of these wait.
 os.fsync = lambda _: None
@@ -44,8 +49,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     @cache
     def place(path: Path) -> int:
-        folder = path.relative_to(_HERE).parts[0]
-        return _SLOW_FIRST.index(folder) if folder in _SLOW_FIRST else len(_SLOW_FIRST)
+        folders = (number for number, folder in enumerate(_SLOW_FIRST) if path.is_relative_to(_HERE / folder))
+        return next(folders, len(_SLOW_FIRST))
 
     items.sort(key=lambda item: place(item.path))
 
@@ -53,6 +58,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Ten thousand items and their modules live as long as the process: no collection looks through them."""
     gc.freeze()
+    gc.set_threshold(20_000, 50, 100)  # what a test leaves in circles is little, and looked for after it
     gc.enable()
 
 

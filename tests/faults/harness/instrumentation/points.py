@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -195,7 +196,8 @@ def marked(module: str, source: str) -> tuple[ast.Module, list[Point]]:
     return ast.fix_missing_locations(marker.visit(tree)), marker.points
 
 
-def existing() -> list[Point]:
+@cache
+def existing() -> tuple[Point, ...]:
     """Every point there is, from the source alone."""
     journal = sorted((ROOT / JOURNAL.replace(".", "/")).glob("*.py"))
     modules = [*PATH, *(f"{JOURNAL}.{it.stem}" for it in journal if it.stem != "__init__")]
@@ -203,7 +205,7 @@ def existing() -> list[Point]:
     for module in modules:
         text = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
         found += marked(module, text)[1]
-    return found
+    return tuple(found)
 
 
 def labelled(label: str, side: str = "") -> str:
