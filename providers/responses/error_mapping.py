@@ -98,6 +98,12 @@ _CODE_IS_OVER = re.compile(_OVER.replace("NOUN", "(?:authori[sz]ation|device)[ _
 _OTHER_WORDS = re.compile(
     r"missing|required|retry|try again|concurrent|different client|scope|denied", re.IGNORECASE
 )
+# Descriptions by which a server blames itself, or its load, beside a name that says nothing.
+_FAULT_WORDS = re.compile(
+    r"\b(?:internal (?:server )?error|temporarily unavailable|overload|under maintenance|time[d -]?out)\b",
+    re.IGNORECASE,
+)
+_LIMIT_WORDS = re.compile(r"\b(?:rate limit|too many requests|request limit)\b", re.IGNORECASE)
 # Descriptions of invalid_grant that speak of the redirect URI alone, which is the integration's.
 _REDIRECT_WORDS = re.compile(
     r"(?:(?:the|this|your|provided|specified|invalid|incorrect|wrong|mismatching)\s+)*"
@@ -125,7 +131,7 @@ class Reading:
     code: ErrorCode
     by: str  # a field of the definition, or a standard
     rule: ErrorRule | None = None  # where the field is `error_rules`
-    means: ErrorMeaning | None = None  # what the definition says
+    means: ErrorMeaning | None = None  # where the definition or the description says so
 
 
 def error_name(spec: ProviderSpec, reply: RawReply, at: RequestKind | None = None) -> str | None:
@@ -214,6 +220,12 @@ def reading_of(
         return Reading(ErrorCode.GRANT_REJECTED, "the usual names of a code that is over")
     if error not in _NAMED_CLIENT_ERRORS and _is_over(at, status, description):
         return Reading(ErrorCode.GRANT_REJECTED, "a description that says that the token or code is over")
+    if error not in _NAMED_CLIENT_ERRORS and _LIMIT_WORDS.search(description):
+        return Reading(
+            ErrorCode.PROVIDER_RATE_LIMITED, "a description that names a limit", means="rate_limit"
+        )
+    if error not in _NAMED_CLIENT_ERRORS and _FAULT_WORDS.search(description):
+        return Reading(ErrorCode.PROVIDER_ERROR, "a description of a fault that passes", means="passing")
     if error in _CLIENT_ERRORS:
         return Reading(ErrorCode.CLIENT_REJECTED, "the standards' names of errors of a client")
     if status == 401 and not error and _challenges_client(reply.headers):
