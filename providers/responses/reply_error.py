@@ -45,7 +45,7 @@ def error_in(spec: ProviderSpec, reply: RawReply, at: RequestKind | None = None)
         data = None
     for rule in spec.error_rules:
         if rule.applies_at(at) and _rule_holds(rule, reply, data):
-            return ReplyError(text_of(value_at(data, rule.code_path or rule.path)), rule)
+            return ReplyError(_name_by(rule, data), rule)
     if data is None:
         return None
     if spec.status_field is not None and not is_one_of(value_at(data, spec.status_field), spec.ok_values):
@@ -54,6 +54,13 @@ def error_in(spec: ProviderSpec, reply: RawReply, at: RequestKind | None = None)
     if isinstance(error, dict) and error:
         return ReplyError(text_of(error.get("code") or error.get("type")))
     return ReplyError(text_of(error)) if error else None
+
+
+def _name_by(rule: ErrorRule, data: dict[str, Any] | None) -> str:
+    """The name of the error that a rule has found; `error` is the name of one found by its description."""
+    by_description = rule.means is not None and rule.path is not None and rule.path.endswith("description")
+    path = rule.code_path or ("error" if by_description else None) or rule.path
+    return text_of(value_at(data, path)) or text_of(value_at(data, rule.path))
 
 
 def holds(test: FieldTest, data: dict[str, Any]) -> bool:
