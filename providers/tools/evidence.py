@@ -23,7 +23,7 @@ _REFUSALS = ("dead_token", "client", "passing")
 _CODES = {  # the code that a refusal of this kind is read as
     "dead_token": {"grant_rejected"},
     "dead_code": {"grant_rejected", "consent_expired"},
-    "subject": {"grant_rejected", "consent_denied", "provider_error"},
+    "subject": {"grant_rejected", "consent_denied"},
     "client": {"client_rejected"},
     "passing": {"provider_error", "provider_rate_limited", "refresh_pending"},
 }

@@ -86,8 +86,11 @@ async def test_exchange(name: str) -> None:
 
 def the_guides() -> Exchange:
     """What a newcomer copies from the page has to work as it stands."""
-    definition, vector = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    page = GUIDE.read_text(encoding="utf-8")
+    definition, vector = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (rules,) = re.findall(r"```yml\n(.*?)```", page, re.DOTALL)
     spec = parse_yaml_definition(definition, GUIDE.name)
+    assert spec.__replace__(**parse_yaml(rules)).error_rules
     assert problems_of(spec, GUIDE.name) == []
     assert vector_problems(spec, parse_yaml(vector), GUIDE.name) == []
     return Exchange(spec, parse_yaml(vector))

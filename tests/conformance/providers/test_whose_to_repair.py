@@ -109,7 +109,7 @@ def moved(spec: ProviderSpec, origin: str) -> ProviderSpec:
 
 
 def refusals(exchange: Exchange, at: str, *of: str) -> list[dict[str, Any]]:
-    """The vector's refusals of these kinds to such a request; of a request that its entry doesn't send, none."""
+    """The vector's refusals of these kinds to such a request, if the entry sends it."""
     if at == "refresh" and not exchange.spec.refresh_supported:
         return []
     return [it for it in exchange.vector["refusals"] if it["of"] in of and requested_by(it) == at]
