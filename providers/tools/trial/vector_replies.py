@@ -52,7 +52,7 @@ def kept_fields(spec: ProviderSpec, seen: SeenReply) -> KeptFields:
         *(response.expires_in_path, response.expires_at_path, response.refresh_expires_in_path),
         *(response.refresh_expires_at_path, spec.status_field),
         *(path for rule in spec.error_rules for path in (rule.path, rule.code_path)),
-        *(rule.when.path for rule in spec.error_rules if rule.when is not None),
+        *(test.path for rule in spec.error_rules for test in rule.when),
         *([response.additional_tokens.key] if response.additional_tokens else []),
     )
     others: Iterable[str | None] = (
