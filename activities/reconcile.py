@@ -77,26 +77,45 @@ class ReconcileActivities:
         progress = _Progress(last_heartbeat(ReconcileResult) or request.so_far or ReconcileResult())
         async with heartbeating(lambda: progress.result):
             progress.start(await self._should_compare(request, progress.before))
-            counts = await self._reconciler.reconcile_all(
-                compare=progress.before.comparing,
-                resume_from=ReconcileCounts(after=progress.before.after),
-                on_progress=progress.record,
-                should_stop=lambda: progress.spent_s >= self._run_limit.total_seconds(),
-            )
-            progress.record(counts)
-            progress.log_unanswered()
+            share = await self._share(progress.before)
+            counts = await self._walk(progress, request.walked_to, share)
             exported = await self._histories.request_exports(request.closed_since)
             await prune_store(self._store, self._clock, self._deliveries_age)
             self._attempts_seen = await prune_attempts(self._store, self._clock.now(), self._attempts_seen)
             await report_broken_rows(self._store, self._clock.now())
-            checkpoint = await self._next_checkpoint(request, progress.result, counts.complete)
+            goes_on = share is None and not counts.complete
+            checkpoint = await self._next_checkpoint(request, progress.result, not goes_on)
         return progress.result.__replace__(
             exported=exported,
             audit_checkpoint=checkpoint,
             closed_since=began - _OVERLAP,
             spent_s=0,
-            after=None if counts.complete else counts.after,
+            after=counts.after if goes_on else None,
+            walked_to=None if share is None or counts.complete else counts.after,
         )
+
+    async def _share(self, before: ReconcileResult) -> int | None:
+        """How many connections this pass looks at; None: all, as a pass does that began so, or compares."""
+        if before.comparing or before.after is not None:
+            return None
+        return await self._reconciler.share_of_a_pass()
+
+    async def _walk(self, progress: "_Progress", walked_to: str | None, share: int | None) -> ReconcileCounts:
+        """Look at the connections that come next: all of them while this run has time, or a share of them."""
+
+        def should_stop() -> bool:
+            enough = share is not None and progress.result.live >= share
+            return enough or progress.spent_s >= self._run_limit.total_seconds()
+
+        counts = await self._reconciler.reconcile_all(
+            compare=progress.before.comparing,
+            resume_from=ReconcileCounts(after=progress.before.after if share is None else walked_to),
+            on_progress=progress.record,
+            should_stop=should_stop,
+        )
+        progress.record(counts)
+        progress.log_unanswered()
+        return counts
 
     async def _should_compare(self, request: ReconcileRequest, before: ReconcileResult) -> bool:
         return (

@@ -31,7 +31,8 @@ _LIFETIME_S = 3600.0
 
 @dataclass(frozen=True)
 class Installation:
-    """What the measurements need of an installation. `key` is its app's API key; there is another app."""
+    """What the measurements need of an installation. `key` is its app's API key; there is another app, and
+    one with the action `admin`."""
 
     settings: Settings
     key: str
@@ -39,6 +40,7 @@ class Installation:
     connections: tuple[Connection, ...]
     other_app: App
     other_key: str
+    admin_key: str
 
     def requests(self, key: str | None = None) -> list[str]:
         """One lease request for each connection, as it is sent, with this key or the app's."""
@@ -73,6 +75,7 @@ async def prepare(
             await tx.tenants.begin(TENANT)
             app, key = await _app(tx, "pipeline")
             other_app, other_key = await _app(tx, "other")
+            _, admin_key = await _app(tx, "admin", admin=True)
             integration = await tx.integrations.put(
                 _integration(issuer), Secret(client_secret), expected=None
             )
@@ -81,7 +84,7 @@ async def prepare(
             ]
     finally:
         await store.close()
-    return Installation(loaded, key, app, tuple(connections), other_app, other_key)
+    return Installation(loaded, key, app, tuple(connections), other_app, other_key, admin_key)
 
 
 def token_reply() -> dict[str, Any]:
@@ -89,7 +92,7 @@ def token_reply() -> dict[str, Any]:
     return {"access_token": secrets.token_urlsafe(96), "refresh_token": secrets.token_urlsafe(32)}
 
 
-async def _app(tx: Transaction, name: str) -> tuple[App, str]:
+async def _app(tx: Transaction, name: str, *, admin: bool = False) -> tuple[App, str]:
     now = _CLOCK.now()
     app = App(tenant=TENANT, id=AppId(new_id("app")), name=name, created_at=now)
     key, shown = new_key(tx.sealer.ring, app, now, timedelta(days=1))
@@ -98,9 +101,9 @@ async def _app(tx: Transaction, name: str) -> tuple[App, str]:
         id=PermitId(new_id("per")),
         app_id=app.id,
         name="crm",
-        integration="crm",
+        integration="*" if admin else "crm",
         scope_ceiling=_SCOPES,
-        actions=(Action.TOKEN, Action.PROXY),
+        actions=(Action.ADMIN,) if admin else (Action.TOKEN, Action.PROXY),
         created_at=now,
     )
     await tx.access.put_app(app, expected=None)

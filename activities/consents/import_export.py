@@ -17,7 +17,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
-from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, known_scopes
+from evergrant_server.core.connections.grant import MAIN_SLOT, Grant, TokenSet, known_scopes
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import Export, ExportStatus
 from evergrant_server.core.messages import jobs
@@ -43,7 +43,6 @@ async def install_import(
     """
 
     async def install(tx: Transaction) -> GrantResult:
-        now = clock.now()
         current = await load_connection(tx, request)
         waiting = await tx.consents.get(consent.tenant, consent.id)
         if waiting is None or waiting.status is not ConsentStatus.CODE_RECEIVED:
@@ -52,39 +51,52 @@ async def install_import(
         if current.state.is_final:
             await end_consent(tx, waiting, ConsentStatus.FAILED, ErrorCode.CONSENT_EXPIRED)
             return GrantResult(failure=ErrorCode.CONSENT_EXPIRED)
-        brought = await tx.consents.imported_tokens(waiting)
-        obtained_at = brought.obtained_at(consent.created_at)
-        tokens = brought.token_set(obtained_at)
-        after = current.granted(now, request.generation)
-        if consent.came_from_browser:
-            after = context.after_consent(after, consent)
-        else:
-            named = with_account(context, tokens)
-            tokens = tokens if named.account is None else named
-        # a further slot's tokens: its connection may have a pin of its own
-        if tokens.account is not None and not await is_meant_account(tx, context, current, tokens):
-            return await refuse_account(tx, request, context, current, waiting, tokens, now)
-        if context.access_token_exchange is not None:  # it is the subject token of later exchanges
-            tokens = tokens.__replace__(refresh_token=None, refresh_expires_in=tokens.expires_in)
-        grant = Grant.from_tokens(
-            tokens,
-            generation=after.generation,
-            requested=consent.scopes,
-            at=obtained_at,
-            renewable=context.renewable,
-        )
-        detail = _import_details(current, consent)
-        imported = "imported" in detail
-        saved = await install_new_grant(
-            tx, request, context, current, after, tokens, grant, imported=imported
-        )
-        under_way = await tx.attempts.open_of_any_kind(request.tenant, request.connection_id, MAIN_SLOT)
-        if under_way is not None:  # a refresh of the grant that this one replaces
-            await tx.attempts.close(under_way, AttemptOutcome.SUPERSEDED, now)
-        await record_grant(tx, request, current, waiting, grant, now, None, **detail)
-        return context.grant_result(saved, grant)
+        return await _install(tx, request, context, current, waiting, clock.now())
 
     return await commit_with_retries(store, install)
+
+
+async def _install(
+    tx: Transaction,
+    request: ConsentCall,
+    context: ProviderContext,
+    current: Connection,
+    consent: Consent,
+    now: datetime,
+) -> GrantResult:
+    imported = await tx.consents.imported_tokens(consent)
+    obtained_at = imported.obtained_at(consent.created_at)
+    tokens = _with_named_account(context, consent, imported.token_set(obtained_at))
+    # a further slot's tokens: its connection may have a pin of its own
+    if tokens.account is not None and not await is_meant_account(tx, context, current, tokens):
+        return await refuse_account(tx, request, context, current, consent, tokens, now)
+    if context.access_token_exchange is not None:  # it is the subject token of later exchanges
+        tokens = tokens.__replace__(refresh_token=None, refresh_expires_in=tokens.expires_in)
+    after = current.granted(now, request.generation)
+    after = context.after_consent(after, consent) if consent.came_from_browser else after
+    grant = Grant.from_tokens(
+        tokens,
+        generation=after.generation,
+        requested=consent.scopes,
+        at=obtained_at,
+        renewable=context.renewable,
+    )
+    detail = _import_details(current, consent)
+    is_new = "imported" in detail
+    saved = await install_new_grant(tx, request, context, current, after, tokens, grant, imported=is_new)
+    under_way = await tx.attempts.open_of_any_kind(request.tenant, request.connection_id, MAIN_SLOT)
+    if under_way is not None:  # a refresh of the grant that this one replaces
+        await tx.attempts.close(under_way, AttemptOutcome.SUPERSEDED, now)
+    await record_grant(tx, request, current, consent, grant, now, None, **detail)
+    return context.grant_result(saved, grant)
+
+
+def _with_named_account(context: ProviderContext, consent: Consent, tokens: TokenSet) -> TokenSet:
+    """With the account that an imported id token names, if it names one."""
+    if consent.came_from_browser:
+        return tokens
+    named = with_account(context, tokens)
+    return tokens if named.account is None else named
 
 
 def _import_details(current: Connection, consent: Consent) -> dict[str, object]:
@@ -122,25 +134,28 @@ class ExportActivities:
             export = await _load_export(tx, request)
             if export.pages > request.page or export.status is not ExportStatus.RUNNING:
                 return _progress(export)  # an earlier attempt of this activity has committed
-            recipient = Recipient.parse(dict(export.recipient))
-            found = await tx.connections.page(
-                export.tenant, **export.filters.model_dump(), after=export.after, limit=PAGE_SIZE
-            )
-            lines: list[str] = []
-            for connection in found:
-                if (line := await _export_line(tx, connection)) is None:
-                    continue
-                lines.append(recipient.seal(line))
-                action, now = AuditAction.CONNECTION_EXPORTED, self._clock.now()
-                detail = {"export": export.id, "key": recipient.thumbprint}
-                await append_audit(tx, request, action, now, connection.id, **detail)
-            report_unreadable(log, ((row.id, row.why) for row in found.unreadable))
-            skipped = len(found) + len(found.unreadable) - len(lines)
-            after = export.page_sealed(len(lines), skipped, found.last if found.has_more else None)
-            return _progress(await tx.exports.write_page(export, after, lines))
+            return await self._seal_page(tx, request, export)
 
         async with heartbeating():
             return await commit_with_retries(self._store, write)
+
+    async def _seal_page(self, tx: Transaction, request: SealExportPage, export: Export) -> ExportProgress:
+        recipient = Recipient.parse(dict(export.recipient))
+        page = await tx.connections.page(
+            export.tenant, **export.filters.model_dump(), after=export.after, limit=PAGE_SIZE
+        )
+        lines: list[str] = []
+        for connection in page:
+            if (line := await _export_line(tx, connection)) is None:
+                continue
+            lines.append(recipient.seal(line))
+            action, now = AuditAction.CONNECTION_EXPORTED, self._clock.now()
+            detail = {"export": export.id, "key": recipient.thumbprint}
+            await append_audit(tx, request, action, now, connection.id, **detail)
+        report_unreadable(log, ((row.id, row.why) for row in page.unreadable))
+        skipped = len(page) + len(page.unreadable) - len(lines)
+        after = export.page_sealed(len(lines), skipped, page.last if page.has_more else None)
+        return _progress(await tx.exports.write_page(export, after, lines))
 
     @activity.defn(name=jobs.DELETE_EXPORT.name)
     async def drop_export(self, request: DeleteExport) -> None:

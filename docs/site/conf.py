@@ -44,7 +44,7 @@ CONTENTS: dict[str, dict[str, list[str]]] = {
                             "docs/guide/agents", "docs/guide/delegation", "docs/guide/people",
                             "docs/guide/accounts", "docs/guide/webhooks"],
         "Providers": ["docs/providers/README", "docs/guide/discovery", "docs/guide/mcp",
-                      "docs/guide/mcp-gateway", "docs/guide/mcp-server", "docs/guide/enterprise",
+                      "docs/guide/api-limits", "docs/guide/mcp-gateway", "docs/guide/mcp-server", "docs/guide/enterprise",
                       "docs/guide/frameworks",
                       "docs/guide/own-providers",
                       "docs/guide/adding-a-provider", "docs/flows"],

@@ -179,6 +179,21 @@ class EnforcementMode(StrEnum):
     OBSERVE = "observe"
 
 
+class Priority(StrEnum):
+    """Whose calls come first where a provider's API takes no more: an app's part is by its weight."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+    @property
+    def weight(self) -> int:
+        return _WEIGHTS[self]
+
+
+_WEIGHTS = {Priority.LOW: 1, Priority.NORMAL: 2, Priority.HIGH: 4}
+
+
 class Permit(TenantRow):
     """A rule that lets an app use connections, or forbids it.
 
@@ -194,7 +209,7 @@ class Permit(TenantRow):
 
     `methods` and `paths`, of the action `proxy`: the requests to the provider's API that it is about; None:
     every one (`policy.proxied`). `tools`: the same of tools of an MCP server. With `call_approval` a person
-    approves each of them (`core.agents`).
+    approves each of them (`core.agents`). `priority` is of the calls that it allows (`core.api_limits`).
     """
 
     id: PermitId
@@ -220,6 +235,7 @@ class Permit(TenantRow):
     paths: tuple[str, ...] | None = Field(default=None, min_length=1)
     call_approval: bool = False
     tools: tuple[str, ...] | None = Field(default=None, min_length=1)
+    priority: Priority = Priority.NORMAL
 
     @property
     def preference(self) -> tuple[bool, str]:

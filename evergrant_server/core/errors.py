@@ -45,6 +45,7 @@ class ErrorCode(StrEnum):
     REFRESH_PENDING = "refresh_pending"
     WORKER_BUSY = "worker_busy"
     TOKEN_RENEWED = "token_renewed"
+    API_LIMIT_REACHED = "api_limit_reached"
 
     NOT_PERMITTED = "not_permitted"
     APP_DISABLED = "app_disabled"
@@ -93,10 +94,9 @@ class ErrorCode(StrEnum):
 
 _reconnect, _client, _provider = kinds.reconnect, kinds.client, kinds.provider
 _denied, _refused, _platform, _caller = kinds.denied, kinds.refused, kinds.platform, kinds.caller
-_closed = kinds.rules_of(FailureKind.DENIED, Repairer.OPERATOR, RetryAdvice.NEVER, 403)
-_host = kinds.rules_of(FailureKind.CLIENT_MISCONFIGURED, Repairer.OPERATOR, RetryAdvice.AFTER_REPAIR, 424)
 _identity = kinds.rules_of(FailureKind.DENIED, Repairer.SUBJECT, RetryAdvice.BACKOFF, 403)
 _LATER = "Try again after Retry-After seconds."
+_REAUTHORIZE = "Reauthorize the connection."
 
 FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.CONSENT_REQUIRED: _reconnect(
@@ -108,20 +108,17 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.CONSENT_EXPIRED: _reconnect(
         "The consent was not finished before its deadline.", "Begin anew: POST /v1/connections."
     ),
-    ErrorCode.GRANT_REJECTED: _reconnect(
-        "The provider no longer accepts this grant.", "Reauthorize the connection."
-    ),
+    ErrorCode.GRANT_REJECTED: _reconnect("The provider no longer accepts this grant.", _REAUTHORIZE),
     ErrorCode.OUTCOME_UNKNOWN: _reconnect(
-        "A refresh was sent, its answer was lost and the old token is spent.",
-        "Reauthorize the connection.",
+        "A refresh was sent, its answer was lost and the old token is spent.", _REAUTHORIZE
     ),
     ErrorCode.REFRESH_REFUSED: _reconnect(
         "The provider has refused to refresh this grant without saying why. Such refreshes worked before.",
-        "Reauthorize the connection.",
+        _REAUTHORIZE,
     ),
     ErrorCode.REFRESH_KEEPS_FAILING: _reconnect(
         "The provider keeps answering this grant's refreshes with an error that no other connection meets.",
-        "Reauthorize the connection.",
+        _REAUTHORIZE,
     ),
     ErrorCode.GRANT_REVOKED_ELSEWHERE: _reconnect(
         "The provider reports that this grant was ended on its side.",
@@ -191,7 +188,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "A provider URL points where Evergrant may not connect.",
         "Use a public https URL, or allow the host and port with EVERGRANT_EGRESS_ALLOW.",
     ),
-    ErrorCode.HOST_NOT_ACCEPTED: _host(
+    ErrorCode.HOST_NOT_ACCEPTED: kinds.host(
         "The provider's definition or metadata names a host at which no grant of the integration was made: "
         "neither a token nor a client credential is sent there.",
         "On a worker's host, see: python -m evergrant_server authority hosts. If the provider has moved: "
@@ -212,6 +209,9 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "The provider's API refused the token, which has been renewed; the request's body was not kept.",
         "Send the request again.",
     ),
+    ErrorCode.API_LIMIT_REACHED: _provider(
+        "The provider's API takes no more calls of this app for now.", _LATER, status=429
+    ),
     ErrorCode.NOT_PERMITTED: _denied(
         "No permit of this app covers that, or one denies it.",
         "Give the app a permit for this integration and subject, or change the one that the answer names.",
@@ -225,7 +225,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "The delegation has ended, or one above it has.",
         "Have the person's app exchange a new token of the person: POST /oauth/token.",
     ),
-    ErrorCode.TENANT_DISABLED: _closed(
+    ErrorCode.TENANT_DISABLED: kinds.closed(
         "The operator has disabled the tenant. Its connections are kept.", "Ask the operator."
     ),
     ErrorCode.APPROVAL_REQUIRED: _denied(

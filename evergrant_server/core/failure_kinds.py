@@ -68,3 +68,5 @@ denied = rules_of(FailureKind.DENIED, Repairer.PERMIT_ADMIN, RetryAdvice.NEVER, 
 platform = rules_of(FailureKind.PLATFORM_UNAVAILABLE, Repairer.OPERATOR, RetryAdvice.BACKOFF, 503)
 caller = rules_of(FailureKind.BAD_REQUEST, Repairer.CALLER, RetryAdvice.NEVER, 400)
 refused = rules_of(FailureKind.DENIED, Repairer.CALLER, RetryAdvice.NEVER, 403)
+closed = rules_of(FailureKind.DENIED, Repairer.OPERATOR, RetryAdvice.NEVER, 403)
+host = rules_of(FailureKind.CLIENT_MISCONFIGURED, Repairer.OPERATOR, RetryAdvice.AFTER_REPAIR, 424)

@@ -15,6 +15,7 @@ from evergrant_server.core.access import App
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId
 from evergrant_server.egress import StreamingTransport
+from evergrant_server.gateway.api_limits import CallLimits
 from evergrant_server.gateway.proxy.outcomes import OutcomeLog
 from evergrant_server.gateway.proxy.provider_api import ProviderApis
 from evergrant_server.telemetry.alarms import report_broken_authority
@@ -36,11 +37,13 @@ class GatewayParts:
     refusals: RefusalLog = field(init=False)
     issuer: LeaseIssuer = field(init=False)
     apis: ProviderApis = field(init=False)
+    limits: CallLimits = field(init=False)
     _open: Counter[AppId] = field(init=False, default_factory=Counter)
 
     def __post_init__(self) -> None:
         api = self.api
         self.apis = ProviderApis(api)
+        self.limits = CallLimits(api.settings)
         self.refresher = RefreshWaiter(api.lease_rows, api.link, api.settings.lease_wait)
         self.refusals = RefusalLog(api.store)
         self.issuer = LeaseIssuer(api, self.refresher, self.refusals)

@@ -122,6 +122,14 @@ class GatewaySettings(CheckedModel):
     """How long calls may go on once the gateway is told to stop."""
     gateway_calls_per_app: int = Field(default=256, ge=1)
     """Calls that one app may have open at once in one gateway process; more are answered with 429."""
+    gateway_limit_wait: Annotated[timedelta, BeforeValidator(read_duration), Field(ge=timedelta(0))] = (
+        timedelta(seconds=2)
+    )
+    """How long a call waits for its turn where a provider's API takes no more, or no more of this app's; who
+    would wait longer is answered with 429 at once. 0: nobody waits."""
+    gateway_processes: int = Field(default=1, ge=1, le=1000)
+    """Gateway processes that serve at the same time: each keeps to its part of the limits that definitions
+    name. What replies say of limits is of all."""
 
 
 class OAuthSettings(CheckedModel):

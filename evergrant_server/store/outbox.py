@@ -29,6 +29,7 @@ from evergrant_server.store.database.rows import (
     columns_equal,
     fetch_all,
     insert,
+    insert_all,
 )
 
 REFUSED = ErrorCode.AUTHORITY_BROKEN.value  # the last error of a row that isn't Evergrant's: none delivers it
@@ -119,9 +120,11 @@ class Outbox(Repository):
             # numbers are given at insert, not at commit: writers to one target take turns,
             # so that a lower number never becomes visible after a higher one
             await self._connection.execute(_TARGET_LOCK, {"target": message.target})
-        values = column_values(message, payload=self._proven_payload(message), revision=1)
-        values["mac"] = outbox_mac(self._ring, values)
-        return await insert(self._connection, OutboxRow, values)
+        return await insert(self._connection, OutboxRow, self._values(message))
+
+    async def add_first(self, messages: Collection[OutboxMessage]) -> None:
+        """Add the first messages of targets that no other transaction knows: none has to wait its turn."""
+        await insert_all(self._connection, OutboxRow, [self._values(message) for message in messages])
 
     async def claim(
         self,
@@ -221,6 +224,11 @@ class Outbox(Repository):
         """Delete messages delivered before this moment, `limit` at the most; returns how many."""
         old = select(col(OutboxRow.seq)).where(col(OutboxRow.delivered_at) < before).limit(limit)
         return (await self._connection.execute(delete(OutboxRow).where(col(OutboxRow.seq).in_(old)))).rowcount
+
+    def _values(self, message: OutboxMessage) -> Values:
+        values = column_values(message, payload=self._proven_payload(message), revision=1)
+        values["mac"] = outbox_mac(self._ring, values)
+        return values
 
     def _proven_payload(self, message: OutboxMessage) -> dict[str, Any]:
         if "context" not in message.payload:

@@ -39,6 +39,7 @@ class PermitRow(columns.IdTable, table=True):
     paths: list[str] | None = columns.json()
     call_approval: bool
     tools: list[str] | None = columns.json()
+    priority: str
 
 
 class PermitUseRow(columns.TenantTable, table=True):

@@ -284,6 +284,17 @@ _provider_waits = _meter.create_histogram(
     "from sending a request to a provider's API to the head of its response",
     explicit_bucket_boundaries_advisory=[0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300],
 )
+API_LIMITS = _meter.create_counter(
+    "evergrant.api_limit.count",
+    "{call}",
+    "calls for which a provider's API had no room, or none for their app: waited, or refused",
+)
+_limit_waits = _histogram(
+    "evergrant.api_limit.wait",
+    "s",
+    "how long calls waited for room at a provider's API before they were sent",
+    _CALL_BUCKETS,
+)
 _open_calls = _meter.create_up_down_counter("evergrant.proxy.open", "{call}", "calls that are open now")
 _echoes = _meter.create_counter(
     "evergrant.proxy.echo", "{response}", "responses out of which an injected credential was cut"
@@ -297,6 +308,11 @@ _tools = _meter.create_counter(
 
 def record_provider_wait(seconds: float, provider: str) -> None:
     _provider_waits.record(seconds, {PROVIDER: provider})
+
+
+def record_limit_wait(seconds: float, provider: str) -> None:
+    count(API_LIMITS, "waited", provider)
+    _limit_waits.record(seconds, {PROVIDER: provider})
 
 
 def note_open_calls(change: int) -> None:

@@ -8,27 +8,25 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from math import ceil
 from typing import Generic, TypeVar
 
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.core.messages.names import (
-    connection_workflow_id,
-)
+from evergrant_server.core.messages.names import CONNECTION_WORKFLOW_ID, connection_workflow_id
 from evergrant_server.store import Store
 from evergrant_server.temporal_link.background_workflows import restart_background_workflows
 from evergrant_server.temporal_link.drift_repair import CheckedConnection, DriftRepair, unless_unreadable
 from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.runs import RunningWorkflow
-from evergrant_server.temporal_link.workflow_starter import (
-    WorkflowStarter,
-)
+from evergrant_server.temporal_link.workflow_starter import WorkflowStarter
 
 T = TypeVar("T")
 
 _BATCH = 200  # connections in memory at a time; their workflows' ids stand in one query of visibility
 _MOST_NAMED = 1000
+_PASSES_OF_A_WALK = 288  # of a day by default: what the counts don't show is noticed within as many
 _CONCURRENCY = 16  # calls of Temporal at the same time; its frontend takes far more
 _RETRY_CONCURRENCY = 4  # queries that are repeated: their worker may be slow
 _UNANSWERED_LIMIT = 32  # consecutive queries without an answer that mean: no worker is running
@@ -129,10 +127,31 @@ class Reconciler:
                 on_progress(counts)
             if should_stop():
                 break
-        async for workflow in self._link.failing_workflows():  # a connection's is replaced in its turn
-            await self._link.usable_run(workflow)
+        await self._end_failing_runs()
         await restart_background_workflows(self._store, self._link, self._clock)
         return counts
+
+    async def share_of_a_pass(self) -> int | None:
+        """How many connections a pass looks at: a share of the live ones, while Temporal has as many runs
+        as they are, and as many that revoke. None: a run is missing, or one too much, so it looks at all.
+
+        Raises as `reconcile_all`.
+        """
+        async with self._store.read() as tx:
+            live, revoking = await tx.connections.live_counts()
+        if live != await self._link.open_connections():
+            return None
+        agrees = revoking == await self._link.open_connections(LifecycleState.REVOKING)
+        return ceil(live / _PASSES_OF_A_WALK) if agrees else None
+
+    async def _end_failing_runs(self) -> None:
+        """Terminate the runs whose workflow task fails again and again. A connection gets another one."""
+        async for workflow in self._link.failing_workflows():
+            match = CONNECTION_WORKFLOW_ID.match(workflow)
+            if match is None:
+                await self._link.usable_run(workflow)
+            else:
+                await self.start_workflow(Tenant(match["tenant"]), ConnectionId(match["connection"]))
 
     async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
         """Start the workflow of one connection, unless it is running. False: the connection has ended."""

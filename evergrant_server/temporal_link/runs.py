@@ -165,15 +165,22 @@ class WorkflowRuns:
             async for run in self._listed(self._own_open_runs(which))
         }
 
+    async def open_connections(self, state: str | None = None) -> int:
+        """How many runs of connections are open, those in `state` if it is given; from visibility."""
+        which = f"WorkflowType = '{WorkflowName.CONNECTION}'"
+        if state is not None:
+            which += f" AND {SearchAttribute.STATE} = '{state}'"
+        return (await call_temporal(self._client.count_workflows(self._own_open_runs(which)))).count
+
     async def failing_workflows(self) -> AsyncIterator[str]:
-        """Ids of open runs whose workflow task fails again and again, from visibility; not of connections.
+        """Ids of open runs whose workflow task fails again and again, from visibility.
 
         None at a server that doesn't report them (before 1.30): there a stuck run is noticed once a message
         is for it, or its work is overdue.
         """
-        which = f"WorkflowType != '{WorkflowName.CONNECTION}' AND TemporalReportedProblems IS NOT NULL"
+        query = self._own_open_runs("TemporalReportedProblems IS NOT NULL")
         try:
-            async for run in self._client.list_workflows(self._own_open_runs(which), page_size=1000):
+            async for run in self._client.list_workflows(query, page_size=1000):
                 yield run.id
         except RPCError as error:
             if error.status is not RPCStatusCode.INVALID_ARGUMENT:

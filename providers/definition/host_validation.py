@@ -30,7 +30,7 @@ _PUBLIC_SUFFIXES = (
 )
 
 # which account a connection is pinned to, and how long its app may take to confirm the subject
-_NEED_A_SOURCE = ("account_id", "code_lifetime_s", "token_limit", "down_scoping")
+_NEED_A_SOURCE = ("account_id", "code_lifetime_s", "token_limit", "api_limits", "down_scoping")
 
 
 def hosts_are_pinned(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:
@@ -84,7 +84,7 @@ def sources_are_named(spec: ProviderSpec) -> Iterator[tuple[str, str, str]]:
             "Add how many sources agree on it, or list it in vendor_documentation",
         )
     for name in _NEED_A_SOURCE:
-        if getattr(spec, name) not in (None, "unknown") and name not in named.by_field:
+        if getattr(spec, name) not in (None, "unknown", ()) and name not in named.by_field:
             yield "sources.by_field", f"lacks {name}", "Name what states it, or remove the field"
     for name in sorted(known):
         if name.split(".")[0] not in ProviderSpec.model_fields:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from evergrant_server.core.api_limits.limits import DocumentedQuota
 from providers.definition.schema_base import SpecPart, TextLine, UrlTemplate
 from providers.definition.schema_response import AccountLookup, ApiFromReply, ApiRequest
 
@@ -39,5 +40,6 @@ class DescriptivePart(SpecPart):
     api_from_reply: ApiFromReply | None = None
     userinfo_endpoint: UrlTemplate | None = None
     api_request: ApiRequest | None = None
+    api_limits: tuple[DocumentedQuota, ...] = ()  # the gateway keeps its callers to them
     post_auth: tuple[AccountLookup, ...] = ()
     account_id: str | None = None  # the metadata that is the provider's own, stable id of the account

@@ -116,6 +116,10 @@ class TemporalServer:
             raise
         return server
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
     async def client(self, **options: Any) -> Client:
         return await Client.connect(self.address, **options)
 

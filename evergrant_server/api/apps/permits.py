@@ -26,7 +26,15 @@ from evergrant_server.api.http.models import (
     checked_slug,
 )
 from evergrant_server.api.integrations.changes import integration_by_name
-from evergrant_server.core.access import TOKEN_ACTIONS, Action, App, Effect, EnforcementMode, Permit
+from evergrant_server.core.access import (
+    TOKEN_ACTIONS,
+    Action,
+    App,
+    Effect,
+    EnforcementMode,
+    Permit,
+    Priority,
+)
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import PermitId, is_id, new_id
@@ -94,7 +102,8 @@ class PermitBody(Body):
     takes for the same thing, or reads in a body, isn't known here: to deny paths is best effort. `tools` are
     the same of tools of an MCP server; one that ends in `*` stands for all that begin so. With
     `call_approval` each of these requests, of an MCP server each call of a tool, needs a person's approval
-    (`POST /v1/call-approvals`).
+    (`POST /v1/call-approvals`). `priority` says how large the app's part is of what a provider's API takes,
+    where apps want more: of `high` twice that of `normal`, of `low` half of it.
     """
 
     effect: Effect = Effect.ALLOW
@@ -131,6 +140,7 @@ class PermitBody(Body):
     paths: Annotated[tuple[PathPattern, ...], Field(min_length=1, max_length=200)] | None = None
     call_approval: bool = False
     tools: Annotated[tuple[Tool, ...], Field(min_length=1, max_length=200)] | None = None
+    priority: Priority = Priority.NORMAL
 
     @model_validator(mode="after")
     def _has_fields_of_its_effect(self) -> Self:
@@ -145,6 +155,10 @@ class PermitBody(Body):
             raise ValueError("methods, paths and tools are of a permit whose only action is proxy")
         if self.call_approval and (self.effect is Effect.DENY or set(self.actions) != {Action.PROXY}):
             raise ValueError("call_approval is of an allow whose only action is proxy")
+        if self.priority is not Priority.NORMAL and (
+            self.effect is Effect.DENY or Action.PROXY not in self.actions
+        ):
+            raise ValueError("priority is of an allow with the action proxy")
         return self
 
 
@@ -170,6 +184,7 @@ class PermitView(View):
     paths: tuple[str, ...] | None
     call_approval: bool
     tools: tuple[str, ...] | None
+    priority: Priority
     created_at: datetime
     revision: int
 

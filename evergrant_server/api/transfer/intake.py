@@ -1,7 +1,6 @@
-"""Imports existing grants: writes the items, waits for their installation, and refreshes each once."""
+"""Imports existing grants: checks the items, and writes those that are new."""
 
-import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -22,22 +21,15 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.consent import Consent, ConsentKind
 from evergrant_server.core.connections.grant import INSTALL_WITHIN, ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
-from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.snapshot import import_message
-from evergrant_server.core.messages.connection import EnsureFresh
+from evergrant_server.core.outbox import OutboxMessage
 from evergrant_server.problems import field_errors, invalid_request
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
 
-WAIT_S = 15.0  # per request: shorter than the client's timeout
-MIN_WAIT_S = 3.0  # left for verification after a slow import
-MAX_CONCURRENT = 16  # refreshes of one request at a time
-_ITEMS_AT_ONCE = 10  # of one transaction: more would make other writers wait longer and save little
+_ITEMS_AT_ONCE = 25  # of one transaction: more would make other writers wait longer and save little
 _RAISED_KINDS = (FailureKind.PLATFORM_UNAVAILABLE,)  # not the item's fault: the app repeats the request
-_POLL_S = 0.1
-_FIRST_GENERATION = 1  # the generation that an import installs
-_REFUSED_KINDS = (FailureKind.RECONNECT_NEEDED, FailureKind.CLIENT_MISCONFIGURED)
 
 
 class ImportWriter:
@@ -56,11 +48,13 @@ class ImportWriter:
         """
         outcomes: list[ImportOutcome] = []
         for first in range(0, len(items), _ITEMS_AT_ONCE):
-            some = list(enumerate(items[first : first + _ITEMS_AT_ONCE], first))
+            parsed = [_parsed(raw, first + place) for place, raw in enumerate(items[first:][:_ITEMS_AT_ONCE])]
 
-            async def take(tx: Transaction, some: list[tuple[int, Any]] = some) -> list[ImportOutcome]:
+            async def take(
+                tx: Transaction, parsed: list[_ParsedItem | ImportOutcome] = parsed
+            ) -> list[ImportOutcome]:
                 writing = _ImportTransaction(self._call, tx, dry_run=dry_run, in_background=in_background)
-                return await writing.take(some)
+                return await writing.take(parsed)
 
             if dry_run:
                 async with self._store.read() as tx:
@@ -79,45 +73,53 @@ class _ImportTransaction:
         self._dry_run = dry_run
         self._in_background = in_background
         self._integrations: dict[str, tuple[Integration, ProviderSpec]] = {}
-        self._entries: list[AuditEntry] = []
+        self._known: set[tuple[str, str, str]] = set()  # names that connections have or had
+        self._new: dict[tuple[str, str, str], _NewConnection] = {}
 
-    async def take(self, items: Iterable[tuple[int, Any]]) -> list[ImportOutcome]:
+    async def take(self, parsed: Sequence["_ParsedItem | ImportOutcome"]) -> list[ImportOutcome]:
         """Raises Failure STORE_CONFLICT when another request has just written one of them."""
-        outcomes: list[ImportOutcome] = []
-        for index, raw in items:
-            checked = await self._check(index, raw)
-            if isinstance(checked, ImportOutcome):
-                outcomes.append(checked)
-            elif self._dry_run:
-                outcomes.append(ImportOutcome(index=index, status="would_import"))
-            else:
-                connection = await self._write(*checked)
-                outcomes.append(ImportOutcome(index=index, status="imported", connection_id=connection.id))
-        if self._entries:
-            await audit.append_all(self._tx, self._entries)
+        items = [entry.item for entry in parsed if isinstance(entry, _ParsedItem)]
+        integrations = {item.integration for item in items}
+        subjects = {item.subject for item in items}
+        self._known = await self._tx.connections.known_names(self._call.tenant, integrations, subjects)
+        outcomes = [
+            entry if isinstance(entry, ImportOutcome) else await self._outcome(entry) for entry in parsed
+        ]
+        if self._new:
+            await self._write(list(self._new.values()))
         return outcomes
 
-    async def _check(self, index: int, raw: Any) -> "_CheckedItem | ImportOutcome":
-        """The item that may be written, or the outcome that says why not."""
+    async def _outcome(self, parsed: "_ParsedItem") -> ImportOutcome:
+        """What becomes of the item; one that is imported is noted, to be written with the others."""
+        index, item = parsed
+        names = (item.integration, item.subject, item.label)
         try:
-            item = _parse_item(raw)
             integration, spec = await self._integration(item.integration)
             scopes = self._require_valid(item, integration, spec)
-            names = (self._call.tenant, item.integration, item.subject, item.label)
-            connection = await self._tx.connections.by_names(*names)
+            connection = await self._existing(names)
         except Failure as failure:
             if failure.kind in _RAISED_KINDS:
                 raise
-            field = failure.context.get("field")
-            return ImportOutcome(
-                index=index, status="invalid", code=failure.code, field=field, detail=failure.detail
+            return _invalid_outcome(index, failure)
+        if connection is not None:
+            pending = connection.state is LifecycleState.PENDING_CONSENT
+            detail = (
+                f"the connection {'exists and is pending' if pending else f'is {connection.state.value}'}"
             )
-        if connection is None or connection.state.is_final:
-            return _CheckedItem(item, integration, scopes)
-        pending = connection.state is LifecycleState.PENDING_CONSENT
-        state = "exists and is pending" if pending else f"is {connection.state.value}"
-        detail = f"the connection {state}"
-        return ImportOutcome(index=index, status="exists", connection_id=connection.id, detail=detail)
+            return ImportOutcome(index=index, status="exists", connection_id=connection.id, detail=detail)
+        if self._dry_run:
+            return ImportOutcome(index=index, status="would_import")
+        new = self._new[names] = self._new_connection(item, integration, scopes)
+        return ImportOutcome(index=index, status="imported", connection_id=new.connection.id)
+
+    async def _existing(self, names: tuple[str, str, str]) -> Connection | None:
+        """The live connection of these names, or the one that this request makes of an earlier item."""
+        if names in self._new:
+            return self._new[names].connection
+        if names not in self._known:
+            return None
+        connection = await self._tx.connections.by_names(self._call.tenant, *names)
+        return None if connection is None or connection.state.is_final else connection
 
     async def _integration(self, name: str) -> tuple[Integration, ProviderSpec]:
         """The integration and its provider. Raises Failure NOT_FOUND, DISCOVERY_FAILED."""
@@ -146,15 +148,16 @@ class _ImportTransaction:
         check = ScopeCheck(self._call, integration, spec, item.subject)
         return check.require(scopes, Action.ADMIN)
 
-    async def _write(self, item: ImportItem, integration: Integration, scopes: tuple[str, ...]) -> Connection:
-        """Write connection, sealed tokens and outbox messages; note the audit entry."""
-        now, context, tx = self._call.now, self._call.context, self._tx
+    def _new_connection(
+        self, item: ImportItem, integration: Integration, scopes: tuple[str, ...]
+    ) -> "_NewConnection":
+        now = self._call.now
         ends = now + INSTALL_WITHIN
         connection = new_connection(
             self._call, integration, subject=item.subject, label=item.label, scopes=scopes, deadline=ends
         )
         consent = Consent.without_subject(
-            connection, ConsentKind.IMPORT, scopes, context, at=now, expires_at=ends
+            connection, ConsentKind.IMPORT, scopes, self._call.context, at=now, expires_at=ends
         )
         tokens = ImportedTokens(
             access_token=item.access_token,
@@ -164,30 +167,64 @@ class _ImportTransaction:
             expires_at=_access_token_expiry(item, now),
             metadata=item.metadata,
         )
-        await tx.connections.add_new(connection)
-        await tx.consents.add(consent, None, tokens)
-        subject_hash = self._call.api.ring.subject_hash(connection.tenant, connection.subject)
-        start = import_message(
-            connection, consent.id, subject_hash, context, now, in_background=self._in_background
+        return _NewConnection(connection, consent, tokens)
+
+    async def _write(self, new: Sequence["_NewConnection"]) -> None:
+        """Write connections, sealed tokens, messages that start their workflows, and audit records."""
+        tx = self._tx
+        await tx.connections.add_all([row.connection for row in new])
+        await tx.consents.add_imports([(row.consent, row.tokens) for row in new])
+        await tx.outbox.add_first([self._start(row) for row in new])
+        await audit.append_all(tx, [self._entry(row) for row in new])
+
+    def _start(self, new: "_NewConnection") -> OutboxMessage:
+        connection = new.connection
+        return import_message(
+            connection,
+            new.consent.id,
+            self._call.api.ring.subject_hash(connection.tenant, connection.subject),
+            self._call.context,
+            self._call.now,
+            in_background=self._in_background,
+            refreshes=not self._in_background and new.tokens.refresh_token is not None,
         )
-        await tx.outbox.add(start)
-        detail = {
-            "integration": integration.name,
-            "label": item.label,
-            "scopes": list(scopes),
-            "refreshable": item.refresh_token is not None,
-            "consent": consent.id,
-        }
-        self._entries.append(self._call.entry(AuditAction.CONNECTION_IMPORTED, connection.id, **detail))
-        return connection
+
+    def _entry(self, new: "_NewConnection") -> AuditEntry:
+        return self._call.entry(
+            AuditAction.CONNECTION_IMPORTED,
+            new.connection.id,
+            integration=new.connection.integration,
+            label=new.connection.label,
+            scopes=list(new.consent.scopes),
+            refreshable=new.tokens.refresh_token is not None,
+            consent=new.consent.id,
+        )
 
 
-class _CheckedItem(NamedTuple):
-    """An item that may be written, and the scopes to request."""
-
+class _ParsedItem(NamedTuple):
+    index: int
     item: ImportItem
-    integration: Integration
-    scopes: tuple[str, ...]
+
+
+class _NewConnection(NamedTuple):
+    """What is written of an item."""
+
+    connection: Connection
+    consent: Consent
+    tokens: ImportedTokens
+
+
+def _parsed(raw: Any, index: int) -> _ParsedItem | ImportOutcome:
+    """The item, or the outcome that says why it can't be read."""
+    try:
+        return _ParsedItem(index, _parse_item(raw))
+    except Failure as failure:
+        return _invalid_outcome(index, failure)
+
+
+def _invalid_outcome(index: int, failure: Failure) -> ImportOutcome:
+    field = failure.context.get("field")
+    return ImportOutcome(index=index, status="invalid", code=failure.code, field=field, detail=failure.detail)
 
 
 def _require_usable(spec: ProviderSpec, item: ImportItem, now: datetime) -> None:
@@ -232,105 +269,3 @@ def _parse_item(raw: Any) -> ImportItem:
 
 def _invalid(field: str, why: str) -> Failure:
     return invalid_request(field, f"{field}: {why}")
-
-
-class ImportVerification:
-    """Verifies the outcomes of one request within `WAIT_S` of its creation."""
-
-    def __init__(self, call: ApiCall) -> None:
-        self._api = call.api
-        self._tenant = call.tenant
-        self._context = call.context
-        self._gate = asyncio.Semaphore(MAX_CONCURRENT)
-        self._ends = asyncio.get_running_loop().time() + WAIT_S
-
-    async def verify(self, outcomes: list[ImportOutcome]) -> list[ImportOutcome]:
-        """The outcomes in the same order, imported ones with their verification."""
-        self._ends = max(self._ends, asyncio.get_running_loop().time() + MIN_WAIT_S)
-        waiting = await self._unverified(outcomes)
-        running: dict[str, asyncio.Task[ImportOutcome]] = {}
-        try:
-            while waiting and self._seconds_left() > 0:
-                async with self._api.store.read() as tx:
-                    installed = await tx.connections.past_consent(self._tenant, list(waiting))
-                for connection, refreshable in installed:
-                    outcome = waiting.pop(connection.id)
-                    judging = self._verify_one(outcome, connection, refreshable)
-                    running[connection.id] = asyncio.create_task(judging)
-                if waiting:
-                    await asyncio.sleep(_POLL_S)
-            if running:
-                await asyncio.wait(running.values(), timeout=max(self._seconds_left(), 0.0))
-            return [self._final_outcome(outcome, waiting, running) for outcome in outcomes]
-        finally:
-            for task in running.values():
-                task.cancel()
-            await asyncio.gather(*running.values(), return_exceptions=True)
-
-    async def _unverified(self, outcomes: list[ImportOutcome]) -> dict[ConnectionId, ImportOutcome]:
-        """Outcomes to verify: imported now, or by an earlier request and not refreshed yet."""
-        unverified = {
-            ConnectionId(outcome.connection_id): outcome
-            for outcome in outcomes
-            if outcome.connection_id and outcome.status == "imported"
-        }
-        async with self._api.store.read() as tx:
-            for outcome in outcomes:
-                if (
-                    outcome.status != "exists"
-                    or not outcome.connection_id
-                    or outcome.connection_id in unverified
-                ):
-                    continue
-                connection = await tx.connections.get(self._tenant, ConnectionId(outcome.connection_id))
-                if connection is None or connection.generation > _FIRST_GENERATION:
-                    continue
-                if await tx.consents.import_consent(self._tenant, connection.id) is not None:
-                    unverified[connection.id] = outcome
-        return unverified
-
-    async def _verify_one(
-        self, outcome: ImportOutcome, connection: Connection, refreshable: bool
-    ) -> ImportOutcome:
-        if connection.state is not LifecycleState.ACTIVE:
-            return outcome.with_verification("failed", connection.reason or ErrorCode.CONSENT_REQUIRED)
-        if connection.generation > _FIRST_GENERATION:
-            return outcome.with_verification("verified")
-        if not refreshable:
-            return outcome.with_verification("unverified", detail="there is no refresh token to verify")
-        async with self._gate:
-            return await self._verify_by_refresh(outcome, connection)
-
-    async def _verify_by_refresh(self, outcome: ImportOutcome, connection: Connection) -> ImportOutcome:
-        ask = EnsureFresh(seen_generation=_FIRST_GENERATION, context=self._context)
-        left = max(self._seconds_left(), 0.5)
-        try:
-            result = await self._api.link.ensure_fresh(self._tenant, connection.id, ask, timeout=left)
-        except Failure as failure:
-            return outcome.with_verification("unverified", failure.code, failure.detail)
-        if result.generation > _FIRST_GENERATION:
-            return outcome.with_verification("verified")
-        failure = Failure(result.problem or ErrorCode.REFRESH_PENDING)
-        how = "failed" if failure.kind in _REFUSED_KINDS else "unverified"
-        return outcome.with_verification(how, failure.code, failure.detail)
-
-    def _final_outcome(
-        self,
-        outcome: ImportOutcome,
-        waiting: dict[ConnectionId, ImportOutcome],
-        running: dict[str, asyncio.Task[ImportOutcome]],
-    ) -> ImportOutcome:
-        task = running.get(outcome.connection_id or "")
-        if task is not None and task.done():
-            judged = task.result()
-            if judged.verification is None:
-                return outcome
-            detail = judged.detail or outcome.detail
-            return outcome.with_verification(judged.verification, judged.code, detail)
-        if task is None and outcome.connection_id not in waiting:
-            return outcome
-        why = "no worker has installed it yet" if task is None else "its first refresh has not ended yet"
-        return outcome.with_verification("unverified", ErrorCode.REFRESH_PENDING, why)
-
-    def _seconds_left(self) -> float:
-        return self._ends - asyncio.get_running_loop().time()

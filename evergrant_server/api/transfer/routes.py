@@ -12,8 +12,9 @@ from evergrant_server.access.recording import record_bulk_read
 from evergrant_server.api.http.call import AdminCall, CommandResponse, ExportCall, ExportCommand
 from evergrant_server.api.http.models import MAX_INTEGER
 from evergrant_server.api.integrations.changes import integration_by_name
-from evergrant_server.api.transfer.intake import ImportVerification, ImportWriter
+from evergrant_server.api.transfer.intake import ImportWriter
 from evergrant_server.api.transfer.models import ExportBody, ExportView, ImportBody, ImportOutcome, ImportView
+from evergrant_server.api.transfer.verification import ImportVerification
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.export import Export, ExportStatus

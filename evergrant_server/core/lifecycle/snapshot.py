@@ -25,6 +25,8 @@ from evergrant_server.core.messages.connection import (
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.outbox import BULK, OutboxKind, OutboxMessage, outbox_message
 
+FIRST_GENERATION = 1  # that an import installs
+
 _SHARED_FACTS = {
     "generation", "obtained_at", "expires_at", "refreshable", "refresh_expires_at", "short_lived",
     "access_generation",
@@ -117,12 +119,17 @@ def import_message(
     now: datetime,
     *,
     in_background: bool,
+    refreshes: bool = False,
 ) -> OutboxMessage:
     """As `start_message`, for a connection whose tokens the store holds: its run begins with installing
-    them, and no signal is needed."""
+    them, and with a refresh if it `refreshes`; no signal and no update is needed."""
     state = state_from_store(connection, None, None, now)
     granted = LifecycleEvent(kind=EventKind.CONSENT_GRANTED, consent_id=consent_id, context=context)
-    start = connection_start(connection, subject_hash, context, state, (granted,))
+    events = (granted,)
+    if refreshes:
+        kind = EventKind.REFRESH_REQUESTED
+        events += (LifecycleEvent(kind=kind, seen_generation=FIRST_GENERATION, context=context),)
+    start = connection_start(connection, subject_hash, context, state, events)
     target = connection_workflow_id(connection.tenant, connection.id)
     name = BULK if in_background else ""
     return outbox_message(connection.tenant, OutboxKind.START_WORKFLOW, target, start, now, name=name)

@@ -20,7 +20,7 @@ class ReconcileResult(Message):
     A long pass is several runs; the counts are the pass's.
     """
 
-    live: int = 0
+    live: int = 0  # that were looked at
     started: int = 0
     behind: int = 0  # the workflow knows a newer generation than the store
     first_behind: tuple[str, ...] = ()
@@ -31,6 +31,7 @@ class ReconcileResult(Message):
     compared: bool = True  # False: no worker answered, so the rest was left out
     comparing: bool = False  # every workflow is queried for its generation, from the first to the last
     after: str | None = None  # the last connection that was looked at, while the pass goes on
+    walked_to: str | None = None  # the last one of a share: the next pass looks at those behind it
     spent_s: float = 0  # by this run, while it goes on; earlier tries included
     exported: int = 0  # histories of closed runs whose export was missing
     audit_checkpoint: AuditCheckpoint | None = None
@@ -44,6 +45,7 @@ class ReconcileRequest(Received):
     closed_since: datetime | None = None  # runs that closed before it are exported already
     compare: bool = False  # ask every workflow for its generation, even if `audit_checkpoint` is found
     so_far: ReconcileResult | None = None  # of a pass that isn't at its end: go on from there
+    walked_to: str | None = None  # the last connection of the share that the last pass looked at
 
     def following(self, last: ReconcileResult) -> "ReconcileRequest":
         """The request of a run that goes on where the last one ended."""
@@ -51,6 +53,7 @@ class ReconcileRequest(Received):
             audit_checkpoint=last.audit_checkpoint,
             closed_since=last.closed_since,
             so_far=None if last.after is None else last,
+            walked_to=last.walked_to,
         )
 
 

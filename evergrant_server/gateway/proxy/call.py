@@ -22,6 +22,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.connection import RefreshReason
 from evergrant_server.egress import StreamedResponse
+from evergrant_server.gateway.api_limits import ApiTurn
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.caller_body import CallerBody
 from evergrant_server.gateway.proxy.echo import EchoFilter, encodings
@@ -77,6 +78,7 @@ class ProxyCall:
         self._passed: RawHeaders = ()  # the caller's headers that go on
         self._approved: str | None = None  # the hash of the call whose approval is used up
         self.provider = "unknown"
+        self._turn: ApiTurn | None = None
 
     @property
     def caller(self) -> Caller:
@@ -103,7 +105,13 @@ class ProxyCall:
 
     @asynccontextmanager
     async def _sent(self) -> AsyncIterator[tuple[StreamedResponse, Sent]]:
-        """Record the call, then send it; record how it ended."""
+        """Record the call, then send it; record how it ended. All of it within its API's limits."""
+        with self._parts.limits.turn() as self._turn:
+            async with self._sent_in_turn(self._turn) as answered:
+                yield answered
+
+    @asynccontextmanager
+    async def _sent_in_turn(self, turn: ApiTurn) -> AsyncIterator[tuple[StreamedResponse, Sent]]:
         sent = await self._issued()
         assert self._api is not None
         assert self._target is not None
@@ -113,11 +121,13 @@ class ProxyCall:
         body = self._body.stream() if self._body.headers() else None
         method, where = self.outgoing.method, self._target
         try:
+            turn.sent()
             with traces.client_span(method, _url_of(where.origin)) as span:
                 async with self._parts.transport.send(
                     method, where.origin, where.target, headers, body
                 ) as answer:
                     sent.status = answer.status
+                    turn.answered(answer.status, answer.headers)
                     span.answered(answer.status)
                     metrics.record_provider_wait(time.monotonic() - sent.began, self.provider)
                     yield answer, sent
@@ -145,6 +155,9 @@ class ProxyCall:
         """Find where it goes before it is recorded. Raises Failure for a call that can't be sent."""
         self.provider = row.provider
         self._api, self._target = await self.outgoing.target(self._parts.apis, row)
+        assert self._turn is not None
+        limited = decision.permit, self._api.limits, self.outgoing.method, self._target.target
+        await self._turn.take(row, self.caller.app.id, *limited)
         self._passed = passed_headers(self.outgoing.headers(), self._api.credential_names)
         if not decision.needs_call_approval:
             return

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from evergrant_server.access.context import ApiContext, integration_spec
+from evergrant_server.core.api_limits.limits import DocumentedQuota
 from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -31,6 +32,7 @@ class ProviderApi:
     base_url: str
     takes: ApiRequest
     client_id: str
+    limits: tuple[DocumentedQuota, ...] = ()
 
     @property
     def credential_names(self) -> list[bytes]:
@@ -75,7 +77,7 @@ class ProviderApis:
         takes = spec.api_request or ApiRequest()
         if base_url is None or takes.query:
             raise Failure(ErrorCode.API_UNKNOWN, provider=spec.name, connection_id=row.connection_id)
-        return ProviderApi(base_url, takes, integration.client_id)
+        return ProviderApi(base_url, takes, integration.client_id, spec.api_limits)
 
     async def mcp_server_of(self, row: LeaseRow) -> ProviderApi:
         """The MCP server that the connection's tokens are for. Raises Failure API_UNKNOWN for another
@@ -85,7 +87,7 @@ class ProviderApis:
         if url is None:
             why = f"{spec.name} is no MCP server: call its API at /v1/proxy."
             raise Failure(ErrorCode.API_UNKNOWN, why, provider=spec.name, connection_id=row.connection_id)
-        return ProviderApi(url, spec.api_request or ApiRequest(), integration.client_id)
+        return ProviderApi(url, spec.api_request or ApiRequest(), integration.client_id, spec.api_limits)
 
     async def method_overrides(self, row: LeaseRow) -> tuple[str, ...]:
         """The names by which the API takes another method than the request's own: none where the definition

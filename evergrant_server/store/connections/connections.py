@@ -4,11 +4,11 @@ The authenticator of the names is written when a row is added, and no later chan
 worker's with the first grant of a connection that a gateway added.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, exists, or_, select, text
+from sqlalchemy import ColumnElement, Select, and_, exists, false, func, or_, select, text
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -27,6 +27,7 @@ from evergrant_server.store.connections.tables import (
     BY_NAMES,
     FAILING_CONDITION,
     FINAL_STATES,
+    LIVE_CONDITION,
     REFUSED_CONDITION,
     REVOKING_CONDITION,
     ConnectionGrantRow,
@@ -39,14 +40,17 @@ from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import (
     ModelRepository,
     Values,
+    column_values,
     columns_equal,
     fetch_all,
     fetch_first,
     find_one,
+    insert_all,
     read_model,
 )
 from evergrant_server.store.ends import put_back
 
+_COUNT = select(func.count()).select_from(table_of(ConnectionRow))
 OFFERED = ("consent_deadline", "requested_scopes", "default_scopes", "slot_scopes")  # with a new link
 _WAITS = (LifecycleState.PENDING_CONSENT.value, LifecycleState.NEEDS_REAUTH.value)
 
@@ -109,6 +113,11 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         if not await self._insert(c):
             raise Failure(ErrorCode.STORE_CONFLICT, "It was started meanwhile.")
 
+    async def add_all(self, connections: Sequence[Connection]) -> None:
+        """As `add_new`, for many."""
+        rows = [column_values(connection, mac=row_mac(self._ring, connection)) for connection in connections]
+        await insert_all(self._connection, ConnectionRow, rows)
+
     async def get_authentic(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
         """The connection, for decisions by its names. Raises Failure AUTHORITY_BROKEN.
 
@@ -162,6 +171,17 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         names = {"tenant": tenant, "integration": integration_name, "subject": subject, "label": label}
         return await self._checked(await fetch_first(self._connection, BY_NAMES, names))
 
+    async def known_names(
+        self, tenant: Tenant, integrations: Collection[str], subjects: Collection[str]
+    ) -> set[tuple[str, str, str]]:
+        """Integration, subject and label of every connection of these subjects there, ended ones included."""
+        column = table_of(ConnectionRow).c
+        query = select(column.integration, column.subject, column.label).where(
+            column.tenant == tenant, column.integration.in_(integrations), column.subject.in_(subjects)
+        )
+        rows = await fetch_all(self._connection, query)
+        return {(row["integration"], row["subject"], row["label"]) for row in rows}
+
     async def page(
         self,
         tenant: Tenant,
@@ -212,11 +232,22 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         """Connections of every tenant that haven't ended, sorted by id."""
         return await self._readable(self._where(col(ConnectionRow.state).not_in(FINAL_STATES)), after, limit)
 
+    async def live_counts(self) -> tuple[int, int]:
+        """How many connections of every tenant haven't ended, and how many of those are revoking: by indexes
+        alone."""
+        counts = [
+            (await self._connection.execute(_COUNT.where(text(condition)))).scalar_one()
+            for condition in (LIVE_CONDITION, REVOKING_CONDITION)
+        ]
+        return counts[0], counts[1]
+
     async def past_consent(
-        self, tenant: Tenant, ids: Collection[ConnectionId]
+        self, tenant: Tenant, ids: Collection[ConnectionId], *, refreshed: bool = False
     ) -> list[tuple[Connection, bool]]:
         """Those of these connections that are no longer pending, and whether a refresh can renew their main
-        grant: one query for all that an import waits for."""
+        grant: one query for all that an import waits for. `refreshed`: without those whose first refresh is
+        still to come, or under way.
+        """
         row, grant = table_of(ConnectionRow), table_of(ConnectionGrantRow)
         mine = and_(
             grant.c.tenant == row.c.tenant, grant.c.connection_id == row.c.id, grant.c.slot == MAIN_SLOT
@@ -227,6 +258,11 @@ class Connections(ModelRepository[Connection, ConnectionId]):
             .where(row.c.tenant == tenant, row.c.id.in_(ids))
             .where(row.c.state != LifecycleState.PENDING_CONSENT.value)
         )
+        if refreshed:
+            first = and_(row.c.state == LifecycleState.ACTIVE.value, row.c.generation <= 1)
+            query = query.where(
+                ~(first & (row.c.failures == 0) & func.coalesce(grant.c.refreshable, false()))
+            )
         rows = await fetch_all(self._connection, query)
         return [(read_model(Connection, ConnectionRow, row), bool(row["refreshable"])) for row in rows]
 

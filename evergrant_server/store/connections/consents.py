@@ -2,6 +2,7 @@
 
 import base64
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,10 +24,12 @@ from evergrant_server.core.connections.grant import ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ConnectionId, ConsentId, Tenant
 from evergrant_server.core.secret import Secret
-from evergrant_server.store.authority.authenticators import AuthenticatedRepository
+from evergrant_server.crypto import seal
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository, row_mac
 from evergrant_server.store.connections.tables import ConsentRow
 from evergrant_server.store.database.engine import DatabaseConnection
-from evergrant_server.store.database.rows import Values, columns_equal
+from evergrant_server.store.database.rows import Values, column_values, columns_equal, insert_all
+from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.store.sealing import ColumnSealer, IntakeRepository
 
 _LINK, _VERIFIER, _CODE = "sealed_link", "sealed_verifier", "sealed_code"
@@ -58,6 +61,17 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
             secrets[_ACCOUNT] = account.as_secret()
         sealed = await self._sealed(consent, secrets)
         await self._add(consent, f"Consent {consent.id}, or one with its link,", **sealed)
+
+    async def add_imports(self, imports: Sequence[tuple[Consent, ImportedTokens]]) -> None:
+        """Add the consents of new connections of one tenant, each with the tokens of its import."""
+        tenant = imports[0][0].tenant
+        keys = await self._sealer.get_or_create_keys(tenant, NO_CONNECTION, (self._purpose,))
+        rows: list[Values] = []
+        for consent, tokens in imports:
+            content = tokens.as_secret().reveal().encode()
+            sealed = {_TOKENS: seal(keys.current(self._purpose), self._place(consent, _TOKENS), content)}
+            rows.append(column_values(consent, mac=row_mac(self._ring, consent), **sealed))
+        await insert_all(self._connection, ConsentRow, rows)
 
     async def import_consent(self, tenant: Tenant, connection_id: ConnectionId) -> Consent | None:
         """The import that this connection began with, or None."""

@@ -1,6 +1,6 @@
 """Reads and writes rows as values of core: the statements that every repository shares."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 from functools import cache
 from typing import Any, Generic, NoReturn, TypeVar
@@ -70,6 +70,12 @@ async def insert(connection: DatabaseConnection, table: type[Row], values: Value
     return (await connection.execute(statement, values)).rowcount == 1
 
 
+async def insert_all(connection: DatabaseConnection, table: type[Row], rows: Sequence[Values]) -> None:
+    """Add rows in one statement. Raises Failure STORE_CONFLICT, at the end of the transaction's block, when
+    one of the table's unique indexes already has one of them."""
+    await connection.execute(_plain_insert(table_of(table)), rows)
+
+
 def columns_equal(table: type[Row], **equal: Any) -> ColumnElement[bool]:
     """All of the named columns equal these values."""
     return and_(true(), *(col(getattr(table, name)) == value for name, value in equal.items()))
@@ -121,6 +127,11 @@ def _insert_statement(table: Table, dialect: str) -> Insert:
     """Does nothing when a unique index already has the row; both databases know it."""
     insert_into = sqlite.insert if dialect == "sqlite" else postgresql.insert
     return insert_into(table).on_conflict_do_nothing()
+
+
+@cache
+def _plain_insert(table: Table) -> Insert:
+    return table.insert()
 
 
 @cache

@@ -300,3 +300,25 @@ async def test_what_an_import_waits_for_is_past_its_consent_and_says_whether_it_
         (denied.id, False),
     }
     assert of_another.id not in {connection.id for connection, _ in ended}
+
+
+async def test_an_import_waits_for_no_grant_whose_first_refresh_has_ended(store: Store):
+    waits = await granted(store, subject="waits")
+    failed, refreshed = await granted(store, subject="failed"), await granted(store, subject="refreshed")
+    denied = await added(store, a_connection(subject="denied", state=LifecycleState.DENIED))
+    async with store.write() as tx:
+        why = failed.refresh_failed(ErrorCode.PROVIDER_UNREACHABLE, NOW, token_over=False)
+        await tx.connections.replace(why, expected=failed.revision)
+        await tx.connections.replace(refreshed.refreshed(NOW), expected=refreshed.revision)
+        ids = [waits.id, failed.id, refreshed.id, denied.id]
+        ended = await tx.connections.past_consent(ACME, ids, refreshed=True)
+    assert {connection.id for connection, _ in ended} == {failed.id, refreshed.id, denied.id}
+
+
+async def test_names_that_an_import_looks_up_are_those_of_ended_connections_too(store: Store):
+    live = await added(store, a_connection(subject="live"))
+    ended = await added(store, a_connection(subject="ended", state=LifecycleState.DENIED))
+    async with store.read() as tx:
+        known = await tx.connections.known_names(ACME, {"crm", live.integration}, {"live", "ended", "new"})
+        assert await tx.connections.known_names(Tenant("other"), {live.integration}, {"live"}) == set()
+    assert known == {(row.integration, row.subject, row.label) for row in (live, ended)}

@@ -48,7 +48,7 @@ LATER = """
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision = "0002", "0001"
+revision, down_revision = "9999", "{before}"
 
 
 def upgrade() -> None:
@@ -64,7 +64,8 @@ def later_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
     def release(statement: str) -> None:
         folder = tmp_path / "migrations"
         shutil.copytree(schema.MIGRATIONS, folder)
-        (folder / "versions" / "0002_later.py").write_text(LATER.format(statement=statement))
+        written = LATER.format(statement=statement, before=schema.expected_version())
+        (folder / "versions" / "9999_later.py").write_text(written)
         monkeypatch.setattr(schema, "MIGRATIONS", folder)
         schema.known_versions.cache_clear()
 
@@ -81,11 +82,11 @@ async def test_a_database_of_an_older_version_is_refused_until_its_upgrade_which
         await tx.access.put_app(an_app(), expected=None)
     await store.close()
     later_release("UPDATE app SET later = name")
-    with fails(ErrorCode.SCHEMA_MISMATCH, "older schema 0001") as caught:
+    with fails(ErrorCode.SCHEMA_MISMATCH, f"older schema {before}") as caught:
         await Store.open(database_url, ring, clock)
     assert "db upgrade" in caught.value.repair
     assert await schema.upgrade(database_url) == before
-    assert await schema.upgrade(database_url) == "0002"
+    assert await schema.upgrade(database_url) == "9999"
     store = await Store.open(database_url, ring, clock)
     async with store.read() as tx:
         names = (await tx.connection.execute(text("SELECT later FROM app"))).scalars().all()
@@ -96,7 +97,7 @@ async def test_a_database_of_an_older_version_is_refused_until_its_upgrade_which
 async def test_a_migration_that_fails_changes_nothing(
     database_url: str, later_release: Callable[[str], None]
 ):
-    database = open_database(database_url)
+    database, version = open_database(database_url), schema.expected_version()
     async with database.read() as connection:
         before = await connection.run_sync(shape_of)
     later_release("UPDATE nothing SET there = 1")
@@ -105,7 +106,7 @@ async def test_a_migration_that_fails_changes_nothing(
     async with database.read() as connection:
         assert await connection.run_sync(shape_of) == before
     await database.close()
-    assert await schema.current_version(database_url) == "0001"
+    assert await schema.current_version(database_url) == version
 
 
 def index_of(described: Any) -> dict[str, Any]:

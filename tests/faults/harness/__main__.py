@@ -1,4 +1,4 @@
-"""`make faults`: the table, then the random run. Ends with 1 when anything was violated or lost, when a
+"""`make faults`: the table, the random run, fairness. Ends with 1 when anything was violated or lost, when a
 whole table left a point out, and when what it is for didn't happen: nothing walked, leased or refreshed.
 
 python -m tests.faults.harness --seconds 120 --seed 1 [--cases 2000] [--shard 1/4] [--jobs 2]
@@ -52,6 +52,7 @@ async def main(arguments: argparse.Namespace) -> int:
         bad = walked.failed
         if arguments.seconds:
             bad |= await random_run(Path(name), arguments, walked.windows_ms)
+            bad |= await fairness(Path(tempfile.mkdtemp(dir=name)))
         return int(bad)
 
 
@@ -64,6 +65,13 @@ async def random_run(folder: Path, arguments: argparse.Namespace, windows_ms: li
     return ran.bad
 
 
+async def fairness(folder: Path) -> bool:
+    """In a process of its own: it is niced, and measures."""
+    say("==> fairness: what one tenant's trouble costs another")
+    command = (sys.executable, "-m", "tests.faults.fairness", "--folder", str(folder))
+    return await (await asyncio.create_subprocess_exec(*command)).wait() != 0
+
+
 def piece(text: str) -> tuple[int, int]:
     """`2/4`: the second of four."""
     number, _, of = text.partition("/")
@@ -74,7 +82,9 @@ def piece(text: str) -> tuple[int, int]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=120, help="of the random run; 0: without it")
+    parser.add_argument(
+        "--seconds", type=float, default=120, help="of the random run; 0: without it and fairness"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the plan of faults, and of the sample")
     parser.add_argument("--cases", type=int, default=0, help="walk so many of the table; 0: all")
     parser.add_argument("--shard", type=piece, default=(1, 1), help="1/4: the first quarter of the table")

@@ -51,8 +51,8 @@ async def sent(api: Api, key: str, *items: Any, **more: Any) -> list[dict[str, A
 @pytest.fixture(autouse=True)
 def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker installs anything here."""
-    monkeypatch.setattr("evergrant_server.api.transfer.intake.WAIT_S", 0.2)
-    monkeypatch.setattr("evergrant_server.api.transfer.intake.MIN_WAIT_S", 0.2)
+    monkeypatch.setattr("evergrant_server.api.transfer.verification.WAIT_S", 0.2)
+    monkeypatch.setattr("evergrant_server.api.transfer.verification.MIN_WAIT_S", 0.2)
 
 
 @pytest.fixture
@@ -96,11 +96,11 @@ async def test_a_look_at_what_waits_for_its_verification_is_one_query(
     past_consent, get = Connections.past_consent, Connections.get
 
     async def counted(
-        rows: Connections, tenant: Tenant, ids: Collection[ConnectionId]
+        rows: Connections, tenant: Tenant, ids: Collection[ConnectionId], *, refreshed: bool
     ) -> list[tuple[Connection, bool]]:
         looks.append(len(ids))
         looked_up.clear()
-        return await past_consent(rows, tenant, ids)
+        return await past_consent(rows, tenant, ids, refreshed=refreshed)
 
     async def got(rows: Connections, tenant: Tenant, id: ConnectionId) -> Connection | None:
         looked_up.append(id)
@@ -122,6 +122,16 @@ async def test_the_start_of_an_import_that_is_verified_waits_for_no_other(api: A
     assert (start.kind, start.name, api.relay.nudges) == (OutboxKind.START_WORKFLOW, "", 1)
 
 
+@pytest.mark.parametrize("verify", [True, False])
+async def test_the_run_of_an_import_that_is_verified_begins_with_a_refresh(api: Api, key: str, verify: bool):
+    refreshable, other = item(subject="user-1"), item(subject="user-2", refresh_token=None)
+    await sent(api, key, refreshable, other, verify=verify)
+    starts = [ConnectionStart.model_validate(message.payload) for message in await api.outbox()]
+    kinds = [[event.kind for event in start.pending_events] for start in starts]
+    refresh = [EventKind.REFRESH_REQUESTED] if verify else []
+    assert kinds == [[EventKind.CONSENT_GRANTED, *refresh], [EventKind.CONSENT_GRANTED]]
+
+
 async def test_two_requests_with_the_same_items_import_each_once(api: Api, key: str):
     items = [item(subject=f"user-{n}", **({"integration": "none"} if n == 12 else {})) for n in range(25)]
     first, second = await asyncio.gather(sent(api, key, *items), sent(api, key, *items))
@@ -140,7 +150,7 @@ async def test_the_time_of_a_request_begins_before_its_items_are_taken(
     take = ImportWriter.import_items
 
     async def taken(self: ImportWriter, *of: Any, **more: Any) -> list[ImportOutcome]:
-        monkeypatch.setattr("evergrant_server.api.transfer.intake.WAIT_S", 3600)
+        monkeypatch.setattr("evergrant_server.api.transfer.verification.WAIT_S", 3600)
         return await take(self, *of, **more)
 
     monkeypatch.setattr(ImportWriter, "import_items", taken)

@@ -15,7 +15,7 @@ from evergrant_server.core.text import is_storable
 STATUS_OF_KIND = {
     FailureKind.RECONNECT_NEEDED: {409, 400},
     FailureKind.CLIENT_MISCONFIGURED: {424},
-    FailureKind.PROVIDER_UNAVAILABLE: {503},
+    FailureKind.PROVIDER_UNAVAILABLE: {503, 429},
     FailureKind.DENIED: {403},
     FailureKind.PLATFORM_UNAVAILABLE: {503, 500, 429, 409},
     FailureKind.BAD_REQUEST: {400, 401, 404, 405, 409, 413},

@@ -32,7 +32,8 @@ class ScriptedLink(TemporalLink):
     """Tests script the answers with the attributes.
 
     `silent` says how many queries a workflow leaves unanswered; `queries` counts them. `newest` is
-    the newest run of every workflow. `started` holds the messages of started connections.
+    the newest run of every workflow, `open_runs` how many are open, `failing` the workflows whose task
+    fails. `started` holds the messages of started connections.
     """
 
     def __init__(self, connections: Sequence[Connection]) -> None:
@@ -44,6 +45,8 @@ class ScriptedLink(TemporalLink):
         self.pending_replies: tuple[str, ...] = ()
         self.started: list[ConnectionStart] = []
         self.closed_run_queries = 0
+        self.open_runs = len(connections)
+        self.failing: tuple[str, ...] = ()
         self.most_listed = 0  # workflows that one query of visibility named
 
     async def running_connections(self, workflows: Sequence[str]) -> dict[str, RunningWorkflow]:
@@ -54,8 +57,11 @@ class ScriptedLink(TemporalLink):
     async def newest_run(self, workflow: str) -> NewestRun | None:
         return self.newest
 
+    async def open_connections(self, state: str | None = None) -> int:
+        return self.open_runs if state is None else 0
+
     async def failing_workflows(self) -> AsyncIterator[str]:
-        for workflow in ():
+        for workflow in self.failing:
             yield workflow
 
     async def is_idle(self, workflow: str) -> bool:

@@ -12,9 +12,10 @@ from activities.histories import HistoryActivities
 from activities.reconcile import RUN_LIMIT, ReconcileActivities, prune_attempts
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.ids import AppId, Tenant
+from evergrant_server.core.ids import AppId, ConnectionId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.store import Store
 from evergrant_server.store.connections.attempts import Attempts
@@ -97,6 +98,7 @@ async def test_a_store_that_is_restored_during_a_pass_is_compared_from_the_begin
     prepare: Prepare, activities_of: MakeActivities
 ):
     reconciler, link = await prepare(SEVERAL_BATCHES)
+    link.open_runs -= 1
     activities = activities_of(reconciler, link, STOP_AFTER_A_BATCH)
     first = await run(activities, ReconcileRequest())
     assert (first.live, link.queries.total()) == (200, 0)
@@ -110,6 +112,7 @@ async def test_the_time_of_an_attempt_that_crashed_counts_for_the_run(
     prepare: Prepare, activities_of: MakeActivities
 ):
     reconciler, link = await prepare(SEVERAL_BATCHES)
+    link.open_runs -= 1
     environment = ActivityEnvironment()
     before = ReconcileResult(spent_s=RUN_LIMIT.total_seconds())
     environment.info = replace(environment.info, heartbeat_details=[before])
@@ -117,6 +120,45 @@ async def test_the_time_of_an_attempt_that_crashed_counts_for_the_run(
     assert (stopped.live, stopped.after is None, stopped.spent_s) == (200, False, 0)
     rest = await run(activities_of(reconciler, link), ReconcileRequest().following(stopped))
     assert (rest.live, rest.after) == (SEVERAL_BATCHES, None)
+
+
+async def test_while_the_counts_agree_each_pass_looks_at_a_share_and_all_have_their_turn(
+    prepare: Prepare, activities_of: MakeActivities
+):
+    reconciler, link = await prepare(SEVERAL_BATCHES)
+    passes = [await run(activities_of(reconciler, link), ReconcileRequest())]
+    while passes[-1].walked_to is not None and len(passes) < 5:
+        following = ReconcileRequest().following(passes[-1])
+        passes.append(await run(activities_of(reconciler, link), following))
+    assert [(result.live, result.after) for result in passes] == [(200, None), (200, None), (50, None)]
+    (first, second, third) = (result.walked_to for result in passes)
+    assert (first, second, third) == (*connection_ids(199), *connection_ids(399), None)
+
+
+@pytest.mark.parametrize("which", ["a run is missing", "one that revokes is missing"])
+async def test_a_pass_looks_at_all_when_the_counts_differ(
+    prepare: Prepare, activities_of: MakeActivities, store: Store, clock: SetClock, which: str
+):
+    reconciler, link = await prepare(SEVERAL_BATCHES)
+    if which == "a run is missing":
+        link.open_runs -= 1
+    else:
+        async with store.write() as tx:
+            (connection, *_) = await tx.connections.page(ACME)
+            revoking = connection.revocation_requested("left", clock.now())
+            await tx.connections.replace(revoking, expected=connection.revision)
+    result = await run(activities_of(reconciler, link), ReconcileRequest(walked_to=connection_ids(300)[0]))
+    assert (result.live, result.after, result.walked_to) == (SEVERAL_BATCHES, None, None)
+
+
+async def test_a_connection_whose_run_fails_again_and_again_gets_another_at_the_next_pass(
+    prepare: Prepare, activities_of: MakeActivities
+):
+    """Whichever share the pass looks at."""
+    reconciler, link = await prepare(SEVERAL_BATCHES)
+    link.failing, link.newest = (connection_workflow_id(ACME, ConnectionId(*connection_ids(7))),), None
+    await run(activities_of(reconciler, link), ReconcileRequest(walked_to=connection_ids(300)[0]))
+    assert [start.connection_id for start in link.started] == [*connection_ids(7)]
 
 
 async def test_the_mark_moves_once_every_workflow_has_answered(

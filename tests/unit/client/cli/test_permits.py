@@ -30,7 +30,7 @@ DENIED: dict[str, Any] = {
     **{"owner": "", "purpose": "", "reason": ""},
 }
 
-DEMAND = "permits put etl writes --integration crm --action proxy --method POST --tool pay --call-approval"
+DEMAND = "permits put etl writes --integration crm --action proxy --method POST --tool pay --call-approval --priority high"
 DEMANDED: dict[str, Any] = {
     **{
         "integration": "crm",
@@ -38,6 +38,7 @@ DEMANDED: dict[str, Any] = {
         "methods": ["POST"],
         "tools": ["pay"],
         "call_approval": True,
+        "priority": "high",
     },
     **{"effect": "allow", "mode": "enforce", "provider": "*", "subjects": ["*"], "exact_scopes": False},
     **{"owner": "", "purpose": "", "reason": ""},

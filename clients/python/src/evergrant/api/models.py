@@ -598,6 +598,7 @@ class Permit:
     paths: Texts | None
     call_approval: bool
     tools: Texts | None
+    priority: str
     created_at: datetime
     revision: int
 

@@ -228,7 +228,7 @@ class Operations:
         exact_scopes: bool | None = None, scopes: Texts | None = None, expires_at: datetime | None = None,
         purpose: str | None = None, owner: str | None = None, reason: str | None = None,
         methods: Texts | None = None, paths: Texts | None = None, call_approval: bool | None = None,
-        tools: Texts | None = None
+        tools: Texts | None = None, priority: str | None = None
     ) -> None:
         """Create or change a permit. An app can't give itself `token`, `proxy` or `export`, nor change what
         denies it these.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -63,6 +63,8 @@ class Permit:
     "Refuse a lease whose token can do more than it requests."
     call_approval: Flag = False
     "Of the action proxy: a person approves each request (evergrant approvals)."
+    priority: Literal["low", "normal", "high"] = "normal"
+    "Of the action proxy: how large the app's part is where a provider's API takes no more calls."
     expires: datetime | None = None
     "When it ends, with its zone: 2027-01-01T00:00:00Z."
     purpose: str = ""
@@ -93,6 +95,7 @@ def put(app: str, name: str, /, *, permit: Permit, options: Options = DEFAULTS) 
             subjects=permit.subject,
             exact_scopes=permit.exact_scopes,
             call_approval=permit.call_approval or None,
+            priority=None if permit.priority == "normal" else permit.priority,
             expires_at=permit.expires,
             purpose=permit.purpose,
             owner=permit.owner,

@@ -1,0 +1,193 @@
+"""One run: another tenant's leases before each trouble and in it, and what is to be said of them."""
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.faults.fairness.place import Place, Tenancy, asked, nice, running_place
+from tests.faults.fairness.troubles import Providers, Sizes, Troubles
+
+MOST = 2.0  # times the latency without the trouble
+LEAST_MS = 20.0  # a shorter one counts as this: in milliseconds the machine's own noise is a doubling
+_PER_SECOND, _REFRESHES_PER_SECOND = 40, 4
+_SETTLES_S = 1.5  # until a trouble has its full size
+_CALM = 0.7  # of the round before: a latency that falls no further
+_MOST_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Leases:
+    """The leases of one tenant in one round: their seconds, and why some failed."""
+
+    latencies: list[float] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+
+    @property
+    def p99_ms(self) -> float:
+        latencies = sorted(self.latencies)
+        return latencies[int(len(latencies) * 0.99)] * 1000 if latencies else 0.0
+
+    def ratio_to(self, before: "Leases") -> float:
+        return self.p99_ms / max(before.p99_ms, LEAST_MS)
+
+
+@dataclass(frozen=True)
+class Round:
+    """Leases of fresh tokens, and leases that each need a refresh."""
+
+    fresh: Leases
+    refreshed: Leases
+
+    def is_calm_after(self, before: "Round") -> bool:
+        pairs = ((self.fresh, before.fresh), (self.refreshed, before.refreshed))
+        return all(now.p99_ms >= _CALM * then.p99_ms for now, then in pairs)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One trouble. `refreshes`: whether leases with a refresh are compared as well."""
+
+    name: str
+    before: Round
+    during: Round
+    seen: Counter[str]
+    refreshes: bool
+
+    @property
+    def happened(self) -> bool:
+        return sum(self.seen.values()) > 0
+
+    @property
+    def wrongs(self) -> list[str]:
+        """What may not be."""
+        during, before = self.during, self.before
+        failed = Counter((*during.fresh.refusals, *during.refreshed.refusals))
+        wrongs = [f"{self.name}: {count} leases failed: {why}" for why, count in failed.items()]
+        compared = [("", during.fresh.ratio_to(before.fresh))]
+        if self.refreshes:
+            compared.append((" with a refresh", during.refreshed.ratio_to(before.refreshed)))
+        wrongs += [
+            f"{self.name}: another tenant's p99{what} is {ratio:.1f} times"
+            for what, ratio in compared
+            if ratio > MOST
+        ]
+        return wrongs if self.happened else [*wrongs, f"{self.name}: DIDN'T HAPPEN"]
+
+    def __str__(self) -> str:
+        before, during = self.before, self.during
+        happened = ", ".join(f"{count} {what}" for what, count in sorted(self.seen.items()))
+        failed = len(during.fresh.refusals) + len(during.refreshed.refusals)
+        fresh = f"p99 {before.fresh.p99_ms:.1f} -> {during.fresh.p99_ms:.1f} ms"
+        refreshed = f"with a refresh {before.refreshed.p99_ms:.0f} -> {during.refreshed.p99_ms:.0f} ms"
+        return f"  {self.name:<36} {fresh}, {refreshed}, {failed} failed; {happened}"
+
+
+@dataclass
+class FairnessResult:
+    troubles: list[Judged] = field(default_factory=list)
+    took_s: float = 0.0
+
+    @property
+    def wrongs(self) -> list[str]:
+        return [wrong for judged in self.troubles for wrong in judged.wrongs]
+
+
+class Others:
+    """The tenants without trouble, whose leases are measured, each by a probe of its own."""
+
+    def __init__(self, place: Place, seconds: float) -> None:
+        self._place, self._seconds = place, seconds
+        self._probes: list[tuple[asyncio.subprocess.Process, Tenancy, float]] = []
+
+    async def prepare(self, providers: Providers) -> None:
+        fresh = await self._place.tenancy("other", providers.fast, 20, 3600)
+        refreshing = await self._place.tenancy("refreshing", providers.brief, 20, 2)
+        for tenancy, per_second in ((fresh, _PER_SECOND), (refreshing, _REFRESHES_PER_SECOND)):
+            probe = await self._place.started("tests.faults.fairness.probe")
+            self._probes.append((probe, tenancy, per_second))
+
+    async def round(self, *, refreshes: bool = True) -> Round:
+        """Both tenants' leases for a while."""
+        probes = self._probes if refreshes else self._probes[:1]
+        answers = await asyncio.gather(*(self._leases(*probe) for probe in probes))
+        return Round(answers[0], answers[1] if refreshes else Leases())
+
+    async def calm(self) -> Round:
+        """The first round whose latencies fall no further: what came before is over."""
+        before = await self.round()
+        for _ in range(_MOST_ROUNDS):
+            now = await self.round()
+            if now.is_calm_after(before):
+                break
+            before = now
+        return now
+
+    async def _leases(self, probe: asyncio.subprocess.Process, tenancy: Tenancy, per_second: float) -> Leases:
+        wanted: dict[str, Any] = {
+            "port": self._place.port,
+            "key": tenancy.key,
+            "integration": tenancy.integration.name,
+            "subjects": tenancy.size,
+            "per_second": per_second,
+            "seconds": self._seconds,
+        }
+        return Leases(**await asked(probe, wanted))
+
+
+async def run(
+    folder: Path,
+    *,
+    seconds: float,
+    sizes: Sizes,
+    say: Callable[[str], None],
+    is_alone: bool = False,
+    only: Sequence[str] = ("",),
+) -> FairnessResult:
+    """Measure each trouble, or those with one of the words `only`.
+
+    `is_alone`: this process is the harness's own, and is niced.
+    """
+    began, result, providers = time.monotonic(), FairnessResult(), Providers()
+    async with AsyncExitStack() as opened:
+        for server in (providers.fast, providers.brief, providers.hangs, providers.receiver):
+            await opened.enter_async_context(server)
+        place = await opened.enter_async_context(running_place(folder, providers.allowances))
+        others, troubles = Others(place, seconds), Troubles(place, providers, sizes)
+        await others.prepare(providers)
+        await troubles.prepare()
+        await place.platform.command("reconcile")
+        say(f"  prepared in {time.monotonic() - began:.0f} s")
+        if is_alone:
+            nice(os.getpid())  # and what it starts from here on
+        before = await others.calm()
+        for name, begin, refreshes in (
+            ("a greedy app", troubles.greedy_app, False),
+            ("a hanging provider", troubles.hanging_provider, True),
+            (f"{sizes.webhooks} slow webhooks", troubles.slow_webhooks, True),
+            ("Temporal away", troubles.temporal_away, False),
+            (f"Temporal back, {sizes.hot} hot connections", troubles.temporal_back, False),
+        ):
+            if not any(word in name for word in only):
+                continue
+            is_away = name == "Temporal away"
+            async with begin(seconds + _SETTLES_S) as seen:
+                await asyncio.sleep(_SETTLES_S)
+                during = await others.round(refreshes=not is_away)
+            result.troubles.append(Judged(name, before, during, seen, refreshes))
+            say(str(result.troubles[-1]))
+            if not is_away:
+                before = await others.calm()
+    result.took_s = time.monotonic() - began
+    return result
+
+
+def report(result: FairnessResult) -> str:
+    """What a run prints at its end."""
+    wrongs = [f"  VIOLATION: {wrong}" for wrong in result.wrongs]
+    return "\n".join([f"fairness: {len(result.troubles)} troubles in {result.took_s:.0f} s", *wrongs])
