@@ -173,8 +173,8 @@ class ErrorPart(SpecPart):
         rules = list(self.error_rules)
         for inherited in extended.error_rules:
             rule: ErrorRule | None = inherited
-            for own in self.error_rules:
-                rule = None if rule is None else without_covered(rule, own)
+            for earlier in self.error_rules:
+                rule = None if rule is None else without_covered(rule, earlier)
             rules += [] if rule is None else [rule]
         changes: dict[str, Any] = {"error_rules": tuple(rules)}
         for field in CODE_LISTS:
@@ -206,9 +206,9 @@ class ErrorPart(SpecPart):
             for first, earlier in enumerate(self.error_rules[:later]):
                 if (kept := without_covered(rule, earlier)) == rule:
                     continue
-                what = "the rule" if kept is None else "some of its values"
+                part = "any reply" if kept is None else "some of its values"
                 raise ValueError(
-                    f"error_rules.{later} never holds for {what}: error_rules.{first} comes first and covers "
+                    f"error_rules.{later} never holds for {part}: error_rules.{first} comes first and covers "
                     f"it ({earlier.means or 'no meaning'} there, {rule.means or 'no meaning'} here)"
                 )
         for index, rule in enumerate(self.error_rules):

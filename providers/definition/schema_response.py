@@ -67,6 +67,7 @@ class ResponseSpec(SpecPart):
     refresh_expires_at_path: JsonPath | None = None
     refresh_expires_at_format: Literal["iso8601", "epoch_s", "epoch_ms"] = "iso8601"
     scope_path: JsonPath | None = "scope"  # of a text or a list
+    subject_scope_path: JsonPath | None = None  # where some replies list those of one person's token
     scope_separator: str | None = Field(default=None, min_length=1, max_length=1)  # None: as requested
     metadata_paths: tuple[JsonPath, ...] = ()
     metadata_patterns: dict[str, MetadataPattern] = Field(default_factory=dict)

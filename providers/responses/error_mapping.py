@@ -39,7 +39,7 @@ from providers.responses.raw_reply import (
     stated_wait,
     value_at,
 )
-from providers.responses.reply_error import PassingError, UnnamedRefusal, body_text, error_in
+from providers.responses.reply_error import PassingError, UnnamedRefusal, body_text, error_in, rule_of
 from providers.responses.reply_words import description_of, words_of_reply
 
 # RFC 6749 section 5.2, RFC 7009 section 2.2.1, and the name several providers use for 3.1.2.4
@@ -177,9 +177,9 @@ def wait_of_reply(
     """
     if code not in (ErrorCode.PROVIDER_ERROR, ErrorCode.PROVIDER_RATE_LIMITED):
         return None
-    wait, own = retry_after(reply.headers, now), spec.rate_limit_reset
-    if wait is None and own is not None and code is ErrorCode.PROVIDER_RATE_LIMITED:
-        wait = seconds_until_reset(reply.headers, own.header, own.format, now)
+    wait, reset = retry_after(reply.headers, now), spec.rate_limit_reset
+    if wait is None and reset is not None and code is ErrorCode.PROVIDER_RATE_LIMITED:
+        wait = seconds_until_reset(reply.headers, reset.header, reset.format, now)
     return _wait_in_body(spec, reply) if wait is None else wait
 
 
@@ -203,37 +203,54 @@ def reading_of(
     status = reply.status
     if status == 429 or error in _RATE_LIMIT_ERRORS:
         return Reading(ErrorCode.PROVIDER_RATE_LIMITED, "RFC 6585 section 4, and the usual names of limits")
-    found = error_in(spec, reply, at)
-    rule = found.rule if found else None
+    rule = rule_of(spec, reply, at)
     field = "error_rules" if rule is not None and rule.means else spec.list_of(error)
     if field is not None:  # the definition knows better than the status
         means = rule.means if rule is not None and rule.means else CODE_LISTS[field]
         return Reading(_code_of(means, at), field, rule if field == "error_rules" else None, means)
+    if error in _PASSING_ERRORS:
+        return Reading(ErrorCode.PROVIDER_ERROR, "RFC 6749 section 4.1.2.1", means="passing")
     if status >= 500:
         return Reading(ErrorCode.PROVIDER_ERROR, "RFC 9110 section 15.6")
-    description = description_of(spec, reply, error)
-    if error == "invalid_grant" and at != "refresh" and _REDIRECT_WORDS.match(description):
-        return Reading(ErrorCode.CLIENT_REJECTED, "a description that blames the redirect URI")
-    if error in _GRANT_ERRORS or (at == "refresh" and error in _REFRESH_ERRORS):
-        return Reading(ErrorCode.GRANT_REJECTED, "the standards' names of errors that end a grant")
-    if error in _CODE_ERRORS and at != "refresh":
-        return Reading(ErrorCode.GRANT_REJECTED, "the usual names of a code that is over")
-    if error not in _NAMED_CLIENT_ERRORS and _is_over(at, status, description):
-        return Reading(ErrorCode.GRANT_REJECTED, "a description that says that the token or code is over")
-    if error not in _NAMED_CLIENT_ERRORS and _LIMIT_WORDS.search(description):
-        return Reading(
-            ErrorCode.PROVIDER_RATE_LIMITED, "a description that names a limit", means="rate_limit"
-        )
-    if error not in _NAMED_CLIENT_ERRORS and _FAULT_WORDS.search(description):
-        return Reading(ErrorCode.PROVIDER_ERROR, "a description of a fault that passes", means="passing")
-    if error in _CLIENT_ERRORS:
-        return Reading(ErrorCode.CLIENT_REJECTED, "the standards' names of errors of a client")
+    known = _by_description(spec, reply, error, at) or _by_standard(error, at)
+    if known is not None:
+        return known
     if status == 401 and not error and _challenges_client(reply.headers):
         return Reading(ErrorCode.CLIENT_REJECTED, "RFC 6749 section 5.2: WWW-Authenticate")
     if error is None and (status < 400 or status in _WRONG_ENDPOINT):
         # such as a redirect: the definition is wrong
         return Reading(ErrorCode.REPLY_UNREADABLE, "no error in it, and no status of a token endpoint")
     return Reading(ErrorCode.PROVIDER_ERROR, "nothing: no rule and no standard knows it")
+
+
+def _by_standard(error: str | None, at: RequestKind | None) -> Reading | None:
+    """What an error of this name is at every provider."""
+    if error in _GRANT_ERRORS or (at == "refresh" and error in _REFRESH_ERRORS):
+        return Reading(ErrorCode.GRANT_REJECTED, "the standards' names of errors that end a grant")
+    if error in _CODE_ERRORS and at != "refresh":
+        return Reading(ErrorCode.GRANT_REJECTED, "the usual names of a code that is over")
+    if error in _CLIENT_ERRORS:
+        return Reading(ErrorCode.CLIENT_REJECTED, "the standards' names of errors of a client")
+    return None
+
+
+def _by_description(
+    spec: ProviderSpec, reply: RawReply, error: str | None, at: RequestKind | None
+) -> Reading | None:
+    """What the sentence beside an error says where its name says little."""
+    description = description_of(spec, reply, error)
+    if error == "invalid_grant" and at != "refresh" and _REDIRECT_WORDS.match(description):
+        return Reading(ErrorCode.CLIENT_REJECTED, "a description that blames the redirect URI")
+    if error in _GRANT_ERRORS or error in _NAMED_CLIENT_ERRORS:
+        return None
+    if _is_over(at, reply.status, description):
+        return Reading(ErrorCode.GRANT_REJECTED, "a description that says that the token or code is over")
+    if _LIMIT_WORDS.search(description):
+        limited = "a description that names a limit"
+        return Reading(ErrorCode.PROVIDER_RATE_LIMITED, limited, means="rate_limit")
+    if _FAULT_WORDS.search(description):
+        return Reading(ErrorCode.PROVIDER_ERROR, "a description of a fault that passes", means="passing")
+    return None
 
 
 def _is_over(at: RequestKind | None, status: int, description: str) -> bool:
@@ -252,8 +269,8 @@ def _code_of(means: ErrorMeaning, at: RequestKind | None) -> ErrorCode:
 
 
 def _class_of_error(reading: Reading, reply: RawReply, error: str | None) -> type[ReplyFailure]:
-    passing = reading.means == "passing" or (reading.means is None and error in _PASSING_ERRORS)
-    if passing or (reading.means == "subject" and reading.code is ErrorCode.PROVIDER_ERROR):
+    still_alive = reading.means == "subject" and reading.code is ErrorCode.PROVIDER_ERROR
+    if reading.means == "passing" or still_alive:
         return PassingError
     markup = reply.body.lstrip().startswith(b"<")  # a gateway's page
     unnamed = reply.status == 400 and not markup and (not error or error == "invalid_request")
@@ -263,8 +280,8 @@ def _class_of_error(reading: Reading, reply: RawReply, error: str | None) -> typ
 def _challenges_client(headers: dict[str, str]) -> bool:
     """Whether any challenge names a scheme of client authentication."""
     challenges = _QUOTED.sub('""', headers.get("www-authenticate", "")).split(",")
-    schemes = (_SCHEME.match(it.strip()) for it in challenges)
-    return any(it is not None and it.group(1).lower() not in _RESOURCE_SCHEMES for it in schemes)
+    schemes = filter(None, (_SCHEME.match(challenge.strip()) for challenge in challenges))
+    return any(scheme.group(1).lower() not in _RESOURCE_SCHEMES for scheme in schemes)
 
 
 class UnreadableTokens(ReplyFailure):
@@ -303,9 +320,8 @@ def read_revocation(spec: ProviderSpec, reply: RawReply) -> None:
     before the names of tokens that are gone. After 503 the token is still valid.
     """
     revocation = spec.revocation or RevocationSpec()
-    found = error_in(spec, reply, "revocation")
-    error = found.name if found else None
-    means = found.rule.means if found and found.rule else None
+    error, rule = error_name(spec, reply, "revocation"), rule_of(spec, reply, "revocation")
+    means = rule.means if rule is not None else None
     if error and is_one_of(error, revocation.gone_error_codes) and means in (None, "dead_token"):
         return
     in_body = error is not None and bool(spec.error_rules or spec.status_field)

@@ -56,6 +56,12 @@ def error_in(spec: ProviderSpec, reply: RawReply, at: RequestKind | None = None)
     return ReplyError(text_of(error)) if error else None
 
 
+def rule_of(spec: ProviderSpec, reply: RawReply, at: RequestKind | None = None) -> ErrorRule | None:
+    """The definition's rule that names the error of a reply, if one does."""
+    error = error_in(spec, reply, at)
+    return error.rule if error is not None else None
+
+
 def _name_by(rule: ErrorRule, data: dict[str, Any] | None) -> str:
     """The name of the error that a rule has found; `error` is the name of one found by its description."""
     by_description = rule.means is not None and rule.path is not None and rule.path.endswith("description")

@@ -75,7 +75,8 @@ def words_of_fields(
     reply: RawReply, data: dict[str, Any], error: str | None, objects: tuple[str, ...] = ()
 ) -> ProviderWords:
     """As `words_of_reply`. `objects` are the paths of those to look into first."""
-    description = next((it for it in _texts(data, (*objects, *_OBJECTS)) if it != error), None)
+    texts = _texts(data, (*objects, *_OBJECTS))
+    description = next((text for text in texts if text != error), None)
     secrets = set(islice(received_tokens(data), _MOST_TOKENS))
     if reply.request is None or len(secrets) == _MOST_TOKENS:
         error, description = None if error and " " in error else error, None

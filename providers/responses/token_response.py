@@ -81,7 +81,8 @@ def _read_token_set(
     if access is None:
         raise UnreadableBody("no access token")
     refresh_token = _checked_token(value_at(data, response.refresh_token_path), "a refresh token")
-    scopes = _scopes(spec, value_at(data, response.scope_path))
+    scopes = _scopes(spec, value_at(data, response.subject_scope_path))
+    scopes = _scopes(spec, value_at(data, response.scope_path)) if scopes is None else scopes
     if scopes == () and spec.scopes_supported:  # no scope is what the grammar of RFC 6749 section 3.3 lacks
         scopes = (UNKNOWN_SCOPE,)
     if scopes is not None and spec.offline_scope in requested and (refresh_token or refreshing):

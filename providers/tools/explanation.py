@@ -81,7 +81,6 @@ def explain(
         return Explanation(**plain, code="pending", by="RFC 8628 section 3.5", repairer="time", follows=why)
     except Failure as failure:
         rule = FAILURES[failure.code]
-        said = str(getattr(failure, "said", None) or "")
         return Explanation(
             **plain,
             code=failure.code.value,
@@ -89,7 +88,7 @@ def explain(
             repairer=rule.repairer.value,
             follows=_follows(failure, at),
             retry_after=failure.retry_after,
-            provider_said=said,
+            provider_said=str(getattr(failure, "said", None) or ""),
         )
     follows = "the grant is over" if at == "revocation" else "the tokens are stored"
     return Explanation(**plain, code="success", by="no error in it", repairer="nobody", follows=follows)
