@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from providers.definition.patterns import matches
 from providers.definition.schema_base import (
@@ -152,7 +152,7 @@ class ErrorPart(SpecPart):
     """Replies that mean success, and what the names of errors mean."""
 
     # a definition of the catalogue whose rules and codes come after this one's: siblings share one list
-    extends: str | None = None
+    extends: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     success_statuses: tuple[int, ...] = (200,)
     status_field: JsonPath | None = None  # any value but `ok_values` is an error
     ok_values: tuple[Any, ...] = ()
