@@ -29,7 +29,7 @@ _DESCRIPTIONS = (
     "oauth_problem_advice",
 )
 _OBJECTS = ("", "error", "errors.0", "data")
-_MARKUP = re.compile(r"(?is)<(script|style)\b[^>]*>.*?</\1\s*>|<!--.*?-->|<[^>]*>")
+_MARKUP = re.compile(r"(?is)<(script|style)\b[^<>]*>.*?</\1\s*>|<!--.*?-->|<[^<>]*>")
 _MOST_SHOWN = 10_000  # bytes of an unreadable body
 _MOST_TOKENS = 100  # in a reply: more are nothing that could be searched for in time
 
