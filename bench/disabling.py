@@ -42,7 +42,7 @@ class Disabling:
     `late` is the number of leases that were committed after it; another one than 0 breaks an invariant.
     """
 
-    what: str
+    disabled: str
     leases: int
     took: float
     effect: float
@@ -74,7 +74,7 @@ class _Crowd:
     store: Store
     children: list[Process]
 
-    async def disabled(self, what: str, app: App, bounds: Bounds) -> Disabling:
+    async def disabled(self, kind: str, app: App, bounds: Bounds) -> Disabling:
         """Lease as this app, disable what is said, and wait until all are refused."""
         for child in self.children:
             assert child.stdin is not None
@@ -84,15 +84,15 @@ class _Crowd:
         await asyncio.sleep(min(_LOAD_S, bounds.seconds))
         began = perf_counter()
         async with self.store.write() as tx:
-            await (_disable_app(tx, app) if what == "app" else _disable_tenant(tx))
+            await (_disable_app(tx, app) if kind == "app" else _disable_tenant(tx))
             recorded = await _recorded(tx)
         committed = perf_counter()
         results = [json.loads(await _told(child)) for child in self.children]
         async with self.store.read() as tx:
             late = await _recorded(tx) - recorded
-        last = max(it["last"] for it in results)
-        leases = sum(it["leases"] for it in results)
-        return Disabling(what, leases, committed - began, last - began, late)
+        last = max(result["last"] for result in results)
+        leases = sum(result["leases"] for result in results)
+        return Disabling(kind, leases, committed - began, last - began, late)
 
     async def end(self) -> None:
         for child in self.children:
@@ -135,7 +135,7 @@ async def _child(ready: Installation) -> Process:
 
 
 def _claims(ready: Installation, app: App) -> bytes:
-    facts = [(it.id, it.revision, it.generation, app.id, app.revision) for it in ready.connections]
+    facts = [(row.id, row.revision, row.generation, app.id, app.revision) for row in ready.connections]
     return json.dumps(facts).encode() + b"\n"
 
 
@@ -150,7 +150,7 @@ async def work(folder: Path, url: str) -> None:
 async def lease_flat_out(store: Store, clock: SystemClock, facts: Sequence[Sequence[Any]]) -> dict[str, Any]:
     """Lease until a claim is refused; the number of leases, and when the last one could leave."""
     ledger = LeaseLedger(store, new_lease_shard(), clock)
-    claims = cycle([lease_claim(TENANT, *it, at=clock.now()) for it in facts])
+    claims = cycle([lease_claim(TENANT, *fact, at=clock.now()) for fact in facts])
     leases, last = 0, 0.0
 
     async def call() -> None:

@@ -136,14 +136,14 @@ class _Reading:
 async def _stream(streams: list[_Reading], pid: int, tenth: int) -> StreamRun:
     before, began = _resident(pid), perf_counter()
     early = peak = 0.0
-    running = asyncio.gather(*(it.run() for it in streams))
+    running = asyncio.gather(*(stream.run() for stream in streams))
     while not running.done():
         await asyncio.sleep(_SAMPLE_S)
-        if sum(it.events for it in streams) >= tenth:
+        if sum(stream.events for stream in streams) >= tenth:
             peak = max(peak, _resident(pid))
             early = early or peak
     await running
-    events = sum(it.events for it in streams)
+    events = sum(stream.events for stream in streams)
     return StreamRun(len(streams), events, perf_counter() - began, before, early, peak)
 
 

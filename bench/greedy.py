@@ -31,20 +31,22 @@ class Neighbour:
 
     @property
     def greedy_per_second(self) -> float:
-        return sum(len(it["latencies"]) for it in self.greedy) / sum(it["seconds"] for it in self.greedy)
+        return sum(len(each["latencies"]) for each in self.greedy) / sum(
+            each["seconds"] for each in self.greedy
+        )
 
-    def ratio_to(self, other: list[float]) -> float:
+    def ratio_to(self, p99s: list[float]) -> float:
         """Of the medians of the rounds."""
-        return median(self.beside) / median(other)
+        return median(self.beside) / median(p99s)
 
 
 async def measure(
     ready: Installation, bare_port: int, generator: Generator, bounds: Bounds
 ) -> list[Neighbour]:
     """Alternate rounds of the other app alone with rounds beside the clients, at either server."""
-    found = [Neighbour(clients) for clients in CLIENTS]
+    rows = [Neighbour(clients) for clients in CLIENTS]
     async with load_generator() as crowd:
-        for row in found:
+        for row in rows:
             for _ in range(_ROUNDS if bounds.most >= GREEDY_CLIENTS else 1):
                 row.quiet.append(_p99(await _round(generator, ready, row.clients, bounds)))
                 for port, p99s in ((bare_port, row.busy), (ready.settings.port, row.beside)):
@@ -53,7 +55,7 @@ async def measure(
                     p99s.append(_p99(await _round(generator, ready, row.clients, bounds)))
                     loaded = await crowded
                 row.greedy.append(loaded)
-    return found
+    return rows
 
 
 async def _round(generator: Generator, ready: Installation, clients: int, bounds: Bounds) -> dict[str, Any]:

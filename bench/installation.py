@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, PermitId, Tenant, new_id
-from evergrant_server.core.integrations import NOTHING_PINNED, Endpoints, Integration
+from evergrant_server.core.integrations import NOTHING_PINNED, Endpoints, Integration, PinnedHosts
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
@@ -27,6 +28,7 @@ TENANT = Tenant("bench")
 _CLOCK = SystemClock()
 _SCOPES = ("read", "write")
 _LIFETIME_S = 3600.0
+_ROWS_AT_ONCE = 200
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,10 @@ class Installation:
 
     def requests(self, key: str | None = None) -> list[str]:
         """One lease request for each connection, as it is sent, with this key or the app's."""
-        return [lease_request(self.settings.port, key or self.key, it.subject) for it in self.connections]
+        return [
+            lease_request(self.settings.port, key or self.key, connection.subject)
+            for connection in self.connections
+        ]
 
 
 def lease_request(port: int, key: str, subject: str) -> str:
@@ -79,8 +84,10 @@ async def prepare(
             integration = await tx.integrations.put(
                 _integration(issuer), Secret(client_secret), expected=None
             )
+            hosts = _hosts(integration)
             connections = [
-                await _connection(tx, integration, number, reply) for number, reply in enumerate(grants)
+                await _connection(tx, integration, number, reply, hosts)
+                for number, reply in enumerate(grants)
             ]
     finally:
         await store.close()
@@ -90,6 +97,26 @@ async def prepare(
 def token_reply() -> dict[str, Any]:
     """A token reply with an opaque access token of typical size."""
     return {"access_token": secrets.token_urlsafe(96), "refresh_token": secrets.token_urlsafe(32)}
+
+
+async def populate(
+    ready: Installation, numbers: range, grant: Callable[[], dict[str, Any]] = token_reply
+) -> tuple[Connection, ...]:
+    """Add connections of these numbers, each with a `grant`, sealed as a worker seals it."""
+    settings = ready.settings
+    store = await Store.open(settings.database_url, KeyRing.open(settings.key_path, Role.WORKER), _CLOCK)
+    try:
+        async with store.read() as tx:
+            integration = await tx.integrations.by_name(TENANT, "crm")
+        assert integration is not None
+        hosts, added = _hosts(integration), list[Connection]()
+        for first in range(numbers.start, numbers.stop, _ROWS_AT_ONCE):
+            async with store.write() as tx:
+                for number in range(first, min(first + _ROWS_AT_ONCE, numbers.stop)):
+                    added.append(await _connection(tx, integration, number, grant(), hosts))
+    finally:
+        await store.close()
+    return tuple(added)
 
 
 async def _app(tx: Transaction, name: str, *, admin: bool = False) -> tuple[App, str]:
@@ -135,8 +162,13 @@ def _integration(issuer: str) -> Integration:
     )
 
 
+def _hosts(integration: Integration) -> PinnedHosts:
+    spec = Registry.load().get(integration.provider)
+    return hosts_to_pin(spec, integration, integration.params, NOTHING_PINNED)
+
+
 async def _connection(
-    tx: Transaction, integration: Integration, number: int, reply: dict[str, Any]
+    tx: Transaction, integration: Integration, number: int, reply: dict[str, Any], hosts: PinnedHosts
 ) -> Connection:
     now = _CLOCK.now()
     connection = Connection(
@@ -161,8 +193,6 @@ async def _connection(
     )
     after = connection.granted(now)
     grant = Grant.from_tokens(tokens, generation=after.generation, requested=_SCOPES, at=now)
-    spec = Registry.load().get(integration.provider)
-    hosts = hosts_to_pin(spec, integration, integration.params, NOTHING_PINNED)
     return await tx.grants.install(
         after, tokens, grant, origin=Origin.NEW, expected=connection.revision, hosts=hosts
     )

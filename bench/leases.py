@@ -1,4 +1,4 @@
-"""Lease reads per second through the real server, against a bare route in the same server."""
+"""Leases a second through the real server, against a bare route in the same server, and against OpenBao."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -10,12 +10,13 @@ from typing import Any
 from bench import installation
 from bench.bounds import Bounds
 from bench.installation import Installation, lease_request
+from bench.openbao import OpenBao
 from bench.processes import Generator, first_refusal, python_module, running_process
 from evergrant_server.cli.serve import settings_environment
 from tests.fakes.ports import free_port
 
 CLIENTS = (16, 64)
-_CONNECTIONS = 100  # leased in turn
+CONNECTIONS = 100  # leased in turn
 _ROUNDS = 3  # the sides alternate, so that other load on the machine affects both
 _WARM_UP = 0.5  # seconds
 
@@ -42,16 +43,21 @@ class Side:
 
 @dataclass(frozen=True)
 class LeaseRate:
-    """One row: leases against the bare route. Latencies are milliseconds, `ratios` one a round."""
+    """One row: leases against the bare route, and OpenBao if it is installed. `ratios`: one a round."""
 
     store: str
     clients: int
     lease: Side
     bare: Side
+    openbao: Side | None = None
 
     @property
     def ratio(self) -> float:
         return self.lease.per_second / self.bare.per_second
+
+    @property
+    def of_openbao(self) -> float | None:
+        return None if self.openbao is None else self.lease.per_second / self.openbao.per_second
 
     @property
     def ratios(self) -> list[float]:
@@ -65,7 +71,7 @@ async def two_servers(
 ) -> AsyncIterator[tuple[Installation, int]]:
     """Run the API on a prepared store, and the bare route with a response of the same size."""
     ready = await installation.prepare(
-        folder, database_url, free_port(), [installation.token_reply() for _ in range(_CONNECTIONS)]
+        folder, database_url, free_port(), [installation.token_reply() for _ in range(CONNECTIONS)]
     )
     api = python_module("evergrant_server serve", folder, env=settings_environment(ready.settings))
     async with running_process(api, port=ready.settings.port):
@@ -76,27 +82,34 @@ async def two_servers(
 
 
 async def measure(
-    store: str, ready: Installation, bare_port: int, generator: Generator, bounds: Bounds
+    store: str,
+    ready: Installation,
+    bare_port: int,
+    generator: Generator,
+    bounds: Bounds,
+    openbao: OpenBao | None = None,
 ) -> list[LeaseRate]:
-    """Measure both sides in alternating rounds, for each number of clients.
+    """Measure the sides in alternating rounds, for each number of clients.
 
-    Raises RuntimeError when the server refuses a lease.
+    Raises RuntimeError when a server refuses a request.
     """
-    found: list[LeaseRate] = []
+    rates: list[LeaseRate] = []
     for clients in CLIENTS:
         lease = Side(ready.settings.port, ready.requests())
         bare = Side(
             bare_port,
             [lease_request(bare_port, ready.key, connection.subject) for connection in ready.connections],
         )
-        for side in (lease, bare):
+        vault = None if openbao is None else Side(openbao.port, openbao.requests())
+        sides = [side for side in (lease, bare, vault) if side is not None]
+        for side in sides:
             await measure_round(generator, side, clients, _WARM_UP, bounds.most)
         for _ in range(_ROUNDS):
-            for side in (lease, bare):
+            for side in sides:
                 seconds = bounds.seconds / _ROUNDS
                 side.rounds.append(await measure_round(generator, side, clients, seconds, bounds.most))
-        found.append(LeaseRate(store, clients, lease, bare))
-    return found
+        rates.append(LeaseRate(store, clients, lease, bare, vault))
+    return rates
 
 
 async def measure_round(

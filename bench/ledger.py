@@ -55,7 +55,7 @@ async def measure(store: str, ready: Installation, bounds: Bounds) -> list[Ledge
         async with opened.write() as tx:
             await audit.append(tx, _entry(next(claims)), shard=_PLAIN)
 
-    found: list[LedgerRate] = []
+    rates: list[LedgerRate] = []
     await ledger.start()
     try:
         for callers in CALLERS:
@@ -63,16 +63,16 @@ async def measure(store: str, ready: Installation, bounds: Bounds) -> list[Ledge
             rate = await _rate(grouped, callers, bounds)
             more_records, more_commits = await _head(opened)
             batch = (more_records - records) / (more_commits - commits)
-            found.append(LedgerRate(store, callers, rate, batch, await _rate(alone, callers, bounds)))
+            rates.append(LedgerRate(store, callers, rate, batch, await _rate(alone, callers, bounds)))
     finally:
         await ledger.stop()
         await opened.close()
-    return found
+    return rates
 
 
 async def _rate(work: Callable[[], Awaitable[None]], callers: int, bounds: Bounds) -> float:
     """How often per second `work` completes, with this number of callers in closed loops."""
-    until = perf_counter() + bounds.seconds
+    until = perf_counter() + bounds.seconds / 2
     done = 0
 
     async def call() -> None:
@@ -121,8 +121,8 @@ def lease_claim(
 
 
 def _claim(ready: Installation, number: int) -> LeaseClaim:
-    it, app = ready.connections[number], ready.app
-    return lease_claim(TENANT, it.id, it.revision, it.generation, app.id, app.revision, at=it.created_at)
+    row, app = ready.connections[number], ready.app
+    return lease_claim(TENANT, row.id, row.revision, row.generation, app.id, app.revision, at=row.created_at)
 
 
 def _entry(claim: LeaseClaim) -> AuditEntry:

@@ -87,18 +87,18 @@ def body_size(buffer: bytes) -> int | None:
     return size if len(buffer) >= head + 4 + size else None
 
 
-async def run_round(given: dict[str, Any]) -> dict[str, Any]:
+async def run_round(order: dict[str, Any]) -> dict[str, Any]:
     """Run one round. `most` bounds the requests, `seconds` the time."""
     tally = RoundTally()
-    requests = cycle([text.encode() for text in given["requests"]])
+    requests = cycle([text.encode() for text in order["requests"]])
     began = perf_counter()
     loop = asyncio.get_running_loop()
     clients: list[Client] = []
-    for _ in range(given["clients"]):
-        client = Client(requests, tally, began + given["seconds"], given["most"])
+    for _ in range(order["clients"]):
+        client = Client(requests, tally, began + order["seconds"], order["most"])
         clients.append(client)
-        await loop.create_connection(lambda client=client: client, HOST, given["port"])
-    limit = given["seconds"] + _END_LIMIT_S
+        await loop.create_connection(lambda client=client: client, HOST, order["port"])
+    limit = order["seconds"] + _END_LIMIT_S
     _, lost = await asyncio.wait([client.ended for client in clients], timeout=limit)
     return {
         "seconds": perf_counter() - began,

@@ -68,10 +68,10 @@ class Generator:
     def __init__(self, child: asyncio.subprocess.Process) -> None:
         self._child = child
 
-    async def round(self, **given: Any) -> dict[str, Any]:
+    async def round(self, **order: Any) -> dict[str, Any]:
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        self._child.stdin.write(json.dumps(given).encode() + b"\n")
+        self._child.stdin.write(json.dumps(order).encode() + b"\n")
         await self._child.stdin.drain()
         return json.loads(await self._child.stdout.readline())
 
@@ -124,4 +124,4 @@ def sqlite(folder: Path) -> str:
 
 def first_refusal(rounds: Iterable[dict[str, Any]]) -> str:
     """The first response that was not a 200."""
-    return next((given["sample"][:400] for given in rounds if given["refused"]), "")
+    return next((each["sample"][:400] for each in rounds if each["refused"]), "")

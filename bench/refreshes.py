@@ -91,7 +91,7 @@ async def _alternate(
     idp: ScriptedProvider,
     bounds: Bounds,
 ) -> RefreshRate:
-    seen = [it.generation for it in connections]
+    seen = [connection.generation for connection in connections]
 
     async def refresh(caller: int) -> None:
         mine = connections[caller]
@@ -130,8 +130,8 @@ async def _update_all(update: Callable[[int], Awaitable[None]]) -> None:
 
 async def _events(parts: Platform, connections: tuple[Connection, ...]) -> int:
     """Events in the histories of all these connections' workflows."""
-    histories = [await parts.link.history(connection_workflow_id(it.tenant, it.id)) for it in connections]
-    return sum(len(it) for it in histories)
+    names = [connection_workflow_id(connection.tenant, connection.id) for connection in connections]
+    return sum([len(await parts.link.history(name)) for name in names])
 
 
 @asynccontextmanager

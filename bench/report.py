@@ -5,16 +5,20 @@ from collections.abc import Iterable, Sequence
 from bench.disabling import PROCESSES, Disabling
 from bench.gateway import CallRate, StreamRun
 from bench.greedy import Neighbour
-from bench.leases import LeaseRate
+from bench.imports import ImportRate
+from bench.leases import LeaseRate, Side
 from bench.ledger import LedgerRate
 from bench.refreshes import CALLERS, RefreshRate
 
-LEASES = "Leases per second, with permit check and committed audit, against a bare FastAPI POST route"
+LEASES = (
+    "Leases per second, with permit check and committed audit, against a bare FastAPI POST route and OpenBao"
+)
 AUDIT = "What the audit log costs: the ledger alone, against one commit for each record"
 NEIGHBOURS = "An app beside one with 500 requests open, against itself alone (SQLite)"
 DISABLED = "Disabled on PostgreSQL while it leases without a pause: the last lease after the request"
 CALLS = "Calls through the gateway, recorded before and after, against direct ones (SQLite)"
 STREAMS = "Streams of an hour's server-sent events through one gateway, and its memory"
+IMPORTS = "Grants a second of an import: written, installed by a worker, refreshed once each (verified)"
 REFRESHES = "Refreshes per second, against the same Temporal server with an empty activity"
 
 
@@ -26,10 +30,13 @@ def leases(rows: Iterable[LeaseRate]) -> list[str]:
         "bare/s",
         "ratio",
         "rounds",
+        "OpenBao/s",
+        "of OpenBao",
         "lease p50 / p99 ms",
         "bare p50 / p99 ms",
+        "OpenBao p50 / p99 ms",
     )
-    return _table(
+    return table(
         LEASES,
         header,
         [
@@ -40,18 +47,23 @@ def leases(rows: Iterable[LeaseRate]) -> list[str]:
                 f"{row.bare.per_second:,.0f}",
                 f"{row.ratio:.2f}",
                 f"{min(row.ratios):.2f} to {max(row.ratios):.2f}",
-                f"{row.lease.percentile(50):.1f} / {row.lease.percentile(99):.1f}",
-                f"{row.bare.percentile(50):.1f} / {row.bare.percentile(99):.1f}",
+                "-" if row.openbao is None else f"{row.openbao.per_second:,.0f}",
+                "-" if row.of_openbao is None else f"{row.of_openbao:.2f}",
+                *(_percentiles(side) for side in (row.lease, row.bare, row.openbao)),
             )
             for row in rows
         ],
     )
 
 
+def _percentiles(side: Side | None) -> str:
+    return "-" if side is None else f"{side.percentile(50):.1f} / {side.percentile(99):.1f}"
+
+
 def audit(rows: Iterable[LedgerRate], rates: Iterable[LeaseRate]) -> list[str]:
     header = "store", "callers", "records/s", "records a commit", "one by one/s", "ratio", "share of a lease"
     leased = {(rate.store, rate.clients): rate.lease.per_second for rate in rates}
-    return _table(
+    return table(
         AUDIT,
         header,
         [
@@ -71,13 +83,13 @@ def audit(rows: Iterable[LedgerRate], rates: Iterable[LeaseRate]) -> list[str]:
 
 def neighbours(rows: Iterable[Neighbour]) -> list[str]:
     header = "its clients", "p99 ms alone", "cores busy", "beside", "to alone", "to busy", "greedy leases/s"
-    return _table(
+    return table(
         NEIGHBOURS,
         header,
         [
             (
                 str(row.clients),
-                *(" ".join(f"{it:.1f}" for it in them) for them in (row.quiet, row.busy, row.beside)),
+                *(" ".join(f"{p99:.1f}" for p99 in rounds) for rounds in (row.quiet, row.busy, row.beside)),
                 f"{row.ratio_to(row.quiet):.2f}",
                 f"{row.ratio_to(row.busy):.2f}",
                 f"{row.greedy_per_second:,.0f}",
@@ -96,8 +108,9 @@ def calls(rows: Iterable[CallRate]) -> list[str]:
         "through p50 / p99 ms",
         "direct p50 / p99 ms",
         "added p50 ms",
+        "of direct",
     )
-    return _table(
+    return table(
         CALLS,
         header,
         [
@@ -105,11 +118,9 @@ def calls(rows: Iterable[CallRate]) -> list[str]:
                 row.kind,
                 str(row.clients),
                 *(f"{side.per_second:,.0f}" for side in (row.through, row.direct)),
-                *(
-                    f"{side.percentile(50):.1f} / {side.percentile(99):.1f}"
-                    for side in (row.through, row.direct)
-                ),
-                f"{row.added_ms:.1f}",
+                *(_percentiles(side) for side in (row.through, row.direct)),
+                f"{row.added_ms:.2f}",
+                f"{row.through.per_second / row.direct.per_second:.3f}",
             )
             for row in rows
         ],
@@ -122,19 +133,19 @@ def streams(row: StreamRun) -> list[str]:
         str(row.streams),
         f"{row.events:,}",
         f"{row.events / row.seconds:,.0f}",
-        *(f"{it:.0f}" for it in (row.before, row.early, row.peak)),
+        *(f"{memory:.0f}" for memory in (row.before, row.early, row.peak)),
     )
-    return _table(STREAMS, header, [line])
+    return table(STREAMS, header, [line])
 
 
 def disabled(rows: Iterable[Disabling]) -> list[str]:
     header = "disabled", "processes", "leases before", "transaction ms", "last lease ms", "after it"
-    return _table(
+    return table(
         DISABLED,
         header,
         [
             (
-                row.what,
+                row.disabled,
                 str(PROCESSES),
                 f"{row.leases:,}",
                 f"{row.took * 1000:.0f}",
@@ -166,12 +177,31 @@ def refreshes(row: RefreshRate) -> list[str]:
         f"{row.ceiling_ms:.0f}",
     )
     return [
-        *_table(REFRESHES, header, [line]),
+        *table(REFRESHES, header, [line]),
         f"{row.done} refreshes, {row.provider_calls} calls at the provider",
     ]
 
 
-def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def imports(rows: Iterable[ImportRate]) -> list[str]:
+    header = "store", "grants", "written/s", "installed/s", "refreshed", "verified/s"
+    return table(
+        IMPORTS,
+        header,
+        [
+            (
+                row.store,
+                str(row.grants),
+                f"{row.written:,.0f}",
+                f"{row.installed:.0f}",
+                str(row.verified_grants),
+                f"{row.verified:.1f}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table with aligned columns."""
     widths = [max(len(row[place]) for row in (header, *rows)) for place in range(len(header))]
     lines = [_line(header, widths), _line(["-" * width for width in widths], widths)]

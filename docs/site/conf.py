@@ -50,7 +50,7 @@ CONTENTS: dict[str, dict[str, list[str]]] = {
                       "docs/guide/adding-a-provider", "docs/flows"],
         "In production": ["docs/guide/operations", "docs/console", "docs/guide/kubernetes",
                           "docs/guide/external-revocation", "docs/telemetry", "docs/benchmarks",
-                          "docs/reliability", "docs/protocol"],
+                          "docs/capacity", "docs/reliability", "docs/protocol"],
         "Security": ["docs/guide/security", "docs/security/threat-model", "docs/security/clauses",
                      "docs/security/roles", "docs/security/dangerous", "SECURITY"],
         "Reference": ["docs/reference/http", "docs/errors", "docs/reference/settings",

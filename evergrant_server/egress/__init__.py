@@ -6,8 +6,9 @@ means.
 """
 
 from evergrant_server.egress.client import ANSWER_TIMEOUT_S, Egress, may_call_out, silence_http_debug_logs
+from evergrant_server.egress.connection import UpstreamClosed
 from evergrant_server.egress.policy import EgressPolicy
-from evergrant_server.egress.streaming import StreamedResponse, StreamingTransport, UpstreamClosed
+from evergrant_server.egress.streaming import StreamedResponse, StreamingTransport
 from evergrant_server.egress.transport import DOES_NOT_RESOLVE, BeforeSend, SendObserver
 
 silence_http_debug_logs()

@@ -1,39 +1,30 @@
 """The streaming transport: the same guard as `transport`, bodies as they come, and connections that are kept.
 
 It is for requests that an app makes through the gateway: the caller reads the body, so there is no limit of
-its size, and only silence has a time limit. Nothing is sent twice.
+its size, and only silence has a time limit. Nothing is sent twice. HTTP/1.1 on asyncio's protocols, read by
+llhttp without any leniency (ADR 0087).
 """
 
+import asyncio
+import re
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 
 import httpcore2
 
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.bounded import Bounded
+from evergrant_server.egress.connection import LATE, LOST, RawHeaders, UpstreamConnection, unreachable
 from evergrant_server.egress.policy import EgressPolicy
 from evergrant_server.egress.transport import GuardedBackend, default_tls_context
 
-RawHeaders = list[tuple[bytes, bytes]]
-
-_CONNECT_TIMEOUT_S = 5.0
-_KEEP_S = 15.0  # less than servers keep an idle connection: a stale one would lose a request
-_MOST_IDLE = 16  # kept for one origin: each request looks at all of them
-_MOST_ORIGINS = 1000  # with a pool of their own
-
-
-class UpstreamClosed(Failure):
-    """The provider ended the connection, or was silent for too long, after its response had begun."""
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """An origin that the policy allows, and the connections that are kept to it."""
-
-    url: httpcore2.URL
-    host_header: bytes
-    pool: httpcore2.AsyncConnectionPool
+_CONNECT_TIMEOUT_S = 5.0  # for the name, an address and TLS
+_MOST_IDLE = 16  # kept for one origin
+_MOST_ORIGINS = 1000  # whose check is kept
+_HEAD = re.compile(
+    rb"[A-Z]+ [\x21-\x7e]+ HTTP/1\.1\r\n(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [\t\x20-\x7e\x80-\xff]*\r\n)+\r\n"
+)  # RFC 9112 sections 3 and 5
 
 
 @dataclass(frozen=True)
@@ -49,20 +40,16 @@ class StreamingTransport:
     """Sends requests to checked addresses and streams both bodies. One per process.
 
     Connections are kept per origin; redirects are not followed; the environment's proxies are not read. A
-    response's header section has at most 100 KiB (httpcore).
+    response's header section has at most 100 KiB.
     """
 
     def __init__(self, policy: EgressPolicy, *, silence_s: float, tls: ssl.SSLContext | None = None) -> None:
-        self._policy = policy
-        self._limits = {
-            "connect": _CONNECT_TIMEOUT_S,
-            "read": silence_s,
-            "write": silence_s,
-            "pool": silence_s,
-        }
+        self._silence_s = silence_s
         self._tls = tls or default_tls_context()
-        self._origins: dict[str, _Origin] = {}
-        self._shared = self._new_pool()  # of the origins beyond so many
+        self._tls.set_alpn_protocols(["http/1.1"])
+        self._backend = GuardedBackend(policy)
+        self._policy = policy
+        self._origins = Bounded[str, _Origin](_MOST_ORIGINS)
 
     @asynccontextmanager
     async def send(
@@ -75,72 +62,101 @@ class StreamingTransport:
     ) -> AsyncIterator[StreamedResponse]:
         """Send a request; leaving the block gives the connection back, or closes it if more would come.
 
-        `target` goes out as it is. Raises Failure EGRESS_REFUSED, and PROVIDER_UNREACHABLE before the
-        response has begun.
+        `target` goes out as it is; `headers` say how the body is framed. Raises Failure EGRESS_REFUSED, and
+        PROVIDER_UNREACHABLE before the response has begun.
         """
-        there = self._origins.get(origin) or self._origin(origin)
-        url = there.url
-        request = httpcore2.Request(
-            method=method,
-            url=httpcore2.URL(scheme=url.scheme, host=url.host, port=url.port, target=target),
-            headers=[(b"Host", there.host_header), *headers],
-            content=_no_body() if body is None else body,
-            extensions={"timeout": self._limits},
-        )
+        allowed = self._origins.get(origin) or self._allowed(origin)
+        head = _head(method, target, allowed, headers)
+        connection = allowed.kept() or await self._connected(allowed)
         try:
-            answer = await there.pool.handle_async_request(request)
-        except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as error:
-            raise Failure(ErrorCode.PROVIDER_UNREACHABLE, _why(error), retry_after=1.0) from None
-        try:
-            yield StreamedResponse(answer.status, list(answer.headers), _chunks(answer))
+            await connection.request(method, head, body)
+            await connection.response_head()
+            yield StreamedResponse(connection.status, connection.headers, connection.body())
         finally:
-            await answer.aclose()
+            allowed.give_back(connection)
 
-    def _origin(self, origin: str) -> _Origin:
+    def _allowed(self, url: str) -> "_Origin":
         """Raises Failure EGRESS_REFUSED. The addresses of its name are checked at each connection."""
-        self._policy.check_url(origin)
-        url = httpcore2.URL(origin)
-        if len(self._origins) >= _MOST_ORIGINS:
-            return _Origin(url, _host_header(url), self._shared)
-        self._origins[origin] = _Origin(url, _host_header(url), self._new_pool())
-        return self._origins[origin]
+        self._policy.check_url(url)
+        parsed = httpcore2.URL(url)
+        usual = {b"https": 443, b"http": 80}[parsed.scheme]
+        port = parsed.port or usual
+        host = parsed.host.decode().strip("[]")
+        shown = f"[{host}]" if ":" in host else host
+        header = shown if port == usual else f"{shown}:{port}"
+        origin = _Origin(host, port, parsed.scheme == b"https", header.encode())
+        self._origins[url] = origin
+        return origin
 
-    def _new_pool(self) -> httpcore2.AsyncConnectionPool:
-        return httpcore2.AsyncConnectionPool(
-            ssl_context=self._tls,
-            max_connections=None,
-            max_keepalive_connections=_MOST_IDLE,
-            keepalive_expiry=_KEEP_S,
-            network_backend=GuardedBackend(self._policy),
-        )
+    async def _connected(self, origin: "_Origin") -> UpstreamConnection:
+        """A new connection, to the first checked address that accepts one.
+
+        Raises Failure EGRESS_REFUSED, PROVIDER_UNREACHABLE.
+        """
+        host, port = origin.host, origin.port
+        tls, name = (self._tls, host) if origin.tls else (None, None)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                for address in await self._backend.checked_addresses(host, port):
+                    with suppress(OSError):
+                        _, connection = await loop.create_connection(
+                            lambda: UpstreamConnection(self._silence_s),
+                            address,
+                            port,
+                            ssl=tls,
+                            server_hostname=name,
+                        )
+                        return connection
+        except TimeoutError:
+            raise unreachable(LATE) from None
+        except httpcore2.ConnectError:  # the name doesn't resolve
+            pass
+        raise unreachable(LOST)
+
+    def _new_connection(self) -> UpstreamConnection:
+        return UpstreamConnection(self._silence_s)
 
     async def aclose(self) -> None:
-        for pool in (self._shared, *(it.pool for it in self._origins.values())):
-            await pool.aclose()
+        for origin in self._origins.values():
+            origin.close()
 
 
-async def _chunks(answer: httpcore2.Response) -> AsyncIterator[bytes]:
-    assert isinstance(answer.stream, AsyncIterable)
-    try:
-        async for chunk in answer.stream:
-            yield chunk
-    except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError) as error:
-        raise UpstreamClosed(ErrorCode.PROVIDER_UNREACHABLE, _why(error)) from None
+@dataclass(eq=False)
+class _Origin:
+    """An origin that the policy allows, and the connections that are kept to it."""
+
+    host: str
+    port: int
+    tls: bool
+    host_header: bytes
+    idle: "list[UpstreamConnection]" = field(default_factory=list)
+
+    def kept(self) -> "UpstreamConnection | None":
+        """The connection that was given back last, unless something has come on it since."""
+        while self.idle:
+            connection = self.idle.pop()
+            if connection.taken():
+                return connection
+        return None
+
+    def give_back(self, connection: UpstreamConnection) -> None:
+        if not connection.is_reusable or len(self.idle) >= _MOST_IDLE:
+            connection.close()
+            return
+        self.idle.append(connection)
+        connection.expire(self.idle)
+
+    def close(self) -> None:
+        while self.idle:
+            self.idle.pop().close()
 
 
-async def _no_body() -> AsyncIterator[bytes]:
-    return
-    yield b""
-
-
-def _host_header(url: httpcore2.URL) -> bytes:
-    usual = {b"https": 443, b"http": 80}[url.scheme]
-    return url.host if url.port in (None, usual) else b"%b:%d" % (url.host, url.port)
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, httpcore2.TimeoutException):
-        return "The provider's API did not answer in time."
-    if isinstance(error, httpcore2.ProtocolError):
-        return "The provider's API broke the protocol, or closed the connection."
-    return "The provider's API can't be reached, or the connection broke."
+def _head(method: str, target: bytes, origin: _Origin, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Raises Failure PROVIDER_UNREACHABLE for what no server reads as one request."""
+    lines = [b"%b: %b\r\n" % header for header in headers]
+    first = b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (method.encode(), target, origin.host_header)
+    head = b"".join((first, *lines, b"\r\n"))
+    if not _HEAD.fullmatch(head) or head.count(b"\n") != len(headers) + 3:  # each is one line
+        raise unreachable("The request has characters that no header can hold.")
+    return head

@@ -200,7 +200,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
     ) -> httpcore2.AsyncNetworkStream:
         try:
             with anyio.fail_after(timeout):
-                addresses = await self._resolve(host, port)
+                addresses = await self.checked_addresses(host, port)
                 return await self._connect_first(addresses, port, local_address, socket_options)
         except TimeoutError:
             raise httpcore2.ConnectTimeout(f"{host}:{port} did not accept a connection in time") from None
@@ -213,7 +213,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
     ) -> httpcore2.AsyncNetworkStream:
         raise Failure(ErrorCode.EGRESS_REFUSED, "a unix socket is not a provider")
 
-    async def _resolve(self, host: str, port: int) -> list[str]:
+    async def checked_addresses(self, host: str, port: int) -> list[str]:
         """The host's addresses. Raises Failure EGRESS_REFUSED if any of them is private (SSRF)."""
         try:
             resolved = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)

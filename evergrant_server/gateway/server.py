@@ -1,8 +1,9 @@
 """The gateway's server: uvicorn's, with a reading of requests that leaves no doubt, and time limits.
 
-A request with more than one reading (RFC 9112 section 11.2) is refused before anything else looks at it:
-granian, which runs the API, accepts bare LF and a length beside chunks, and hides both from the application
-(ADR 0055).
+A request with more than one reading (RFC 9112 section 11.2) is refused before anything else looks at it.
+llhttp reads it without any leniency; what llhttp lets pass and another server may read otherwise is refused
+here (ADR 0087). granian, which runs the API, accepts bare LF and a length beside chunks, and hides both from
+the application (ADR 0055).
 """
 
 import asyncio
@@ -13,10 +14,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
-import h11
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config, Server
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_TIMEOUT_S = 15.0  # for a request's head, and between two requests
 _LINGER_S = 1.0
@@ -27,39 +28,147 @@ _REFUSAL = (
 )
 MOST_HEAD = 32 * 1024  # bytes of a request line and its headers
 MOST_HEADERS = 200
-_BARE_LF = re.compile(rb"(?<!\r)\n")
+_PIECE = 16 * 1024  # bytes that the parser gets at once of a chunked body
+_MOST_WAITING = 64 * 1024  # bytes that are read while a response is due
 _END = b"\r\n\r\n"
-_LENGTH = re.compile(rb"[^:]+:[ \t]*[0-9]{1,20}[ \t]*")
+_WRONG_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\0")
+_HEAD = re.compile(
+    rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ /[\x21\x22\x24-\x7e]* HTTP/1\.[01]\r\n"
+    rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n"
+)  # RFC 9112 sections 3 and 5; the origin form alone, without a fragment
+
+_LENGTH = re.compile(rb"[0-9]{1,18}\Z")
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host", b"upgrade"})
 
 
-class StrictProtocol(H11Protocol):
-    """One connection. A request with two readings is answered with 400, and nothing after it is read."""
+class StrictProtocol(HttpToolsProtocol):
+    """One connection. A request with two readings is answered with 400, and nothing after it is read.
+
+    The parser gets one message at a time: a head that is whole and has one reading, then its body. What
+    follows waits here for the response.
+    """
+
+    parser: HttpRequestParser
 
     def __init__(self, *positional: Any, **named: Any) -> None:
         super().__init__(*positional, **named)
-        self.conn = StrictConnection(h11.SERVER, MOST_HEAD)
+        self.parser = HttpRequestParser(self)  # uvicorn's takes what follows `Connection: close`
         self.access_log = False  # its lines hold paths and queries
+        self.timeout_keep_alive = HEAD_TIMEOUT_S  # type: ignore[assignment]  # uvicorn's are whole seconds
+        self._received = b""  # what the parser hasn't read yet
+        self._left: int | None = None  # bytes of a body that are to come; None: chunks are
+        self._is_whole = True  # the request: the next one begins
+        self._reads_head = False
+        self._around = 0  # bytes since the last chunk's data
         self._refused = False
-        self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
         super().connection_made(transport)
-        self._await_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        super().connection_lost(exc)
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, transport.close)
 
     def data_received(self, data: bytes) -> None:
-        if not self._refused:
-            super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._stop_waiting()
+        if self._refused:
+            return
+        self._received += data
+        self._read()
+        if len(self._received) > _MOST_WAITING:
+            self.flow.pause_reading()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
-            self._await_head()
+        if not self.transport.is_closing():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            while self._received and not self._refused:
+                if not (self._read_head() if self._is_whole else self._read_body()):
+                    break
+        except (HttpParserError, HttpParserUpgrade):
+            self.send_400_response("")
+
+    def _read_head(self) -> bool:
+        """Whether there was a whole one. It waits for the response to the request before."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            return False
+        end = self._received.find(_END)
+        head = self._received if end < 0 else self._received[: end + len(_END)]
+        if len(head) > MOST_HEAD:
+            _refuse(f"a head of more than {MOST_HEAD} bytes")
+        if end < 0:
+            if _WRONG_END.search(head):
+                _refuse("a line ends otherwise than with CR LF")
+            return False
+        if not _HEAD.fullmatch(head):
+            _refuse("a head that isn't one of HTTP/1.1")
+        self._received = self._received[len(head) :]
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+        self._reads_head = True
+        self.parser.feed_data(head)
+        self._reads_head = False
+        return True
+
+    def _read_body(self) -> bool:
+        most = _PIECE if self._left is None else self._left
+        piece, self._received = self._received[:most], self._received[most:]
+        if self._left is not None:
+            self._left -= len(piece)
+        self._around += len(piece)
+        try:
+            self.parser.feed_data(piece)
+        except HttpParserError:
+            if not self._is_whole:
+                raise
+            self._refused = True  # what follows chunks in the same piece isn't read
+            self.cycle.keep_alive = False
+        if self._around > MOST_HEAD:
+            _refuse(f"more than {MOST_HEAD} bytes between two chunks")
+        return True
+
+    def on_message_begin(self) -> None:
+        if not self._reads_head:
+            _refuse("a request in the same piece as the chunks of the one before")
+        super().on_message_begin()
+        self._is_whole = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._reads_head:
+            _refuse("no trailers are read")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Refuse what llhttp reads in one way, and another server may read otherwise."""
+        values: dict[bytes, list[bytes]] = {}
+        for name, value in self.headers:
+            if name in _FRAMING:
+                values.setdefault(name, []).append(value)
+        is_new = self.parser.get_http_version() == "1.1"
+        encodings = values.get(b"transfer-encoding")
+        if encodings is not None and (len(encodings) > 1 or encodings[0].lower() != b"chunked" or not is_new):
+            _refuse("a Transfer-Encoding that isn't chunked alone")  # RFC 9112 section 6.1
+        if b"upgrade" in values:
+            _refuse("no protocol is upgraded to")
+        if len(values.get(b"host", ())) > 1 or (is_new and b"host" not in values):
+            _refuse("not one Host")  # RFC 9112 section 3.2
+        if len(self.headers) > MOST_HEADERS:
+            _refuse("too many header fields")
+        lengths = values.get(b"content-length", [b"0"])
+        if not _LENGTH.match(lengths[0]):
+            _refuse("a Content-Length that isn't in digits")  # RFC 9112 section 6.3
+        self._left = None if encodings else int(lengths[0])
+        super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        self._around = 0
+
+    def on_body(self, body: bytes) -> None:
+        self._around = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_whole = True
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Answer with 400 unless a response has begun, and close. The rest of the request is discarded for a
@@ -76,14 +185,9 @@ class StrictProtocol(H11Protocol):
             self.transport.write_eof()
         self.loop.call_later(_LINGER_S, self.transport.close)
 
-    def _await_head(self) -> None:
-        self._stop_waiting()
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
 
-    def _stop_waiting(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+def _refuse(why: str) -> None:
+    raise HttpParserError(why)
 
 
 class GatewayServer(Server):
@@ -122,69 +226,6 @@ def make_server(app: Any, *, drain_s: float, **listener: Any) -> Server:
             **listener,
         )
     )
-
-
-class StrictConnection(h11.Connection):
-    """h11 without its tolerance: it accepts bare LF, folded lines, and a length beside chunks."""
-
-    _last = b""  # the last byte that was read of a body
-
-    def next_event(self) -> Any:
-        """As h11's. Raises h11.RemoteProtocolError for a request that another server may read otherwise."""
-        before, state = self.trailing_data[0], self.their_state
-        if state is h11.IDLE:
-            _require_strict_head(before)
-        event = super().next_event()
-        if state is h11.SEND_BODY:
-            self._require_strict_framing(before, event)
-        if isinstance(event, h11.Request):
-            self._last = b""
-            _require_one_reading(event)
-        return event
-
-    def _require_strict_framing(self, before: bytes, event: Any) -> None:
-        """Check what is around the chunks: their sizes, and the end (RFC 9112 section 7.1)."""
-        after = self.trailing_data[0]
-        read = before[: len(before) - len(after)]
-        ends = isinstance(event, h11.EndOfMessage)
-        framing = read if ends else before if event is h11.NEED_DATA else b""
-        if _BARE_LF.search(self._last + framing, len(self._last)):
-            _refuse("a line ends otherwise than with CR LF")
-        if ends and event.headers:
-            _refuse("no trailers are read")
-        self._last = read[-1:] or self._last
-
-
-def _refuse(why: str) -> None:
-    raise h11.RemoteProtocolError(why, error_status_hint=400)
-
-
-def _require_strict_head(received: bytes) -> None:
-    """Check lines as they arrive: each ends with CR LF, and neither stands alone (RFC 9112 section 2.2)."""
-    head = received.partition(_END)[0]
-    if len(head) > MOST_HEAD:
-        _refuse(f"a head of more than {MOST_HEAD} bytes")
-    whole = head.removesuffix(b"\r")
-    lines = whole.split(b"\r\n")
-    if any(b"\n" in line or b"\r" in line or b"\0" in line for line in lines):
-        _refuse("a line ends otherwise than with CR LF")
-    if len(lines) > MOST_HEADERS + 1:
-        _refuse("too many header fields")
-    if any(line[:1] in (b" ", b"\t") for line in lines):  # RFC 9112 section 5.2
-        _refuse("a folded line")
-    lengths = [line for line in lines[1:] if line[:15].lower() == b"content-length:"]
-    if len(lengths) > 1 or any(not _LENGTH.fullmatch(line) for line in lengths):
-        _refuse("not one Content-Length, in digits")  # RFC 9112 section 6.3: "4, 4" is read by some alone
-
-
-def _require_one_reading(request: h11.Request) -> None:
-    names = [name for name, _ in request.headers]
-    if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
-        _refuse("a Transfer-Encoding beside a Content-Length")  # RFC 9112 section 6.1
-    if b"upgrade" in names:
-        _refuse("no protocol is upgraded to")
-    if not request.target.startswith(b"/"):  # RFC 9112 section 3.2: not absolute, authority or asterisk form
-        _refuse("only targets that begin with / are served")
 
 
 class Lifespan:

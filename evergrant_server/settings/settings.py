@@ -246,7 +246,7 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
     """How often the relay reads the outbox when no process has announced a message."""
     reconcile_interval: Duration = timedelta(minutes=5)
     """How often reconcile looks for live connections without a workflow; a connection is without one for at
-    most this long."""
+    most this long. What two counts don't show is noticed within 288 times as long."""
     metadata_interval: Duration = timedelta(hours=1)
     """How often metadata that is over a day old is read again; 20 issuers in a pass."""
     introspection_interval: Duration = timedelta(hours=12)

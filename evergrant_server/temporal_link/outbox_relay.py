@@ -28,7 +28,7 @@ from evergrant_server.temporal_link.runs import WorkflowNotRunning
 log = logging.getLogger("evergrant.relay")
 
 _CLAIM_TIME = timedelta(seconds=30)  # after this, another relay may claim the message
-_BATCH = 20  # claimed in one transaction, and delivered side by side
+_BATCH = 50  # claimed in one transaction, which looks at all that wait, and delivered side by side
 _SLOW_S = 0.1  # the next batch waits no longer for a delivery
 _MOST_SLOW = 100  # deliveries under way beside a batch
 _FIRST_RETRY = timedelta(seconds=1)
@@ -117,7 +117,7 @@ class OutboxRelay:
         A delivery that takes long goes on by itself: only later messages for the same workflow wait.
         """
         try:
-            if len(self._slow) >= _MOST_SLOW:
+            while len(self._slow) >= _MOST_SLOW:
                 await asyncio.wait(self._slow, return_when=asyncio.FIRST_COMPLETED)
             if not await self._is_any_due():
                 return 0

@@ -73,6 +73,10 @@ class TemporalServer:
         self._log, self._said_before = log
         self.address = address
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
     @classmethod
     async def start(cls, data: Path, *, port: int | None = None, settings: Sequence[str] = ()) -> Self:
         """Start it on its database file in `data`; the same folder again finds everything as it was.
@@ -115,10 +119,6 @@ class TemporalServer:
             await server.stop()
             raise
         return server
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid
 
     async def client(self, **options: Any) -> Client:
         return await Client.connect(self.address, **options)

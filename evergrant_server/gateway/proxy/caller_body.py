@@ -29,7 +29,7 @@ class CallerBody:
         self._kept = b""
         self._more = self._has_body
         self.can_be_sent_again = False  # all of it is kept
-        self.read = asyncio.Event()  # the caller has sent all of it
+        self.read = asyncio.Event()  # no more of it is awaited
 
     async def read_beginning(self) -> None:
         """Read a body of at most KEPT bytes, or as much of a larger one. Raises CallerLeft, and Failure

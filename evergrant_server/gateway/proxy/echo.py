@@ -14,7 +14,9 @@ from urllib.parse import quote
 
 from evergrant_server.core.errors import ErrorCode, Failure
 
+_PLAIN = re.compile(r"[A-Za-z0-9_.~-]+\Z")  # is the same in a URL and in JSON
 _ESCAPE = re.compile("%[0-9A-F]{2}")
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _SHORTEST = 8  # bytes: shorter forms stand in innocent text
 _MASK = b"*"
 PIECE = 64 * 1024  # bytes
@@ -22,16 +24,21 @@ PIECE = 64 * 1024  # bytes
 
 def encodings(secret: str) -> tuple[bytes, ...]:
     """The forms in which a credential is looked for, the longest first."""
+    forms = set(_in_base64(secret.encode()))
+    forms |= {secret.encode()} if _PLAIN.match(secret) else _as_text(secret)
+    return tuple(
+        sorted((form for form in forms if len(form) >= _SHORTEST), key=lambda form: (-len(form), form))
+    )
+
+
+def _as_text(secret: str) -> set[bytes]:
     quoted, in_json = quote(secret, safe=""), json.dumps(secret)[1:-1]
     texts = {secret, quoted, _ESCAPE.sub(lambda escape: escape.group().lower(), quoted), in_json}
     texts |= {in_json.replace("/", "\\/"), quote(secret, safe="/"), quote(secret, safe="+/=")}
     for char in "+/=&<>":
         texts.add(in_json.replace(char, f"\\u{ord(char):04x}"))
         texts.add(in_json.replace(char, f"\\u{ord(char):04X}"))
-    forms = {text.encode() for text in texts} | set(_in_base64(secret.encode()))
-    return tuple(
-        sorted((form for form in forms if len(form) >= _SHORTEST), key=lambda form: (-len(form), form))
-    )
+    return {text.encode() for text in texts}
 
 
 def _in_base64(secret: bytes) -> Iterable[bytes]:
@@ -40,7 +47,7 @@ def _in_base64(secret: bytes) -> Iterable[bytes]:
         whole = base64.b64encode(bytes(before) + secret + bytes(2))
         first, end = -(-8 * before // 6), 8 * (before + len(secret)) // 6
         part = whole[first:end]
-        yield from (part, part.translate(bytes.maketrans(b"+/", b"-_")))
+        yield from (part, part.translate(_URL_SAFE))
 
 
 class EchoFilter:

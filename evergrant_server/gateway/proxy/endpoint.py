@@ -30,6 +30,8 @@ from evergrant_server.telemetry import metrics
 PREFIX = b"/v1/proxy/"
 _CONNECTION = re.compile(rb"/v1/proxy/(con_[0-9a-z]{22})(?:/(.*))?\Z", re.DOTALL)
 RECHECK_S = 5.0  # between two looks at whether a stream may go on
+_WATCH_AFTER_S = 0.05
+_BODILESS = (204, 304)  # a length there is that of another response (RFC 9110 section 8.6)
 
 
 class ProxyEndpoint:
@@ -71,26 +73,70 @@ async def carry_out(
 ) -> None:
     """Carry the call out. Raises Failure before a response has begun, ResponseBroken afterwards."""
     metrics.note_open_calls(1)
-    begun = asyncio.Event()
-    refusal: Failure | None = None
-    work = asyncio.create_task(_hand_answer_on(call, send, begun))
-    leaving = asyncio.create_task(_caller_leaves(body, receive))
+    watch = _Watch(parts, request, call, body, receive)
     try:
-        while True:
-            done, _ = await asyncio.wait(
-                (work, leaving), timeout=RECHECK_S, return_when=asyncio.FIRST_COMPLETED
-            )
-            refusal = None if done else await _refusal(parts, request, call)
-            if done or refusal is not None:
-                break
+        await _hand_answer_on(call, body, send, watch)
+    except asyncio.CancelledError:
+        if not watch.has_ended:
+            raise
+        raise ResponseBroken if watch.refusal is None or watch.begun else watch.refusal from None
     finally:
-        for task in (work, leaving):
-            task.cancel()  # does nothing to one that is done
-        await asyncio.gather(work, leaving, return_exceptions=True)
+        watch.stop()
         metrics.note_open_calls(-1)
-    if work.cancelled():
-        raise ResponseBroken if refusal is None or begun.is_set() else refusal
-    work.result()
+
+
+class _Watch:
+    """Cancels the task that carries a call out, once the caller has left, or may not make it any more.
+
+    `refusal` says why it may not. `begun`: the response has. It looks after a moment only: most calls are
+    over by then.
+    """
+
+    def __init__(
+        self, parts: GatewayParts, request: Request, call: ProxyCall, body: CallerBody, receive: Receive
+    ) -> None:
+        self._parts, self._request, self._call, self._body, self._receive = (
+            parts,
+            request,
+            call,
+            body,
+            receive,
+        )
+        self.begun = False
+        self.has_ended = False
+        self.refusal: Failure | None = None
+        working = asyncio.current_task()
+        assert working is not None
+        self._working = working
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._start)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        if self.has_ended:
+            self._working.uncancel()
+
+    def _start(self) -> None:
+        self._task = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        leaving = asyncio.create_task(self._caller_leaves())
+        try:
+            while not leaving.done() and self.refusal is None:
+                await asyncio.wait((leaving,), timeout=RECHECK_S)
+                if not leaving.done():
+                    self.refusal = await _refusal(self._parts, self._request, self._call)
+        finally:
+            leaving.cancel()
+        self.has_ended = True
+        self._working.cancel()
+
+    async def _caller_leaves(self) -> None:
+        await self._body.read.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
 
 async def _refusal(parts: GatewayParts, request: Request, call: ProxyCall) -> Failure | None:
@@ -110,24 +156,19 @@ async def _refusal(parts: GatewayParts, request: Request, call: ProxyCall) -> Fa
     return None
 
 
-async def _caller_leaves(body: CallerBody, receive: Receive) -> None:
-    await body.read.wait()
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _hand_answer_on(call: ProxyCall, send: Send, begun: asyncio.Event) -> None:
+async def _hand_answer_on(call: ProxyCall, body: CallerBody, send: Send, watch: _Watch) -> None:
     try:
         async with call.answered() as (answer, sent):
+            body.read.set()  # a server may answer before it has read the whole request
             decoder = decoder_of(values_of(b"content-encoding", answer.headers))
             head = _head(answer, sent, call.outgoing.answer_headers(answer.headers))
-            begun.set()
+            watch.begun = True
             await send(head)
             await _hand_on(decoded(answer.chunks, decoder), sent, send)
     except CallerLeft:
         raise ResponseBroken from None
     except Failure:
-        if begun.is_set():
+        if watch.begun:
             raise ResponseBroken from None
         raise
 
@@ -139,7 +180,7 @@ def _head(answer: StreamedResponse, sent: Sent, answer_headers: RawHeaders) -> d
         (name, clean(value)) for name, value in response_headers(answer_headers) if clean(name) == name
     ]
     lengths = values_of(b"content-length", answer.headers)
-    if lengths and not values_of(b"content-encoding", answer.headers):
+    if lengths and answer.status not in _BODILESS and not values_of(b"content-encoding", answer.headers):
         headers.append((b"Content-Length", lengths[0]))
     status = answer.status
     if not 200 <= status <= 599:

@@ -23,13 +23,19 @@ async def test_an_app_that_leases_from_five_processes_gets_nothing_once_it_or_it
     url = await postgres().fresh(migrated=False)
     stopped = await disabling.measure(tmp_path, url, Bounds.quick())
     await postgres().drop(url)
-    assert [(it.what, it.late) for it in stopped] == [("app", 0), ("tenant", 0)]
-    assert all(it.leases > 0 for it in stopped)
+    assert [(row.disabled, row.late) for row in stopped] == [("app", 0), ("tenant", 0)]
+    assert all(row.leases > 0 for row in stopped)
 
 
 @pytest.mark.soak
-async def test_a_quick_run_prints_every_row() -> None:
-    tables = _tables(await finished([sys.executable, "-m", "bench", "--quick"], os.environ, LIMIT_S))
+async def test_a_quick_run_prints_every_row_and_draws_them(tmp_path: Path) -> None:
+    picture = tmp_path / "bench.svg"
+    command = [sys.executable, "-m", "bench", "--quick", "--picture", str(picture)]
+    tables = _tables(await finished(command, os.environ, LIMIT_S))
+    drawn = picture.read_text()
+    assert all(f">{panel}<" in drawn for panel in ("Leases, 16 clients", "Refreshes, 16 callers")), drawn
+    imported = [(row["store"], row["grants"], row["refreshed"]) for row in tables[report.IMPORTS]]
+    assert imported == [("SQLite", "100", "100"), ("PostgreSQL", "100", "100")]
     assert [row["after it"] for row in tables[report.DISABLED]] == ["0", "0"]
     databases = [(store, clients) for store in ("SQLite", "PostgreSQL") for clients in ("16", "64")]
     assert [(row["store"], row["clients"]) for row in tables[report.LEASES]] == databases
@@ -45,6 +51,14 @@ async def test_a_quick_run_prints_every_row() -> None:
     assert float(refresh["history events a refresh"]) > 0
 
 
+@pytest.mark.soak
+async def test_a_quick_look_at_the_capacity_prints_every_table() -> None:
+    command = [sys.executable, "-m", "bench", "capacity", "--quick"]
+    printed = await finished(command, os.environ, LIMIT_S)
+    rows = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| ")]
+    assert {"100", "refreshes a second, one worker", "1%", "100%"} <= set(rows), printed
+
+
 def _tables(text: str) -> Tables:
     """Rows by their column names, for each table's title."""
     found: Tables = {}
@@ -54,6 +68,7 @@ def _tables(text: str) -> Tables:
         report.NEIGHBOURS,
         report.DISABLED,
         report.REFRESHES,
+        report.IMPORTS,
         *GATEWAY,
     ):
         _, _, rest = text.partition(f"{title}\n\n")

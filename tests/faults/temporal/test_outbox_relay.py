@@ -148,6 +148,37 @@ async def test_no_more_deliveries_than_that_are_left_behind_and_a_relay_that_end
     assert await undelivered(store) == {BAD, GOOD}
 
 
+async def test_a_relay_waits_until_fewer_deliveries_than_that_are_left_behind(
+    store: Store, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+):
+    """And not for the next one alone: a slow Temporal would get more and more at once."""
+    monkeypatch.setattr(outbox_relay, "_MOST_SLOW", 1)
+    answers = {target: asyncio.Event() for target in (BAD, GOOD)}
+    third = connection_workflow_id(TENANT, ConnectionId(new_id("con")))
+
+    class Slower(Trouble):
+        async def signal(self, target: str, name: str, payload: dict[str, Any]) -> None:
+            if target in answers:
+                await answers[target].wait()
+            self.signalled.append(target)
+
+    slower = Slower()
+    await put(store, clock, BAD)
+    await put(store, clock, GOOD)
+    relay = OutboxRelay(store, cast(Any, slower), cast(Any, slower), clock)
+    running = asyncio.create_task(relay.run())
+    await eventually(lambda: asyncio.sleep(0.05, relay._slow), lambda slow: len(slow) == 2)
+    await put(store, clock, third)
+    answers[BAD].set()
+    await eventually(lambda: asyncio.sleep(0.05, relay._slow), lambda slow: len(slow) == 1)
+    await asyncio.sleep(0.3)
+    assert slower.signalled == [BAD], "one is left behind still"
+    answers[GOOD].set()
+    await eventually(lambda: asyncio.sleep(0.05, slower.signalled), lambda told: told == [BAD, GOOD, third])
+    running.cancel()
+    await asyncio.wait({running}, timeout=PATIENCE_S)
+
+
 async def test_a_signal_is_sent_again_after_its_workflow_was_started(store: Store, clock: SetClock):
     """A pass, or another message's relay, may start it between Temporal's no and the look at the run."""
     trouble = Trouble(revives=True)
