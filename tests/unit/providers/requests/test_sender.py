@@ -257,7 +257,9 @@ async def test_a_reshaped_reply_still_knows_its_request() -> None:
         idp.script(raw(json.dumps(body).encode(), 200, {"content-type": "application/json"}))
         client = OAuthClient("client-1", Secret("s3cret-one"), "client_secret_post")
         access = ProviderAccess(slack, Endpoints(token_endpoint=f"{idp.origin}/token"), client)
-        code = code_exchange_request(access, code=Secret("sesame-1"), verifier=Secret("v" * 43), redirect_uri=REDIRECT)
+        code = code_exchange_request(
+            access, code=Secret("sesame-1"), verifier=Secret("v" * 43), redirect_uri=REDIRECT
+        )
         reply = await Sender(Egress(EgressPolicy(allow=(idp.allowance,)))).send(access, code)
     tokens = read_tokens(slack, reply, requested_scopes=(), refreshing=False)
     assert (tokens.access_token.reveal(), tokens.scopes) == ("xoxp-1", ("a",))
