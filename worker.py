@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkflowRunner
 
-from activities.single_use.attempt_tracker import CriticalSections
+from activities.single_use.intent import CriticalSections
 from activities.support.interceptor import ACTIVITY_SLOTS, ActivityInterceptor
 from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
 from evergrant_server.crypto.keyring import Role

@@ -54,9 +54,9 @@ class AgentStopActivities:
     ) -> AgentStop | None:
         """Close a page of the agent's open approvals, and tell their workflows; None when none is left."""
         open_ones = await tx.call_approvals.open_of_app(stop.tenant, stop.app_id, _PAGE)
-        for it in open_ones:
-            over = it.over(CallApprovalState.STOPPED)
-            await tx.call_approvals.replace(over, expected=it.revision)
+        for approval in open_ones:
+            over = approval.over(CallApprovalState.STOPPED)
+            await tx.call_approvals.replace(over, expected=approval.revision)
             await tx.outbox.add(call_approval_message(over, context, self._clock.now()))
         return (
             stop.__replace__(approvals_closed=stop.approvals_closed + len(open_ones)) if open_ones else None
@@ -67,15 +67,16 @@ class AgentStopActivities:
     ) -> AgentStop | None:
         """End a page of the agent's delegations, and what was delegated by them; None when none is left."""
         now, ended = self._clock.now(), stop.delegations_ended
-        own = await tx.delegations.live_of_app(stop.tenant, stop.app_id, now, _PAGE)
-        for it in own:
-            count = await tx.delegations.count_live_under(it, now)
-            await tx.delegations.replace(it.stopped(stop.by, stop.reason, now), expected=it.revision)
-            detail = {"reason": stop.reason, "stop_id": stop.id, "session": it.root_id}
-            detail |= {"subject": it.subject, "delegations_ended": count}
-            await self._record(tx, call, AuditAction.DELEGATION_STOPPED, it.id, context, detail)
+        live = await tx.delegations.live_of_app(stop.tenant, stop.app_id, now, _PAGE)
+        for delegation in live:
+            count = await tx.delegations.count_live_under(delegation, now)
+            stopped = delegation.stopped(stop.by, stop.reason, now)
+            await tx.delegations.replace(stopped, expected=delegation.revision)
+            detail = {"reason": stop.reason, "stop_id": stop.id, "session": delegation.root_id}
+            detail |= {"subject": delegation.subject, "delegations_ended": count}
+            await self._record(tx, call, AuditAction.DELEGATION_STOPPED, delegation.id, context, detail)
             ended += count
-        return stop.__replace__(delegations_ended=ended) if own else None
+        return stop.__replace__(delegations_ended=ended) if live else None
 
     async def _revoke_connections(
         self, tx: Transaction, call: AgentStopCall, stop: AgentStop, context: RequestContext
@@ -83,12 +84,12 @@ class AgentStopActivities:
         used = await tx.agent_stops.used_connections(stop.tenant, stop.app_id, stop.after, _PAGE)
         if not used:
             return None
-        own = [connection_id for connection_id, shared in used if not shared]
-        revoked = [await self._revoke(tx, call, stop, connection_id, context) for connection_id in own]
+        unshared = [connection_id for connection_id, shared in used if not shared]
+        revoked = [await self._revoke(tx, call, stop, connection_id, context) for connection_id in unshared]
         return stop.__replace__(
             after=used[-1][0],
             connections_revoked=stop.connections_revoked + sum(revoked),
-            connections_kept=stop.connections_kept + len(used) - len(own),
+            connections_kept=stop.connections_kept + len(used) - len(unshared),
         )
 
     async def _revoke(

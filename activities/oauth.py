@@ -32,7 +32,7 @@ from evergrant_server.crypto.client_assertions import public_key_set
 from evergrant_server.egress import Egress
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry import metrics
-from providers.registration.unreachable import issuer_unreachable
+from providers.registration.documents import issuer_unreachable
 from providers.responses.raw_reply import UnreadableBody, parse_body
 
 _LONGEST = 16 * 1024  # section 6.6 advises 5 KiB

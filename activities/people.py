@@ -11,9 +11,8 @@ from typing import Any
 from temporalio import activity
 
 from activities.consents.issuer_login import TOO_LATE, IssuerLogin, LoginCode
-from activities.support.context_loader import ProviderContextLoader
-from activities.support.provider_replies import log_words
-from activities.support.transactions import commit_with_retries
+from activities.support.provider_context import ProviderContextLoader
+from activities.support.transactions import commit_with_retries, log_words
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock

@@ -9,9 +9,9 @@ from datetime import timedelta
 
 from temporalio import activity
 
-from activities.grants.introspection import introspect_grant, supports_introspection
-from activities.single_use.attempt_tracker import open_attempt
-from activities.support.context_loader import ProviderContextLoader
+from activities.grants.token_request import introspect_grant, supports_introspection
+from activities.single_use.intent import open_attempt
+from activities.support.provider_context import ProviderContextLoader
 from activities.support.transactions import commit_with_retries
 from activities.workloads import TrustedIssuerActivities
 from evergrant_server.audit.provider_reports import apply_provider_report

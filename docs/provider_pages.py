@@ -6,10 +6,10 @@ from string import ascii_lowercase
 from typing import Any
 
 from docs import provider_words as words
-from providers.definition.categories import CATEGORIES
 from providers.definition.parsing import parse_yaml
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
+from providers.definition.validation import CATEGORIES
 from providers.tools.catalogue_report import VECTORS
 from providers.tools.evidence import PARTS, sourced_parts
 

@@ -38,11 +38,7 @@ async def carry_out(
         case Command.NOTHING:
             return None
         case Command.ANNOUNCE_EXPIRY:
-            ends_at = grant_ends_at(connection)
-            assert ends_at is not None
-            announcement = m.AnnounceExpiry(**call, days=step.days_before_end, ends_at=ends_at)
-            await runs.call(jobs.ANNOUNCE_EXPIRY, announcement)
-            return None
+            return await _announce_expiry(step, call)
         case Command.END_CONSENT:
             return await _end_consent(step, cause, call)
         case Command.LAPSE_CONSENT:
@@ -67,6 +63,13 @@ async def carry_out(
             kind, request = _grant_request(step.command, connection, cause, call)
             consent_id = connection.waiting_consent if kind is EventKind.FIRST_TOKENS_ENDED else None
             return _event(kind, cause, result=await request, consent_id=consent_id)
+
+
+async def _announce_expiry(step: Transition, call: Call) -> None:
+    ends_at = grant_ends_at(step.state)
+    assert ends_at is not None
+    announcement = m.AnnounceExpiry(**call, days=step.days_before_end, ends_at=ends_at)
+    await runs.call(jobs.ANNOUNCE_EXPIRY, announcement)
 
 
 async def _end_consent(step: Transition, cause: LifecycleEvent, call: Call) -> LifecycleEvent | None:

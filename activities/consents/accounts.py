@@ -2,8 +2,7 @@
 
 from temporalio import activity
 
-from activities.support.context_loader import ProviderContextLoader
-from activities.support.provider_context import ProviderContext
+from activities.support.provider_context import ProviderContext, ProviderContextLoader
 from activities.support.temporal import failed_grant_result, heartbeating, internal_after_last_try
 from activities.support.transactions import append_audit, commit_with_retries, load_connection
 from evergrant_server.core.audit import AuditAction

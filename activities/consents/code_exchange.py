@@ -12,9 +12,8 @@ from activities.grants.client_secrets import is_client_refused
 from activities.grants.spend import may_be_definition_fault
 from activities.grants.token_request import CODE_RULES, CodeExchangeRequest, read_first_tokens
 from activities.single_use.attempt import SingleUseAttempt
-from activities.support.connection_records import end_consent, end_unless_done
 from activities.support.provider_context import ProviderContext
-from activities.support.transactions import append_audit, close_attempt
+from activities.support.transactions import append_audit, close_attempt, end_consent, end_unless_done
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.grant import TokenSet

@@ -17,15 +17,19 @@ from activities.grants.account_check import (
     require_replaceable,
 )
 from activities.grants.late_tokens import keep_late_tokens, signal_late_tokens
-from activities.grants.overtaken_tokens import keep_overtaken_tokens
-from activities.grants.replaced_grants import install_new_grant
+from activities.grants.replaced_grants import install_new_grant, keep_overtaken_tokens
 from activities.grants.spend import GrantSpend, spend
 from activities.grants.token_slots import install_further_slots
 from activities.single_use.attempt import JournaledReply, SingleUseAttempt
-from activities.support.connection_records import record_consent_failure, record_grant
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import failed_grant_result, heartbeating, internal_after_last_try
-from activities.support.transactions import append_audit, commit_with_retries, load_connection
+from activities.support.transactions import (
+    append_audit,
+    commit_with_retries,
+    load_connection,
+    record_consent_failure,
+    record_grant,
+)
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus

@@ -17,9 +17,8 @@ from activities.grants.client_secrets import is_client_refused
 from activities.grants.spend import may_be_definition_fault
 from activities.grants.token_request import CODE_RULES, PreparedTokenRequest
 from activities.single_use.attempt import SingleUseAttempt, SpendRequest
-from activities.support.connection_records import record_consent_failure
 from activities.support.provider_context import ProviderContext
-from activities.support.transactions import close_attempt, commit_with_retries
+from activities.support.transactions import close_attempt, commit_with_retries, record_consent_failure
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.device_code import DevicePoll
 from evergrant_server.core.connections.flow import Flow

@@ -8,10 +8,15 @@ from temporalio import activity
 
 from activities.grants.account_check import is_meant_account, refuse_account, with_account
 from activities.grants.replaced_grants import install_new_grant
-from activities.support.connection_records import end_consent, record_grant
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import heartbeating
-from activities.support.transactions import append_audit, commit_with_retries, load_connection
+from activities.support.transactions import (
+    append_audit,
+    commit_with_retries,
+    end_consent,
+    load_connection,
+    record_grant,
+)
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection, LifecycleState

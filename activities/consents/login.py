@@ -12,9 +12,8 @@ from typing import Any
 from temporalio import activity
 
 from activities.consents.issuer_login import TOO_LATE, IssuerLogin, LoginCode
-from activities.support.context_loader import ProviderContextLoader
-from activities.support.provider_replies import log_words
-from activities.support.transactions import commit_with_retries
+from activities.support.provider_context import ProviderContextLoader
+from activities.support.transactions import commit_with_retries, log_words
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
@@ -80,14 +79,14 @@ class _Verdict:
 
     def detail(self, consent: Consent) -> dict[str, Any]:
         """For the audit log."""
-        found: dict[str, Any] = {"consent_id": consent.id, "binding": consent.binding}
+        detail: dict[str, Any] = {"consent_id": consent.id, "binding": consent.binding}
         if self.login is not None:
-            found["login"] = self.login.rule.integration
+            detail["login"] = self.login.rule.integration
         if self.why is not None:
-            return found | {"claimed_subject": self.claimed, "why": self.why}
+            return detail | {"claimed_subject": self.claimed, "why": self.why}
         if self.failure is not None:
-            found |= {"reason": self.failure.code, **words_in(self.failure)}
-        return found
+            detail |= {"reason": self.failure.code, **words_in(self.failure)}
+        return detail
 
 
 class LoginActivities:
@@ -135,10 +134,10 @@ class LoginActivities:
             raise Failure(ErrorCode.CALLBACK_INVALID, _SUPERSEDED)
         rule = integration.login
         named = None if rule is None else await tx.integrations.by_name(consent.tenant, rule.integration)
-        there = require_pinned_login(rule, named)
+        login_integration = require_pinned_login(rule, named)
         assert rule is not None
-        issuer = await self._contexts.access(tx, there)
-        if {(it.endpoints.issuer, it.endpoints.token_endpoint) for it in issuer} != {
+        issuer = await self._contexts.access(tx, login_integration)
+        if {(access.endpoints.issuer, access.endpoints.token_endpoint) for access in issuer} != {
             (consent.issuer, consent.token_endpoint)
         }:
             raise Failure(ErrorCode.CALLBACK_INVALID, "The issuer's endpoints changed meanwhile.")
@@ -186,10 +185,10 @@ def _report(consent: Consent, verdict: _Verdict) -> None:
     elif verdict.why is None:
         log_words(verdict.failure, consent.connection_id)
     else:
-        code, what = verdict.failure.code, f"another person logged in ({verdict.why}); the consent is ended"
+        code, detail = verdict.failure.code, f"another person logged in ({verdict.why}); the consent is ended"
         metrics.count_confirmation(code, consent.by)
         log_event(
-            log, logging.WARNING, LogEvent.SUBJECT_MISMATCH, what, code=code, object=consent.connection_id
+            log, logging.WARNING, LogEvent.SUBJECT_MISMATCH, detail, code=code, object=consent.connection_id
         )
 
 

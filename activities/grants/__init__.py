@@ -9,7 +9,7 @@ act (`workflows`).
 from dataclasses import dataclass
 
 from activities.single_use.protocol import SingleUseProtocol
-from activities.support.context_loader import ProviderContextLoader
+from activities.support.provider_context import ProviderContextLoader
 from evergrant_server.core.clock import Clock
 from evergrant_server.store import Store
 from providers.requests.sender import Sender

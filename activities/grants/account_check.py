@@ -10,9 +10,8 @@ from typing import Any
 from activities.grants import GrantServices
 from activities.grants.provider_revocation import all_slots, revoke_orphaned_tokens
 from activities.grants.replaced_grants import keep_unwanted_tokens
-from activities.support.connection_records import end_consent
 from activities.support.provider_context import ProviderContext
-from activities.support.transactions import append_audit, load_connection
+from activities.support.transactions import append_audit, end_consent, load_connection
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.account import Account, ConsentAccount
 from evergrant_server.core.connections.connection import Connection, LifecycleState

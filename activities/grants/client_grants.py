@@ -125,9 +125,9 @@ async def _require_source_permit(
     app = None if app_id is None else await tx.access.app(connection.tenant, app_id)
     ended = app is None or app.disabled or app.is_over(now)
     permits = [] if app is None or ended else await tx.access.permits_of(app)
-    scopes = source_scopes(source, grant, services.contexts.offline_scope(source.provider))
+    scopes = source_scopes(source, grant, services.contexts.registry.offline_scope(source.provider))
     if not may_exchange(
-        permits, source, scopes, now, services.contexts.scope_aliases(source.provider)
+        permits, source, scopes, now, services.contexts.registry.scope_aliases(source.provider)
     ).allowed:
         raise Failure(ErrorCode.SOURCE_NOT_PERMITTED, source=source.id, source_app=app_id or "none")
 

@@ -8,8 +8,13 @@ from contextlib import suppress
 from activities.grants import GrantServices
 from activities.grants.client_secrets import try_each_secret
 from activities.support.provider_context import ProviderContext
-from activities.support.provider_replies import log_words
-from activities.support.transactions import append_audit, close_attempt, commit_with_retries, load_connection
+from activities.support.transactions import (
+    append_audit,
+    close_attempt,
+    commit_with_retries,
+    load_connection,
+    log_words,
+)
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.connections.grant import TokenSet
@@ -128,8 +133,8 @@ async def revoke_late_tokens(
     """Revoke late tokens that were not verified before their connection ended."""
     trusted = context.without_staged_definition()
     async with services.store.read() as tx:
-        tokens = [await tx.late_tokens.tokens(it) for it in late]
-    revoked = await asyncio.gather(*(_is_revoked_in_time(services.sender, trusted, it) for it in tokens))
+        tokens = [await tx.late_tokens.tokens(row) for row in late]
+    revoked = await asyncio.gather(*(_is_revoked_in_time(services.sender, trusted, kept) for kept in tokens))
     for item, confirmed in zip(late, revoked, strict=True):
         detail = {"attempt": item.attempt_id, "state": context.connection.state, "revoked": confirmed}
 

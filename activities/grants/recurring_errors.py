@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from activities.grants import GrantServices
-from activities.grants.introspection import introspect_grant, supports_introspection
-from activities.single_use.attempt_tracker import open_attempt
+from activities.grants.token_request import introspect_grant, supports_introspection
+from activities.single_use.intent import open_attempt
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import append_audit, commit_with_retries, is_taken_over, load_connection
 from evergrant_server.core.audit import AuditAction

@@ -12,27 +12,25 @@ from activities.grants import GrantServices
 from activities.grants.account_check import with_believed_account
 from activities.grants.client_grants import client_grant_token_request, read_client_grant_tokens
 from activities.grants.client_secrets import is_client_refused
-from activities.grants.late_tokens import keep_late_tokens, signal_rotate
+from activities.grants.late_tokens import keep_late_tokens, signal_changed, signal_rotate
 from activities.grants.narrowing import (
     is_narrowing_refused,
     record_narrowing_refusal,
     refreshed_detail,
     tokens_of_chain,
 )
-from activities.grants.overtaken_tokens import keep_overtaken_tokens
 from activities.grants.recurring_errors import (
     AnsweredError,
     answered_error,
     may_be_spent_by_another_use,
     reconnect_if_it_recurs,
 )
+from activities.grants.replaced_grants import keep_overtaken_tokens
 from activities.grants.spend import GrantSpend, spend
 from activities.grants.token_request import RefreshTokenRequest, access_token_exchange
 from activities.single_use.attempt import JournaledReply, SingleUseAttempt, SpendRequest
-from activities.single_use.attempt_tracker import open_attempt
-from activities.single_use.circuit_breakers import BreakerPermit, CircuitBreakers
-from activities.single_use.refresh_pacing import RefreshPacing, Turn
-from activities.support.connection_records import record_recovery, record_refresh_failure, record_unsent
+from activities.single_use.intent import open_attempt
+from activities.single_use.pacing import BreakerPermit, CircuitBreakers, RefreshPacing, Turn
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import (
     earlier_now,
@@ -44,9 +42,12 @@ from activities.support.temporal import (
 from activities.support.transactions import (
     append_audit,
     close_attempt,
+    close_read,
     commit_with_retries,
-    is_taken_over,
     load_connection,
+    record_recovery,
+    record_refresh_failure,
+    record_unsent,
 )
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -57,12 +58,10 @@ from evergrant_server.core.integrations import Rotation
 from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import GrantResult, RefreshGrant
-from evergrant_server.core.messages.connection import ProviderChanged
-from evergrant_server.core.messages.names import SignalName
-from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.provider_words import words_in
-from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome
+from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
+from evergrant_server.store.connections.context_rows import Renewal
 from evergrant_server.telemetry import metrics
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
@@ -87,12 +86,29 @@ class RefreshActivities:
         and Temporal runs the activity again.
         """
         async with heartbeating():
-            return await to_its_end(asyncio.create_task(self._refresh_or_failure(request)))
+            return await to_its_end(asyncio.create_task(self._refresh(request)))
 
-    async def _refresh_or_failure(self, request: RefreshGrant) -> GrantResult:
+    async def _refresh(self, request: RefreshGrant) -> GrantResult:
+        """From load to commit: the grant, a postponement, or the failure that the workflow decides about."""
+        services = self._services
         try:
             with internal_after_last_try():
-                return await self._refresh(request)
+                context = await services.contexts.load(request.tenant, request.connection_id)
+                result = self._result_without_request(request, context)
+                if result is not None:
+                    return result
+                async with self._pacing.turn(context, may_be_postponed=request.may_be_postponed) as turn:
+                    if turn.postponed_s is not None:
+                        stored = context.stored_result(context.connection, context.grant)
+                        return stored.__replace__(postponed_s=turn.postponed_s)
+
+                    def spend_with(candidate: ProviderContext) -> RefreshSpend:
+                        return RefreshSpend(services, request, candidate, self._breakers, turn)
+
+                    last, result = await spend(context, spend_with)
+                    if last.error is None:
+                        return result
+                    return await reconnect_if_it_recurs(services, request, last.context, last.error) or result
         except Failure as failure:
             if failure.code is ErrorCode.OUTCOME_UNKNOWN:
                 return await self._give_up(request)
@@ -100,29 +116,8 @@ class RefreshActivities:
             await record_unsent(self._store, self._clock, request, failure)
             return result
 
-    async def _refresh(self, request: RefreshGrant) -> GrantResult:
-        """The refresh from load to commit, or its postponement."""
-        services = self._services
-        context = await services.contexts.load(request.tenant, request.connection_id)
-        result = await self._result_without_request(request, context)
-        if result is not None:
-            return result
-        async with self._pacing.turn(context, may_be_postponed=request.may_be_postponed) as turn:
-            if turn.postponed_s is not None:
-                stored = context.stored_result(context.connection, context.grant)
-                return stored.__replace__(postponed_s=turn.postponed_s)
-
-            def spend_with(candidate: ProviderContext) -> RefreshSpend:
-                return RefreshSpend(services, request, candidate, self._breakers, turn)
-
-            last, result = await spend(context, spend_with)
-            if last.error is None:
-                return result
-            return await reconnect_if_it_recurs(services, request, last.context, last.error) or result
-
-    async def _result_without_request(
-        self, request: RefreshGrant, context: ProviderContext
-    ) -> GrantResult | None:
+    @staticmethod
+    def _result_without_request(request: RefreshGrant, context: ProviderContext) -> GrantResult | None:
         """The result when no request is sent: revoking, refreshed by an earlier try, or idle."""
         connection, grant = context.connection, context.grant
         if connection.state is not LifecycleState.ACTIVE or grant is None:
@@ -134,11 +129,8 @@ class RefreshActivities:
         if connection.generation < request.generation:
             stored, seen = connection.generation, request.generation
             raise Failure(ErrorCode.STORE_BEHIND, f"generation {stored} is stored, {seen} was seen")
-        if request.only_if_leased:
-            async with self._store.read() as tx:
-                leased = await tx.connections.leased_generation(request.tenant, request.connection_id)
-            if leased < grant.token_generation:
-                return GrantResult(not_leased=True)
+        if request.only_if_leased and context.leased_generation < grant.token_generation:
+            return GrantResult(not_leased=True)
         return None
 
     async def replay(self, attempt: SingleUseAttempt, journaled: JournaledReply) -> GrantResult:
@@ -193,12 +185,9 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
             return await client_grant_token_request(services, self.call.context, context)
         grant, exchange = context.grant, context.access_token_exchange
         if exchange is not None and self._token_is_valid():
-            async with services.store.read() as tx:
-                access_token = await tx.grants.access_token(context.connection)
-            return access_token_exchange(context, exchange, access_token)
+            return access_token_exchange(context, exchange, context.tokens.access_token())
         if exchange is None and context.spec.refresh_supported and grant is not None and grant.refreshable:
-            async with services.store.read() as tx:
-                refresh_token = await tx.grants.refresh_token(context.connection)
+            refresh_token = context.tokens.refresh_token()
             if refresh_token is not None:
                 rules = context.integration.refresh
                 return RefreshTokenRequest(context, rules, refresh_token, self.call.scopes)
@@ -273,48 +262,46 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         journal keeps them until then."""
         request, context, row = self.call, self.context, attempt.row
         now = self.services.clock.now()
-        # a late reply waits for other transactions on this row, so that what it reads still holds
-        current = await load_connection(tx, request, locked=await is_taken_over(tx, row))
+        rows = await tx.context_rows.renewal(row)
+        if rows.is_taken_over:
+            # a late reply waits for other transactions on this row, so that what it reads still holds
+            rows = await tx.context_rows.renewal(row, locked=True)
+        current = rows.connection
         if current.state.is_final:
             return None
+        believed = with_believed_account(context, tokens)
         if current.generation != row.from_generation:
-            await close_attempt(tx, row, AttemptOutcome.SUPERSEDED, now)
-            await keep_overtaken_tokens(
-                tx, request, context, row, with_believed_account(context, tokens), now
-            )
+            await close_read(tx, rows.attempt, AttemptOutcome.SUPERSEDED, now)
+            await keep_overtaken_tokens(tx, request, context, row, believed, now)
             return await self._stored_result(tx, current)
         if current.state not in (LifecycleState.ACTIVE, LifecycleState.REVOKING):
             # another worker took over and was refused: late tokens are verified before they are used
-            await close_attempt(tx, row, AttemptOutcome.SUPERSEDED, now)
+            await close_read(tx, rows.attempt, AttemptOutcome.SUPERSEDED, now)
             if current.state in STATES_WITHOUT_GRANT:
                 await keep_late_tokens(tx, request, row, tokens_of_chain(request, tokens), now)
             return context.stored_result(current, None)
-        in_time = await close_attempt(tx, row, AttemptOutcome.INSTALLED, now)
+        in_time = await close_read(tx, rows.attempt, AttemptOutcome.INSTALLED, now)
         may_be_invalid = False
         if not in_time and current.state is LifecycleState.ACTIVE and not context.spends_nothing:
             may_be_invalid = await self.services.single_use.tracker.record_late_install(
                 tx, row, context.integration.refresh, journaled=attempt.entry is not None
             )
-        believed = with_believed_account(context, tokens)
-        saved, grant = await self._replace_grant(tx, current, believed, since, now)
+        saved, grant = await self._replace_grant(tx, rows, believed, since, now)
         if not in_time or (attempt.entry is not None and attempt.entry.is_set_aside):
-            # the workflow reads the store now: it may be waiting for hours
-            changed = ProviderChanged(version=saved.revision, context=request.context)
-            name, target = SignalName.PROVIDER_CHANGED, (row.tenant, row.connection_id)
-            await tx.outbox.add(signal_message(*target, name, changed, now))
+            await signal_changed(tx, request, saved, now)
         if may_be_invalid:
             await signal_rotate(tx, request, row, now)
         await record_recovery(tx, request, current, now)
-        detail = refreshed_detail(request, tokens, grant)
-        await append_audit(tx, request, AuditAction.GRANT_REFRESHED, now, **detail)
+        action, detail = AuditAction.GRANT_REFRESHED, refreshed_detail(request, tokens, grant)
+        await append_audit(tx, request, action, now, **detail)
         return context.grant_result(saved, grant)
 
     async def _replace_grant(
-        self, tx: Transaction, current: Connection, tokens: TokenSet, since: datetime, now: datetime
+        self, tx: Transaction, rows: Renewal, tokens: TokenSet, since: datetime, now: datetime
     ) -> tuple[Connection, Grant]:
+        current = rows.connection
         after, offline = current.refreshed(now), self.context.spec.offline_scope
-        stored = await tx.grants.get(current.tenant, current.id)  # an account may have been chosen since
-        before, narrowed = stored or self.context.grant, None
+        before, narrowed = rows.grant or self.context.grant, None  # an account may have been chosen since
         grant = Grant.from_tokens(
             tokens,
             generation=after.generation,
@@ -325,7 +312,9 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         )
         if self.call.scopes and before is not None:
             narrowed, grant = grant.narrowed(self.call.scopes, offline), grant.keeping_access_token(before)
-        new = await tx.grants.install(after, tokens, grant, origin=Origin.REFRESH, expected=current.revision)
+        new = await tx.grants.install(
+            after, tokens, grant, origin=Origin.REFRESH, expected=current.revision, stored=rows.stored
+        )
         if narrowed is not None:
             await tx.narrowed_tokens.put(new, narrowed, tokens.access_token, now)
         return new, grant
@@ -337,10 +326,7 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         request, row, now = self.call, attempt.row, self.services.clock.now()
         if request.scopes and is_narrowing_refused(failure):
             return await record_narrowing_refusal(tx, request, self.context, row, failure, now)
-        code = failure.code
-        if code is ErrorCode.GRANT_REJECTED and not self.provisional:
-            spent = await may_be_spent_by_another_use(tx, self.context, row)
-            code = ErrorCode.OUTCOME_UNKNOWN if spent else code
+        code = await self._code_of(tx, row, failure)
         if outcome is not None:
             await close_attempt(tx, row, outcome, now)
         current = await load_connection(tx, request)
@@ -371,6 +357,13 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
             client_refused=is_client_refused(failure),
             unknown_error=outcome is AttemptOutcome.REFUSED,
         )
+
+    async def _code_of(self, tx: Transaction, row: Attempt, failure: Failure) -> ErrorCode:
+        """OUTCOME_UNKNOWN for a grant that another use may have ended, and not the subject."""
+        if failure.code is not ErrorCode.GRANT_REJECTED or self.provisional:
+            return failure.code
+        spent = await may_be_spent_by_another_use(tx, self.context, row)
+        return ErrorCode.OUTCOME_UNKNOWN if spent else failure.code
 
     async def _stored_result(self, tx: Transaction, current: Connection) -> GrantResult:
         """The newer grant: of an import, a consent or another worker."""

@@ -9,9 +9,8 @@ from activities.grants.client_secrets import try_each_secret
 from activities.grants.provider_revocation import revoke_all_slots
 from activities.grants.replaced_grants import is_revocable
 from activities.support.provider_context import ProviderContext
-from activities.support.provider_replies import log_words
 from activities.support.temporal import RETRIED_BY_TEMPORAL, as_failure, heartbeating, report_internal
-from activities.support.transactions import append_audit, commit_with_retries
+from activities.support.transactions import append_audit, commit_with_retries, log_words
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.connections.grant import TokenSet

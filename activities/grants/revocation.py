@@ -6,11 +6,10 @@ from activities.grants import GrantServices
 from activities.grants.client_secrets import record_accepted_secret, try_each_secret
 from activities.grants.provider_revocation import revoke_all_slots, revoke_at_provider, worst
 from activities.grants.replaced_revocation import ReplacedRevocation, revoke_replaced
-from activities.single_use.attempt_tracker import open_attempt
+from activities.single_use.intent import open_attempt
 from activities.support.provider_context import ProviderContext
-from activities.support.provider_replies import log_words
 from activities.support.temporal import RETRIED_BY_TEMPORAL, as_failure, heartbeating, report_internal
-from activities.support.transactions import append_audit, commit_with_retries, load_connection
+from activities.support.transactions import append_audit, commit_with_retries, load_connection, log_words
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.replaced import ReplacedGrant
@@ -120,8 +119,8 @@ class RevocationActivities:
     async def _revoke_all_tokens(self, context: ProviderContext) -> RevocationOutcome:
         connection = context.connection
         async with self._store.read() as tx:
-            found = await tx.late_tokens.of_connection(connection.tenant, connection.id)
-            late = [await tx.late_tokens.tokens(kept) for kept in found]
+            rows = await tx.late_tokens.of_connection(connection.tenant, connection.id)
+            late = [await tx.late_tokens.tokens(row) for row in rows]
         if context.grant is None and not late:
             return RevocationOutcome.NOTHING_HELD
         flow = connection.flow
@@ -130,7 +129,7 @@ class RevocationActivities:
             return RevocationOutcome.NOT_SUPPORTED
         sender = self._services.sender
         # late tokens are unverified, and may be valid all the same
-        outcomes = [await revoke_all_slots(sender, context, it) for it in late]
+        outcomes = [await revoke_all_slots(sender, context, tokens) for tokens in late]
         if context.grant is not None:
             async with self._store.read() as tx:
                 refresh_token = await tx.grants.refresh_token(connection)
@@ -182,14 +181,14 @@ class RevocationActivities:
         if current.state is LifecycleState.REVOKED:
             return RevocationResult(revocation=current.revocation)
         replaced = await tx.replaced_grants.of_connection(request.tenant, request.connection_id)
-        unasked = {it.id for it in replaced} - {it.id for it in refused}
+        unasked = {grant.id for grant in replaced} - {grant.id for grant in refused}
         if (
             unasked or current.generation != generation
         ):  # a journaled reply was counted as lost, and was installed
             return RevocationResult(failure=ErrorCode.REFRESH_PENDING, retry_after=_RETRY_AFTER_S)
         revoking = await self._write_revoking(tx, request, _REPEATED_REASON)
-        for it in replaced:
-            detail = {"generation": it.generation, "old_revoked": False, "reason": "refused"}
+        for grant in replaced:
+            detail = {"generation": grant.generation, "old_revoked": False, "reason": "refused"}
             await append_audit(tx, request, AuditAction.GRANT_REPLACED, now, **detail)
         attempt = await open_attempt(tx, current)
         if attempt is not None:

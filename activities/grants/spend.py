@@ -6,6 +6,7 @@ and no code. While a version of a definition is staged, what may be its fault is
 before it. Each try is an attempt of its own.
 """
 
+import asyncio
 import time
 from abc import abstractmethod
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from activities.grants.account_check import revoked_if_ended
 from activities.grants.client_secrets import by_client_secret, record_accepted_secret
 from activities.grants.provider_revocation import revoke_orphaned_tokens
 from activities.single_use.attempt import SingleUseAttempt, SpendRequest
-from activities.single_use.attempt_tracker import open_attempt
+from activities.single_use.intent import open_attempt
 from activities.single_use.protocol import Spend
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import failed_grant_result, obtained_at
@@ -185,12 +186,18 @@ async def _spend_once(spend: GrantSpend[Any]) -> GrantResult:
         async with spend.admission():
             connection, valid = spend.context.connection, spend.token_valid
             attempt = await single_use.open(
-                spend.kind, connection, request.rules, token_valid=valid, credential=spend.credential
+                spend.kind,
+                connection,
+                request.rules,
+                token_valid=valid,
+                credential=spend.credential,
+                read=spend.context.tokens.keys,
             )
             spend.provider_was_asked = True
             began = time.perf_counter()
             try:
-                ended = await single_use.spend(attempt, request, spend)
+                section = asyncio.create_task(single_use.spend(attempt, request, spend))
+                ended = await single_use.sections.run(attempt.row.id, section)
                 return ended
             except Failure as failure:
                 ended = failure

@@ -50,10 +50,8 @@ async def install_further_slots(
         label = first.label_of_slot(slot)
         granted = granted_scopes(slot_tokens.scopes, first.slot_scopes.get(slot, ()))
         scopes = known_scopes(granted)
-        metadata = tokens.metadata | slot_tokens.metadata
-        imported = slot_tokens.__replace__(
-            scopes=granted, metadata=metadata, account=slot_tokens.account or tokens.account
-        )
+        account, metadata = slot_tokens.account or tokens.account, tokens.metadata | slot_tokens.metadata
+        imported = slot_tokens.__replace__(scopes=granted, metadata=metadata, account=account)
         existing = await tx.connections.by_names(first.tenant, first.integration, first.subject, label)
         live = existing is not None and not existing.state.is_final
         if existing is not None and live and not await _may_fill(tx, first, existing, consent):
@@ -65,17 +63,31 @@ async def install_further_slots(
             connection = await tx.connections.replace_names(after, expected=existing.revision)
         else:
             connection = await _create_connection(tx, ring, call, first, label, scopes, now)
-        expires_at = asked_at + INSTALL_WITHIN
-        slot_consent = Consent.without_subject(
-            connection, ConsentKind.IMPORT, scopes, call.context, at=asked_at, expires_at=expires_at
-        )
-        await tx.consents.add(slot_consent, None, ImportedTokens.from_token_set(imported, asked_at))
-        target = (connection.tenant, connection.id)
-        consented = ConsentGranted(consent_id=slot_consent.id, context=call.context)
-        await tx.outbox.add(signal_message(*target, SignalName.CONSENT_GRANTED, consented, now))
+        await _hand_over(tx, call, connection, scopes, imported, asked_at, now)
         if first.state is LifecycleState.REVOKING and not live:  # the new connection is revoked with it
             revoke = Revoke(reason=first.revoke_reason or "", context=call.context)
+            target = (connection.tenant, connection.id)
             await tx.outbox.add(signal_message(*target, SignalName.REVOKE, revoke, now))
+
+
+async def _hand_over(
+    tx: Transaction,
+    call: ConnectionCall,
+    connection: Connection,
+    scopes: tuple[str, ...],
+    tokens: TokenSet,
+    asked_at: datetime,
+    now: datetime,
+) -> None:
+    """Write a consent with these tokens, which the connection's workflow installs."""
+    expires_at = asked_at + INSTALL_WITHIN
+    consent = Consent.without_subject(
+        connection, ConsentKind.IMPORT, scopes, call.context, at=asked_at, expires_at=expires_at
+    )
+    await tx.consents.add(consent, None, ImportedTokens.from_token_set(tokens, asked_at))
+    consented = ConsentGranted(consent_id=consent.id, context=call.context)
+    target = (connection.tenant, connection.id)
+    await tx.outbox.add(signal_message(*target, SignalName.CONSENT_GRANTED, consented, now))
 
 
 async def _may_fill(tx: Transaction, first: Connection, filled: Connection, consent: Consent | None) -> bool:

@@ -9,11 +9,9 @@ from typing import Any
 from temporalio import activity
 
 from activities.grants.client_secrets import try_each_secret
-from activities.support.context_loader import ProviderContextLoader
-from activities.support.provider_context import ProviderContext
-from activities.support.provider_replies import log_words
+from activities.support.provider_context import ProviderContext, ProviderContextLoader
 from activities.support.temporal import heartbeating
-from activities.support.transactions import commit_with_retries
+from activities.support.transactions import commit_with_retries, log_words
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock

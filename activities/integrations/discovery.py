@@ -12,8 +12,7 @@ from activities.integrations.metadata import (
 )
 from activities.integrations.registration import ClientRegistrations, RegistrationAttempt, must_register
 from activities.single_use.attempt import JournaledReply, SingleUseAttempt
-from activities.support.provider_replies import log_words
-from activities.support.transactions import commit_with_retries
+from activities.support.transactions import commit_with_retries, log_words
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure

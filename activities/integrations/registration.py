@@ -9,10 +9,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from activities.single_use.attempt import JournaledReply, SendFence, write_reply_to_journal
-from activities.single_use.attempt_tracker import AttemptTracker, CriticalSections
-from activities.single_use.intent import end_intent, registration_attempt_id
+from activities.single_use.intent import AttemptTracker, CriticalSections, end_intent, registration_attempt_id
 from activities.support.transactions import commit_with_retries
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -130,8 +130,6 @@ class ClientRegistrations:
         Raises SendFailed, and before anything is sent CLIENT_REJECTED (the initial access token was
         used), KEY_UNAVAILABLE, JOURNAL_UNAVAILABLE or STORE_UNAVAILABLE.
         """
-        assert endpoints.registration_endpoint is not None
-        url = endpoints.registration_endpoint
         keys = await self._store.unwrap_keys(integration.tenant, NO_CONNECTION, (KeyPurpose.INTAKE,))
         began_at, sent_at = seconds_since_boot(), self._clock.now()
         attempt = self._attempt(integration, sent_at, self._journal.id)
@@ -142,29 +140,42 @@ class ClientRegistrations:
             reservation.abandon(error)
             raise
         auth = auth_method_to_request(endpoints)
-        scopes, dpop = scopes_to_register(integration, endpoints), integration.dpop is True
-        metadata = client_metadata(redirect_uri, auth=auth, scopes=scopes, dpop=dpop)
-        metadata = registration_request(quirks, metadata)
         registration = RegistrationAttempt(request=request, endpoints=endpoints, auth=auth, sent_at=sent_at)
+        metadata = _metadata(integration, endpoints, auth, redirect_uri, quirks)
         fence = SendFence(reservation, self._clock, began_at, self._limits)
 
-        async def section() -> DiscoveryResult:
-            try:
-                reply = await send_registration(self._egress, url, metadata, initial, before_send=fence.check)
-                journaled = JournaledReply.for_request(registration, reply, self._clock.now())
-                key = keys.current(KeyPurpose.INTAKE)
-                entry = await write_reply_to_journal(self._journal, reservation, key, journaled)
-                concluded = await conclude(registration, reply, keys)
-                if entry is not None:
-                    await self._journal.in_thread(entry.drop)
-                return concluded
-            except SendFailed as failure:
-                await self.close_intent(integration, sent_at, spent=failure.sent and initial is not None)
-                raise
-            finally:
-                await self._journal.in_thread(reservation.release)
+        section = self._section(integration, registration, metadata, initial, fence, keys, conclude)
+        return await self._sections.run(attempt.id, asyncio.create_task(section))
 
-        return await self._sections.run(attempt.id, asyncio.create_task(section()))
+    async def _section(
+        self,
+        integration: Integration,
+        registration: RegistrationAttempt,
+        metadata: dict[str, Any],
+        initial: Secret | None,
+        fence: SendFence,
+        keys: UnwrappedKeys,
+        conclude: CommitRegistration,
+    ) -> DiscoveryResult:
+        """Send, journal and conclude: a task of the process."""
+        url, reservation = registration.endpoints.registration_endpoint, fence.reservation
+        assert url is not None
+        try:
+            reply = await send_registration(self._egress, url, metadata, initial, before_send=fence.check)
+            journaled = JournaledReply.for_request(registration, reply, self._clock.now())
+            key = keys.current(KeyPurpose.INTAKE)
+            entry = await write_reply_to_journal(self._journal, reservation, key, journaled)
+            concluded = await conclude(registration, reply, keys)
+            if entry is not None:
+                await self._journal.in_thread(entry.drop)
+            return concluded
+        except SendFailed as failure:
+            await self.close_intent(
+                integration, registration.sent_at, spent=failure.sent and initial is not None
+            )
+            raise
+        finally:
+            await self._journal.in_thread(reservation.release)
 
     async def close_intent(self, integration: Integration, sent_at: datetime, *, spent: bool) -> None:
         """Withdraw the intent: no reply can arrive any more. After an initial access token was `spent`,
@@ -217,3 +228,11 @@ class ClientRegistrations:
             opened_at=sent_at,
             send_by=sent_at + self._limits.send,
         )
+
+
+def _metadata(
+    integration: Integration, endpoints: Endpoints, auth: str, redirect_uri: str, quirks: tuple[str, ...]
+) -> dict[str, Any]:
+    """What is registered (RFC 7591 section 2)."""
+    scopes, dpop = scopes_to_register(integration, endpoints), integration.dpop is True
+    return registration_request(quirks, client_metadata(redirect_uri, auth=auth, scopes=scopes, dpop=dpop))

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from activities.single_use.attempt import REPLY_PURPOSES, JournaledReply, SingleUseAttempt
-from activities.single_use.attempt_tracker import CriticalSections
-from activities.single_use.intent import drop_unsent_intent
+from activities.single_use.intent import CriticalSections, drop_unsent_intent
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure

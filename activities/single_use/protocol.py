@@ -4,7 +4,6 @@ Every refresh token, authorization code and device code is spent here. The order
 (docs/protocol.md): keys, journal reservation, intent, send, journal entry, commit, drop.
 """
 
-import asyncio
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -19,10 +18,9 @@ from activities.single_use.attempt import (
     SpendRequest,
     write_reply_to_journal,
 )
-from activities.single_use.attempt_tracker import AttemptTracker, CriticalSections
-from activities.single_use.intent import commit_intent
-from activities.support.provider_replies import log_words
+from activities.single_use.intent import AttemptTracker, CriticalSections, commit_intent
 from activities.support.temporal import later_now
+from activities.support.transactions import log_words
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import TokenSet
@@ -39,8 +37,8 @@ from evergrant_server.core.single_use.attempt import (
     outcome_of_error,
 )
 from evergrant_server.crypto import KeyPurpose
-from evergrant_server.journal import Journal, JournalEntry
-from evergrant_server.store import NO_CONNECTION, Store
+from evergrant_server.journal import Journal
+from evergrant_server.store import NO_CONNECTION, KeyRows, Store, UnwrappedKeys
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 from providers.requests.sender import Sender, SendFailed
 from providers.responses.error_mapping import UnreadableTokens
@@ -98,7 +96,7 @@ class SingleUseProtocol:
     ) -> None:
         self._store = store
         self._clock = clock
-        self._sections = sections
+        self.sections = sections
         self._journal = journal
         self._sender = sender
         self._limits = limits
@@ -112,31 +110,19 @@ class SingleUseProtocol:
         *,
         token_valid: bool,
         credential: str = "",
+        read: KeyRows | None = None,
     ) -> SingleUseAttempt:
-        """Unwrap the keys, reserve journal space, then commit the intent. Nothing was sent if it raises.
+        """Unwrap the keys (of rows that were `read` with the credential, if they are there), reserve journal
+        space, then commit the intent. Nothing was sent if it raises.
 
         Raises Failure REFRESH_PENDING while an earlier attempt has to be waited for,
         OUTCOME_UNKNOWN once the credential was sent as often as allowed, REPLY_UNREADABLE while
         its reply is kept for a definition that can read it, and KEY_UNAVAILABLE,
         JOURNAL_UNAVAILABLE or STORE_UNAVAILABLE.
         """
-        keys = await self._store.unwrap_keys(connection.tenant, connection.id, REPLY_PURPOSES)
-        if kind in _MAY_ISSUE_FURTHER_SLOTS:  # tokens for further slots are sealed with the intake key
-            intake = await self._store.unwrap_keys(connection.tenant, NO_CONNECTION, (KeyPurpose.INTAKE,))
-            keys = keys.merged_with(intake)
+        keys = await self._reply_keys(kind, connection, read)
         began_at = seconds_since_boot()
-        row = Attempt(
-            tenant=connection.tenant,
-            id=AttemptId(new_id("att")),
-            connection_id=connection.id,
-            integration_id=connection.integration_id,
-            kind=kind,
-            credential=credential,
-            from_generation=connection.generation,
-            journal_id=self._journal.id,
-            opened_at=self._clock.now(),
-            send_by=later_now(self._clock) + self._limits.send,
-        )
+        row = self._row(kind, connection, credential)
         reservation = await self._journal.in_thread(self._journal.reserve, row)
         try:
             async with self._store.write() as tx:
@@ -148,16 +134,39 @@ class SingleUseProtocol:
             raise
         return SingleUseAttempt(row, keys, SendFence(reservation, self._clock, began_at, self._limits))
 
+    def _row(self, kind: AttemptKind, connection: Connection, credential: str) -> Attempt:
+        return Attempt(
+            tenant=connection.tenant,
+            id=AttemptId(new_id("att")),
+            connection_id=connection.id,
+            integration_id=connection.integration_id,
+            kind=kind,
+            credential=credential,
+            from_generation=connection.generation,
+            journal_id=self._journal.id,
+            opened_at=self._clock.now(),
+            send_by=later_now(self._clock) + self._limits.send,
+        )
+
+    async def _reply_keys(
+        self, kind: AttemptKind, connection: Connection, read: KeyRows | None
+    ) -> UnwrappedKeys:
+        """The keys that seal the reply, in the journal and in the store."""
+        keys = read and read.unwrapped(connection.id, REPLY_PURPOSES)
+        if keys is None:
+            keys = await self._store.unwrap_keys(connection.tenant, connection.id, REPLY_PURPOSES)
+        if kind not in _MAY_ISSUE_FURTHER_SLOTS:
+            return keys
+        # tokens for further slots are sealed with the tenant's intake key
+        intake = await self._store.unwrap_keys(connection.tenant, NO_CONNECTION, (KeyPurpose.INTAKE,))
+        return keys.merged_with(intake)
+
     async def spend(self, attempt: SingleUseAttempt, request: SpendRequest, spend: Spend[T]) -> T:
-        """Send, journal, judge and commit in a task of the process, which the activity awaits.
+        """Send, journal, judge and commit: the reply is written to the journal before anything reads it.
 
-        Cancelling the activity, its time-outs and a graceful shutdown don't cut the task.
+        A critical section: `sections` runs it in a task that the activity awaits, and that neither its
+        cancellation nor its time-outs nor a graceful shutdown cut.
         """
-        section = asyncio.create_task(self._critical_section(attempt, request, spend))
-        return await self._sections.run(attempt.row.id, section)
-
-    async def _critical_section(self, attempt: SingleUseAttempt, request: SpendRequest, spend: Spend[T]) -> T:
-        """The reply is written to the journal before anything reads it; its commit comes last."""
         fence = attempt.fence
         assert fence is not None
         try:
@@ -180,7 +189,8 @@ class SingleUseProtocol:
             spend.answered(reply)
             return await self.conclude(replace(attempt, entry=entry), journaled, spend)
         finally:
-            await self._journal.in_thread(fence.reservation.release)
+            if fence.reservation.is_open:
+                await self._journal.in_thread(fence.reservation.release)
             await fence.record_double_send(self._store, attempt.row, spend.call)
 
     async def conclude(self, attempt: SingleUseAttempt, journaled: JournaledReply, spend: Spend[T]) -> T:
@@ -196,7 +206,8 @@ class SingleUseProtocol:
             _log_unexpected(attempt, unexpected)
             raise Failure(ErrorCode.INTERNAL, "the reply can't be judged; the journal keeps it") from None
         result = await spend.commit(attempt, tokens)
-        await self._drop_entry(attempt.entry)
+        if attempt.entry is not None:
+            attempt.entry.drop()  # no thread: it is one unlink
         return result
 
     async def _conclude_failure(
@@ -220,13 +231,9 @@ class SingleUseProtocol:
             await self._journal.in_thread(self._journal.set_aside, entry.path)
             code, about = failure.code, attempt.row.id
             log_event(log, logging.ERROR, LogEvent.JOURNAL_STUCK, failure.detail, code=code, object=about)
-        else:
-            await self._drop_entry(entry)
+        elif entry is not None:
+            entry.drop()
         return result
-
-    async def _drop_entry(self, entry: JournalEntry | None) -> None:
-        if entry is not None:
-            await self._journal.in_thread(entry.drop)
 
 
 def _log_unexpected(attempt: SingleUseAttempt, error: Exception) -> None:

@@ -136,9 +136,9 @@ def report_internal(failure: Failure) -> None:
     """Log and count a failure that only the code can explain."""
     info = activity.info()
     place = failure.context.get("place")
-    what = f"{info.activity_type}: {failure.detail}" + (f" at {place}" if place else "")
+    detail = f"{info.activity_type}: {failure.detail}" + (f" at {place}" if place else "")
     log_event(
-        log, logging.ERROR, LogEvent.ACTIVITY_FAILED, what, code=failure.code, object=info.workflow_id or ""
+        log, logging.ERROR, LogEvent.ACTIVITY_FAILED, detail, code=failure.code, object=info.workflow_id or ""
     )
     metrics.count_unexpected(info.activity_type, failure.context.get("error", failure.code.value))
 

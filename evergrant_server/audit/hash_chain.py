@@ -21,7 +21,7 @@ from evergrant_server.store import Transaction
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
 from evergrant_server.store.authority.authenticators import authority_broken
 from evergrant_server.store.database.columns import table_of
-from evergrant_server.store.database.rows import Values, columns_equal, insert
+from evergrant_server.store.database.rows import Values, change, columns_equal, fetch_first, insert
 from evergrant_server.store.webhooks import WebhookRow
 from evergrant_server.telemetry.alarms import report_broken_authority
 
@@ -140,7 +140,9 @@ _LOCK_END = (
         _SHARDS.c.count,
         _SHARDS.c.last_hash,
         _SHARDS.c.mac,
-        exists().where(columns_equal(WebhookRow, tenant=bindparam("tenant"), disabled_by=None)),
+        exists()
+        .where(columns_equal(WebhookRow, tenant=bindparam("tenant"), disabled_by=None))
+        .label("has_webhooks"),
     )
     .where(_SHARDS.c.tenant == bindparam("tenant"), _SHARDS.c.shard == bindparam("shard"))
     .with_for_update()
@@ -177,10 +179,13 @@ async def append_all(
     if not authentic:
         report_broken_authority(head.broken)
     rows = chained_rows(entries, shard, head.count, head.last_hash)
-    await tx.connection.execute(_ADD_RECORD, rows)
+    if len(rows) == 1:
+        await change(tx.connection, _ADD_RECORD, rows[0])
+    else:
+        await tx.connection.execute(_ADD_RECORD, rows)
     end = head.moved(ring, rows[-1]["seq"], rows[-1]["hash"], authentic=authentic)
     moved = {"count": end.count, "last_hash": end.last_hash, "mac": end.mac}
-    await tx.connection.execute(_MOVE_END, {"of_tenant": tenant, "of_shard": shard, **moved})
+    await change(tx.connection, _MOVE_END, {"of_tenant": tenant, "of_shard": shard, **moved})
     if has_webhooks:
         for entry in entries:
             await publish_events(tx, entry)
@@ -233,14 +238,16 @@ async def _locked_head(tx: Transaction, tenant: str, shard: str, at: datetime) -
     transaction locks all.)
     """
     which = {"tenant": tenant, "shard": shard}
-    end = (await tx.connection.execute(_LOCK_END, which)).one_or_none()
+    end = await fetch_first(tx.connection, _LOCK_END, which)
     if end is None:
         first = ChainHead.first(tx.sealer.ring, tenant, shard)
         is_new = await insert(tx.connection, AuditShardRow, {**first._asdict(), "revision": 1})
         if is_new and tenant != INSTALLATION:
             await append(tx, _birth_entry(tx.sealer.ring.role, tenant, shard, at))
-        end = (await tx.connection.execute(_LOCK_END, which)).one()
-    return ChainHead(tenant, shard, *end[:3]), bool(end[3])
+        end = await fetch_first(tx.connection, _LOCK_END, which)
+        assert end is not None
+    head = ChainHead(tenant, shard, end["count"], end["last_hash"], end["mac"])
+    return head, bool(end["has_webhooks"])
 
 
 def record_of(row: Mapping[str, Any]) -> AuditRecord:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from providers.definition.categories import CATEGORIES
+from providers.definition.validation import CATEGORIES
 
 _ROWS = 40
 _URL = re.compile(r"https://[^\s()<>\"']+")

@@ -1,5 +1,6 @@
 """Makes HTTP transports and clients that connect only through the guard, with client certificates (mTLS)."""
 
+import hashlib
 import logging
 import secrets
 import ssl
@@ -23,6 +24,7 @@ from evergrant_server.egress.policy import EgressPolicy
 from evergrant_server.egress.transport import GuardedTransport, SendObserver, default_tls_context
 
 CONNECT_TIMEOUT_S = 5.0
+_MOST_CONTEXTS = 100
 ANSWER_TIMEOUT_S = 30.0  # for the whole exchange; less than core.attempt.LIMITS.answer
 
 # False while an activity runs whose row in `core.messages.jobs` says that it calls nobody outside
@@ -43,7 +45,8 @@ _NOISY = (
 
 
 class Egress:
-    """Makes the transports of one process. Reads the TLS context once; connections are never shared.
+    """Makes the transports of one process. Reads the TLS context once, and keeps those with a certificate;
+    connections are never shared (ADR 0086).
 
     `wrapper` wraps every transport, for example to trace requests; the guard stays the innermost.
     """
@@ -59,6 +62,7 @@ class Egress:
     ) -> None:
         self.policy = policy
         self._tls = tls or default_tls_context()
+        self._with_certificate: dict[bytes, ssl.SSLContext] = {}  # by the digest of certificate and key
         self._connect_timeout_s = connect_timeout_s
         self._answer_timeout_s = answer_timeout_s
         self._wrapper = wrapper
@@ -77,12 +81,22 @@ class Egress:
             )
         guarded = GuardedTransport(
             self.policy,
-            tls=tls_with_certificate(self._tls, certificate) if certificate else self._tls,
+            tls=self._context(certificate) if certificate else self._tls,
             connect_timeout_s=self._connect_timeout_s,
             answer_timeout_s=self._answer_timeout_s,
             observer=observer,
         )
         return self._wrapper(guarded) if self._wrapper else guarded
+
+    def _context(self, certificate: ClientCertificate) -> ssl.SSLContext:
+        """The context that presents it: no other certificate and key have the same."""
+        text = certificate.certificate + certificate.private.reveal()
+        digest = hashlib.sha256(text.encode()).digest()
+        context = self._with_certificate.pop(digest, None) or tls_with_certificate(self._tls, certificate)
+        self._with_certificate[digest] = context
+        if len(self._with_certificate) > _MOST_CONTEXTS:
+            del self._with_certificate[next(iter(self._with_certificate))]  # used longest ago
+        return context
 
     def client(
         self,

@@ -7,7 +7,7 @@ import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterable, Callable, Iterable
-from typing import cast
+from typing import Any, cast
 
 import anyio
 import httpcore2
@@ -96,28 +96,18 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self._policy.check_url(request.url)
-        assert isinstance(request.stream, AsyncIterable)
-        request.headers["Accept-Encoding"] = "identity"
-        extensions = {
-            "timeout": {
-                "connect": self._connect_timeout_s,
-                "read": self._answer_timeout_s,
-                "write": self._answer_timeout_s,
-            }
-        }
-        if self._observer is not None:
-            extensions["trace"] = self._observer.trace  # type: ignore[assignment]  # a dict of mixed values
-        url = request.url
-        outgoing = httpcore2.Request(
-            method=request.method,
-            url=httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-            headers=request.headers.raw,
-            content=request.stream,
-            extensions=extensions,
-        )
+        outgoing = self._outgoing(request)
         try:
             with anyio.fail_after(self._answer_timeout_s):
-                return await self._receive(outgoing)
+                answer = await self._pool.handle_async_request(outgoing)
+                try:
+                    assert isinstance(answer.stream, AsyncIterable)
+                    headers = httpx2.Headers(answer.headers)
+                    body = _Body(headers.get("content-encoding", ""))
+                    async for chunk in answer.stream:
+                        body.add(chunk)
+                finally:
+                    await answer.aclose()
         except TimeoutError:
             raise httpx2.ReadTimeout("the whole answer took too long", request=request) from None
         except Exception as error:
@@ -125,20 +115,31 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
                 if isinstance(error, transport_error):
                     raise public_error(str(error), request=request) from error
             raise
-
-    async def _receive(self, outgoing: httpcore2.Request) -> httpx2.Response:
-        answer = await self._pool.handle_async_request(outgoing)
-        try:
-            assert isinstance(answer.stream, AsyncIterable)
-            headers = httpx2.Headers(answer.headers)
-            body = _Body(headers.get("content-encoding", ""))
-            async for chunk in answer.stream:
-                body.add(chunk)
-        finally:
-            await answer.aclose()
         for name in ("content-encoding", "content-length", "transfer-encoding"):
             headers.pop(name, None)
         return httpx2.Response(answer.status, headers=headers, content=body.content())
+
+    def _outgoing(self, request: httpx2.Request) -> httpcore2.Request:
+        """The request as httpcore2 has it, with its limits and its observer."""
+        assert isinstance(request.stream, AsyncIterable)
+        request.headers["Accept-Encoding"] = "identity"
+        extensions: dict[str, Any] = {
+            "timeout": {
+                "connect": self._connect_timeout_s,
+                "read": self._answer_timeout_s,
+                "write": self._answer_timeout_s,
+            }
+        }
+        if self._observer is not None:
+            extensions["trace"] = self._observer.trace
+        url = request.url
+        return httpcore2.Request(
+            method=request.method,
+            url=httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            headers=request.headers.raw,
+            content=request.stream,
+            extensions=extensions,
+        )
 
     async def aclose(self) -> None:
         await self._pool.aclose()

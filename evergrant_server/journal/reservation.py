@@ -47,11 +47,16 @@ class JournalReservation:
             raise _journal_full(directory, error) from None
         try:
             os.posix_fallocate(self._fd, 0, RESERVED_BYTES)
+            # not synced: its mark is void after a crash of the machine, and a reply is synced with its name
             os.pwrite(self._fd, _boot_id() + _UNSENT + self.header.model_dump_json().encode() + b"\n", 0)
-            sync_directory(directory)
         except OSError as error:
             self.release()
             raise _journal_full(directory, error) from None
+
+    @property
+    def is_open(self) -> bool:
+        """False once an entry was written, or it was released."""
+        return self._fd is not None
 
     def begin_send(self) -> bool:
         """Begin to send; False when another worker of this host has fenced this attempt off.

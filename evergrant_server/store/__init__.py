@@ -12,13 +12,14 @@ STORE_CONFLICT when a row changed meanwhile, SCHEMA_MISMATCH, SEAL_BROKEN, KEY_U
 from evergrant_server.store.connections.histories import HistoryExport
 from evergrant_server.store.connections.lease_rows import ConnectionPosition, LeaseRow, LeaseRows
 from evergrant_server.store.keys import NO_CONNECTION
-from evergrant_server.store.sealing import UnwrappedKeys
+from evergrant_server.store.sealing import KeyRows, UnwrappedKeys
 from evergrant_server.store.store import Store, Transaction
 
 __all__ = [
     "NO_CONNECTION",
     "ConnectionPosition",
     "HistoryExport",
+    "KeyRows",
     "LeaseRow",
     "LeaseRows",
     "Store",

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import and_, bindparam, select
+from sqlalchemy import and_, bindparam, or_, select
 
 from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, Sealed, SealingKey, open_sealed
 from evergrant_server.store.database import columns
@@ -50,6 +50,14 @@ _KEY = (
     .where(_KEYS.c.tenant == bindparam("tenant"), _KEYS.c.purpose == bindparam("purpose"))
 )
 KEY_BY_ID = _KEY.where(_KEYS.c.id == bindparam("id"))
+# every current key of a connection and of its tenant, which wrap each other
+CURRENT_KEYS = select(
+    _KEYS.c.id, _KEYS.c.purpose, _KEYS.c.connection_id, _KEYS.c.wrapping_key_id, _KEYS.c.sealed_key
+).where(
+    _KEYS.c.tenant == bindparam("tenant"),
+    or_(_KEYS.c.connection_id == bindparam("connection_id"), _KEYS.c.connection_id == NO_CONNECTION),
+    _KEYS.c.retired_at.is_(None),
+)
 CURRENT_KEY = _KEY.where(_KEYS.c.connection_id == bindparam("connection_id"), _KEYS.c.retired_at.is_(None))
 
 

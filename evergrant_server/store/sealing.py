@@ -6,12 +6,14 @@ for those that a single-use credential's answer will need (`UnwrappedKeys`).
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
 
 from sqlalchemy import Executable, delete
 from sqlmodel import col
 
+from evergrant_server.core.errors import Failure
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import (
     AssociatedData,
@@ -33,12 +35,14 @@ from evergrant_server.store.database.rows import (
     ModelRepository,
     Repository,
     columns_equal,
+    fetch_all,
     fetch_first,
     find_one,
     insert,
 )
 from evergrant_server.store.keys import (
     CURRENT_KEY,
+    CURRENT_KEYS,
     KEY_BY_ID,
     NO_CONNECTION,
     KeyRow,
@@ -49,29 +53,81 @@ from evergrant_server.store.keys import (
 
 
 class UnwrappedKeys:
-    """Keys of one connection, unwrapped before an intent: committing its answer needs no key service.
+    """Keys of one connection and its tenant, unwrapped before an intent: committing its answer needs no key
+    service.
 
-    Doesn't print. Kept for one attempt, and dropped with it.
+    Doesn't print. Kept for one attempt, and dropped with it. What seals with them writes a row of the
+    connection, by compare-and-set: the keys are destroyed in a transaction that changes it, too.
     """
 
-    __slots__ = ("_by_id", "_current")
+    __slots__ = ("_keys",)
 
-    def __init__(self, current: Mapping[KeyPurpose, SealingKey]) -> None:
-        self._current = dict(current)
-        self._by_id = {key.id: key for key in current.values()}
+    def __init__(self, keys: Mapping[tuple[str, KeyPurpose], SealingKey]) -> None:
+        self._keys = keys  # by connection and purpose
 
     def current(self, purpose: KeyPurpose) -> SealingKey:
-        return self._current[purpose]
+        """The only key of this purpose."""
+        (key,) = (key for (_, of), key in self._keys.items() if of is purpose)
+        return key
 
-    def get(self, key_id: str) -> SealingKey | None:
-        return self._by_id.get(key_id)
+    def of(self, connection_id: str, purpose: KeyPurpose) -> SealingKey | None:
+        return self._keys.get((connection_id, purpose))
 
     def merged_with(self, further: "UnwrappedKeys") -> "UnwrappedKeys":
         """With keys of other purposes."""
-        return UnwrappedKeys({**self._current, **further._current})
+        return UnwrappedKeys({**self._keys, **further._keys})
 
     def __repr__(self) -> str:
-        return f"UnwrappedKeys({', '.join(self._current)})"
+        return f"UnwrappedKeys({', '.join(purpose for _, purpose in self._keys)})"
+
+
+class KeyRows:
+    """The wrapped keys of a connection and its tenant, as one query has read them: what they sealed opens
+    without the database. Holds no plain key."""
+
+    def __init__(self, ring: KeyRing, tenant: str) -> None:
+        self._ring = ring
+        self._tenant = tenant
+        self._rows: dict[tuple[KeyPurpose, str], WrappedKey] = {}
+
+    def add(self, purpose: KeyPurpose, row: WrappedKey) -> None:
+        self._rows[purpose, row.id] = row
+
+    def lacks(self, purpose: KeyPurpose, key_id: str) -> bool:
+        return (purpose, key_id) not in self._rows
+
+    def open(self, purpose: KeyPurpose, connection_id: str, place: AssociatedData, sealed: bytes) -> Secret:
+        """As `ColumnSealer.open`."""
+        row = self._rows.get((purpose, key_id_of(sealed, place)))
+        return Secret(_opened(self._ring, purpose, connection_id, place, sealed, row).decode())
+
+    def unwrapped(self, connection_id: str, purposes: Iterable[KeyPurpose]) -> UnwrappedKeys | None:
+        """The connection's keys of these purposes; None when one wasn't made yet. Raises Failure
+        KEY_UNAVAILABLE, SEAL_BROKEN."""
+        current = {of: row for (of, _), row in self._rows.items() if row.connection_id == connection_id}
+        if not current.keys() >= set(purposes):
+            return None
+        return UnwrappedKeys(
+            {(connection_id, of): unwrap(self._ring, self._tenant, of, current[of]) for of in purposes}
+        )
+
+
+def _opened(
+    ring: KeyRing,
+    purpose: KeyPurpose,
+    connection_id: str,
+    place: AssociatedData,
+    sealed: bytes,
+    row: WrappedKey | None,
+) -> bytes:
+    """What the key of this row has sealed. Raises Failure SEAL_BROKEN or KEY_UNAVAILABLE that names it."""
+    if not ring.holds(purpose):
+        raise key_unavailable(place, f"the {ring.role} role doesn't hold the {purpose} purpose")
+    if row is None:
+        raise key_unavailable(place, f"its key {key_id_of(sealed, place)} is not in the store")
+    if row.connection_id != connection_id:
+        raise seal_broken(place, "was sealed with a key of another connection")
+    return open_sealed(unwrap(ring, place.tenant, purpose, row), place, sealed)
 
 
 class ColumnSealer:
@@ -85,17 +141,29 @@ class ColumnSealer:
         self._now = now
         self._unwrapped_keys = keys
 
-    async def find_current_keys(
-        self, tenant: str, connection_id: str, purposes: Iterable[KeyPurpose]
-    ) -> UnwrappedKeys | None:
-        """The connection's current keys, or None when one wasn't made yet. Raises as `hold` does."""
-        keys: dict[KeyPurpose, SealingKey] = {}
-        for purpose in purposes:
-            rows = await self._current_row(tenant, purpose, connection_id)
-            if rows is None:
-                return None
-            keys[purpose] = unwrap(self.ring, tenant, purpose, rows)
-        return UnwrappedKeys(keys)
+    async def read_keys(
+        self, tenant: str, connection_id: str, sealed: Iterable[tuple[KeyPurpose, Sealed | None]] = ()
+    ) -> KeyRows:
+        """The current keys of a connection and its tenant, and those that have sealed these columns."""
+        parameters = {"tenant": tenant, "connection_id": connection_id}
+        rows = await fetch_all(self._connection, CURRENT_KEYS, parameters)
+        tenants = {row["id"]: row["sealed_key"] for row in rows if row["connection_id"] == NO_CONNECTION}
+        keys = KeyRows(self.ring, tenant)
+        for row in rows:
+            above = row["id"] if row["connection_id"] == NO_CONNECTION else row["wrapping_key_id"]
+            if above in tenants:
+                key = (row["id"], row["connection_id"], row["sealed_key"])
+                keys.add(KeyPurpose(row["purpose"]), WrappedKey(*key, above, tenants[above]))
+        for purpose, column in sealed:
+            if column is None:
+                continue
+            with suppress(Failure):  # it names no key, or none that can be unwrapped: opening it reports that
+                key_id = key_id_of(column, AssociatedData(tenant, "key", connection_id, "sealed_key"))
+                if keys.lacks(purpose, key_id) and self.ring.holds(purpose):
+                    row = await self._row(KEY_BY_ID, purpose, tenant=tenant, id=key_id)
+                    if row is not None:
+                        keys.add(purpose, row)
+        return keys
 
     async def get_or_create_keys(
         self, tenant: str, connection_id: str, purposes: Iterable[KeyPurpose]
@@ -103,7 +171,7 @@ class ColumnSealer:
         """The connection's current keys, made when needed. Raises Failure KEY_UNAVAILABLE, SEAL_BROKEN."""
         place = AssociatedData(tenant, "key", connection_id, "held")
         return UnwrappedKeys(
-            {purpose: await self._current(purpose, connection_id, place) for purpose in purposes}
+            {(connection_id, of): await self._current(of, connection_id, place) for of in purposes}
         )
 
     async def seal(
@@ -122,16 +190,13 @@ class ColumnSealer:
         self, purpose: KeyPurpose, connection_id: str, place: AssociatedData, sealed: bytes
     ) -> bytes:
         """As `open`, for what is no text: a journal's entry."""
-        if not self.ring.holds(purpose):
-            raise key_unavailable(place, f"the {self.ring.role} role doesn't hold the {purpose} purpose")
-        key_id = key_id_of(sealed, place)
-        rows = await self._row(KEY_BY_ID, purpose, tenant=place.tenant, id=key_id)
-        if rows is None:
-            raise key_unavailable(place, f"its key {key_id} is not in the store")
-        if rows.connection_id != connection_id:
-            raise seal_broken(place, "was sealed with a key of another connection")
-        key = self._unwrapped(place.tenant, purpose, rows)
-        return open_sealed(key, place, sealed)
+        known, key_id = self._known(connection_id, purpose), key_id_of(sealed, place)
+        if known is not None and known.id == key_id:
+            return open_sealed(known, place, sealed)
+        row = None
+        if self.ring.holds(purpose):
+            row = await self._row(KEY_BY_ID, purpose, tenant=place.tenant, id=key_id)
+        return _opened(self.ring, purpose, connection_id, place, sealed, row)
 
     async def destroy_keys(self, tenant: str, connection_id: str) -> int:
         """Delete the connection's keys: what they sealed, also in a backup's rows, can't be opened."""
@@ -142,17 +207,19 @@ class ColumnSealer:
     async def _current(self, purpose: KeyPurpose, connection_id: str, place: AssociatedData) -> SealingKey:
         if not self.ring.holds(purpose):
             raise key_unavailable(place, f"the {self.ring.role} role doesn't hold the {purpose} purpose")
+        known = self._known(connection_id, purpose)
+        if known is not None:
+            return known
         rows = await self._current_row(place.tenant, purpose, connection_id)
         if rows is None:
             await self._create(place.tenant, purpose, connection_id, place)
             rows = await self._current_row(place.tenant, purpose, connection_id)
         if rows is None:
             raise key_unavailable(place, "its key vanished while it was being made")
-        return self._unwrapped(place.tenant, purpose, rows)
+        return unwrap(self.ring, place.tenant, purpose, rows)
 
-    def _unwrapped(self, tenant: str, purpose: KeyPurpose, rows: WrappedKey) -> SealingKey:
-        known = self._unwrapped_keys.get(rows.id) if self._unwrapped_keys else None
-        return known or unwrap(self.ring, tenant, purpose, rows)
+    def _known(self, connection_id: str, purpose: KeyPurpose) -> SealingKey | None:
+        return None if self._unwrapped_keys is None else self._unwrapped_keys.of(connection_id, purpose)
 
     async def _create(
         self, tenant: str, purpose: KeyPurpose, connection_id: str, for_place: AssociatedData

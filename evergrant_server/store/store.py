@@ -21,6 +21,7 @@ from evergrant_server.store.connections.account_identifiers import AccountIdenti
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
 from evergrant_server.store.connections.connections import Connections
 from evergrant_server.store.connections.consents import Consents
+from evergrant_server.store.connections.context_rows import ContextRowsOf
 from evergrant_server.store.connections.grants import Grants
 from evergrant_server.store.connections.histories import Histories
 from evergrant_server.store.connections.narrowed_tokens import NarrowedTokens
@@ -103,6 +104,7 @@ class Transaction:
         return ColumnSealer(self.connection, self.ring, self.now, self._keys)
 
     connections = _with_ring(Connections)
+    context_rows = _with_sealer(ContextRowsOf)
     grants = _with_sealer(Grants)
     narrowed_tokens = _with_sealer(NarrowedTokens)
     integrations = _with_sealer(Integrations)
@@ -243,7 +245,7 @@ class Store:
         Raises Failure KEY_UNAVAILABLE, SEAL_BROKEN, STORE_UNAVAILABLE.
         """
         async with self.read() as tx:
-            keys = await tx.sealer.find_current_keys(tenant, connection_id, purposes)
+            keys = (await tx.sealer.read_keys(tenant, connection_id)).unwrapped(connection_id, purposes)
         if keys is not None:
             return keys
         async with self.write() as tx:

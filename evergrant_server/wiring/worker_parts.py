@@ -7,14 +7,13 @@ from typing import Any
 from activities.agents import AgentStopActivities
 from activities.consents.accounts import AccountActivities
 from activities.consents.code_exchange import CodeExchangeActivities
-from activities.consents.confirmation import ConfirmationActivities
-from activities.consents.consent_end import ConsentEndActivities, ExpiryActivities
+from activities.consents.consent_end import ConfirmationActivities, ConsentEndActivities, ExpiryActivities
 from activities.consents.first_tokens import ClientGrantActivities, DeviceActivities
 from activities.consents.import_export import ExportActivities
 from activities.consents.login import LoginActivities
 from activities.decisions import DecisionActivities, PermitReviewActivities
 from activities.grants import GrantServices
-from activities.grants.late_verification import LateTokenActivities
+from activities.grants.late_tokens import LateTokenActivities
 from activities.grants.refresh import RefreshActivities
 from activities.grants.replaced_revocation import ReplacedGrantActivities
 from activities.grants.revocation import RevocationActivities
@@ -29,12 +28,11 @@ from activities.oauth import ClientDocumentActivities
 from activities.people import PersonLoginActivities
 from activities.provider_events import IntrospectionActivities, ReceiverKeysActivities
 from activities.reconcile import ReconcileActivities
-from activities.single_use.attempt_tracker import CriticalSections
-from activities.single_use.circuit_breakers import CircuitBreakers
+from activities.single_use.intent import CriticalSections
 from activities.single_use.journal_replay import JournalReplayer, Replay
+from activities.single_use.pacing import CircuitBreakers, RefreshPacing
 from activities.single_use.protocol import SingleUseProtocol
-from activities.single_use.refresh_pacing import RefreshPacing
-from activities.support.context_loader import ProviderContextLoader
+from activities.support.provider_context import ProviderContextLoader
 from activities.webhooks import ANSWER_TIMEOUT_S, WebhookDeliveryActivities
 from activities.workloads import TrustedIssuerActivities
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
@@ -74,7 +72,8 @@ def build_worker_parts(
     )
     single_use = SingleUseProtocol(store, clock, sections, journal, sender, limits)
     registrations = ClientRegistrations(store, egress, clock, sections, journal, limits)
-    grants, replays = _grant_activities(platform, contexts, egress, sender, single_use)
+    services = GrantServices(store, contexts, sender, single_use, clock)
+    grants, replays = _grant_activities(platform, services, egress)
     published = PublishedEndpoints(store, platform.registry, egress)
     discovery = DiscoveryActivities(
         store, published, clock, settings.public_url, settings.client_metadata_url, registrations
@@ -95,15 +94,10 @@ def build_worker_parts(
 
 
 def _grant_activities(
-    platform: Platform,
-    contexts: ProviderContextLoader,
-    egress: Egress,
-    sender: Sender,
-    single_use: SingleUseProtocol,
+    platform: Platform, services: GrantServices, egress: Egress
 ) -> tuple[list[Activity], dict[AttemptKind, Replay]]:
     """Activities of connections, and those that replay an answer from the journal."""
     store, clock = platform.store, platform.clock
-    services = GrantServices(store, contexts, sender, single_use, clock)
     code_exchange = CodeExchangeActivities(services)
     client_grants = ClientGrantActivities(services)
     devices = DeviceActivities(services)
@@ -119,7 +113,7 @@ def _grant_activities(
         devices.poll_device,
         refresh.refresh_grant,
         late_tokens.verify_late_tokens,
-        AccountActivities(store, contexts, egress, clock).look_up_accounts,
+        AccountActivities(store, services.contexts, egress, clock).look_up_accounts,
         revocation.record_revocation_request,
         revocation.revoke_grant,
         ReplacedGrantActivities(services).revoke_replaced_grants,

@@ -8,12 +8,46 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from providers.definition.categories import CATEGORIES
 from providers.definition.host_validation import hosts_are_pinned, sources_are_named
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import placeholders
 from providers.definition.schema_request import BodyFormat, ClientAuth, Pkce
 from providers.definition.schema_response import RefreshPart
+
+CATEGORIES = {
+    "analytics": "Analytics",
+    "cloud": "Cloud and hosting",
+    "cms": "Content management",
+    "commerce": "Commerce",
+    "comms": "Communication",
+    "crm": "CRM and sales",
+    "design": "Design",
+    "dev": "Development",
+    "docs": "Documents",
+    "education": "Education",
+    "erp": "ERP and operations",
+    "finance": "Accounting and finance",
+    "forms": "Forms and surveys",
+    "gaming": "Games",
+    "geo": "Maps and places",
+    "health": "Health and fitness",
+    "hr": "People and recruiting",
+    "identity": "Identity",
+    "iot": "Devices",
+    "legal": "Contracts and signatures",
+    "marketing": "Marketing",
+    "media": "Music, pictures and reading",
+    "ml": "Machine learning",
+    "payments": "Payments",
+    "productivity": "Projects and productivity",
+    "scheduling": "Scheduling",
+    "social": "Social networks",
+    "storage": "Files and storage",
+    "support": "Customer support",
+    "travel": "Travel",
+    "video": "Video",
+    "warehouse": "Data warehouses",
+}
 
 
 @dataclass(frozen=True)
@@ -194,9 +228,9 @@ def parameters_are_used(spec: ProviderSpec) -> RuleFindings:
 def categories_are_known(spec: ProviderSpec) -> RuleFindings:
     for name in spec.categories:
         if name not in CATEGORIES:
-            yield "categories", f"{name} is unknown", "Choose one of providers/definition/categories.py"
+            yield "categories", f"{name} is unknown", "Choose one of providers/definition/validation.py"
     if not spec.categories:
-        yield "categories", "is empty", "Choose one of providers/definition/categories.py"
+        yield "categories", "is empty", "Choose one of providers/definition/validation.py"
 
 
 def _nested_texts(value: Any) -> Iterator[str]:

@@ -1,12 +1,13 @@
 """Fetches a metadata document: of an issuer (RFC 8414) or of a protected resource (RFC 9728)."""
 
+import ssl
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import httpx2
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from providers.registration.unreachable import issuer_unreachable
+from evergrant_server.egress import DOES_NOT_RESOLVE
 from providers.responses.raw_reply import UnreadableBody, parse_body
 
 MAX_URL_LENGTH = 2048
@@ -50,3 +51,29 @@ def shown(named: Any) -> str:
 def fail(subject: str, why: str) -> NoReturn:
     """Raise Failure DISCOVERY_FAILED about an issuer or a resource."""
     raise Failure(ErrorCode.DISCOVERY_FAILED, f"{subject or 'discovery'}: {why}", issuer=subject[:200])
+
+
+def issuer_unreachable(issuer: str, error: httpx2.TransportError) -> Failure:
+    """Why no document arrived: what stays so is DISCOVERY_FAILED, the rest may end by itself."""
+    server, cause = urlsplit(issuer).netloc, _tls_error(error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        why = (
+            f"the certificate of {server} is not trusted ({cause.verify_message or cause.reason}): start "
+            "with its authority's certificates in SSL_CERT_FILE"
+        )
+        return Failure(ErrorCode.DISCOVERY_FAILED, why, issuer=issuer)
+    if cause is not None:
+        why = f"{server} doesn't answer in TLS: is the issuer http://{server}?"
+        return Failure(ErrorCode.DISCOVERY_FAILED, why, issuer=issuer)
+    if DOES_NOT_RESOLVE in str(error):
+        why = f"{server} has no address in DNS: is the issuer's name right?"
+    else:
+        why = f"{server} could not be reached ({type(error).__name__}): is it running?"
+    return Failure(ErrorCode.PROVIDER_UNREACHABLE, why, issuer=issuer)
+
+
+def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """The TLS error behind a transport's one."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error

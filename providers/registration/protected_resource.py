@@ -12,8 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx2
 
 from evergrant_server.egress import Egress
-from providers.registration.documents import MAX_URL_LENGTH, fail, fetch_document, shown
-from providers.registration.unreachable import issuer_unreachable
+from providers.registration.documents import MAX_URL_LENGTH, fail, fetch_document, issuer_unreachable, shown
 from providers.requests.request_format import STANDARD_HEADERS
 from providers.responses.challenges import Challenge, bearer_challenge
 

@@ -133,54 +133,74 @@ def build_authorization_url(
 ) -> str:
     """The URL of the authorization request. It holds the verifier only as its S256 challenge.
 
-    Without a verifier it is an implicit request (RFC 6749 section 4.2.1). `slot_scopes` are the scopes
-    of further token slots. `account` are `account_params`. `params` are the app's own, and must be on
-    the definition's list. `target`: RFC 8707 section 2.1. `dpop_jkt`: RFC 9449 section 10. `nonce` is
-    repeated in the id token. Raises Failure INVALID_REQUEST when the provider doesn't support this.
+    Without a verifier it is an implicit request (RFC 6749 section 4.2.1). `slot_scopes`: of further token
+    slots. `account`: of `account_params`. `params`: the app's own, which the definition must list. `target`:
+    RFC 8707 section 2.1. `dpop_jkt`: RFC 9449 section 10. The id token repeats `nonce`. Raises Failure
+    INVALID_REQUEST when the provider doesn't support this.
     """
     spec.require_usable(Flow.AUTHORIZATION_CODE if verifier is not None else Flow.IMPLICIT)
     if verifier is not None and (not _VERIFIER.fullmatch(verifier.reveal()) or verifier == state):
         raise Failure(ErrorCode.INTERNAL, "a PKCE verifier must be 43 to 128 characters and not the state")
+    extra = fill_params(spec, spec.authorization_params, checked_params(spec, integration.params))
+    extra |= {**_caller_params(spec, params or {}), **(account or {})}
+    if verifier is None:
+        extra.pop("response_mode", None)  # always the fragment, without a refresh token (section 4.2.2)
+        extra["response_type"] = "token"
+        spec = spec.__replace__(offline_scope=None)
+    of_standards = (("audience", target.audience if target else None), ("dpop_jkt", dpop_jkt))
+    extra |= {name: value for name, value in of_standards if value}
+    extra |= {"nonce": nonce.reveal()} if nonce else {}
+    slots = token_slot_scope_params(spec, slot_scopes or {})
+    extra |= {param: spec.scope_separator.join(its_scopes) for param, its_scopes in slots.items()}
+    url, query = _standard_request(spec, integration, redirect_uri, state, verifier, extra)
+    query += _scope_params(spec, requested_scopes(spec, integration, scopes), asks="prompt" in dict(query))
+    query += [("resource", uri) for uri in (target.resources if target else ())]
+    return _in_provider_format(spec, url, query)
+
+
+def _scope_params(spec: ProviderSpec, requested: Sequence[str], *, asks: bool) -> list[tuple[str, str]]:
+    """`asks`: the request says already whether the subject is asked."""
+    params: list[tuple[str, str]] = []
+    if spec.discovery and {"openid", spec.offline_scope} <= set(requested) and not asks:
+        params.append(("prompt", "consent"))  # without it offline_access is ignored (OIDC Core section 11)
+    if requested:
+        params.append((spec.scope_param_name, spec.scope_separator.join(requested)))
+    return params
+
+
+def _authorization_endpoint(spec: ProviderSpec, integration: Integration) -> str:
     endpoint = integration_endpoints(spec, integration).authorization_endpoint
     if endpoint is None:
         detail = f"{spec.name} has no authorization endpoint"
         raise Failure(ErrorCode.INVALID_REQUEST, detail, provider=spec.name, field="flow")
-    values = checked_params(spec, integration.params)
-    extra = fill_params(spec, spec.authorization_params, values)
-    extra |= {**_caller_params(spec, params or {}), **(account or {})}
-    if verifier is None:
-        # the token comes in the fragment only, and no refresh token comes (section 4.2.2)
-        extra.pop("response_mode", None)
-        extra["response_type"] = "token"
-        spec = spec.__replace__(offline_scope=None)
-    standard = {
-        "audience": target.audience if target else None,
-        "dpop_jkt": dpop_jkt,
-        "nonce": nonce.reveal() if nonce else None,
-    }
-    extra |= {name: value for name, value in standard.items() if value}
-    slots = token_slot_scope_params(spec, slot_scopes or {})
-    extra |= {param: spec.scope_separator.join(its_scopes) for param, its_scopes in slots.items()}
+    return endpoint
+
+
+def _standard_request(
+    spec: ProviderSpec,
+    integration: Integration,
+    redirect_uri: str,
+    state: Secret,
+    verifier: Secret | None,
+    extra: Mapping[str, str],
+) -> tuple[str, list[tuple[str, str]]]:
+    """The URL as RFC 6749 and RFC 7636 have it, and its query; without scopes, whose name and separator may
+    differ."""
+    challenged = verifier if spec.pkce is not Pkce.OFF else None
     authlib = OAuth2Client(None, client_id=integration.client_id, code_challenge_method="S256")
     url, _ = authlib.create_authorization_url(
-        require_complete(spec, endpoint),
+        require_complete(spec, _authorization_endpoint(spec, integration)),
         state=state.reveal(),
-        code_verifier=verifier.reveal() if verifier is not None and spec.pkce is not Pkce.OFF else None,
+        code_verifier=challenged.reveal() if challenged is not None else None,
         redirect_uri=redirect_uri_to_send(spec, integration.params, redirect_uri),
-        scope=None,  # added below: separator and name may differ
+        scope=None,
         **extra,
     )
     query = parse_qsl(urlsplit(url).query, keep_blank_values=True)
-    if verifier is not None and spec.pkce is not Pkce.OFF and spec.pkce_challenge_encoding == "hex":
-        challenge = hashlib.sha256(verifier.reveal().encode()).hexdigest()
+    if challenged is not None and spec.pkce_challenge_encoding == "hex":
+        challenge = hashlib.sha256(challenged.reveal().encode()).hexdigest()
         query = [(name, challenge if name == "code_challenge" else value) for name, value in query]
-    requested = requested_scopes(spec, integration, scopes)
-    if spec.discovery and {"openid", spec.offline_scope} <= set(requested) and "prompt" not in dict(query):
-        query.append(("prompt", "consent"))  # without it offline_access is ignored (OIDC Core section 11)
-    if requested:
-        query.append((spec.scope_param_name, spec.scope_separator.join(requested)))
-    query.extend(("resource", uri) for uri in (target.resources if target else ()))
-    return _in_provider_format(spec, url, query)
+    return url, query
 
 
 def _caller_params(spec: ProviderSpec, params: Mapping[str, str]) -> dict[str, str]:

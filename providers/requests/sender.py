@@ -60,27 +60,26 @@ class Sender:
             observer = SendObserver(before_send)
             try:
                 access.require_host(url)
-                certificate = client.certificate_to_present()
-                async with self._egress.client(observer, certificate) as http:
-                    response = await http.send(write_request(http, access, request, self._nonces))
+                written = write_request(access, request, self._nonces)
+                async with self._egress.transport(observer, client.certificate_to_present()) as transport:
+                    response = await transport.handle_async_request(written)
             except httpx2.InvalidURL:
                 raise SendFailed(Failure(ErrorCode.EGRESS_REFUSED, "not a URL"), sent=False) from None
             except httpx2.TransportError as error:
                 raise SendFailed(_unreachable_failure(spec, error), sent=observer.sent) from None
             except Failure as failure:
                 raise SendFailed(failure, sent=observer.sent) from failure
+            response.request = written
             reply = RawReply.of(response)
             if client.proof_key is None:
                 break
-            self._nonces.remember(str(response.request.url), client.proof_key, reply)
+            self._nonces.remember(str(written.url), client.proof_key, reply)
             if not spec.dpop or not requires_nonce(reply):
                 break
         return reply if request.refreshes else reply.with_body(reshaped_first_reply(spec.quirks, reply.body))
 
 
-def write_request(
-    http: httpx2.AsyncClient, access: ProviderAccess, request: ProviderRequest, nonces: NonceCache
-) -> httpx2.Request:
+def write_request(access: ProviderAccess, request: ProviderRequest, nonces: NonceCache) -> httpx2.Request:
     """The HTTP request in the provider's names and format, with client authentication, and with a proof of
     the key to which the tokens will be bound (RFC 9449 section 5).
 
@@ -96,7 +95,7 @@ def write_request(
     names = {"client_id": spec.client_id_param, "client_secret": spec.client_secret_param, **request.renames}
     renamed = {names.get(name, name): value for name, value in fields.items()}
     fields = {name: value for name, value in renamed.items() if name is not None}
-    written = _build(http, request, fields, headers)
+    written = _build(request, fields, headers)
     if client.proof_key is not None and spec.dpop and request.requests_tokens:
         url = str(written.url)
         nonce = nonces.get(url, client.proof_key)
@@ -104,9 +103,7 @@ def write_request(
     return written
 
 
-def _build(
-    http: httpx2.AsyncClient, request: ProviderRequest, fields: dict[str, str], headers: httpx2.Headers
-) -> httpx2.Request:
+def _build(request: ProviderRequest, fields: dict[str, str], headers: httpx2.Headers) -> httpx2.Request:
     """The request with its fields in the query, in JSON or in a form."""
     query: dict[str, str | list[str]] = dict(request.query)
     content = b""
@@ -120,7 +117,7 @@ def _build(
         content = urlencode([*fields.items(), *request.repeated_fields]).encode()
     url = httpx2.URL(request.url)
     url = url.copy_merge_params(query) if query else url
-    return http.build_request(request.method, url, headers=headers, content=content or None)
+    return httpx2.Request(request.method, url, headers=headers, content=content or None)
 
 
 def _authenticate_client(

@@ -6,7 +6,7 @@ from urllib.parse import urlencode, urlsplit
 import httpx2
 
 from activities.people import PersonLoginActivities
-from activities.support.context_loader import ProviderContextLoader
+from activities.support.provider_context import ProviderContextLoader
 from evergrant_server.core.access import Action
 from evergrant_server.core.ids import SessionId, Tenant, new_id
 from evergrant_server.core.messages import jobs

@@ -13,7 +13,7 @@ from evergrant_server.console.next_steps import findings
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.policy import Target
-from providers.definition.categories import CATEGORIES
+from providers.definition.validation import CATEGORIES
 
 router = APIRouter(include_in_schema=False)
 

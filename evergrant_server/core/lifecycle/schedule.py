@@ -20,6 +20,8 @@ class LifecycleRules(FrozenModel):
 
     margin: timedelta = timedelta(minutes=5)  # capped at a quarter of the token's lifetime
     spread: float = 0.2  # the share of the margin over which a fleet's refreshes are spread
+    lifetime_spread: float = 0.0  # or that share of the lifetime, where it is longer, up to `longest_spread`
+    longest_spread: timedelta = timedelta(hours=1)
     # between refreshes, capped at a quarter of a lifetime
     shortest_interval: timedelta = timedelta(minutes=2)
     keep_alive_share: float = 0.5  # of its idle life, after which an idle grant is refreshed
@@ -51,6 +53,8 @@ RULES: dict[int, LifecycleRules] = {
     # A run that no worker has cached is replayed from its first event, 0.4 ms of CPU each (measured): see
     # ADR 0082.
     2: LifecycleRules(longest_history=500),
+    # Tokens of one import or one outage expire together: a minute is too short for some thousand refreshes.
+    3: LifecycleRules(longest_history=500, lifetime_spread=0.1),
 }
 NEWEST_RULES = max(RULES)
 
@@ -82,7 +86,7 @@ def due_at(
     margin_s: float | None = None,
     min_age_s: float | None = None,
 ) -> datetime:
-    """When a refresh ahead of expiry starts: at the margin, up to `spread` of it earlier.
+    """When a refresh ahead of expiry starts: at the margin, or by a share of the rules' spread earlier.
 
     A provider may have a margin of its own (`margin_s`: earlier is refused, so it is spread
     towards the expiry), and an age under which it refuses to refresh at all.
@@ -91,8 +95,10 @@ def due_at(
         margin = min(timedelta(seconds=margin_s), expires_at - obtained_at)
         due = expires_at - margin * (1 - rules.spread * share)
     else:
-        margin = min(rules.margin, (expires_at - obtained_at) / 4)
-        due = expires_at - margin - margin * rules.spread * share
+        lifetime = expires_at - obtained_at
+        margin = min(rules.margin, lifetime / 4)
+        spread = max(margin * rules.spread, min(lifetime * rules.lifetime_spread, rules.longest_spread))
+        due = expires_at - margin - spread * share
     return due if min_age_s is None else max(due, add_time(obtained_at, min_age_s))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from sqlalchemy import Index, and_, delete, func, select
+from sqlalchemy import Index, and_, bindparam, delete, func, select, update
 from sqlmodel import Field, col
 
 from evergrant_server.core.connections.account import (
@@ -30,6 +30,7 @@ from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import (
     Repository,
     Values,
+    change,
     columns_equal,
     fetch_all,
     fetch_first,
@@ -51,6 +52,17 @@ class AccountIdentifierRow(columns.TenantTable, table=True):
     identifier_hash: str
 
 
+_IDENTIFIERS = table_of(AccountIdentifierRow)
+_OF_CONNECTION = select(_IDENTIFIERS.c.name, _IDENTIFIERS.c.identifier_hash).where(
+    *(_IDENTIFIERS.c[name] == bindparam(name) for name in ("tenant", "connection_id"))
+)
+_RENEW = (
+    update(_IDENTIFIERS)
+    .where(*(_IDENTIFIERS.c[name] == bindparam(f"of_{name}") for name in ("tenant", "connection_id", "name")))
+    .values(identifier_hash=bindparam("of_identifier_hash"))
+)
+
+
 class AccountIdentifiers(Repository):
     def __init__(self, connection: DatabaseConnection, ring: KeyRing) -> None:
         super().__init__(connection)
@@ -70,22 +82,26 @@ class AccountIdentifiers(Repository):
             for name, identifier in account_identifiers_of(tokens, grant).items()
         }
         key = {"tenant": owner.tenant, "connection_id": owner.id}
-        mine = columns_equal(AccountIdentifierRow, **key)
-        rows = await fetch_all(self._connection, select(AccountIdentifierRow).where(mine))
+        rows = await fetch_all(self._connection, _OF_CONNECTION, key)
         had = {row["name"]: row["identifier_hash"] for row in rows}
         stay = unreplaced_names(tokens, origin)
         if PIN in stay & had.keys():
             wanted.pop(PIN, None)
         renewed = origin is Origin.NEW or (PIN in wanted and await self._is_authentic(owner, None))
-        gone = [name for name, hashed in had.items() if name not in stay and wanted.get(name) != hashed]
+        gone = had.keys() - stay - wanted.keys()
         if gone:
+            mine = columns_equal(AccountIdentifierRow, **key)
             await self._run(
-                delete(AccountIdentifierRow).where(mine, col(AccountIdentifierRow.name).in_(gone))
+                delete(AccountIdentifierRow).where(mine, col(AccountIdentifierRow.name).in_(sorted(gone)))
             )
         for name, hashed in wanted.items():
-            if had.get(name) != hashed:
-                values = {"integration_id": owner.integration_id, "identifier_hash": hashed, "revision": 1}
-                await insert(self._connection, AccountIdentifierRow, {**key, "name": name, **values})
+            row = {**key, "name": name, "identifier_hash": hashed}
+            if name not in had:
+                values = {**row, "integration_id": owner.integration_id, "revision": 1}
+                await insert(self._connection, AccountIdentifierRow, values)
+            elif had[name] != hashed and name not in stay:
+                renamed = {f"of_{column}": value for column, value in row.items()}
+                await change(self._connection, _RENEW, renamed)
         return {"account_mac": account_mac(self._ring, owner, wanted.get(PIN))} if renewed else {}
 
     async def account_hash(self, connection: Connection) -> str | None:

@@ -4,9 +4,9 @@ One attempt is open per connection and slot. Late tokens are sealed until they a
 """
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, delete, exists, or_, select, text, tuple_
+from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, exists, or_, select, text, tuple_
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
@@ -24,7 +24,13 @@ from evergrant_server.store.connections.tables import (
     LateTokensRow,
 )
 from evergrant_server.store.database.columns import table_of
-from evergrant_server.store.database.rows import ModelRepository, columns_equal, fetch_all, find_one
+from evergrant_server.store.database.rows import (
+    ModelRepository,
+    columns_equal,
+    fetch_all,
+    find_one,
+    read_model,
+)
 from evergrant_server.store.sealing import SealedRepository
 
 _MOST_SUPERSEDED = 20  # an answer that this many later uses superseded is worth nothing
@@ -36,6 +42,41 @@ _ENDED_NOTHING = (
 _UNKNOWN = (AttemptOutcome.SUPERSEDED.value, AttemptOutcome.GIVEN_UP.value, AttemptOutcome.UNREAD.value)
 _OUTCOME, _NEWEST = col(AttemptRow.outcome), col(AttemptRow.opened_at).desc()
 _CLOSED = col(AttemptRow.closed_at)
+
+
+_A = table_of(AttemptRow).c
+_OF_SLOT = [_A[name] == bindparam(name) for name in ("tenant", "connection_id", "slot")]
+# The open attempt of a slot, and every use of the wanted credential that may have spent it. Each half names
+# the columns of its own index: a connection has an attempt for each refresh of three months.
+_EARLIER_USES = (
+    select(table_of(AttemptRow))
+    .where(
+        or_(
+            and_(*_OF_SLOT, _A.outcome.is_(None)),
+            and_(
+                *_OF_SLOT,
+                *(_A[name] == bindparam(name) for name in ("from_generation", "kind", "credential")),
+                or_(*(_A.outcome == outcome for outcome in _UNKNOWN)),
+            ),
+        )
+    )
+    .order_by(_A.sends.desc(), _A.opened_at.desc())
+)
+
+
+class EarlierUses(NamedTuple):
+    """What may forbid the next attempt of a slot."""
+
+    opened: Attempt | None  # of the slot, of any kind: there is at most one
+    unknown: Attempt | None  # the newest use of this credential with an unknown outcome: it counts them all
+    unread: Attempt | None  # a use of this credential whose tokens wait to be read
+    rest: tuple[Attempt, ...] = ()  # the other uses of this credential with an unknown outcome
+
+    def without_open(self) -> "EarlierUses":
+        """As if the open attempt had not been sent."""
+        if self.opened is None or self.opened is not self.unknown:
+            return self._replace(opened=None)
+        return self._replace(opened=None, unknown=next(iter(self.rest), None))
 
 
 class Attempts(ModelRepository[Attempt, AttemptId]):
@@ -56,14 +97,19 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
         """The open attempt of this token slot, of any kind. There is at most one."""
         return await self._one(tenant=tenant, connection_id=connection_id, slot=slot, outcome=None)
 
-    async def newest_of_unknown_outcome(self, wanted: Attempt) -> Attempt | None:
-        """The newest use of the same credential with an unknown outcome, closed or not.
-
-        It carries the count of them all, so that no restart and no takeover forgets a use.
-        """
-        unknown = or_(_OUTCOME.is_(None), _OUTCOME.in_(_UNKNOWN))
-        query = self._where(_same(wanted), unknown)
-        return await self._first(query.order_by(col(AttemptRow.sends).desc(), _NEWEST))
+    async def earlier_uses(self, wanted: Attempt) -> EarlierUses:
+        """What was sent before, as far as it decides about the next attempt. One with an unknown outcome
+        carries the count of them all, so that no restart and no takeover forgets a use."""
+        names = {"tenant", "connection_id", "slot", "from_generation", "kind", "credential"}
+        rows = await fetch_all(self._connection, _EARLIER_USES, wanted.model_dump(include=names))
+        uses = [read_model(Attempt, AttemptRow, row) for row in rows]
+        mine = [use for use in uses if use.spends(wanted.kind, wanted.from_generation, wanted.credential)]
+        return EarlierUses(
+            opened=next((use for use in uses if use.outcome is None), None),
+            unknown=next(iter(mine), None),
+            unread=next((use for use in mine if use.outcome is AttemptOutcome.UNREAD), None),
+            rest=tuple(mine[1:]),
+        )
 
     async def superseded(self, tenant: Tenant, connection_id: ConnectionId, generation: int) -> list[Attempt]:
         """The newest that were taken over at this generation: their answers may come all the same."""
@@ -109,10 +155,6 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
         return AttemptOutcome.INSTALLED_LATE in ended and any(
             outcome not in _ENDED_NOTHING for outcome in ended
         )
-
-    async def unread_of_credential(self, wanted: Attempt) -> Attempt | None:
-        """A use of the same credential whose tokens wait to be read."""
-        return await self._first(self._where(_same(wanted), outcome=AttemptOutcome.UNREAD.value))
 
     async def unread_at_generation(
         self, tenant: Tenant, connection_id: ConnectionId, generation: int, *kinds: AttemptKind

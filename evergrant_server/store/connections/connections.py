@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, exists, false, func, or_, select, text
+from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, false, func, or_, select, text
 from sqlmodel import col
 
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -33,7 +33,6 @@ from evergrant_server.store.connections.tables import (
     ConnectionGrantRow,
     ConnectionRow,
     LateTokensRow,
-    UsageRow,
 )
 from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.engine import DatabaseConnection
@@ -53,6 +52,20 @@ from evergrant_server.store.ends import put_back
 _COUNT = select(func.count()).select_from(table_of(ConnectionRow))
 OFFERED = ("consent_deadline", "requested_scopes", "default_scopes", "slot_scopes")  # with a new link
 _WAITS = (LifecycleState.PENDING_CONSENT.value, LifecycleState.NEEDS_REAUTH.value)
+
+
+_ROW = table_of(ConnectionRow).c
+_POSITION = select(_ROW.state, _ROW.generation).where(
+    _ROW.tenant == bindparam("tenant"), _ROW.id == bindparam("id")
+)
+_POSITION_FOR_SHARE = _POSITION.with_for_update(read=True)
+
+
+class Position(NamedTuple):
+    """What an attempt begins from."""
+
+    state: LifecycleState
+    generation: int
 
 
 class PendingRevocation(NamedTuple):
@@ -123,11 +136,11 @@ class Connections(ModelRepository[Connection, ConnectionId]):
 
         One that is revoking or has ended isn't checked: it leases nothing, and nothing stops a revocation.
         """
-        return await self._checked(await find_one(self._connection, self._table, tenant=tenant, id=id))
+        return await self.checked(await find_one(self._connection, self._table, tenant=tenant, id=id))
 
     async def find_in_any_tenant(self, id: ConnectionId) -> Connection | None:
         """The connection with this unguessable id. Raises as `get_authentic`."""
-        return await self._checked(await find_one(self._connection, self._table, id=id))
+        return await self.checked(await find_one(self._connection, self._table, id=id))
 
     async def replace_names(self, after: Connection, *, expected: int) -> Connection:
         """As `replace`, for a change of what the authenticator covers. Raises Failure AUTHORITY_BROKEN
@@ -152,12 +165,14 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         """Write what a new link of a pending connection asks for. Raises as `replace` does."""
         return await self._change_only(pending, OFFERED, expected)
 
-    async def get_for_share(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
-        """The connection, locked against changes until this transaction ends.
+    async def position(self, tenant: Tenant, id: ConnectionId, *, for_share: bool = False) -> Position | None:
+        """Where the connection is; `for_share`: locked against changes until this transaction ends.
 
         SQLite has no such clause and needs none: it writes in one transaction at a time.
         """
-        return await self._first(self._where(tenant=tenant, id=id).with_for_update(read=True))
+        query = _POSITION_FOR_SHARE if for_share else _POSITION
+        row = await fetch_first(self._connection, query, {"tenant": tenant, "id": id})
+        return None if row is None else Position(LifecycleState(row["state"]), row["generation"])
 
     async def get_for_update(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
         """The connection, locked against changes and shared locks until this transaction ends."""
@@ -169,7 +184,7 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         """The live connection with these names, or else the newest of the ended ones. Raises as
         `get_authentic`."""
         names = {"tenant": tenant, "integration": integration_name, "subject": subject, "label": label}
-        return await self._checked(await fetch_first(self._connection, BY_NAMES, names))
+        return await self.checked(await fetch_first(self._connection, BY_NAMES, names))
 
     async def known_names(
         self, tenant: Tenant, integrations: Collection[str], subjects: Collection[str]
@@ -306,14 +321,6 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         )
         return [PendingRevocation(**row) for row in await fetch_all(self._connection, query.limit(limit))]
 
-    async def leased_generation(self, tenant: Tenant, id: ConnectionId) -> int:
-        """The newest generation that was leased, 0 when none was: the schedule refreshes ahead by it.
-
-        The lease ledger raises it without touching the connection's revision.
-        """
-        row = await find_one(self._connection, UsageRow, tenant=tenant, connection_id=id)
-        return 0 if row is None else int(row["leased_generation"])
-
     async def _readable(self, query: Select[Any], after: str | None, limit: int) -> ConnectionPage:
         """The query's rows sorted by id, after the id `after`."""
         query = query if after is None else query.where(col(ConnectionRow.id) > after)
@@ -337,13 +344,14 @@ class Connections(ModelRepository[Connection, ConnectionId]):
             columns |= await self.countersigned(model)
         return await super()._change(model, expected, **columns)
 
-    async def _checked(self, row: Values | None) -> Connection | None:
+    async def checked(self, row: Values | None, *, may_have_ended: bool = True) -> Connection | None:
+        """The row as `get_authentic` has it. `may_have_ended`: the audit log may tell of its end."""
         connection = None if row is None else read_model(Connection, ConnectionRow, row)
         if row is None or connection is None or connection.state is LifecycleState.REVOKING:
             return connection
         if not connection.state.is_final:
             require_signature(self._ring, connection, ConnectionRow, row)
-            for id in await put_back(self._connection, [connection]):
+            for id in await put_back(self._connection, [connection]) if may_have_ended else ():
                 raise was_put_back(ConnectionRow, id)
         return connection
 

@@ -4,6 +4,7 @@ All are sealed per connection: access tokens and that key in the lease purpose, 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, bindparam, delete, select, update
@@ -40,7 +41,7 @@ from evergrant_server.store.database.rows import (
     read_model,
 )
 from evergrant_server.store.integrations.destinations import COLUMN, HOSTS, Destinations
-from evergrant_server.store.sealing import SealedRepository
+from evergrant_server.store.sealing import KeyRows, SealedRepository
 
 ACCESS_COLUMN, REFRESH_COLUMN, ID_TOKEN_COLUMN = "sealed_access", "sealed_refresh", "sealed_id_token"
 _SEALED_CONSENT_COLUMNS = [
@@ -76,6 +77,62 @@ def grant_of(row: Values) -> Grant:
     return read_model(Grant, ConnectionGrantRow, {**row, "metadata": row["facts"]})
 
 
+def authentic_grant(ring: KeyRing, owner: Connection, row: Values) -> Grant:
+    """The facts of the main grant's row, as `Grants.get_authentic` has them."""
+    grant = grant_of(row)
+    if owner.state is not LifecycleState.REVOKING:
+        require_grant(ring, owner.tenant, owner.id, grant, MAIN_SLOT, row["mac"])
+    return grant
+
+
+@dataclass(frozen=True)
+class SealedTokens:
+    """The tokens of a grant, sealed, with the keys that open them, wrapped: what one query each has read."""
+
+    owner: Connection
+    row: Values | None = field(repr=False)  # of the grant
+    keys: KeyRows
+
+    def access_token(self) -> Secret:
+        """The access token held now. Raises Failure CONSENT_REQUIRED when there is none, SEAL_BROKEN."""
+        token = self._open(KeyPurpose.LEASE, ACCESS_COLUMN)
+        if token is None:
+            raise Failure(ErrorCode.CONSENT_REQUIRED, f"{self.owner.id} holds no access token.")
+        return token
+
+    def refresh_token(self) -> Secret | None:
+        """The refresh token, or None. Raises Failure KEY_UNAVAILABLE without the refresh purpose."""
+        return self._open(KeyPurpose.REFRESH, REFRESH_COLUMN)
+
+    def id_token(self) -> Secret | None:
+        """The newest id token, or None. Raises Failure KEY_UNAVAILABLE without the refresh purpose."""
+        return self._open(KeyPurpose.REFRESH, ID_TOKEN_COLUMN)
+
+    @staticmethod
+    def columns(row: Values) -> list[tuple[KeyPurpose, Sealed | None]]:
+        """What the keys have to open."""
+        lease, refresh = KeyPurpose.LEASE, KeyPurpose.REFRESH
+        return [(lease, row[ACCESS_COLUMN]), (refresh, row[REFRESH_COLUMN]), (refresh, row[ID_TOKEN_COLUMN])]
+
+    def _open(self, purpose: KeyPurpose, column: str) -> Secret | None:
+        owner, row = self.owner, self.row
+        if row is None or row[column] is None:
+            return None
+        place = grant_associated_data(owner.tenant, owner.id, row["slot"], column, row["generation"])
+        if was_rolled_back(row["slot"], row["generation"], owner.generation):
+            raise seal_broken(place, "belongs to another generation than its connection")
+        return self.keys.open(purpose, owner.id, place, row[column])
+
+
+@dataclass(frozen=True)
+class StoredGrant:
+    """The grant that a new one replaces, as this transaction has read it."""
+
+    row: Values | None = field(repr=False)
+    has_late_tokens: bool = True
+    has_narrowed_tokens: bool = True
+
+
 class Grants(SealedRepository):
     async def get(self, tenant: Tenant, connection_id: ConnectionId, slot: str = MAIN_SLOT) -> Grant | None:
         row = await find_one(
@@ -89,12 +146,7 @@ class Grants(SealedRepository):
         row = await find_one(
             self._connection, ConnectionGrantRow, tenant=owner.tenant, connection_id=owner.id, slot=MAIN_SLOT
         )
-        if row is None:
-            return None
-        grant = grant_of(row)
-        if owner.state is not LifecycleState.REVOKING:
-            require_grant(self._sealer.ring, owner.tenant, owner.id, grant, MAIN_SLOT, row["mac"])
-        return grant
+        return None if row is None else authentic_grant(self._sealer.ring, owner, row)
 
     async def install(
         self,
@@ -105,6 +157,7 @@ class Grants(SealedRepository):
         origin: Origin,
         expected: int,
         hosts: PinnedHosts = NOTHING_PINNED,
+        stored: StoredGrant | None = None,
     ) -> Connection:
         """Write the connection `after` and its new grant in one go, if the row is still at `expected`.
 
@@ -113,16 +166,30 @@ class Grants(SealedRepository):
         A refresh without a refresh token or id token in its reply keeps the old one (RFC 6749 section
         6, OpenID Connect Core section 12.2); a new grant inherits none, and its secrets are sent to `hosts`
         alone. A grant with `access_generation` keeps the access token as well; any other ends the narrower
-        ones. Needs the lease and refresh purposes. Raises Failure STORE_CONFLICT, NOT_FOUND,
-        KEY_UNAVAILABLE, AUTHORITY_BROKEN.
+        ones. `stored`: the grant of this slot, read with the connection at `expected`; None: it is read.
+        Needs the lease and refresh purposes. Raises Failure STORE_CONFLICT, NOT_FOUND, KEY_UNAVAILABLE,
+        AUTHORITY_BROKEN.
         """
         if grant.slot == MAIN_SLOT and grant.generation != after.generation:
             raise ValueError("a main grant is installed with the generation of its connection")
         revision = await self._change_connection(after, tokens, grant, origin, expected)
-        old = await self._row(after, grant.slot)
+        stored = stored or StoredGrant(await self._row(after, grant.slot))
+        values = await self._values(after, tokens, grant, origin, stored.row)
+        values |= await self._destination(after, stored.row, origin, hosts)
+        await self._put(values, stored.row)
+        if stored.has_late_tokens:  # superseded
+            await LateTokenSets(self._connection, self._sealer).delete(after.tenant, after.id)
+        if stored.has_narrowed_tokens and grant.slot == MAIN_SLOT and grant.access_generation is None:
+            await self._delete_narrowed(after)
+        return after.__replace__(revision=revision)
+
+    async def _values(
+        self, after: Connection, tokens: TokenSet, grant: Grant, origin: Origin, old: Values | None
+    ) -> Values:
+        """The columns of the grant's row, but for its destination."""
         kept = old if origin is Origin.REFRESH else None
         columns = column_values(grant)
-        values: Values = {
+        return {
             "facts": columns.pop("metadata"),
             **columns,
             "tenant": after.tenant,
@@ -131,14 +198,8 @@ class Grants(SealedRepository):
             REFRESH_COLUMN: await self._kept(after, grant, REFRESH_COLUMN, tokens.refresh_token, kept),
             ID_TOKEN_COLUMN: await self._kept(after, grant, ID_TOKEN_COLUMN, tokens.id_token, kept),
             "mac": signed_grant(self._sealer.ring, after, grant),
-            **await self._destination(after, old, origin, hosts),
             "revision": 1 if old is None else old["revision"] + 1,
         }
-        await self._put(values, old)
-        await LateTokenSets(self._connection, self._sealer).delete(after.tenant, after.id)  # superseded
-        if grant.slot == MAIN_SLOT and grant.access_generation is None:
-            await self._delete_narrowed(after)
-        return after.__replace__(revision=revision)
 
     async def _change_connection(
         self, after: Connection, tokens: TokenSet, grant: Grant, origin: Origin, expected: int
@@ -160,21 +221,29 @@ class Grants(SealedRepository):
             return {name: old[name] for name in (HOSTS, COLUMN)}
         return await Destinations(self._connection, self._sealer.ring).of_new_grant(after, hosts, old)
 
-    async def access_token(self, grant_owner: Connection, slot: str = MAIN_SLOT) -> Secret:
-        """The access token held now. Raises Failure CONSENT_REQUIRED when there is none,
-        STORE_CONFLICT when `grant_owner` is older than the row, SEAL_BROKEN when the row is."""
-        token = await self._open(KeyPurpose.LEASE, grant_owner, slot, ACCESS_COLUMN)
-        if token is None:
-            raise Failure(ErrorCode.CONSENT_REQUIRED, f"{grant_owner.id} holds no access token.")
-        return token
+    async def access_token(self, owner: Connection, slot: str = MAIN_SLOT) -> Secret:
+        """As `SealedTokens.access_token`. Raises Failure STORE_CONFLICT."""
+        return (await self.sealed_tokens(owner, slot)).access_token()
 
-    async def refresh_token(self, connection: Connection, slot: str = MAIN_SLOT) -> Secret | None:
-        """The refresh token, or None. Raises Failure KEY_UNAVAILABLE without the refresh purpose."""
-        return await self._open(KeyPurpose.REFRESH, connection, slot, REFRESH_COLUMN)
+    async def refresh_token(self, owner: Connection, slot: str = MAIN_SLOT) -> Secret | None:
+        """As `SealedTokens.refresh_token`. Raises Failure STORE_CONFLICT."""
+        return (await self.sealed_tokens(owner, slot)).refresh_token()
 
-    async def id_token(self, connection: Connection, slot: str = MAIN_SLOT) -> Secret | None:
-        """The newest id token, or None. Raises Failure KEY_UNAVAILABLE without the refresh purpose."""
-        return await self._open(KeyPurpose.REFRESH, connection, slot, ID_TOKEN_COLUMN)
+    async def id_token(self, owner: Connection, slot: str = MAIN_SLOT) -> Secret | None:
+        """As `SealedTokens.id_token`. Raises Failure STORE_CONFLICT."""
+        return (await self.sealed_tokens(owner, slot)).id_token()
+
+    async def sealed_tokens(self, owner: Connection, slot: str = MAIN_SLOT) -> SealedTokens:
+        """The tokens held now. Raises Failure STORE_CONFLICT when `owner` is older than the row."""
+        row = await self._row(owner, slot)
+        if row is None:
+            return SealedTokens(owner, None, KeyRows(self._sealer.ring, owner.tenant))
+        newest = row["connection_generation"]
+        if newest != owner.generation and not was_rolled_back(slot, row["generation"], newest):
+            why = f"{owner.id} is no longer at generation {owner.generation}."
+            raise Failure(ErrorCode.STORE_CONFLICT, why)
+        keys = await self._sealer.read_keys(owner.tenant, owner.id, SealedTokens.columns(row))
+        return SealedTokens(owner.__replace__(generation=newest), row, keys)
 
     async def update_facts(self, connection: Connection, grant: Grant) -> None:
         """Write a grant's facts and options, in a transaction that has changed its connection."""
@@ -255,20 +324,7 @@ class Grants(SealedRepository):
         place = grant_associated_data(owner.tenant, owner.id, grant.slot, column, grant.generation)
         return await self._sealer.seal(purpose, owner.id, place, value)
 
-    async def _open(self, purpose: KeyPurpose, owner: Connection, slot: str, column: str) -> Secret | None:
-        row = await self._row(owner, slot)
-        if row is None or row[column] is None:
-            return None
-        place = grant_associated_data(owner.tenant, owner.id, slot, column, row["generation"])
-        if was_rolled_back(slot, row["generation"], row["connection_generation"]):
-            raise seal_broken(place, "belongs to another generation than its connection")
-        if row["connection_generation"] != owner.generation:
-            raise Failure(
-                ErrorCode.STORE_CONFLICT, f"{owner.id} is no longer at generation {owner.generation}."
-            )
-        return await self._sealer.open(purpose, owner.id, place, row[column])
-
-    async def _row(self, owner: Connection, slot: str) -> Mapping[str, Any] | None:
+    async def _row(self, owner: Connection, slot: str) -> Values | None:
         parameters = {"tenant": owner.tenant, "connection_id": owner.id, "slot": slot}
         return await fetch_first(self._connection, _GRANT_AND_GENERATION, parameters)
 

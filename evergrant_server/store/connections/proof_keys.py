@@ -8,7 +8,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.crypto import AssociatedData, KeyPurpose, new_proof_key
 from evergrant_server.store.connections.tables import ProofKeyRow
 from evergrant_server.store.database.rows import Values, find_one, insert
-from evergrant_server.store.sealing import SealedRepository
+from evergrant_server.store.sealing import KeyRows, SealedRepository
 
 _COLUMN = "sealed_key"
 
@@ -21,8 +21,9 @@ class ProofKeys(SealedRepository):
         row = await find_one(self._connection, ProofKeyRow, tenant=tenant, connection_id=connection_id)
         if row is None:
             return None
-        place = self._place(tenant, connection_id)
-        opened = await self._sealer.open(KeyPurpose.LEASE, connection_id, place, row[_COLUMN])
+        opened = await self._sealer.open(
+            KeyPurpose.LEASE, connection_id, _place(tenant, connection_id), row[_COLUMN]
+        )
         return ProofKey.from_secret(opened)
 
     async def get_or_create(self, tenant: Tenant, connection_id: ConnectionId, now: datetime) -> ProofKey:
@@ -30,7 +31,7 @@ class ProofKeys(SealedRepository):
         key = await self.get(tenant, connection_id)
         if key is not None:
             return key
-        made, place = new_proof_key(), self._place(tenant, connection_id)
+        made, place = new_proof_key(), _place(tenant, connection_id)
         values: Values = {
             "tenant": tenant,
             "connection_id": connection_id,
@@ -45,6 +46,12 @@ class ProofKeys(SealedRepository):
             raise Failure(ErrorCode.STORE_CONFLICT, f"The proof key of {connection_id} is gone again.")
         return stored
 
-    @staticmethod
-    def _place(tenant: Tenant, connection_id: ConnectionId) -> AssociatedData:
-        return AssociatedData(tenant, "proof_key", connection_id, _COLUMN)
+
+def opened_proof_key(keys: KeyRows, row: Values) -> ProofKey:
+    """The key of this row. Raises as `ProofKeys.get`."""
+    place = _place(row["tenant"], row["connection_id"])
+    return ProofKey.from_secret(keys.open(KeyPurpose.LEASE, row["connection_id"], place, row[_COLUMN]))
+
+
+def _place(tenant: Tenant, connection_id: ConnectionId) -> AssociatedData:
+    return AssociatedData(tenant, "proof_key", connection_id, _COLUMN)

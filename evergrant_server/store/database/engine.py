@@ -5,7 +5,6 @@ exception, `autocommit` runs single statements without a transaction around them
 belongs to one event loop.
 """
 
-import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
@@ -200,13 +199,6 @@ def sqlite_path(url: str) -> Path | None:
     """The database file of a SQLite URL; None for PostgreSQL. Raises Failure STORE_UNAVAILABLE."""
     parsed = _parse_url(url)
     return Path(parsed.database or "") if parsed.drivername == "sqlite" else None
-
-
-def sqlite_driver(connection: DatabaseConnection) -> sqlite3.Connection:
-    """sqlite3's own connection, inside the same transaction: for statements too hot to be built."""
-    if not isinstance(connection, SqliteConnection):
-        raise TypeError("this connection is not SQLite's")
-    return connection.driver
 
 
 async def asyncpg_driver(connection: DatabaseConnection) -> Any:

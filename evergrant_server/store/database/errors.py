@@ -86,7 +86,8 @@ def _failure_of(error: SQLAlchemyError) -> Failure:
     rule = state or str(getattr(error.orig, "sqlite_errorname", ""))
     if rule in _NEVER_STORED:
         return Failure(ErrorCode.INTERNAL, f"The database refuses a row of this code ({rule}).")
-    if isinstance(error, IntegrityError) or state in _CONFLICT_STATES:
+    conflicts = isinstance(error, IntegrityError) or isinstance(error.orig, sqlite3.IntegrityError)
+    if conflicts or state in _CONFLICT_STATES:
         return Failure(ErrorCode.STORE_CONFLICT, "Another change came first; nothing was written.")
     if state in _SCHEMA_STATES or any(words in text for words in _SCHEMA_WORDS):
         return Failure(ErrorCode.SCHEMA_MISMATCH, "The database lacks a table or column this code uses.")

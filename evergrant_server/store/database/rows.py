@@ -10,6 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     Executable,
     Insert,
+    Label,
     Select,
     Table,
     Update,
@@ -29,6 +30,7 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.core.model import CheckedModel
 from evergrant_server.store.database.columns import Row, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
+from evergrant_server.store.database.sqlite import SqliteConnection
 
 Values = dict[str, Any]
 Model = TypeVar("Model", bound=CheckedModel)
@@ -67,7 +69,7 @@ def read_model(model: type[Model], table: type[Row], row: Values) -> Model:
 async def insert(connection: DatabaseConnection, table: type[Row], values: Values) -> bool:
     """Add a row. False when one of the table's unique indexes already has it."""
     statement = _insert_statement(table_of(table), connection.dialect.name)
-    return (await connection.execute(statement, values)).rowcount == 1
+    return await change(connection, statement, values) == 1
 
 
 async def insert_all(connection: DatabaseConnection, table: type[Row], rows: Sequence[Values]) -> None:
@@ -90,18 +92,50 @@ async def find_one(connection: DatabaseConnection, table: type[Row], **equal: An
     return await fetch_first(connection, statement, values)
 
 
+@cache
+def _labels(table: Table) -> tuple[tuple[str, str], ...]:
+    return tuple((column.name, f"{table.name}.{column.name}") for column in table.c)
+
+
+def labelled(*tables: Table) -> list[Label[Any]]:
+    """Every column of several tables, for one row that `part` takes apart."""
+    return [table.c[name].label(label) for table in tables for name, label in _labels(table)]
+
+
+def part(row: Values, table: Table) -> Values | None:
+    """The columns of this table in a row of `labelled` ones; None: an outer join found no row of it."""
+    values = {name: row[label] for name, label in _labels(table)}
+    return None if values["tenant"] is None else values
+
+
 async def fetch_first(
     connection: DatabaseConnection, query: Executable, parameters: Values | None = None
 ) -> Values | None:
     """The query's first row by its column names, or None."""
-    row = (await connection.execute(query, parameters)).mappings().first()
-    return None if row is None else {str(name): value for name, value in row.items()}
+    rows = await fetch_all(connection, query, parameters)
+    return rows[0] if rows else None
 
 
-async def fetch_all(connection: DatabaseConnection, query: Executable) -> list[Values]:
+async def fetch_all(
+    connection: DatabaseConnection, query: Executable, parameters: Values | None = None
+) -> list[Values]:
     """The query's rows by their column names."""
-    rows = (await connection.execute(query)).mappings()
+    if parameters is not None and isinstance(connection, SqliteConnection):
+        planned = connection.planned(query, parameters)
+        if planned is not None:
+            plan, cursor = planned
+            return plan.rows(cursor)
+    rows = (await connection.execute(query, parameters)).mappings()
     return [{str(name): value for name, value in row.items()} for row in rows]
+
+
+async def change(connection: DatabaseConnection, statement: Executable, parameters: Values) -> int:
+    """Run a change of rows that is built once; returns how many it changed."""
+    if isinstance(connection, SqliteConnection):
+        planned = connection.planned(statement, parameters)
+        if planned is not None:
+            return planned[1].rowcount
+    return (await connection.execute(statement, parameters)).rowcount
 
 
 async def compare_and_set(
@@ -114,7 +148,7 @@ async def compare_and_set(
     changed = {**{n: v for n, v in values.items() if n not in key}, "revision": expected + 1}
     read = {f"read_{name}": value for name, value in (*key.items(), ("revision", expected))}
     statement = _update_statement(table_of(table), tuple(key), tuple(changed))
-    if (await connection.execute(statement, {**changed, **read})).rowcount != 1:
+    if await change(connection, statement, {**changed, **read}) != 1:
         await _explain_conflict(connection, table, key, expected)
     return expected + 1
 

@@ -17,6 +17,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from sqlalchemy import URL, Connection, CursorResult, Dialect, Executable, QueuePool, create_engine, event
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from evergrant_server.store.database.plans import Plan, plan_of
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -51,6 +53,11 @@ class SqliteConnection:
         self, statement: Executable, parameters: Parameters | None = None
     ) -> CursorResult[*tuple[Any, ...]]:
         return self._connection.execute(statement, parameters)
+
+    def planned(self, statement: Executable, values: Mapping[str, Any]) -> tuple[Plan, sqlite3.Cursor] | None:
+        """Run a statement that is compiled once; None: it has to be executed by SQLAlchemy."""
+        plan = plan_of(self._connection, statement, values)
+        return None if plan is None else (plan, plan.execute(self.driver, values))
 
     async def exec_driver_sql(self, statement: str) -> CursorResult[*tuple[Any, ...]]:
         return self._connection.exec_driver_sql(statement)

@@ -33,7 +33,7 @@ class DefinitionRow(columns.IdTable, table=True):
     mac: str | None = None
 
 
-_SERVING = tuple(state.value for state in DefinitionState if state.serves)
+SERVING_STATES = tuple(state.value for state in DefinitionState if state.serves)
 _OPEN = tuple(state.value for state in DefinitionState if state.in_progress)
 
 
@@ -50,7 +50,9 @@ class Definitions(AuthenticatedRepository[Definition, DefinitionId]):
 
     async def serving(self, tenant: Tenant, name: str) -> list[Definition]:
         """Those that answer for connections of this provider now."""
-        return await self._all(self._where(col(DefinitionRow.state).in_(_SERVING), tenant=tenant, name=name))
+        return await self._all(
+            self._where(col(DefinitionRow.state).in_(SERVING_STATES), tenant=tenant, name=name)
+        )
 
     async def open_version(self, tenant: Tenant, name: str) -> Definition | None:
         """The version of this provider that is under way, if one is."""

@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy import update
 
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.grant import MAIN_SLOT
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Integration, PinnedHosts, hosts_in, hosts_text
 from evergrant_server.crypto import KeyPurpose, KeyRing
@@ -23,7 +22,6 @@ from evergrant_server.store.authority.authenticators import (
     require_destination,
     require_own_destination,
 )
-from evergrant_server.store.connections.tables import ConnectionGrantRow
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Repository, columns_equal, find_one
 from evergrant_server.store.integrations.tables import IntegrationRow
@@ -32,30 +30,35 @@ COLUMN, HOSTS = "destination_mac", "pinned_hosts"
 _MAX_TRIES = 3  # for an integration that changes meanwhile
 
 
+def require_pins(
+    ring: KeyRing,
+    connection: Connection,
+    integration: Integration,
+    integration_row: Mapping[str, Any],
+    grant_row: Mapping[str, Any] | None,
+) -> PinnedHosts:
+    """The hosts to which the connection's secrets may be sent, by its integration's row and its grant's.
+
+    Raises Failure AUTHORITY_BROKEN unless a worker wrote the integration's endpoints and hosts, and that
+    the connection's grant is of them.
+    """
+    made, hosts = integration_row[COLUMN], integration_row[HOSTS]
+    if made is not None:
+        require_destination(ring, integration, made, hosts)
+    if grant_row is not None:
+        require_own_destination(ring, connection, grant_row[COLUMN], made or "", grant_row[HOSTS])
+    return PinnedHosts(
+        None if grant_row is None else hosts_in(grant_row[HOSTS]), None if made is None else hosts_in(hosts)
+    )
+
+
 class Destinations(Repository):
     def __init__(self, connection: DatabaseConnection, ring: KeyRing) -> None:
         super().__init__(connection)
         self._ring = ring
 
-    async def require(self, connection: Connection, integration: Integration) -> PinnedHosts:
-        """The hosts to which the connection's secrets may be sent.
-
-        Raises Failure AUTHORITY_BROKEN unless a worker wrote the integration's endpoints and hosts, and that
-        the connection's grant is of them.
-        """
-        made, hosts = await self._made(integration)
-        if made is not None:
-            require_destination(self._ring, integration, made, hosts)
-        of_grant = {"tenant": connection.tenant, "connection_id": connection.id, "slot": MAIN_SLOT}
-        grant = await find_one(self._connection, ConnectionGrantRow, **of_grant)
-        if grant is not None:
-            require_own_destination(self._ring, connection, grant[COLUMN], made or "", grant[HOSTS])
-        return PinnedHosts(
-            None if grant is None else hosts_in(grant[HOSTS]), None if made is None else hosts_in(hosts)
-        )
-
     async def pins(self, integration: Integration) -> PinnedHosts:
-        """The hosts to which the integration's client credentials may be sent. Raises as `require`."""
+        """The hosts to which the integration's client credentials may be sent. Raises as `require_pins`."""
         made, hosts = await self._made(integration)
         if made is None:
             return PinnedHosts()

@@ -1,6 +1,7 @@
 """Integrations with their client secrets and keys, sealed by the tenant's intake key."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -13,18 +14,58 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration, IntegrationState
 from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
 from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow
+from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.engine import DatabaseConnection
-from evergrant_server.store.database.rows import Values, columns_equal, not_found
+from evergrant_server.store.database.rows import Values, columns_equal, find_one, not_found
 from evergrant_server.store.integrations.destinations import Destinations
 from evergrant_server.store.integrations.tables import IntegrationRow
-from evergrant_server.store.sealing import ColumnSealer, IntakeRepository
+from evergrant_server.store.keys import NO_CONNECTION
+from evergrant_server.store.sealing import ColumnSealer, IntakeRepository, KeyRows
 
 _SECRET, _PREVIOUS = "sealed_client_secret", "sealed_previous_secret"
 _INITIAL, _MANAGEMENT = "sealed_initial_token", "sealed_registration_token"
 _KEY, _CERTIFICATE = "sealed_client_key", "sealed_client_certificate"
 _OVER: Values = {"previous_secret_until": None, "secret_refused_at": None}
+
+
+@dataclass(frozen=True)
+class SealedClient:
+    """The credentials of an integration's client as its row has sealed them, with the keys that open them,
+    wrapped. Each raises as `Integrations.client_secret`."""
+
+    integration: Integration
+    row: Values = field(repr=False)
+    keys: KeyRows
+
+    @staticmethod
+    def columns(row: Values) -> list[tuple[KeyPurpose, Sealed | None]]:
+        """What the keys have to open."""
+        return [(KeyPurpose.INTAKE, row[column]) for column in (_SECRET, _PREVIOUS, _KEY, _CERTIFICATE)]
+
+    def secret(self) -> Secret | None:
+        return self._open(_SECRET)
+
+    def previous_secret(self) -> Secret | None:
+        return self._open(_PREVIOUS)
+
+    def key(self) -> ClientKey | None:
+        text = self._open(_KEY)
+        return None if text is None else ClientKey.from_secret(text)
+
+    def certificate(self) -> ClientCertificate | None:
+        text = self._open(_CERTIFICATE) if self.integration.client_certificate_expires_at else None
+        return None if text is None else ClientCertificate.from_secret(text)
+
+    def _open(self, column: str) -> Secret | None:
+        if self.row[column] is None:
+            return None
+        place = AssociatedData(
+            self.integration.tenant, table_of(IntegrationRow).name, self.integration.id, column
+        )
+        return self.keys.open(KeyPurpose.INTAKE, NO_CONNECTION, place, self.row[column])
 
 
 class Integrations(
@@ -117,12 +158,13 @@ class Integrations(
         text = await self._opened(i, _KEY)
         return None if text is None else ClientKey.from_secret(text)
 
-    async def client_certificate(self, i: Integration) -> ClientCertificate | None:
-        """Our certificate at the provider with its key, or None. Raises as `client_secret`."""
-        if i.client_certificate_expires_at is None:
-            return None
-        text = await self._opened(i, _CERTIFICATE)
-        return None if text is None else ClientCertificate.from_secret(text)
+    async def sealed_client(self, i: Integration) -> SealedClient:
+        """Every credential of its client. Raises Failure NOT_FOUND."""
+        row = await find_one(self._connection, IntegrationRow, tenant=i.tenant, id=i.id)
+        if row is None:
+            raise not_found(i.id)
+        keys = await self._sealer.read_keys(i.tenant, NO_CONNECTION, SealedClient.columns(row))
+        return SealedClient(i, row, keys)
 
     async def previous_secret(self, i: Integration) -> Secret | None:
         """The secret that a rotation replaced, while it is kept. Raises as `client_secret`."""

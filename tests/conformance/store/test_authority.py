@@ -302,9 +302,7 @@ async def test_no_later_change_of_a_connection_makes_its_names_good_again(store:
 async def required(store: Store, connection: Connection) -> None:
     """What a worker asks before it sends a refresh token."""
     async with store.read() as tx:
-        integration = await tx.integrations.get(ACME, GITHUB.id)
-        assert integration is not None
-        await tx.destinations.require(connection, integration)
+        assert await tx.context_rows.connection(ACME, connection.id) is not None
 
 
 async def moved(store: Store, **changes: Any) -> Integration:
@@ -366,7 +364,8 @@ async def test_a_grant_is_not_sent_to_another_integration(store: Store):
     async with store.write() as tx:
         await tx.integrations.put(other, None, expected=None)
     await granted(store, id=new_id("con"), integration_id=other.id, integration=other.name)
-    turned = connection.model_copy(update={"integration_id": other.id})
-    async with store.read() as tx:
-        with fails(ErrorCode.AUTHORITY_BROKEN, NAMED.id):
-            await tx.destinations.require(turned, other)
+    turned = connection.model_copy(update={"integration_id": other.id, "label": "turned"})
+    async with store.write() as tx:
+        await tx.connections.replace_names(turned, expected=connection.revision)
+    with fails(ErrorCode.AUTHORITY_BROKEN, NAMED.id):
+        await required(store, connection)

@@ -20,12 +20,14 @@ from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
 
 
-@pytest.mark.parametrize("read", ["get_for_share", "get_for_update"])
-async def test_a_row_that_is_locked_is_read_as_any_other_and_can_be_changed(store: Store, read: str):
+async def test_a_row_that_is_locked_is_read_as_any_other_and_can_be_changed(store: Store):
     connection = await added(store, a_connection())
     async with store.write() as tx:
-        assert await getattr(tx.connections, read)(ACME, connection.id) == connection
-        assert await getattr(tx.connections, read)(Tenant("other"), connection.id) is None
+        assert await tx.connections.get_for_update(ACME, connection.id) == connection
+        assert await tx.connections.get_for_update(Tenant("other"), connection.id) is None
+        place = (connection.state, connection.generation)
+        assert await tx.connections.position(ACME, connection.id, for_share=True) == place
+        assert await tx.connections.position(Tenant("other"), connection.id, for_share=True) is None
         await tx.connections.replace(connection.consent_denied(NOW), expected=1)
 
 

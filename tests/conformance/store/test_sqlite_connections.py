@@ -14,7 +14,6 @@ from sqlalchemy import QueuePool, event, text
 
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.store.database import sqlite
-from evergrant_server.store.database.engine import sqlite_driver
 from evergrant_server.store.database.errors import translate_errors
 from evergrant_server.store.database.sqlite import SqliteDatabase
 from tests.fakes.failures import fails
@@ -107,7 +106,7 @@ async def test_a_writer_that_is_cancelled_while_another_process_writes_leaves_no
         with pytest.raises(asyncio.CancelledError):
             await writing
     async with database.write() as connection:
-        waits = sqlite_driver(connection).execute("PRAGMA busy_timeout").fetchone()
+        waits = connection.driver.execute("PRAGMA busy_timeout").fetchone()
     assert waits == (sqlite.BUSY_MS,)
 
 

@@ -18,7 +18,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.consents.code_exchange import CodeExchangeActivities
 from activities.grants.refresh import RefreshActivities
-from activities.single_use.attempt_tracker import CriticalSections
+from activities.single_use.intent import CriticalSections
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet

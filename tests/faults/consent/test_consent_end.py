@@ -9,8 +9,7 @@ import pytest_asyncio
 
 from activities.grants import provider_revocation
 from activities.grants.token_request import CODE_RULES
-from activities.support.context_loader import ProviderContextLoader
-from activities.support.provider_context import ProviderContext
+from activities.support.provider_context import ProviderContext, ProviderContextLoader
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.consent import Consent, ConsentKind

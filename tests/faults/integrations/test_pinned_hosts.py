@@ -157,8 +157,9 @@ async def test_no_code_and_no_client_secret_of_a_new_consent_goes_there(acme: Ac
 async def test_a_new_grant_pins_what_it_was_made_at(acme: Acme, place: Installation):
     connection = await acme.connect()
     async with place.store.read() as tx:
-        pins = await tx.destinations.require(connection, await place.integration_of(connection))
-    assert pins == ((host_of(place.idp.url("")),),) * 2
+        rows = await tx.context_rows.connection(connection.tenant, connection.id)
+    assert rows is not None
+    assert rows.pins == ((host_of(place.idp.url("")),),) * 2
 
 
 async def test_metadata_that_moved_elsewhere_gets_no_refresh_token(

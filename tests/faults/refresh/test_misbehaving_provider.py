@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from activities.single_use.circuit_breakers import CircuitBreakers
+from activities.single_use.pacing import CircuitBreakers
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.consent import ConsentStatus

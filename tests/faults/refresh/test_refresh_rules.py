@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from evergrant import AsyncEvergrant
 
-from activities.support.context_loader import ProviderContextLoader
+from activities.support.provider_context import ProviderContextLoader
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Origin, TokenSet
 from evergrant_server.core.definition import DefinitionState, Rollout

@@ -9,7 +9,7 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.provider_events import IntrospectionActivities, ReceiverKeysActivities
-from activities.support.context_loader import ProviderContextLoader
+from activities.support.provider_context import ProviderContextLoader
 from activities.workloads import TrustedIssuerActivities
 from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.audit import AuditAction

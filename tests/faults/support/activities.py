@@ -10,7 +10,7 @@ from typing import Any
 from temporalio.testing import ActivityEnvironment
 
 from activities.single_use.attempt import JournaledReply, SingleUseAttempt
-from activities.single_use.attempt_tracker import CriticalSections
+from activities.single_use.intent import CriticalSections
 from activities.single_use.protocol import SingleUseProtocol
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection

@@ -18,7 +18,7 @@ from joserfc import jwt
 from joserfc.jwk import OctKey
 
 from activities.consents.login import LoginActivities
-from activities.support.context_loader import ProviderContextLoader
+from activities.support.provider_context import ProviderContextLoader
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.consent import ConsentStatus, reference_of

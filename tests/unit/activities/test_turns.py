@@ -12,7 +12,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
-from activities.single_use.attempt_tracker import CriticalSections
+from activities.single_use.intent import CriticalSections
 from activities.support import interceptor as interceptors
 from activities.support.interceptor import ActivityInterceptor
 from evergrant_server.core.clock import SystemClock

@@ -34,7 +34,9 @@ async def test_a_lease_is_in_the_log_when_record_returns(store: Store, ledger: L
     await ledger.record(a_claim(connection, app))
     async with store.read() as tx:
         (record,) = await audit.page(tx, ACME, object=connection.id, limit=5)
-        assert await tx.connections.leased_generation(ACME, connection.id) == 1
+        rows = await tx.context_rows.connection(ACME, connection.id)
+        assert rows is not None
+        assert rows.leased_generation == 1
         assert await tx.connections.get(ACME, connection.id) == connection  # its revision didn't move
     assert record.shard == "lease-1"
     assert record.context == RequestContext(by="app:billing", trace_id="b" * 32)
@@ -224,7 +226,9 @@ async def test_when_the_log_cannot_be_written_nothing_is_leased(store: Store, le
     assert [it.code for it in ended if isinstance(it, Failure)] == [ErrorCode.AUDIT_UNAVAILABLE] * 3
     async with store.write() as tx:
         await tx.connection.execute(text("ALTER TABLE audit_gone RENAME TO audit"))
-        assert await tx.connections.leased_generation(ACME, connection.id) == 0
+        rows = await tx.context_rows.connection(ACME, connection.id)
+        assert rows is not None
+        assert rows.leased_generation == 0
     await ledger.record(a_claim(connection, app))
     assert len(await leases_in_the_log(store)) == 1
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 import worker
-from activities.single_use.attempt_tracker import CLEANUP_TIMEOUT_S
+from activities.single_use.intent import CLEANUP_TIMEOUT_S
 from evergrant_server import __version__
 from evergrant_server.cli.process import WORKER_STOP_LIMIT_S
 from evergrant_server.core.messages.jobs import PROVIDER_TIMEOUT

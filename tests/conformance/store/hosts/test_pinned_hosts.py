@@ -47,9 +47,9 @@ async def broken(store: Store) -> set[str]:
 
 async def pins_of(store: Store, connection: Connection) -> PinnedHosts:
     async with store.read() as tx:
-        integration = await tx.integrations.get(ACME, GITHUB.id)
-        assert integration is not None
-        return await tx.destinations.require(connection, integration)
+        rows = await tx.context_rows.connection(ACME, connection.id)
+    assert rows is not None
+    return rows.pins
 
 
 async def put_github(store: Store) -> None:

@@ -7,10 +7,16 @@ ELSEWHERE = {
     ),
     "activities.single_use.intent:end_intent": "a registration: there is no connection yet",
     "activities.single_use.intent:drop_unsent_intent": "a registration: there is no connection yet",
-    "activities.single_use.attempt_tracker:AttemptTracker.require_no_open_attempt": (
+    "activities.single_use.intent:AttemptTracker.require_no_open_attempt": (
         "ends a consent without a code, or a connection"
     ),
     "activities.consents.first_grant:FirstGrantActivities._record_failed_activity": "a client grant",
+    "activities.consents.consent_end:ConsentEndActivities": "ends a consent without a code",
+    "activities.consents.consent_end:ExpiryActivities": "announces the end of a grant",
+    "activities.consents.consent_end:_is_announced": "announces the end of a grant",
+    "activities.support.transactions:record_consent_failure": "a client grant",
+    "activities.support.transactions:record_unsent.note#4": "a permit was denied: of a client grant",
+    "activities.support.transactions:record_unsent.note#5": "a permit was denied: of a client grant",
     "activities.consents.first_grant:FirstGrantSpend.install#4": "another grant came first",
     "activities.consents.first_grant:FirstGrantSpend.install#5": "another grant came first",
     "activities.consents.first_grant:FirstGrantSpend.install#7": "another account: nothing is installed",
@@ -22,7 +28,7 @@ ELSEWHERE = {
         "another grant is installed: nothing is replaced"
     ),
     "activities.grants.recurring_errors:_ask_about_token": "introspection spends nothing",
-    "activities.support.context_loader:ProviderContextLoader.access": "a login: it brings no grant",
+    "activities.support.provider_context:ProviderContextLoader.access": "a login: it brings no grant",
     "activities.grants.client_secrets:try_each_secret": "a revocation, or before a consent: spends nothing",
     "evergrant_server.journal.reservation:rename_complete": (
         "a replay after a death between a reply's last byte and its name, which is one of the table's faults"

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[4]
 # statements of a transaction that these modules begin and end: nothing of it is seen before its commit.
 PATH = (
     "activities.consents.code_exchange",
-    "activities.consents.confirmation",
+    "activities.consents.consent_end",
     "activities.consents.first_grant",
     "activities.grants.client_secrets",
     "activities.grants.narrowing",
@@ -39,13 +39,11 @@ PATH = (
     "activities.grants.refresh",
     "activities.grants.spend",
     "activities.single_use.attempt",
-    "activities.single_use.attempt_tracker",
-    "activities.single_use.circuit_breakers",
     "activities.single_use.intent",
     "activities.single_use.journal_replay",
+    "activities.single_use.pacing",
     "activities.single_use.protocol",
-    "activities.single_use.refresh_pacing",
-    "activities.support.context_loader",
+    "activities.support.provider_context",
     "activities.support.temporal",
     "activities.support.transactions",
     "evergrant_server.api.connections.commands",
@@ -61,7 +59,7 @@ Change = Callable[[str, ast.Module], None]
 # Places that scenarios and verdicts name: by what is awaited there, whatever the function is called.
 LABELS = {
     "the request is sent": ("activities.single_use", "self._sender.send("),
-    "the library answers": ("providers.requests", "http.send("),
+    "the library answers": ("providers.requests", "transport.handle_async_request("),
     "the reply is journalled": ("activities.single_use", "journal.in_thread(reservation.write_entry,"),
     "the reply is concluded": ("activities.single_use.protocol", "self.conclude("),
     "a try is counted": ("activities.grants.spend", "_count_for_rollout("),

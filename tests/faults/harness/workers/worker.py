@@ -22,8 +22,8 @@ import httpx2
 from temporalio.activity import ActivityCancellationDetails
 from temporalio.testing import ActivityEnvironment
 
-from activities.single_use import circuit_breakers, journal_replay
-from activities.single_use.attempt_tracker import CriticalSections
+from activities.single_use import journal_replay, pacing
+from activities.single_use.intent import CriticalSections
 from activities.support import temporal, transactions
 from evergrant_server.access.callers import Caller, PresentedCredential
 from evergrant_server.api.connections.commands import decide_confirmation
@@ -64,7 +64,7 @@ LIMITS = TimeLimits(
     poll_interval=limits.seconds(limits.LOOK_AGAIN_S),
     replay=limits.seconds(limits.REPLAY_S),
 )
-_ADMIT = circuit_breakers.admit
+_ADMIT = pacing.admit
 _LEAVES_WITHIN_S = 0.3
 PATIENT = TimeLimits(
     send=limits.seconds(limits.PATIENT_S),
@@ -172,7 +172,7 @@ def work_of(parts: Platform, sections: CriticalSections, journal: Journal, start
 
         return Egress(policy, tls=TLS, connect_timeout_s=longest, answer_timeout_s=longest, wrapper=named)
 
-    circuit_breakers.admit = _queued if start.queued else _ADMIT
+    pacing.admit = _queued if start.queued else _ADMIT
     return build_worker_parts(parts, sections, journal, PATIENT if start.patient else LIMITS, egress)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from activities.single_use.attempt import JournaledReply, SingleUseAttempt, SpendRequest
-from activities.single_use.attempt_tracker import CriticalSections
+from activities.single_use.intent import CriticalSections
 from activities.single_use.protocol import SingleUseProtocol, Spend
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import MAIN_SLOT, TokenSet
@@ -172,7 +172,8 @@ class Worker:
     ) -> str:
         """Send, and be answered as `answer` decides once the connection is open."""
         recorded.call = a_request(use)
-        return await self.single_use.spend(use, ScriptedRequest(answer), recorded)
+        section = asyncio.create_task(self.single_use.spend(use, ScriptedRequest(answer), recorded))
+        return await self.sections.run(use.row.id, section)
 
     async def dies(self, use: SingleUseAttempt, *, sent: bool) -> None:
         """As the kernel ends a process: its locks go, its files stay."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from activities.single_use.circuit_breakers import CircuitBreakers
+from activities.single_use.pacing import CircuitBreakers
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.single_use.retry_budget import BreakerRules

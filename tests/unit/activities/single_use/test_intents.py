@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from activities.single_use import attempt_tracker
+from activities.single_use import intent
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import RefreshRules, Rotation
 from evergrant_server.core.single_use.attempt import MAX_SENDS, AttemptKind, AttemptOutcome, TimeLimits
@@ -192,7 +192,7 @@ async def test_an_attempt_dated_ahead_is_waited_for_since_it_was_first_seen(
 ):
     """Its host's clock was a day ahead. Ours gets there tomorrow, and nobody waits for that."""
     machine = 1000.0
-    monkeypatch.setattr(attempt_tracker, "seconds_since_boot", lambda: machine)
+    monkeypatch.setattr(intent, "seconds_since_boot", lambda: machine)
     worker.clock.advance(86_400)
     ahead = (await far.begin()).row
     worker.clock.advance(-86_400)
@@ -211,8 +211,8 @@ async def test_the_memory_of_attempts_dated_ahead_is_bounded(
     worker: Worker, far: Worker, monkeypatch: pytest.MonkeyPatch
 ):
     machine = 1000.0
-    monkeypatch.setattr(attempt_tracker, "seconds_since_boot", lambda: machine)
-    monkeypatch.setattr(attempt_tracker, "_MAX_FIRST_SEEN", 2)
+    monkeypatch.setattr(intent, "seconds_since_boot", lambda: machine)
+    monkeypatch.setattr(intent, "_MAX_FIRST_SEEN", 2)
     worker.clock.advance(86_400)
     ahead = (await far.begin()).row
     worker.clock.advance(-86_400)

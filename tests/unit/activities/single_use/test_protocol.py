@@ -14,7 +14,7 @@ import pytest
 from activities.single_use import attempt as single_use_attempt
 from activities.single_use import protocol
 from activities.single_use.attempt import JournaledReply, SingleUseAttempt
-from activities.single_use.attempt_tracker import CriticalSections
+from activities.single_use.intent import CriticalSections
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import seconds_since_boot

@@ -35,7 +35,9 @@ async def test_a_fresh_lease_says_what_the_token_can_do(api: Api):
     assert answer.headers["cache-control"] == "no-store"
     assert [it.action for it in await api.records(of=connection.id)] == [AuditAction.LEASE_ISSUED]
     async with api.worker.read() as tx:
-        assert await tx.connections.leased_generation(TENANT, connection.id) == 1
+        rows = await tx.context_rows.connection(TENANT, connection.id)
+        assert rows is not None
+        assert rows.leased_generation == 1
 
 
 async def test_a_grant_that_comes_while_a_lease_is_judged_asks_for_no_consent(

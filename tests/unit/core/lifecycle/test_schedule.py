@@ -48,6 +48,17 @@ def test_due_at_the_margin_and_up_to_its_spread_earlier(lifetime: float, share: 
 
 
 @pytest.mark.parametrize(
+    ("lifetime", "share", "due"),
+    [(1000, 0, 900), (1000, 1, 700), (1000, 0.5, 800), (100, 1, 55), (2000, 1, 1600)],
+)
+def test_due_is_spread_over_a_share_of_the_lifetime_where_that_is_longer(
+    lifetime: float, share: float, due: float
+):
+    rules = PLAIN.model_copy(update={"lifetime_spread": 0.2, "longest_spread": seconds(300)})
+    assert due_at(NOW, at(lifetime), rules, share) == at(due)
+
+
+@pytest.mark.parametrize(
     ("margin_s", "share", "due"), [(40, 0, 960), (40, 1, 980), (40, 0.5, 970), (2000, 0, 0), (2000, 1, 500)]
 )
 def test_a_margin_of_the_provider_s_own_is_spread_towards_the_expiry(
@@ -126,7 +137,8 @@ def test_jitter_stays_and_new_runs_begin_with_the_newest_rules():
 
 
 VERSION_1 = {
-    "margin": 300, "spread": 0.2, "shortest_interval": 120, "keep_alive_share": 0.5, "consent_grace": 60,
+    "margin": 300, "spread": 0.2, "lifetime_spread": 0.0, "longest_spread": 3600,
+    "shortest_interval": 120, "keep_alive_share": 0.5, "consent_grace": 60,
     "longest_history": 2000, "announce_days": (14, 3, 1), "first_backoff": 2, "backoff_growth": 4,
     "longest_backoff": 7200, "longest_platform_backoff": 60, "longest_revocation_backoff": 3600,
     "longest_retry_after": 3600, "caller_backoff": 60, "repair_interval": 900, "repair_growth": 2,
@@ -137,9 +149,10 @@ VERSION_1 = {
 
 
 VERSION_2 = VERSION_1 | {"longest_history": 500}
+VERSION_3 = VERSION_2 | {"lifetime_spread": 0.1}
 
 
-@pytest.mark.parametrize(("version", "numbers"), [(1, VERSION_1), (2, VERSION_2)])
+@pytest.mark.parametrize(("version", "numbers"), [(1, VERSION_1), (2, VERSION_2), (3, VERSION_3)])
 def test_the_numbers_of_a_version_never_change(version: int, numbers: dict[str, object]):
     found = {
         name: value.total_seconds() if isinstance(value, timedelta) else value

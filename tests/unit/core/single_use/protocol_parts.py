@@ -213,7 +213,7 @@ class Sight:
         return any(self._fate(worker, it).answered for it in now)
 
     def _unknown(self, wanted: Attempt) -> Attempt | None:
-        """What `Attempts.newest_of_unknown_outcome` finds."""
+        """What `Attempts.earlier_uses` says of an unknown outcome."""
         same = [
             it
             for it in self.attempts

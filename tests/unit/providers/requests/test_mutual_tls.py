@@ -164,3 +164,13 @@ async def test_rfc8705_5_aliases_for_mutual_tls_only(tls: LoopbackTls) -> None:
         idp.metadata["mtls_endpoint_aliases"] = {"token_endpoint": "http://evil.example/token"}
         with pytest.raises(Failure, match="not https"):
             await discover(egress, idp.issuer)
+
+
+async def test_a_kept_context_presents_its_own_certificate_alone(tls: LoopbackTls) -> None:
+    egress, another = Egress(EgressPolicy(), tls=tls.trust), client(own_certificate("another client"))
+    assert client().certificate is not None
+    contexts = [
+        egress._context(it.certificate) for it in (client(), another, client()) if it.certificate is not None
+    ]
+    assert contexts[0] is contexts[2]
+    assert contexts[0] is not contexts[1]

@@ -145,7 +145,7 @@ def test_no_worker_sends_without_pinned_hosts() -> None:
         for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ACCESSES
     ]
-    here = "activities/support/context_loader.py"
+    here = "activities/support/provider_context.py"
     assert sorted(made) == [f"{here}: IssuerAccess", f"{here}: ProviderContext"]
     assert all("require_host" in vars(it) for it in (IssuerAccess, ProviderContext))
 
