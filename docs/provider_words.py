@@ -190,7 +190,7 @@ def deviations(spec: ProviderSpec) -> str:
         "fields of the reply have other names": "." not in response.access_token_path
         and response.access_token_path != "access_token",
         "the expiry is a date": response.expires_at_path,
-        "errors have status 200": spec.error_rules or spec.status_field,
+        "errors have status 200": spec.status_field or any(not rule.means for rule in spec.error_rules),
         "the callback has metadata: " + ", ".join(f"`{n}`" for n in spec.callback_metadata_params): (
             spec.callback_metadata_params
         ),

@@ -21,7 +21,8 @@ from evergrant_server.core.provider_words import words_in
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
 from evergrant_server.core.single_use.recurring_errors import ErrorKind, RecurringError
 from evergrant_server.store import Transaction
-from providers.responses.error_mapping import PassingError, UnnamedRefusal, UnreadableTokens
+from providers.responses.error_mapping import UnreadableTokens
+from providers.responses.reply_error import PassingError, UnnamedRefusal
 
 _INTROSPECTION_TIMEOUT_S = 10.0  # the activity has half a minute after the reply
 _TOKEN_ACTIVE = {

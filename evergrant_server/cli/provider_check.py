@@ -2,20 +2,32 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from providers.definition.registry import CATALOG
-from providers.tools.catalogue_report import VECTORS, CatalogueReport, check_catalogue
-from providers.tools.evidence import PARTS
+from providers.tools.catalogue_report import VECTORS, CatalogueReport, catalogue_grounds, check_catalogue
+from providers.tools.evidence import GROUNDS_HEAD, PARTS
 
 
-def run(catalog: Path | None, vectors: Path | None, output: Literal["text", "json"]) -> bool:
-    """Print the problems and counts; True without a problem. Raises Failure INVALID_REQUEST."""
+def run(
+    catalog: Path | None, vectors: Path | None, output: Literal["text", "json"], *, sources: bool = False
+) -> bool:
+    """Print the problems and counts, or with `sources` what each entry rests on; True without a problem.
+
+    Raises Failure INVALID_REQUEST.
+    """
     for folder in (catalog, vectors):
         if folder is not None and not folder.is_dir():
             raise Failure(ErrorCode.INVALID_REQUEST, f"{folder} is not a folder")
+    if sources:
+        grounds = catalogue_grounds(catalog or CATALOG, vectors or VECTORS)
+        lines = "\n".join([GROUNDS_HEAD, *map(str, grounds)])
+        sys.stdout.write(json.dumps([*map(asdict, grounds)], indent=2) if output == "json" else lines)
+        sys.stdout.write("\n")
+        return True
     report = check_catalogue(catalog or CATALOG, vectors or VECTORS)
     write = _as_json if output == "json" else _as_text
     sys.stdout.write(write(report))

@@ -1,6 +1,7 @@
 """`providers`: the commands about the catalogue. Each imports its work when it runs."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +16,11 @@ providers = App(name="providers", help="The provider catalogue.")
 
 @providers.command(name="check")
 def check_providers(
-    *, catalog: Path | None = None, vectors: Path | None = None, output: Output = "text"
+    *,
+    catalog: Path | None = None,
+    vectors: Path | None = None,
+    sources: bool = False,
+    output: Output = "text",
 ) -> None:
     """Check every provider definition and exchange vector for contradictions and omissions.
 
@@ -24,12 +29,47 @@ def check_providers(
     Args:
         catalog: A folder of definitions; default: the checkout's own.
         vectors: A folder of exchange vectors; default: the checkout's own.
+        sources: List instead what each entry rests on, and when it was changed last.
         output: `text`, or `json`: the counts, and problems with `file`, `field`, `what` and `repair`.
     """
     from evergrant_server.cli import provider_check
 
-    if not provider_check.run(catalog, vectors, output):
+    if not provider_check.run(catalog, vectors, output, sources=sources):
         exit_process(1)
+
+
+@providers.command(name="explain")
+def explain_reply(
+    name: str,
+    /,
+    *,
+    status: int,
+    body: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
+    header: tuple[str, ...] = (),
+    at: Literal["refresh", "exchange", "device", "revocation"] = "refresh",
+    output: Output = "text",
+) -> None:
+    """Say what a provider's reply is read as, by which rule of which file, and whose turn it is.
+
+    Sends no request. If the reading is wrong, report the output, which holds the reply as a test needs it.
+    Remove what is secret first.
+
+    Args:
+        name: A provider of the catalogue; `generic` for a server that publishes metadata.
+        status: The reply's HTTP status.
+        body: A file with its body, - for the standard input; default: none.
+        header: One of its headers, as "NAME: VALUE".
+        at: What was requested.
+        output: `text` or `json`.
+    """
+    import sys
+
+    from providers.definition.registry import Registry
+    from providers.tools import explanation
+
+    content = b"" if body is None else sys.stdin.buffer.read() if str(body) == "-" else body.read_bytes()
+    told = explanation.explain(Registry.load(), name, at, status, header, content)
+    sys.stdout.write(json.dumps(asdict(told), indent=2) + "\n" if output == "json" else str(told))
 
 
 @Parameter(name="*")

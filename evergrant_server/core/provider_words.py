@@ -19,6 +19,7 @@ PROVIDER_SAID = "provider_said"  # the member of an audit record's detail
 REDACTED = "[redacted]"
 CALLBACK_REFUSED = "The provider's callback was refused: "  # begins the detail, in words for an admin
 _MOST_ERROR, _MOST_DESCRIPTION = 100, 200  # characters
+MOST_OF_A_WHOLE_REPLY = 1000  # of one that no rule and no standard can read
 _STANDARD_NAMES = (  # RFC 6749 section 5.2: kept, also beside a client secret that is "client"
     "invalid_request",
     "invalid_client",
@@ -71,6 +72,7 @@ class ProviderWords(FrozenModel):
         *,
         status: int | None = None,
         unauthenticated: bool = False,
+        most: int = _MOST_DESCRIPTION,
     ) -> "ProviderWords":
         """The words without `secrets`, nor anything that looks like one."""
         known = _forms(secrets)
@@ -78,7 +80,7 @@ class ProviderWords(FrozenModel):
         return cls(
             status=status,
             error=error if number or error in _STANDARD_NAMES else _clean(error, known, _MOST_ERROR),
-            description=_clean(description, known, _MOST_DESCRIPTION),
+            description=_clean(description, known, most),
             unauthenticated=unauthenticated,
         )
 

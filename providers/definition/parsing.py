@@ -20,6 +20,7 @@ from evergrant_server.core.text import json_type
 from providers.definition.schema import ProviderSpec
 from providers.quirks import QUIRKS
 
+CATALOG = Path(__file__).resolve().parents[1] / "catalog"
 _MAX_CHARACTERS = 64 * 1024
 _MAX_DEPTH = 32
 _MAX_ERRORS = 12
@@ -178,25 +179,37 @@ def _printable_name(name: str) -> str:
 
 
 def read_definition_file(path: Path) -> ProviderSpec:
-    """One definition from its file. Raises Failure INVALID_REQUEST."""
-    spec = parse_yaml_definition(_read_text(path), path.name)
+    """One definition from its file, with the errors of the one beside it that it extends.
+
+    Raises Failure INVALID_REQUEST.
+    """
+    spec = _own_definition(_read_text(path), path.name)
     if spec.name != path.stem:
         raise _invalid_definition(path.name, f"name: is {spec.name!r}, but the file is called {path.stem!r}")
-    return spec
+    return _extended(spec, path.name, path.parent)
 
 
-@lru_cache(maxsize=512)  # tests load the catalogue many times
 def parse_yaml_definition(text: str, where: str) -> ProviderSpec:
     """One definition from YAML. Raises Failure INVALID_REQUEST that names every invalid field."""
-    try:
-        data = parse_yaml(text)
-    except InvalidYaml as error:
-        raise _invalid_definition(where, str(error)) from None
-    return parse_definition(data, where)
+    return _extended(_own_definition(text, where), where)
 
 
 def parse_definition(data: object, where: str) -> ProviderSpec:
     """A definition from parsed data. Raises Failure INVALID_REQUEST that names every invalid field."""
+    return _extended(_validated(data, where), where)
+
+
+@lru_cache(maxsize=512)  # tests load the catalogue many times
+def _own_definition(text: str, where: str) -> ProviderSpec:
+    """A definition as it is written. Raises Failure INVALID_REQUEST."""
+    try:
+        data = parse_yaml(text)
+    except InvalidYaml as error:
+        raise _invalid_definition(where, str(error)) from None
+    return _validated(data, where)
+
+
+def _validated(data: object, where: str) -> ProviderSpec:
     if not isinstance(data, dict):
         shape = "empty" if data is None else json_type(data)
         raise _invalid_definition(where, f"is {shape}, not a mapping of fields")
@@ -211,6 +224,21 @@ def parse_definition(data: object, where: str) -> ProviderSpec:
     if unknown:
         raise _invalid_definition(where, f"quirks: unknown: {', '.join(sorted(unknown))[:200]}", spec.name)
     return spec
+
+
+def _extended(spec: ProviderSpec, where: str, catalog: Path = CATALOG) -> ProviderSpec:
+    """The definition with the errors of the catalogue's one that it extends, if it extends one."""
+    if spec.extends is None:
+        return spec
+    file = f"{spec.extends}.yaml"
+    if not (catalog / file).is_file():
+        detail = f"extends: {spec.extends[:64]!r} is no definition of the catalogue"
+        raise _invalid_definition(where, detail, spec.name)
+    extended = _own_definition(_read_text(catalog / file), file)
+    if extended.extends is not None:
+        detail = f"extends: {spec.extends} extends {extended.extends}; extend that one"
+        raise _invalid_definition(where, detail, spec.name)
+    return spec.with_errors_of(extended)
 
 
 def _read_text(path: Path) -> str:

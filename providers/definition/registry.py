@@ -7,10 +7,9 @@ from pathlib import Path
 from evergrant_server.core.definition import Definition, serving_versions
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import RefreshRules
-from providers.definition.parsing import parse_definition, read_definition_file
+from providers.definition.parsing import CATALOG, parse_definition, read_definition_file
 from providers.definition.schema import ProviderSpec
 
-CATALOG = Path(__file__).resolve().parents[1] / "catalog"
 _MAX_TENANT_SPECS = 1000  # parsed versions of tenants kept in memory
 
 

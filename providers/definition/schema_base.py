@@ -93,6 +93,15 @@ AnchoredPattern = Annotated[str, AfterValidator(_check_anchored)]
 """A regular expression for a whole text: `^…$`, without capturing groups."""
 
 
+def _check_one_group(value: str) -> str:
+    check_pattern(value, groups=1, anchored_end=False)
+    return value
+
+
+OneGroupPattern = Annotated[str, AfterValidator(_check_one_group)]
+"""A regular expression that begins with `^` and has one capturing group, which is what is read."""
+
+
 def placeholders(*texts: str | None) -> set[str]:
     """The names of the placeholders in these templates."""
     return {name for text in texts if text for name in PLACEHOLDER.findall(text)}

@@ -2,17 +2,18 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.replaced import RevocationReach
-from providers.definition.patterns import check_pattern, matches
+from providers.definition.patterns import matches
 from providers.definition.schema_base import (
     MAX_SECONDS,
     AnchoredPattern,
     HeaderName,
     HeaderValue,
     JsonPath,
+    OneGroupPattern,
     ParamName,
     Params,
     Renames,
@@ -25,16 +26,11 @@ from providers.definition.schema_errors import FieldTest
 DownScoping = Literal["refresh", "unsupported", "unknown"]
 
 
-def _check_one_group(value: str) -> str:
-    check_pattern(value, groups=1, anchored_end=False)
-    return value
-
-
 class MetadataPattern(SpecPart):
     """Metadata cut out of a field: the pattern's one capturing group."""
 
     path: JsonPath
-    pattern: Annotated[str, AfterValidator(_check_one_group)]
+    pattern: OneGroupPattern
 
 
 class AdditionalTokens(SpecPart):
@@ -71,6 +67,7 @@ class ResponseSpec(SpecPart):
     refresh_expires_at_path: JsonPath | None = None
     refresh_expires_at_format: Literal["iso8601", "epoch_s", "epoch_ms"] = "iso8601"
     scope_path: JsonPath | None = "scope"  # of a text or a list
+    subject_scope_path: JsonPath | None = None  # where some replies list those of one person's token
     scope_separator: str | None = Field(default=None, min_length=1, max_length=1)  # None: as requested
     metadata_paths: tuple[JsonPath, ...] = ()
     metadata_patterns: dict[str, MetadataPattern] = Field(default_factory=dict)

@@ -22,7 +22,7 @@ from providers.definition.templates import (
     require_complete,
 )
 from providers.requests.request_format import STANDARD_HEADERS
-from providers.responses.error_mapping import holds, unreadable_reply, wait_of_reply
+from providers.responses.error_mapping import unreadable_reply, wait_of_reply
 from providers.responses.raw_reply import (
     RawReply,
     UnreadableBody,
@@ -30,6 +30,7 @@ from providers.responses.raw_reply import (
     parse_body,
     value_at,
 )
+from providers.responses.reply_error import holds
 
 _MAX_OPTIONS = 200
 _MAX_LABEL_LENGTH = 200

@@ -73,7 +73,7 @@ def device_token_request(provider: ProviderAccess, device_code: Secret) -> Provi
 
 def read_device_authorization(spec: ProviderSpec, reply: RawReply, now: datetime) -> DeviceCode:
     """The codes of a device authorization response. Raises Failure as `read_tokens`."""
-    raise_for_failure(spec, reply, (200,))
+    raise_for_failure(spec, reply, (200,), at="device")
     data = reply_fields(spec, reply)
     try:
         complete = data.get("verification_uri_complete")
@@ -99,7 +99,7 @@ def read_device_token(
     Raises DevicePending while polling goes on, Failure CONSENT_DENIED and CONSENT_EXPIRED, and as
     `read_tokens`.
     """
-    error = error_name(spec, reply)
+    error = error_name(spec, reply, "device")
     if error in _PENDING_ERRORS:
         raise DevicePending(_PENDING_ERRORS[error])
     if error in _FINAL_ERRORS:
@@ -109,7 +109,7 @@ def read_device_token(
         raise DevicePending(DevicePoll.SLOW_DOWN)
     if reply.status >= 500:
         raise DevicePending(DevicePoll.NO_ANSWER)
-    return read_tokens(spec, reply, requested_scopes=requested_scopes, refreshing=False, now=now)
+    return read_tokens(spec, reply, requested_scopes=requested_scopes, refreshing=False, now=now, at="device")
 
 
 def _checked_text(value: object, noun: str, shape: re.Pattern[str]) -> str:

@@ -10,6 +10,7 @@ section 5.2).
 
 import codecs
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,9 +18,16 @@ from typing import Any
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.provider_words import ReplyFailure
 from evergrant_server.core.text import json_type
-from providers.definition.patterns import matches
+from providers.definition.patterns import first_group
 from providers.definition.schema import ProviderSpec
-from providers.definition.schema_errors import ErrorMeaning, FieldTest
+from providers.definition.schema_errors import (
+    CODE_LISTS,
+    ErrorMeaning,
+    ErrorRule,
+    RequestKind,
+    is_one_of,
+    text_of,
+)
 from providers.definition.schema_response import RevocationSpec
 from providers.responses.raw_reply import (
     MAX_VALUE_LENGTH,
@@ -28,61 +36,11 @@ from providers.responses.raw_reply import (
     parse_body,
     retry_after,
     seconds_until_reset,
+    stated_wait,
     value_at,
 )
-from providers.responses.reply_words import words_of_reply
-
-
-@dataclass(frozen=True)
-class ReplyError:
-    """An error of a reply: its name, "" where it has none, and its meaning, if a rule states one."""
-
-    name: str
-    means: ErrorMeaning | None = None
-
-
-class PassingError(ReplyFailure):
-    """A reply whose error says that the provider can't serve the request now, with any status."""
-
-
-class UnnamedRefusal(ReplyFailure):
-    """A 400 that doesn't say what is refused, our client, its request or the token: it names no error, or
-    the one of any malformed request (RFC 6749 section 5.2)."""
-
-
-def error_in(spec: ProviderSpec, data: dict[str, Any]) -> ReplyError | None:
-    """The error of a reply with these fields: by the definition's rules, else the standard `error`."""
-    for rule in spec.error_rules:
-        if holds(rule, data) and (rule.when is None or holds(rule.when, data)):
-            return ReplyError(_text(value_at(data, rule.code_path or rule.path)), rule.means)
-    if spec.status_field is not None and not _is_one_of(value_at(data, spec.status_field), spec.ok_values):
-        return ReplyError(_text(value_at(data, spec.status_field)))
-    error = data.get("error")
-    if isinstance(error, dict) and error:
-        return ReplyError(_text(error.get("code") or error.get("type")))
-    return ReplyError(_text(error)) if error else None
-
-
-def holds(test: FieldTest, data: dict[str, Any]) -> bool:
-    """Whether the condition on a field holds in these fields."""
-    value = value_at(data, test.path)
-    if value is None:
-        return False
-    if test.not_in is not None:
-        return not _is_one_of(value, test.not_in)
-    if test.pattern is not None:
-        return matches(test.pattern, _text(value)[:MAX_VALUE_LENGTH])
-    return test.values is None or _is_one_of(value, test.values)
-
-
-def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
-    """Membership by JSON equality, in which true is not 1."""
-    return any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in values)
-
-
-def _text(value: Any) -> str:
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
-
+from providers.responses.reply_error import PassingError, UnnamedRefusal, body_text, error_in, rule_of
+from providers.responses.reply_words import description_of, words_of_reply
 
 # RFC 6749 section 5.2, RFC 7009 section 2.2.1, and the name several providers use for 3.1.2.4
 _CLIENT_ERRORS = frozenset(
@@ -97,8 +55,14 @@ _CLIENT_ERRORS = frozenset(
         "invalid_dpop_proof",  # RFC 9449 section 5
         "redirect_uri_mismatch",
         "invalid_redirect_uri",
+        "bad_redirect_uri",  # Slack
+        "incorrect_client_credentials",  # GitHub
+        "invalid_client_credentials",
+        "invalid_client_id",  # Salesforce, Slack
+        "invalid_client_secret",  # Zoho
     }
 )
+_NAMED_CLIENT_ERRORS = _CLIENT_ERRORS - {"invalid_request"}
 # OpenID Connect Core section 3.1.2.6, in a reply to a refresh too
 _GRANT_ERRORS = frozenset(
     {
@@ -112,9 +76,40 @@ _GRANT_ERRORS = frozenset(
 _CODES: dict[ErrorMeaning, ErrorCode] = {
     "dead_token": ErrorCode.GRANT_REJECTED,
     "client": ErrorCode.CLIENT_REJECTED,
+    "subject": ErrorCode.GRANT_REJECTED,
     "passing": ErrorCode.PROVIDER_ERROR,
     "rate_limit": ErrorCode.PROVIDER_RATE_LIMITED,
 }
+# Names of no standard for a refresh token that is over, or whose subject has to do more. `invalid_token`
+# and `access_denied` aren't among them: they pass at Eve Online and Exact Online.
+_REFRESH_ERRORS = frozenset({"invalid_refresh_token", "mfa_required"})  # PayPal, Slack; Auth0
+# The same for a code: GitHub, Todoist, Slack and Zoho.
+_CODE_ERRORS = frozenset({"bad_verification_code", "bad_authorization_code", "invalid_code"})
+# Descriptions of invalid_request, or of an error without a known name, that blame the credential alone.
+_OVER = (
+    r"(?:(?:the|this|your|provided|specified|supplied|passed)\s+)*"
+    r"(?:(?:(?:invalid|expired|revoked|unknown|unrecogni[sz]ed|inactive|or|and)[,\s]+)+NOUN\b"
+    r"|NOUN\b.{0,60}\b(?:invalid|expired|revoked|unknown|inactive|no longer valid"
+    r"|not (?:valid|found)|does(?: not|n't) exist|already(?: been)? used))"
+)
+_TOKEN_IS_OVER = re.compile(_OVER.replace("NOUN", "refresh[ _-]?token"), re.IGNORECASE)
+_CODE_IS_OVER = re.compile(_OVER.replace("NOUN", "(?:authori[sz]ation|device)[ _-]?code"), re.IGNORECASE)
+# What such a description may not mention: then it is the request, or another try may help.
+_OTHER_WORDS = re.compile(
+    r"missing|required|retry|try again|concurrent|different client|scope|denied", re.IGNORECASE
+)
+# Descriptions by which a server blames itself, or its load, beside a name that says nothing.
+_FAULT_WORDS = re.compile(
+    r"\b(?:internal (?:server )?error|temporarily unavailable|overload|under maintenance|time[d -]?out)\b",
+    re.IGNORECASE,
+)
+_LIMIT_WORDS = re.compile(r"\b(?:rate limit|too many requests|request limit)\b", re.IGNORECASE)
+# Descriptions of invalid_grant that speak of the redirect URI alone, which is the integration's.
+_REDIRECT_WORDS = re.compile(
+    r"(?:(?:the|this|your|provided|specified|invalid|incorrect|wrong|mismatching)\s+)*"
+    r"['\"`]?(?:redirect|callback)[ _-]?ur[il]\b",
+    re.IGNORECASE,
+)
 _PASSING_ERRORS = frozenset({"server_error", "temporarily_unavailable"})  # RFC 6749 section 4.1.2.1
 _RATE_LIMIT_ERRORS = frozenset({"slow_down", "rate_limited", "ratelimited", "rate_limit_exceeded"})
 # a token field of JSON or of a form
@@ -129,38 +124,45 @@ _TOKEN_REFUSALS = frozenset({"400", "404", "410", "422"})  # statuses, where the
 _WRONG_ENDPOINT = frozenset({404, 405, 406, 410, 411, 413, 414, 415})
 
 
-def error_name(spec: ProviderSpec, reply: RawReply) -> str | None:
+@dataclass(frozen=True)
+class Reading:
+    """What a reply that isn't a success is read as, and what says so: for whoever doubts it."""
+
+    code: ErrorCode
+    by: str  # a field of the definition, or a standard
+    rule: ErrorRule | None = None  # where the field is `error_rules`
+    means: ErrorMeaning | None = None  # where the definition or the description says so
+
+
+def error_name(spec: ProviderSpec, reply: RawReply, at: RequestKind | None = None) -> str | None:
     """The name of a reply's error, "" for one without a name, None for no error or an unreadable body."""
-    error = _error_of(spec, reply)
+    error = error_in(spec, reply, at)
     return error.name if error else None
 
 
-def _error_of(spec: ProviderSpec, reply: RawReply) -> ReplyError | None:
-    try:
-        return error_in(spec, reply_fields(spec, reply))
-    except Failure:
-        return None
-
-
 def failure_of_reply(
-    spec: ProviderSpec, reply: RawReply, error: str | None, now: datetime | None = None
+    spec: ProviderSpec,
+    reply: RawReply,
+    error: str | None,
+    now: datetime | None = None,
+    at: RequestKind | None = None,
 ) -> ReplyFailure:
     """The failure of an unsuccessful reply with the error name `error`, and with what the reply says.
 
-    `now` converts a retry date when the reply has no Date header.
+    `now` converts a retry date when the reply has no Date header. `at` is what was requested; None: rules
+    about any request apply.
     """
-    code = _code_of_reply(spec, reply, error)
-    wait = wait_of_reply(spec, reply, code, now)
-    words = words_of_reply(spec, reply, error)
+    reading = reading_of(spec, reply, error, at)
+    code, words = reading.code, words_of_reply(spec, reply, error)
     context = {"provider": spec.name, "provider_status": str(reply.status)}
     if error and _LOGGABLE_ERROR.fullmatch(error) and words.error == error:
         context["provider_error"] = error
     suffix = f" and the error {context['provider_error']}" if "provider_error" in context else ""
-    kind = _class_of_error(spec, reply, error)
+    kind = _class_of_error(reading, reply, error)
     return (_failure_class(reply) if code is ErrorCode.REPLY_UNREADABLE else kind)(
         code,
         f"{spec.name} answered with status {reply.status}{suffix}",
-        retry_after=wait,
+        retry_after=wait_of_reply(spec, reply, code, now),
         **context,
     ).with_words(words)
 
@@ -170,58 +172,116 @@ def wait_of_reply(
 ) -> float | None:
     """How long to wait after a failure that passes, in seconds, where the reply says so.
 
-    By Retry-After (RFC 9110 section 10.2.3), else by the definition's own header of a rate limit.
+    By Retry-After (RFC 9110 section 10.2.3), else by the definition's own header of a rate limit, or where
+    the definition says that bodies have it.
     """
     if code not in (ErrorCode.PROVIDER_ERROR, ErrorCode.PROVIDER_RATE_LIMITED):
         return None
     wait, reset = retry_after(reply.headers, now), spec.rate_limit_reset
     if wait is None and reset is not None and code is ErrorCode.PROVIDER_RATE_LIMITED:
         wait = seconds_until_reset(reply.headers, reset.header, reset.format, now)
-    return wait
+    return _wait_in_body(spec, reply) if wait is None else wait
 
 
-def _code_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> ErrorCode:
+def _wait_in_body(spec: ProviderSpec, reply: RawReply) -> float | None:
+    rule = spec.wait_in_body
+    if rule is None:
+        return None
+    value: Any = body_text(reply)
+    if rule.path is not None:
+        with suppress(Failure):
+            value = value_at(reply_fields(spec, reply), rule.path)
+    if rule.pattern is not None:
+        value = first_group(rule.pattern, text_of(value)[:MAX_VALUE_LENGTH])
+    return stated_wait(value, rule.unit)
+
+
+def reading_of(
+    spec: ProviderSpec, reply: RawReply, error: str | None, at: RequestKind | None = None
+) -> Reading:
+    """What an unsuccessful reply with the error name `error` is read as."""
     status = reply.status
     if status == 429 or error in _RATE_LIMIT_ERRORS:
-        return ErrorCode.PROVIDER_RATE_LIMITED
-    means = _meaning(spec, reply, error)
-    if means is not None:  # the definition knows better than the status
-        return _CODES[means]
+        return Reading(ErrorCode.PROVIDER_RATE_LIMITED, "RFC 6585 section 4, and the usual names of limits")
+    rule = rule_of(spec, reply, at)
+    field = "error_rules" if rule is not None and rule.means else spec.list_of(error)
+    if field is not None:  # the definition knows better than the status
+        means = rule.means if rule is not None and rule.means else CODE_LISTS[field]
+        return Reading(_code_of(means, at), field, rule if field == "error_rules" else None, means)
+    if error in _PASSING_ERRORS:
+        return Reading(ErrorCode.PROVIDER_ERROR, "RFC 6749 section 4.1.2.1", means="passing")
     if status >= 500:
-        return ErrorCode.PROVIDER_ERROR
-    if error in _GRANT_ERRORS:
-        return ErrorCode.GRANT_REJECTED
-    if error in _CLIENT_ERRORS or (status == 401 and not error and _challenges_client(reply.headers)):
-        return ErrorCode.CLIENT_REJECTED
+        return Reading(ErrorCode.PROVIDER_ERROR, "RFC 9110 section 15.6")
+    known = _by_description(spec, reply, error, at) or _by_standard(error, at)
+    if known is not None:
+        return known
+    if status == 401 and not error and _challenges_client(reply.headers):
+        return Reading(ErrorCode.CLIENT_REJECTED, "RFC 6749 section 5.2: WWW-Authenticate")
     if error is None and (status < 400 or status in _WRONG_ENDPOINT):
-        return ErrorCode.REPLY_UNREADABLE  # such as a redirect: the definition is wrong
-    return ErrorCode.PROVIDER_ERROR
+        # such as a redirect: the definition is wrong
+        return Reading(ErrorCode.REPLY_UNREADABLE, "no error in it, and no status of a token endpoint")
+    return Reading(ErrorCode.PROVIDER_ERROR, "nothing: no rule and no standard knows it")
 
 
-def _meaning(spec: ProviderSpec, reply: RawReply, error: str | None) -> ErrorMeaning | None:
-    """What the definition says about this reply's error."""
-    named = _error_of(spec, reply)
-    return (named.means if named else None) or spec.meaning_of(error)
+def _by_standard(error: str | None, at: RequestKind | None) -> Reading | None:
+    """What an error of this name is at every provider."""
+    if error in _GRANT_ERRORS or (at == "refresh" and error in _REFRESH_ERRORS):
+        return Reading(ErrorCode.GRANT_REJECTED, "the standards' names of errors that end a grant")
+    if error in _CODE_ERRORS and at != "refresh":
+        return Reading(ErrorCode.GRANT_REJECTED, "the usual names of a code that is over")
+    if error in _CLIENT_ERRORS:
+        return Reading(ErrorCode.CLIENT_REJECTED, "the standards' names of errors of a client")
+    return None
 
 
-def _class_of_error(spec: ProviderSpec, reply: RawReply, error: str | None) -> type[ReplyFailure]:
-    if _is_passing(spec, reply, error):
+def _by_description(
+    spec: ProviderSpec, reply: RawReply, error: str | None, at: RequestKind | None
+) -> Reading | None:
+    """What the sentence beside an error says where its name says little."""
+    description = description_of(spec, reply, error)
+    if error == "invalid_grant" and at != "refresh" and _REDIRECT_WORDS.match(description):
+        return Reading(ErrorCode.CLIENT_REJECTED, "a description that blames the redirect URI")
+    if error in _GRANT_ERRORS or error in _NAMED_CLIENT_ERRORS:
+        return None
+    if _is_over(at, reply.status, description):
+        return Reading(ErrorCode.GRANT_REJECTED, "a description that says that the token or code is over")
+    if _LIMIT_WORDS.search(description):
+        limited = "a description that names a limit"
+        return Reading(ErrorCode.PROVIDER_RATE_LIMITED, limited, means="rate_limit")
+    if _FAULT_WORDS.search(description):
+        return Reading(ErrorCode.PROVIDER_ERROR, "a description of a fault that passes", means="passing")
+    return None
+
+
+def _is_over(at: RequestKind | None, status: int, description: str) -> bool:
+    """Whether the description of a refusal blames the refresh token, or the code, and nothing else."""
+    if status not in (400, 401, 403, 404) or at not in ("refresh", "exchange", "device"):
+        return False
+    words = _TOKEN_IS_OVER if at == "refresh" else _CODE_IS_OVER
+    return words.match(description) is not None and _OTHER_WORDS.search(description) is None
+
+
+def _code_of(means: ErrorMeaning, at: RequestKind | None) -> ErrorCode:
+    """What a subject has to do first leaves a token that is to be revoked alive."""
+    if means == "subject" and at == "revocation":
+        return ErrorCode.PROVIDER_ERROR
+    return _CODES[means]
+
+
+def _class_of_error(reading: Reading, reply: RawReply, error: str | None) -> type[ReplyFailure]:
+    still_alive = reading.means == "subject" and reading.code is ErrorCode.PROVIDER_ERROR
+    if reading.means == "passing" or still_alive:
         return PassingError
     markup = reply.body.lstrip().startswith(b"<")  # a gateway's page
     unnamed = reply.status == 400 and not markup and (not error or error == "invalid_request")
-    return UnnamedRefusal if unnamed and _meaning(spec, reply, error) is None else ReplyFailure
-
-
-def _is_passing(spec: ProviderSpec, reply: RawReply, error: str | None) -> bool:
-    means = _meaning(spec, reply, error)
-    return means == "passing" or (means is None and error in _PASSING_ERRORS)
+    return UnnamedRefusal if unnamed and reading.means is None else ReplyFailure
 
 
 def _challenges_client(headers: dict[str, str]) -> bool:
     """Whether any challenge names a scheme of client authentication."""
     challenges = _QUOTED.sub('""', headers.get("www-authenticate", "")).split(",")
-    schemes = (_SCHEME.match(challenge.strip()) for challenge in challenges)
-    return any(scheme and scheme.group(1).lower() not in _RESOURCE_SCHEMES for scheme in schemes)
+    schemes = filter(None, (_SCHEME.match(challenge.strip()) for challenge in challenges))
+    return any(scheme.group(1).lower() not in _RESOURCE_SCHEMES for scheme in schemes)
 
 
 class UnreadableTokens(ReplyFailure):
@@ -229,13 +289,13 @@ class UnreadableTokens(ReplyFailure):
 
 
 def unreadable_reply(spec: ProviderSpec, reply: RawReply, why: str) -> Failure:
-    """REPLY_UNREADABLE with a description of the reply, without its content."""
+    """REPLY_UNREADABLE with a description of the reply; its content only in the words for admins."""
     return _failure_class(reply)(
         ErrorCode.REPLY_UNREADABLE,
         f"{spec.name} answered with status {reply.status} and {why}",
         provider=spec.name,
         provider_status=str(reply.status),
-    )
+    ).with_words(words_of_reply(spec, reply, None))
 
 
 def _failure_class(reply: RawReply) -> type[ReplyFailure]:
@@ -259,15 +319,14 @@ def read_revocation(spec: ProviderSpec, reply: RawReply) -> None:
     definition has rules for errors in it; a rule that calls an error passing, or the client's, goes
     before the names of tokens that are gone. After 503 the token is still valid.
     """
-    rule = spec.revocation or RevocationSpec()
-    named = _error_of(spec, reply)
-    error = named.name if named else None
-    if named is not None and error in rule.gone_error_codes and named.means in (None, "dead_token"):
+    revocation = spec.revocation or RevocationSpec()
+    error, rule = error_name(spec, reply, "revocation"), rule_of(spec, reply, "revocation")
+    means = rule.means if rule is not None else None
+    if error and is_one_of(error, revocation.gone_error_codes) and means in (None, "dead_token"):
         return
-    if reply.status not in rule.success_statuses:
-        raise failure_of_reply(spec, reply, error)
-    if error is not None and (spec.error_rules or spec.status_field):
-        raise failure_of_reply(spec, reply, error)
+    in_body = error is not None and bool(spec.error_rules or spec.status_field)
+    if in_body or reply.status not in revocation.success_statuses:
+        raise failure_of_reply(spec, reply, error, at="revocation")
 
 
 def is_unsupported_token_type(spec: ProviderSpec, reply: RawReply) -> bool:
@@ -301,9 +360,13 @@ def read_introspection(spec: ProviderSpec, reply: RawReply) -> bool:
 
 
 def raise_for_failure(
-    spec: ProviderSpec, reply: RawReply, success: tuple[int, ...], now: datetime | None = None
+    spec: ProviderSpec,
+    reply: RawReply,
+    success: tuple[int, ...],
+    now: datetime | None = None,
+    at: RequestKind | None = None,
 ) -> None:
     """Raise for a status that isn't a success, and for an error in a reply whose status is one."""
-    error = error_name(spec, reply)
+    error = error_name(spec, reply, at)
     if reply.status not in success or error is not None:
-        raise failure_of_reply(spec, reply, error, now)
+        raise failure_of_reply(spec, reply, error, now, at)

@@ -236,6 +236,18 @@ def seconds_until_reset(
     return min(max(seconds, 0.0), _MAX_RETRY_S)
 
 
+def stated_wait(value: Any, unit: Literal["ms", "s", "min"]) -> float | None:
+    """A wait that a body states, in seconds; a day at most, None for what is no number."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, str | int | float)
+        or not _DECIMAL.fullmatch(str(value))
+    ):
+        return None
+    seconds = float(value) * {"ms": 0.001, "s": 1, "min": 60}[unit]
+    return min(seconds, _MAX_RETRY_S)
+
+
 def _http_date(text: str) -> datetime | None:
     try:
         time = parsedate_to_datetime(text)

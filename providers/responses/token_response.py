@@ -14,6 +14,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import is_storable_text, json_type
 from providers.definition.patterns import first_group
 from providers.definition.schema import ProviderSpec
+from providers.definition.schema_errors import RequestKind
 from providers.definition.schema_response import AdditionalTokens
 from providers.responses.error_mapping import (
     raise_for_failure,
@@ -42,15 +43,18 @@ def read_tokens(
     requested_scopes: Sequence[str],
     refreshing: bool,
     now: datetime | None = None,
+    at: RequestKind | None = None,
 ) -> TokenSet:
-    """The tokens of a reply to a code exchange or (`refreshing`) a refresh.
+    """The tokens of a reply to a code exchange or (`refreshing`) a refresh; `at` names another request.
 
     `now` converts expiry dates when the reply has no Date header. A set without a refresh token means
     that the old one stays valid (RFC 6749 section 6). Raises Failure GRANT_REJECTED, CLIENT_REJECTED,
     PROVIDER_ERROR and PROVIDER_RATE_LIMITED (with retry_after in seconds where given), and
     REPLY_UNREADABLE, as UnreadableTokens where the reply appears to contain tokens.
     """
-    raise_for_failure(spec, reply, spec.success_statuses, now)
+    raise_for_failure(
+        spec, reply, spec.success_statuses, now, at or ("refresh" if refreshing else "exchange")
+    )
     data = _unwrapped(spec, reply_fields(spec, reply))
     try:
         return _read_token_set(spec, reply, data, requested_scopes, refreshing, now)
@@ -77,7 +81,8 @@ def _read_token_set(
     if access is None:
         raise UnreadableBody("no access token")
     refresh_token = _checked_token(value_at(data, response.refresh_token_path), "a refresh token")
-    scopes = _scopes(spec, value_at(data, response.scope_path))
+    scopes = _scopes(spec, value_at(data, response.subject_scope_path))
+    scopes = _scopes(spec, value_at(data, response.scope_path)) if scopes is None else scopes
     if scopes == () and spec.scopes_supported:  # no scope is what the grammar of RFC 6749 section 3.3 lacks
         scopes = (UNKNOWN_SCOPE,)
     if scopes is not None and spec.offline_scope in requested and (refresh_token or refreshing):

@@ -9,10 +9,18 @@ from typing import Any
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import Failure
 from providers.definition.parsing import InvalidYaml, parse_yaml, read_definition_file
-from providers.definition.registry import CATALOG
+from providers.definition.registry import CATALOG, Registry
 from providers.definition.schema import ProviderSpec
 from providers.definition.validation import DefinitionProblem, problems_of
-from providers.tools.evidence import PARTS, absent_parts, evidence_problems, sourced_parts
+from providers.tools.evidence import (
+    PARTS,
+    Grounds,
+    absent_parts,
+    evidence_problems,
+    grounds_of,
+    last_changes,
+    sourced_parts,
+)
 from providers.tools.vector_shape import GUIDE, shape_problems
 
 VECTORS = CATALOG.parent.parent / "tests" / "conformance" / "providers" / "vectors"
@@ -90,6 +98,15 @@ def check_catalogue(catalog: Path = CATALOG, vectors: Path | None = VECTORS) -> 
         },
         problems=tuple(problems),
     )
+
+
+def catalogue_grounds(catalog: Path = CATALOG, vectors: Path = VECTORS) -> list[Grounds]:
+    """What each readable entry of a folder rests on, the least sourced refusals first."""
+    read = _read_vectors(vectors)[0] if vectors.is_dir() else {}
+    changes = last_changes(catalog, *([vectors] if vectors.is_dir() else []))
+    specs = Registry.load(catalog).all()
+    grounds = [grounds_of(spec, read.get(spec.name), changes.get(spec.name)) for spec in specs]
+    return sorted(grounds, key=lambda entry: (entry.sourced_refusals, entry.token_endpoint, entry.provider))
 
 
 def _unreadable_definition(file: str, failure: Failure) -> DefinitionProblem:

@@ -12,6 +12,7 @@ from evergrant_server.core.errors import Failure
 from evergrant_server.core.model import CheckedModel
 from providers.definition.parsing import describe_errors
 from providers.definition.schema import ProviderSpec
+from providers.definition.schema_errors import RequestKind
 from providers.definition.templates import checked_params
 
 Fields = dict[str, Any]
@@ -109,9 +110,13 @@ class FurtherReply(_Part):
 
 
 class VectorRefusal(_Part):
-    """The provider's own words when it refuses, and the code that must be read from them."""
+    """The provider's own words when it refuses, and the code that must be read from them.
 
-    of: Literal["dead_token", "dead_code", "client", "passing"]
+    `at` is what was requested: a refresh, unless a code was refused.
+    """
+
+    of: Literal["dead_token", "dead_code", "subject", "client", "passing"]
+    at: RequestKind | None = None
     reply: VectorReply
     code: str
     retry_after: float | None = None

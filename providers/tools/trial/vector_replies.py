@@ -10,6 +10,7 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import Failure
 from providers.definition.schema import ProviderSpec
 from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body, value_at
+from providers.responses.reply_error import body_text, rule_of
 from providers.responses.token_response import read_tokens
 from providers.tools.trial.redaction import KeptFields, Redactor
 from providers.tools.trial.token_requests import SeenReply
@@ -30,6 +31,9 @@ def written_reply(spec: ProviderSpec, redactor: Redactor, seen: SeenReply) -> di
     written: dict[str, Any] = {"status": reply.status}
     headers = {name: redactor.text(reply.headers[name]) for name in _HEADERS if name in reply.headers}
     written |= {"headers": headers} if headers else {}
+    rule = rule_of(spec, reply)
+    if rule is not None and any(test.body is not None for test in rule.tests()):
+        return written | {"text": redactor.text(body_text(reply))}
     try:
         data = parse_body(reply.body, prefix=spec.response.strip_body_prefix)
     except UnreadableBody:
@@ -52,7 +56,7 @@ def kept_fields(spec: ProviderSpec, seen: SeenReply) -> KeptFields:
         *(response.expires_in_path, response.expires_at_path, response.refresh_expires_in_path),
         *(response.refresh_expires_at_path, spec.status_field),
         *(path for rule in spec.error_rules for path in (rule.path, rule.code_path)),
-        *(rule.when.path for rule in spec.error_rules if rule.when is not None),
+        *(test.path for rule in spec.error_rules for test in rule.when),
         *([response.additional_tokens.key] if response.additional_tokens else []),
     )
     others: Iterable[str | None] = (

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import httpx2
 from oauthlib.oauth1.rfc5849.utils import parse_authorization_header
 
 from evergrant_server.core.connections.credentials import OAUTH1, ClientKey, TokenPair
@@ -25,6 +26,7 @@ from providers.oauth1.flow import (
 )
 from providers.requests.authorization_url import requested_scopes
 from providers.requests.client_grants import ClientGrantInput, client_grant_request
+from providers.requests.device import read_device_token
 from providers.requests.hosts import secret_hosts
 from providers.requests.request_format import (
     OAuthClient,
@@ -35,6 +37,7 @@ from providers.requests.request_format import (
     revocation_request,
 )
 from providers.requests.sender import Sender
+from providers.responses.error_mapping import read_revocation
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import additional_token_sets, read_tokens
 from tests.conformance.providers.agreement import assert_agrees
@@ -56,6 +59,7 @@ SECRETS = {
     "<second access token>": "at-3",
     "<second refresh token>": "rt-3",
 }
+SENT = httpx2.Request("POST", "https://provider.example/token", data=SECRETS)
 _DIGEST = hashlib.sha256(SECRETS["<verifier>"].encode()).digest()
 SECRETS["<challenge>"] = base64.urlsafe_b64encode(_DIGEST).rstrip(b"=").decode()
 
@@ -125,6 +129,22 @@ class Exchange:
 
     def read(self, reply: RawReply, *, refreshing: bool) -> TokenSet:
         return read_tokens(self.spec, reply, requested_scopes=self.scopes, refreshing=refreshing, now=NOW)
+
+    def refusal(self, refusal: dict[str, Any]) -> None:
+        """Read a vector's refusal as the reply to its request. Raises the Failure that it is read as."""
+        reply = replace(as_read(refusal["reply"]), request=SENT)
+        match requested_by(refusal):
+            case "device":
+                read_device_token(self.spec, reply, requested_scopes=self.scopes, now=NOW)
+            case "revocation":
+                read_revocation(self.spec, reply)
+            case at:
+                self.read(reply, refreshing=at == "refresh")
+
+
+def requested_by(refusal: dict[str, Any]) -> str:
+    """What the refused request was, if a vector doesn't say: of a code its exchange, else a refresh."""
+    return str(refusal.get("at") or ("exchange" if refusal["of"] == "dead_code" else "refresh"))
 
 
 async def minted(exchange: Exchange, flow: Flow, expected: dict[str, Any]) -> RawReply:

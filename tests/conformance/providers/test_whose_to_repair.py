@@ -14,11 +14,12 @@ from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import FAILURES, ErrorCode, Repairer
 from evergrant_server.core.integrations import Integration
+from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.single_use.recurring_errors import RECURS_FOR, RECURS_FOR_ALONE
 from providers.definition.parsing import parse_yaml
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
-from tests.conformance.providers.exchanges import Exchange, as_read
+from tests.conformance.providers.exchanges import Exchange, as_read, requested_by
 from tests.fakes.platform.skipped_time import LoneWorker, lone_worker
 from tests.fakes.providers.scripted_server import Call, ScriptedServer
 
@@ -76,6 +77,16 @@ class Catalogue:
         self.server.reply = reply
         return await self.place.refresh_until(connection, STATED_TIME)
 
+    async def answered(self, exchange: Exchange, refusal: dict[str, Any]) -> GrantResult:
+        """What a new connection's request, the one that the refusal is about, ends as."""
+        integration = await self.integration(exchange)
+        if requested_by(refusal) == "exchange":
+            self.server.reply = refusal["reply"]
+            return (await self.place.exchange(integration, exchange.facts))[0]
+        connection = await self.connected(integration, exchange)
+        self.server.reply = refusal["reply"]
+        return await self.place.refresh(connection)
+
 
 @asynccontextmanager
 async def the_catalogue(folder: Path) -> AsyncIterator[Catalogue]:
@@ -97,66 +108,90 @@ def moved(spec: ProviderSpec, origin: str) -> ProviderSpec:
     return spec.model_copy(update={**there, "client_secret_generator": None})
 
 
-def refusals(exchange: Exchange, *of: str) -> list[dict[str, Any]]:
-    return [it for it in exchange.vector["refusals"] if it["of"] in of]
+def refusals(exchange: Exchange, at: str, *of: str) -> list[dict[str, Any]]:
+    """The vector's refusals of these kinds to such a request, if the entry sends it."""
+    if at == "refresh" and not exchange.spec.refresh_supported:
+        return []
+    return [it for it in exchange.vector["refusals"] if it["of"] in of and requested_by(it) == at]
 
 
-async def test_a_dead_refresh_token_is_the_subjects_to_repair(tmp_path: Path):
+def decidable(refusals: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [it for it in refusals if not it.get("undecidable")]
+
+
+def repairer_of(failure: ErrorCode | None) -> Repairer | None:
+    return FAILURES[failure].repairer if failure else None
+
+
+async def test_a_refused_refresh_token_is_the_subjects_to_repair(tmp_path: Path):
+    """A dead one; also where the subject has to do something else first, or their administrator has."""
     wrong: dict[str, Any] = {}
     played = 0
     async with the_catalogue(tmp_path) as all_of_it:
         for exchange in all_of_it.exchanges():
-            if not exchange.spec.refresh_supported:
-                continue
-            dead = [it["reply"] for it in refusals(exchange, "dead_token")] or [GENERIC]
-            for reply in dead:
-                row = await all_of_it.refreshed(exchange, reply)
-                repairer = FAILURES[row.reason].repairer if row.reason else None
+            dead = refusals(exchange, "refresh", "dead_token")
+            dead += decidable(refusals(exchange, "refresh", "subject"))
+            if not dead and exchange.spec.refresh_supported:
+                dead = [{"reply": GENERIC}]
+            for refusal in dead:
+                row = await all_of_it.refreshed(exchange, refusal["reply"])
                 played += 1
-                if (row.state, repairer) != (LifecycleState.NEEDS_REAUTH, Repairer.SUBJECT):
-                    wrong[f"{exchange.spec.name}: {reply}"] = (row.state, row.last_failure)
+                if (row.state, repairer_of(row.reason)) != (LifecycleState.NEEDS_REAUTH, Repairer.SUBJECT):
+                    wrong[f"{exchange.spec.name}: {refusal['reply']}"] = (row.state, row.last_failure)
     assert wrong == {}
-    assert played > 300
+    assert played > 450
 
 
-async def test_a_dead_code_is_the_subjects_where_nothing_is_refreshed(tmp_path: Path):
+async def test_a_refused_code_is_the_subjects_to_repair(tmp_path: Path):
     wrong: dict[str, Any] = {}
     played = 0
     async with the_catalogue(tmp_path) as all_of_it:
         for exchange in all_of_it.exchanges():
-            if exchange.spec.refresh_supported:
-                continue
-            dead = [it["reply"] for it in refusals(exchange, "dead_code", "dead_token")] or [GENERIC]
-            for reply in dead:
+            dead = decidable(refusals(exchange, "exchange", "dead_code", "subject", "dead_token"))
+            if not dead and not exchange.spec.refresh_supported:
+                dead = [{"reply": GENERIC}]
+            for refusal in dead:
                 integration = await all_of_it.integration(exchange)
-                all_of_it.server.reply = reply
+                all_of_it.server.reply = refusal["reply"]
                 result, consent = await all_of_it.place.exchange(integration, exchange.facts)
-                repairer = FAILURES[result.failure].repairer if result.failure else None
                 played += 1
-                if (consent.status, repairer) != (ConsentStatus.FAILED, Repairer.SUBJECT):
-                    wrong[f"{exchange.spec.name}: {reply}"] = (consent.status, result.failure)
+                ended = (consent.status, repairer_of(result.failure))
+                if ended != (ConsentStatus.FAILED, Repairer.SUBJECT):
+                    wrong[f"{exchange.spec.name}: {refusal['reply']}"] = (consent.status, result.failure)
     assert wrong == {}
-    assert played > 30
+    assert played > 100
 
 
-async def test_wrong_client_credentials_are_the_admins_to_repair(tmp_path: Path):
+async def test_a_refused_client_is_the_admins_to_repair(tmp_path: Path):
     wrong: dict[str, Any] = {}
     played = 0
     async with the_catalogue(tmp_path) as all_of_it:
         for exchange in all_of_it.exchanges():
-            for refusal in refusals(exchange, "client"):
-                sourced = not str(refusal["source"]).startswith("unverified")
-                if not exchange.spec.refresh_supported or not sourced or refusal.get("undecidable"):
+            refused = refusals(exchange, "refresh", "client") + refusals(exchange, "exchange", "client")
+            for refusal in decidable(refused):
+                if str(refusal["source"]).startswith("unverified"):
                     continue
-                connection = await all_of_it.connected(await all_of_it.integration(exchange), exchange)
-                all_of_it.server.reply = refusal["reply"]
-                result = await all_of_it.place.refresh(connection)
-                repairer = FAILURES[result.failure].repairer if result.failure else None
+                result = await all_of_it.answered(exchange, refusal)
                 played += 1
-                if repairer is not Repairer.INTEGRATION_ADMIN:
+                if repairer_of(result.failure) is not Repairer.INTEGRATION_ADMIN:
                     wrong[f"{exchange.spec.name}: {refusal['reply']}"] = result.failure
     assert wrong == {}
-    assert played > 80
+    assert played > 200
+
+
+async def test_an_error_that_passes_is_left_to_time(tmp_path: Path):
+    """Also one that looks terminal: no grant ends by it."""
+    wrong: dict[str, Any] = {}
+    played = 0
+    async with the_catalogue(tmp_path) as all_of_it:
+        for exchange in all_of_it.exchanges():
+            for refusal in decidable(refusals(exchange, "refresh", "passing")):
+                result = await all_of_it.answered(exchange, refusal)
+                played += 1
+                if repairer_of(result.failure) is not Repairer.TIME:
+                    wrong[f"{exchange.spec.name}: {refusal['reply']}"] = result.failure
+    assert wrong == {}
+    assert played > 90
 
 
 def family_of(spec: ProviderSpec) -> tuple[object, ...]:

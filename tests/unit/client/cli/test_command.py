@@ -205,6 +205,10 @@ def test_the_catalogue_of_a_checkout_is_checked_by_its_own_server(
     assert checked == Ended(1, "providers check -o json\n", "")
     tried = command("providers", "try", "slack", "--no-browser", "--checkout", str(tmp_path), "--help")
     assert tried == Ended(1, "providers try slack --no-browser --help\n", "")
+    explained = command("providers", "explain", "slack", "--status", "200", "--checkout", str(tmp_path))
+    assert explained == Ended(1, "providers explain slack --status 200\n", "")
+    listed = command("providers", "check", str(tmp_path), "--sources")
+    assert listed == Ended(1, "providers check --sources\n", "")
     ended = command("providers", "check", str(package))
     assert (ended.status, ended.out) == (1, "")
     assert "is no checkout of Evergrant" in ended.err

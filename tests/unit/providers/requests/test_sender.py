@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import json
 import logging
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -26,8 +27,17 @@ from providers.requests.request_format import (
     revocation_request,
 )
 from providers.requests.sender import Sender, SendFailed
+from providers.responses.error_mapping import failure_of_reply
 from providers.responses.raw_reply import RawReply
-from tests.fakes.providers.scripted_provider import ScriptedProvider, delay, drop, drop_after_commit, ok
+from providers.responses.token_response import read_tokens
+from tests.fakes.providers.scripted_provider import (
+    ScriptedProvider,
+    delay,
+    drop,
+    drop_after_commit,
+    ok,
+    raw,
+)
 from tests.unit.providers.samples import spec_like
 
 REDIRECT = "https://evergrant.example/oauth/callback/int_1"
@@ -234,3 +244,25 @@ async def test_unsupported_request_not_sent() -> None:
                 await talk.refresh("rt-1")
             assert (raised.value.code, raised.value.sent) == (ErrorCode.CLIENT_REJECTED, False)
         assert idp.calls == []
+
+
+async def test_a_reshaped_reply_still_knows_its_request() -> None:
+    """Slack's reply with a user's token alone: what it says is shown without what was sent."""
+    slack = Registry.load().get("slack")
+    body = {
+        "ok": True,
+        "authed_user": {"id": "U1", "access_token": "xoxp-1", "scope": "a", "token_type": "user"},
+    }
+    async with ScriptedProvider() as idp:
+        idp.script(raw(json.dumps(body).encode(), 200, {"content-type": "application/json"}))
+        client = OAuthClient("client-1", Secret("s3cret-one"), "client_secret_post")
+        access = ProviderAccess(slack, Endpoints(token_endpoint=f"{idp.origin}/token"), client)
+        code = code_exchange_request(
+            access, code=Secret("sesame-1"), verifier=Secret("v" * 43), redirect_uri=REDIRECT
+        )
+        reply = await Sender(Egress(EgressPolicy(allow=(idp.allowance,)))).send(access, code)
+    tokens = read_tokens(slack, reply, requested_scopes=(), refreshing=False)
+    assert (tokens.access_token.reveal(), tokens.scopes) == ("xoxp-1", ("a",))
+    assert reply.request is not None
+    refused = failure_of_reply(slack, reply.with_body(b"sesame-1 is spent"), None)
+    assert str(refused.said) == "[redacted] is spent"

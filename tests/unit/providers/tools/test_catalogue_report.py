@@ -155,7 +155,7 @@ def test_report_on_files_and_vectors(tmp_path: Path) -> None:
     assert check_catalogue(tmp_path, tmp_path / "nowhere").vectors is None
 
 
-KINDS = "'dead_token', 'dead_code', 'client' or 'passing'"
+KINDS = "'dead_token', 'dead_code', 'subject', 'client' or 'passing'"
 EVIDENCE = "'dead_token', 'client', 'passing', 'success' or 'refresh'"
 
 

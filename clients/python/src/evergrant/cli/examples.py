@@ -26,6 +26,7 @@ evergrant providers approve acme 2 --reason "new token host"
 evergrant providers reject acme 2 --reason "wrong token host"
 evergrant providers roll-back acme 2 --reason "refreshes fail"
 evergrant providers check
+evergrant providers explain slack --status 200 --body reply.json
 evergrant providers try slack --no-browser
 evergrant integrations ls
 evergrant integrations get crm

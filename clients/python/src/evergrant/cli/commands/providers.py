@@ -110,7 +110,9 @@ _Arguments = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 
 
 @providers.command(name="check")
-def check_catalogue(checkout: Path = Path(), /, *, options: Options = DEFAULTS) -> None:
+def check_catalogue(
+    checkout: Path = Path(), /, *, sources: bool = False, options: Options = DEFAULTS
+) -> None:
     """Check every definition and test vector of the catalogue in a checkout of Evergrant.
 
     The same as `python -m evergrant_server providers check` there. Exits with 1 when a check fails.
@@ -118,8 +120,23 @@ def check_catalogue(checkout: Path = Path(), /, *, options: Options = DEFAULTS) 
 
     Args:
         checkout: The folder of the checkout; by default the working directory.
+        sources: List instead what each entry rests on, and when it was changed last.
     """
-    _run(checkout, "check", *(("-o", "json") if options.output is not Format.TABLE else ()))
+    output = ("-o", "json") if options.output is not Format.TABLE else ()
+    _run(checkout, "check", *(["--sources"] if sources else ()), *output)
+
+
+@providers.command(name="explain", help_flags=[])
+def explain_reply(*arguments: _Arguments, checkout: Path = Path()) -> None:
+    """Say what a provider's reply is read as, by which rule, and whose turn it is. --help lists the options.
+
+    The same as `python -m evergrant_server providers explain` in a checkout of Evergrant. Report its output
+    where the reading is wrong.
+
+    Args:
+        checkout: The folder of the checkout; by default the working directory.
+    """
+    _run(checkout, "explain", *arguments)
 
 
 @providers.command(name="try", help_flags=[])
@@ -157,7 +174,11 @@ def _run(checkout: Path, command: str, *arguments: str) -> None:
     raise SystemExit(ended.returncode)
 
 
-_NAMING = {"check": "FOLDER", "try": "--checkout FOLDER NAME"}
+_NAMING = {
+    "check": "FOLDER",
+    "explain": "--checkout FOLDER NAME --status 400 --body FILE",
+    "try": "--checkout FOLDER NAME",
+}
 
 
 def _wait_on(number: int, frame: FrameType | None) -> None: ...
