@@ -31,7 +31,7 @@ def breaks(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[str]
     """Every call of this method raises; the list has an item for each call."""
     called: list[str] = []
 
-    async def broken(*_: Any, **__: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         called.append(name)
         raise RuntimeError("rt-secret")
 
