@@ -1,6 +1,6 @@
 """`python -m bench capacity [--large] [--write]`: what connections cost on this machine; a million computed.
 
-In three to four minutes it measures 1,000 and 10,000 connections in the store, and 300 with a workflow;
+In two to four minutes it measures 1,000 and 10,000 connections in the store, and 300 with a workflow;
 `--large` measures 100,000 besides, and takes about ten minutes more. `--write` puts the tables into
 docs/capacity.md.
 """

@@ -189,6 +189,11 @@ class Authenticator:
         until = min(caller.credential.valid_until, self._clock.now() + CACHED_FOR)
         self._cache[caller.digest] = caller, until
 
+    def cached_until(self, caller: Caller) -> datetime | None:
+        """Until when the caller is cached; None: it isn't."""
+        known, until = self._cache.get(caller.digest, _NOT_CACHED)
+        return until if known is caller else None
+
     def evict(self, caller: Caller) -> None:
         self._cache.pop(caller.digest, None)
 

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from typing import NamedTuple
 
 from starlette.requests import Request
 
@@ -25,7 +26,8 @@ from evergrant_server.access.refusals import (
     require_provable,
     scope_not_granted,
 )
-from evergrant_server.audit.lease_ledger import LeaseClaim, StaleClaim
+from evergrant_server.audit.lease_ledger import StaleClaim
+from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts
 from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -37,8 +39,19 @@ from evergrant_server.store import LeaseRow
 from evergrant_server.telemetry import metrics
 from providers.requests.dpop import origin_of
 
+JUDGED = "evergrant.judged_lease"  # of the ASGI scope: the JudgedLease, where the key is there
 _MAX_TRIES = 4  # for a row that keeps changing
 _MAX_CACHED = 50_000
+
+
+class JudgedLease(NamedTuple):
+    """A recorded lease and what it was judged by. Until `until`, time alone changes nothing of it."""
+
+    caller: Caller
+    request: LeaseRequest
+    row: LeaseRow
+    facts: LeaseFacts
+    until: datetime
 
 
 class LeaseIssuer:
@@ -49,8 +62,8 @@ class LeaseIssuer:
         self._refresher = refresher
         self._narrowed = NarrowedLeases(api, refresher)
         self._refusals = refusals
-        self._leased = LeasedConnections(api.settings.bulk_read_alarm)
-        self._limits = LeaseLimits(api.settings)
+        self.leased = LeasedConnections(api.settings.bulk_read_alarm)
+        self.limits = LeaseLimits(api.settings)
         self._margin = RULES[NEWEST_RULES].margin
         # with the end of their time here
         self._rows = Bounded[tuple[str, ...], tuple[LeaseRow, datetime]](_MAX_CACHED)
@@ -62,36 +75,31 @@ class LeaseIssuer:
 
         Raises Failure; a refusal of an authenticated app is in the audit log too.
         """
+        caller, from_cache = known
         try:
-            with self._limits.admit(request.scope, known[0].app):
-                return await self._issue(request, lease_request, *known)
+            with self.limits.admit(request.scope, caller.app):
+                for _ in range(_MAX_TRIES):
+                    call = JudgedRequest.of(self._api, request, caller)
+                    with suppress(StaleClaim):
+                        try:
+                            return await self._decide(call, lease_request, cached=from_cache)
+                        except RateLimited:
+                            raise
+                        except Failure as failure:
+                            if not from_cache:
+                                await self._refusals.record(refusal_entry(call, lease_request, failure))
+                                raise
+                    # what is stale, and a refusal from the cache, is decided again from the store
+                    self._forget(caller, lease_request)
+                    caller, from_cache = await self._api.authenticator.authenticate(request), False
+                    self._api.authenticator.cache(caller)
         except RateLimited as failure:
             call = JudgedRequest.of(self._api, request, known[0])
             await self._refusals.record(refusal_entry(call, lease_request, failure))
             raise
-
-    async def _issue(
-        self, request: Request, lease_request: LeaseRequest, caller: Caller, from_cache: bool
-    ) -> LeaseRow:
-        for _ in range(_MAX_TRIES):
-            call = JudgedRequest.of(self._api, request, caller)
-            try:
-                return await self._decide(call, lease_request, cached=from_cache)
-            except StaleClaim:
-                self._forget(caller, lease_request)
-            except RateLimited:
-                raise
-            except Failure as failure:
-                if not from_cache:
-                    await self._refusals.record(refusal_entry(call, lease_request, failure))
-                    raise
-                # a refusal from the cache is decided again from the store
-                self._forget(caller, lease_request)
-            caller, from_cache = await self._api.authenticator.authenticate(request), False
-            self._api.authenticator.cache(caller)
-        failure = Failure(ErrorCode.STORE_CONFLICT, "The connection keeps changing.", retry_after=1.0)
-        await self._refusals.record(refusal_entry(call, lease_request, failure))
-        raise failure
+        changing = Failure(ErrorCode.STORE_CONFLICT, "The connection keeps changing.", retry_after=1.0)
+        await self._refusals.record(refusal_entry(call, lease_request, changing))
+        raise changing
 
     async def _decide(self, call: JudgedRequest, lease_request: LeaseRequest, *, cached: bool) -> LeaseRow:
         """Check permit, state, freshness and scopes in this order, then record the lease."""
@@ -119,15 +127,16 @@ class LeaseIssuer:
             await require_provable(self._api, row, lease_request.proof)
         if lease_request.proxied is not None:
             await lease_request.proxied.prepare(row, decision)
-        self._limits.count_integration(call.request.scope, row.tenant, row.integration)
-        await self._api.ledger.record(claim_of(call, lease_request, row, decision))
+        self.limits.count_integration(call.request.scope, row.tenant, row.integration)
+        facts = await self._api.ledger.record(claim_of(call, lease_request, row, decision))
         if not narrower:
-            self._remember(call.caller, lease_request, row)
-        if self._leased.reaches_alarm(call.caller.app.id, row.connection_id, self._now()):
-            await self._alarm(call)
+            self._remember(call, lease_request, row, facts)
+        if self.leased.reaches_alarm(call.caller.app.id, row.connection_id, self._now()):
+            await self.raise_alarm(call)
         return row
 
-    async def _alarm(self, call: JudgedRequest) -> None:
+    async def raise_alarm(self, call: JudgedRequest) -> None:
+        """Record that the caller's app leases many connections."""
         with suppress(Failure):  # the lease itself is recorded
             async with self._api.store.write() as tx:
                 await record_bulk_read(tx, call, "lease", connections=self._api.settings.bulk_read_alarm)
@@ -147,12 +156,29 @@ class LeaseIssuer:
         assert lease_request.connection_id is not None
         return await rows.load(caller.tenant, lease_request.connection_id)
 
-    def _remember(self, caller: Caller, lease_request: LeaseRequest, row: LeaseRow) -> None:
-        key = lease_request.cache_key(caller.tenant)
+    def _remember(
+        self, call: JudgedRequest, lease_request: LeaseRequest, row: LeaseRow, facts: LeaseFacts
+    ) -> None:
+        key = lease_request.cache_key(call.tenant)
         known = self._rows.get(key)
-        if known is not None and known[0] is row:
-            return
-        self._rows[key] = row, self._now() + CACHED_FOR
+        if known is None or known[0] is not row:
+            known = self._rows[key] = row, self._now() + CACHED_FOR
+        if JUDGED in call.request.scope:
+            until = self._unchanged_until(call, row, min(known[1], facts.valid_until))
+            call.request.scope[JUDGED] = JudgedLease(call.caller, lease_request, row, facts, until)
+
+    def _unchanged_until(self, call: JudgedRequest, row: LeaseRow, until: datetime) -> datetime:
+        """The first moment from which the lease may be judged otherwise, or what it was judged by is read
+        again, `until` at the latest."""
+        grant, now = row.grant, call.now
+        assert grant is not None
+        ends = [until, self._api.authenticator.cached_until(call.caller) or now]
+        ends += [
+            ends_at for permit in call.caller.permits if (ends_at := permit.expires_at) and ends_at > now
+        ]
+        if grant.expires_at is not None:
+            ends.append(grant.expires_at - grant.refresh_margin(self._margin))
+        return min(ends)
 
     def _forget(self, caller: Caller, lease_request: LeaseRequest) -> None:
         self._rows.pop(lease_request.cache_key(caller.tenant), None)

@@ -93,11 +93,10 @@ class LeaseLimits:
     @contextmanager
     def admit(self, scope: Scope, app: App) -> Iterator[None]:
         """Count a request of an app, which is open until the block ends. Raises RateLimited."""
-        if self._open[app.id] >= self._most_open:
+        if not self.open(app.id):
             scope[_COUNTED] = [Counted(OPEN_REQUESTS, self._most_open, 0, math.ceil(_OPEN_RETRY_S))]
             why = f"The app has {self._most_open} lease requests open already."
             raise RateLimited(OPEN_REQUESTS, why, _OPEN_RETRY_S)
-        self._open[app.id] += 1
         try:
             if quota := app.lease_limit or self._app:
                 self._take(scope, "app", app.id, quota)
@@ -105,9 +104,23 @@ class LeaseLimits:
                 self._take(scope, "tenant", app.tenant, self._tenant)
             yield
         finally:
-            self._open[app.id] -= 1
-            if not self._open[app.id]:
-                del self._open[app.id]
+            self.close(app.id)
+
+    def open(self, app_id: AppId) -> bool:
+        """Count a request as open; False when the app has as many as it may. `close` ends it."""
+        if self._open[app_id] >= self._most_open:
+            return False
+        self._open[app_id] += 1
+        return True
+
+    def close(self, app_id: AppId) -> None:
+        self._open[app_id] -= 1
+        if not self._open[app_id]:
+            del self._open[app_id]
+
+    def has_quota(self, app: App) -> bool:
+        """Whether leases of this app are counted by the minute."""
+        return bool(app.lease_limit or self._app or self._tenant or self._integration)
 
     def count_integration(self, scope: Scope, tenant: Tenant, integration: str) -> None:
         """Count a lease of an integration, once for a request that is judged again. Raises RateLimited."""

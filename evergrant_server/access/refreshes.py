@@ -80,14 +80,17 @@ class RefreshWaiter:
 
     def start_refresh(self, key: RefreshKey, context: RequestContext) -> None:
         """Start a refresh without waiting for it, unless one runs or has just failed."""
-        if self._paused_failure(key) is None and (key, False) not in self._running:
-            self._shared_task(key, context, ahead=True)
+        running = (key, False) in self._running or (key, True) in self._running
+        if self._paused_failure(key) is None and not running:
+            self._share(asyncio.create_task(self._wait(key, context, ahead=True)), key, ahead=True)
 
     async def wait_for_newer(self, key: RefreshKey, context: RequestContext) -> RefreshWaitResult:
         """Wait for a generation newer than `key.seen`, a refusal of the workflow, or the time limit."""
         ends = asyncio.get_running_loop().time() + self._longest
         while True:
-            task = self._shared_task(key, context)
+            task = self._running.get((key, False))
+            if task is None:
+                task = self._share(asyncio.create_task(self._wait(key, context, ahead=False)), key)
             left = ends - asyncio.get_running_loop().time()
             await asyncio.wait((task,), timeout=max(left, 0))
             if not task.done():
@@ -131,14 +134,12 @@ class RefreshWaiter:
         left = until - self.elapsed()
         return None if why is None or left <= 0 else type(why)(why.code, why.detail, retry_after=left)
 
-    def _shared_task(
-        self, key: RefreshKey, context: RequestContext, *, ahead: bool = False
+    def _share(
+        self, task: asyncio.Task[RefreshWaitResult], key: RefreshKey, *, ahead: bool = False
     ) -> asyncio.Task[RefreshWaitResult]:
-        task = self._running.get((key, ahead))
-        if task is None:
-            task = asyncio.create_task(self._wait(key, context, ahead=ahead))
-            self._running[key, ahead] = task
-            task.add_done_callback(lambda done: self._on_done(key, done, ahead=ahead))
+        """Have it found by later callers, until it ends."""
+        self._running[key, ahead] = task
+        task.add_done_callback(lambda done: self._on_done(key, done, ahead=ahead))
         return task
 
     def _on_done(self, key: RefreshKey, task: asyncio.Task[RefreshWaitResult], *, ahead: bool) -> None:

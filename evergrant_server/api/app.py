@@ -2,11 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.telemetry import TelemetryConfig
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from evergrant_server.access.context import ApiContext
 from evergrant_server.access.decision import LeaseIssuer
@@ -42,6 +43,7 @@ from evergrant_server.api.integrations import definitions
 from evergrant_server.api.integrations import routes as integrations
 from evergrant_server.api.leases import oauth1_signatures, refresh_command
 from evergrant_server.api.leases import routes as leases
+from evergrant_server.api.leases.judged_pairs import JudgedPairs, PairMiddleware
 from evergrant_server.api.oauth import clients as oauth_clients
 from evergrant_server.api.oauth import family_routes, registration, token_endpoint
 from evergrant_server.api.oauth import metadata as server_metadata
@@ -140,7 +142,16 @@ def openapi_document() -> dict[str, Any]:
     return openapi.openapi_schema(app)
 
 
-def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -> FastAPI:
+class EvergrantApi(FastAPI):
+    """FastAPI inside `outermost`, which answers what never gets to FastAPI's layers."""
+
+    outermost: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.outermost(scope, receive, send)
+
+
+def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -> EvergrantApi:
     """The ASGI application over `context`. The caller starts and stops the lease ledger and the relay.
 
     `certificates`: how the proxy hands on those of apps, for a listener that only the proxy reaches.
@@ -156,7 +167,7 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
         await refusals.stop()
         await api.limits.close()
 
-    app = FastAPI(
+    app = EvergrantApi(
         title="Evergrant",
         version=VERSION,
         description=_DESCRIPTION,
@@ -167,7 +178,7 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
         telemetry=_NO_TELEMETRY,
     )
     app.state.api, app.state.refresher, app.state.refusals = api, refresher, refusals
-    app.state.lease_issuer = issuer
+    app.state.lease_issuer, app.state.judged_pairs = issuer, JudgedPairs(api, issuer)
     app.state.templates, app.state.console = Pages(Logos(api.settings.data_dir / "logos")), ConsolePages()
     app.state.browsers = BrowserSessions(api.settings.public_url, api.ring)
     install_error_handlers(app, api.settings.public_url)
@@ -182,12 +193,15 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
     return app
 
 
-def _add_outer_middleware(app: FastAPI, api: ApiContext, certificates: CertificateHeader | None) -> None:
+def _add_outer_middleware(app: EvergrantApi, api: ApiContext, certificates: CertificateHeader | None) -> None:
     """From the inside out."""
     if certificates is not None:
         app.add_middleware(TrustedHop, header=certificates, base_url=api.settings.public_url)
     lease_wait_s = api.settings.lease_wait.total_seconds()
     app.add_middleware(Deadline, base_url=api.settings.public_url, lease_wait_s=lease_wait_s)
     app.add_middleware(Envelope, base_url=api.settings.public_url, version=VERSION)
+    app.outermost = partial(FastAPI.__call__, app)
+    if certificates is None:  # what a proxy hands on is part of no pair
+        app.outermost = PairMiddleware(app.outermost, app.state.judged_pairs, VERSION, lease_wait_s)
     if traces.is_enabled():
-        app.add_middleware(traces.TracingMiddleware)  # outermost: the envelope reads its span
+        app.outermost = traces.TracingMiddleware(app.outermost)  # the envelope reads its span

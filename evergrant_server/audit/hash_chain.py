@@ -95,7 +95,8 @@ def canonical_json(value: Any) -> str:
 
 def format_timestamp(at: datetime) -> str:
     """UTC with microseconds: the same text from SQLite and from PostgreSQL."""
-    return at.astimezone(UTC).isoformat(timespec="microseconds")
+    in_utc = at if at.tzinfo is UTC else at.astimezone(UTC)  # which is as slow as the rest
+    return in_utc.isoformat(timespec="microseconds")
 
 
 def record_hash(row: Mapping[str, Any]) -> str:
@@ -153,16 +154,16 @@ _NO_PROVENANCE = {"workflow_id": None, "run_id": None, "event_id": None}
 
 
 async def append(tx: Transaction, entry: AuditEntry, *, shard: str | None = None) -> AuditRecord:
-    """As `append_all`, for one entry."""
-    (record,) = await append_all(tx, [entry], shard=shard)
-    return record
+    """As `append_all`, for one entry: its record."""
+    (row,) = await append_all(tx, [entry], shard=shard)
+    return record_of(row)
 
 
 async def append_all(
     tx: Transaction, entries: Sequence[AuditEntry], *, shard: str | None = None
-) -> list[AuditRecord]:
+) -> list[Values]:
     """Add records of one tenant to its chain in `shard` (None: the main one of this role), committed or
-    rolled back with `tx`, and write the webhook events that follow from them.
+    rolled back with `tx`, and write the webhook events that follow from them. Returns their rows.
 
     Change the rows first and append last: from here to the commit the chain is locked, and
     writers that lock a chain before a row would wait for each other crosswise.
@@ -189,7 +190,7 @@ async def append_all(
     if has_webhooks:
         for entry in entries:
             await publish_events(tx, entry)
-    return [record_of(row) for row in rows]
+    return rows
 
 
 def chained_rows(entries: Sequence[AuditEntry], shard: str, seq: int, previous: str) -> list[Values]:

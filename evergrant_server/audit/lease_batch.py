@@ -9,9 +9,9 @@ took longer than running them.
 import asyncio
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from evergrant_server.audit.delegated_leases import DelegatedUse, Revisions
 from evergrant_server.audit.lease_record import LeaseRecord
@@ -165,3 +165,62 @@ def newest_generations(records: Iterable[LeaseRecord]) -> Mapping[tuple[str, str
         key = (record.facts.tenant, record.facts.connection_id)
         newest[key] = max(newest.get(key, 0), record.facts.generation)
     return dict(sorted(newest.items()))
+
+
+# --- last uses, which a batch writes too ----------------------------------------------------
+
+# when each was last used: by tenant and id of a key or permit, or by tenant, app and connection of a lease
+LastUses = Mapping[tuple[str, ...], datetime]
+
+_USE_TABLES = {
+    "key": ("app_key_use", ("key_id",)),
+    "per": ("permit_use", ("permit_id",)),
+    "app": ("lease_use", ("app_id", "connection_id")),
+}
+_OF_KEYS = "key"  # credentials and tokens authenticate requests as keys do
+
+
+def _use_statement(table: str, ids: tuple[str, ...], values: str) -> str:
+    key = ", ".join(("tenant", *ids))
+    return (
+        f"INSERT INTO {table} ({key}, used_at, revision) {values}"
+        f" ON CONFLICT ({key}) DO UPDATE"
+        f" SET used_at = excluded.used_at, revision = {table}.revision + 1"
+        f" WHERE {table}.used_at < excluded.used_at"
+    )
+
+
+def _pg_values(ids: tuple[str, ...]) -> str:
+    arrays = ", ".join(f"${place}::varchar[]" for place in range(1, len(ids) + 2))
+    return f"SELECT *, 1 FROM unnest({arrays}, ${len(ids) + 2}::timestamptz[])"
+
+
+_LITE_USES = {
+    kind: _use_statement(table, ids, f"VALUES ({'?, ' * (len(ids) + 2)}1)")
+    for kind, (table, ids) in _USE_TABLES.items()
+}
+_PG_USES = {kind: _use_statement(table, ids, _pg_values(ids)) for kind, (table, ids) in _USE_TABLES.items()}
+
+
+def write_uses_sqlite(raw: Any, uses: LastUses) -> None:
+    for kind, rows in _uses_by_table(uses):
+        raw.executemany(_LITE_USES[kind], [(*key, sqlite_moment(at)) for *key, at in rows])
+
+
+async def write_uses_postgresql(raw: Any, uses: LastUses) -> None:
+    for kind, rows in _uses_by_table(uses):
+        await raw.execute(_PG_USES[kind], *zip(*rows, strict=True))
+
+
+def _uses_by_table(uses: LastUses) -> Iterable[tuple[str, list[tuple[Any, ...]]]]:
+    """The rows of each table, in order, so that two ledgers never wait crosswise."""
+    rows_of: dict[str, list[tuple[Any, ...]]] = {}
+    for key, at in sorted(uses.items()):
+        kind = key[1].partition("_")[0]
+        rows_of.setdefault(kind if kind in _USE_TABLES else _OF_KEYS, []).append((*key, at))
+    return sorted(rows_of.items())
+
+
+def sqlite_moment(at: datetime) -> str:
+    """As SQLAlchemy writes it: UTC, without the zone, always with microseconds."""
+    return at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from evergrant_server.audit.hash_chain import begin_chain
-from evergrant_server.audit.last_uses import LastUses
-from evergrant_server.audit.lease_batch import ChainMissing, LeaseQueue, WaitingLease, Written
+from evergrant_server.audit.lease_batch import ChainMissing, LastUses, LeaseQueue, WaitingLease, Written
 from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts
 from evergrant_server.audit.lease_writer_postgresql import PostgresLeaseWriter
 from evergrant_server.audit.lease_writer_sqlite import SqliteLeaseWriter
+from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import KeyId, PermitId, Tenant, new_id
@@ -53,7 +53,8 @@ class LeaseLedger:
         self._queue = LeaseQueue()
         self._uses: dict[tuple[str, ...], datetime] = {}
         self._leases: dict[tuple[str, ...], datetime] = {}  # written with the next batch that is due
-        self._last_uses: dict[tuple[str, ...], datetime] = {}
+        self._last_uses = Bounded[tuple[str, ...], datetime](_MOST_USES)
+        self._batch_sizes = metrics.AUDIT_BATCH.cell()
         self._came = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -76,30 +77,35 @@ class LeaseLedger:
             self._task = None
             await self._writer.close()
 
-    def facts_of(self, claim: LeaseClaim) -> LeaseFacts:
-        """What can be kept for further leases of the claim's pair, while nothing of it has changed."""
-        return LeaseFacts(claim, self._shard)
-
-    async def record(self, claim: LeaseClaim) -> None:
-        """Return once the lease is committed to the log. Only then may it leave.
+    async def record(self, claim: LeaseClaim) -> LeaseFacts:
+        """Return once the lease is committed to the log. Only then may it leave. The facts can be kept for
+        further leases of the claim's pair, while nothing of it has changed.
 
         Raises StaleClaim when connection or app changed since the claim was judged or its key or permit
         has expired, Failure AUDIT_UNAVAILABLE when the log can't be written.
         """
-        await self.record_pair(self.facts_of(claim), claim.at, claim.context.trace_id)
+        facts = LeaseFacts(claim, self._shard)
+        await self.record_pair(facts, claim.at, claim.context.trace_id)
+        return facts
 
     async def record_pair(self, facts: LeaseFacts, at: datetime, trace_id: str) -> None:
         """As `record`, of one more lease of a pair."""
-        claim = facts.claim
-        self.note_use(claim.tenant, claim.key_id)
-        if claim.permit is not None:
-            self.note_use(claim.tenant, claim.permit.id)
+        if facts.use_due is None or not (facts.use_due - _USE_INTERVAL <= at < facts.use_due):
+            self._note_uses(facts)
         if self._task is None or self._task.done() or self._stopping:
             raise _unavailable("the lease ledger isn't running")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.add(WaitingLease(facts.record(at, trace_id), done))
         self._came.set()
         await done
+
+    def _note_uses(self, facts: LeaseFacts) -> None:
+        claim, noted = facts.claim, self._clock.now()
+        for id in (claim.key_id, None if claim.permit is None else claim.permit.id):
+            if id is not None:
+                self.note_use(claim.tenant, id)
+                noted = min(noted, self._last_uses[claim.tenant, id])
+        facts.use_due = noted + _USE_INTERVAL
 
     def note_use(self, tenant: Tenant, id: KeyId | PermitId) -> None:
         """Have the last use of a key or permit written with the next batch, unless that was within the last
@@ -108,17 +114,18 @@ class LeaseLedger:
             self._uses[tenant, id] = self._clock.now()
             self._came.set()
 
-    def _note_lease(self, claim: LeaseClaim) -> None:
-        key = (claim.tenant, claim.app_id, claim.connection_id)
+    def _note_lease(self, facts: LeaseFacts, at: datetime) -> None:
+        if facts.lease_due is not None and facts.lease_due - _LEASE_INTERVAL <= at < facts.lease_due:
+            return
+        key = (facts.tenant, facts.app_id, facts.connection_id)
         if self._is_due(key, _LEASE_INTERVAL):
             self._leases[key] = self._clock.now()
+        facts.lease_due = self._last_uses[key] + _LEASE_INTERVAL
 
     def _is_due(self, key: tuple[str, ...], interval: timedelta) -> bool:
         now, last = self._clock.now(), self._last_uses.get(key)
         if last is not None and abs(now - last) < interval:
             return False
-        if len(self._last_uses) >= _MOST_USES:
-            self._last_uses.clear()
         self._last_uses[key] = now
         return True
 
@@ -142,7 +149,7 @@ class LeaseLedger:
         try:
             written = await self._commit(batch, uses)
             if batch:
-                metrics.AUDIT_BATCH.record(len(written.leased))
+                self._batch_sizes.record(len(written.leased))
             for place, waiting in enumerate(batch):
                 if waiting.done.done():
                     continue  # its caller went; during the commit, the record says more than was handed out
@@ -150,7 +157,7 @@ class LeaseLedger:
                     self._queue.add(waiting)
                 elif place in written.leased:
                     waiting.done.set_result(None)
-                    self._note_lease(waiting.record.facts.claim)
+                    self._note_lease(waiting.record.facts, waiting.record.at)
                 else:
                     waiting.done.set_exception(StaleClaim())
             all_busy = len(written.busy) == len(batch) > 0

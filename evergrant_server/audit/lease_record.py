@@ -82,7 +82,8 @@ class LeaseFacts:
 
     __slots__ = (
         "_until_at", "_until_place", "_until_trace", "action", "app", "app_id", "by", "claim", "connection",
-        "connection_id", "delegated", "detail", "generation", "named", "tenant", "valid_until",
+        "connection_id", "delegated", "detail", "generation", "lease_due", "named", "tenant", "use_due",
+        "valid_until",
     )  # fmt: skip
 
     def __init__(self, claim: LeaseClaim, shard: str) -> None:
@@ -91,6 +92,9 @@ class LeaseFacts:
         self.tenant, self.app_id, self.connection_id = claim.tenant, claim.app_id, claim.connection_id
         self.generation, self.valid_until = claim.generation, claim.valid_until
         self.delegated, self.named = claim.delegated, frozenset(claim.named)
+        # when the ledger writes again that key, permit and connection were used; None: it hasn't looked yet
+        self.use_due: datetime | None = None
+        self.lease_due: datetime | None = None
         # the rows as a writer reads them
         self.connection = (claim.connection_id, claim.tenant, claim.connection_revision, claim.generation)
         self.app = (claim.app_id, claim.tenant, claim.app_revision, False)

@@ -14,7 +14,6 @@ from typing import Any
 
 from evergrant_server.audit.delegated_leases import rows_postgresql
 from evergrant_server.audit.hash_chain import ChainHead
-from evergrant_server.audit.last_uses import LastUses, write_uses_postgresql
 from evergrant_server.audit.lease_batch import (
     APPS,
     CONNECTIONS,
@@ -22,6 +21,7 @@ from evergrant_server.audit.lease_batch import (
     LEASABLE,
     RAISED_USAGE,
     ChainMissing,
+    LastUses,
     WaitingLease,
     Written,
     app_ids,
@@ -30,6 +30,7 @@ from evergrant_server.audit.lease_batch import (
     delegated_uses,
     is_unchanged,
     newest_generations,
+    write_uses_postgresql,
 )
 from evergrant_server.audit.lease_record import LeaseRecord
 from evergrant_server.core.bounded import Bounded
@@ -41,7 +42,23 @@ from evergrant_server.store.database.engine import KeptPostgres
 from evergrant_server.store.database.errors import translate_errors
 
 _MOST_REMEMBERED = 20_000  # ends of chains
-_RECORD = f"SELECT record_leases({', '.join(f'${place}' for place in range(1, 20))})"
+# The driver looks ten times at every element of a list, so arrays without an empty element go as one text.
+_AS_TEXT = (
+    7,
+    8,
+    11,
+    14,
+    15,
+    16,
+    18,
+    19,
+)  # locks, connections, apps, actions, objects, callers, details, hashes
+_SEPARATOR = "\x1f"  # in no id, name or hash, and JSON escapes it
+_RECORD = "SELECT record_leases({})".format(
+    ", ".join(
+        f"string_to_array(${place}, E'\\x1f')" if place in _AS_TEXT else f"${place}" for place in range(1, 20)
+    )
+)
 _LOCKS = (
     "SELECT id FROM unnest($1::varchar[]) AS id"
     " WHERE pg_try_advisory_xact_lock_shared(hashtextextended(id, 0))"
@@ -196,7 +213,10 @@ def _call(
     app_ids, _, app_revisions, _ = zip(*apps.values(), strict=True)
     of_head = (head.tenant, head.shard, head.count, head.last_hash, head.mac, end.mac)
     judged_by = (sorted(named), ids, revisions, generations, app_ids, app_revisions)
-    return end, [*of_head, *judged_by, *_texts(records), hashes]
+    arguments = [*of_head, *judged_by, *_texts(records), hashes]
+    for place in _AS_TEXT:
+        arguments[place - 1] = _SEPARATOR.join(arguments[place - 1])
+    return end, arguments
 
 
 def _appended(ring: KeyRing, head: ChainHead, records: Sequence[LeaseRecord]) -> list[Any]:

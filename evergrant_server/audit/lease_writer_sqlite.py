@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 
 from evergrant_server.audit.delegated_leases import rows_sqlite
 from evergrant_server.audit.hash_chain import ChainHead
-from evergrant_server.audit.last_uses import LastUses, write_uses_sqlite
 from evergrant_server.audit.lease_batch import (
     APPS,
     CONNECTIONS,
@@ -19,6 +18,7 @@ from evergrant_server.audit.lease_batch import (
     LEASABLE,
     RAISED_USAGE,
     ChainMissing,
+    LastUses,
     WaitingLease,
     Written,
     app_ids,
@@ -27,6 +27,7 @@ from evergrant_server.audit.lease_batch import (
     delegated_uses,
     is_unchanged,
     newest_generations,
+    write_uses_sqlite,
 )
 from evergrant_server.audit.lease_record import LeaseRecord
 from evergrant_server.core.clock import Clock

@@ -7,6 +7,7 @@ store. Anything unknown or altered is a failure that names the row; nothing is g
 
 from evergrant_server.crypto.envelope import (
     AssociatedData,
+    ReadySeal,
     Sealed,
     SealingKey,
     key_id_of,
@@ -21,6 +22,7 @@ __all__ = [
     "AssociatedData",
     "KeyPurpose",
     "KeyRing",
+    "ReadySeal",
     "Recipient",
     "Role",
     "Sealed",

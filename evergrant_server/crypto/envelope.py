@@ -117,14 +117,39 @@ def open_sealed(key: SealingKey, place: AssociatedData, sealed: bytes) -> bytes:
     Raises Failure SEAL_BROKEN when the bytes were altered, belong to another place or
     generation, or were sealed with another key.
     """
-    if key_id_of(sealed, place) != key.id:
-        raise seal_broken(place, "was sealed with another key")
-    start = _HEADER_BYTES + sealed[4]
-    nonce, body = sealed[start : start + _NONCE_BYTES], sealed[start + _NONCE_BYTES :]
-    try:
-        return AESGCM(key.reveal()).decrypt(nonce, body, place.authenticated_data(key.id, VERSION))
-    except InvalidTag:
-        raise seal_broken(place, "was altered, or belongs to another row, column or generation") from None
+    return ReadySeal(key, place, sealed).open()
+
+
+class ReadySeal:
+    """A sealed value beside its key in the form that the cipher takes: each opening costs one decryption.
+
+    It has its key for as long as it is kept: no longer than the rows that it was made from are cached.
+    """
+
+    __slots__ = ("_body", "_cipher", "_nonce", "_place", "_placed")
+
+    def __init__(self, key: SealingKey, place: AssociatedData, sealed: bytes) -> None:
+        """Raises Failure SEAL_BROKEN for a value of another key."""
+        if key_id_of(sealed, place) != key.id:
+            raise seal_broken(place, "was sealed with another key")
+        start = _HEADER_BYTES + sealed[4]
+        self._nonce, self._body = sealed[start : start + _NONCE_BYTES], sealed[start + _NONCE_BYTES :]
+        self._cipher = AESGCM(key.reveal())
+        self._place, self._placed = place, place.authenticated_data(key.id, VERSION)
+
+    def open(self) -> bytes:
+        """As `open_sealed`."""
+        try:
+            return self._cipher.decrypt(self._nonce, self._body, self._placed)
+        except InvalidTag:
+            why = "was altered, or belongs to another row, column or generation"
+            raise seal_broken(self._place, why) from None
+
+    def __repr__(self) -> str:
+        return f"<ready seal of {self._place}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise SecretLeak("a key is never pickled or copied into a message")
 
 
 def seal_broken(place: AssociatedData, why: str) -> Failure:

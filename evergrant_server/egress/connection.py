@@ -38,13 +38,13 @@ class UpstreamConnection(asyncio.Protocol):
         self._may_write = True
         self._reads = True
         self._begin("")
-        self._complete = True
 
     def _begin(self, method: str) -> None:
         self.status = 0  # of the final response; 0: its head isn't complete
         self.headers: RawHeaders = []
         self._method = method
-        self._sent = False  # the whole request
+        self._asked = False  # some of the request has left
+        self._sent = False  # all of it has
         self._complete = False
         self._keeps = False  # the server may be asked again on this connection
         self._ends_with_connection = False
@@ -52,7 +52,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._waiting = 0  # bytes in them
         self._head_size = 0
         self._unread = 0  # bytes since the last piece of a body
-        self._read_on()
 
     # --- an exchange ------------------------------------------------------------------
 
@@ -77,6 +76,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         if data and self._transport is not None:
+            self._asked = True
             self._transport.write(data)
 
     async def response_head(self) -> None:
@@ -139,6 +139,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.close()
 
         self._idle_timer = self._loop.call_later(_KEEP_S, close)
+        self._read_on()
 
     def taken(self) -> bool:
         """Whether another request may be sent. A connection that the server has closed, or on which it has
@@ -164,7 +165,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
-        if self._complete:  # nothing was asked for
+        if self._failure is not None:
+            return
+        if self._complete or not self._asked:
             self._fail(_WRONG)
             return
         self._unread += len(data)
@@ -187,7 +190,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport = None
 
     def _end(self, error: Exception | None) -> None:
-        if self.status and self._ends_with_connection and error is None:
+        if self.status and self._ends_with_connection and self._failure is None and error is None:
             self._complete = True
         self._fail(LOST if error is not None else _WRONG)
 

@@ -56,9 +56,8 @@ class GatewayApp:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                headers = MutableHeaders(raw=message["headers"])
-                add_limit_headers(scope, headers)
-                headers["Evergrant-Request-Id"] = trace.request_id
+                add_limit_headers(scope, MutableHeaders(raw=message["headers"]))
+                message["headers"].append((b"evergrant-request-id", trace.request_id.encode()))
             await send(message)
 
         try:

@@ -29,7 +29,7 @@ _REFUSAL = (
 MOST_HEAD = 32 * 1024  # bytes of a request line and its headers
 MOST_HEADERS = 200
 _PIECE = 16 * 1024  # bytes that the parser gets at once of a chunked body
-_MOST_WAITING = 64 * 1024  # bytes that are read while a response is due
+_MOST_WAITING = 64 * 1024  # bytes that are read while a response is due, or that wait to be written
 _END = b"\r\n\r\n"
 _WRONG_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\0")
 _HEAD = re.compile(
@@ -64,7 +64,8 @@ class StrictProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
         super().connection_made(transport)
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, transport.close)
+        self.transport = _Together(transport, self.loop)  # type: ignore[assignment]  # as far as uvicorn uses it
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -188,6 +189,41 @@ class StrictProtocol(HttpToolsProtocol):
 
 def _refuse(why: str) -> None:
     raise HttpParserError(why)
+
+
+class _Together:
+    """A transport whose writes within one pass through the event loop leave as one: uvicorn writes the head,
+    the body and the end of a response one by one, and each would be a call of the system."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self.is_closing, self.can_write_eof = transport.is_closing, transport.can_write_eof
+
+    def write(self, data: bytes) -> None:
+        if not data:
+            return
+        if not self._pieces:
+            self._loop.call_soon(self._flush)
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > _MOST_WAITING:
+            self._flush()  # so that a caller that doesn't read is noticed
+
+    def _flush(self) -> None:
+        if self._pieces:
+            self._transport.write(self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces))
+            self._pieces.clear()
+            self._size = 0
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def write_eof(self) -> None:
+        self._flush()
+        self._transport.write_eof()
 
 
 class GatewayServer(Server):

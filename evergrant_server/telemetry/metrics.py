@@ -8,12 +8,20 @@ import logging
 from collections.abc import Iterable
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry import metrics
 
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.telemetry.logs import LogEvent, log_event
+from evergrant_server.telemetry.plain_metrics import (
+    SCOPE,
+    CountCell,
+    HistogramCell,
+    PlainCounter,
+    PlainHistogram,
+    reading,
+)
 from evergrant_server.telemetry.traces import ERROR_TYPE, otlp_enabled, resource
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -30,15 +38,15 @@ _CALL_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30)
 _INSTANT_BUCKETS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.1, 1, 10, 60)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 500)
 
-_meter = metrics.get_meter("evergrant")  # a no-op until `start` sets a provider
+_meter = metrics.get_meter(SCOPE)  # a no-op until `start` sets a provider
 
 
 def _histogram(name: str, unit: str, description: str, bounds: tuple[float, ...]) -> metrics.Histogram:
     return _meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=list(bounds))
 
 
-LEASES = _meter.create_counter("evergrant.lease.count", "{lease}", "requests for a lease")
-_time_to_expiry = _histogram(
+LEASES = PlainCounter(_meter, "evergrant.lease.count", "{lease}", "requests for a lease")
+TIME_TO_EXPIRY = PlainHistogram(
     "evergrant.lease.time_to_expiry",
     "s",
     "remaining lifetime of a leased token; tokens without an expiry are left out",
@@ -113,7 +121,7 @@ AUTHORIZATIONS = _meter.create_counter(
 SECURITY_EVENTS = _meter.create_counter(
     "evergrant.security_event.count", "{event}", "security events and hooks that providers sent"
 )
-AUDIT_BATCH = _histogram(
+AUDIT_BATCH = PlainHistogram(
     "evergrant.audit.batch.size", "{record}", "leases in one commit of the audit log", _BATCH_BUCKETS
 )
 CIRCUITS_OPEN = _meter.create_gauge(
@@ -149,7 +157,7 @@ _double_send_window = _histogram(
 )
 
 
-def count(counter: metrics.Counter, outcome: str, provider: str | None = None) -> None:
+def count(counter: metrics.Counter | PlainCounter, outcome: str, provider: str | None = None) -> None:
     """Count an operation by its outcome: a word of success, a failure's code, or why it was refused."""
     attributes = {} if provider is None else {PROVIDER: provider}
     counter.add(1, attributes | {OUTCOME: str(outcome)})
@@ -160,11 +168,22 @@ def count_confirmation(outcome: str, requested_by: str) -> None:
     _confirmations.add(1, {OUTCOME: outcome, APP: requested_by.removeprefix("app:")})
 
 
-def count_lease(provider: str, seconds_left: float | None) -> None:
-    """Count a lease that the API released. `seconds_left` is None for a token without an expiry."""
-    count(LEASES, "leased", provider)
-    if seconds_left is not None:
-        _time_to_expiry.record(seconds_left, {PROVIDER: provider})
+class LeaseCells(NamedTuple):
+    """What the leases of one provider are counted in."""
+
+    leased: CountCell
+    time_to_expiry: HistogramCell
+
+    def count(self, seconds_left: float | None) -> None:
+        """Count a lease that the API released. `seconds_left` is None for a token without an expiry."""
+        self.leased.count += 1
+        if seconds_left is not None:
+            self.time_to_expiry.record(seconds_left)
+
+
+def lease_cells(provider: str) -> LeaseCells:
+    named = {PROVIDER: provider}
+    return LeaseCells(LEASES.cell(named | {OUTCOME: "leased"}), TIME_TO_EXPIRY.cell(named))
 
 
 def record_refresh(provider: str, outcome: str, seconds: float) -> None:
@@ -216,12 +235,12 @@ def start(service: str) -> Any:
     from prometheus_client import CollectorRegistry
 
     registry = CollectorRegistry()
-    readers: list[Any] = [PrometheusMetricReader(scope_info_enabled=False, registry=registry)]
+    readers: list[Any] = [reading(PrometheusMetricReader)(scope_info_enabled=False, registry=registry)]
     if otlp_enabled("METRICS"):
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
-        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+        readers.append(reading(PeriodicExportingMetricReader)(OTLPMetricExporter()))
     provider = MeterProvider(readers, resource(service), shutdown_on_exit=False)
     metrics.set_meter_provider(provider)
     _state.provider, _state.registry = provider, registry
@@ -275,15 +294,21 @@ TOKEN_FAMILIES = _meter.create_counter(
 )
 
 
-PROXIED_CALLS = _meter.create_counter(
-    "evergrant.proxy.count", "{call}", "calls through the gateway: answered, cut, or the code of the failure"
+PROXIED_CALLS = PlainCounter(
+    _meter,
+    "evergrant.proxy.count",
+    "{call}",
+    "calls through the gateway: answered, cut, or the code of the failure",
 )
-_provider_waits = _meter.create_histogram(
+_provider_waits = PlainHistogram(
     "evergrant.proxy.wait",
     "s",
     "from sending a request to a provider's API to the head of its response",
-    explicit_bucket_boundaries_advisory=[0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300],
+    (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
+_open_calls = PlainCounter(
+    _meter, "evergrant.proxy.open", "{call}", "calls that are open now", falls=True
+).cell()
 API_LIMITS = _meter.create_counter(
     "evergrant.api_limit.count",
     "{call}",
@@ -295,7 +320,6 @@ _limit_waits = _histogram(
     "how long calls waited for room at a provider's API before they were sent",
     _CALL_BUCKETS,
 )
-_open_calls = _meter.create_up_down_counter("evergrant.proxy.open", "{call}", "calls that are open now")
 _echoes = _meter.create_counter(
     "evergrant.proxy.echo", "{response}", "responses out of which an injected credential was cut"
 )
@@ -316,7 +340,7 @@ def record_limit_wait(seconds: float, provider: str) -> None:
 
 
 def note_open_calls(change: int) -> None:
-    _open_calls.add(change)
+    _open_calls.count += change
 
 
 def count_echo(provider: str) -> None:

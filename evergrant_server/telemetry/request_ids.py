@@ -4,7 +4,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.types import Scope
@@ -21,8 +21,7 @@ _HEX_ID = re.compile(r"^[0-9a-f]{32}\Z")
 _KEY = "evergrant_trace"
 
 
-@dataclass(frozen=True)
-class Trace:
+class Trace(NamedTuple):
     """`trace_id` is 32 hex digits; `request_id` is the caller's `X-Request-Id` when it is valid.
 
     `span_id` is "" unless tracing is on; then trace and span id are those of the request's span.
@@ -49,6 +48,13 @@ def begin_trace(scope: Scope) -> Trace:
         trace_id = parent.group(1) if parent else _as_trace_id(request_id)
     trace = Trace(request_id, trace_id, span_id)
     scope[_KEY] = trace
+    return trace
+
+
+def new_trace(scope: Scope) -> Trace:
+    """As `begin_trace`, of a request that names no ids, outside of any span."""
+    id = secrets.token_hex(16)
+    trace = scope[_KEY] = Trace(id, id)
     return trace
 
 

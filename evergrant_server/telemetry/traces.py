@@ -166,9 +166,15 @@ class ClientSpan:
             _mark_failed(self._span, str(status))
 
 
+_NOT_TRACED = ClientSpan(trace.INVALID_SPAN)
+
+
 @contextmanager
 def client_span(method: str, url: httpx2.URL) -> Iterator[ClientSpan]:
     """A span around an outbound request, with its outcome. It holds neither URL nor headers."""
+    if not is_enabled():
+        yield _NOT_TRACED
+        return
     name, port = _method_name(method), url.port or (443 if url.scheme == "https" else 80)
     attributes = {HTTP_METHOD: name, SERVER_ADDRESS: url.host, SERVER_PORT: port}
     with _tracer.start_as_current_span(

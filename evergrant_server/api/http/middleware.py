@@ -25,6 +25,7 @@ LEASE_SLACK_S = 6.0  # in addition to the setting `lease_wait`
 RESPONSE_LIMIT_S = 40.0  # for other requests: up to 15 s for a worker, and then for the store
 _UNLIMITED_PATHS = frozenset({"/v1/audit/verify"})  # reads the whole log
 _LEASE_PATHS = ("/v1/lease", "/token")
+ARRIVED = "evergrant.arrived"  # of the ASGI scope: when the whole body was there, read before `Deadline`
 
 
 class Envelope:
@@ -115,10 +116,11 @@ class Deadline:
         lease = scope["method"] == "POST" and scope["path"].endswith(_LEASE_PATHS)
         limit = self._lease_wait_s + LEASE_SLACK_S if lease else RESPONSE_LIMIT_S
         now = asyncio.get_running_loop().time
+        arrived: float | None = scope.get(ARRIVED)
 
         async def receiving() -> Message:
             message = await receive()
-            if not started:
+            if not started and arrived is None:
                 deadline.reschedule(now() + limit)
             return message
 
@@ -130,7 +132,7 @@ class Deadline:
 
         started = False
         try:
-            async with asyncio.timeout(limit) as deadline:
+            async with asyncio.timeout_at((now() if arrived is None else arrived) + limit) as deadline:
                 await self._app(scope, receiving, sending)
         except TimeoutError:
             if started or not deadline.expired():

@@ -90,10 +90,11 @@ def routes(api: ApiContext, issuer: LeaseIssuer) -> list[LeaseRoute]:
     async def proof_by_id(request: Request) -> Response:
         caller = await api.authenticator.authenticate_cached(request)
         body = await _parse_body(request, ProofBody)
-        proof = ProvedRequest(body.htm, body.proved_url)
-        lease_request = LeaseRequest(_connection_id(request), proof=proof)
+        proved = ProvedRequest(body.htm, body.proved_url)
+        lease_request = LeaseRequest(_connection_id(request), proof=proved)
         row = await issuer.issue(request, lease_request, caller)
-        return _grant_response(row, proof=await _create_proof(api, row, body), htu=body.proved_url)
+        proof = await _create_proof(api, row, body)
+        return _no_store(json.dumps({"proof": proof, "htu": body.proved_url, **_grant_members(row)}))
 
     return [
         LeaseRoute(LEASE_PATH, _counting_refusals(by_names, base_url), methods=["POST"]),
@@ -129,22 +130,30 @@ def _lease_response(row: LeaseRow, api: ApiContext) -> Response:
     """Open the seal. The lease is in the audit log by now (docs/architecture.md, rule 8)."""
     expires_at = row.grant.expires_at if row.grant else None
     left = (expires_at - api.clock.now()).total_seconds() if expires_at else None
-    metrics.count_lease(row.provider, left)
-    scopes = row.grant.scopes if row.grant else ()
-    return _grant_response(row, access_token=row.open_access_token(api.ring).reveal(), scopes=scopes)
+    metrics.lease_cells(row.provider).count(left)
+    token = row.open_access_token(api.ring).reveal()
+    return _no_store(f'{{"access_token": {json.dumps(token)}, {rest_of_lease(row)}')
 
 
-def _grant_response(row: LeaseRow, **values: object) -> Response:
-    """`values`, with the facts of the leased grant that every answer has."""
+def rest_of_lease(row: LeaseRow) -> str:
+    """The JSON of a lease's answer behind the token."""
     assert row.grant is not None
-    body = {
-        **values,
+    return json.dumps({"scopes": row.grant.scopes, **_grant_members(row)})[1:]
+
+
+def _grant_members(row: LeaseRow) -> dict[str, object]:
+    """The facts of the leased grant that every answer has."""
+    assert row.grant is not None
+    return {
         "token_type": row.grant.token_type,
         "expires_at": row.grant.expires_at.isoformat() if row.grant.expires_at else None,
         "generation": row.generation,
         "connection_id": row.connection_id,
     }
-    return Response(json.dumps(body), 200, {"Cache-Control": "no-store"}, "application/json")
+
+
+def _no_store(body: str) -> Response:
+    return Response(body, 200, {"Cache-Control": "no-store"}, "application/json")
 
 
 async def _create_proof(api: ApiContext, row: LeaseRow, wanted: ProofBody) -> str:

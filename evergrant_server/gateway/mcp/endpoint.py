@@ -22,7 +22,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.gateway.callers import gateway_caller, require_own_address
 from evergrant_server.gateway.mcp.message import McpMessage, read_message
-from evergrant_server.gateway.mcp.request import McpRequest, SessionIds
+from evergrant_server.gateway.mcp.request import McpRequest, SessionIds, session_key
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.call import ProxyCall
 from evergrant_server.gateway.proxy.caller_body import CallerBody
@@ -48,6 +48,7 @@ class McpEndpoint:
 
     def __init__(self, parts: GatewayParts) -> None:
         self._parts = parts
+        self._session_key = session_key(parts.api.ring)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises Failure before a response has begun, ResponseBroken afterwards."""
@@ -80,7 +81,7 @@ class McpEndpoint:
         request.scope[MESSAGE] = message
         if message.unclear is not None and any(permit.looks_at_messages for permit in caller.judging_permits):
             raise Failure(ErrorCode.INVALID_REQUEST, message.unclear, field="body")
-        sessions = SessionIds(self._parts.api.ring, caller.tenant, connection_id, _principal(caller))
+        sessions = SessionIds(self._session_key, caller.tenant, connection_id, _principal(caller))
         return McpRequest(method, request.scope["query_string"], headers, body, message, sessions)
 
 

@@ -32,11 +32,16 @@ _VISIBLE = re.compile(rb"[\x21-\x7e]{1,1024}\Z")  # RFC-visible ASCII, as MCP ha
 _MOST_SEALED = 4096
 
 
+def session_key(ring: KeyRing) -> SealingKey:
+    """The key of all session ids, which every gateway derives from its key file."""
+    return SealingKey("mcp", ring.derive("mcp-session"))
+
+
 class SessionIds:
     """The ids of one caller's sessions at one connection's server. `principal` names the caller."""
 
-    def __init__(self, ring: KeyRing, tenant: Tenant, connection_id: ConnectionId, principal: str) -> None:
-        self._key = SealingKey("mcp", ring.derive("mcp-session"))
+    def __init__(self, key: SealingKey, tenant: Tenant, connection_id: ConnectionId, principal: str) -> None:
+        self._key = key
         self._place = AssociatedData(tenant, "mcp-session", connection_id, principal)
 
     def sealed(self, theirs: bytes) -> bytes:

@@ -3,8 +3,7 @@
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -26,7 +25,7 @@ from evergrant_server.gateway.api_limits import ApiTurn
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.caller_body import CallerBody
 from evergrant_server.gateway.proxy.echo import EchoFilter, encodings
-from evergrant_server.gateway.proxy.headers import RawHeaders, missing_scopes, passed_headers, request_headers
+from evergrant_server.gateway.proxy.headers import RawHeaders, missing_scopes, passed_headers
 from evergrant_server.gateway.proxy.outgoing import Outgoing
 from evergrant_server.gateway.proxy.provider_api import ProviderApi
 from evergrant_server.gateway.proxy.target import ApiTarget
@@ -37,8 +36,7 @@ from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.telemetry.request_ids import trace_of
 
 log = logging.getLogger("evergrant.gateway")
-
-
+_UNCOMPRESSED = (b"Accept-Encoding", b"identity")  # the credential is looked for in what comes back
 _url_of = lru_cache(1000)(httpx2.URL)
 
 
@@ -53,6 +51,9 @@ class Sent:
     status: int = 0
     received: int = 0  # bytes of the response's body
     ended: str = "cut"
+
+
+HandOn = Callable[[StreamedResponse, Sent], Awaitable[None]]
 
 
 class ProxyCall:
@@ -77,6 +78,7 @@ class ProxyCall:
         self._target: ApiTarget | None = None
         self._passed: RawHeaders = ()  # the caller's headers that go on
         self._approved: str | None = None  # the hash of the call whose approval is used up
+        self._context = trace_of(request).request_context(caller[0].by)
         self.provider = "unknown"
         self._turn: ApiTurn | None = None
 
@@ -84,41 +86,35 @@ class ProxyCall:
     def caller(self) -> Caller:
         return self._caller[0]
 
-    @asynccontextmanager
-    async def answered(self) -> AsyncIterator[tuple[StreamedResponse, Sent]]:
-        """The API's response, unless it is about the credential. Raises Failure.
+    async def answer(self, hand_on: HandOn) -> None:
+        """Send the call and hand the API's response on, unless that is about the credential: a token that the
+        API refuses is renewed once. Raises Failure."""
+        refused = await self._send(hand_on)
+        if refused is None:
+            return
+        await self._renew(refused)
+        refused = await self._send(hand_on)
+        if refused is not None:
+            raise await self._token_refused(refused)
 
-        The block reads the body; what it set in Sent is recorded when it ends.
+    async def _send(self, hand_on: HandOn) -> LeaseRow | None:
+        """Record the call, then send it; record how it ended, with what `hand_on` has set in Sent. All of it
+        within its API's limits.
+
+        Returns the row whose token the API refuses.
         """
-        async with self._sent() as (answer, sent):
-            if answer.status != 401:
-                self._require_scopes(answer)
-                yield answer, sent
-                return
-            sent.ended = ErrorCode.TOKEN_REFUSED.value
-        await self._renew(sent.row)
-        async with self._sent() as (answer, again):
-            if answer.status == 401:
-                raise await self._token_refused(again.row)
-            self._require_scopes(answer)
-            yield answer, again
-
-    @asynccontextmanager
-    async def _sent(self) -> AsyncIterator[tuple[StreamedResponse, Sent]]:
-        """Record the call, then send it; record how it ended. All of it within its API's limits."""
         with self._parts.limits.turn() as self._turn:
-            async with self._sent_in_turn(self._turn) as answered:
-                yield answered
+            return await self._send_in_turn(self._turn, hand_on)
 
-    @asynccontextmanager
-    async def _sent_in_turn(self, turn: ApiTurn) -> AsyncIterator[tuple[StreamedResponse, Sent]]:
+    async def _send_in_turn(self, turn: ApiTurn, hand_on: HandOn) -> LeaseRow | None:
         sent = await self._issued()
         assert self._api is not None
         assert self._target is not None
         token = sent.row.open_access_token(self._parts.api.ring)
         sent.filter = EchoFilter(encodings(token.reveal()))
-        headers = [*request_headers(self._passed, self._api.credential(token)), *self._body.headers()]
-        body = self._body.stream() if self._body.headers() else None
+        framing = self._body.headers()
+        headers = [*self._passed, _UNCOMPRESSED, *self._api.credential(token), *framing]
+        body = self._body.stream() if framing else None
         method, where = self.outgoing.method, self._target
         try:
             turn.sent()
@@ -130,7 +126,12 @@ class ProxyCall:
                     turn.answered(answer.status, answer.headers)
                     span.answered(answer.status)
                     metrics.record_provider_wait(time.monotonic() - sent.began, self.provider)
-                    yield answer, sent
+                    if answer.status == 401:
+                        sent.ended = ErrorCode.TOKEN_REFUSED.value
+                        return sent.row
+                    self._require_scopes(answer)
+                    await hand_on(answer, sent)
+                    return None
         except Failure as failure:
             sent.ended = failure.code.value
             raise
@@ -172,7 +173,7 @@ class ProxyCall:
         account.
         """
         api = self._parts.api
-        context = trace_of(self._request).request_context(self.caller.by)
+        context = self._context
 
         async def use(tx: Transaction) -> str:
             hashed = await hash_of(tx, row.tenant, call)
@@ -186,8 +187,7 @@ class ProxyCall:
         """Have the refused token refreshed, once for its generation. Raises Failure when that didn't help, or
         the request can't be sent again."""
         key = RefreshKey(row.tenant, row.connection_id, row.generation, RefreshReason.UNAUTHORIZED)
-        context = trace_of(self._request).request_context(self.caller.by)
-        await self._parts.refresher.refresh_refused_token(key, context)
+        await self._parts.refresher.refresh_refused_token(key, self._context)
         newest = await self._parts.api.lease_rows.load(row.tenant, row.connection_id)
         if newest is None or newest.generation <= row.generation:
             raise await self._token_refused(row)
@@ -241,7 +241,7 @@ class ProxyCall:
                 at=self._parts.api.clock.now(),
                 action=AuditAction.PROXY_ANSWERED,
                 object=self.connection_id,
-                context=trace_of(self._request).request_context(caller.by),
+                context=self._context,
                 detail=detail,
             )
         )

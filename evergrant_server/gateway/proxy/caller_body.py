@@ -36,12 +36,14 @@ class CallerBody:
         INVALID_REQUEST for one that is too slow."""
         if self._length is not None and self._length > KEPT:
             return
-        try:
-            async with asyncio.timeout(_SLOWEST_S):
-                while self._more and len(self._kept) <= KEPT:
-                    self._kept += await self._next()
-        except TimeoutError:
-            raise invalid_request("body", f"The body didn't come within {_SLOWEST_S:.0f} seconds.") from None
+        if self._more:
+            try:
+                async with asyncio.timeout(_SLOWEST_S):
+                    while self._more and len(self._kept) <= KEPT:
+                        self._kept += await self._next()
+            except TimeoutError:
+                why = f"The body didn't come within {_SLOWEST_S:.0f} seconds."
+                raise invalid_request("body", why) from None
         if not self._more:
             self.can_be_sent_again = True
             self.read.set()

@@ -10,6 +10,7 @@ import json
 import re
 import zlib
 from collections.abc import AsyncIterator, Iterable
+from itertools import chain
 from urllib.parse import quote
 
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -18,6 +19,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.~-]+\Z")  # is the same in a URL and in JSON
 _ESCAPE = re.compile("%[0-9A-F]{2}")
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _SHORTEST = 8  # bytes: shorter forms stand in innocent text
+_BEGINNING = 4  # bytes by which a form is looked for at an end: fewer are compared one by one
 _MASK = b"*"
 PIECE = 64 * 1024  # bytes
 
@@ -55,7 +57,7 @@ class EchoFilter:
 
     def __init__(self, forms: tuple[bytes, ...]) -> None:
         self._forms = forms
-        self._longest = max(map(len, forms), default=1)
+        self._short = [tuple({form[:length] for form in forms}) for length in range(1, _BEGINNING)]
         self._held = b""
         self.found = 0
 
@@ -71,9 +73,12 @@ class EchoFilter:
         rest, self._held = self._held, b""
         return rest
 
-    def clean(self, value: bytes) -> bytes:
-        """A whole value, such as a header's."""
-        return self._masked(value)
+    def clean(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """The headers without a credential in their values, and without those that have one as their name."""
+        whole = b"\n".join(chain.from_iterable(headers))  # no form has a line's end
+        if not any(form in whole for form in self._forms):
+            return headers
+        return [(name, self._masked(value)) for name, value in headers if self._masked(name) == name]
 
     def _masked(self, data: bytes) -> bytes:
         for form in self._forms:
@@ -86,14 +91,16 @@ class EchoFilter:
         """The length of the longest end that is the beginning of a form."""
         longest = 0
         for form in self._forms:
-            end = data[-(len(form) - 1) :]
-            at = end.find(form[:1])
+            end, beginning = data[1 - len(form) :], form[:_BEGINNING]
+            at = end.find(beginning)
             while at >= 0 and len(end) - at > longest:
                 if form.startswith(end[at:]):
                     longest = len(end) - at
                     break
-                at = end.find(form[:1], at + 1)
-        return longest
+                at = end.find(beginning, at + 1)
+        return longest or next(
+            (length for length in range(_BEGINNING - 1, 0, -1) if data.endswith(self._short[length - 1])), 0
+        )
 
 
 def decoder_of(encodings: list[bytes]) -> "zlib._Decompress | None":

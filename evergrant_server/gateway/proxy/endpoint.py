@@ -5,7 +5,6 @@ Until it ends, the caller leaves, or the caller may not make it any more.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -157,14 +156,21 @@ async def _refusal(parts: GatewayParts, request: Request, call: ProxyCall) -> Fa
 
 
 async def _hand_answer_on(call: ProxyCall, body: CallerBody, send: Send, watch: _Watch) -> None:
+    async def hand_on(answer: StreamedResponse, sent: Sent) -> None:
+        body.read.set()  # a server may answer before it has read the whole request
+        decoder = decoder_of(values_of(b"content-encoding", answer.headers))
+        head = _head(answer, sent, call.outgoing.answer_headers(answer.headers))
+        watch.begun = True
+        await send(head)
+        async for chunk in decoded(answer.chunks, decoder):
+            sent.received += len(chunk)
+            if ready := sent.filter.feed(chunk):
+                await send({"type": "http.response.body", "body": ready, "more_body": True})
+        await send({"type": "http.response.body", "body": sent.filter.end(), "more_body": False})
+        sent.ended = "answered"
+
     try:
-        async with call.answered() as (answer, sent):
-            body.read.set()  # a server may answer before it has read the whole request
-            decoder = decoder_of(values_of(b"content-encoding", answer.headers))
-            head = _head(answer, sent, call.outgoing.answer_headers(answer.headers))
-            watch.begun = True
-            await send(head)
-            await _hand_on(decoded(answer.chunks, decoder), sent, send)
+        await call.answer(hand_on)
     except CallerLeft:
         raise ResponseBroken from None
     except Failure:
@@ -175,10 +181,7 @@ async def _hand_answer_on(call: ProxyCall, body: CallerBody, send: Send, watch: 
 
 def _head(answer: StreamedResponse, sent: Sent, answer_headers: RawHeaders) -> dict[str, object]:
     """The response's beginning. A status that HTTP doesn't know becomes 502."""
-    clean = sent.filter.clean
-    headers = [
-        (name, clean(value)) for name, value in response_headers(answer_headers) if clean(name) == name
-    ]
+    headers = sent.filter.clean(response_headers(answer_headers))
     lengths = values_of(b"content-length", answer.headers)
     if lengths and answer.status not in _BODILESS and not values_of(b"content-encoding", answer.headers):
         headers.append((b"Content-Length", lengths[0]))
@@ -187,12 +190,3 @@ def _head(answer: StreamedResponse, sent: Sent, answer_headers: RawHeaders) -> d
         headers.append((b"Evergrant-Upstream-Status", b"%d" % status))
         status = 502
     return {"type": "http.response.start", "status": status, "headers": headers}
-
-
-async def _hand_on(content: AsyncIterator[bytes], sent: Sent, send: Send) -> None:
-    async for chunk in content:
-        sent.received += len(chunk)
-        if ready := sent.filter.feed(chunk):
-            await send({"type": "http.response.body", "body": ready, "more_body": True})
-    await send({"type": "http.response.body", "body": sent.filter.end(), "more_body": False})
-    sent.ended = "answered"

@@ -1,7 +1,7 @@
 """Which headers pass, in both directions, and what a provider's challenge says about scopes. Pure."""
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 _HOP_BY_HOP = frozenset(
@@ -38,6 +38,11 @@ _NOT_ANSWERED = _HOP_BY_HOP | {
     *(b"cache-control", b"service-worker-allowed", b"sourcemap", b"x-frame-options", b"dpop-nonce"),
 }
 _NOT_ANSWERED_PREFIXES = (b"access-control-", b"evergrant-", b"proxy-")
+_HARMLESS = (
+    (b"Content-Security-Policy", b"sandbox"),
+    (b"X-Content-Type-Options", b"nosniff"),
+    (b"Cache-Control", b"no-store"),
+)
 # one parameter at a time, so that text inside quotes is never taken for a parameter
 _PARAMETER = re.compile(
     r"\s*,?\s*(?:[A-Za-z0-9_-]+\s+)?"  # perhaps a scheme
@@ -53,33 +58,28 @@ def passed_headers(headers: RawHeaders, credential: Collection[bytes] = ()) -> l
 
     A server may take `_` for `-`, and the case of names means nothing.
     """
-    refused = NEVER_ASKED | _named_by_connection(headers) | {plain_name(name) for name in credential}
-    return [
-        (name, value)
-        for name, value in headers
-        if plain_name(name) not in refused and not plain_name(name).startswith(_NOT_ASKED_PREFIXES)
-    ]
-
-
-def request_headers(headers: RawHeaders, injected: RawHeaders) -> list[tuple[bytes, bytes]]:
-    """What is sent: the caller's headers that go on, and the injected ones."""
-    passed = passed_headers(headers, [name for name, _ in injected])
-    return [*passed, (b"Accept-Encoding", b"identity"), *injected]
+    named = {plain_name(name) for name in credential}
+    return _passing(headers, NEVER_ASKED, _NOT_ASKED_PREFIXES, named)
 
 
 def response_headers(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
     """The provider's headers that reach the caller, and those that keep a browser from running its pages."""
-    refused = _NOT_ANSWERED | _named_by_connection(headers)
-    passed = [
-        (name, value)
-        for name, value in headers
-        if plain_name(name) not in refused and not plain_name(name).startswith(_NOT_ANSWERED_PREFIXES)
-    ]
+    return [*_passing(headers, _NOT_ANSWERED, _NOT_ANSWERED_PREFIXES, set()), *_HARMLESS]
+
+
+def _passing(
+    headers: RawHeaders, refused: frozenset[bytes], prefixes: tuple[bytes, ...], named: set[bytes]
+) -> list[tuple[bytes, bytes]]:
+    """Without those that are refused, begin with a prefix, or are named: also by `Connection` (RFC 9110
+    section 7.6.1)."""
+    plain = [plain_name(name) for name, _ in headers]
+    if b"connection" in plain:
+        values = (value for name, (_, value) in zip(plain, headers, strict=True) if name == b"connection")
+        named = named | {plain_name(name.strip()) for value in values for name in value.split(b",")}
     return [
-        *passed,
-        (b"Content-Security-Policy", b"sandbox"),
-        (b"X-Content-Type-Options", b"nosniff"),
-        (b"Cache-Control", b"no-store"),
+        header
+        for name, header in zip(plain, headers, strict=True)
+        if name not in refused and name not in named and not name.startswith(prefixes)
     ]
 
 
@@ -89,12 +89,6 @@ def values_of(name: bytes, headers: RawHeaders) -> list[bytes]:
 
 def plain_name(name: bytes) -> bytes:
     return name.lower().replace(b"_", b"-")
-
-
-def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
-    """The names in `Connection` (RFC 9110 section 7.6.1)."""
-    named = (value.split(b",") for name, value in headers if plain_name(name) == b"connection")
-    return {plain_name(value.strip()) for values in named for value in values}
 
 
 def missing_scopes(headers: RawHeaders) -> str | None:

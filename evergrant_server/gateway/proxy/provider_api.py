@@ -21,7 +21,6 @@ from providers.definition.templates import api_base_url_of, protected_resource_u
 KEPT_S = 5.0
 _MOST_KEPT = 10_000
 
-_Kept = tuple[float, Integration, ProviderSpec]  # with when it was read
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+\Z")
 
 
@@ -54,6 +53,24 @@ class ProviderApi:
         return [(name.encode(), content.encode()) for name, content in headers.items()]
 
 
+@dataclass
+class _Known:
+    """An integration and its definition, when they were read, and what was made of them."""
+
+    read_at: float
+    integration: Integration
+    spec: ProviderSpec
+    api: ProviderApi | None = None
+    server: ProviderApi | None = None
+
+    def at(self, url: str) -> ProviderApi:
+        return ProviderApi(url, self.takes, self.integration.client_id, self.spec.api_limits)
+
+    @property
+    def takes(self) -> ApiRequest:
+        return self.spec.api_request or ApiRequest()
+
+
 class ProviderApis:
     """Finds the APIs of connections. What integrations and definitions say is read again after KEPT_S."""
 
@@ -61,9 +78,7 @@ class ProviderApis:
 
     def __init__(self, api: ApiContext) -> None:
         self._api = api
-        self._known = Bounded[tuple[Tenant, IntegrationId], tuple[float, Integration, ProviderSpec]](
-            _MOST_KEPT
-        )
+        self._known = Bounded[tuple[Tenant, IntegrationId], _Known](_MOST_KEPT)
 
     async def of(self, row: LeaseRow) -> ProviderApi:
         """Raises Failure API_UNKNOWN when the definition names no API, or its address isn't known whole;
@@ -71,41 +86,47 @@ class ProviderApis:
         if row.grant is not None and row.grant.token_type == DPOP_TOKEN_TYPE:
             why = "Its tokens are bound to a key (DPoP): lease one, with a proof for each request."
             raise Failure(ErrorCode.SIGNATURE_NEEDED, why, connection_id=row.connection_id)
-        integration, spec = await self._definition(row)
+        known = await self._definition(row)
         metadata = row.grant.metadata if row.grant is not None else {}
-        base_url = api_base_url_of(spec, integration.params, metadata)
-        takes = spec.api_request or ApiRequest()
-        if base_url is None or takes.query:
-            raise Failure(ErrorCode.API_UNKNOWN, provider=spec.name, connection_id=row.connection_id)
-        return ProviderApi(base_url, takes, integration.client_id, spec.api_limits)
+        if known.api is not None and not metadata:
+            return known.api
+        base_url = api_base_url_of(known.spec, known.integration.params, metadata)
+        if base_url is None or known.takes.query:
+            raise Failure(ErrorCode.API_UNKNOWN, provider=known.spec.name, connection_id=row.connection_id)
+        api = known.at(base_url)
+        if not metadata:
+            known.api = api
+        return api
 
     async def mcp_server_of(self, row: LeaseRow) -> ProviderApi:
         """The MCP server that the connection's tokens are for. Raises Failure API_UNKNOWN for another
         provider's connection."""
-        integration, spec = await self._definition(row)
-        url = protected_resource_url(spec, integration.params)
-        if url is None:
-            why = f"{spec.name} is no MCP server: call its API at /v1/proxy."
-            raise Failure(ErrorCode.API_UNKNOWN, why, provider=spec.name, connection_id=row.connection_id)
-        return ProviderApi(url, spec.api_request or ApiRequest(), integration.client_id, spec.api_limits)
+        known = await self._definition(row)
+        if known.server is None:
+            url = protected_resource_url(known.spec, known.integration.params)
+            if url is None:
+                why = f"{known.spec.name} is no MCP server: call its API at /v1/proxy."
+                where = {"provider": known.spec.name, "connection_id": row.connection_id}
+                raise Failure(ErrorCode.API_UNKNOWN, why, **where)
+            known.server = known.at(url)
+        return known.server
 
     async def method_overrides(self, row: LeaseRow) -> tuple[str, ...]:
         """The names by which the API takes another method than the request's own: none where the definition
         can't be found, which `of` says."""
         with suppress(Failure):
-            _, spec = await self._definition(row)
-            return (spec.api_request or ApiRequest()).method_overrides
+            return (await self._definition(row)).takes.method_overrides
         return ()
 
-    async def _definition(self, row: LeaseRow) -> tuple[Integration, ProviderSpec]:
+    async def _definition(self, row: LeaseRow) -> _Known:
         key, now = (row.tenant, row.integration_id), self.elapsed()
         known = self._known.get(key)
-        if known is not None and now - known[0] < KEPT_S:
-            return known[1:]
+        if known is not None and now - known.read_at < KEPT_S:
+            return known
         async with self._api.store.read() as tx:
             integration = await tx.integrations.get(row.tenant, row.integration_id)
             if integration is None:
                 raise Failure(ErrorCode.CLIENT_REJECTED, f"the integration {row.integration} was deleted")
             spec = await integration_spec(tx, self._api.registry, integration)
-        self._known[key] = now, integration, spec
-        return integration, spec
+        self._known[key] = _Known(now, integration, spec)
+        return self._known[key]

@@ -13,7 +13,7 @@ from evergrant_server.core.connections.grant import MAIN_SLOT, FollowUp, Grant
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.secret import Secret
-from evergrant_server.crypto import KeyPurpose, KeyRing, Sealed, key_id_of, open_sealed
+from evergrant_server.crypto import KeyPurpose, KeyRing, ReadySeal, Sealed, key_id_of
 from evergrant_server.crypto.envelope import key_unavailable, seal_broken
 from evergrant_server.store.audit_tables import END_CONDITION
 from evergrant_server.store.authority.authenticators import (
@@ -138,8 +138,12 @@ class LeaseRow:
         return self.grant is not None and self.grant.token_generation > generation
 
     def open_access_token(self, ring: KeyRing) -> Secret:
-        """The access token. Raises Failure CONSENT_REQUIRED when there is none, and SEAL_BROKEN
-        or KEY_UNAVAILABLE that names the row."""
+        """The access token. Raises as `ready_token` does."""
+        return Secret(self.ready_token(ring).open().decode())
+
+    def ready_token(self, ring: KeyRing) -> ReadySeal:
+        """The sealed access token beside its key. Raises Failure CONSENT_REQUIRED when there is none, and
+        SEAL_BROKEN or KEY_UNAVAILABLE that names the row."""
         if self.grant is None or self.sealed_access is None:
             raise Failure(ErrorCode.CONSENT_REQUIRED, f"{self.connection_id} holds no access token.")
         place = grant_associated_data(
@@ -151,8 +155,7 @@ class LeaseRow:
             raise key_unavailable(place, "its key is not in the store")
         if key_id_of(self.sealed_access, place) != self.keys.id:
             raise seal_broken(place, "was sealed with another key than its connection's")
-        key = unwrap(ring, self.tenant, KeyPurpose.LEASE, self.keys)
-        return Secret(open_sealed(key, place, self.sealed_access).decode())
+        return ReadySeal(unwrap(ring, self.tenant, KeyPurpose.LEASE, self.keys), place, self.sealed_access)
 
 
 class LeaseRows:

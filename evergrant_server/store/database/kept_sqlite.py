@@ -1,23 +1,19 @@
-"""SQLite for transactions that follow each other without a pause: a connection that is kept, and two threads.
+"""SQLite for transactions that follow each other without a pause: a connection and a thread that are kept.
 
-Statements run on the event loop. COMMIT, an fsync, runs in a thread, and the copying of its pages from the
-write-ahead log into the file in another, beside the commits.
+Statements run on the event loop. COMMIT, an fsync, runs in a thread that waits at a bare lock.
 """
 
 import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from evergrant_server.store.database.sqlite import SqliteDatabase, configure, end_of, take_write_lock
 
 T = TypeVar("T")
-_CHECKPOINT_S = 0.5  # from a commit to the copying of its pages
-_LONGEST_LOG = 4_000  # pages; a longer write-ahead log is begun anew between two transactions
 
 
 class KeptSqlite:
@@ -27,7 +23,6 @@ class KeptSqlite:
         self._database = database
         self._driver: sqlite3.Connection | None = None
         self._thread = _Thread("lease-commit")
-        self._checkpoints = _Checkpoints(database.path)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[sqlite3.Connection]:
@@ -40,12 +35,12 @@ class KeptSqlite:
                 self._driver = await self._thread.run(self._connect)
             driver = self._driver
             try:
-                if self._checkpoints.log_is_long:
-                    await self._thread.run(partial(self._checkpoints.begin_log_anew, driver))
+                if self._database.checkpoints.log_is_long:
+                    await self._thread.run(partial(self._database.checkpoints.begin_log_anew, driver))
                 await take_write_lock(driver)
                 yield driver
                 await self._thread.run(partial(driver.execute, "COMMIT"))
-                self._checkpoints.note_commit()
+                self._database.checkpoints.note_commit()
             except BaseException as error:
                 if isinstance(error, sqlite3.Error):
                     self._driver = None
@@ -55,18 +50,16 @@ class KeptSqlite:
                 raise
 
     async def close(self) -> None:
-        """Close the connection and end the threads. No transaction may be open."""
+        """Close the connection and end the thread. No transaction may be open."""
         if self._driver is not None:
             await self._thread.run(self._driver.close)
             self._driver = None
         self._thread.end()
-        await asyncio.to_thread(self._checkpoints.end)
 
     def _connect(self) -> sqlite3.Connection:
         driver = sqlite3.connect(self._database.path, check_same_thread=False, isolation_level=None)
         configure(driver, None)
         driver.execute("PRAGMA busy_timeout=0")  # SQLite's own wait would block the loop
-        driver.execute("PRAGMA wal_autocheckpoint=0")
         return driver
 
 
@@ -110,50 +103,3 @@ class _Thread:
             self._done.set_result(result)
         else:
             self._done.set_exception(error)
-
-
-class _Checkpoints:
-    """Copies the pages of commits from the write-ahead log into the file, in a thread and on a connection of
-    its own. It sleeps until there is a commit.
-
-    Under load a writer always adds to the log while it is copied, so it would grow without end: the writer
-    begins a long log anew itself, between two transactions, when little of it is left to be copied.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.log_is_long = False
-        self._path = path
-        self._due, self._ended = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
-        self._thread.start()
-
-    def note_commit(self) -> None:
-        if not self._due.is_set():
-            self._due.set()
-
-    def begin_log_anew(self, driver: sqlite3.Connection) -> None:
-        """Copy the rest, and have the next transaction write at the log's beginning. Does less while another
-        process writes, or reads an old state."""
-        self.log_is_long = False
-        driver.execute("PRAGMA wal_checkpoint(RESTART)")
-
-    def end(self) -> None:
-        self._ended.set()
-        self._due.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        driver: sqlite3.Connection | None = None
-        while self._due.wait() and not self._ended.wait(_CHECKPOINT_S):
-            self._due.clear()
-            with suppress(sqlite3.Error):  # tried again after the next commit
-                driver = driver or self._connect()
-                _, pages, _ = driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                self.log_is_long = pages > _LONGEST_LOG
-        if driver is not None:
-            driver.close()
-
-    def _connect(self) -> sqlite3.Connection:
-        driver = sqlite3.connect(self._path, isolation_level=None)
-        configure(driver, None)
-        return driver

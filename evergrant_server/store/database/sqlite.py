@@ -7,9 +7,11 @@ a thread, and BEGIN IMMEDIATE is retried between sleeps while another process wr
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -25,8 +27,11 @@ Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 BUSY_MS = 5_000  # how long SQLite waits for another process's write
 _CONNECTIONS = 16
 _POOL_TIMEOUT_S = 10.0
+_CHECKPOINT_S = 0.5  # from a commit to the copying of its pages
+_LONGEST_LOG = 4_000  # pages; a longer write-ahead log is begun anew between two transactions
 _PRAGMAS = (
     "journal_mode=WAL",
+    "wal_autocheckpoint=0",  # no commit copies pages: see `Checkpoints`
     "synchronous=FULL",  # an intent must survive a power cut
     "foreign_keys=ON",
     "secure_delete=ON",  # shredded keys don't stay in free pages
@@ -104,10 +109,14 @@ class SqliteDatabase:
     @asynccontextmanager
     async def write(self) -> AsyncGenerator[SqliteConnection]:
         async with self.writer, self._connected() as connection:
-            await _begin_immediate(_driver_of(connection))
+            driver = _driver_of(connection)
+            if self.checkpoints.log_is_long:
+                await self._in_thread(partial(self.checkpoints.begin_log_anew, driver))
+            await _begin_immediate(driver)
             transaction = connection.begin()  # sends nothing: the driver is in autocommit mode
             yield SqliteConnection(connection)
             await self._in_thread(transaction.commit)
+            self.checkpoints.note_commit()
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncGenerator[SqliteConnection]:
@@ -131,6 +140,7 @@ class SqliteDatabase:
         """Close every connection. Afterwards another event loop, or a forked process, may use it."""
         if self._watch is not None:
             self._watch.close()
+        await self._in_thread(self.checkpoints.end)
         await self._in_thread(self._engine.dispose)
         self._thread.shutdown(wait=False)
         self._begin_anew()
@@ -138,6 +148,7 @@ class SqliteDatabase:
     def _begin_anew(self) -> None:
         self._free = asyncio.Semaphore(_CONNECTIONS)  # the engine's pool would block the loop
         self.writer = asyncio.Lock()
+        self.checkpoints = Checkpoints(self.path)
         self._watch: Connection | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
 
@@ -167,6 +178,57 @@ class SqliteDatabase:
         `discard` takes the result that a cancelled caller can't take.
         """
         return await end_of(asyncio.get_running_loop().run_in_executor(self._thread, work), discard)
+
+
+class Checkpoints:
+    """Copies the pages of commits from the write-ahead log into the file, in a thread and on a connection of
+    its own, so that no commit waits for it. It sleeps until there is a commit.
+
+    Under load a writer always adds to the log while it is copied, so it would grow without end: the writer
+    begins a long log anew itself, between two transactions, when little of it is left to be copied.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.log_is_long = False
+        self._path = path
+        self._due, self._ended = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None  # from the first commit on
+
+    def note_commit(self) -> None:
+        if not self._due.is_set():
+            self._due.set()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+                self._thread.start()
+
+    def begin_log_anew(self, driver: sqlite3.Connection) -> None:
+        """Copy the rest, and have the next transaction write at the log's beginning. Does less while another
+        process writes, or reads an old state."""
+        self.log_is_long = False
+        driver.execute("PRAGMA busy_timeout=0")  # or it would wait for readers, and all writers for it
+        driver.execute("PRAGMA wal_checkpoint(RESTART)")
+
+    def end(self) -> None:
+        self._ended.set()
+        self._due.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        driver: sqlite3.Connection | None = None
+        while self._due.wait() and not self._ended.wait(_CHECKPOINT_S):
+            self._due.clear()
+            with suppress(sqlite3.Error):  # tried again after the next commit
+                driver = driver or self._connect()
+                _, pages, _ = driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                self.log_is_long = pages > _LONGEST_LOG
+        if driver is not None:
+            driver.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        driver = sqlite3.connect(self._path, isolation_level=None)
+        configure(driver, None)
+        return driver
 
 
 async def end_of(work: asyncio.Future[T], discard: Callable[[T], None] | None = None) -> T:

@@ -219,3 +219,32 @@ async def test_the_first_look_for_commits_waits_for_a_connection_and_keeps_none(
             await asyncio.sleep(0.01)
     ends.set()
     await asyncio.gather(*readers)
+
+
+async def test_the_write_ahead_log_is_copied_beside_the_commits_and_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """No commit does it: 4 MB are written, a log of 50 pages is long, and it stays far below what came."""
+    monkeypatch.setattr(sqlite, "_CHECKPOINT_S", 0.005)
+    monkeypatch.setattr(sqlite, "_LONGEST_LOG", 50)
+    database, log = SqliteDatabase(tmp_path / "evergrant.db"), tmp_path / "evergrant.db-wal"
+    async with asyncio.timeout(PATIENCE_S):
+        for _ in range(250):
+            async with database.write() as connection:
+                assert (await connection.exec_driver_sql("PRAGMA wal_autocheckpoint")).scalar_one() == 0
+                await connection.execute(text("CREATE TABLE IF NOT EXISTS long (t TEXT)"))
+                await connection.execute(text("INSERT INTO long VALUES (:t)"), {"t": "t" * 8_000})
+    assert log.stat().st_size < 250 * 8_000
+    await database.close()
+
+
+async def test_without_commits_nothing_runs_beside(database: SqliteDatabase):
+    """A process that only reads has no thread for checkpoints; one that has written has it until the end."""
+    reading = SqliteDatabase(database.path)
+    assert await count(reading) == 0
+    assert reading.checkpoints._thread is None
+    await reading.close()
+    thread = database.checkpoints._thread
+    assert thread is not None
+    await database.close()
+    assert not thread.is_alive()

@@ -23,7 +23,6 @@ async def main(arguments: argparse.Namespace) -> int:
             Path(name),
             seconds=arguments.seconds,
             sizes=sizes,
-            is_alone=True,
             say=say,
             only=arguments.only or [""],
         )

@@ -2,7 +2,8 @@
 
 Reads one round per line from standard input, `{"port": 1, "key": "…", "integration": "crm", "subjects": 20,
 "per_second": 25, "seconds": 8}`, and answers with one line of JSON. A lease begins at its time whether or not
-earlier ones are answered, and its latency counts from that time: nothing waits unseen.
+earlier ones are answered, and its latency counts from that time: nothing waits unseen. It fails when nothing
+has come after half a minute, or an answer that no waiting changes.
 """
 
 import asyncio
@@ -28,8 +29,9 @@ async def _round(wanted: dict[str, Any]) -> dict[str, Any]:
         await asyncio.sleep(due - time.perf_counter())
         body = {"integration": wanted["integration"], "subject": f"user-{turn % wanted['subjects']}"}
         try:
-            answer = await client.post("/v1/lease", json=body)
-        except httpx2.HTTPError as error:
+            async with asyncio.timeout(_DEADLINE_S):
+                answer = await _leased(client, body)
+        except (httpx2.HTTPError, TimeoutError) as error:
             refusals.append(type(error).__name__)
             return
         latencies.append(time.perf_counter() - due)
@@ -43,6 +45,15 @@ async def _round(wanted: dict[str, Any]) -> dict[str, Any]:
     ) as client:
         await asyncio.gather(*(lease(client, turn) for turn in range(number)))
     return {"latencies": latencies, "refusals": refusals}
+
+
+async def _leased(client: httpx2.AsyncClient, body: dict[str, Any]) -> httpx2.Response:
+    """The answer, as Evergrant's clients wait for one: a 503 is tried again when its Retry-After says."""
+    while True:
+        answer = await client.post("/v1/lease", json=body)
+        if answer.status_code != 503:
+            return answer
+        await asyncio.sleep(float(answer.headers["Retry-After"]))
 
 
 def main() -> None:

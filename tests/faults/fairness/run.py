@@ -160,12 +160,12 @@ async def run(
     seconds: float,
     sizes: Sizes,
     say: Callable[[str], None],
-    is_alone: bool = False,
+    compares: bool = True,
     only: Sequence[str] = ("",),
 ) -> FairnessResult:
     """Measure each trouble, or those with one of the words `only`.
 
-    `is_alone`: this process is the harness's own, and is kept apart from the API.
+    `compares`: with the moments before each, and this process is kept apart from the API.
     """
     began, result, providers = time.monotonic(), FairnessResult(), Providers()
     async with AsyncExitStack() as opened:
@@ -177,9 +177,10 @@ async def run(
         await troubles.prepare()
         await place.platform.command("reconcile")
         say(f"  prepared in {time.monotonic() - began:.0f} s")
-        if is_alone:
+        if compares:
             keep_apart(os.getpid())
-        before = await others.calm()
+        settles_s = _SETTLES_S if compares else 0.0
+        before = await others.calm() if compares else await others.round()
         for name, begin, refreshes in (
             ("a greedy app", troubles.greedy_app, False),
             ("a hanging provider", troubles.hanging_provider, True),
@@ -190,14 +191,14 @@ async def run(
             if not any(word in name for word in only):
                 continue
             is_away = name == "Temporal away"
-            async with begin(seconds + _SETTLES_S + _COMES_BACK_S) as seen:
-                await asyncio.sleep(_SETTLES_S)
+            async with begin(seconds + settles_s + _COMES_BACK_S) as seen:
+                await asyncio.sleep(settles_s)
                 if not is_away:
                     await others.refreshed()
                 during = await others.round(refreshes=not is_away)
             result.troubles.append(Judged(name, before, during, seen, refreshes))
             say(str(result.troubles[-1]))
-            if not is_away:
+            if not is_away and compares:
                 before = await others.calm()
     result.took_s = time.monotonic() - began
     return result

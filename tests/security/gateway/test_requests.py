@@ -105,12 +105,14 @@ async def test_connection_and_spellings_neither_remove_nor_double_the_credential
 ):
     path, headers = await prepared(api)
     more = b"Connection: authorization, x-api-key, close\r\nAUTHORIZATION_: a\r\nX_API_KEY: b\r\nX-Mine: c"
+    more += b"\r\nAccept-Encoding: br"
     await gateway.raw(b"GET %b/x HTTP/1.1\r\n%b\r\n%b" % (path, headers, more) + END)
     twice = b"GET %b/x HTTP/1.1\r\n%b\r\nAUTHORIZATION: Bearer x\r\nConnection: close" % (path, headers) + END
     assert (await gateway.raw(twice)).startswith(b"HTTP/1.1 401 "), "two credentials of the caller's own"
     (seen,) = upstream.seen
     assert seen.values("authorization") == ["Bearer at-1"]
     assert (seen.values("x-mine"), seen.values("connection")) == (["c"], [])
+    assert seen.values("accept-encoding") == ["identity"], "the credential is looked for in what comes back"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ async def test_no_lease_after_a_revocation_in_another_process(api: Api):
     connection, key = await api.active_for("pipeline", Action.TOKEN)
     for _ in range(20):
         assert (await api.lease(key)).status_code == 200
+        assert (await api.post(f"/v1/connections/{connection.id}/token", key)).status_code == 200
+    assert api.app.state.judged_pairs.leased == 38, "all but the first of each pair"
     await api.change(connection, lambda it: it.revocation_requested("stolen laptop", api.clock.now()))
     for _ in range(20):
         by_names = await api.lease(key)
@@ -24,7 +26,8 @@ async def test_no_lease_after_a_revocation_in_another_process(api: Api):
 async def test_leases_in_flight_around_a_revocation(api: Api):
     """Many at once: those that were committed before it leave, none that began after it."""
     connection, key = await api.active_for("pipeline", Action.TOKEN)
-    assert (await api.lease(key)).status_code == 200
+    assert [(await api.lease(key)).status_code for _ in range(2)] == [200, 200]
+    assert api.app.state.judged_pairs.leased == 1
     before = [asyncio.create_task(api.lease(key)) for _ in range(20)]
     await api.change(connection, lambda it: it.revocation_requested("left", api.clock.now()))
     after = await asyncio.gather(*(api.lease(key) for _ in range(20)))

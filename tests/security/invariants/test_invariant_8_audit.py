@@ -12,7 +12,8 @@ from tests.fakes.api import TENANT, Api
 
 async def test_the_audit_log_can_not_be_written(api: Api, monkeypatch: pytest.MonkeyPatch):
     _, key = await api.active_for("pipeline", Action.TOKEN)
-    assert (await api.lease(key)).status_code == 200
+    assert [(await api.lease(key)).status_code for _ in range(2)] == [200, 200]
+    assert api.app.state.judged_pairs.leased == 1
 
     async def no_room(*_: object) -> Written:
         raise Failure(ErrorCode.STORE_UNAVAILABLE, "no room on the disk")
@@ -45,6 +46,7 @@ async def test_every_lease_is_in_the_log_and_repeated_refusals_as_one_record(api
     denied, missing = ErrorCode.NOT_PERMITTED, ErrorCode.NOT_FOUND
     assert told == [(denied, None), (denied, None), (missing, None), (denied, 2), (missing, 2)]
     assert len(issued) == 3
+    assert api.app.state.judged_pairs.leased == 2
     assert {it.context.by for it in issued} == {"app:may"}
     assert [it.context.by for it in refused] == [f"app:{it}" for it in ("may-not", "other", *["may-not"] * 3)]
     assert {it.context.trace_id for it in (*issued, refused[0], refused[3])} == {trace}

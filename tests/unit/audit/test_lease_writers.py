@@ -13,11 +13,12 @@ from sqlalchemy import make_url, text
 
 from evergrant_server import audit
 from evergrant_server.audit.lease_ledger import LeaseLedger, StaleClaim
+from evergrant_server.audit.lease_record import LeaseFacts
 from evergrant_server.audit.lease_writer_postgresql import PostgresLeaseWriter
 from evergrant_server.audit.lease_writer_sqlite import SqliteLeaseWriter
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.store import Store
-from evergrant_server.store.database import kept_sqlite
+from evergrant_server.store.database import sqlite
 from tests.conformance.store.samples import ACME, an_app_of, granted
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
@@ -154,8 +155,8 @@ async def test_the_write_ahead_log_is_copied_beside_the_commits_and_begun_anew(
 ):
     if not store.is_sqlite:
         pytest.skip("of SQLite")
-    monkeypatch.setattr(kept_sqlite, "_CHECKPOINT_S", 0.005)
-    monkeypatch.setattr(kept_sqlite, "_LONGEST_LOG", 50)
+    monkeypatch.setattr(sqlite, "_CHECKPOINT_S", 0.005)
+    monkeypatch.setattr(sqlite, "_LONGEST_LOG", 50)
     connection, app = await granted(store), await an_app_of(store)
     ledger = LeaseLedger(store, "lease-1", clock)
     await ledger.start()
@@ -213,7 +214,7 @@ async def test_two_revisions_of_one_row_in_a_batch_are_told_apart(store: Store, 
     for row, revision in (("app_revision", app.revision), ("generation", connection.generation)):
         claims = [a_claim(connection, app, **{row: revision + more}) for more in (0, 1)]
         ended = await asyncio.gather(*(ledger.record(claim) for claim in claims), return_exceptions=True)
-        assert [type(it) for it in ended] == [type(None), StaleClaim]
+        assert [type(it) for it in ended] == [LeaseFacts, StaleClaim]
         with pytest.raises(StaleClaim):
             await ledger.record(claims[1])
 

@@ -128,6 +128,63 @@ async def test_what_comes_unasked_is_never_the_answer_to_the_next_request():
         assert await get(transport, url) == (200, b"ok")
 
 
+async def test_what_comes_before_a_request_is_not_its_answer():
+    """A caller that is slow with its body leaves a server that was tricked into a second response time."""
+    asked = asyncio.Event()
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await asked.wait()
+        writer.write(OK.replace(b"ok", b"no"))
+        await reader.read()
+
+    async def slow() -> AsyncIterator[bytes]:
+        asked.set()
+        await asyncio.sleep(0.2)
+        yield b"abcdef"
+
+    async with sending_to(talk) as (transport, url):
+        assert await get(transport, url) == (200, b"ok")
+        with pytest.raises(Failure) as caught:
+            async with transport.send("POST", url, b"/x", LENGTH, slow()):
+                pass
+    assert caught.value.code is ErrorCode.PROVIDER_UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    ("begun", "endless"),
+    [(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), (OK[:17], b"X: y\r\n"), (OK[:17] + b"X: ", b"a" * 1000)],
+    ids=["interim responses", "headers", "a header"],
+)
+async def test_a_head_without_an_end_is_left(begun: bytes, endless: bytes):
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(begun)
+        while True:
+            writer.write(endless)
+            await writer.drain()
+
+    async with sending_to(talk) as (transport, url):
+        with pytest.raises(Failure) as caught:
+            await get(transport, url)
+    assert caught.value.code is ErrorCode.PROVIDER_UNREACHABLE
+
+
+@pytest.mark.parametrize(("begun", "endless"), [(b"1;", b"e" * 1000), (b"", b"0" * 1000)])
+async def test_a_chunk_without_a_size_is_left(begun: bytes, endless: bytes):
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + begun)
+        while True:
+            writer.write(endless)
+            await writer.drain()
+
+    async with sending_to(talk) as (transport, url):
+        with pytest.raises(UpstreamClosed):
+            await get(transport, url)
+
+
 async def test_a_connection_that_the_server_has_closed_gets_no_request():
     server = Server(OK, closes=True)
     async with sending_to(server.talk) as (transport, url):

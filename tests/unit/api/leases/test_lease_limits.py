@@ -1,13 +1,14 @@
 """Limits of leases: who is refused, until when, and what the headers say."""
 
 import asyncio
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
 
 from evergrant_server.access.limits import Gcra
+from evergrant_server.audit.lease_record import LeaseFacts
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from tests.fakes.api import Api, running_api
@@ -85,14 +86,14 @@ async def test_requests_beyond_those_that_an_app_may_have_open_are_refused(
         _, key = await api.active_for("pipeline", Action.TOKEN)
         other = await api.app_with("other", Action.TOKEN)
         go_on = asyncio.Event()
-        record = api.parts.ledger.record
+        record = api.parts.ledger.record_pair
 
-        async def waiting(claim: Any) -> None:
-            if claim.context.by == "app:pipeline":
+        async def waiting(facts: LeaseFacts, at: datetime, trace_id: str) -> None:
+            if facts.by == "app:pipeline":
                 await go_on.wait()
-            await record(claim)
+            await record(facts, at, trace_id)
 
-        monkeypatch.setattr(api.parts.ledger, "record", waiting)
+        monkeypatch.setattr(api.parts.ledger, "record_pair", waiting)
         leases = [asyncio.create_task(api.lease(key)) for _ in range(4)]
         done: set[asyncio.Task[httpx2.Response]] = set()
         while len(done) < 2:
