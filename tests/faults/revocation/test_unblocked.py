@@ -12,7 +12,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.consents.accounts import AccountActivities
 from activities.consents.code_exchange import CodeExchangeSpend
-from activities.grants.refresh import RefreshSpend
+from activities.grants.refresh import RefreshActivities, RefreshSpend
 from evergrant_server.cli.doctor import CheckFailed, database
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, RevocationOutcome
@@ -31,7 +31,7 @@ def breaks(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[str]
     """Every call of this method raises; the list has an item for each call."""
     called: list[str] = []
 
-    async def broken(*_: Any, **__: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         called.append(name)
         raise RuntimeError("rt-secret")
 
@@ -49,7 +49,7 @@ async def test_an_unexpected_error_of_a_refresh_delays_no_revocation(
     place: Installation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     connection = await place.connect(STRICT)
-    tries = breaks(monkeypatch, RefreshSpend, "request")
+    tries = breaks(monkeypatch, RefreshActivities, "_result_without_request")
     refresh = asyncio.create_task(place.ensure_fresh(connection, 1))
 
     async def tried() -> list[str]:
