@@ -7,7 +7,6 @@ gigabytes, and of a repeated key the first value would be lost silently.
 from collections.abc import Sequence
 from datetime import date
 from difflib import get_close_matches
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -185,7 +184,6 @@ def read_definition_file(path: Path) -> ProviderSpec:
     return spec
 
 
-@lru_cache(maxsize=512)  # tests load the catalogue many times
 def parse_yaml_definition(text: str, where: str) -> ProviderSpec:
     """One definition from YAML. Raises Failure INVALID_REQUEST that names every invalid field."""
     try:
