@@ -32,9 +32,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
-from evergrant_server.core.messages.integrations import (
-    DiscoverEndpoints,
-)
+from evergrant_server.core.messages.integrations import DiscoverEndpoints
 from evergrant_server.core.messages.work import CommandT, Job, ResultT
 from evergrant_server.core.outbox import OutboxMessage
 from evergrant_server.core.secret import Secret
