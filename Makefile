@@ -32,13 +32,15 @@ unit: $(TEST_READY) ## the unit tests alone
 	@echo "==> unit tests"
 	@$(PY) -m pytest tests/unit -q -n 2 --dist loadfile
 
-# Most tests wait for timers, workers and browsers: more of them at once than there are cores. Beside the
-# linters, which take one core, a new clone's tests are compiled: else each process would do it for itself.
-AT_ONCE ?= 5
-test: $(TEST_READY) ## every check and every test but the slow proofs, PostgreSQL and Temporal included (AT_ONCE=5: files of tests)
-	@ls tests/__pycache__/conftest.* > /dev/null 2>&1 || $(PY) -m pytest --collect-only -qq > /dev/null 2>&1 & $(MAKE) --no-print-directory lint; told=$$?; wait; exit $$told
-	@echo "==> tests"
-	@$(PY) -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
+# Most tests wait for timers, workers and browsers: more of them at once than there are cores, and the linters
+# beside them. A new clone's tests are compiled first: else each process would do it for itself.
+AT_ONCE ?= 6
+test: $(TEST_READY) ## every check and every test but the slow proofs, PostgreSQL and Temporal included (AT_ONCE=6: files of tests)
+	@$(MAKE) --no-print-directory lint & linters=$$!; \
+	ls tests/__pycache__/conftest.* > /dev/null 2>&1 || $(PY) -m pytest --collect-only -qq > /dev/null 2>&1; \
+	echo "==> tests"; \
+	$(PY) -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder; tested=$$?; \
+	wait $$linters || { echo "the linters failed: make lint"; exit 1; }; exit $$tested
 
 SECONDS ?= 4
 bench: $(TEST_READY) ## ratios measured in one run, beside OpenBao where it can be installed, under five minutes (SECONDS=4: of each side); and a picture: build/bench.svg

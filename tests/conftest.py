@@ -2,6 +2,7 @@
 
 import gc
 import os
+import ssl
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 from httpx2._config import DEFAULT_TIMEOUT_CONFIG
+from httpx2._transports import default
 from pydantic import BaseModel
 
 from evergrant_server.process import exit_process
@@ -28,6 +30,18 @@ _ended: list[int] = []
 
 # A request that names no limit has one of five seconds, for which a busy machine stands still.
 vars(DEFAULT_TIMEOUT_CONFIG).update(httpx2.Timeout(PATIENCE_S).as_dict())
+
+# Each client reads the system's authorities, for five milliseconds, and most of those here speak plain http.
+_ssl_context = default.create_ssl_context
+_system_authorities = cache(_ssl_context)
+
+
+def _shared_ssl_context(**options: Any) -> ssl.SSLContext:
+    usual = options.get("verify") is True and not options.get("cert") and "SSL_CERT_FILE" not in os.environ
+    return _system_authorities() if usual else _ssl_context(**options)
+
+
+default.create_ssl_context = _shared_ssl_context
 
 # httpx2 looks for it at each request to an app in this process, in every folder of the path.
 sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]  # what is None there is no module

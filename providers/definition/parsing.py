@@ -7,7 +7,6 @@ gigabytes, and of a repeated key the first value would be lost silently.
 from collections.abc import Sequence
 from datetime import date
 from difflib import get_close_matches
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 
 from evergrant_server.core.definition import Definition, serving_versions
@@ -16,7 +17,7 @@ _MAX_TENANT_SPECS = 1000  # parsed versions of tenants kept in memory
 class Registry:
     """The definitions of one catalogue, and the tenants' versions that callers pass in.
 
-    A changed file takes effect with the next `load`.
+    A process reads a folder once: a changed file takes effect with the next process.
     """
 
     def __init__(self, specs: dict[str, ProviderSpec]) -> None:
@@ -29,11 +30,7 @@ class Registry:
 
         Raises Failure INVALID_REQUEST naming the file, the provider and the field that is wrong.
         """
-        specs: dict[str, ProviderSpec] = {}
-        for path in sorted((folder or CATALOG).glob("*.yaml")):
-            spec = read_definition_file(path)
-            specs[spec.name] = spec
-        return cls(specs)
+        return cls(_specs(folder or CATALOG))
 
     def get(self, name: str) -> ProviderSpec:
         """The definition with this name. Raises Failure PROVIDER_UNKNOWN."""
@@ -93,6 +90,12 @@ class Registry:
 
     def all(self) -> tuple[ProviderSpec, ...]:
         return tuple(self._specs.values())
+
+
+@cache
+def _specs(folder: Path) -> dict[str, ProviderSpec]:
+    specs = (read_definition_file(path) for path in sorted(folder.glob("*.yaml")))
+    return {spec.name: spec for spec in specs}
 
 
 def unknown_provider(name: str, known: Iterable[str]) -> Failure:

@@ -11,12 +11,13 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest_asyncio
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from evergrant_server import audit
 from evergrant_server.access.context import ApiContext
@@ -31,9 +32,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
-from evergrant_server.core.messages.integrations import (
-    DiscoverEndpoints,
-)
+from evergrant_server.core.messages.integrations import DiscoverEndpoints
 from evergrant_server.core.messages.work import CommandT, Job, ResultT
 from evergrant_server.core.outbox import OutboxMessage
 from evergrant_server.core.secret import Secret
@@ -130,6 +129,7 @@ class Api:
         self.link: ScriptedLink = parts.link  # type: ignore[assignment]  # it is one: see `running_api`
         self.relay: CountingRelay = parts.relay  # type: ignore[assignment]  # it is one: see `running_api`
         self.app = create_app(parts, certificates)
+        self.app.openapi = partial(_openapi, self.app.openapi)
         self.client = self.browser()
 
     def browser(self) -> httpx2.AsyncClient:
@@ -312,7 +312,24 @@ class Api:
             return await tx.connections.replace_names(changed(current), expected=current.revision)
 
 
-_catalogue = cache(Registry.load)
+_document: dict[str, Any] = {}
+
+
+def _openapi(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The OpenAPI document, which takes a second to make and is the same for every app of this process."""
+    if not _document:
+        _document.update(make())
+    return _document
+
+
+class SettingsOfTest(Settings):
+    """What a test says: this machine's environment and the file `evergrant.env` say nothing."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
 
 
 @asynccontextmanager
@@ -336,7 +353,7 @@ async def running_api(
     url = database_url or sqlite_url(folder)
     if not database_url:
         await migrated_sqlite(folder)
-    settings = Settings(
+    settings = SettingsOfTest(
         data_dir=folder,
         database_url=url,
         key_file=key_file,
@@ -355,7 +372,7 @@ async def running_api(
         settings=settings,
         store=store,
         ring=ring,
-        registry=_catalogue(),
+        registry=Registry.load(),
         clock=clock,
         link=ScriptedLink(),
         relay=CountingRelay(),

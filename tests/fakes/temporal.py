@@ -110,6 +110,7 @@ class TemporalServer:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                env={**os.environ, "GOGC": "400"},  # an eighth of its processor time for some memory
                 start_new_session=True,  # a Ctrl-C for the tests is not one for it
             )
         server = cls(child, (log, before), f"127.0.0.1:{port}")

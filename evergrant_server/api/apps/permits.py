@@ -26,15 +26,7 @@ from evergrant_server.api.http.models import (
     checked_slug,
 )
 from evergrant_server.api.integrations.changes import integration_by_name
-from evergrant_server.core.access import (
-    TOKEN_ACTIONS,
-    Action,
-    App,
-    Effect,
-    EnforcementMode,
-    Permit,
-    Priority,
-)
+from evergrant_server.core.access import TOKEN_ACTIONS, Action, App, Effect, EnforcementMode, Permit, Priority
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import PermitId, is_id, new_id

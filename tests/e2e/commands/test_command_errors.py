@@ -8,6 +8,7 @@ import asyncio
 import json
 import shutil
 import socket
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -181,11 +182,12 @@ async def checkouts(place: Place) -> AsyncIterator[Row]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
-    """Every mistake carried out, two at a time."""
+    """Every mistake carried out, two at a time, and those of one folder in turn: each lists what it left."""
     root, turn = tmp_path_factory.mktemp("mistakes"), asyncio.Semaphore(TOGETHER)
+    alone = defaultdict[Path, asyncio.Lock](asyncio.Lock)
 
     async def answer(folder: Path, mistake: Mistake) -> tuple[Mistake, Told]:
-        async with turn:
+        async with alone[folder], turn:
             return mistake, await carried_out(mistake, folder)
 
     (root / "temporal-data").mkdir()

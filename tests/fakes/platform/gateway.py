@@ -10,7 +10,6 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import cache
 from typing import Any
 
 import httpx2
@@ -130,12 +129,9 @@ async def upstream_api() -> AsyncIterator[RawUpstream]:
         yield upstream
 
 
-_catalogue = cache(Registry.load)
-
-
 def registry_for(base_url: str, **changes: Any) -> Registry:
     """The catalogue, whose gitlab has its API here."""
-    specs = {spec.name: spec for spec in _catalogue().all()}
+    specs = {spec.name: spec for spec in Registry.load().all()}
     specs["gitlab"] = specs["gitlab"].model_copy(
         update={"api_base_url": base_url, "api_request": None, **changes}
     )

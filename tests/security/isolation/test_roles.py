@@ -1,6 +1,6 @@
-"""The rules that the table of roles keeps; tests/unit/repo compares the table with a running API."""
+"""The table of roles is what a running API answers, and the rules that it keeps."""
 
-from docs.generate import DOCS
+from docs.generate import DOCS, PAGES
 from tests.security.isolation.roles import ROLES
 
 PAGE = (DOCS / "security/roles.md").read_text(encoding="utf-8")
@@ -14,6 +14,10 @@ ROWS = {
 def allowed(role: str) -> set[str]:
     """The routes that answered the role with success, or about the state of what it named."""
     return {route for route, cells in ROWS.items() if cells[role][:3] not in ("401", "403", "404")}
+
+
+def test_the_page_is_current():
+    assert PAGES["security/roles.md"]() == PAGE, "run: make docs"
 
 
 def test_without_a_credential_or_with_that_of_a_disabled_app_or_tenant_there_is_nothing():

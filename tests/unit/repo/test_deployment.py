@@ -1,4 +1,4 @@
-"""The files that production is made from: compose, image, bill of materials, and what pip installs."""
+"""The files that production is made from: compose, image, and what pip installs."""
 
 import json
 import re
@@ -207,20 +207,6 @@ def test_files_that_compose_mounts_exist() -> None:
     assert mounted
     for name in mounted:
         assert yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
-
-
-def test_the_bill_of_materials_lists_what_production_runs(tmp_path: Path) -> None:
-    made = run(
-        sys.executable, "-W", "ignore", "-m", "cyclonedx_py", "requirements", "requirements/server.txt",
-        "--pyproject", "pyproject.toml", "--output-reproducible", "--of", "JSON",
-        "-o", tmp_path / "sbom.json",
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    bill = json.loads((tmp_path / "sbom.json").read_text(encoding="utf-8"))
-    text = (ROOT / "requirements/server.txt").read_text(encoding="utf-8")
-    pinned = dict(re.findall(r"^([a-z0-9._-]+)(?:\[[a-z0-9,-]+\])?==([^\s;]+)", text, re.MULTILINE))
-    assert bill["bomFormat"] == "CycloneDX"
-    assert {component["name"]: component["version"] for component in bill["components"]} == pinned
 
 
 def test_one_version_everywhere() -> None:
