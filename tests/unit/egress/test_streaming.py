@@ -130,18 +130,21 @@ async def test_what_comes_unasked_is_never_the_answer_to_the_next_request():
 
 async def test_what_comes_before_a_request_is_not_its_answer():
     """A caller that is slow with its body leaves a server that was tricked into a second response time."""
-    asked = asyncio.Event()
+    asked, written = asyncio.Event(), asyncio.Event()
 
     async def talk(reader: Reader, writer: Writer) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(OK)
         await asked.wait()
         writer.write(OK.replace(b"ok", b"no"))
+        await writer.drain()
+        written.set()
         await reader.read()
 
     async def slow() -> AsyncIterator[bytes]:
         asked.set()
-        await asyncio.sleep(0.2)
+        await written.wait()
+        await asyncio.sleep(0.05)  # it is in the socket: the event loop reads it now
         yield b"abcdef"
 
     async with sending_to(talk) as (transport, url):
