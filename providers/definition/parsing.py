@@ -7,6 +7,7 @@ gigabytes, and of a repeated key the first value would be lost silently.
 from collections.abc import Sequence
 from datetime import date
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -198,7 +199,7 @@ def parse_definition(data: object, where: str) -> ProviderSpec:
     return _extended(_validated(data, where), where)
 
 
-@lru_cache(maxsize=512)  # tests load the catalogue many times
+@lru_cache(maxsize=64)  # siblings read the one that they extend
 def _own_definition(text: str, where: str) -> ProviderSpec:
     """A definition as it is written. Raises Failure INVALID_REQUEST."""
     try:

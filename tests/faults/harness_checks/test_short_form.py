@@ -142,6 +142,11 @@ async def test_a_build_without_a_journal_loses_connections(tmp_path: Path):
     assert broken.verdicts[Verdict.LOST] == broken.cases
 
 
+async def test_a_build_without_compare_and_set_undoes_a_revocation(tmp_path: Path):
+    broken = await _broken(tmp_path, _revoked_while_the_answer_is_committed, "no-compare-and-set")
+    assert any("revoking became active" in str(it) for it in broken.bad)
+
+
 async def test_a_build_that_takes_over_at_once_is_seen_on_one_host_and_on_two(tmp_path: Path):
     broken = await _broken(tmp_path, _stopped_while_the_answer_is_on_its_way, "no-waiting")
     if len(broken.bad) < broken.cases:  # on a busy machine the answer may arrive before the takeover
