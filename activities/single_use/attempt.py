@@ -1,7 +1,8 @@
 """One use of a single-use credential: what is sent, the last check before it leaves, and its journaled reply.
 
 A process can be stopped between the check of `send_by` and the write of the bytes; no client
-can exclude that. On one host a fence does; across hosts it is measured and counted.
+can exclude that. On one host a fence does; across hosts it is measured and counted. An earlier use without an
+answer is found before, when the next one's `intent` is committed.
 """
 
 import json

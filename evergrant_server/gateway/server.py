@@ -154,7 +154,7 @@ class StrictProtocol(HttpToolsProtocol):
             _refuse("not one Host")  # RFC 9112 section 3.2
         if len(self.headers) > MOST_HEADERS:
             _refuse("too many header fields")
-        lengths = values.get(b"content-length", [b"0"])
+        lengths = values.get(b"content-length", [b"0"])  # llhttp refuses a second one
         if not _LENGTH.match(lengths[0]):
             _refuse("a Content-Length that isn't in digits")  # RFC 9112 section 6.3
         self._left = None if encodings else int(lengths[0])

@@ -1,4 +1,7 @@
-"""A provider as a client of it sees it, and the format of each request there. Pure."""
+"""A provider as a client of it sees it, and the fields and format of each request there. Pure.
+
+`sender.write_request` adds the client authentication, and writes form or JSON.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

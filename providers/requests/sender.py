@@ -1,4 +1,4 @@
-"""Writes the requests to a provider in its format, and sends them on the egress transport.
+"""Writes the requests to a provider in its format, client authentication included, and sends them.
 
 A request is written when it is sent: a client assertion and a DPoP proof are good for one use, and soon over.
 """

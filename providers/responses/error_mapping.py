@@ -2,7 +2,7 @@
 
 Only an error that is known to end a grant does so. Providers invent error names and gateways reply
 in their place; ending a grant for such a reply would send the subject to a new consent because of an
-outage.
+outage. Whose turn each code is stands in `core.errors.FAILURES`.
 
 A 401 that names the scheme of client authentication refuses the client, also without a body (RFC 6749
 section 5.2).

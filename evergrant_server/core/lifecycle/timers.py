@@ -1,4 +1,4 @@
-"""Timers: a refresh that is due, and what else a connection's workflow does without a message. Pure."""
+"""The next timer of a connection's workflow, whose times `schedule` computes: a refresh, an end. Pure."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
