@@ -218,6 +218,8 @@ class Checkpoints:
         driver: sqlite3.Connection | None = None
         while self._due.wait() and not self._ended.wait(_CHECKPOINT_S):
             self._due.clear()
+            if self._ended.is_set():  # `end` came in between: what it has set was cleared
+                break
             with suppress(sqlite3.Error):  # tried again after the next commit
                 driver = driver or self._connect()
                 _, pages, _ = driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()

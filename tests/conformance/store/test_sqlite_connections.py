@@ -248,3 +248,23 @@ async def test_without_commits_nothing_runs_beside(database: SqliteDatabase):
     assert thread is not None
     await database.close()
     assert not thread.is_alive()
+
+
+async def test_a_close_in_the_instant_of_a_checkpoint_ends_the_thread(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+):
+    """The thread takes note of the last commit just after `end` has woken it."""
+    checkpoints, due = database.checkpoints, database.checkpoints._due
+    clear = due.clear
+
+    def clear_too_late() -> None:
+        checkpoints._ended.set()
+        due.set()
+        clear()
+
+    monkeypatch.setattr(due, "clear", clear_too_late)
+    await note(database)
+    thread = checkpoints._thread
+    assert thread is not None
+    await asyncio.to_thread(thread.join, PATIENCE_S)
+    assert not thread.is_alive()
