@@ -62,7 +62,7 @@ async def test_the_client_is_typed_by_the_document_and_gets_leases_links_and_ref
     async with open_platform(ready.settings, Role.OPERATOR) as parts:
         everything = {"name": "all", "integration": "*", "actions": tuple(Action)}
         async with parts.store.write() as tx:
-            key = await put_app(tx, TENANT, "admin", parts.clock.now(), everything)
+            key = await put_app(tx, TENANT, "everything", parts.clock.now(), everything)
     folder = tmp_path / "client"
     (folder / "src").mkdir(parents=True)
     async with serving(ready.settings) as url:
