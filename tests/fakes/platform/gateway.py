@@ -55,9 +55,11 @@ class RawUpstream:
         self.responses: list[bytes] = []  # for the next requests; afterwards OK
         self.handler: Handler | None = None
         self.url = ""
+        self._writers: set[asyncio.StreamWriter] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._writers.add(writer)
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n"))[:-4]
@@ -71,7 +73,13 @@ class RawUpstream:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
+            self._writers.discard(writer)
             writer.close()
+
+    def end(self) -> None:
+        """End the connections of handlers that answer nothing."""
+        for writer in self._writers:
+            writer.transport.abort()
 
 
 async def _body(head: bytes, reader: asyncio.StreamReader) -> bytes:
@@ -127,6 +135,7 @@ async def upstream_api() -> AsyncIterator[RawUpstream]:
     upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server:
         yield upstream
+        upstream.end()  # the server waits for its connections, from Python 3.12 on
 
 
 def registry_for(base_url: str, **changes: Any) -> Registry:
