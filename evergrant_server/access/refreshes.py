@@ -153,7 +153,7 @@ class RefreshWaiter:
         self._paused[key] = self.elapsed() + max(_MIN_PAUSE_S, failure.retry_after or 0), failure
 
     async def _wait(self, key: RefreshKey, context: RequestContext, *, ahead: bool) -> RefreshWaitResult:
-        """Ask the workflow and poll the store concurrently. Ahead nobody waits: the store isn't polled."""
+        """Ask the workflow, and poll the store too unless the refresh is ahead of any caller."""
         tenant, connection, seen, *_ = key
         with contextlib.suppress(Failure):
             row = await self._rows.load(tenant, connection)

@@ -126,7 +126,7 @@ class GatewaySettings(CheckedModel):
         timedelta(seconds=2)
     )
     """How long a call waits for its turn where a provider's API takes no more, or no more of this app's; who
-    would wait longer is answered with 429 at once. 0: nobody waits."""
+    would wait longer is answered with 429 at once. 0: no call waits."""
     gateway_processes: int = Field(default=1, ge=1, le=1000)
     """Gateway processes that serve at the same time: each keeps to its part of the limits that definitions
     name. What replies say of limits is of all."""

@@ -126,7 +126,7 @@ _WRONG_ENDPOINT = frozenset({404, 405, 406, 410, 411, 413, 414, 415})
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reply that isn't a success is read as, and what says so: for whoever doubts it."""
+    """What a reply that isn't a success is read as, and what says so, for an operator who doubts it."""
 
     code: ErrorCode
     by: str  # a field of the definition, or a standard

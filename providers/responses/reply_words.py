@@ -48,7 +48,7 @@ def words_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> Pr
 
 
 def description_of(spec: ProviderSpec, reply: RawReply, error: str | None) -> str:
-    """The sentence beside an error as it came, for a reader that shows it to nobody; "" for none."""
+    """The sentence beside an error as it came, for a reader that doesn't show it; "" for none."""
     try:
         data = parse_body(reply.body, prefix=spec.response.strip_body_prefix)
     except UnreadableBody:

@@ -1,6 +1,6 @@
 """Explains how a provider's reply is read: as what, by which rule of which file, and whose turn it is.
 
-For whoever doubts a reading: the explanation names what to change, and holds the reply as a vector has it.
+For operators who doubt a reading: the explanation names what to change, and has the reply as vectors do.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 In a window the provider takes so many calls. They are shared max-min fair: who has used least for its weight
 is first, and what one app doesn't use the others have. An app's unused part is kept for it, less of it as the
-window goes by; so is the part of one app that nobody has seen yet. Where all parts are wanted, they are even.
+window goes by; so is the part of one app that is still to come. Where all parts are wanted, they are even.
 """
 
 from collections import deque
@@ -127,7 +127,7 @@ class Quota:
         return self._left(now)
 
     def ready_at(self, app: str, now: float, ahead: int = 0) -> float:
-        """When `may_call` will allow a call of the app, if nobody else calls until then. `may_call` comes
+        """When `may_call` will allow a call of the app, if no other app calls until then. `may_call` comes
         first."""
         at = max(now, self.paused_until)
         if self._has_room(app, at, ahead):
