@@ -73,6 +73,16 @@ class LoneWorker:
         async with self.store.write() as tx:
             return await tx.integrations.put(made, Secret(secret), expected=None)
 
+    async def repaired(self, integration: Integration, secret: str, *connections: Connection) -> Integration:
+        """An admin puts another secret, and the workflows of these connections hear of it."""
+        changed = integration.__replace__(changed_at=self.clock.now())
+        async with self.store.write() as tx:
+            put = await tx.integrations.put(changed, Secret(secret), expected=integration.revision)
+        for connection in connections:
+            event = LifecycleEvent(kind=EventKind.PROVIDER_CHANGED, context=_CONTEXT)
+            await self._tell(await self.row(connection), event)
+        return put
+
     async def connected(
         self,
         integration: Integration,
