@@ -144,15 +144,18 @@ VERSION_1 = {
     "longest_retry_after": 3600, "caller_backoff": 60, "repair_interval": 900, "repair_growth": 2,
     "longest_repair_interval": 21_600, "repaired_spread": 60, "first_refused": 60, "refused_growth": 6,
     "longest_refused": 43_200, "forced_interval": 300, "longest_forced_interval": 21_600,
-    "forced_forgotten": 86_400,
+    "forced_forgotten": 86_400, "against_silence": False,
 }  # fmt: skip
 
 
 VERSION_2 = VERSION_1 | {"longest_history": 500}
 VERSION_3 = VERSION_2 | {"lifetime_spread": 0.1}
+VERSION_4 = VERSION_3 | {"against_silence": True}
 
 
-@pytest.mark.parametrize(("version", "numbers"), [(1, VERSION_1), (2, VERSION_2), (3, VERSION_3)])
+@pytest.mark.parametrize(
+    ("version", "numbers"), [(1, VERSION_1), (2, VERSION_2), (3, VERSION_3), (4, VERSION_4)]
+)
 def test_the_numbers_of_a_version_never_change(version: int, numbers: dict[str, object]):
     found = {
         name: value.total_seconds() if isinstance(value, timedelta) else value
