@@ -125,6 +125,11 @@ def without_late_tokens(connection: ConnectionState) -> ConnectionState:
     return connection.__replace__(late_attempt=None, verify_late_at=None, late_failures=0)
 
 
+def without_failures(connection: ConnectionState) -> ConnectionState:
+    """The connection as if no refresh had failed since the newest that worked."""
+    return connection.__replace__(failures=0, cause=None, tries=0, outages=0)
+
+
 def grant_facts_of(result: GrantResult) -> dict[str, Any]:
     return {name: getattr(result, name) for name in GrantFacts.model_fields}
 
@@ -136,12 +141,11 @@ def install(
     state = state_after(connection.state, change)
     kept = result.access_generation
     known = kept is not None and 0 < kept <= connection.generation  # a narrower token came beside it
-    after = without_late_tokens(connection).__replace__(
+    after = without_failures(without_late_tokens(connection)).__replace__(
         state=state,
         generation=max(connection.generation, result.generation or 0),
         **grant_facts_of(result),
         leased=True,
-        failures=0,
         retry_at=None,
         caller_retry_at=None,
         postponed_until=None,
@@ -161,11 +165,10 @@ def install(
 
 def start_revoking(connection: ConnectionState, command: Command, reason: str | None = None) -> Transition:
     return Transition(
-        connection.__replace__(
+        without_failures(connection).__replace__(
             state=state_after(connection.state, StateChange.REVOCATION_REQUESTED),
             reason=ErrorCode.CONNECTION_REVOKED,
             revoke_reason=connection.revoke_reason or reason,
-            failures=0,
             retry_at=None,
         ),
         command,
@@ -197,12 +200,11 @@ def on_revoked_at_provider(connection: ConnectionState, event: LifecycleEvent, a
     if not has_grant or connection.generation > (event.seen_generation or 0):
         return Transition(connection)
     return Transition(
-        connection.__replace__(
+        without_failures(connection).__replace__(
             state=LifecycleState.NEEDS_REAUTH,
             reason=ErrorCode.GRANT_REVOKED_ELSEWHERE,
             retry_at=None,
             caller_retry_at=None,
-            failures=0,
         )
     )
 

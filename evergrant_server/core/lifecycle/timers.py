@@ -6,6 +6,7 @@ from enum import Enum, auto
 
 from evergrant_server.core.clock import add_time
 from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.failure_kinds import FailureCause
 from evergrant_server.core.lifecycle.confirmations import next_to_lapse
 from evergrant_server.core.lifecycle.grants import announced_end, refreshable_for
 from evergrant_server.core.lifecycle.schedule import LifecycleRules, RefreshPolicy, due_at, keep_alive_at
@@ -13,6 +14,13 @@ from evergrant_server.core.messages.connection import ConnectionState
 
 # Late tokens may be the way back to a grant here.
 STATES_WITHOUT_GRANT = (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
+
+
+# What the next try of a failed refresh decides, by the cause of the failure.
+_NEXT_TRY: dict[FailureCause | None, str] = {
+    FailureCause.REFUSAL: "ask again: the provider has refused the grant by an error that doesn't say why",
+    FailureCause.LOST_ANSWER: "send the refresh again: the answer to the one before was lost",
+}
 
 
 class TimerPurpose(Enum):
@@ -141,7 +149,7 @@ def _device_poll(connection: ConnectionState) -> Timer | None:
 
 def _refresh(connection: ConnectionState, rules: LifecycleRules, share: float) -> Timer | None:
     if connection.retry_at is not None:
-        return Timer(connection.retry_at, "try the refresh again")
+        return Timer(connection.retry_at, _NEXT_TRY.get(connection.cause, "try the refresh again"))
     if connection.postponed_until is not None:
         return Timer(connection.postponed_until, "refresh that was postponed for the provider's limit")
     if connection.short_lived and connection.obtained_at is not None:

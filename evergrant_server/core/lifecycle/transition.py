@@ -87,7 +87,7 @@ def _on_provider_changed(connection: ConnectionState, event: LifecycleEvent, at:
     if connection.verify_late_at is not None:
         connection = connection.__replace__(verify_late_at=again)
     if connection.failures:
-        connection = connection.__replace__(retry_at=again, caller_retry_at=at.now)
+        connection = connection.__replace__(retry_at=again, caller_retry_at=at.now, cause=None)
     return Transition(connection)
 
 

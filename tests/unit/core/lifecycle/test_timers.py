@@ -6,6 +6,7 @@ import pytest
 
 from evergrant_server.core.clock import LATEST
 from evergrant_server.core.connections.connection import LifecycleState, StateChange
+from evergrant_server.core.failure_kinds import FailureCause
 from evergrant_server.core.ids import AttemptId, ConsentId
 from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.grants import (
@@ -85,6 +86,10 @@ def test_timers_of_revoking_and_final_states():
 
 def test_an_active_connection_waits_for_what_was_said():
     assert timer(life(retry_at=NOW + DAY)) == Timer(NOW + DAY, "try the refresh again")
+    refused = life(retry_at=SOON, cause=FailureCause.REFUSAL)
+    lost = life(retry_at=SOON, cause=FailureCause.LOST_ANSWER)
+    assert timer_of(refused).summary.startswith("ask again: the provider has refused the grant")
+    assert timer_of(lost).summary.startswith("send the refresh again: the answer")
     assert timer(life(account_lookup_at=SOON)) == Timer(
         SOON, "look up the accounts", TimerPurpose.LOOK_UP_ACCOUNTS
     )
