@@ -61,8 +61,8 @@ RULES: dict[int, LifecycleRules] = {
     2: LifecycleRules(longest_history=500),
     # Tokens of one import or one outage expire together: a minute is too short for some thousand refreshes.
     3: LifecycleRules(longest_history=500, lifetime_spread=0.1),
-    # A first refusal after an outage came hours later, and a subject waited for it: see ADR 0092. Salesforce's
-    # replies have no expiry, and its refresh tokens end after 30 idle days: see ADR 0097.
+    # A first refusal after an outage came hours later, and a subject waited for it: see ADR 0092.
+    # Salesforce's replies have no expiry, and its refresh tokens end after 30 idle days: see ADR 0097.
     4: LifecycleRules(
         longest_history=500,
         lifetime_spread=0.1,
