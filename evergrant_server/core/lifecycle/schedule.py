@@ -29,6 +29,8 @@ class LifecycleRules(FrozenModel):
     consent_grace: timedelta = timedelta(minutes=1)  # a callback at the deadline still gets through
     longest_history: int = 2000  # events after which a run continues as new; Temporal's own limit is higher
     announce_days: tuple[int, ...] = (14, 3, 1)  # before a grant ends that no refresh extends
+    # also a grant without an expiry is refreshed before it ends by silence, and that end is announced too
+    against_silence: bool = False
 
     first_backoff: timedelta = timedelta(seconds=2)
     backoff_growth: float = 4.0
@@ -64,6 +66,7 @@ RULES: dict[int, LifecycleRules] = {
     3: LifecycleRules(longest_history=500, lifetime_spread=0.1),
     # After a repair at the operator's nobody was told, and a command didn't help: see ADR 0095.
     # A first refusal after an outage came hours later, and a subject waited for it: see ADR 0092.
+    # Salesforce's replies have no expiry, and its refresh tokens end after 30 idle days: see ADR 0097.
     4: LifecycleRules(
         longest_history=500,
         lifetime_spread=0.1,
@@ -72,6 +75,7 @@ RULES: dict[int, LifecycleRules] = {
         first_refused=timedelta(seconds=40),
         first_refusals=2,
         longest_refused=timedelta(hours=4),
+        against_silence=True,
     ),
 }
 NEWEST_RULES = max(RULES)

@@ -66,6 +66,7 @@ class AnnounceExpiry(ConnectionCall):
 
     days: int
     ends_at: datetime
+    silent_since: datetime | None = None  # the grant's moment, where `ends_at` follows from its silence
 
 
 class EndConsent(ConnectionCall):
