@@ -30,6 +30,7 @@ from evergrant_server.telemetry.logs import LogEvent, log_event
 log = logging.getLogger("evergrant.api")
 
 _MOST_UPDATES = 128  # open at Temporal; one tenant has half of them, so that one that hangs delays no other
+_MOST_AHEAD = 32  # of the same without a caller: thousands that become due at once leave Temporal to callers
 _MIN_PAUSE_S = 1.0  # between two refreshes ahead of expiry, after one failed
 _MAX_PAUSED = 10_000
 POLL_INTERVAL_S = 0.075
@@ -73,7 +74,7 @@ class RefreshWaiter:
         self._link = link
         self._longest = longest.total_seconds()
         self._poller = PositionPoller(rows)
-        self._turns = FairTurns(_MOST_UPDATES)
+        self._turns, self._turns_ahead = FairTurns(_MOST_UPDATES), FairTurns(_MOST_AHEAD)
         # with whether it is ahead: the workflow takes such a refresh for one without a waiting caller
         self._running: dict[tuple[RefreshKey, bool], asyncio.Task[RefreshWaitResult]] = {}
         # until when (monotonic seconds), and the failure
@@ -188,7 +189,7 @@ class RefreshWaiter:
         asked = {"refresh_reason": reason, "ahead": ahead, "scopes": scopes, "repaired": repaired}
         request = EnsureFresh(seen_generation=seen, context=context, **asked)
         try:
-            async with self._turns.turn(tenant, context.by):
+            async with (self._turns_ahead if ahead else self._turns).turn(tenant, context.by):
                 result = await self._link.ensure_fresh(tenant, connection, request, timeout=self._longest)
         except Failure as failure:
             return failure
