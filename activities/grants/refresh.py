@@ -93,13 +93,9 @@ class RefreshActivities:
         and Temporal runs the activity again.
         """
         async with heartbeating():
-            return await to_its_end(asyncio.create_task(self._refresh_and_ask(request)))
-
-    async def _refresh_and_ask(self, request: RefreshGrant) -> GrantResult:
-        """Refresh; of a grant that is found dead, ask what has become of its access token."""
-        result = await self._refresh(request)
-        await end_refused_token(self._services, request, result)
-        return result
+            result = await to_its_end(asyncio.create_task(self._refresh(request)))
+            await end_refused_token(self._services, request, result)
+            return result
 
     async def _refresh(self, request: RefreshGrant) -> GrantResult:
         """From load to commit: the grant, a postponement, or the failure that the workflow decides about."""
