@@ -94,7 +94,8 @@ class RefreshActivities:
         """
         async with heartbeating():
             result = await to_its_end(asyncio.create_task(self._refresh(request)))
-            await end_refused_token(self._services, request, result)
+            if result.failure is not None:
+                await end_refused_token(self._services, request, result)
             return result
 
     async def _refresh(self, request: RefreshGrant) -> GrantResult:
