@@ -42,12 +42,8 @@ _TOKEN_ACTIVE = {
 }
 # Members of audit records: of a refresh that failed, for the next one of the same token, and of one that
 # worked.
-<<<<<<< HEAD
 _ANSWER_LOST, _UNDECIDED, _ROTATED = "answer_lost", UNDECIDED, "rotated"
-=======
-_ANSWER_LOST, _UNDECIDED, _ROTATED = "answer_lost", "undecided", "rotated"
 _CLIENT_REFUSED = "client_refused_at"
->>>>>>> main
 
 
 @dataclass(frozen=True)
