@@ -12,6 +12,8 @@ from activities.grants import GrantServices
 from activities.grants.account_check import with_believed_account
 from activities.grants.client_grants import client_grant_token_request, read_client_grant_tokens
 from activities.grants.client_secrets import is_client_refused
+from activities.grants.control_request import answer_of
+from activities.grants.dead_grants import condemn, end_refused_token
 from activities.grants.late_tokens import keep_late_tokens, signal_changed, signal_rotate
 from activities.grants.narrowing import (
     is_narrowing_refused,
@@ -22,8 +24,10 @@ from activities.grants.narrowing import (
 from activities.grants.recurring_errors import (
     AnsweredError,
     answered_error,
+    failed_refresh,
     may_be_spent_by_another_use,
     reconnect_if_it_recurs,
+    rotation_seen,
 )
 from activities.grants.replaced_grants import keep_overtaken_tokens
 from activities.grants.spend import GrantSpend, spend
@@ -38,6 +42,7 @@ from activities.support.temporal import (
     heartbeating,
     internal_after_last_try,
     to_its_end,
+    why_unsent,
 )
 from activities.support.transactions import (
     append_audit,
@@ -59,12 +64,14 @@ from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import GrantResult, RefreshGrant
 from evergrant_server.core.provider_words import words_in
+from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.store.connections.context_rows import Renewal
 from evergrant_server.telemetry import metrics
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
+from providers.responses.reply_error import PassingError
 from providers.responses.token_response import read_tokens
 
 
@@ -86,7 +93,13 @@ class RefreshActivities:
         and Temporal runs the activity again.
         """
         async with heartbeating():
-            return await to_its_end(asyncio.create_task(self._refresh(request)))
+            return await to_its_end(asyncio.create_task(self._refresh_and_ask(request)))
+
+    async def _refresh_and_ask(self, request: RefreshGrant) -> GrantResult:
+        """Refresh; of a grant that is found dead, ask what has become of its access token."""
+        result = await self._refresh(request)
+        await end_refused_token(self._services, request, result)
+        return result
 
     async def _refresh(self, request: RefreshGrant) -> GrantResult:
         """From load to commit: the grant, a postponement, or the failure that the workflow decides about."""
@@ -138,7 +151,9 @@ class RefreshActivities:
         services, request = self._services, RefreshGrant.model_validate(journaled.request)
         context = await services.contexts.load(request.tenant, request.connection_id)
         replayed = RefreshSpend(services, request, context, provisional=journaled.provisional)
-        return await services.single_use.conclude(attempt, journaled, replayed)
+        result = await services.single_use.conclude(attempt, journaled, replayed)
+        await end_refused_token(services, request, result)
+        return result
 
     async def _give_up(self, request: RefreshGrant) -> GrantResult:
         """Condemn a grant whose token was sent as often as allowed and never answered."""
@@ -150,7 +165,7 @@ class RefreshActivities:
                 raise Failure(ErrorCode.STORE_CONFLICT, "another change came first")  # Temporal retries
             if attempt is not None:
                 await tx.attempts.close(attempt, AttemptOutcome.GIVEN_UP, now)
-            await _condemn(tx, request, current, ErrorCode.OUTCOME_UNKNOWN, now)
+            await condemn(tx, request, current, ErrorCode.OUTCOME_UNKNOWN, now)
         return GrantResult(failure=ErrorCode.OUTCOME_UNKNOWN)
 
 
@@ -161,7 +176,9 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
     breakers: CircuitBreakers | None = None  # None: the reply comes from a journal
     turn: Turn | None = None
     error: AnsweredError | None = field(default=None, init=False)  # it may come back
+    _answer: str | None = field(default=None, init=False)  # the reply as it is compared with others
     _permit: BreakerPermit | None = field(default=None, init=False)
+    _sent: Secret | None = field(default=None, init=False)  # the refresh token, if this process sent it
 
     kind = AttemptKind.REFRESH
 
@@ -189,7 +206,7 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         if exchange is None and context.spec.refresh_supported and grant is not None and grant.refreshable:
             refresh_token = context.tokens.refresh_token()
             if refresh_token is not None:
-                rules = context.integration.refresh
+                self._sent, rules = refresh_token, context.integration.refresh
                 return RefreshTokenRequest(context, rules, refresh_token, self.call.scopes)
         return await self._without_refresh_token()
 
@@ -208,7 +225,7 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         async def expire(tx: Transaction) -> GrantResult:
             current = await load_connection(tx, request)
             if current.state is LifecycleState.ACTIVE:
-                await _condemn(tx, request, current, ErrorCode.CONSENT_REQUIRED, self.services.clock.now())
+                await condemn(tx, request, current, ErrorCode.CONSENT_REQUIRED, self.services.clock.now())
             return GrantResult(failure=ErrorCode.CONSENT_REQUIRED)
 
         return await commit_with_retries(self.services.store, expire)
@@ -239,6 +256,10 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         elif ended is not None and ended.failure is not None:
             outcome = str(ended.failure)
         metrics.record_refresh(self.context.spec.name, outcome, seconds)
+
+    def judge(self, reply: RawReply, came_at: datetime) -> TokenSet:
+        self._answer = answer_of(reply, self._sent)
+        return super().judge(reply, came_at)
 
     def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
         """Raises as `read_tokens`."""
@@ -286,14 +307,16 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
             may_be_invalid = await self.services.single_use.tracker.record_late_install(
                 tx, row, context.integration.refresh, journaled=attempt.entry is not None
             )
+        elif rows.is_taken_over and rows.attempt is not None:  # a revocation tells it from a lost one
+            await tx.attempts.mark_installed_late(rows.attempt)
         saved, grant = await self._replace_grant(tx, rows, believed, since, now)
         if not in_time or (attempt.entry is not None and attempt.entry.is_set_aside):
             await signal_changed(tx, request, saved, now)
         if may_be_invalid:
             await signal_rotate(tx, request, row, now)
         await record_recovery(tx, request, current, now)
-        action, detail = AuditAction.GRANT_REFRESHED, refreshed_detail(request, tokens, grant)
-        await append_audit(tx, request, action, now, **detail)
+        detail = refreshed_detail(request, tokens, grant) | rotation_seen(context, self._sent, tokens)
+        await append_audit(tx, request, AuditAction.GRANT_REFRESHED, now, **detail)
         return context.grant_result(saved, grant)
 
     async def _replace_grant(
@@ -336,8 +359,9 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
                 await signal_rotate(tx, request, row, now)
             await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, reason=code, superseded=True)
             return await self._stored_result(tx, current)
+        failed = await failed_refresh(tx, current, row, failure, outcome, self._answer, now)
         if not self.provisional:
-            self.error = await answered_error(tx, self.context, row, current, failure, outcome)
+            self.error = await answered_error(tx, self.context, current, failed)
             code = self.error.code if self.error else code
         refused = failure.kind is FailureKind.RECONNECT_NEEDED and not self.provisional
         if refused and current.state is LifecycleState.ACTIVE:
@@ -347,15 +371,18 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
             grant = self.context.grant
             expired = request.token_over or (grant is not None and not grant.is_valid(now))
             await record_refresh_failure(tx, request, current, code, now, token_over=expired)
-            await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, reason=code, **words_in(failure))
+            detail = {"reason": code, **words_in(failure), **failed.detail}
+            await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, **detail)
         if current.state is LifecycleState.REVOKING:
             return GrantResult(state=LifecycleState.REVOKING)
         return GrantResult(
             attempt_id=row.id,
             failure=code,
             retry_after=failure.retry_after,
+            why_unsent=why_unsent(failure),
             client_refused=is_client_refused(failure),
-            unknown_error=outcome is AttemptOutcome.REFUSED,
+            unknown_error=outcome is AttemptOutcome.REFUSED and not isinstance(failure, PassingError),
+            answer_lost=outcome is None and isinstance(failure, SendFailed),
         )
 
     async def _code_of(self, tx: Transaction, row: Attempt, failure: Failure) -> ErrorCode:
@@ -370,10 +397,3 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         newer = await tx.grants.get(current.tenant, current.id) or self.context.grant
         assert newer is not None
         return self.context.grant_result(current, newer)
-
-
-async def _condemn(
-    tx: Transaction, request: RefreshGrant, current: Connection, reason: ErrorCode, now: datetime
-) -> None:
-    await tx.connections.replace(current.rejected(reason, now), expected=current.revision)
-    await append_audit(tx, request, AuditAction.NEEDS_REAUTH, now, reason=reason)

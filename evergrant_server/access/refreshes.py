@@ -40,14 +40,15 @@ _MOST_AT_ONCE = 500  # connections in one query
 
 
 class RefreshKey(NamedTuple):
-    """What callers share a refresh by: the connection, the generation that they have seen, the reason, and
-    the scopes of a narrower token."""
+    """What callers share a refresh by: the connection, the generation that they have seen, the reason, the
+    scopes of a narrower token, and whether an admin asks, who may have repaired what failed."""
 
     tenant: Tenant
     connection_id: ConnectionId
     seen: int
     reason: RefreshReason
     scopes: tuple[str, ...] = ()
+    repaired: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,10 +189,9 @@ class RefreshWaiter:
 
     async def _ask_workflow(self, key: RefreshKey, context: RequestContext, *, ahead: bool) -> Failure:
         """The failure that applies if the store has nothing newer after the workflow's answer."""
-        tenant, connection, seen, reason, scopes = key
-        request = EnsureFresh(
-            seen_generation=seen, context=context, refresh_reason=reason, ahead=ahead, scopes=scopes
-        )
+        tenant, connection, seen, reason, scopes, repaired = key
+        asked = {"refresh_reason": reason, "ahead": ahead, "scopes": scopes, "repaired": repaired}
+        request = EnsureFresh(seen_generation=seen, context=context, **asked)
         turns, within_s = (self._turns_ahead, 0) if ahead else (self._turns, None)
         try:
             async with turns.turn(tenant, context.by, within_s):
@@ -226,7 +226,7 @@ def _failure_of(result: EnsureFreshResult, seen: int) -> Failure:
         return Failure(ErrorCode.STORE_BEHIND)  # the store is written first, so it was restored from a backup
     if result.problem is None:  # nothing refreshes this grant
         return _RefreshSkipped(ErrorCode.REFRESH_PENDING, retry_after=result.retry_after or 1.0)
-    return Failure(result.problem, retry_after=result.retry_after)
+    return Failure(result.problem, result.why or "", retry_after=result.retry_after)
 
 
 @dataclass(eq=False)

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from evergrant_server.core.clock import add_time
 from evergrant_server.core.errors import FAILURES, ErrorCode, RetryAdvice
+from evergrant_server.core.failure_kinds import FailureCause
 from evergrant_server.core.model import FrozenModel
 
 
@@ -28,6 +29,8 @@ class LifecycleRules(FrozenModel):
     consent_grace: timedelta = timedelta(minutes=1)  # a callback at the deadline still gets through
     longest_history: int = 2000  # events after which a run continues as new; Temporal's own limit is higher
     announce_days: tuple[int, ...] = (14, 3, 1)  # before a grant ends that no refresh extends
+    # also a grant without an expiry is refreshed before it ends by silence, and that end is announced too
+    against_silence: bool = False
 
     first_backoff: timedelta = timedelta(seconds=2)
     backoff_growth: float = 4.0
@@ -42,10 +45,16 @@ class LifecycleRules(FrozenModel):
     repaired_spread: timedelta = timedelta(minutes=1)  # over which a fleet tries what an admin has repaired
     first_refused: timedelta = timedelta(minutes=1)  # the provider's error has a name that isn't known
     refused_growth: float = 6.0
+    first_refusals: int = 1  # in a row, before the wait for the next try grows
     longest_refused: timedelta = timedelta(hours=12)
     forced_interval: timedelta = timedelta(minutes=5)  # after a 401 report, doubled while that doesn't help
     longest_forced_interval: timedelta = timedelta(hours=6)
     forced_forgotten: timedelta = timedelta(days=1)
+    # an admin's command tries at once what somebody has to repair; what was refused before it was sent is
+    # tried soon
+    tries_repairs: bool = False
+    # the waits grow with the failures of one cause in a row; False: with all failures in a row
+    counts_by_cause: bool = False
 
 
 RULES: dict[int, LifecycleRules] = {
@@ -55,6 +64,19 @@ RULES: dict[int, LifecycleRules] = {
     2: LifecycleRules(longest_history=500),
     # Tokens of one import or one outage expire together: a minute is too short for some thousand refreshes.
     3: LifecycleRules(longest_history=500, lifetime_spread=0.1),
+    # After a repair at the operator's nobody was told, and a command didn't help: see ADR 0095.
+    # A first refusal after an outage came hours later, and a subject waited for it: see ADR 0092.
+    # Salesforce's replies have no expiry, and its refresh tokens end after 30 idle days: see ADR 0097.
+    4: LifecycleRules(
+        longest_history=500,
+        lifetime_spread=0.1,
+        tries_repairs=True,
+        counts_by_cause=True,
+        first_refused=timedelta(seconds=40),
+        first_refusals=2,
+        longest_refused=timedelta(hours=4),
+        against_silence=True,
+    ),
 }
 NEWEST_RULES = max(RULES)
 
@@ -64,6 +86,8 @@ _LONGEST_IDLE_S = 1e12  # half of it is beyond every date; a span holds no more 
 _PLATFORM_CODES = frozenset(
     {ErrorCode.KEY_UNAVAILABLE, ErrorCode.JOURNAL_UNAVAILABLE, ErrorCode.STORE_UNAVAILABLE}
 )
+# Refused before anything is sent, by what an operator has set: no workflow hears of its repair.
+UNSENT_CODES = frozenset({ErrorCode.EGRESS_REFUSED, ErrorCode.HOST_NOT_ACCEPTED})
 
 
 def with_announce_days(rules: LifecycleRules, days: tuple[int, ...] | None) -> LifecycleRules:
@@ -108,6 +132,17 @@ def keep_alive_at(obtained_at: datetime, idle_s: float, rules: LifecycleRules, s
     return add_time(obtained_at, idle * rules.keep_alive_share * (1 - 0.1 * share))
 
 
+def cause_of(code: ErrorCode, *, refused: bool, answer_lost: bool) -> FailureCause:
+    """The cause of a failed refresh."""
+    if FAILURES[code].retry is RetryAdvice.AFTER_REPAIR:
+        return FailureCause.REPAIR
+    if refused:
+        return FailureCause.REFUSAL
+    if answer_lost or code is ErrorCode.REFRESH_PENDING:
+        return FailureCause.LOST_ANSWER
+    return FailureCause.PLATFORM if code in _PLATFORM_CODES else FailureCause.OUTAGE
+
+
 def retry_at(
     now: datetime,
     failures: int,
@@ -118,16 +153,20 @@ def retry_at(
     *,
     refused: bool = False,
 ) -> datetime:
-    """When to try again after `failures` failures in a row: the table's class, then Retry-After.
+    """When to try again after `failures` failures in a row, as the rules count them: the table's class, then
+    Retry-After.
 
     `refused`: the provider answered this grant with an error whose name isn't known. The grant may
     be dead, so each further try comes much later than the one before.
     """
     if FAILURES[code].retry is RetryAdvice.AFTER_REPAIR:
-        wait = _backoff(rules.repair_interval, rules.repair_growth, failures, rules.longest_repair_interval)
-        return now + wait
+        first, longest = rules.repair_interval, rules.longest_repair_interval
+        if rules.tries_repairs and code in UNSENT_CODES:
+            first, longest = rules.caller_backoff, rules.repair_interval
+        return now + _backoff(first, rules.repair_growth, failures, longest)
     if refused:
-        wait = _backoff(rules.first_refused, rules.refused_growth, failures, rules.longest_refused)
+        times = failures - rules.first_refusals + 1
+        wait = _backoff(rules.first_refused, rules.refused_growth, times, rules.longest_refused)
     else:
         ours = code in _PLATFORM_CODES
         longest = rules.longest_platform_backoff if ours else rules.longest_backoff
@@ -160,9 +199,11 @@ def caller_retry_at(
 ) -> datetime:
     """From when on a caller's request causes another try: sooner than the workflow's own, in an outage.
 
-    Not for what an admin must repair, nor for a refusal: callers would hammer a dead grant.
+    Not for what an admin must repair, nor for a refusal: callers would hammer a dead grant. What was refused
+    before it was sent reaches no provider.
     """
-    if refused or FAILURES[code].retry is RetryAdvice.AFTER_REPAIR:
+    unsent = rules.tries_repairs and code in UNSENT_CODES
+    if refused or (FAILURES[code].retry is RetryAdvice.AFTER_REPAIR and not unsent):
         return retry
     return min(retry, now + max(rules.caller_backoff, _believed_retry_after(retry_after, rules)))
 

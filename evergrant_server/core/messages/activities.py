@@ -66,6 +66,7 @@ class AnnounceExpiry(ConnectionCall):
 
     days: int
     ends_at: datetime
+    silent_since: datetime | None = None  # the grant's moment, where `ends_at` follows from its silence
 
 
 class EndConsent(ConnectionCall):
@@ -135,12 +136,14 @@ class GrantResult(GrantFacts):
     unchanged: bool = False  # no narrower token came of it, and the grant is what it was
     failure: ErrorCode | None = None
     retry_after: float | None = None  # seconds
+    why_unsent: str | None = None  # what the operator has to allow, with its host: nothing was sent
     client_refused: bool = False  # the provider refused our client secret before it looked at the grant
     device_poll: DevicePoll | None = None  # the device code has neither tokens nor an end yet
     interval_s: float | None = None  # between two polls, as the provider says
     consent_deadline: datetime | None = None  # the store has a later one than the one that passed
     consent_over: bool = False  # the consent has ended: no further request can succeed
     unknown_error: bool = False  # the provider refused this grant by an error whose name isn't known
+    answer_lost: bool = False  # the request may have been served, and no answer came
     account_lookup_needed: bool = False  # the grant is there; the accounts are still to be looked up
     next_late_attempt: AttemptId | None = None  # these are dropped; those of this attempt are untried
 

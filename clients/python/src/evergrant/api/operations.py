@@ -390,12 +390,18 @@ class Operations:
         params: Facts | None = None, client_auth: str | None = None, client_key: Facts | None = None,
         client_certificate: Facts | None = None, default_scopes: Texts | None = None,
         scope_ceiling: Texts | None = None, dpop: bool | None = None, binding: str | None = None,
-        login: Facts | None = None, on_reconnect: str | None = None, identity_provider: str | None = None,
-        refresh: Facts | None = None
+        login: Facts | None = None, on_reconnect: str | None = None, after_grant_over: str | None = None,
+        identity_provider: str | None = None, refresh: Facts | None = None
     ) -> None:
         """Create or change an integration. Waits for a worker if the endpoints are discovered.
 
         An OAuth client at a provider. Secret and key are write-only; None keeps the stored ones.
+        """
+
+    @sends("GET", "/v1/integrations/{integration}/health", models.IntegrationHealth)
+    def integration_health(self, integration: str) -> None:
+        """What fails at an integration: by cause, with the provider's words, since when, and whose turn it
+        is.
         """
 
     @sends("DELETE", "/v1/integrations/{integration}/security-events", None)
