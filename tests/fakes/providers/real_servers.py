@@ -113,6 +113,7 @@ class RealServer(ABC):
     name: ClassVar[str]
     scopes: ClassVar[tuple[str, ...]] = ("read",)
     takes_spent: ClassVar[bool] = False  # until its successor is used
+    spends_on_wrong_secret: ClassVar[bool] = False
     heeds_disabling: ClassVar[bool] = True  # by refusing the refreshes of a user who is disabled
     cannot: ClassVar[Mapping[str, str]] = {}  # what it has no means for, and why
     issuer: str
@@ -144,6 +145,12 @@ class RealServer(ABC):
         return _PASSWORD
 
 
+def change_row(database: Path, statement: str, *values: str) -> None:
+    """What an administrator does to a server's database."""
+    with closing(sqlite3.connect(database, timeout=PATIENCE_S)) as connection, connection:
+        assert connection.execute(statement, values).rowcount > 0
+
+
 class DjangoOAuthToolkit(RealServer):
     """Its administrator's acts are changes of its database. It asks nobody whether a user is active."""
 
@@ -171,23 +178,21 @@ class DjangoOAuthToolkit(RealServer):
     async def consent(self, url: str, user: str) -> str:
         columns = "password, is_superuser, first_name, last_name, email, is_staff, is_active, date_joined"
         copied = f"INSERT INTO auth_user (username, {columns}) SELECT ?, {columns} FROM auth_user LIMIT 1"
-        self._change(copied, user)
+        change_row(self._database, copied, user)
         return await super().consent(url, user)
 
     async def end_grants(self, user: str) -> None:
         of_user = "user_id = (SELECT id FROM auth_user WHERE username = ?)"
         now = datetime.now(UTC).replace(tzinfo=None).isoformat(" ")
-        self._change(f"UPDATE oauth2_provider_refreshtoken SET revoked = ? WHERE {of_user}", now, user)
+        change_row(
+            self._database, f"UPDATE oauth2_provider_refreshtoken SET revoked = ? WHERE {of_user}", now, user
+        )
 
     async def disable(self, user: str) -> None:
-        self._change("UPDATE auth_user SET is_active = 0 WHERE username = ?", user)
+        change_row(self._database, "UPDATE auth_user SET is_active = 0 WHERE username = ?", user)
 
     def _password(self) -> str:
         return self._server.password
-
-    def _change(self, statement: str, *values: str) -> None:
-        with closing(sqlite3.connect(self._database, timeout=PATIENCE_S)) as database, database:
-            assert database.execute(statement, values).rowcount > 0
 
 
 class OidcProviderServer(RealServer):
