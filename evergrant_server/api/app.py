@@ -40,6 +40,7 @@ from evergrant_server.api.http.client_certificates import TrustedHop
 from evergrant_server.api.http.middleware import Deadline, Envelope
 from evergrant_server.api.http.request_errors import install_error_handlers
 from evergrant_server.api.integrations import definitions
+from evergrant_server.api.integrations import health as integration_health
 from evergrant_server.api.integrations import routes as integrations
 from evergrant_server.api.leases import oauth1_signatures, refresh_command
 from evergrant_server.api.leases import routes as leases
@@ -76,6 +77,7 @@ ROUTERS = (
     definitions.router,
     integrations.metadata_router,
     integrations.router,
+    integration_health.router,
     apps.router,
     agents.router,
     delegations.router,

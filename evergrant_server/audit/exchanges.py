@@ -1,20 +1,23 @@
-"""Integrations' newest exchanges with their providers, from the newest records of the audit log."""
+"""Integrations' exchanges with their providers, from the audit log: the newest, and those that failed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import select, tuple_
 from sqlmodel import col
 
+from evergrant_server.audit.hash_chain import record_of
 from evergrant_server.audit.records import newest_of_tenant
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.errors import FAILURES, ErrorCode
 from evergrant_server.core.failure_kinds import Repairer
 from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.provider_words import PROVIDER_SAID
 from evergrant_server.store import Transaction
+from evergrant_server.store.audit_tables import AuditRow
 from evergrant_server.store.connections.tables import ConnectionRow
-from evergrant_server.store.database.rows import fetch_all
+from evergrant_server.store.database.rows import columns_equal, fetch_all
 
 _READ = 1000  # records, the newest
 _FAILED = (AuditAction.CONSENT_FAILED, AuditAction.REFRESH_FAILED)
@@ -45,6 +48,18 @@ async def newest_exchanges(tx: Transaction, tenant: Tenant) -> dict[str, Exchang
         if name is not None:
             of_integrations.setdefault(name, []).append(record)
     return {name: _newest(own_records) for name, own_records in of_integrations.items()}
+
+
+async def words_of_failures(
+    tx: Transaction, tenant: Tenant, failed_at: Mapping[ConnectionId, datetime]
+) -> dict[ConnectionId, AuditRecord]:
+    """The records of these connections' failures at these moments that hold what the provider said."""
+    if not failed_at:
+        return {}
+    places = tuple_(col(AuditRow.object), col(AuditRow.at)).in_([*failed_at.items()])
+    mine = select(AuditRow).where(columns_equal(AuditRow, tenant=tenant), places)
+    records = map(record_of, await fetch_all(tx.connection, mine))
+    return {ConnectionId(record.object): record for record in records if PROVIDER_SAID in record.detail}
 
 
 async def _integrations_of(tx: Transaction, tenant: Tenant, ids: set[str]) -> dict[str, str]:

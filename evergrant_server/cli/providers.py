@@ -47,12 +47,16 @@ def explain_reply(
     body: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
     header: tuple[str, ...] = (),
     at: Literal["refresh", "exchange", "device", "revocation"] = "refresh",
+    should_be: Literal["dead_token", "dead_code", "subject", "client", "passing"] | None = None,
+    source: str = "unverified",
+    out: Path | None = None,
     output: Output = "text",
 ) -> None:
     """Say what a provider's reply is read as, by which rule of which file, and whose turn it is.
 
-    Sends no request. If the reading is wrong, report the output, which holds the reply as a test needs it.
-    Remove what is secret first.
+    Sends no request. If the reading is wrong, say what the reply should be: a vector is written, without what
+    looks like a secret or a name, for your report and for `providers try --vector`. Read every line of it
+    before you give it away.
 
     Args:
         name: A provider of the catalogue; `generic` for a server that publishes metadata.
@@ -60,16 +64,24 @@ def explain_reply(
         body: A file with its body, - for the standard input; default: none.
         header: One of its headers, as "NAME: VALUE".
         at: What was requested.
+        should_be: What it is rightly, by whose turn it is: `client` is the integration's admin's.
+        source: Where the reply is documented or was seen: a public page or issue.
+        out: The vector's file; by default NAME.observed.yaml. One that is there gets one more refusal.
         output: `text` or `json`.
     """
     import sys
 
+    from evergrant_server.cli import misreading
     from providers.definition.registry import Registry
-    from providers.tools import explanation
+    from providers.tools.explanation import explain
 
     content = b"" if body is None else sys.stdin.buffer.read() if str(body) == "-" else body.read_bytes()
-    told = explanation.explain(Registry.load(), name, at, status, header, content)
+    registry = Registry.load()
+    told = explain(registry, name, at, status, header, content)
     sys.stdout.write(json.dumps(asdict(told), indent=2) + "\n" if output == "json" else str(told))
+    if should_be is not None:
+        seen = misreading.Seen(status, header, content, at, should_be, source)
+        misreading.write(registry.get(name), seen, out or Path(f"{name}.observed.yaml"))
 
 
 @Parameter(name="*")
@@ -110,6 +122,9 @@ class TrialArguments:
     second_grant: bool = False
     "Walk a second consent, and see whether it outlives the revocation of the first."
 
+    vector: Path | None = None
+    "Send nothing: say what the definition reads each refusal of this vector as. Exits with 1 if one differs."
+
     out: Path | None = None
     "The vector's file; by default NAME.observed.yaml. It may not exist yet."
 
@@ -137,6 +152,10 @@ def try_provider(name: str | None = None, /, *, arguments: TrialArguments | None
     Args:
         name: A provider of the catalogue; left out with --definition or --issuer.
     """
-    from evergrant_server.cli import provider_try
+    from evergrant_server.cli import misreading, provider_try
 
-    provider_try.run(name, arguments or TrialArguments())
+    options = arguments or TrialArguments()
+    if options.vector is None:
+        provider_try.run(name, options)
+    elif not misreading.compare(name, options, options.vector):
+        exit_process(1)

@@ -63,13 +63,7 @@ def step_of(shown: Shown) -> NextStep:
         return NextStep("None: it has ended.", "", tone)
     failure = shown.reason or shown.last_failure
     if failure is not None and shown.state is not LifecycleState.REVOKING:
-        repairer = shown.repairer or FAILURES[failure].repairer
-        text = _REPAIRS.get(failure, FAILURES[failure].repair)
-        if repairer is Repairer.TIME:
-            text = "None: a worker tries again by itself."
-        elif repairer is Repairer.SUBJECT and shown.state is LifecycleState.NEEDS_REAUTH:
-            text = "Consent again, by a new connect link."
-        return NextStep(text, WHO[repairer], "bad" if tone == "bad" else "wait")
+        return _step_after(failure, shown.repairer or FAILURES[failure].repairer, shown.state)
     match shown.state:
         case LifecycleState.PENDING_CONSENT if shown.flow.is_client_grant or shown.flow.is_static:
             return NextStep("A worker gets the first token.", "a worker", tone)
@@ -81,6 +75,35 @@ def step_of(shown: Shown) -> NextStep:
             return NextStep("Consent again.", "the subject", tone)
         case _:
             return NextStep("None: it is refreshed when it is due.", "", tone)
+
+
+class ShownCause(Protocol):
+    """What the words of a cause depend on: members of the API's view of an integration's health."""
+
+    state: LifecycleState
+    code: ErrorCode
+    repairer: Repairer
+    is_sole: bool
+
+
+def turn_of(cause: ShownCause) -> NextStep:
+    """What has to happen for the connections that fail for one cause, and who does it."""
+    step = _step_after(cause.code, cause.repairer, cause.state)
+    if not cause.is_sole:
+        return step
+    alone = "It can't be decided yet whose fault this is: it is the only connection here. "
+    return step._replace(text=f"{alone}If the account was disconnected at the provider, consent again.")
+
+
+def _step_after(failure: ErrorCode, repairer: Repairer, state: LifecycleState) -> NextStep:
+    """What repairs a failure."""
+    _, tone = _STATES[state]
+    text = _REPAIRS.get(failure, FAILURES[failure].repair)
+    if repairer is Repairer.TIME:
+        text = "None: a worker tries again by itself."
+    elif repairer is Repairer.SUBJECT and state is LifecycleState.NEEDS_REAUTH:
+        text = "Consent again, by a new connect link."
+    return NextStep(text, WHO[repairer], "bad" if tone == "bad" else "wait")
 
 
 _SOON = timedelta(days=30)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from evergrant_server.core.connections.account import OnReconnect
 from evergrant_server.core.connections.binding import Binding
-from evergrant_server.core.connections.flow import TokenTarget
+from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, TenantRow
@@ -67,6 +67,7 @@ class Endpoints(FrozenModel):
     userinfo_endpoint: str | None = None  # OpenID Connect Core 1.0 section 5.3, likewise
     resource: str | None = None  # the protected resource whose metadata names the issuer (RFC 9728)
     resource_scopes: tuple[str, ...] = ()  # which it demands, else its scopes_supported
+    protected_resources: tuple[str, ...] = ()  # that the issuer's metadata lists (RFC 9728 section 4)
     # where a client goes that presents a certificate (RFC 8705 section 5)
     mtls_aliases: dict[str, str] = Field(default_factory=dict)
 
@@ -146,12 +147,29 @@ class Integration(TenantRow):
         return self.endpoints.resource if self.endpoints is not None else None
 
     @property
+    def protected_resources(self) -> tuple[str, ...]:
+        """The resources that the issuer's metadata lists."""
+        return self.endpoints.protected_resources if self.endpoints is not None else ()
+
+    @property
     def scopes_by_default(self) -> tuple[str, ...]:
         """The scopes of a consent that names none: the admin's, else those that the resource demands, up to
         the ceiling."""
         demanded = self.endpoints.resource_scopes if self.endpoints is not None else ()
         ceiling = demanded if self.scope_ceiling is None else self.scope_ceiling
         return self.default_scopes or tuple(scope for scope in demanded if scope in ceiling)
+
+    def target_by_default(self, asked: TokenTarget, flow: Flow) -> TokenTarget:
+        """What the tokens of a new connection are for: what its app asks for, else the one resource that the
+        issuer's metadata lists.
+
+        Of several the app has to choose: a token for all of them would open each with the others' tokens
+        (RFC 8707 section 3), and some servers take one resource alone.
+        """
+        chosen = asked or self.resource is not None or not flow.is_bearer or flow.is_static
+        if chosen or len(self.protected_resources) != 1:
+            return asked
+        return asked.__replace__(resources=self.protected_resources)
 
     def token_target(self, asked: TokenTarget) -> TokenTarget:
         """What a new connection's tokens are for: the protected resource alone, where there is one.

@@ -31,6 +31,7 @@ _ALIASED = (
     "pushed_authorization_request_endpoint",
     "device_authorization_endpoint",
 )
+_MAX_RESOURCES = 20
 _OF_LOGINS = ("jwks_uri", "userinfo_endpoint")  # OpenID Connect Discovery 1.0 section 3
 
 
@@ -114,10 +115,38 @@ def _parse_endpoints(egress: Egress, issuer: str, document: dict[str, Any], requ
         dpop_algorithms=tuple(_strings(issuer, document, "dpop_signing_alg_values_supported") or ()),
         offline_access="offline_access" in _listed(document, "scopes_supported"),
         **_urls_of_logins(egress, issuer, document),
+        protected_resources=_protected_resources(egress, document),
         takes_metadata_documents=document.get("client_id_metadata_document_supported") is True,
         takes_id_jags=_takes_id_jags(document),
         mtls_aliases=_urls(egress, issuer, aliases, _ALIASED),  # RFC 8705 section 5
     )
+
+
+def _protected_resources(egress: Egress, document: dict[str, Any]) -> tuple[str, ...]:
+    """The identifiers of `protected_resources` (RFC 9728 section 4), once each.
+
+    None of a list with anything else in it: what is left wouldn't be all that the server has.
+    """
+    listed = document.get("protected_resources")
+    if not isinstance(listed, list) or not 0 < len(listed) <= _MAX_RESOURCES:
+        return ()
+    usable = all(isinstance(resource, str) and _is_resource(egress, resource) for resource in listed)
+    return tuple(dict.fromkeys(listed)) if usable else ()
+
+
+def _is_resource(egress: Egress, url: str) -> bool:
+    """Whether a text is an identifier of a resource: an https URL without a fragment (RFC 9728 section 1.2).
+    Nothing is requested there by it, so any port will do."""
+    if len(url) > MAX_URL_LENGTH or not url.isascii() or not url.isprintable() or {" ", "#"} & set(url):
+        return False
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return False
+    if not host or "@" in parts.netloc:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and egress.policy.allows(host, port or 80))
 
 
 def _takes_id_jags(document: dict[str, Any]) -> bool | None:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import httpx2
 
@@ -22,9 +21,10 @@ from providers.responses.error_mapping import (
     read_revocation,
     reading_of,
 )
-from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body
+from providers.responses.raw_reply import RawReply
 from providers.responses.reply_error import PassingError, UnnamedRefusal
 from providers.responses.token_response import read_tokens
+from providers.tools.trial.vector_replies import refused_reply
 
 _SENT = httpx2.Request("POST", "https://provider.invalid/token")  # a reply's words are shown beside a request
 _NEXT = {
@@ -49,7 +49,7 @@ class Explanation:
     follows: str  # what happens next
     retry_after: float | None = None  # seconds
     provider_said: str = ""
-    reply: str = ""  # as a vector has it
+    reply: str = ""  # as a vector has it, without what looks like a secret
 
     def __str__(self) -> str:
         lines = {
@@ -70,10 +70,10 @@ def explain(
     registry: Registry, name: str, at: RequestKind, status: int, headers: Sequence[str], body: bytes
 ) -> Explanation:
     """What the product makes of this reply. Raises Failure PROVIDER_UNKNOWN, INVALID_REQUEST."""
-    spec = registry.get(name)
-    reply = RawReply(status, dict(map(_header, headers)), body, _SENT)
+    spec, reply = registry.get(name), reply_from(status, headers, body)
     error = error_name(spec, reply, at)
-    plain = {"provider": name, "at": at, "status": status, "error": error or "", "reply": _as_vector(reply)}
+    shown = json.dumps(refused_reply(spec, reply), ensure_ascii=False)
+    plain = {"provider": name, "at": at, "status": status, "error": error or "", "reply": shown}
     try:
         _read(spec, reply, at)
     except DevicePending as pending:
@@ -92,6 +92,22 @@ def explain(
         )
     follows = "the grant is over" if at == "revocation" else "the tokens are stored"
     return Explanation(**plain, code="success", by="no error in it", repairer="nobody", follows=follows)
+
+
+def reply_from(status: int, headers: Sequence[str], body: bytes) -> RawReply:
+    """The reply that a user has seen. Raises Failure INVALID_REQUEST for a header without a name."""
+    return RawReply(status, dict(map(_header, headers)), body, _SENT)
+
+
+def code_of(spec: ProviderSpec, reply: RawReply, at: RequestKind) -> str:
+    """What a reply is read as: an error code, "pending" or "success"."""
+    try:
+        _read(spec, reply, at)
+    except DevicePending:
+        return "pending"
+    except Failure as failure:
+        return failure.code.value
+    return "success"
 
 
 def _read(spec: ProviderSpec, reply: RawReply, at: RequestKind) -> None:
@@ -145,14 +161,3 @@ def _header(text: str) -> tuple[str, str]:
     if not colon or not name.strip():
         raise Failure(ErrorCode.INVALID_REQUEST, "a header is NAME: VALUE", field="header")
     return name.strip().lower(), value.strip()
-
-
-def _as_vector(reply: RawReply) -> str:
-    shown: dict[str, Any] = {"status": reply.status}
-    shown |= {"headers": reply.headers} if reply.headers else {}
-    try:
-        parse_body(reply.body, "json")
-        shown["json"] = json.loads(reply.body)
-    except (UnreadableBody, ValueError):
-        shown["text"] = reply.body[:10_000].decode("utf-8", "replace")
-    return json.dumps(shown, ensure_ascii=False)

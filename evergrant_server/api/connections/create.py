@@ -159,7 +159,7 @@ class ConnectionSetup:
             scopes=scopes,
             default_scopes=wanted.scopes is None and not without_subject,
             flow=flow,
-            target=wanted.target,
+            target=integration.target_by_default(wanted.target, flow),
             source=wanted.source,
             source_app=None if wanted.source is None else self._call.caller.app.id,
             choice=wanted.choice,

@@ -7,9 +7,10 @@ from starlette.responses import Response
 
 from evergrant_server.api.console.visit import ROWS, VisitDep, console_page, pages_of
 from evergrant_server.api.integrations.definitions import get_provider, list_providers
+from evergrant_server.api.integrations.health import get_integration_health
 from evergrant_server.api.integrations.routes import get_integration, list_integrations
 from evergrant_server.console.catalogue import evidence_of, facts_of, search
-from evergrant_server.console.next_steps import findings
+from evergrant_server.console.next_steps import findings, turn_of
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.policy import Target
@@ -37,14 +38,17 @@ async def show_integrations(visit: VisitDep, cursor: str = "") -> Response:
 @router.get("/console/integrations/{name}")
 @console_page
 async def show_integration(visit: VisitDep, name: str) -> Response:
-    """One integration: its health, and what to register at the provider."""
+    """One integration: its health, its failures by cause, and what to register at the provider."""
     integration = await get_integration(name, visit.call)
+    health = await get_integration_health(name, visit.call)
     states = (LifecycleState.NEEDS_REAUTH, LifecycleState.PENDING_CONSENT, LifecycleState.ACTIVE)
     return visit.show(
         "integration.html",
         integration.name,
         it=integration,
         found=findings(integration, visit.api.clock.now()),
+        health=health,
+        turns=[turn_of(cause) for cause in health.causes],
         states=states,
         connects=visit.call.allows(Action.CONNECT, Target(integration.name, integration.provider)),
     )

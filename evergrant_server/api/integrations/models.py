@@ -18,6 +18,7 @@ from evergrant_server.api.http.models import (
 from evergrant_server.core.clock import MAX_LIFETIME
 from evergrant_server.core.connections.account import OnReconnect
 from evergrant_server.core.connections.binding import Binding
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.login import LoginClaim, LoginRule
 from evergrant_server.core.errors import ErrorCode, Repairer
 from evergrant_server.core.integrations import IntegrationState, RefreshRules, RegistrationMethod, Rotation
@@ -134,7 +135,8 @@ class IntegrationView(View):
     """Never the client secret or key: `has_client_secret` and `has_client_key` say whether one is stored.
 
     `authorization_server` is the issuer, also where an MCP server names it; `resource` is what that server
-    calls itself, and what all tokens are for.
+    calls itself, and what all tokens are for. `protected_resources` are those that the issuer's metadata
+    lists: if there is one, tokens of new connections are for it unless their app asks for others.
 
     `previous_secret_until` is the end of a rotation's overlap, in which workers also try the previous
     secret. `secret_refused_at` is set when the provider refuses the new secret and accepts the previous.
@@ -152,6 +154,7 @@ class IntegrationView(View):
     issuer: str | None
     authorization_server: str | None
     resource: str | None
+    protected_resources: tuple[str, ...]
     params: dict[str, str]
     client_auth: str | None
     default_scopes: tuple[str, ...]
@@ -177,3 +180,66 @@ class IntegrationView(View):
     created_at: datetime
     changed_at: datetime
     revision: int
+
+
+class RefusalWordsView(View):
+    """What the provider said of failures with one cause, cleaned of secrets.
+
+    `connections` counts those among the cause's newest failures that it said this of; `connection_id` is the
+    newest of them, which failed `at`. `unauthenticated`: the words came by a browser.
+    """
+
+    status: int | None = None
+    error: str | None = None
+    description: str | None = None
+    unauthenticated: bool = False
+    connections: int
+    connection_id: str
+    at: datetime
+
+
+class FailureCauseView(View):
+    """Connections of one state that fail with one code, and whose turn it is.
+
+    `since` is the earliest moment that is known: a row keeps when its failures began from the third one on.
+    `next_step` and `next_at` are those of `connection_id`, which failed last; null while Temporal doesn't
+    answer. `is_sole`: it is the integration's only connection with a grant, and the provider refuses it by an
+    error that no rule knows, so no other connection shows whose fault it is; `decided_by` is when its subject
+    is asked at the latest, if the refusals go on.
+    """
+
+    state: LifecycleState
+    code: ErrorCode
+    repairer: Repairer
+    meaning: str
+    repair: str
+    connections: int
+    since: datetime
+    failed_at: datetime
+    connection_id: str
+    next_step: str | None
+    next_at: datetime | None
+    is_sole: bool
+    decided_by: datetime | None
+    provider_said: tuple[RefusalWordsView, ...]
+
+
+class IntegrationHealthView(View):
+    """An integration's live connections by state, and its failures by cause, those for an admin first.
+
+    `active` counts the failing ones too. `complete` is false where the integration has more than 20000 live
+    connections: then every number but `failing`, and the causes of connections that aren't active, are of
+    that many.
+    """
+
+    name: str
+    provider: str
+    state: IntegrationState
+    problem: str | None
+    active: int
+    failing: int
+    needs_reauth: int
+    pending_consent: int
+    revoking: int
+    complete: bool
+    causes: tuple[FailureCauseView, ...]

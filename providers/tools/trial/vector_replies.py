@@ -1,6 +1,7 @@
 """The replies of a vector: redacted, dated for the vector's time, with the tokens that must be read. Pure."""
 
 import json
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,11 +9,12 @@ from urllib.parse import quote_plus
 
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import Failure
+from evergrant_server.core.provider_words import looks_secret
 from providers.definition.schema import ProviderSpec
 from providers.responses.raw_reply import RawReply, UnreadableBody, parse_body, value_at
 from providers.responses.reply_error import body_text, rule_of
 from providers.responses.token_response import read_tokens
-from providers.tools.trial.redaction import KeptFields, Redactor
+from providers.tools.trial.redaction import REDACTED, KeptFields, Redactor
 from providers.tools.trial.token_requests import SeenReply
 
 VECTOR_TIME = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)  # of every vector: docs/guide/adding-a-provider.md
@@ -23,6 +25,8 @@ _FIRST = {
 }
 _SECOND = {"access_token": "<second access token>", "refresh_token": "<second refresh token>"}
 _HEADERS = ("www-authenticate", "retry-after")
+_MOST_TEXT = 2000  # characters of a body that is no object
+_RUN = re.compile(r"[A-Za-z0-9_\-+~.%]+")  # of characters of tokens
 
 
 def written_reply(spec: ProviderSpec, redactor: Redactor, seen: SeenReply) -> dict[str, Any]:
@@ -47,6 +51,41 @@ def written_reply(spec: ProviderSpec, redactor: Redactor, seen: SeenReply) -> di
         not reply.body.lstrip().startswith((b"{", b"\xef\xbb\xbf{")) and not spec.response.strip_body_prefix
     )
     return written | ({"text": _as_form(fields)} if form else {"json": fields})
+
+
+def refused_reply(spec: ProviderSpec, reply: RawReply) -> dict[str, Any]:
+    """A reply that isn't of a trial, as a vector has it; of a text or a page what it says.
+
+    No trial has learnt its secrets, so that everything goes that looks like one.
+    """
+    redactor, reply = Redactor(), reply.with_body(_without_runs(reply.body))
+    written = written_reply(spec, redactor, SeenReply("refused", reply))
+    try:
+        parse_body(reply.body, prefix=spec.response.strip_body_prefix)
+    except UnreadableBody:
+        written["text"] = redactor.text(body_text(reply))[:_MOST_TEXT]
+    return written
+
+
+def _without_runs(body: bytes) -> bytes:
+    """The body without texts that look like credentials."""
+    text = body.decode("utf-8-sig", "replace")
+    try:
+        return json.dumps(_plain(json.loads(text)), ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return _plain(text).encode()
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case str():
+            return _RUN.sub(lambda run: REDACTED if looks_secret(run.group()) else run.group(), value)
+        case list():
+            return [_plain(item) for item in value]
+        case dict():
+            return {name: _plain(item) for name, item in value.items()}
+        case _:
+            return value
 
 
 def kept_fields(spec: ProviderSpec, seen: SeenReply) -> KeptFields:

@@ -163,6 +163,7 @@ async def _others(api: Api, made: dict[str, Integration]) -> tuple[Connection, C
         await api.active(made["calendar"], f"at-{name}", subject=f"{name}@acme.example")
     ended = await api.active(made["code"], subject="robot", label="release")
     await api.change(ended, lambda it: it.rejected(ErrorCode.GRANT_REJECTED, NOON - 3 * hour))
+    await _failures_by_cause(api, made["code"])
     leaving = await api.active(made["files"], subject="gil@acme.example")
     await api.change(leaving, lambda it: it.revocation_requested("left the company", NOON - hour))
     long = "maximiliane.von-und-zu-hohenstein@a-subsidiary-with-a-long-name.example"
@@ -187,6 +188,18 @@ async def _others(api: Api, made: dict[str, Integration]) -> tuple[Connection, C
     over = await api.connection(made["code"], subject="jo@acme.example")
     await api.change(over, lambda it: it.consent_expired(NOON - hour))
     return choosing, failing, pending
+
+
+async def _failures_by_cause(api: Api, code: Integration) -> None:
+    """Connections that fail for one cause, in the provider's words, of which one is a long one."""
+    long = "The client secret that was presented has expired; rotate it in the developer settings of the app."
+    words = {"status": 401, "error": "incorrect_client_credentials", "description": long}
+    refused = ErrorCode.CLIENT_REJECTED
+    for minutes, subject in ((95, "kai@acme.example"), (90, "lou@acme.example"), (85, "mo@acme.example")):
+        row, at = await api.active(code, subject=subject), NOON - timedelta(minutes=minutes)
+        failed = {"reason": refused.value, "provider_said": words if minutes < 95 else {"status": 500}}
+        await _record(api, row.id, AuditAction.REFRESH_FAILED, at, "worker", **failed)
+        await api.change(row, lambda it, at=at: it.refresh_failed(refused, at, token_over=True))
 
 
 async def _requests(api: Api, report: str) -> tuple[str, str, str]:

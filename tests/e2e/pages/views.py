@@ -71,6 +71,7 @@ CONSOLE = (
     _console("integrations", "integrations"),
     _console("integration", "integrations/crm"),
     _console("integration-failed", "integrations/erp"),
+    _console("integration-failures", "integrations/code"),
     _console("providers", "providers"),
     _console("providers-none", "providers?q=no-such-provider"),
     _console("provider", "providers/github"),

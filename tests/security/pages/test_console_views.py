@@ -4,7 +4,11 @@ import re
 
 import pytest
 
+from evergrant_server import audit
 from evergrant_server.core.access import Action
+from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.people.roles import PersonRole
 from tests.fakes.api import TENANT, Api
 from tests.security.console import at_console, person_at_console
@@ -49,6 +53,36 @@ async def test_an_app_with_its_permits_keys_and_credentials_and_no_secret(api: A
         assert shown in page
     for hidden in ("evg_key_", "hush-hush", f"signing-secret-of-{TENANT}"):
         assert hidden not in page
+
+
+async def test_an_integrations_failures_by_cause_and_no_word_of_a_provider_as_markup(api: Api):
+    connection, key = await api.active_for("boss", Action.ADMIN)
+    browser = await at_console(api, key)
+    assert "No connection fails." in await browser.page("/console/integrations/crm")
+    now, said = api.clock.now(), "<script>alert(1)</script> unknown client"
+    await api.change(
+        connection, lambda row: row.refresh_failed(ErrorCode.PROVIDER_ERROR, now, token_over=False)
+    )
+    words = {
+        "reason": "provider_error",
+        "provider_said": {"status": 400, "error": "<b>", "description": said},
+    }
+    entry = AuditEntry(
+        tenant=TENANT,
+        at=now,
+        action=AuditAction.REFRESH_FAILED,
+        object=connection.id,
+        context=RequestContext(by="worker"),
+        detail=words,
+    )
+    async with api.worker.write() as tx:
+        await audit.append(tx, entry)
+    page = await browser.page("/console/integrations/crm")
+    assert "<script>alert" not in page
+    assert "<b>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; unknown client" in page
+    for shown in ("provider_error", "HTTP 400", "a worker", "the only connection here", "Decided"):
+        assert shown in page, shown
 
 
 async def test_the_catalogue_is_found_by_name_and_shows_its_evidence(api: Api):

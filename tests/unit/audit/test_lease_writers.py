@@ -150,26 +150,41 @@ async def test_a_lease_waits_for_another_process_that_writes(
         await lease
 
 
+def checkpoint_number(log: Path) -> bytes:
+    """Number and salt in the header of SQLite's write-ahead log: others once it has been begun anew."""
+    return log.read_bytes()[12:20]
+
+
 async def test_the_write_ahead_log_is_copied_beside_the_commits_and_begun_anew(
     store: Store, clock: Any, database_url: str, monkeypatch: pytest.MonkeyPatch
 ):
     if not store.is_sqlite:
         pytest.skip("of SQLite")
     monkeypatch.setattr(sqlite, "_CHECKPOINT_S", 0.005)
-    monkeypatch.setattr(sqlite, "_LONGEST_LOG", 50)
     connection, app = await granted(store), await an_app_of(store)
     ledger = LeaseLedger(store, "lease-1", clock)
     await ledger.start()
     log = file_of(database_url).with_name("evergrant.db-wal")
-    written = 0
+    log_numbers = set[bytes]()
     async with asyncio.timeout(PATIENCE_S):
-        while written < 2_000_000:  # bytes of details alone
+        while len(log_numbers) < 3:  # what is copied twice lets leases write at the log's beginning
             await ledger.record(a_claim(connection, app, scopes=("s" * 7_000,)))
-            written += 7_000
-    size = log.stat().st_size
+            log_numbers.add(await asyncio.to_thread(checkpoint_number, log))
     await ledger.stop()
-    assert size < written
     assert (await audit.verify_log(store, ACME)).ok
+
+
+async def test_who_writes_next_begins_a_long_log_anew(store: Store, ledger: LeaseLedger, database_url: str):
+    checkpoints = sqlite_writer(ledger)._kept._database.checkpoints
+    connection, app = await granted(store), await an_app_of(store)
+    log = file_of(database_url).with_name("evergrant.db-wal")
+    numbers = list[bytes]()
+    await asyncio.to_thread(checkpoints.end)  # nothing else begins it anew
+    for is_long in (False, False, True):
+        checkpoints.log_is_long = is_long
+        await ledger.record(a_claim(connection, app))
+        numbers.append(await asyncio.to_thread(checkpoint_number, log))
+    assert numbers[0] == numbers[1] != numbers[2]
 
 
 async def test_leases_are_written_at_once_also_of_several_tenants_and_with_last_uses(

@@ -179,6 +179,41 @@ async def test_forbidden_issuer_refused(issuer: str, code: ErrorCode) -> None:
         await discover(Egress(EgressPolicy()), issuer)
 
 
+@pytest.mark.parametrize(
+    ("listed", "usable"),
+    [
+        (["https://api.example"], ("https://api.example",)),
+        (["https://api.example", "https://api.example"], ("https://api.example",)),
+        (["https://api.example/v1?a=b", "https://b.example:9443"], ("https://api.example/v1?a=b", "https://b.example:9443")),
+        (["https://api.example", "http://api.example"], ()),
+        (["https://api.example#v1"], ()),
+        (["https://ann@api.example"], ()),
+        (["https://api.example/a b"], ()),
+        (["https://ápi.example"], ()),
+        (["https://"], ()),
+        (["https://[", "https://api.example"], ()),
+        (["urn:example:api"], ()),
+        (["https://api.example/" + "x" * 3000], ()),
+        ([f"https://api-{number}.example" for number in range(21)], ()),
+        (["https://api.example", 7], ()),
+        ("https://api.example", ()),
+        ([], ()),
+        (None, ()),
+    ],
+)  # fmt: skip
+async def test_rfc9728_4_resources_of_an_issuer_are_read_and_any_other_entry_makes_the_list_unusable(
+    listed: Any, usable: tuple[str, ...]
+) -> None:
+    async with ScriptedProvider(metadata={"protected_resources": listed}) as idp:
+        assert (await discover(egress_to(idp), idp.issuer)).protected_resources == usable
+
+
+async def test_a_resource_on_this_machine_is_one_where_egress_allows_it() -> None:
+    async with ScriptedProvider() as idp:
+        idp.metadata["protected_resources"] = [idp.url("api")]
+        assert (await discover(egress_to(idp), idp.issuer)).protected_resources == (idp.url("api"),)
+
+
 async def test_server_without_code_grant_has_no_authorization_endpoint() -> None:
     only = {"grant_types_supported": ["client_credentials"], "code_challenge_methods_supported": ["plain"]}
     async with ScriptedProvider(metadata=only) as idp:
@@ -208,6 +243,7 @@ PINNED = Endpoints(
         ({"resource": "https://mcp.example/other"}, "another resource: https://mcp.example/other"),
         ({}, None),
         ({"resource_scopes": ("read", "write")}, None),
+        ({"protected_resources": ("https://api.example", "https://b.example")}, None),
         ({"token_endpoint": "https://IDP.example/v2/token"}, None),
         ({"introspection_endpoint": "https://idp.example/introspect"}, None),
         ({"token_auth_methods": ("client_secret_basic", "private_key_jwt")}, None),

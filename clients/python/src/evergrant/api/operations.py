@@ -398,6 +398,12 @@ class Operations:
         An OAuth client at a provider. Secret and key are write-only; None keeps the stored ones.
         """
 
+    @sends("GET", "/v1/integrations/{integration}/health", models.IntegrationHealth)
+    def integration_health(self, integration: str) -> None:
+        """What fails at an integration: by cause, with the provider's words, since when, and whose turn it
+        is.
+        """
+
     @sends("DELETE", "/v1/integrations/{integration}/security-events", None)
     def delete_event_receiver(self, integration: str) -> None:
         """Delete the receiver with its secret. Its URL then answers 404."""

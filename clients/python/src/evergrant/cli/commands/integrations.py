@@ -5,10 +5,10 @@ from datetime import timedelta
 
 from cyclopts import App, Parameter
 
-from evergrant.api.models import Integration
+from evergrant.api.models import FailureCause, Integration
 from evergrant.cli.arguments import InputFile, Scopes, Seconds, name_and_value, read_secret
 from evergrant.cli.options import DEFAULTS, Options, if_there
-from evergrant.cli.tables import Format, members_of, show_one
+from evergrant.cli.tables import Format, Row, members_of, row_of, show_one, show_rows
 from evergrant.cli.verbs import verb
 from evergrant.errors import BadRequest
 from evergrant.sync_client import Evergrant
@@ -16,6 +16,18 @@ from evergrant.sync_client import Evergrant
 _INTEGRATIONS = ("name", "provider", "client_id", "state", "problem")
 _RESERVED = ("name", "provider", "state", "redirect_uri")
 _PUT = ("name", "provider", "client_id", "default_scopes", "state", "problem", "redirect_uri")
+_HEALTH = ("name", "provider", "state", "problem")
+_COUNTS = ("active", "failing", "needs_reauth", "pending_consent", "revoking")
+_CAUSE = (
+    "code",
+    "connections",
+    "repairer",
+    "since",
+    "next_step",
+    "next_at",
+    "provider_said",
+    "connection_id",
+)
 
 integrations = App(name="integrations")
 
@@ -44,6 +56,38 @@ verb(
     "roll_client_secret_back",
     "Make the client secret from before the rotation the only one again.",
 )
+
+
+@integrations.command
+def health(name: str, /, *, options: Options = DEFAULTS) -> None:
+    """Show what fails at an OAuth client: by cause, in the provider's words, since when, whose turn it is.
+
+    A cause whose `is_sole` is true can't be decided yet: it is the only connection, and the provider refuses
+    it by an unknown error. `-o json` has every member, such as the repair.
+    """
+    with options.client() as client:
+        integration = client.integration_health(name)
+    if options.output is not Format.TABLE:
+        show_one(integration, options.output)
+        return
+    counts = {count: getattr(integration, count) for count in _COUNTS}
+    if not integration.complete:
+        counts = {
+            count: number if count == "failing" else f"at least {number}" for count, number in counts.items()
+        }
+    show_one({**members_of(integration, _HEALTH), **counts}, options.output)
+    print()
+    show_rows(map(_cause_row, integration.causes), _CAUSE, options.output)
+
+
+def _cause_row(cause: FailureCause) -> Row:
+    """A cause with the provider's words in one cell, the most frequent first."""
+    words = [
+        " ".join(filter(None, (str(said.status or ""), said.error, said.description)))
+        for said in cause.provider_said
+    ]
+    step = "can't be decided yet: the only connection" if cause.is_sole else cause.next_step
+    return {**row_of(cause), "provider_said": "; ".join(words) or None, "next_step": step}
 
 
 @integrations.command
