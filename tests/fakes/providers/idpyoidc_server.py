@@ -116,8 +116,8 @@ def main() -> None:
                 "allowed_scopes": ["read"],
             }
         if "end_grants_of" in wanted:
-            sessions = context.session_manager
-            sessions.revoke_sub_tree(sessions.encrypted_session_id(wanted["end_grants_of"], CLIENT, "any"), 0)
+            for grant in context.session_manager.grants(path=[wanted["end_grants_of"], CLIENT]):
+                grant.revoke_token()  # all of them
         return JSONResponse({"client_id": CLIENT, "client_secret": SECRET})
 
     routes = [
