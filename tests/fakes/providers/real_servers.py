@@ -284,6 +284,16 @@ class Idpyoidc(ControlledServer):
         return sys.executable, ["-m", "tests.fakes.providers.idpyoidc_server"]
 
 
+class Authlib(ControlledServer):
+    """`invalid_request` for a user who is disabled."""
+
+    name = "authlib"
+
+    @classmethod
+    def command(cls, folder: Path) -> tuple[str, list[str]]:
+        return sys.executable, ["-m", "tests.fakes.providers.authlib_server"]
+
+
 class Jmondi(ControlledServer):
     """@jmondi/oauth2-server: `invalid_request` for a spent or ended token, and no metadata."""
 
@@ -337,6 +347,7 @@ REAL_SERVERS: tuple[type[RealServer], ...] = (
     OidcProviderServer,
     DjangoOidcProvider,
     Idpyoidc,
+    Authlib,
     Jmondi,
     CloudflareWorkersOAuthProvider,
 )
