@@ -131,6 +131,7 @@ def test_a_body_says_how_long_to_wait(wait: dict[str, Any], body: Any, seconds: 
         ("Invalid refresh_token", "refresh", OVER),
         ("Token has been revoked", "refresh", OVER),
         ("The token expired.", "refresh", OVER),
+        ("There is no 'user' for this token.", "refresh", OVER),
         ("Token expired for this request", "refresh", OURS),
         ("The access token has expired", "refresh", OURS),
         ("Token has been revoked", "exchange", OURS),
