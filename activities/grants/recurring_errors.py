@@ -6,29 +6,38 @@
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from activities.grants import GrantServices
 from activities.grants.token_request import introspect_grant, supports_introspection
 from activities.single_use.intent import open_attempt
 from activities.support.provider_context import ProviderContext
 from activities.support.transactions import append_audit, commit_with_retries, is_taken_over, load_connection
-from evergrant_server.core.audit import AuditAction
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
+from evergrant_server.core.integrations import Rotation
 from evergrant_server.core.messages.activities import GrantResult, RefreshGrant
 from evergrant_server.core.provider_events import IntrospectionFinding
 from evergrant_server.core.provider_words import words_in
-from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
-from evergrant_server.core.single_use.recurring_errors import ErrorKind, RecurringError
+from evergrant_server.core.secret import Secret
+from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, is_safe_to_resend
+from evergrant_server.core.single_use.recurring_errors import ErrorKind, RecurringError, UndecidedRefusals
 from evergrant_server.store import Transaction
+from providers.requests.sender import SendFailed
 from providers.responses.error_mapping import UnreadableTokens
-from providers.responses.reply_error import PassingError, UnnamedRefusal
+from providers.responses.reply_error import PassingError, UnknownRefusal, UnnamedRefusal
 
 _INTROSPECTION_TIMEOUT_S = 10.0  # the activity has half a minute after the reply
 _TOKEN_ACTIVE = {
     IntrospectionFinding.REFRESH_TOKEN_ACTIVE: True,
     IntrospectionFinding.REFRESH_TOKEN_INACTIVE: False,
 }
+# Members of audit records: of a refresh that failed, for the next one of the same token, and of one that
+# worked.
+_ANSWER_LOST, _UNDECIDED, _ROTATED = "answer_lost", "undecided", "rotated"
 
 
 @dataclass(frozen=True)
@@ -40,26 +49,81 @@ class AnsweredError:
     kind: ErrorKind
     code: ErrorCode
     repeated: bool = False  # the refresh before it failed with the same code
+    undecided: UndecidedRefusals | None = None  # None: it says whose turn it is, or is no refusal
+    answer_lost: bool = False  # no answer came to an earlier use of the token
+
+
+@dataclass(frozen=True)
+class FailedRefresh:
+    """A refresh that failed, and what the audit log says of those of the same token before it."""
+
+    attempt: Attempt
+    failure: Failure
+    outcome: AttemptOutcome | None
+    answer_lost: bool = False  # of this use or an earlier one
+    undecided: UndecidedRefusals | None = None
+
+    @property
+    def detail(self) -> dict[str, object]:
+        """What its audit record has, beside the provider's words, for the next one."""
+        detail: dict[str, object] = {_ANSWER_LOST: True} if self.answer_lost else {}
+        if self.undecided is not None:
+            since, answered = self.undecided.since, self.undecided.answered_since
+            moments = {"since": since.isoformat(), "answered_since": answered.isoformat()}
+            detail[_UNDECIDED] = {"answer": self.undecided.answer, **moments}
+        return detail
+
+
+async def failed_refresh(
+    tx: Transaction,
+    current: Connection,
+    row: Attempt,
+    failure: Failure,
+    outcome: AttemptOutcome | None,
+    answer: str | None,
+    now: datetime,
+) -> FailedRefresh:
+    """A failed refresh beside the one before it; `answer`: its reply as `comparable_answer` writes it."""
+    record = await audit.newest_record(tx, current.tenant, current.id, AuditAction.REFRESH_FAILED)
+    since, _ = await _failing_since(tx, row)
+    before = record if record is not None and record.at >= since else None
+    used_before = before is None and (row.sends > 1 or await is_taken_over(tx, row))  # by a worker that died
+    lost = outcome is None and isinstance(failure, SendFailed)
+    lost = lost or used_before or (before is not None and bool(before.detail.get(_ANSWER_LOST)))
+    undecided = None
+    if answer is not None and isinstance(failure, UnknownRefusal):
+        earlier = None if before is None else _undecided_in(before)
+        undecided = UndecidedRefusals(now, answer, now)
+        if earlier is not None and before is not None:
+            undecided = earlier.followed_by(answer, now, before.at)
+    return FailedRefresh(row, failure, outcome, lost, undecided)
+
+
+def _undecided_in(record: AuditRecord) -> UndecidedRefusals | None:
+    detail = record.detail.get(_UNDECIDED)
+    if detail is None:
+        return None
+    since, answered = (datetime.fromisoformat(detail[name]) for name in ("since", "answered_since"))
+    return UndecidedRefusals(since, detail["answer"], answered)
 
 
 async def answered_error(
-    tx: Transaction,
-    context: ProviderContext,
-    row: Attempt,
-    current: Connection,
-    failure: Failure,
-    outcome: AttemptOutcome | None,
+    tx: Transaction, context: ProviderContext, current: Connection, failed: FailedRefresh
 ) -> AnsweredError | None:
     """The error of a refresh; None: no reply came, or it says that the grant has ended, or to wait.
 
-    Its code is another than the reply's where the same client's requests have worked: then the admin
-    can't repair them.
+    Its code is another than the reply's where the same client's requests have worked, or where another use
+    may have spent the token: then the admin can't repair it.
     """
-    kind = _kind_of(failure, outcome)
+    row, failure = failed.attempt, failed.failure
+    kind = _kind_of(failure, failed.outcome)
     if kind is None:
         return None
-    error = AnsweredError(row, failure, kind, failure.code)
-    if (await _load(tx, context, current, error)).is_of_one_grant:
+    error = AnsweredError(
+        row, failure, kind, failure.code, undecided=failed.undecided, answer_lost=failed.answer_lost
+    )
+    facts = await _load(tx, context, current, error)
+    if facts.is_of_one_grant or (facts.may_be_spent and failed.undecided is not None):
         error = replace(error, code=ErrorCode.PROVIDER_ERROR)
     return replace(error, repeated=current.last_failure is error.code)
 
@@ -75,18 +139,25 @@ def _kind_of(failure: Failure, outcome: AttemptOutcome | None) -> ErrorKind | No
     return ErrorKind.REFUSED if refused and not isinstance(failure, PassingError) else ErrorKind.OTHER
 
 
+async def _failing_since(tx: Transaction, row: Attempt) -> tuple[datetime, datetime]:
+    """When the first use of this refresh token that brought no tokens was sent or refused, and when the first
+    was refused."""
+    first = await tx.attempts.first_refused(row.tenant, row.connection_id, row.from_generation) or row
+    refused_since = first.closed_at or first.opened_at
+    return min(refused_since, row.first_opened_at), refused_since
+
+
 async def _load(
     tx: Transaction, context: ProviderContext, current: Connection, error: AnsweredError
 ) -> RecurringError:
     """The error beside what the store knows of this connection's refreshes and of the others'."""
-    row, tenant = error.attempt, current.tenant
-    first = await tx.attempts.first_refused(tenant, current.id, row.from_generation) or row
-    refused_since = first.closed_at or first.opened_at
-    since = min(refused_since, row.first_opened_at)
+    row, tenant, undecided = error.attempt, current.tenant, error.undecided
+    since, refused_since = await _failing_since(tx, row)
     worked_at = await tx.attempts.newest_refresh(tenant, current.integration_id)
     # Others' failures count from this connection's first one on: the newest success of a busy integration is
     # always recent.
     after = None if worked_at is None else min(worked_at, since)
+    spent = undecided is not None and await _may_be_spent_at_rotation(tx, context, current, row)
     return RecurringError(
         kind=error.kind,
         repeated=error.repeated,
@@ -97,7 +168,47 @@ async def _load(
         others_worked=await tx.attempts.refreshes_of_others(current, since),
         others_fail=await tx.connections.others_fail(current, after),
         others_refused=after is not None and await tx.connections.others_refused(current, after),
+        undecided_since=None if undecided is None else undecided.since,
+        may_be_spent=spent,
+        answer_lost=error.answer_lost,
+        others_fail_as_well=undecided is not None
+        and await tx.connections.others_fail(current, undecided.since),
     )
+
+
+async def _may_be_spent_at_rotation(
+    tx: Transaction, context: ProviderContext, current: Connection, row: Attempt
+) -> bool:
+    """True when another use may have been served, at a provider that takes a refresh token once."""
+    rules = context.integration.refresh
+    if is_safe_to_resend(rules, row, row.opened_at):
+        return False
+    if not await may_be_spent_by_another_use(tx, context, row):
+        return False
+    return rules.rotation is not Rotation.UNKNOWN or await _rotates(tx, current)
+
+
+def rotation_seen(context: ProviderContext, sent: Secret | None, tokens: TokenSet) -> dict[str, object]:
+    """What the audit record of a refresh has of the provider's rotation, where its definition doesn't say.
+
+    `sent` is the refresh token that was sent; None: the reply comes from a journal.
+    """
+    known = context.integration.refresh.rotation is not Rotation.UNKNOWN
+    if known or sent is None or tokens.refresh_token is None:
+        return {}
+    return {_ROTATED: tokens.refresh_token.reveal() != sent.reveal()}
+
+
+async def _rotates(tx: Transaction, current: Connection) -> bool:
+    """True when the newest refresh of the connection, else of its integration, brought another refresh
+    token."""
+    newest = await tx.attempts.newest_refreshed(current.tenant, current.integration_id)
+    for connection_id in filter(None, (current.id, newest)):
+        refreshed = AuditAction.GRANT_REFRESHED
+        record = await audit.newest_record(tx, current.tenant, connection_id, refreshed)
+        if record is not None:
+            return bool(record.detail.get(_ROTATED))
+    return False
 
 
 async def may_be_spent_by_another_use(tx: Transaction, context: ProviderContext, row: Attempt) -> bool:

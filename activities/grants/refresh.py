@@ -12,6 +12,7 @@ from activities.grants import GrantServices
 from activities.grants.account_check import with_believed_account
 from activities.grants.client_grants import client_grant_token_request, read_client_grant_tokens
 from activities.grants.client_secrets import is_client_refused
+from activities.grants.control_request import answer_of
 from activities.grants.late_tokens import keep_late_tokens, signal_changed, signal_rotate
 from activities.grants.narrowing import (
     is_narrowing_refused,
@@ -22,8 +23,10 @@ from activities.grants.narrowing import (
 from activities.grants.recurring_errors import (
     AnsweredError,
     answered_error,
+    failed_refresh,
     may_be_spent_by_another_use,
     reconnect_if_it_recurs,
+    rotation_seen,
 )
 from activities.grants.replaced_grants import keep_overtaken_tokens
 from activities.grants.spend import GrantSpend, spend
@@ -59,12 +62,14 @@ from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import GrantResult, RefreshGrant
 from evergrant_server.core.provider_words import words_in
+from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.store.connections.context_rows import Renewal
 from evergrant_server.telemetry import metrics
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
+from providers.responses.reply_error import PassingError
 from providers.responses.token_response import read_tokens
 
 
@@ -161,7 +166,9 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
     breakers: CircuitBreakers | None = None  # None: the reply comes from a journal
     turn: Turn | None = None
     error: AnsweredError | None = field(default=None, init=False)  # it may come back
+    _answer: str | None = field(default=None, init=False)  # the reply as it is compared with others
     _permit: BreakerPermit | None = field(default=None, init=False)
+    _sent: Secret | None = field(default=None, init=False)  # the refresh token, if this process sent it
 
     kind = AttemptKind.REFRESH
 
@@ -189,7 +196,7 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         if exchange is None and context.spec.refresh_supported and grant is not None and grant.refreshable:
             refresh_token = context.tokens.refresh_token()
             if refresh_token is not None:
-                rules = context.integration.refresh
+                self._sent, rules = refresh_token, context.integration.refresh
                 return RefreshTokenRequest(context, rules, refresh_token, self.call.scopes)
         return await self._without_refresh_token()
 
@@ -239,6 +246,10 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         elif ended is not None and ended.failure is not None:
             outcome = str(ended.failure)
         metrics.record_refresh(self.context.spec.name, outcome, seconds)
+
+    def judge(self, reply: RawReply, came_at: datetime) -> TokenSet:
+        self._answer = answer_of(reply, self._sent)
+        return super().judge(reply, came_at)
 
     def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
         """Raises as `read_tokens`."""
@@ -292,8 +303,8 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         if may_be_invalid:
             await signal_rotate(tx, request, row, now)
         await record_recovery(tx, request, current, now)
-        action, detail = AuditAction.GRANT_REFRESHED, refreshed_detail(request, tokens, grant)
-        await append_audit(tx, request, action, now, **detail)
+        detail = refreshed_detail(request, tokens, grant) | rotation_seen(context, self._sent, tokens)
+        await append_audit(tx, request, AuditAction.GRANT_REFRESHED, now, **detail)
         return context.grant_result(saved, grant)
 
     async def _replace_grant(
@@ -336,8 +347,9 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
                 await signal_rotate(tx, request, row, now)
             await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, reason=code, superseded=True)
             return await self._stored_result(tx, current)
+        failed = await failed_refresh(tx, current, row, failure, outcome, self._answer, now)
         if not self.provisional:
-            self.error = await answered_error(tx, self.context, row, current, failure, outcome)
+            self.error = await answered_error(tx, self.context, current, failed)
             code = self.error.code if self.error else code
         refused = failure.kind is FailureKind.RECONNECT_NEEDED and not self.provisional
         if refused and current.state is LifecycleState.ACTIVE:
@@ -347,7 +359,8 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
             grant = self.context.grant
             expired = request.token_over or (grant is not None and not grant.is_valid(now))
             await record_refresh_failure(tx, request, current, code, now, token_over=expired)
-            await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, reason=code, **words_in(failure))
+            detail = {"reason": code, **words_in(failure), **failed.detail}
+            await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, **detail)
         if current.state is LifecycleState.REVOKING:
             return GrantResult(state=LifecycleState.REVOKING)
         return GrantResult(
@@ -355,7 +368,8 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
             failure=code,
             retry_after=failure.retry_after,
             client_refused=is_client_refused(failure),
-            unknown_error=outcome is AttemptOutcome.REFUSED,
+            unknown_error=outcome is AttemptOutcome.REFUSED and not isinstance(failure, PassingError),
+            answer_lost=outcome is None and isinstance(failure, SendFailed),
         )
 
     async def _code_of(self, tx: Transaction, row: Attempt, failure: Failure) -> ErrorCode:

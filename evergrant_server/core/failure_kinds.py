@@ -35,6 +35,16 @@ class RetryAdvice(StrEnum):
     BACKOFF = "backoff"  # grows with each failure, honours Retry-After
 
 
+class FailureCause(StrEnum):
+    """Why refreshes of a connection fail: each cause has a schedule, and counts its own failures."""
+
+    OUTAGE = "outage"  # the provider answered with its own trouble, or nothing was sent to it
+    LOST_ANSWER = "lost_answer"  # the request may have been served, and no answer came
+    REFUSAL = "refusal"  # the provider refused the grant by an error that doesn't say whose turn it is
+    REPAIR = "repair"  # an admin has to repair something first
+    PLATFORM = "platform"  # Evergrant's own: nothing was sent
+
+
 @dataclass(frozen=True)
 class FailureRule:
     """One row of the table: what a code means for retries, the wire and the reader."""

@@ -39,7 +39,14 @@ from providers.responses.raw_reply import (
     stated_wait,
     value_at,
 )
-from providers.responses.reply_error import PassingError, UnnamedRefusal, body_text, error_in, rule_of
+from providers.responses.reply_error import (
+    PassingError,
+    UnknownRefusal,
+    UnnamedRefusal,
+    body_text,
+    error_in,
+    rule_of,
+)
 from providers.responses.reply_words import description_of, words_of_reply
 
 # RFC 6749 section 5.2, RFC 7009 section 2.2.1, and the name several providers use for 3.1.2.4
@@ -217,6 +224,8 @@ def reading_of(
         return Reading(_code_of(means, at), field, rule if field == "error_rules" else None, means)
     if error in _PASSING_ERRORS:
         return Reading(ErrorCode.PROVIDER_ERROR, "RFC 6749 section 4.1.2.1", means="passing")
+    if status == 408:
+        return Reading(ErrorCode.PROVIDER_ERROR, "RFC 9110 section 15.5.9", means="passing")
     if status >= 500:
         return Reading(ErrorCode.PROVIDER_ERROR, "RFC 9110 section 15.6")
     known = _by_description(spec, reply, error, at) or _by_standard(error, at)
@@ -280,8 +289,11 @@ def _class_of_error(reading: Reading, reply: RawReply, error: str | None) -> typ
     if reading.means == "passing" or still_alive:
         return PassingError
     markup = reply.body.lstrip().startswith(b"<")  # a gateway's page
-    unnamed = reply.status == 400 and not markup and (not error or error == "invalid_request")
-    return UnnamedRefusal if unnamed and reading.means is None else ReplyFailure
+    if markup or reading.means is not None or not 400 <= reply.status < 500:
+        return ReplyFailure
+    if reply.status == 400 and (not error or error == "invalid_request"):
+        return UnnamedRefusal
+    return UnknownRefusal if reading.code is ErrorCode.PROVIDER_ERROR else ReplyFailure
 
 
 def _challenges_client(headers: dict[str, str]) -> bool:

@@ -29,7 +29,12 @@ class PassingError(ReplyFailure):
     """A reply whose error says that the provider can't serve the request now, with any status."""
 
 
-class UnnamedRefusal(ReplyFailure):
+class UnknownRefusal(ReplyFailure):
+    """A 4xx that is no page, and whose error neither a definition nor a standard knows, or that of any
+    malformed request: it doesn't say whether our client, its request or the token is refused."""
+
+
+class UnnamedRefusal(UnknownRefusal):
     """A 400 that doesn't say what is refused, our client, its request or the token: it names no error, or
     the one of any malformed request (RFC 6749 section 5.2)."""
 

@@ -12,7 +12,14 @@ from evergrant_server.access.context import ApiContext, integration_spec
 from evergrant_server.api.connections.create import ConnectionSetup
 from evergrant_server.api.connections.models import ConnectionBody, ConnectionList, ConnectionView, LiveView
 from evergrant_server.api.connections.scopes import require_source_permit, take_over_exchange
-from evergrant_server.api.connections.view import add_device_code, connection_view, device_view, provider_said
+from evergrant_server.api.connections.view import (
+    DESCRIBE_TIMEOUT_S,
+    add_device_code,
+    add_next_step,
+    connection_view,
+    device_view,
+    provider_said,
+)
 from evergrant_server.api.http.call import ApiCall, Call, Command, CommandResponse
 from evergrant_server.api.http.models import PageCursor, PageLimit, UtcDatetime
 from evergrant_server.core.access import Action
@@ -30,7 +37,6 @@ router = APIRouter(tags=["connections"])
 
 _SCAN_ROWS = 200  # rows read at a time while filtering by permits
 _MAX_SCANS = 25
-_DESCRIBE_TIMEOUT_S = 1.0  # how long a read waits for the workflow's description
 _LIVE_TIMEOUT_S = 2.0  # the same with `live=true`
 
 
@@ -41,7 +47,11 @@ _LIVE_TIMEOUT_S = 2.0  # the same with `live=true`
     responses={200: {"model": ConnectionView, "description": "The connection exists already"}},
 )
 async def create_connection(body: ConnectionBody, call: Command) -> Response:
-    """Create a connection, or return the existing one. Send the subject to `connect_url`."""
+    """Create a connection, or return the existing one. Send the subject to `connect_url`.
+
+    While the refreshes of an active one fail, `next_action` says what the next try decides, and `next_at`
+    when it comes: until then nobody has to act, unless `repairer` names a person.
+    """
 
     async def create(tx: Transaction) -> CommandResponse:
         if body.source is not None:
@@ -57,7 +67,7 @@ async def create_connection(body: ConnectionBody, call: Command) -> Response:
 
     # the request hash must not cover secrets
     sent = body.__replace__(subject_token=None, credential=None)
-    return await add_device_code(call, await call.run(sent, create))
+    return await add_next_step(call, await add_device_code(call, await call.run(sent, create)))
 
 
 @router.get("/v1/connections")
@@ -192,7 +202,7 @@ async def get_connection(
     action = _awaited_action(connection)
     described = None
     if live or action is None:
-        timeout = _LIVE_TIMEOUT_S if live else _DESCRIBE_TIMEOUT_S
+        timeout = _LIVE_TIMEOUT_S if live else DESCRIBE_TIMEOUT_S
         with suppress(Failure):  # then the view has what the store knows
             described = await api.link.describe(connection.tenant, connection.id, timeout=timeout)
     if described is not None:

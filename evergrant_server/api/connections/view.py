@@ -4,6 +4,7 @@ A worker requests device codes, the API shows them (ADR 0008). What a provider s
 refusal is for admins, and comes from the audit log.
 """
 
+from contextlib import suppress
 from datetime import datetime
 
 from evergrant_server import audit
@@ -21,12 +22,13 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus, reference_of
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import FollowUp
-from evergrant_server.core.errors import FAILURES, ErrorCode
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ConsentId
 from evergrant_server.core.provider_words import PROVIDER_SAID
 from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 
+DESCRIBE_TIMEOUT_S = 1.0  # how long a read waits for the workflow's description
 _MAX_WAIT_S = 5.0
 _AWAITING_CONSENT = (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
 _REFUSALS = (
@@ -115,6 +117,24 @@ async def add_device_code(call: ApiCall, answer: CommandResponse) -> CommandResp
     longest = min(_MAX_WAIT_S, call.api.settings.lease_wait.total_seconds())
     device, _ = await poll_until(look, lambda seen: seen[0] is not None or seen[1], longest)
     return CommandResponse.of(view.__replace__(device=device), answer.status_code)
+
+
+async def add_next_step(call: ApiCall, answer: CommandResponse) -> CommandResponse:
+    """Add what the next try of a failing connection decides, and when it comes: its workflow knows.
+
+    The stored response of the Idempotency-Key has neither: the step is soon another one.
+    """
+    view = ConnectionView.model_validate_json(bytes(answer.body))
+    if view.state is not LifecycleState.ACTIVE or not view.failures:
+        return answer
+    described = None
+    with suppress(Failure):  # then the view has what the store knows
+        link, id = call.api.link, ConnectionId(view.id)
+        described = await link.describe(call.tenant, id, timeout=DESCRIBE_TIMEOUT_S)
+    if described is None:
+        return answer
+    view = view.__replace__(next_action=described.next_step, next_at=described.next_at)
+    return CommandResponse.of(view, answer.status_code)
 
 
 # --- why a connection fails -----------------------------------------------------------

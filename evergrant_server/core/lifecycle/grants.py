@@ -11,7 +11,7 @@ from evergrant_server.core.clock import CLOCK_SKEW, add_time
 from evergrant_server.core.connections.connection import LifecycleState, StateChange, state_after
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
-from evergrant_server.core.lifecycle.schedule import revocation_retry_at
+from evergrant_server.core.lifecycle.schedule import LifecycleRules, revocation_retry_at
 from evergrant_server.core.messages.activities import GrantFacts, GrantResult, RevocationResult
 from evergrant_server.core.messages.connection import ConnectionState, LifecycleEvent
 
@@ -77,6 +77,20 @@ def grant_ends_at(connection: ConnectionState) -> datetime | None:
     return None  # refreshing keeps it alive
 
 
+def silence_ends_at(connection: ConnectionState) -> datetime | None:
+    """When the refresh token ends because nothing uses it; None when no such end is known."""
+    idle_s, obtained_at = connection.refresh_token_idle_s, connection.obtained_at
+    return None if idle_s is None or obtained_at is None else add_time(obtained_at, idle_s)
+
+
+def announced_end(connection: ConnectionState, rules: LifecycleRules) -> datetime | None:
+    """As `grant_ends_at`; while refreshes fail, also the end by silence, which the next one would put off."""
+    ends = [grant_ends_at(connection)]
+    if rules.against_silence and connection.failures and connection.refreshable:
+        ends.append(silence_ends_at(connection))
+    return min((end for end in ends if end is not None), default=None)
+
+
 def is_same_end(first: datetime | None, second: datetime | None) -> bool:
     if first is None or second is None:
         return first is second
@@ -111,6 +125,11 @@ def without_late_tokens(connection: ConnectionState) -> ConnectionState:
     return connection.__replace__(late_attempt=None, verify_late_at=None, late_failures=0)
 
 
+def without_failures(connection: ConnectionState) -> ConnectionState:
+    """The connection as if no refresh had failed since the newest that worked."""
+    return connection.__replace__(failures=0, cause=None, tries=0, outages=0)
+
+
 def grant_facts_of(result: GrantResult) -> dict[str, Any]:
     return {name: getattr(result, name) for name in GrantFacts.model_fields}
 
@@ -122,12 +141,11 @@ def install(
     state = state_after(connection.state, change)
     kept = result.access_generation
     known = kept is not None and 0 < kept <= connection.generation  # a narrower token came beside it
-    after = without_late_tokens(connection).__replace__(
+    after = without_failures(without_late_tokens(connection)).__replace__(
         state=state,
         generation=max(connection.generation, result.generation or 0),
         **grant_facts_of(result),
         leased=True,
-        failures=0,
         retry_at=None,
         caller_retry_at=None,
         postponed_until=None,
@@ -137,7 +155,8 @@ def install(
         account_lookup_at=now if result.account_lookup_needed else None,
         account_lookup_failures=0,
     )
-    if not is_same_end(grant_ends_at(connection), grant_ends_at(after)):
+    end = grant_ends_at(after)
+    if not is_same_end(grant_ends_at(connection), end) or (connection.announced_days and end is None):
         after = after.__replace__(end_known_at=result.obtained_at, announced_days=())
     if LifecycleState.REVOKING in (result.state, state):
         return start_revoking(after, Command.REVOKE)
@@ -146,11 +165,10 @@ def install(
 
 def start_revoking(connection: ConnectionState, command: Command, reason: str | None = None) -> Transition:
     return Transition(
-        connection.__replace__(
+        without_failures(connection).__replace__(
             state=state_after(connection.state, StateChange.REVOCATION_REQUESTED),
             reason=ErrorCode.CONNECTION_REVOKED,
             revoke_reason=connection.revoke_reason or reason,
-            failures=0,
             retry_at=None,
         ),
         command,
@@ -182,12 +200,11 @@ def on_revoked_at_provider(connection: ConnectionState, event: LifecycleEvent, a
     if not has_grant or connection.generation > (event.seen_generation or 0):
         return Transition(connection)
     return Transition(
-        connection.__replace__(
+        without_failures(connection).__replace__(
             state=LifecycleState.NEEDS_REAUTH,
             reason=ErrorCode.GRANT_REVOKED_ELSEWHERE,
             retry_at=None,
             caller_retry_at=None,
-            failures=0,
         )
     )
 

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from evergrant_server.core.connections.connection import LifecycleState, StateChange, state_after
 from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind
+from evergrant_server.core.failure_kinds import FailureCause
 from evergrant_server.core.ids import AttemptId
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
 from evergrant_server.core.lifecycle.grants import (
@@ -16,9 +17,15 @@ from evergrant_server.core.lifecycle.grants import (
     store_is_revoking,
     token_ends_at,
     token_has_ended,
+    without_failures,
     without_late_tokens,
 )
-from evergrant_server.core.lifecycle.schedule import caller_retry_at, next_forced_refresh_at, retry_at
+from evergrant_server.core.lifecycle.schedule import (
+    caller_retry_at,
+    cause_of,
+    next_forced_refresh_at,
+    retry_at,
+)
 from evergrant_server.core.lifecycle.timers import (
     STATES_WITHOUT_GRANT,
     earliest_refresh_at,
@@ -68,30 +75,40 @@ def _installed(connection: ConnectionState, result: GrantResult, at: Moment) -> 
 
 
 def _rejected(connection: ConnectionState, code: ErrorCode) -> ConnectionState:
-    return connection.__replace__(
+    return without_failures(connection).__replace__(
         state=state_after(connection.state, StateChange.REJECTED),
         reason=code,
         refusal=code,
         retry_at=None,
         caller_retry_at=None,
-        failures=0,
     )
 
 
 def _failed(connection: ConnectionState, result: GrantResult, code: ErrorCode, at: Moment) -> ConnectionState:
-    failures, now, expires_at = connection.failures + 1, at.now, connection.expires_at
+    now, expires_at = at.now, connection.expires_at
     refused, retry_after = result.unknown_error, result.retry_after
-    again = retry_at(now, failures, code, retry_after, at.rules, at.share, refused=refused)
+    connection = _with_failure(connection, cause_of(code, refused=refused, answer_lost=result.answer_lost))
+    tries = connection.tries if at.rules.counts_by_cause else connection.failures
+    again = retry_at(now, tries, code, retry_after, at.rules, at.share, refused=refused)
     if code is ErrorCode.REFRESH_PENDING and expires_at is not None and now < expires_at:
         # an attempt of unknown outcome may be decided once the token is over: callers wait for that
         again = min(again, expires_at + at.rules.first_backoff)
     return connection.__replace__(
-        failures=failures,
         retry_at=again,
         caller_retry_at=caller_retry_at(now, again, code, retry_after, at.rules, refused=refused),
         reason=code,
         refusal=code,
     )
+
+
+def _with_failure(connection: ConnectionState, cause: FailureCause) -> ConnectionState:
+    """The connection with one more failed refresh. A new cause begins its count anew; an outage goes on
+    counting, so that a provider that answers now and then isn't asked as if it had just failed."""
+    outages = connection.outages + (cause is FailureCause.OUTAGE)
+    tries = connection.tries + 1 if cause is connection.cause else 1
+    if cause is FailureCause.OUTAGE:
+        tries = outages
+    return connection.__replace__(failures=connection.failures + 1, cause=cause, tries=tries, outages=outages)
 
 
 def on_late_tokens_received(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
@@ -138,7 +155,7 @@ def _dropped_late_tokens(connection: ConnectionState) -> ConnectionState:
     """First tokens that are waited for are requested again when they would have been."""
     if connection.waiting_consent is not None:
         return without_late_tokens(connection)
-    return without_late_tokens(connection).__replace__(retry_at=None, failures=0)
+    return without_failures(without_late_tokens(connection)).__replace__(retry_at=None)
 
 
 _MOST_WAITING_CALLERS = 100  # the answer to a later one says that no further answer follows

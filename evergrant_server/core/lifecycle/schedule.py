@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from evergrant_server.core.clock import add_time
 from evergrant_server.core.errors import FAILURES, ErrorCode, RetryAdvice
+from evergrant_server.core.failure_kinds import FailureCause
 from evergrant_server.core.model import FrozenModel
 
 
@@ -28,6 +29,8 @@ class LifecycleRules(FrozenModel):
     consent_grace: timedelta = timedelta(minutes=1)  # a callback at the deadline still gets through
     longest_history: int = 2000  # events after which a run continues as new; Temporal's own limit is higher
     announce_days: tuple[int, ...] = (14, 3, 1)  # before a grant ends that no refresh extends
+    # also a grant without an expiry is refreshed before it ends by silence, and that end is announced too
+    against_silence: bool = False
 
     first_backoff: timedelta = timedelta(seconds=2)
     backoff_growth: float = 4.0
@@ -42,10 +45,13 @@ class LifecycleRules(FrozenModel):
     repaired_spread: timedelta = timedelta(minutes=1)  # over which a fleet tries what an admin has repaired
     first_refused: timedelta = timedelta(minutes=1)  # the provider's error has a name that isn't known
     refused_growth: float = 6.0
+    first_refusals: int = 1  # in a row, before the wait for the next try grows
     longest_refused: timedelta = timedelta(hours=12)
     forced_interval: timedelta = timedelta(minutes=5)  # after a 401 report, doubled while that doesn't help
     longest_forced_interval: timedelta = timedelta(hours=6)
     forced_forgotten: timedelta = timedelta(days=1)
+    # the waits grow with the failures of one cause in a row; False: with all failures in a row
+    counts_by_cause: bool = False
 
 
 RULES: dict[int, LifecycleRules] = {
@@ -55,6 +61,17 @@ RULES: dict[int, LifecycleRules] = {
     2: LifecycleRules(longest_history=500),
     # Tokens of one import or one outage expire together: a minute is too short for some thousand refreshes.
     3: LifecycleRules(longest_history=500, lifetime_spread=0.1),
+    # A first refusal after an outage came hours later, and a subject waited for it: see ADR 0092.
+    # Salesforce's replies have no expiry, and its refresh tokens end after 30 idle days: see ADR 0097.
+    4: LifecycleRules(
+        longest_history=500,
+        lifetime_spread=0.1,
+        counts_by_cause=True,
+        first_refused=timedelta(seconds=40),
+        first_refusals=2,
+        longest_refused=timedelta(hours=4),
+        against_silence=True,
+    ),
 }
 NEWEST_RULES = max(RULES)
 
@@ -108,6 +125,17 @@ def keep_alive_at(obtained_at: datetime, idle_s: float, rules: LifecycleRules, s
     return add_time(obtained_at, idle * rules.keep_alive_share * (1 - 0.1 * share))
 
 
+def cause_of(code: ErrorCode, *, refused: bool, answer_lost: bool) -> FailureCause:
+    """The cause of a failed refresh."""
+    if FAILURES[code].retry is RetryAdvice.AFTER_REPAIR:
+        return FailureCause.REPAIR
+    if refused:
+        return FailureCause.REFUSAL
+    if answer_lost or code is ErrorCode.REFRESH_PENDING:
+        return FailureCause.LOST_ANSWER
+    return FailureCause.PLATFORM if code in _PLATFORM_CODES else FailureCause.OUTAGE
+
+
 def retry_at(
     now: datetime,
     failures: int,
@@ -118,7 +146,8 @@ def retry_at(
     *,
     refused: bool = False,
 ) -> datetime:
-    """When to try again after `failures` failures in a row: the table's class, then Retry-After.
+    """When to try again after `failures` failures in a row, as the rules count them: the table's class, then
+    Retry-After.
 
     `refused`: the provider answered this grant with an error whose name isn't known. The grant may
     be dead, so each further try comes much later than the one before.
@@ -127,7 +156,8 @@ def retry_at(
         wait = _backoff(rules.repair_interval, rules.repair_growth, failures, rules.longest_repair_interval)
         return now + wait
     if refused:
-        wait = _backoff(rules.first_refused, rules.refused_growth, failures, rules.longest_refused)
+        times = failures - rules.first_refusals + 1
+        wait = _backoff(rules.first_refused, rules.refused_growth, times, rules.longest_refused)
     else:
         ours = code in _PLATFORM_CODES
         longest = rules.longest_platform_backoff if ours else rules.longest_backoff

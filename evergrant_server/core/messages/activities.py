@@ -66,6 +66,7 @@ class AnnounceExpiry(ConnectionCall):
 
     days: int
     ends_at: datetime
+    silent_since: datetime | None = None  # the grant's moment, where `ends_at` follows from its silence
 
 
 class EndConsent(ConnectionCall):
@@ -141,6 +142,7 @@ class GrantResult(GrantFacts):
     consent_deadline: datetime | None = None  # the store has a later one than the one that passed
     consent_over: bool = False  # the consent has ended: no further request can succeed
     unknown_error: bool = False  # the provider refused this grant by an error whose name isn't known
+    answer_lost: bool = False  # the request may have been served, and no answer came
     account_lookup_needed: bool = False  # the grant is there; the accounts are still to be looked up
     next_late_attempt: AttemptId | None = None  # these are dropped; those of this attempt are untried
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Repairer
+from evergrant_server.core.failure_kinds import FailureCause
 from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, IntegrationId, Tenant
 from evergrant_server.core.messages.activities import GrantFacts, GrantResult, RevocationResult
 from evergrant_server.core.messages.base import Message, RequestMessage
@@ -42,6 +43,9 @@ class ConnectionState(GrantFacts):
 
     # failures and tries
     failures: int = 0  # refreshes, first token requests or revocations failed in a row
+    cause: FailureCause | None = None  # of the newest failed refresh
+    tries: int = 0  # refreshes that failed for this cause in a row
+    outages: int = 0  # refreshes that an outage failed, since the last one that worked
     retry_at: datetime | None = None
     caller_retry_at: datetime | None = None  # when a caller may cause another try; None: at `retry_at`
     reason: ErrorCode | None = None

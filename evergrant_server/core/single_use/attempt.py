@@ -155,7 +155,7 @@ def decide_resend(
     """
     if seen.answered or seen.in_flight:
         return ResendDecision.WAIT
-    if _is_safe_to_resend(rules, attempt, now):
+    if is_safe_to_resend(rules, attempt, now):
         return ResendDecision.RESEND
     if answer_may_come(attempt, now, seen, limits):
         return ResendDecision.WAIT
@@ -166,7 +166,7 @@ def decide_resend(
 
 def may_send_again(rules: RefreshRules, last: Attempt, now: datetime) -> bool:
     """True while a credential may be sent once more after `last`, its newest use of unknown outcome."""
-    return _is_safe_to_resend(rules, last, now) or last.sends < MAX_SENDS
+    return is_safe_to_resend(rules, last, now) or last.sends < MAX_SENDS
 
 
 def decide_attempt(
@@ -187,7 +187,7 @@ def decide_attempt(
     `unknown` is the newest use of this credential with an unknown outcome; `unread` is a use whose
     tokens wait for a definition, which no later use inside a `grace` invalidates.
     """
-    kept = unread is not None and not _is_safe_to_resend(rules, unread, now)
+    kept = unread is not None and not is_safe_to_resend(rules, unread, now)
     if opened is not None and opened.spends(wanted.kind, wanted.from_generation, wanted.credential):
         verdict = decide_resend(opened, rules, now, seen, token_valid=token_valid, limits=limits)
         return ResendDecision.AWAIT_DEFINITION if kept and verdict is not ResendDecision.WAIT else verdict
@@ -219,7 +219,7 @@ def with_earlier_sends(wanted: Attempt, unknown: Attempt | None) -> Attempt:
     return wanted.__replace__(sends=unknown.sends + 1, first_sent_at=unknown.first_opened_at)
 
 
-def _is_safe_to_resend(rules: RefreshRules, last: Attempt, now: datetime) -> bool:
+def is_safe_to_resend(rules: RefreshRules, last: Attempt, now: datetime) -> bool:
     """Inside the time in which the provider accepts the same credential again."""
     safe_for, age = rules.resend_is_safe_for, now - last.first_opened_at
     if safe_for is None or age < -CLOCK_SKEW:  # from the future: how long ago it was isn't known
@@ -231,7 +231,7 @@ def may_invalidate(attempt: Attempt, answered: Attempt, rules: RefreshRules, now
     """True when `attempt` may invalidate the tokens of `answered`: a second use of its credential, which
     the provider doesn't accept again."""
     same = attempt.spends(answered.kind, answered.from_generation, answered.credential)
-    return same and attempt.id != answered.id and not _is_safe_to_resend(rules, attempt, now)
+    return same and attempt.id != answered.id and not is_safe_to_resend(rules, attempt, now)
 
 
 def answer_may_come(

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from evergrant_server.core.errors import ErrorCode
 
-# From one refusal without a usable error to the next. The schedule asks again after about a minute; two
+# From one refusal without a usable error to the next. The schedule asks again after less than a minute; two
 # tries in the same instant, as those of two client secrets, are one.
 ASK_AGAIN_AFTER = timedelta(seconds=30)
 # How long the refreshes of other connections have worked meanwhile. Longer than a daily quota, a deployment
@@ -33,6 +33,29 @@ class ErrorKind(StrEnum):
 
 
 @dataclass(frozen=True)
+class UndecidedRefusals:
+    """Refusals in a row, of one refresh token, that don't say whose turn it is; the newest is the one that is
+    judged."""
+
+    since: datetime  # the first of them
+    answer: str  # of the newest, as `control_request.comparable_answer` writes it
+    answered_since: datetime  # the first of those at the end of the row with this answer
+    answered_before: datetime | None = None  # the one before the newest, if it had this answer
+
+    @property
+    def came_twice_before(self) -> bool:
+        """The same answer had come twice, with some time between, before it came now."""
+        before = self.answered_before
+        return before is not None and before - self.answered_since >= ASK_AGAIN_AFTER
+
+    def followed_by(self, answer: str, at: datetime, newest_at: datetime) -> "UndecidedRefusals":
+        """With one more refusal; the newest so far came at `newest_at`."""
+        if answer != self.answer:
+            return UndecidedRefusals(self.since, answer, at)
+        return UndecidedRefusals(self.since, answer, self.answered_since, newest_at)
+
+
+@dataclass(frozen=True)
 class RecurringError:
     """An error that a refresh was answered with, and what the store knows of other refreshes."""
 
@@ -47,6 +70,10 @@ class RecurringError:
     others_fail: bool = False  # another connection has failed after `worked_at`, or after `since`
     others_refused: bool = False  # another one has ended as REFRESH_REFUSED after then
     token_active: bool | None = None  # what introspection says; None: nothing
+    undecided_since: datetime | None = None  # the first of the undecided refusals; None: this is none
+    may_be_spent: bool = False  # another use of the token may have been served, where each is served once
+    answer_lost: bool = False  # and no answer came to it, not even an error
+    others_fail_as_well: bool = False  # another connection has failed after `undecided_since`
 
     @property
     def is_of_one_grant(self) -> bool:
@@ -59,15 +86,31 @@ class RecurringError:
 
     def reason_to_reconnect(self, now: datetime) -> ErrorCode | None:
         """Why the subject has to consent again; None: the refresh is tried again later."""
+        if self._is_spent(now):
+            return ErrorCode.OUTCOME_UNKNOWN
         if self.is_of_one_grant:
             asked_again = self.repeated and now - self.refused_since >= ASK_AGAIN_AFTER
-            # A second one in a row may be our client's, refused in that way: a refresh has to work first.
-            suffices = self.token_active is None and asked_again and not self.others_refused
-            if self.token_active is False or suffices:
+            # A second connection in a row may be our client's, refused in that way: a refresh has to work
+            # first.
+            # invalid_request is said of limits and of faults too.
+            alone = self.kind is ErrorKind.UNNAMED and not self.others_refused
+            if self.token_active is False or (self.token_active is None and asked_again and alone):
                 return ErrorCode.REFRESH_REFUSED
         if self._others_work(now) or self._fails_alone(now):
             return ErrorCode.REFRESH_KEEPS_FAILING
         return None
+
+    def _is_spent(self, now: datetime) -> bool:
+        """Another use has spent the token: it is refused again, whatever the error's name.
+
+        A use that was answered with a 5xx needs a witness, another connection that works since, and so does
+        a lost answer while others fail as well: a provider that comes back may refuse everything at first.
+        """
+        since = self.undecided_since
+        if not self.may_be_spent or since is None or now - since < ASK_AGAIN_AFTER:
+            return False
+        witness = self.others_worked is not None and self.others_worked[1] > since
+        return witness or (self.answer_lost and not self.others_fail_as_well)
 
     def _others_work(self, now: datetime) -> bool:
         """An error that blames the provider or our client has to come back for longer: one region of the
@@ -81,6 +124,7 @@ class RecurringError:
     def _fails_alone(self, now: datetime) -> bool:
         """No other connection shows what is wrong now: only refusals count, since the last repair."""
         repaired_at = self.others_worked[0] if self.others_worked else self.client_changed_at
-        since = max(self.refused_since, self.client_changed_at, repaired_at)
+        refused_since = self.undecided_since or self.refused_since
+        since = max(refused_since, self.client_changed_at, repaired_at)
         refused = self.kind in (ErrorKind.UNNAMED, ErrorKind.REFUSED) or self.is_of_one_grant
         return refused and self.repeated and not self.others_fail and now - since >= RECURS_FOR_ALONE

@@ -190,6 +190,12 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
         attempt = await self._first(newest.offset(nth - 1))
         return None if attempt is None else attempt.closed_at
 
+    async def newest_refreshed(self, tenant: Tenant, integration_id: IntegrationId) -> ConnectionId | None:
+        """The connection of the integration whose refresh worked last."""
+        newest = self._refreshed(tenant, integration_id).order_by(_CLOSED.desc())
+        attempt = await self._first(newest)
+        return None if attempt is None else attempt.connection_id
+
     async def share_used_until(
         self, tenant: Tenant, integration_id: IntegrationId, share: Share
     ) -> datetime | None:

@@ -38,6 +38,7 @@ class PlainServer(ScriptedServer):
         self.says: dict[str, Reply] = {}
         self.says_to_all: Reply | None = None
         self.lasts_s = 3600
+        self.rotates = False
         self.active: dict[str, bool] = {}  # what introspection says of a token; others are unknown to it
 
     def _act(self, call: Call) -> Any:
@@ -47,7 +48,8 @@ class PlainServer(ScriptedServer):
         reply = self.says_to_all or self.says.get(token)
         if reply is not None:
             return reply[0], {}, reply[1]
-        return 200, {}, {"access_token": "at-2", "token_type": "bearer", "expires_in": self.lasts_s}
+        said = {"access_token": "at-2", "token_type": "bearer", "expires_in": self.lasts_s}
+        return 200, {}, {**said, "refresh_token": f"{token}+"} if self.rotates else said
 
 
 @pytest_asyncio.fixture
@@ -62,10 +64,15 @@ async def place(server: PlainServer, tmp_path: Path) -> AsyncIterator[LoneWorker
         yield place
 
 
-async def the_integration(place: LoneWorker, server: PlainServer, **changes: Any) -> Integration:
+STRICT = RefreshRules(rotation=Rotation.STRICT)
+
+
+async def the_integration(
+    place: LoneWorker, server: PlainServer, refresh: RefreshRules = STRICT, **changes: Any
+) -> Integration:
     endpoints = {"issuer": server.issuer, "token_endpoint": server.url("token")}
     return await place.integration(
-        refresh=RefreshRules(rotation=Rotation.STRICT),
+        refresh=refresh,
         endpoints=Endpoints(**endpoints, **changes),
         issuer=server.issuer,
     )
@@ -105,7 +112,7 @@ KEEPS_FAILING = (LifecycleState.NEEDS_REAUTH, ErrorCode.REFRESH_KEEPS_FAILING)
 UNKNOWN = (LifecycleState.NEEDS_REAUTH, ErrorCode.OUTCOME_UNKNOWN)
 
 
-@pytest.mark.parametrize("reply", [EMPTY, NAMELESS, INVALID_REQUEST])
+@pytest.mark.parametrize("reply", [EMPTY, NAMELESS])
 async def test_a_refusal_without_a_usable_error_is_asked_again_and_then_the_subjects(
     place: LoneWorker, server: PlainServer, reply: Reply
 ):
@@ -133,8 +140,16 @@ async def test_another_connections_refreshes_show_that_the_request_is_good(
     integration = await the_integration(place, server)
     await worked(place, integration, "other")
     connection = await place.connected(integration)
-    server.says["rt-user-1"] = INVALID_REQUEST
+    server.says["rt-user-1"] = EMPTY
     assert ended(await place.refresh_until(connection, timedelta(minutes=10))) == REFUSED
+
+
+async def test_an_invalid_request_ends_no_grant_within_the_hour(place: LoneWorker, server: PlainServer):
+    """It is said of limits and of faults too: Kakao's KOE237, CILogon, Zoom."""
+    connection = await worked(place, await the_integration(place, server))
+    server.says["rt-user-1"] = INVALID_REQUEST
+    row = await place.refresh_until(connection, timedelta(hours=1))
+    assert (ended(row), row.last_failure) == (ACTIVE, ErrorCode.PROVIDER_ERROR)
 
 
 async def test_an_invalid_request_that_never_worked_is_the_admins(place: LoneWorker, server: PlainServer):
@@ -209,7 +224,8 @@ async def test_an_error_that_every_connection_meets_asks_no_subject(
     assert [ended(it) for it in rows] == [ACTIVE, ACTIVE]
     server.says_to_all, server.says["rt-user-1"] = None, INVENTED
     row, well = await refresh_all(place, *fleet, limit=RECURS_FOR)
-    assert (ended(row), ended(well)) == (ACTIVE, ACTIVE)
+    # a 500 may have spent the token, and the other's refresh shows that the provider is well
+    assert (ended(row), ended(well)) == (UNKNOWN if reply == DOWN else ACTIVE, ACTIVE)
 
 
 async def test_a_refusal_of_all_that_come_due_one_by_one_asks_one_subject_until_a_refresh_works(
@@ -253,9 +269,112 @@ async def test_the_only_connection_waits_for_its_provider_and_its_admin(
     assert (await place.row(connection)).generation > 1
 
 
-async def test_a_refusal_after_a_lost_reply_is_not_the_subjects(place: LoneWorker, server: PlainServer):
-    connection = await worked(place, await the_integration(place, server))
+# --- after a lost answer ------------------------------------------------------------------
+
+TWO_MINUTES = timedelta(minutes=2)
+FORBIDDEN, TIMED_OUT, PASSING = (
+    (403, b'{"error": "of_no_definition"}'),
+    (408, b""),
+    (400, b'{"error": "temporarily_unavailable"}'),
+)
+
+
+async def lost_answer(place: LoneWorker, server: PlainServer, integration: Integration) -> Connection:
+    """A connection the answer to whose first refresh was lost, after a use that worked where `integration`
+    doesn't say whether its provider rotates."""
+    connection = await place.connected(integration)
+    place.clock.advance(3600)
     server.script(drop_after_commit())
-    assert (await place.refresh(connection)).failure is ErrorCode.PROVIDER_UNREACHABLE
+    lost = await place.refresh(connection)
+    assert (lost.failure, lost.answer_lost) == (ErrorCode.PROVIDER_UNREACHABLE, True)
+    return connection
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [EMPTY, NAMELESS, INVALID_REQUEST, INVENTED, FORBIDDEN],
+    ids=["empty", "nameless", "invalid_request", "invented", "403"],
+)
+async def test_two_refusals_after_a_lost_answer_ask_the_subject_within_two_minutes(
+    place: LoneWorker, server: PlainServer, reply: Reply
+):
+    """At a server that rotates, whatever it calls a spent token, also for the only connection there is."""
+    connection = await lost_answer(place, server, await the_integration(place, server))
+    server.says["rt-user-1"] = reply
+    first = await place.refresh(connection)
+    assert (first.failure, first.unknown_error) == (ErrorCode.PROVIDER_ERROR, True)
+    assert ended(await place.refresh_until(connection, TWO_MINUTES)) == UNKNOWN
+    assert server.count("token") == 3
+
+
+@pytest.mark.parametrize("witness", [True, False], ids=["another works", "alone"])
+async def test_refusals_after_an_outage_of_hours_are_as_quick_but_a_500_needs_a_witness(
+    place: LoneWorker, server: PlainServer, witness: bool
+):
+    """What comes back may refuse everything at first."""
+    integration = await the_integration(place, server)
+    connection = await worked(place, integration)
+    other = await place.connected(integration, "other")
+    server.says_to_all = DOWN
+    assert ended(await place.refresh_until(connection, timedelta(hours=6))) == ACTIVE
+    server.says_to_all, server.says["rt-user-1"] = None, INVALID_REQUEST
+    await place.refresh(connection)
+    place.clock.advance(1)
+    if witness:
+        await place.refresh(other)
+    assert ended(await place.refresh_until(connection, TWO_MINUTES)) == (UNKNOWN if witness else ACTIVE)
+
+
+async def test_while_others_fail_as_well_a_lost_answer_decides_nothing(
+    place: LoneWorker, server: PlainServer
+):
+    integration = await the_integration(place, server)
+    other = await place.connected(integration, "other")
+    connection = await lost_answer(place, server, integration)
+    server.says_to_all = EMPTY
+    await place.refresh(connection)
+    place.clock.advance(1)
+    await place.refresh(other)
+    assert ended(await place.refresh_until(connection, TWO_MINUTES)) == ACTIVE
+    server.says_to_all = None
     server.says["rt-user-1"] = EMPTY
-    assert ended(await place.refresh_until(connection, timedelta(hours=2))) == UNKNOWN
+    assert (await place.refresh(other)).failure is None
+    assert ended(await place.refresh_until(connection, timedelta(hours=1))) == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "reply", [TIMED_OUT, PASSING, PAGE, CLIENT], ids=["408", "passing", "a gateway's page", "client"]
+)
+async def test_what_says_nothing_of_the_token_after_a_lost_answer_ends_no_grant(
+    place: LoneWorker, server: PlainServer, reply: Reply
+):
+    connection = await lost_answer(place, server, await the_integration(place, server))
+    server.says["rt-user-1"] = reply
+    assert ended(await place.refresh_until(connection, timedelta(hours=12))) == ACTIVE
+    del server.says["rt-user-1"]
+    assert ended(await place.refresh_until(connection, timedelta(hours=12))) == ACTIVE
+    assert (await place.row(connection)).generation > 1
+
+
+async def test_a_refusal_from_before_the_answer_was_lost_counts_not(place: LoneWorker, server: PlainServer):
+    connection = await worked(place, await the_integration(place, server))
+    server.says["rt-user-1"] = INVENTED
+    await place.refresh(connection)
+    server.script(drop_after_commit())
+    place.clock.advance(60)
+    await place.refresh(connection)
+    await place.refresh(connection)
+    assert ended(await place.row(connection)) == ACTIVE
+    assert ended(await place.refresh_until(connection, TWO_MINUTES)) == UNKNOWN
+
+
+@pytest.mark.parametrize(("rotates", "end"), [(True, UNKNOWN), (False, ACTIVE)], ids=["rotates", "does not"])
+async def test_where_the_definition_doesnt_say_it_the_store_knows_whether_a_server_rotates(
+    place: LoneWorker, server: PlainServer, rotates: bool, end: tuple[LifecycleState, ErrorCode | None]
+):
+    integration = await the_integration(place, server, refresh=RefreshRules(rotation=Rotation.UNKNOWN))
+    server.rotates = rotates
+    await worked(place, integration, "other")
+    connection = await lost_answer(place, server, integration)
+    server.says["rt-user-1"] = INVENTED
+    assert ended(await place.refresh_until(connection, TWO_MINUTES * 2)) == end

@@ -51,6 +51,21 @@ async def test_begin_again_gives_what_there_is(api: Api):
     assert there.json()["connect_url"] is None
 
 
+async def test_begin_again_while_refreshes_fail_says_what_the_next_try_decides(api: Api):
+    """An app that waits knows for what, and until when: `active` alone said nothing."""
+    connection, key = await api.active_for("asker", Action.CONNECT)
+    well = (await api.post("/v1/connections", key, NEW)).json()
+    assert (well["next_action"], well["next_at"]) == (None, None)
+    down = ErrorCode.PROVIDER_ERROR
+    await api.change(connection, lambda row: row.refresh_failed(down, api.clock.now(), token_over=True))
+    failing = (await api.post("/v1/connections", key, NEW)).json()
+    assert (failing["state"], failing["repairer"], failing["connect_url"]) == ("active", "time", None)
+    assert (failing["next_action"], failing["next_at"]) == ("refresh due", "2026-01-02T03:04:05.678901Z")
+    api.link.up = False
+    away = await api.post("/v1/connections", key, NEW)
+    assert (away.status_code, away.json()["next_action"]) == (200, None)
+
+
 async def test_after_a_revocation_a_new_connection_begins(api: Api):
     connection, key = await api.active_for("asker", Action.CONNECT)
     await api.change(connection, lambda it: it.revocation_requested("left", api.clock.now()))

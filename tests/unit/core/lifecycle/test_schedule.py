@@ -6,11 +6,13 @@ import pytest
 
 from evergrant_server.core.clock import LATEST
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.failure_kinds import FailureCause
 from evergrant_server.core.lifecycle.schedule import (
     NEWEST_RULES,
     RULES,
     LifecycleRules,
     caller_retry_at,
+    cause_of,
     due_at,
     jitter,
     keep_alive_at,
@@ -107,6 +109,22 @@ def test_what_an_admin_must_repair_and_a_refusal_by_an_unknown_name_have_their_o
     assert waits == [at(8), at(40), at(200), at(400)]
 
 
+@pytest.mark.parametrize(
+    ("code", "facts", "cause"),
+    [
+        (DOWN, {}, FailureCause.OUTAGE),
+        (ErrorCode.PROVIDER_ERROR, {}, FailureCause.OUTAGE),
+        (DOWN, {"answer_lost": True}, FailureCause.LOST_ANSWER),
+        (ErrorCode.REFRESH_PENDING, {}, FailureCause.LOST_ANSWER),
+        (ErrorCode.PROVIDER_ERROR, {"refused": True}, FailureCause.REFUSAL),
+        (REPAIR, {"refused": True}, FailureCause.REPAIR),
+        (ErrorCode.KEY_UNAVAILABLE, {}, FailureCause.PLATFORM),
+    ],
+)
+def test_the_cause_of_a_failure(code: ErrorCode, facts: dict[str, bool], cause: FailureCause):
+    assert cause_of(code, **{"refused": False, "answer_lost": False, **facts}) is cause
+
+
 def asked(
     code: ErrorCode = DOWN, told: float | None = None, rules: LifecycleRules = PLAIN, refused: bool = False
 ):
@@ -144,7 +162,7 @@ VERSION_1 = {
     "longest_retry_after": 3600, "caller_backoff": 60, "repair_interval": 900, "repair_growth": 2,
     "longest_repair_interval": 21_600, "repaired_spread": 60, "first_refused": 60, "refused_growth": 6,
     "longest_refused": 43_200, "forced_interval": 300, "longest_forced_interval": 21_600,
-    "forced_forgotten": 86_400,
+    "forced_forgotten": 86_400, "first_refusals": 1, "counts_by_cause": False, "against_silence": False,
 }  # fmt: skip
 
 
@@ -152,7 +170,15 @@ VERSION_2 = VERSION_1 | {"longest_history": 500}
 VERSION_3 = VERSION_2 | {"lifetime_spread": 0.1}
 
 
-@pytest.mark.parametrize(("version", "numbers"), [(1, VERSION_1), (2, VERSION_2), (3, VERSION_3)])
+VERSION_4 = VERSION_3 | {
+    "counts_by_cause": True, "first_refused": 40, "first_refusals": 2, "longest_refused": 14_400,
+    "against_silence": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("version", "numbers"), [(1, VERSION_1), (2, VERSION_2), (3, VERSION_3), (4, VERSION_4)]
+)
 def test_the_numbers_of_a_version_never_change(version: int, numbers: dict[str, object]):
     found = {
         name: value.total_seconds() if isinstance(value, timedelta) else value

@@ -8,10 +8,28 @@ import pytest
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.grants import grant_ends_at, token_has_ended
+from evergrant_server.core.lifecycle.schedule import RULES
 from evergrant_server.core.lifecycle.timers import next_timer
+from evergrant_server.core.lifecycle.transition import next_step
 from evergrant_server.core.messages.activities import GrantResult
-from evergrant_server.core.messages.connection import ConnectionState, EventKind, RefreshReason
-from tests.unit.core.lifecycle.steps import ACTIVE, DAY, HOUR, NEWEST, NOW, failed, granted, step
+from evergrant_server.core.messages.connection import (
+    ConnectionState,
+    EventKind,
+    LifecycleEvent,
+    RefreshReason,
+)
+from tests.unit.core.lifecycle.steps import (
+    ACTIVE,
+    CONTEXT,
+    DAY,
+    HOUR,
+    MINUTE,
+    NEWEST,
+    NOW,
+    failed,
+    granted,
+    step,
+)
 
 SECOND = timedelta(seconds=1)
 Answer = Callable[[datetime], GrantResult]
@@ -68,13 +86,73 @@ def test_an_outage_of_twelve_hours_costs_a_handful_of_calls(share: float):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_client_that_is_refused_and_an_unknown_error_cost_fewer_than_ten_calls_a_day(share: float):
+def test_a_client_that_is_refused_and_an_unknown_error_cost_a_dozen_calls_a_day(share: float):
     """60,000 requests a day, of which almost none may reach the provider."""
     unknown = failing(ErrorCode.PROVIDER_ERROR, unknown_error=True)
     refused = failing(ErrorCode.CLIENT_REJECTED)
     for dead, asks_every in ((unknown, 1.44 * SECOND), (refused, 10 * SECOND)):
         _, tries, _ = simulated(ACTIVE, dead, NOW + DAY, asks_every=asks_every, share=share)
-        assert 1 < len(tries) < 10
+        assert 1 < len(tries) < 15
+
+
+LOST = failed(ErrorCode.PROVIDER_UNREACHABLE, answer_lost=True)
+DOWN, REFUSED = failed(ErrorCode.PROVIDER_ERROR), failed(ErrorCode.PROVIDER_ERROR, unknown_error=True)
+REPAIR = failed(ErrorCode.CLIENT_REJECTED, unknown_error=True)
+AN_HOUR_OF = 12  # failures in a row
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize(
+    ("before", "then", "waits"),
+    [
+        (before, then, waits)
+        for then, waits in ((REFUSED, MINUTE), (LOST, 3 * SECOND), (REPAIR, NEWEST.repair_interval))
+        for before in (DOWN, LOST, REPAIR)
+        if before is not then
+    ],
+)
+def test_a_new_cause_begins_its_waits_anew(
+    before: GrantResult, then: GrantResult, waits: timedelta, share: float
+):
+    """Whatever the number of failures before it."""
+    life = ACTIVE
+    for _ in range(AN_HOUR_OF):
+        life = step(life, EventKind.REFRESH_ENDED, share=share, result=before).state
+    life = step(life, EventKind.REFRESH_ENDED, share=share, result=then).state
+    assert life.retry_at is not None
+    assert life.retry_at - NOW <= waits
+    assert life.failures == AN_HOUR_OF + 1
+
+
+def test_a_refusal_is_asked_again_twice_within_two_minutes_and_then_less_and_less():
+    life, waits = ACTIVE, []
+    for _ in range(6):
+        life = step(life, EventKind.REFRESH_ENDED, share=0.99, result=REFUSED).state
+        assert life.retry_at is not None
+        waits.append(life.retry_at - NOW)
+    assert waits[0] == waits[1]
+    assert waits[0] + waits[1] <= timedelta(minutes=2)
+    assert waits[2:] == sorted(waits[2:])
+    assert waits[-1] <= 5 * HOUR
+
+
+def test_an_outage_goes_on_counting_through_an_answer_that_says_nothing():
+    """A provider that answers now and then isn't asked as if it had just begun to fail."""
+    life = ACTIVE
+    for news in (*[DOWN] * AN_HOUR_OF, REFUSED, DOWN):
+        life = step(life, EventKind.REFRESH_ENDED, result=news).state
+    assert (life.tries, life.outages) == (AN_HOUR_OF + 1, AN_HOUR_OF + 1)
+    well = step(life, EventKind.REFRESH_ENDED, result=granted(4)).state
+    assert (well.failures, well.cause, well.tries, well.outages) == (0, None, 0, 0)
+
+
+def test_earlier_rules_count_all_failures_in_a_row():
+    life = ACTIVE
+    for news in (*[DOWN] * AN_HOUR_OF, REFUSED):
+        event = LifecycleEvent(kind=EventKind.REFRESH_ENDED, context=CONTEXT, result=news)
+        life = next_step(life, event, NOW, RULES[3]).state
+    assert life.retry_at is not None
+    assert life.retry_at - NOW > HOUR
 
 
 def test_a_repaired_client_is_tried_by_all_but_not_at_once():

@@ -6,6 +6,7 @@ import pytest
 
 from evergrant_server.core.clock import LATEST
 from evergrant_server.core.connections.connection import LifecycleState, StateChange
+from evergrant_server.core.failure_kinds import FailureCause
 from evergrant_server.core.ids import AttemptId, ConsentId
 from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.grants import (
@@ -85,6 +86,10 @@ def test_timers_of_revoking_and_final_states():
 
 def test_an_active_connection_waits_for_what_was_said():
     assert timer(life(retry_at=NOW + DAY)) == Timer(NOW + DAY, "try the refresh again")
+    refused = life(retry_at=SOON, cause=FailureCause.REFUSAL)
+    lost = life(retry_at=SOON, cause=FailureCause.LOST_ANSWER)
+    assert timer_of(refused).summary.startswith("ask again: the provider has refused the grant")
+    assert timer_of(lost).summary.startswith("send the refresh again: the answer")
     assert timer(life(account_lookup_at=SOON)) == Timer(
         SOON, "look up the accounts", TimerPurpose.LOOK_UP_ACCOUNTS
     )
@@ -109,7 +114,7 @@ def test_a_token_ends_by_the_workflows_clock_and_at_the_last_date():
 
 @pytest.mark.parametrize("missing", ["expires_at", "obtained_at"])
 def test_a_token_without_an_end_is_never_due(missing: str):
-    endless = life(refresh_token_idle_s=60.0, **{missing: None})
+    endless = life(**{missing: None})
     assert timer(endless) is None
     assert refresh_due_at(endless, NEWEST) is None
 

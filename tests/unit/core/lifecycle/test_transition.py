@@ -14,6 +14,7 @@ from evergrant_server.core.connections.connection import (
     state_after,
 )
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.failure_kinds import FailureCause
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.lifecycle.command import Command, Transition
 from evergrant_server.core.lifecycle.grants import no_token_to_protect
@@ -173,7 +174,7 @@ def test_a_refresh_that_brings_nothing_newer_is_not_due_again_at_once():
 
 
 def test_what_waits_for_an_unknown_outcome_looks_again_when_the_token_is_over():
-    life = ACTIVE.model_copy(update={"failures": 12})
+    life = ACTIVE.model_copy(update={"cause": FailureCause.LOST_ANSWER, "tries": 12})
     news = GrantResult(failure=ErrorCode.REFRESH_PENDING)
     nearly = NOW + HOUR - timedelta(seconds=30)
     assert step(life, EventKind.REFRESH_ENDED, nearly, result=news).state.retry_at == (

@@ -103,6 +103,7 @@ class Lives(RuleBasedStateMachine):
                 failure=data.draw(st.sampled_from(PROVIDER_FAILURES)),
                 retry_after=data.draw(st.one_of(st.none(), st.floats(0, 3600))),
                 unknown_error=data.draw(st.booleans()),
+                answer_lost=data.draw(st.booleans()),
             )
         self.store_generation += 1
         lifetime = data.draw(st.one_of(st.none(), st.integers(1, 100_000)))

@@ -17,6 +17,7 @@ from tests.fakes.databases import NOW
 
 SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
 REFUSED, KEEPS_FAILING = ErrorCode.REFRESH_REFUSED, ErrorCode.REFRESH_KEEPS_FAILING
+UNKNOWN = ErrorCode.OUTCOME_UNKNOWN
 ONE_GRANT = RecurringError(
     kind=ErrorKind.UNNAMED,
     repeated=True,
@@ -29,6 +30,13 @@ A_WEEK = NOW - RECURS_FOR_ALONE
 A_DAY_ALONE = replace(
     ONE_GRANT, kind=ErrorKind.REFUSED, worked_at=None, others_worked=(NOW - RECURS_FOR, NOW - RECURS_FOR)
 )
+AFTER_A_LOST_ANSWER = replace(
+    ONE_GRANT,
+    kind=ErrorKind.REFUSED,
+    undecided_since=NOW - ASK_AGAIN_AFTER,
+    may_be_spent=True,
+    answer_lost=True,
+)
 ALONE = replace(
     ONE_GRANT, kind=ErrorKind.REFUSED, since=A_WEEK, refused_since=A_WEEK, client_changed_at=A_WEEK
 )
@@ -38,7 +46,8 @@ ALONE = replace(
     ("changes", "reason"),
     [
         ({}, REFUSED),
-        ({"kind": ErrorKind.REQUEST}, REFUSED),
+        ({"kind": ErrorKind.REQUEST}, None),
+        ({"kind": ErrorKind.REQUEST, "token_active": False}, REFUSED),
         ({"kind": ErrorKind.REFUSED}, None),
         ({"kind": ErrorKind.OTHER}, None),
         ({"refused_since": NOW - ASK_AGAIN_AFTER + SECOND}, None),
@@ -55,6 +64,29 @@ ALONE = replace(
 )
 def test_a_refusal_without_a_usable_error(changes: dict[str, object], reason: ErrorCode | None):
     assert replace(ONE_GRANT, **changes).reason_to_reconnect(NOW) is reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, UNKNOWN),
+        ({"kind": ErrorKind.REQUEST, "worked_at": None}, UNKNOWN),
+        ({"others_fail": True, "others_refused": True}, UNKNOWN),
+        ({"repeated": False}, UNKNOWN),
+        ({"may_be_spent": False}, None),
+        ({"undecided_since": None}, None),
+        ({"undecided_since": NOW - ASK_AGAIN_AFTER + SECOND}, None),
+        ({"others_fail_as_well": True}, None),
+        ({"others_fail_as_well": True, "others_worked": (NOW - HOUR, NOW)}, UNKNOWN),
+        ({"answer_lost": False}, None),
+        ({"answer_lost": False, "others_worked": (NOW - HOUR, NOW)}, UNKNOWN),
+        ({"answer_lost": False, "others_worked": (NOW - HOUR, NOW - ASK_AGAIN_AFTER)}, None),
+    ],
+)
+def test_two_refusals_after_a_use_of_unknown_outcome_decide_whatever_their_name(
+    changes: dict[str, object], reason: ErrorCode | None
+):
+    assert replace(AFTER_A_LOST_ANSWER, **changes).reason_to_reconnect(NOW) is reason
 
 
 @pytest.mark.parametrize(
@@ -85,6 +117,8 @@ def test_an_error_that_others_dont_meet(changes: dict[str, object], reason: Erro
         ({"others_fail": True}, None),
         ({"others_refused": True}, KEEPS_FAILING),
         ({"refused_since": A_WEEK + SECOND}, None),
+        ({"undecided_since": A_WEEK + SECOND}, None),
+        ({"undecided_since": A_WEEK, "refused_since": A_WEEK - HOUR}, KEEPS_FAILING),
         ({"client_changed_at": A_WEEK + SECOND}, None),
         ({"others_worked": (A_WEEK + SECOND, NOW - RECURS_FOR - SECOND)}, None),
         ({"others_worked": (A_WEEK, NOW - RECURS_FOR - SECOND)}, KEEPS_FAILING),
