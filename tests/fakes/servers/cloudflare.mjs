@@ -21,6 +21,7 @@ const store = {
 const env = { OAUTH_KV: store };
 let oauth;
 let client;
+let resource; // that the newest authorization request named
 
 async function control(wanted, helpers) {
   if (wanted.redirect_uri) {
@@ -31,12 +32,15 @@ async function control(wanted, helpers) {
     const { items } = await helpers.listUserGrants(wanted.end_grants_of);
     for (const grant of items) await helpers.revokeGrant(grant.id, wanted.end_grants_of);
   }
-  return Response.json({ client_id: client.clientId, client_secret: client.clientSecret });
+  const valid = Boolean(wanted.token && await oauth.validateToken(RESOURCE, wanted.token, env));
+  return Response.json({ client_id: client.clientId, client_secret: client.clientSecret, resource, valid });
 }
 
 async function authorize(request, helpers) {
   const asked = await helpers.parseAuthRequest(request);
-  const userId = new URL(request.url).searchParams.get('login_hint');
+  const { searchParams } = new URL(request.url);
+  const userId = searchParams.get('login_hint') ?? 'sam';
+  resource = searchParams.get('resource');
   const { redirectTo } = await helpers.completeAuthorization({
     request: asked, userId, metadata: {}, scope: asked.scope, props: { userId },
   });
