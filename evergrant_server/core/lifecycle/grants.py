@@ -150,6 +150,7 @@ def install(
         caller_retry_at=None,
         postponed_until=None,
         reason=ErrorCode.CONNECTION_REVOKED if state is LifecycleState.REVOKING else None,
+        why_unsent=None,
         installed_at=connection.installed_at if known else now,
         refresh_extends=refresh_extends_end(connection, change, result),
         account_lookup_at=now if result.account_lookup_needed else None,
