@@ -120,23 +120,33 @@ def _credential_of(use: Attempt) -> tuple[AttemptKind, int, str]:
 
 
 async def revoke_by_grant(
-    sender: Sender, context: ProviderContext, access_token: Secret, *, other_grants: bool
+    sender: Sender,
+    context: ProviderContext,
+    refresh_token: Secret | None,
+    access_token: Secret,
+    *,
+    other_grants: bool,
 ) -> bool:
     """Whether the provider has ended the grant as a whole, with the tokens that nobody holds.
 
     A live access token does that where the definition says that one token ends its grant; with `other_grants`
-    only where it ends all of the account's. Raises as `revoke_at_provider`.
+    only where it ends all of the account's. The refresh token, which may be spent, is sent after it. Raises
+    as `revoke_at_provider`.
     """
     rule = context.spec.own_revocation
     by_account = context.spec.revocation_reach is RevocationReach.GRANT
     if not by_account and (other_grants or rule is None or rule.token != "access_token"):
         return False
     try:
-        return await _revoke_token(sender, context, access_token, "access_token")
+        ended = await _revoke_token(sender, context, access_token, "access_token")
     except Failure as failure:
         if not is_token_refused(failure, client_works=True):
             raise
         return False  # it wasn't live
+    if ended:
+        with suppress(Failure):  # it ended with its grant
+            await _revoke_token(sender, context, refresh_token, "refresh_token")
+    return ended
 
 
 async def _revoke_token(sender: Sender, context: ProviderContext, token: Secret | None, hint: str) -> bool:

@@ -155,7 +155,8 @@ class RevocationActivities:
                 access_token = await tx.grants.access_token(connection)
             if lost is not None and grant.is_valid(self._clock.now()):
                 older = lost.from_generation < connection.generation
-                if await revoke_by_grant(sender, context, access_token, other_grants=older):
+                tokens = refresh_token, access_token
+                if await revoke_by_grant(sender, context, *tokens, other_grants=older):
                     return worst((*outcomes, RevocationOutcome.CONFIRMED))
             outcomes.append(await revoke_at_provider(sender, context, refresh_token, access_token))
         return worst(outcomes if lost is None else (*outcomes, RevocationOutcome.UNKNOWN))
