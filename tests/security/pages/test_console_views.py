@@ -65,6 +65,7 @@ async def test_an_integrations_failures_by_cause_and_no_word_of_a_provider_as_ma
     )
     words = {
         "reason": "provider_error",
+        "undecided": {"since": now.isoformat()},
         "provider_said": {"status": 400, "error": "<b>", "description": said},
     }
     entry = AuditEntry(
