@@ -24,6 +24,7 @@ from activities.grants.recurring_errors import (
     AnsweredError,
     answered_error,
     failed_refresh,
+    is_worth_a_try,
     may_be_spent_by_another_use,
     reconnect_if_it_recurs,
     rotation_seen,
@@ -102,6 +103,8 @@ class RefreshActivities:
                 result = self._result_without_request(request, context)
                 if result is not None:
                     return result
+                if request.only_with_evidence and not await is_worth_a_try(services, context):
+                    return GrantResult(undecided=True)
                 async with self._pacing.turn(context, may_be_postponed=request.may_be_postponed) as turn:
                     if turn.postponed_s is not None:
                         stored = context.stored_result(context.connection, context.grant)

@@ -19,6 +19,7 @@ class ErrorCode(StrEnum):
     OUTCOME_UNKNOWN = "outcome_unknown"
     REFRESH_REFUSED = "refresh_refused"
     REFRESH_KEEPS_FAILING = "refresh_keeps_failing"
+    GRANT_PROBABLY_OVER = "grant_probably_over"
     GRANT_REVOKED_ELSEWHERE = "grant_revoked_elsewhere"
     CONNECTION_REVOKED = "connection_revoked"
     SCOPE_NOT_GRANTED = "scope_not_granted"
@@ -119,6 +120,11 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.REFRESH_KEEPS_FAILING: _reconnect(
         "The provider keeps answering this grant's refreshes with an error that no other connection meets.",
         _REAUTHORIZE,
+    ),
+    ErrorCode.GRANT_PROBABLY_OVER: _reconnect(
+        "The provider refuses this grant's refreshes as it refuses a token that doesn't exist, and refreshes "
+        "others: the grant is probably over.",
+        "Reauthorize the connection. A day later it is tried once more by itself.",
     ),
     ErrorCode.GRANT_REVOKED_ELSEWHERE: _reconnect(
         "The provider reports that this grant was ended on its side.",

@@ -186,9 +186,11 @@ def caller_retry_at(
 ) -> datetime:
     """From when on a caller's request causes another try: sooner than the workflow's own, in an outage.
 
-    Not for what an admin must repair, nor for a refusal: callers would hammer a dead grant.
+    Not for what an admin must repair. After a refusal a caller causes a look for evidence alone, by rules
+    that have a schedule for each cause, and nothing by earlier ones: callers would hammer a dead grant.
     """
-    if refused or FAILURES[code].retry is RetryAdvice.AFTER_REPAIR:
+    waits = refused and not rules.counts_by_cause
+    if waits or FAILURES[code].retry is RetryAdvice.AFTER_REPAIR:
         return retry
     return min(retry, now + max(rules.caller_backoff, _believed_retry_after(retry_after, rules)))
 
