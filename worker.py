@@ -4,7 +4,7 @@ import asyncio
 import signal
 from datetime import timedelta
 
-from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkflowRunner
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.single_use.intent import CriticalSections
 from activities.support.interceptor import ACTIVITY_SLOTS, ActivityInterceptor
@@ -33,13 +33,10 @@ COMMIT_LIMIT = timedelta(seconds=10)  # then for answers that still have to be c
 
 
 async def run(
-    settings: Settings,
-    stop: asyncio.Event,
-    limits: TimeLimits = LIMITS,
-    workflow_runner: WorkflowRunner | None = None,
+    settings: Settings, stop: asyncio.Event, limits: TimeLimits = LIMITS, *, with_schedules: bool = True
 ) -> None:
     """Work until `stop` is set, then finish the activities that have begun. Tests pass shorter `limits`, and
-    Temporal's sandbox (ADR 0085)."""
+    leave the schedules out where nothing recurs."""
     sections = CriticalSections()
     journal = Journal(settings.data_dir / "journals")
     async with (
@@ -51,10 +48,11 @@ async def run(
         background = [
             asyncio.create_task(platform.relay.run()),
             asyncio.create_task(parts.replayer.run()),
-            asyncio.create_task(keep_schedules(platform.client, settings)),
         ]
+        if with_schedules:
+            background.append(asyncio.create_task(keep_schedules(platform.client, settings)))
         try:
-            async with _temporal_worker(platform, parts, workflow_runner or UnsandboxedWorkflowRunner()):
+            async with _temporal_worker(platform, parts):
                 print("worker ready", flush=True)
                 await stop.wait()
         finally:
@@ -65,7 +63,7 @@ async def run(
     journal.release()
 
 
-def _temporal_worker(platform: Platform, parts: WorkerParts, runner: WorkflowRunner) -> Worker:
+def _temporal_worker(platform: Platform, parts: WorkerParts) -> Worker:
     return Worker(
         platform.client,
         task_queue=platform.settings.temporal_task_queue,
@@ -79,7 +77,7 @@ def _temporal_worker(platform: Platform, parts: WorkerParts, runner: WorkflowRun
         ],
         max_concurrent_activities=ACTIVITY_SLOTS,
         max_cached_workflows=platform.settings.cached_workflows,
-        workflow_runner=runner,
+        workflow_runner=UnsandboxedWorkflowRunner(),
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
         # after this, another worker takes over the workflows of one that crashed
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),

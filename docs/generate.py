@@ -97,7 +97,8 @@ WHEN = {
     AuditAction.LATE_TOKENS_RECEIVED: "a late response arrived: its tokens are verified before their use, "
     "or revoked when the connection has ended",
     AuditAction.REAUTHORIZATION_REQUESTED: "a new consent was requested",
-    AuditAction.TOKEN_REPORTED: "an app said that the provider's API refuses the token of a generation",
+    AuditAction.TOKEN_REPORTED: "the provider refuses the token of a generation: "
+    "an app said so, or a worker has asked (`source`)",
     AuditAction.SOURCE_APP_CHANGED: "another app requested the token exchange, which now runs in its name",
     AuditAction.REVOCATION_REQUESTED: "a revocation was requested; no lease leaves from then on",
     AuditAction.REVOCATION_FAILED: "the provider didn't confirm; the revocation is retried",

@@ -71,9 +71,12 @@ async def carry_out(
 
 
 async def _announce_expiry(step: Transition, call: Call) -> None:
-    ends_at = grant_ends_at(step.state)
+    ends_at = step.ends_at
     assert ends_at is not None
-    announcement = m.AnnounceExpiry(**call, days=step.days_before_end, ends_at=ends_at)
+    silent_since = step.state.obtained_at if ends_at != grant_ends_at(step.state) else None
+    announcement = m.AnnounceExpiry(
+        **call, days=step.days_before_end, ends_at=ends_at, silent_since=silent_since
+    )
     await runs.call(jobs.ANNOUNCE_EXPIRY, announcement)
 
 

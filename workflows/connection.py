@@ -233,6 +233,7 @@ class ConnectionWorkflow:
         return m.EnsureFreshResult(
             generation=connection.generation,
             problem=connection.refusal if older else None,
+            why=connection.why_unsent if older and connection.refusal is connection.reason else None,
             retry_after=None if again is None else max((again - workflow.now()).total_seconds(), 0),
         )
 
@@ -318,6 +319,8 @@ def _details(start: m.ConnectionStart, connection: m.ConnectionState, timer: Tim
     if connection.reason is not None:
         rule = FAILURES[connection.reason]
         lines.append(f"- `{connection.reason}`: {rule.meaning} To repair ({rule.repairer}): {rule.repair}")
+        if connection.why_unsent is not None:
+            lines.append(f"- nothing was sent: {connection.why_unsent}")
     if connection.failures:
         lines.append(f"- failures in a row: {connection.failures}")
     if connection.revocation_failure is not None and connection.revocation_failing_since is not None:

@@ -81,7 +81,7 @@ class CodeExchangeSpend(FirstGrantSpend):
         if try_again and outcome is None:
             return unsuccessful  # the attempt stays open
         now = self.services.clock.now()
-        await close_attempt(tx, attempt.row, outcome or AttemptOutcome.REFUSED, now)
+        await close_attempt(tx, attempt.row, outcome or AttemptOutcome.GIVEN_UP, now)
         if try_again or _was_not_sent(failure, outcome):
             return unsuccessful
         if is_client_refused(failure) and self.context.other_client is not None:

@@ -13,6 +13,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.confirmation import is_confirming
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.connections.grant import Grant
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
 from evergrant_server.core.lifecycle.grants import is_same_end
 from evergrant_server.core.lifecycle.snapshot import grant_result_of
@@ -112,9 +113,7 @@ class ExpiryActivities:
             grant = await tx.grants.get(request.tenant, request.connection_id)
             if current.state is not LifecycleState.ACTIVE or grant is None:
                 return
-            if not any(
-                is_same_end(request.ends_at, end) for end in (grant.expires_at, grant.refresh_expires_at)
-            ):
+            if not _is_of(request, grant):
                 return
             if await _is_announced(tx, request):
                 return
@@ -128,6 +127,14 @@ class ExpiryActivities:
             )
 
         await commit_with_retries(self._store, announce)
+
+
+def _is_of(request: AnnounceExpiry, grant: Grant) -> bool:
+    """Whether the announced end is this grant's: one of its dates, or that of its silence."""
+    if request.silent_since is not None:
+        return is_same_end(request.silent_since, grant.obtained_at)
+    ends = (grant.expires_at, grant.refresh_expires_at)
+    return any(is_same_end(request.ends_at, end) for end in ends)
 
 
 async def _is_announced(tx: Transaction, request: AnnounceExpiry) -> bool:

@@ -32,7 +32,8 @@ def with_account(
 ) -> TokenSet:
     """The tokens with the account that their reply names, or the callback's `facts`. Pure.
 
-    Raises Failure ID_TOKEN_REFUSED for an id token of another issuer or client.
+    Raises Failure ID_TOKEN_REFUSED for an id token of another issuer or client, CLIENT_REJECTED for one of
+    none.
     """
     account: Account | None = None
     if tokens.id_token is not None:
@@ -50,6 +51,7 @@ class IdTokenRefused(Failure):
 
     def __init__(self, why: Failure, tokens: TokenSet) -> None:
         super().__init__(why.code, why.detail)
+        self.context, self.repair = why.context, why.repair
         self.tokens = tokens
 
 

@@ -18,6 +18,7 @@ from activities.support.transactions import (
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.connections.grant import TokenSet
+from evergrant_server.core.connections.replaced import RevocationReach
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import ConnectionCall, GrantResult
 from evergrant_server.core.secret import Secret
@@ -37,6 +38,7 @@ log = logging.getLogger("evergrant.activities")
 _BEST_FIRST = (
     RevocationOutcome.NOTHING_HELD,
     RevocationOutcome.CONFIRMED,
+    RevocationOutcome.UNKNOWN,
     RevocationOutcome.ACCESS_TOKEN_ONLY,
     RevocationOutcome.NOT_SUPPORTED,
 )
@@ -86,6 +88,26 @@ async def revoke_at_provider(
     if grant_ended or (access_ended and refresh_token is None):
         return RevocationOutcome.CONFIRMED
     return RevocationOutcome.ACCESS_TOKEN_ONLY if access_ended else RevocationOutcome.NOT_SUPPORTED
+
+
+async def revoke_by_grant(
+    sender: Sender, context: ProviderContext, access_token: Secret, *, other_grants: bool
+) -> bool:
+    """Whether the provider has ended the grant as a whole, with the tokens that nobody holds.
+
+    A live access token does that where the definition says that one token ends its grant; with `other_grants`
+    only where it ends all of the account's. Raises as `revoke_at_provider`.
+    """
+    rule = context.spec.own_revocation
+    by_account = context.spec.revocation_reach is RevocationReach.GRANT
+    if not by_account and (other_grants or rule is None or rule.token != "access_token"):
+        return False
+    try:
+        return await _revoke_token(sender, context, access_token, "access_token")
+    except Failure as failure:
+        if not is_token_refused(failure, client_works=True):
+            raise
+        return False  # it wasn't live
 
 
 async def _revoke_token(sender: Sender, context: ProviderContext, token: Secret | None, hint: str) -> bool:

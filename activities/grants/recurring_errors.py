@@ -41,6 +41,7 @@ _TOKEN_ACTIVE = {
 # Members of audit records: of a refresh that failed, for the next one of the same token, and of one that
 # worked.
 _ANSWER_LOST, _UNDECIDED, _ROTATED = "answer_lost", "undecided", "rotated"
+_CLIENT_REFUSED = "client_refused_at"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class AnsweredError:
     repeated: bool = False  # the refresh before it failed with the same code
     undecided: UndecidedRefusals | None = None  # None: it says whose turn it is, or is no refusal
     answer_lost: bool = False  # no answer came to an earlier use of the token
+    client_refused_at: datetime | None = None  # the newest use of the token that was refused for our client
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class FailedRefresh:
     outcome: AttemptOutcome | None
     answer_lost: bool = False  # of this use or an earlier one
     undecided: UndecidedRefusals | None = None
+    client_refused_at: datetime | None = None  # the newest of these uses that was refused for our client
 
     @property
     def detail(self) -> dict[str, object]:
@@ -74,6 +77,8 @@ class FailedRefresh:
             since, answered = self.undecided.since, self.undecided.answered_since
             moments = {"since": since.isoformat(), "answered_since": answered.isoformat()}
             detail[_UNDECIDED] = {"answer": self.undecided.answer, **moments}
+        if self.client_refused_at is not None:
+            detail[_CLIENT_REFUSED] = self.client_refused_at.isoformat()
         return detail
 
 
@@ -99,7 +104,14 @@ async def failed_refresh(
         undecided = UndecidedRefusals(now, answer, now)
         if earlier is not None and before is not None:
             undecided = earlier.followed_by(answer, now, before.at)
-    return FailedRefresh(row, failure, outcome, lost, undecided)
+    return FailedRefresh(row, failure, outcome, lost, undecided, _client_refused_at(failure, before, now))
+
+
+def _client_refused_at(failure: Failure, before: AuditRecord | None, now: datetime) -> datetime | None:
+    if failure.code is ErrorCode.CLIENT_REJECTED and not isinstance(failure, UnknownRefusal):
+        return now
+    earlier = None if before is None else before.detail.get(_CLIENT_REFUSED)
+    return None if earlier is None else datetime.fromisoformat(earlier)
 
 
 def _undecided_in(record: AuditRecord) -> UndecidedRefusals | None:
@@ -123,10 +135,17 @@ async def answered_error(
     if kind is None:
         return None
     error = AnsweredError(
-        row, failure, kind, failure.code, undecided=failed.undecided, answer_lost=failed.answer_lost
+        row,
+        failure,
+        kind,
+        failure.code,
+        undecided=failed.undecided,
+        answer_lost=failed.answer_lost,
+        client_refused_at=failed.client_refused_at,
     )
     facts = await _load(tx, context, current, error)
-    if facts.is_of_one_grant or (facts.may_be_spent and failed.undecided is not None):
+    decides = failed.undecided is not None and (facts.may_be_spent or facts.client_was_repaired)
+    if facts.is_of_one_grant or decides:
         error = replace(error, code=ErrorCode.PROVIDER_ERROR)
     return replace(error, repeated=current.last_failure is error.code)
 
@@ -174,6 +193,7 @@ async def _load(
         undecided_since=None if undecided is None else undecided.since,
         may_be_spent=spent,
         answer_lost=error.answer_lost,
+        client_refused_at=error.client_refused_at,
         others_fail_as_well=undecided is not None
         and await tx.connections.others_fail(current, undecided.since),
     )

@@ -13,6 +13,7 @@ from activities.grants.account_check import with_believed_account
 from activities.grants.client_grants import client_grant_token_request, read_client_grant_tokens
 from activities.grants.client_secrets import is_client_refused
 from activities.grants.control_request import answer_of
+from activities.grants.dead_grants import condemn, end_refused_token
 from activities.grants.late_tokens import keep_late_tokens, signal_changed, signal_rotate
 from activities.grants.narrowing import (
     is_narrowing_refused,
@@ -42,6 +43,7 @@ from activities.support.temporal import (
     heartbeating,
     internal_after_last_try,
     to_its_end,
+    why_unsent,
 )
 from activities.support.transactions import (
     append_audit,
@@ -92,7 +94,13 @@ class RefreshActivities:
         and Temporal runs the activity again.
         """
         async with heartbeating():
-            return await to_its_end(asyncio.create_task(self._refresh(request)))
+            return await to_its_end(asyncio.create_task(self._refresh_and_ask(request)))
+
+    async def _refresh_and_ask(self, request: RefreshGrant) -> GrantResult:
+        """Refresh; of a grant that is found dead, ask what has become of its access token."""
+        result = await self._refresh(request)
+        await end_refused_token(self._services, request, result)
+        return result
 
     async def _refresh(self, request: RefreshGrant) -> GrantResult:
         """From load to commit: the grant, a postponement, or the failure that the workflow decides about."""
@@ -146,7 +154,9 @@ class RefreshActivities:
         services, request = self._services, RefreshGrant.model_validate(journaled.request)
         context = await services.contexts.load(request.tenant, request.connection_id)
         replayed = RefreshSpend(services, request, context, provisional=journaled.provisional)
-        return await services.single_use.conclude(attempt, journaled, replayed)
+        result = await services.single_use.conclude(attempt, journaled, replayed)
+        await end_refused_token(services, request, result)
+        return result
 
     async def _give_up(self, request: RefreshGrant) -> GrantResult:
         """Condemn a grant whose token was sent as often as allowed and never answered."""
@@ -158,7 +168,7 @@ class RefreshActivities:
                 raise Failure(ErrorCode.STORE_CONFLICT, "another change came first")  # Temporal retries
             if attempt is not None:
                 await tx.attempts.close(attempt, AttemptOutcome.GIVEN_UP, now)
-            await _condemn(tx, request, current, ErrorCode.OUTCOME_UNKNOWN, now)
+            await condemn(tx, request, current, ErrorCode.OUTCOME_UNKNOWN, now)
         return GrantResult(failure=ErrorCode.OUTCOME_UNKNOWN)
 
 
@@ -218,7 +228,7 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         async def expire(tx: Transaction) -> GrantResult:
             current = await load_connection(tx, request)
             if current.state is LifecycleState.ACTIVE:
-                await _condemn(tx, request, current, ErrorCode.CONSENT_REQUIRED, self.services.clock.now())
+                await condemn(tx, request, current, ErrorCode.CONSENT_REQUIRED, self.services.clock.now())
             return GrantResult(failure=ErrorCode.CONSENT_REQUIRED)
 
         return await commit_with_retries(self.services.store, expire)
@@ -300,6 +310,8 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
             may_be_invalid = await self.services.single_use.tracker.record_late_install(
                 tx, row, context.integration.refresh, journaled=attempt.entry is not None
             )
+        elif rows.is_taken_over and rows.attempt is not None:  # a revocation tells it from a lost one
+            await tx.attempts.mark_installed_late(rows.attempt)
         saved, grant = await self._replace_grant(tx, rows, believed, since, now)
         if not in_time or (attempt.entry is not None and attempt.entry.is_set_aside):
             await signal_changed(tx, request, saved, now)
@@ -370,6 +382,7 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
             attempt_id=row.id,
             failure=code,
             retry_after=failure.retry_after,
+            why_unsent=why_unsent(failure),
             client_refused=is_client_refused(failure),
             unknown_error=outcome is AttemptOutcome.REFUSED and not isinstance(failure, PassingError),
             answer_lost=outcome is None and isinstance(failure, SendFailed),
@@ -387,10 +400,3 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         newer = await tx.grants.get(current.tenant, current.id) or self.context.grant
         assert newer is not None
         return self.context.grant_result(current, newer)
-
-
-async def _condemn(
-    tx: Transaction, request: RefreshGrant, current: Connection, reason: ErrorCode, now: datetime
-) -> None:
-    await tx.connections.replace(current.rejected(reason, now), expected=current.revision)
-    await append_audit(tx, request, AuditAction.NEEDS_REAUTH, now, reason=reason)

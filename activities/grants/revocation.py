@@ -1,28 +1,54 @@
 """Revocation: the store first, then the provider, then `revoked` (RFC 7009)."""
 
+from datetime import UTC, datetime
+from typing import NamedTuple
+
 from temporalio import activity
 
 from activities.grants import GrantServices
 from activities.grants.client_secrets import record_accepted_secret, try_each_secret
-from activities.grants.provider_revocation import revoke_all_slots, revoke_at_provider, worst
+from activities.grants.provider_revocation import (
+    revoke_all_slots,
+    revoke_at_provider,
+    revoke_by_grant,
+    worst,
+)
 from activities.grants.replaced_revocation import ReplacedRevocation, revoke_replaced
 from activities.single_use.intent import open_attempt
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import RETRIED_BY_TEMPORAL, as_failure, heartbeating, report_internal
 from activities.support.transactions import append_audit, commit_with_retries, load_connection, log_words
+from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.replaced import ReplacedGrant
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Rotation
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import BeginRevocation, RevocationResult, RevokeGrant
-from evergrant_server.core.single_use.attempt import AttemptOutcome
+from evergrant_server.core.single_use.attempt import (
+    CONSENTED,
+    ROTATING,
+    Attempt,
+    AttemptKind,
+    AttemptOutcome,
+)
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 
 _RETRY_AFTER_S = 3.0
+_EVER = datetime(2000, 1, 1, tzinfo=UTC)
 # The store lost the request to an older backup, or refused it when it was made.
 _REPEATED_REASON = "requested before, and the store does not say so"
+
+
+class _AtProvider(NamedTuple):
+    """How the provider has revoked; the replaced grants that it no longer takes for valid; the newest use of
+    a credential whose answer was lost."""
+
+    outcome: RevocationOutcome
+    refused: list[ReplacedGrant]
+    lost: Attempt | None
 
 
 class RevocationActivities:
@@ -56,14 +82,14 @@ class RevocationActivities:
                         self._store, lambda tx: self._write_revoking(tx, request, _REPEATED_REASON)
                     )
                 # a staged definition isn't relied on: the wrong endpoint may confirm, too
-                outcome, refused = await self._revoke(request, context.without_staged_definition())
+                ended = await self._revoke(request, context.without_staged_definition())
             except Exception as error:
                 failure = as_failure(error)
                 if failure.code is ErrorCode.INTERNAL:  # at once: its workflow retries ever more slowly
                     report_internal(failure)
                 return await self._record_failure(request, failure)
             return await commit_with_retries(
-                self._store, lambda tx: self._finish(tx, request, outcome, refused, connection.generation)
+                self._store, lambda tx: self._finish(tx, request, ended, connection.generation)
             )
 
     async def _load(self, request: RevokeGrant) -> ProviderContext:
@@ -80,10 +106,7 @@ class RevocationActivities:
             )
             return await contexts.load(request.tenant, request.connection_id)
 
-    async def _revoke(
-        self, request: RevokeGrant, context: ProviderContext
-    ) -> tuple[RevocationOutcome, list[ReplacedGrant]]:
-        """The outcome, and the replaced grants that the provider no longer takes for valid."""
+    async def _revoke(self, request: RevokeGrant, context: ProviderContext) -> _AtProvider:
         try:
             connection, tracker = context.connection, self._services.single_use.tracker
             credential = (connection.tenant, connection.id, connection.generation)
@@ -95,7 +118,12 @@ class RevocationActivities:
             if tracker.has_late_entry(superseded):
                 raise tracker.pending("a token is still on its way")
             replaced, unrevoked = await self._revoke_replaced(request, context)
-            outcome, with_other_secret = await try_each_secret(context, self._revoke_all_tokens)
+            lost = await self._lost_use(context)
+
+            async def revoke_all(with_secret: ProviderContext) -> RevocationOutcome:
+                return await self._revoke_all_tokens(with_secret, lost)
+
+            outcome, with_other_secret = await try_each_secret(context, revoke_all)
             if with_other_secret:
                 await record_accepted_secret(self._store, self._clock, request, context)
             if unrevoked is not None:
@@ -105,7 +133,7 @@ class RevocationActivities:
             metrics.count(metrics.REVOCATIONS, failure.code, context.spec.name)
             raise
         metrics.count(metrics.REVOCATIONS, outcome, context.spec.name)
-        return outcome, replaced.refused
+        return _AtProvider(outcome, replaced.refused, lost)
 
     async def _revoke_replaced(
         self, request: RevokeGrant, context: ProviderContext
@@ -116,26 +144,43 @@ class RevocationActivities:
         except Failure as failure:
             return ReplacedRevocation([], []), failure
 
-    async def _revoke_all_tokens(self, context: ProviderContext) -> RevocationOutcome:
-        connection = context.connection
+    async def _lost_use(self, context: ProviderContext) -> Attempt | None:
+        """The newest use of a credential whose answer was lost: what it made can't be revoked by itself. An
+        answer that came late isn't: its tokens are kept to be revoked, or were."""
+        rotates = context.integration.refresh.rotation is not Rotation.NONE
+        connection, kinds = context.connection, (*CONSENTED, *(ROTATING if rotates else ()))
+        mine, actions = (connection.tenant, connection.id), (AuditAction.LATE_TOKENS_RECEIVED,)
+        async with self._store.read() as tx:
+            unread = await tx.attempts.lost(*mine, kinds)
+            records = await audit.newest_records(tx, *mine, actions, _EVER) if unread else []
+            late = [await tx.attempts.get(mine[0], record.detail["attempt"]) for record in records]
+        read = {_credential_of(use) for use in late if use is not None}
+        return next((use for use in unread if _credential_of(use) not in read), None)
+
+    async def _revoke_all_tokens(self, context: ProviderContext, lost: Attempt | None) -> RevocationOutcome:
+        """UNKNOWN at best where a use was `lost`, unless the provider ends the grant as a whole."""
+        connection, grant, sender = context.connection, context.grant, self._services.sender
         async with self._store.read() as tx:
             rows = await tx.late_tokens.of_connection(connection.tenant, connection.id)
             late = [await tx.late_tokens.tokens(row) for row in rows]
-        if context.grant is None and not late:
-            return RevocationOutcome.NOTHING_HELD
+        if grant is None and not late:
+            return RevocationOutcome.NOTHING_HELD if lost is None else RevocationOutcome.UNKNOWN
         flow = connection.flow
         if context.endpoints.revocation_endpoint is None or flow.is_static or not flow.is_bearer:
             # a static credential is the subject's to take back; OAuth 1.0a has no revocation
             return RevocationOutcome.NOT_SUPPORTED
-        sender = self._services.sender
         # late tokens are unverified, and may be valid all the same
         outcomes = [await revoke_all_slots(sender, context, tokens) for tokens in late]
-        if context.grant is not None:
+        if grant is not None:
             async with self._store.read() as tx:
                 refresh_token = await tx.grants.refresh_token(connection)
                 access_token = await tx.grants.access_token(connection)
+            if lost is not None and grant.is_valid(self._clock.now()):
+                older = lost.from_generation < connection.generation
+                if await revoke_by_grant(sender, context, access_token, other_grants=older):
+                    return worst((*outcomes, RevocationOutcome.CONFIRMED))
             outcomes.append(await revoke_at_provider(sender, context, refresh_token, access_token))
-        return worst(outcomes)
+        return worst(outcomes if lost is None else (*outcomes, RevocationOutcome.UNKNOWN))
 
     async def _record_failure(self, request: RevokeGrant, failure: Failure) -> RevocationResult:
         if failure.code in RETRIED_BY_TEMPORAL:
@@ -168,20 +213,15 @@ class RevocationActivities:
         return revoking
 
     async def _finish(
-        self,
-        tx: Transaction,
-        request: RevokeGrant,
-        outcome: RevocationOutcome,
-        refused: list[ReplacedGrant],
-        generation: int,
+        self, tx: Transaction, request: RevokeGrant, ended: _AtProvider, generation: int
     ) -> RevocationResult:
         """Write `revoked` and destroy the keys, if `generation` is still the current one."""
-        now = self._clock.now()
+        now, outcome, lost = self._clock.now(), ended.outcome, ended.lost
         current = await load_connection(tx, request)
         if current.state is LifecycleState.REVOKED:
             return RevocationResult(revocation=current.revocation)
         replaced = await tx.replaced_grants.of_connection(request.tenant, request.connection_id)
-        unasked = {grant.id for grant in replaced} - {grant.id for grant in refused}
+        unasked = {grant.id for grant in replaced} - {grant.id for grant in ended.refused}
         if (
             unasked or current.generation != generation
         ):  # a journaled reply was counted as lost, and was installed
@@ -196,10 +236,13 @@ class RevocationActivities:
         await tx.connections.replace(revoking.revocation_ended(outcome, now), expected=revoking.revision)
         destroyed = await tx.grants.shred(request.tenant, request.connection_id)
         detail = {"how": outcome, "keys_destroyed": destroyed}
-        lost = attempt or await tx.attempts.unread_at_generation(
-            request.tenant, request.connection_id, generation
-        )
+        if outcome is RevocationOutcome.UNKNOWN:
+            detail["reason"] = ErrorCode.OUTCOME_UNKNOWN
         if lost is not None:  # its tokens were never seen, and so never revoked
             detail["unread_attempt"] = lost.id
         await append_audit(tx, request, AuditAction.REVOKED, now, **detail)
         return RevocationResult(revocation=outcome)
+
+
+def _credential_of(use: Attempt) -> tuple[AttemptKind, int, str]:
+    return use.kind, use.from_generation, use.credential

@@ -136,16 +136,19 @@ async def introspect_grant(
         )
     if flow.is_client_grant:
         refresh = None  # it is a subject token to exchange, often another issuer's
-    refresh_active = None if refresh is None else await _is_active(sender, context, refresh, "refresh_token")
+    refresh_active = None
+    if refresh is not None:
+        refresh_active = await introspect_token(sender, context, refresh, "refresh_token")
     access_active = None
     if not refresh_active and not (refresh_active is False and answers):
         # a static credential is not a token that the provider issued
         valid = grant is not None and grant.is_valid(now) and not flow.is_static
-        access_active = await _is_active(sender, context, access, "access_token") if valid else None
+        if valid:
+            access_active = await introspect_token(sender, context, access, "access_token")
     return judge_introspection(refresh_active, access_active, refresh_answers=answers)
 
 
-async def _is_active(sender: Sender, context: ProviderContext, token: Secret, hint: str) -> bool:
+async def introspect_token(sender: Sender, context: ProviderContext, token: Secret, hint: str) -> bool:
     """The member `active` of the response. Raises Failure for anything but a clear answer."""
     reply = await sender.send(context, introspection_request(context, token, hint))
     return read_introspection(context.spec, reply)

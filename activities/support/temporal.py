@@ -24,6 +24,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from evergrant_server.core.clock import Clock, clock_correction
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind, RetryAdvice
+from evergrant_server.core.lifecycle.schedule import UNSENT_CODES
 from evergrant_server.core.messages.activities import (
     ConnectionCall,
     GrantResult,
@@ -46,6 +47,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 # still handle its next event.
 RETRIED_BY_TEMPORAL = (ErrorCode.STORE_UNAVAILABLE, ErrorCode.STORE_CONFLICT, ErrorCode.SCHEMA_MISMATCH)
 
+_LONGEST_WHY = 300  # characters
 _INTERVAL_S = 1.5  # between heartbeats: well inside the time-out of `core.messages.jobs`
 
 # Of a connection's activities. One and two seconds apart; a conflict that is a race ends by the second try.
@@ -72,7 +74,12 @@ def failed_grant_result(failure: Failure) -> GrantResult:
     """The result for a failure that the workflow decides about. Failures of the store are raised."""
     if failure.code in RETRIED_BY_TEMPORAL:
         raise failure
-    return GrantResult(failure=failure.code, retry_after=failure.retry_after)
+    return GrantResult(failure=failure.code, retry_after=failure.retry_after, why_unsent=why_unsent(failure))
+
+
+def why_unsent(failure: Failure) -> str | None:
+    """What an operator has to allow, with its host, of a request that was refused before it was sent."""
+    return failure.detail[:_LONGEST_WHY] if failure.code in UNSENT_CODES else None
 
 
 def to_application_error(failure: Failure) -> ApplicationError:

@@ -30,6 +30,7 @@ from evergrant_server.telemetry.logs import LogEvent, log_event
 log = logging.getLogger("evergrant.api")
 
 _MOST_UPDATES = 128  # open at Temporal; one tenant has half of them, so that one that hangs delays no other
+_MOST_AHEAD = 32  # of the same without a caller: thousands that become due at once leave Temporal to callers
 _MIN_PAUSE_S = 1.0  # between two refreshes ahead of expiry, after one failed
 _MAX_PAUSED = 10_000
 POLL_INTERVAL_S = 0.075
@@ -39,14 +40,15 @@ _MOST_AT_ONCE = 500  # connections in one query
 
 
 class RefreshKey(NamedTuple):
-    """What callers share a refresh by: the connection, the generation that they have seen, the reason, and
-    the scopes of a narrower token."""
+    """What callers share a refresh by: the connection, the generation that they have seen, the reason, the
+    scopes of a narrower token, and whether an admin asks, who may have repaired what failed."""
 
     tenant: Tenant
     connection_id: ConnectionId
     seen: int
     reason: RefreshReason
     scopes: tuple[str, ...] = ()
+    repaired: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class RefreshWaiter:
         self._link = link
         self._longest = longest.total_seconds()
         self._poller = PositionPoller(rows)
-        self._turns = FairTurns(_MOST_UPDATES)
+        self._turns, self._turns_ahead = FairTurns(_MOST_UPDATES), FairTurns(_MOST_AHEAD)
         # with whether it is ahead: the workflow takes such a refresh for one without a waiting caller
         self._running: dict[tuple[RefreshKey, bool], asyncio.Task[RefreshWaitResult]] = {}
         # until when (monotonic seconds), and the failure
@@ -183,12 +185,11 @@ class RefreshWaiter:
 
     async def _ask_workflow(self, key: RefreshKey, context: RequestContext, *, ahead: bool) -> Failure:
         """The failure that applies if the store has nothing newer after the workflow's answer."""
-        tenant, connection, seen, reason, scopes = key
-        request = EnsureFresh(
-            seen_generation=seen, context=context, refresh_reason=reason, ahead=ahead, scopes=scopes
-        )
+        tenant, connection, seen, reason, scopes, repaired = key
+        asked = {"refresh_reason": reason, "ahead": ahead, "scopes": scopes, "repaired": repaired}
+        request = EnsureFresh(seen_generation=seen, context=context, **asked)
         try:
-            async with self._turns.turn(tenant, context.by):
+            async with (self._turns_ahead if ahead else self._turns).turn(tenant, context.by):
                 result = await self._link.ensure_fresh(tenant, connection, request, timeout=self._longest)
         except Failure as failure:
             return failure
@@ -218,7 +219,7 @@ def _failure_of(result: EnsureFreshResult, seen: int) -> Failure:
         return Failure(ErrorCode.STORE_BEHIND)  # the store is written first, so it was restored from a backup
     if result.problem is None:  # nothing refreshes this grant
         return _RefreshSkipped(ErrorCode.REFRESH_PENDING, retry_after=result.retry_after or 1.0)
-    return Failure(result.problem, retry_after=result.retry_after)
+    return Failure(result.problem, result.why or "", retry_after=result.retry_after)
 
 
 @dataclass(eq=False)

@@ -151,7 +151,7 @@ class EventData(CheckedModel):
         description="where to POST for a new connect link, when the subject has to act; a path of the API"
     )
     revocation: RevocationOutcome | None = Field(
-        description="with `connection.revoked`: how that was reached"
+        description="with `connection.revoked`: how; `unknown`: a token that nobody holds may live on"
     )
 
 

@@ -43,6 +43,14 @@ class RefreshRules(FrozenModel):
         return None
 
 
+class AfterGrantOver(StrEnum):
+    """What becomes of an access token that is valid by its date when its grant is found dead. A column: add,
+    never rename."""
+
+    LEASE = "lease"  # it is leased on, unless the provider is known to refuse it
+    REFUSE = "refuse"  # it is never leased again
+
+
 class Endpoints(FrozenModel):
     """Where an integration's provider is reached: from its definition, or discovered and pinned."""
 
@@ -106,6 +114,7 @@ class Integration(TenantRow):
     binding: Binding = Binding.APP  # of new consents
     login: LoginRule | None = None  # of the binding `oidc`
     on_reconnect: OnReconnect = OnReconnect.SAME
+    after_grant_over: AfterGrantOver = AfterGrantOver.LEASE
     identity_provider: str | None = None  # the integration whose issuer grants access here, by ID-JAG
     refresh: RefreshRules = RefreshRules()
     refresh_overrides: dict[str, Any] | None = None  # the admin's part of it; None: of before it was kept

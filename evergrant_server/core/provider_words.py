@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.lifecycle.schedule import UNSENT_CODES
 from evergrant_server.core.model import FrozenModel
 
 PROVIDER_SAID = "provider_said"  # the member of an audit record's detail
@@ -108,8 +109,11 @@ def with_code(failure: Failure, code: ErrorCode) -> Failure:
 
 
 def words_in(failure: Failure) -> dict[str, Any]:
-    """What the provider said, for the audit record of a failure; empty when it said nothing."""
+    """What the provider said, for the audit record of a failure, or the host to which nothing was sent; empty
+    when it said nothing."""
     words = failure.said if isinstance(failure, ReplyFailure) else None
+    if failure.code in UNSENT_CODES and "host" in failure.context:
+        return {"host": failure.context["host"]}
     return {} if words is None else words.as_detail()
 
 

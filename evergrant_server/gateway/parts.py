@@ -12,17 +12,20 @@ from evergrant_server.access.limits import OPEN_REQUESTS, RateLimited
 from evergrant_server.access.recording import RefusalLog
 from evergrant_server.access.refreshes import RefreshWaiter
 from evergrant_server.core.access import App
+from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AppId
+from evergrant_server.core.ids import AppId, ConnectionId
 from evergrant_server.egress import StreamingTransport
 from evergrant_server.gateway.api_limits import CallLimits
 from evergrant_server.gateway.proxy.outcomes import OutcomeLog
 from evergrant_server.gateway.proxy.provider_api import ProviderApis
+from evergrant_server.store import LeaseRow
 from evergrant_server.telemetry.alarms import report_broken_authority
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.telemetry.traces import set_problem_code
 
 log = logging.getLogger("evergrant.gateway")
+_MOST_REFUSED = 10_000
 ERROR_HEADER = "Evergrant-Error"  # a provider's answers have none
 
 
@@ -38,6 +41,8 @@ class GatewayParts:
     issuer: LeaseIssuer = field(init=False)
     apis: ProviderApis = field(init=False)
     limits: CallLimits = field(init=False)
+    # the generation of a dead grant whose token the connection's API has refused
+    _refused: Bounded[ConnectionId, int] = field(init=False, default_factory=lambda: Bounded(_MOST_REFUSED))
     _open: Counter[AppId] = field(init=False, default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -61,6 +66,17 @@ class GatewayParts:
             self._open[app.id] -= 1
             if not self._open[app.id]:
                 del self._open[app.id]
+
+    def note_refused(self, row: LeaseRow) -> Failure:
+        """The failure of calls with the token of this dead grant, which its API refuses: remembered, since no
+        gateway can write it down."""
+        self._refused[row.connection_id] = row.generation
+        return Failure(ErrorCode.CONSENT_REQUIRED, connection_id=row.connection_id)
+
+    def require_accepted(self, row: LeaseRow) -> None:
+        """Raise Failure CONSENT_REQUIRED for a token that its API has refused, and no refresh replaces."""
+        if row.grant_over and self._refused.get(row.connection_id) == row.generation:
+            raise self.note_refused(row)
 
     async def stop(self) -> None:
         await self.refresher.stop()

@@ -98,11 +98,6 @@ class ProviderRequest:
     bearer: str | None = field(default=None, repr=False)  # a token that authenticates the request
     requests_tokens: bool = False
 
-    @property
-    def refreshes(self) -> bool:
-        """True when it spends a refresh token (RFC 6749 section 6)."""
-        return self.fields.get("grant_type") == REFRESH_TOKEN
-
     def with_resources(self, resources: Sequence[str]) -> "ProviderRequest":
         """The request with resource parameters (RFC 8707 section 2.2)."""
         added = tuple(("resource", uri) for uri in resources)
@@ -247,6 +242,11 @@ def introspection_request(provider: ProviderAccess, token: Secret, hint: str) ->
     url = require_endpoint(provider.spec, url, "introspection_endpoint")
     fields = {"token": token.reveal(), "token_type_hint": hint}
     return ProviderRequest(url, fields, auth=provider.client.auth)
+
+
+def userinfo_request(url: str, token: Secret) -> ProviderRequest:
+    """Ask for the claims of the token's account (OpenID Connect Core 1.0 section 5.3.1)."""
+    return ProviderRequest(url, method="GET", body_format="none", auth="bearer", bearer=token.reveal())
 
 
 def filled_params(spec: ProviderSpec, templates: Params, params: Params) -> dict[str, str]:

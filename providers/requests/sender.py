@@ -17,7 +17,6 @@ from providers.client_auth import ASSERTION_TYPE, client_assertion, secret_asser
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import ClientAuth
 from providers.definition.templates import require_complete
-from providers.quirks import reshaped_first_reply
 from providers.requests.dpop import NonceCache, dpop_proof, requires_nonce
 from providers.requests.request_format import (
     NO_AUTH,
@@ -76,7 +75,7 @@ class Sender:
             self._nonces.remember(str(written.url), client.proof_key, reply)
             if not spec.dpop or not requires_nonce(reply):
                 break
-        return reply if request.refreshes else reply.with_body(reshaped_first_reply(spec.quirks, reply.body))
+        return reply
 
 
 def write_request(access: ProviderAccess, request: ProviderRequest, nonces: NonceCache) -> httpx2.Request:

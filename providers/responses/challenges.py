@@ -45,9 +45,9 @@ def bearer_challenge(headers: Iterable[str]) -> Challenge | None:
     return found[0] if len(found) == 1 else None
 
 
-def challenged_scopes(header: str) -> tuple[str, ...]:
+def challenged_scopes(*headers: str) -> tuple[str, ...]:
     """The scopes of a Bearer challenge with `insufficient_scope` (RFC 6750 section 3.1); none of another."""
-    challenge = bearer_challenge([header])
+    challenge = bearer_challenge(headers)
     if challenge is None or challenge.params.get("error") != "insufficient_scope":
         return ()
     return challenge.scopes

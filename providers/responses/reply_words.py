@@ -35,7 +35,7 @@ _MOST_TOKENS = 100  # in a reply: more are nothing that could be searched for in
 
 
 def words_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> ProviderWords:
-    """What the reply says, without the secrets that were sent and came; an unreadable one as a whole.
+    """What the reply says, without the secrets that were sent and came; all of it where no field is known.
 
     A journal doesn't keep what was sent: of a reply that it returns only the name of the error is left.
     """
@@ -44,7 +44,8 @@ def words_of_reply(spec: ProviderSpec, reply: RawReply, error: str | None) -> Pr
     except UnreadableBody:
         return words_of_unreadable(reply)
     named = [path for rule in spec.error_rules for path in (rule.code_path, rule.path) if path]
-    return words_of_fields(reply, data, error, tuple(path.rpartition(".")[0] for path in named))
+    words = words_of_fields(reply, data, error, tuple(path.rpartition(".")[0] for path in named))
+    return words if words.error or words.description else words_of_unreadable(reply)
 
 
 def description_of(spec: ProviderSpec, reply: RawReply, error: str | None) -> str:
@@ -57,7 +58,7 @@ def description_of(spec: ProviderSpec, reply: RawReply, error: str | None) -> st
 
 
 def words_of_unreadable(reply: RawReply) -> ProviderWords:
-    """The text of a body in no known format, of markup what a browser would show.
+    """The text of a body in no known format, or without a known field; of markup what a browser would show.
 
     The status alone where the body may hold tokens, or where nothing tells which secrets it may quote.
     """

@@ -16,6 +16,7 @@ from providers.definition.patterns import first_group
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_errors import RequestKind
 from providers.definition.schema_response import AdditionalTokens
+from providers.quirks import reshaped_first_reply
 from providers.responses.error_mapping import (
     raise_for_failure,
     reply_fields,
@@ -52,6 +53,7 @@ def read_tokens(
     PROVIDER_ERROR and PROVIDER_RATE_LIMITED (with retry_after in seconds where given), and
     REPLY_UNREADABLE, as UnreadableTokens where the reply appears to contain tokens.
     """
+    reply = reply if refreshing else _reshaped(spec, reply)
     raise_for_failure(
         spec, reply, spec.success_statuses, now, at or ("refresh" if refreshing else "exchange")
     )
@@ -60,6 +62,12 @@ def read_tokens(
         return _read_token_set(spec, reply, data, requested_scopes, refreshing, now)
     except UnreadableBody as why:
         raise unreadable_reply(spec, reply, str(why)) from None
+
+
+def _reshaped(spec: ProviderSpec, reply: RawReply) -> RawReply:
+    """The reply as the definition's quirks have it. They run here and not before: a reply that one of them
+    fails at is in the journal by then."""
+    return reply.with_body(reshaped_first_reply(spec.quirks, reply.body))
 
 
 def _unwrapped(spec: ProviderSpec, data: dict[str, Any]) -> dict[str, Any]:
@@ -204,7 +212,7 @@ def additional_token_sets(
     Raises Failure REPLY_UNREADABLE when any of them is unreadable, since those that weren't kept would
     be lost.
     """
-    rule = spec.response.additional_tokens
+    rule, reply = spec.response.additional_tokens, _reshaped(spec, reply)
     if rule is None:
         return {}
     slots: dict[str, TokenSet] = {}

@@ -43,7 +43,7 @@ def _prepare_once(self: SandboxedWorkflowRunner, definition: Any) -> None:
 
 
 SandboxedWorkflowRunner.prepare_workflow = _prepare_once
-# what every test's workflows run in, and a production worker's don't (ADR 0085)
+# what workflows run in here and in replays; a production worker's don't, nor an installation's (ADR 0085)
 SANDBOX = SandboxedWorkflowRunner(
     SandboxRestrictions.default.with_passthrough_modules("evergrant_server.core", "pydantic")
 )

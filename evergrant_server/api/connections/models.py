@@ -217,7 +217,8 @@ class ConnectionView(View):
     API issues no lease before one is chosen.
     `expected_account` are the claims by which the app has said which account it expects.
     `consented_with` is set for a further token slot: the connection whose consent brings its grants.
-    `revoking` is set until the provider has confirmed a revocation.
+    `revoking` is set until the provider has confirmed a revocation. `revocation` is how it ended: `confirmed`
+    speaks of every token; `unknown` says that an answer was lost, whose token may live on at the provider.
     `provider_said` explains one connection's failure to an admin, and is null elsewhere.
     `failing_since` is set while refreshes keep failing; the token is valid until it expires.
     `live` (with the next attempt as `next_at`) and `differs` are null unless the request had

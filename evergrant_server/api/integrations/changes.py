@@ -37,7 +37,7 @@ NO_CLIENT = (
 )
 _AS_SENT = {  # members of a body that the row has too
     *("issuer", "params", "client_auth", "registration", "dpop", "default_scopes", "scope_ceiling"),
-    *("binding", "on_reconnect", "identity_provider"),
+    *("binding", "on_reconnect", "after_grant_over", "identity_provider"),
 }
 # What a PUT may change without a login of moments ago: no secret, no person and no token goes elsewhere.
 _HARMLESS = {

@@ -21,7 +21,13 @@ from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.login import LoginClaim, LoginRule
 from evergrant_server.core.errors import ErrorCode, Repairer
-from evergrant_server.core.integrations import IntegrationState, RefreshRules, RegistrationMethod, Rotation
+from evergrant_server.core.integrations import (
+    AfterGrantOver,
+    IntegrationState,
+    RefreshRules,
+    RegistrationMethod,
+    Rotation,
+)
 
 
 class RefreshRulesBody(Body):
@@ -72,6 +78,8 @@ class IntegrationBody(Body):
     consents have to be given with the account of its first one, where the provider names it; `any` lets
     them change it. `login` belongs to the binding `oidc`. `identity_provider` is the integration of an
     identity provider that grants access here on its subjects' behalf (ID-JAG): no connection needs a consent.
+    With `after_grant_over` `lease` the access token of a grant that is found dead is leased until its date,
+    unless the provider is known to refuse it; with `refuse` it is never leased again.
     """
 
     provider: Slug
@@ -103,6 +111,7 @@ class IntegrationBody(Body):
     binding: Binding = Binding.APP
     login: LoginBody | None = None
     on_reconnect: OnReconnect = OnReconnect.SAME
+    after_grant_over: AfterGrantOver = AfterGrantOver.LEASE
     identity_provider: Slug | None = None
     refresh: RefreshRulesBody = RefreshRulesBody()
 
@@ -162,6 +171,7 @@ class IntegrationView(View):
     binding: Binding
     login: LoginRule | None
     on_reconnect: OnReconnect
+    after_grant_over: AfterGrantOver
     identity_provider: str | None
     refresh: RefreshRules
     dpop: bool | None

@@ -110,7 +110,11 @@ class ProofBody(Body):
 
 
 class LeaseView(View):
-    """The only response that contains an access token."""
+    """The only response that contains an access token.
+
+    `grant_over`: its grant has ended, and the provider may refuse the token before its date. Report a 401
+    (`POST /v1/connections/{id}/refresh`), which ends the token.
+    """
 
     access_token: str
     token_type: str
@@ -118,6 +122,7 @@ class LeaseView(View):
     scopes: tuple[str, ...]
     generation: int
     connection_id: str
+    grant_over: bool
 
 
 class ProofView(View):
@@ -129,3 +134,4 @@ class ProofView(View):
     generation: int
     expires_at: datetime | None
     connection_id: str
+    grant_over: bool

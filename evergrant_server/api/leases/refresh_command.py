@@ -37,8 +37,9 @@ async def refresh_connection(
 ) -> Response:
     """Refresh unless the grant is newer than `generation`. Concurrent requests share one refresh.
 
-    A report of a refused token refreshes once for that generation. For an app with neither `connect` nor
-    `admin` only a report, or a token that is due, refreshes. The response shows the current generation:
+    A report of a refused token refreshes once for that generation. With `admin` it is tried at once also
+    where an admin or operator had to repair something first. For an app with neither `connect` nor `admin`
+    only a report, or a token that is due, refreshes. The response shows the current generation:
     unchanged without a refresh, and when another one would not help.
     """
     async with call.api.store.read() as tx:
@@ -60,7 +61,9 @@ async def refresh_connection(
     _require_refreshable_state(connection)
     if connection.generation <= seen and not (grant is not None and _lasts(grant, reason, call.now)):
         refresh = refresher.refresh_refused_token if is_report else refresher.require_refreshed
-        await refresh(RefreshKey(connection.tenant, connection.id, seen, reason), call.context)
+        repaired = reason is RefreshReason.COMMAND and call.allows(Action.ADMIN, Target.of(connection))
+        key = RefreshKey(connection.tenant, connection.id, seen, reason, repaired=repaired)
+        await refresh(key, call.context)
 
     async def view(tx: Transaction) -> CommandResponse:
         current = await call.visible_connection(tx, connection_id)

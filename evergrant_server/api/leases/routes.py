@@ -149,6 +149,7 @@ def _grant_members(row: LeaseRow) -> dict[str, object]:
         "expires_at": row.grant.expires_at.isoformat() if row.grant.expires_at else None,
         "generation": row.generation,
         "connection_id": row.connection_id,
+        "grant_over": row.grant_over,
     }
 
 

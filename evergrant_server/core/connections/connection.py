@@ -44,6 +44,8 @@ class RevocationOutcome(StrEnum):
     """How `revoked` was reached; shown with the state."""
 
     CONFIRMED = "confirmed"  # the provider answered as RFC 7009 section 2.2 asks
+    # what is held is revoked; a request whose answer was lost may have made tokens that live on there
+    UNKNOWN = "unknown"
     ACCESS_TOKEN_ONLY = "access_token_only"  # it revokes no refresh token, which may stay valid there
     NOT_SUPPORTED = "not_supported"  # the provider has no revocation endpoint, or it revokes none of ours
     NOTHING_HELD = "nothing_held"  # no token was ever installed
@@ -119,7 +121,7 @@ class Connection(TenantRow):
     slot_scopes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     consented_with: ConnectionId | None = None  # the consents of that connection fill this one's token slot
     expected_account: dict[str, str] | None = None  # by claim, keyed hashes of what the app expects
-    reported_generation: int | None = None  # whose access token the provider's API has refused, says an app
+    reported_generation: int | None = None  # whose access token the provider refuses, say an app or a worker
 
     def granted(self, at: datetime, known: int = 0) -> "Connection":
         """The row after a consent with a new grant, which ends any failure.
@@ -180,7 +182,10 @@ class Connection(TenantRow):
         )
 
     def token_reported(self) -> "Connection":
-        """An app says that the provider's API refuses the token. A refresh that is refused confirms it."""
+        """The row once an app, or a worker that has asked, says that the provider refuses the token.
+
+        A refused refresh confirms an app's word.
+        """
         return self.__replace__(reported_generation=self.generation)
 
     def rejected(self, reason: ErrorCode, at: datetime) -> "Connection":

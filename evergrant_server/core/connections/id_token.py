@@ -10,6 +10,11 @@ from evergrant_server.core.connections.account import plain_issuer
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
 
+_NO_AUDIENCE = "The provider's id token is for no client: its audience (aud) is empty."
+_GIVE_AUDIENCE = (
+    "Give the OAuth client at the provider an audience: its own client id. Then the subject connects again."
+)
+
 
 def claims_of(id_token: Secret) -> dict[str, Any]:
     """Unchecked. Empty for what is no id token, or an encrypted one."""
@@ -31,7 +36,7 @@ def checked_claims(id_token: Secret, *, issuer: str | None, client_id: str) -> d
 
     Its signature isn't checked: it came from the token endpoint itself, over TLS (item 6). Without an
     `issuer`, where the provider has named none, any is accepted. Empty for what can't be read. Raises
-    Failure ID_TOKEN_REFUSED.
+    Failure ID_TOKEN_REFUSED; CLIENT_REJECTED for an empty audience, which no further consent fills.
     """
     claims = claims_of(id_token)
     if not claims:
@@ -42,6 +47,8 @@ def checked_claims(id_token: Secret, *, issuer: str | None, client_id: str) -> d
     problem = None
     if not isinstance(iss, str) or plain_issuer(iss) != plain_issuer(issuer or iss or "unknown"):
         problem = "is of another issuer"
+    elif not any(audiences):
+        raise Failure(ErrorCode.CLIENT_REJECTED, _NO_AUDIENCE, repair=_GIVE_AUDIENCE)
     elif not ours:
         problem = "is for another client"
     elif not isinstance(sub, str) or not sub:

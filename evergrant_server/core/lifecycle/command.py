@@ -43,3 +43,4 @@ class Transition:
     command: Command = Command.NOTHING
     denied: bool = False  # with END_CONSENT: the subject denied it; otherwise the deadline passed
     days_before_end: int = 0  # with ANNOUNCE_EXPIRY
+    ends_at: datetime | None = None  # likewise: when the grant ends

@@ -12,7 +12,7 @@ from evergrant_server.core.connections.connection import LifecycleState, StateCh
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.failure_kinds import FailureCause
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
-from evergrant_server.core.lifecycle.schedule import revocation_retry_at
+from evergrant_server.core.lifecycle.schedule import LifecycleRules, revocation_retry_at
 from evergrant_server.core.messages.activities import GrantFacts, GrantResult, RevocationResult
 from evergrant_server.core.messages.connection import ConnectionState, LifecycleEvent
 
@@ -85,6 +85,20 @@ def grant_ends_at(connection: ConnectionState) -> datetime | None:
     return None  # refreshing keeps it alive
 
 
+def silence_ends_at(connection: ConnectionState) -> datetime | None:
+    """When the refresh token ends because nothing uses it; None when no such end is known."""
+    idle_s, obtained_at = connection.refresh_token_idle_s, connection.obtained_at
+    return None if idle_s is None or obtained_at is None else add_time(obtained_at, idle_s)
+
+
+def announced_end(connection: ConnectionState, rules: LifecycleRules) -> datetime | None:
+    """As `grant_ends_at`; while refreshes fail, also the end by silence, which the next one would put off."""
+    ends = [grant_ends_at(connection)]
+    if rules.against_silence and connection.failures and connection.refreshable:
+        ends.append(silence_ends_at(connection))
+    return min((end for end in ends if end is not None), default=None)
+
+
 def is_same_end(first: datetime | None, second: datetime | None) -> bool:
     if first is None or second is None:
         return first is second
@@ -144,12 +158,14 @@ def install(
         caller_retry_at=None,
         postponed_until=None,
         reason=ErrorCode.CONNECTION_REVOKED if state is LifecycleState.REVOKING else None,
+        why_unsent=None,
         installed_at=connection.installed_at if known else now,
         refresh_extends=refresh_extends_end(connection, change, result),
         account_lookup_at=now if result.account_lookup_needed else None,
         account_lookup_failures=0,
     )
-    if not is_same_end(grant_ends_at(connection), grant_ends_at(after)):
+    end = grant_ends_at(after)
+    if not is_same_end(grant_ends_at(connection), end) or (connection.announced_days and end is None):
         after = after.__replace__(end_known_at=result.obtained_at, announced_days=())
     if LifecycleState.REVOKING in (result.state, state):
         return start_revoking(after, Command.REVOKE)

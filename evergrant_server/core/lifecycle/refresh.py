@@ -7,7 +7,7 @@ their family meanwhile. They are kept until their own refresh, the verification,
 from datetime import datetime, timedelta
 
 from evergrant_server.core.connections.connection import LifecycleState, StateChange, state_after
-from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind
+from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind, Repairer
 from evergrant_server.core.failure_kinds import FailureCause
 from evergrant_server.core.ids import AttemptId
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
@@ -108,6 +108,7 @@ def _failed(connection: ConnectionState, result: GrantResult, code: ErrorCode, a
         caller_retry_at=caller_retry_at(now, again, code, retry_after, at.rules, refused=refused),
         reason=code,
         refusal=code,
+        why_unsent=result.why_unsent,
     )
 
 
@@ -168,6 +169,7 @@ def _dropped_late_tokens(connection: ConnectionState) -> ConnectionState:
     return without_failures(without_late_tokens(connection)).__replace__(retry_at=None)
 
 
+_REPAIRERS = (Repairer.INTEGRATION_ADMIN, Repairer.OPERATOR, Repairer.PERMIT_ADMIN)
 _MOST_WAITING_CALLERS = 100  # the answer to a later one says that no further answer follows
 
 
@@ -192,7 +194,15 @@ def on_refresh_requested(connection: ConnectionState, event: LifecycleEvent, at:
     settles = settled is not None and since is not None and since <= at.now < settled
     if event.refresh_reason is RefreshReason.DUE and settles and settled is not None:
         return _declined(connection, settled - at.now)
+    if event.repaired and at.rules.tries_repairs and _waits_for_repair(connection):
+        connection = connection.__replace__(retry_at=None, caller_retry_at=None)
     return _refresh_now(connection, at.now)
+
+
+def _waits_for_repair(connection: ConnectionState) -> bool:
+    """True when somebody has to repair what the last refresh met."""
+    reason = connection.reason if connection.failures else None
+    return reason is not None and FAILURES[reason].repairer in _REPAIRERS
 
 
 def on_token_requested(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:

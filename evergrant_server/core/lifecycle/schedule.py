@@ -29,6 +29,8 @@ class LifecycleRules(FrozenModel):
     consent_grace: timedelta = timedelta(minutes=1)  # a callback at the deadline still gets through
     longest_history: int = 2000  # events after which a run continues as new; Temporal's own limit is higher
     announce_days: tuple[int, ...] = (14, 3, 1)  # before a grant ends that no refresh extends
+    # also a grant without an expiry is refreshed before it ends by silence, and that end is announced too
+    against_silence: bool = False
 
     first_backoff: timedelta = timedelta(seconds=2)
     backoff_growth: float = 4.0
@@ -48,6 +50,9 @@ class LifecycleRules(FrozenModel):
     forced_interval: timedelta = timedelta(minutes=5)  # after a 401 report, doubled while that doesn't help
     longest_forced_interval: timedelta = timedelta(hours=6)
     forced_forgotten: timedelta = timedelta(days=1)
+    # an admin's command tries at once what somebody has to repair; what was refused before it was sent is
+    # tried soon
+    tries_repairs: bool = False
     # the waits grow with the failures of one cause in a row; False: with all failures in a row
     counts_by_cause: bool = False
 
@@ -59,14 +64,18 @@ RULES: dict[int, LifecycleRules] = {
     2: LifecycleRules(longest_history=500),
     # Tokens of one import or one outage expire together: a minute is too short for some thousand refreshes.
     3: LifecycleRules(longest_history=500, lifetime_spread=0.1),
+    # After a repair at the operator's nobody was told, and a command didn't help: see ADR 0095.
     # A first refusal after an outage came hours later, and a subject waited for it: see ADR 0092.
+    # Salesforce's replies have no expiry, and its refresh tokens end after 30 idle days: see ADR 0097.
     4: LifecycleRules(
         longest_history=500,
         lifetime_spread=0.1,
+        tries_repairs=True,
         counts_by_cause=True,
         first_refused=timedelta(seconds=40),
         first_refusals=2,
         longest_refused=timedelta(hours=4),
+        against_silence=True,
     ),
 }
 NEWEST_RULES = max(RULES)
@@ -77,6 +86,8 @@ _LONGEST_IDLE_S = 1e12  # half of it is beyond every date; a span holds no more 
 _PLATFORM_CODES = frozenset(
     {ErrorCode.KEY_UNAVAILABLE, ErrorCode.JOURNAL_UNAVAILABLE, ErrorCode.STORE_UNAVAILABLE}
 )
+# Refused before anything is sent, by what an operator has set: no workflow hears of its repair.
+UNSENT_CODES = frozenset({ErrorCode.EGRESS_REFUSED, ErrorCode.HOST_NOT_ACCEPTED})
 
 
 def with_announce_days(rules: LifecycleRules, days: tuple[int, ...] | None) -> LifecycleRules:
@@ -149,8 +160,10 @@ def retry_at(
     be dead, so each further try comes much later than the one before.
     """
     if FAILURES[code].retry is RetryAdvice.AFTER_REPAIR:
-        wait = _backoff(rules.repair_interval, rules.repair_growth, failures, rules.longest_repair_interval)
-        return now + wait
+        first, longest = rules.repair_interval, rules.longest_repair_interval
+        if rules.tries_repairs and code in UNSENT_CODES:
+            first, longest = rules.caller_backoff, rules.repair_interval
+        return now + _backoff(first, rules.repair_growth, failures, longest)
     if refused:
         times = failures - rules.first_refusals + 1
         wait = _backoff(rules.first_refused, rules.refused_growth, times, rules.longest_refused)
@@ -186,11 +199,13 @@ def caller_retry_at(
 ) -> datetime:
     """From when on a caller's request causes another try: sooner than the workflow's own, in an outage.
 
-    Not for what an admin must repair. After a refusal a caller causes a look for evidence alone, by rules
-    that have a schedule for each cause, and nothing by earlier ones: callers would hammer a dead grant.
+    Not for what an admin must repair, but for what was refused before it was sent. After a refusal a caller
+    causes a look for evidence alone, by rules that have a schedule for each cause, and nothing by earlier
+    ones: callers would hammer a dead grant.
     """
     waits = refused and not rules.counts_by_cause
-    if waits or FAILURES[code].retry is RetryAdvice.AFTER_REPAIR:
+    unsent = rules.tries_repairs and code in UNSENT_CODES
+    if waits or (FAILURES[code].retry is RetryAdvice.AFTER_REPAIR and not unsent):
         return retry
     return min(retry, now + max(rules.caller_backoff, _believed_retry_after(retry_after, rules)))
 

@@ -9,7 +9,7 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.failure_kinds import FailureCause
 from evergrant_server.core.lifecycle.confirmations import next_to_lapse
-from evergrant_server.core.lifecycle.grants import grant_ends_at, refreshable_for
+from evergrant_server.core.lifecycle.grants import announced_end, refreshable_for
 from evergrant_server.core.lifecycle.schedule import LifecycleRules, RefreshPolicy, due_at, keep_alive_at
 from evergrant_server.core.messages.connection import ConnectionState
 
@@ -157,8 +157,11 @@ def _refresh(connection: ConnectionState, rules: LifecycleRules, share: float) -
         return Timer(connection.postponed_until, "refresh that was postponed for the provider's limit")
     if connection.short_lived and connection.obtained_at is not None:
         return Timer(connection.obtained_at, "exchange the first token for a long-lived one")
-    if connection.expires_at is None or connection.obtained_at is None:
+    if connection.obtained_at is None:
         return None
+    if connection.expires_at is None:
+        refreshes = rules.against_silence and connection.refreshable and not connection.flow.is_client_grant
+        return _keep_alive(connection, rules, share) if refreshes else None
     if not connection.refreshable:
         return Timer(connection.expires_at, "access token expires, and can't be refreshed")
     if connection.ends_together:
@@ -192,13 +195,16 @@ def _keep_alive(connection: ConnectionState, rules: LifecycleRules, share: float
     if span is None:
         return None
     at = keep_alive_at(connection.obtained_at, span, rules, share)
-    at = max(at, settled_at(connection, rules) or at)
+    settled = settled_at(connection, rules)
+    if connection.expires_at is None and connection.installed_at is not None:
+        settled = connection.installed_at + rules.shortest_interval  # a worker's clock may be behind
+    at = max(at, settled or at)
     return Timer(at, "keep the refresh token alive", TimerPurpose.KEEP_ALIVE)
 
 
 def _announcement(connection: ConnectionState, rules: LifecycleRules) -> Timer | None:
     """The next announcement: of missed ones only the last, and none from before the grant."""
-    end, known = grant_ends_at(connection), connection.end_known_at or connection.obtained_at
+    end, known = announced_end(connection, rules), connection.end_known_at or connection.obtained_at
     if end is None or known is None:
         return None
     left = [days for days in rules.announce_days if days not in connection.announced_days]

@@ -12,7 +12,7 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.lifecycle import confirmations, consents, grants, refresh
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
-from evergrant_server.core.lifecycle.grants import grant_ends_at, without_future_dates
+from evergrant_server.core.lifecycle.grants import announced_end, without_future_dates
 from evergrant_server.core.lifecycle.schedule import LifecycleRules, RefreshPolicy
 from evergrant_server.core.lifecycle.timers import Timer, TimerPurpose, next_timer
 from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
@@ -72,12 +72,12 @@ def _refresh_command(connection: ConnectionState, timer: Timer) -> Command:
 
 def _announce(connection: ConnectionState, at: Moment) -> Transition:
     """Announce the smallest number of days that is true; missed announcements are not made up for."""
-    end = grant_ends_at(connection)
+    end = announced_end(connection, at.rules)
     assert end is not None
     reached = tuple(days for days in at.rules.announce_days if end - timedelta(days=days) <= at.now)
     announced = tuple(sorted({*connection.announced_days, *reached}, reverse=True))
     after = connection.__replace__(announced_days=announced)
-    return Transition(after, Command.ANNOUNCE_EXPIRY, days_before_end=min(reached))
+    return Transition(after, Command.ANNOUNCE_EXPIRY, days_before_end=min(reached), ends_at=end)
 
 
 def _on_provider_changed(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:

@@ -68,6 +68,7 @@ class AnnounceExpiry(ConnectionCall):
 
     days: int
     ends_at: datetime
+    silent_since: datetime | None = None  # the grant's moment, where `ends_at` follows from its silence
 
 
 class EndConsent(ConnectionCall):
@@ -137,6 +138,7 @@ class GrantResult(GrantFacts):
     unchanged: bool = False  # no narrower token came of it, and the grant is what it was
     failure: ErrorCode | None = None
     retry_after: float | None = None  # seconds
+    why_unsent: str | None = None  # what the operator has to allow, with its host: nothing was sent
     client_refused: bool = False  # the provider refused our client secret before it looked at the grant
     device_poll: DevicePoll | None = None  # the device code has neither tokens nor an end yet
     interval_s: float | None = None  # between two polls, as the provider says

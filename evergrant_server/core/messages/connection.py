@@ -50,6 +50,7 @@ class ConnectionState(GrantFacts):
     caller_retry_at: datetime | None = None  # when a caller may cause another try; None: at `retry_at`
     reason: ErrorCode | None = None
     refusal: ErrorCode | None = None  # why the last request could not be carried out
+    why_unsent: str | None = None  # what the operator has to allow, where the last refresh wasn't sent
     declined_s: float | None = None  # the last request may be repeated after this; nothing is wrong
     postponed_until: datetime | None = None  # a refresh that no caller waits for, for its provider's limit
     forced_refreshes: int = 0  # refreshes that reports of a refused token have forced
@@ -121,6 +122,7 @@ class LifecycleEvent(RequestMessage):
     reply_to: str | None = None
     refresh_reason: RefreshReason = RefreshReason.COMMAND
     ahead: bool = False  # no caller waits for it
+    repaired: bool = False  # an admin asks, who may have repaired what failed
     scopes: tuple[str, ...] = ()  # those of the narrower token that is requested
     result: GrantResult | None = None
     revocation: RevocationResult | None = None
@@ -234,6 +236,7 @@ class EnsureFresh(RequestMessage):
     seen_generation: Generation
     refresh_reason: RefreshReason = RefreshReason.COMMAND
     ahead: bool = False  # no caller waits for it
+    repaired: bool = False  # an admin asks, who may have repaired what failed
     scopes: tuple[str, ...] = ()
 
 
@@ -247,6 +250,7 @@ class EnsureFreshResult(Message):
     problem: ErrorCode | None = None
     retry_after: float | None = None
     declined: bool = False
+    why: str | None = None  # of `problem`, where it says more than its code
 
 
 class ConnectionDescription(Message):

@@ -29,6 +29,7 @@ class AttemptKind(StrEnum):
 
 
 ROTATING = (AttemptKind.REFRESH, AttemptKind.LATE_TOKENS)  # their reply replaces the token
+CONSENTED = (AttemptKind.CODE_EXCHANGE, AttemptKind.DEVICE_CODE)  # their reply brings a consent's grant
 
 
 class AttemptOutcome(StrEnum):

@@ -73,6 +73,7 @@ class RecurringError:
     undecided_since: datetime | None = None  # the first of the undecided refusals; None: this is none
     may_be_spent: bool = False  # another use of the token may have been served, where each is served once
     answer_lost: bool = False  # and no answer came to it, not even an error
+    client_refused_at: datetime | None = None  # the newest use of the token that was refused for our client
     others_fail_as_well: bool = False  # another connection has failed after `undecided_since`
     equals_control: bool = False  # a token that can't exist is refused in the same way, while others work
 
@@ -85,10 +86,19 @@ class RecurringError:
         worked = self.worked_at is not None and self.worked_at >= self.client_changed_at
         return self.kind in (ErrorKind.UNNAMED, ErrorKind.REQUEST) and worked and not self.others_fail
 
+    @property
+    def client_was_repaired(self) -> bool:
+        """The token was sent with a client that the provider refused, and an admin has changed that client
+        before the first undecided refusal: some servers end a grant for a wrong secret."""
+        refused_at, since = self.client_refused_at, self.undecided_since
+        return refused_at is not None and since is not None and refused_at <= self.client_changed_at <= since
+
     def reason_to_reconnect(self, now: datetime) -> ErrorCode | None:
         """Why the subject has to consent again; None: the refresh is tried again later."""
         if self._is_spent(now):
             return ErrorCode.OUTCOME_UNKNOWN
+        if self.client_was_repaired and self._is_refused_again(now):
+            return ErrorCode.REFRESH_REFUSED
         if self.is_of_one_grant:
             asked_again = self.repeated and now - self.refused_since >= ASK_AGAIN_AFTER
             # A second connection in a row may be our client's, refused in that way: a refresh has to work
@@ -103,6 +113,9 @@ class RecurringError:
             return ErrorCode.REFRESH_KEEPS_FAILING
         return None
 
+    def _is_refused_again(self, now: datetime) -> bool:
+        return self.undecided_since is not None and now - self.undecided_since >= ASK_AGAIN_AFTER
+
     def _is_spent(self, now: datetime) -> bool:
         """Another use has spent the token: it is refused again, whatever the error's name.
 
@@ -110,7 +123,7 @@ class RecurringError:
         a lost answer while others fail as well: a provider that comes back may refuse everything at first.
         """
         since = self.undecided_since
-        if not self.may_be_spent or since is None or now - since < ASK_AGAIN_AFTER:
+        if not self.may_be_spent or since is None or not self._is_refused_again(now):
             return False
         witness = self.others_worked is not None and self.others_worked[1] > since
         return witness or (self.answer_lost and not self.others_fail_as_well)

@@ -119,6 +119,7 @@ class EnvoyCheck:
             return path.judged(asked.headers, asked.body, overrides)
 
         async def prepare(row: LeaseRow, decision: PermitDecision) -> None:
+            parts.require_accepted(row)
             api = await parts.apis.of(row)
             _require_target(api, asked, path)
             _require_no_approval(decision)

@@ -11,6 +11,7 @@ import httpx2
 from starlette.requests import Request
 
 from evergrant_server.access.callers import Caller
+from evergrant_server.access.judgement import lacks
 from evergrant_server.access.refreshes import RefreshKey
 from evergrant_server.access.refusals import LeaseRequest, ProxiedCall
 from evergrant_server.access.transactions import run_transaction
@@ -25,7 +26,7 @@ from evergrant_server.gateway.api_limits import ApiTurn
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.caller_body import CallerBody
 from evergrant_server.gateway.proxy.echo import EchoFilter, encodings
-from evergrant_server.gateway.proxy.headers import RawHeaders, missing_scopes, passed_headers
+from evergrant_server.gateway.proxy.headers import RawHeaders, passed_headers, values_of
 from evergrant_server.gateway.proxy.outgoing import Outgoing
 from evergrant_server.gateway.proxy.provider_api import ProviderApi
 from evergrant_server.gateway.proxy.target import ApiTarget
@@ -34,6 +35,7 @@ from evergrant_server.store import LeaseRow, Transaction
 from evergrant_server.telemetry import metrics, traces
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.telemetry.traces import trace_of
+from providers.responses.challenges import challenged_scopes
 
 log = logging.getLogger("evergrant.gateway")
 _UNCOMPRESSED = (b"Accept-Encoding", b"identity")  # the credential is looked for in what comes back
@@ -129,7 +131,7 @@ class ProxyCall:
                     if answer.status == 401:
                         sent.ended = ErrorCode.TOKEN_REFUSED.value
                         return sent.row
-                    self._require_scopes(answer)
+                    self._require_scopes(answer, sent.row)
                     await hand_on(answer, sent)
                     return None
         except Failure as failure:
@@ -155,6 +157,7 @@ class ProxyCall:
     async def _prepare(self, row: LeaseRow, decision: PermitDecision) -> None:
         """Find where it goes before it is recorded. Raises Failure for a call that can't be sent."""
         self.provider = row.provider
+        self._parts.require_accepted(row)
         self._api, self._target = await self.outgoing.target(self._parts.apis, row)
         assert self._turn is not None
         limited = decision.permit, self._api.limits, self.outgoing.method, self._target.target
@@ -185,7 +188,9 @@ class ProxyCall:
 
     async def _renew(self, row: LeaseRow) -> None:
         """Have the refused token refreshed, once for its generation. Raises Failure when that didn't help, or
-        the request can't be sent again."""
+        the request can't be sent again. That of a dead grant isn't sent again either."""
+        if row.grant_over:
+            raise self._parts.note_refused(row)
         key = RefreshKey(row.tenant, row.connection_id, row.generation, RefreshReason.UNAUTHORIZED)
         await self._parts.refresher.refresh_refused_token(key, self._context)
         newest = await self._parts.api.lease_rows.load(row.tenant, row.connection_id)
@@ -211,14 +216,16 @@ class ProxyCall:
         about = {"connection_id": self.connection_id, "integration": integration.name, "repair": repair}
         return Failure(ErrorCode.TOKEN_REFUSED, why, **about)
 
-    def _require_scopes(self, answer: StreamedResponse) -> None:
-        """Raise Failure SCOPE_NOT_GRANTED for a 403 that names the scopes it wants (RFC 6750 section 3.1)."""
-        scopes = missing_scopes(answer.headers) if answer.status == 403 else None
-        if scopes is not None:
-            where = {"connection_id": self.connection_id, "scopes": scopes}
-            raise Failure(
-                ErrorCode.SCOPE_NOT_GRANTED, **{name: value for name, value in where.items() if value}
-            )
+    def _require_scopes(self, answer: StreamedResponse, row: LeaseRow) -> None:
+        """Raise Failure SCOPE_NOT_GRANTED for a 403 that demands scopes which the token lacks (RFC 6750
+        section 3.1). Where it lacks none, or none is named, a further consent would bring no other answer."""
+        if answer.status != 403 or row.grant is None:
+            return
+        fields = [value.decode("latin-1") for value in values_of(b"www-authenticate", answer.headers)]
+        missing = lacks(row.grant, challenged_scopes(*fields))
+        if missing:
+            scopes = " ".join(missing)
+            raise Failure(ErrorCode.SCOPE_NOT_GRANTED, connection_id=self.connection_id, scopes=scopes)
 
     def _record_outcome(self, sent: Sent) -> None:
         caller = self.caller

@@ -1,6 +1,5 @@
-"""Which headers pass, in both directions, and what a provider's challenge says about scopes. Pure."""
+"""Which headers pass, in both directions. Pure."""
 
-import re
 from collections.abc import Collection, Sequence
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
@@ -43,14 +42,6 @@ _HARMLESS = (
     (b"X-Content-Type-Options", b"nosniff"),
     (b"Cache-Control", b"no-store"),
 )
-# one parameter at a time, so that text inside quotes is never taken for a parameter
-_PARAMETER = re.compile(
-    r"\s*,?\s*(?:[A-Za-z0-9_-]+\s+)?"  # perhaps a scheme
-    r"([A-Za-z0-9_-]+)\s*=\s*"
-    r'(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))'
-)
-_SCOPES = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*\Z")  # RFC 6749 section 3.3
-_MOST = 4000
 
 
 def passed_headers(headers: RawHeaders, credential: Collection[bytes] = ()) -> list[tuple[bytes, bytes]]:
@@ -89,24 +80,3 @@ def values_of(name: bytes, headers: RawHeaders) -> list[bytes]:
 
 def plain_name(name: bytes) -> bytes:
     return name.lower().replace(b"_", b"-")
-
-
-def missing_scopes(headers: RawHeaders) -> str | None:
-    """The scopes that a challenge with `insufficient_scope` asks for, or "" if it names none; None: no such
-    challenge."""
-    for value in values_of(b"www-authenticate", headers):
-        parameters = _parameters(value.decode("latin-1"))
-        if parameters.get("error") == "insufficient_scope":
-            scopes = parameters.get("scope", "")
-            return scopes if len(scopes) <= _MOST and _SCOPES.match(scopes) else ""
-    return None
-
-
-def _parameters(challenge: str) -> dict[str, str]:
-    parameters: dict[str, str] = {}
-    at = 0
-    while (parameter := _PARAMETER.match(challenge, at)) is not None:
-        name, quoted, bare = parameter.groups()
-        parameters.setdefault(name.lower(), bare if quoted is None else re.sub(r"\\(.)", r"\1", quoted))
-        at = parameter.end()
-    return parameters

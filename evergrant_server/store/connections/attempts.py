@@ -3,6 +3,7 @@
 One attempt is open per connection and slot. Late tokens are sealed until they are verified.
 """
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ _ENDED_NOTHING = (
     AttemptOutcome.INSTALLED_LATE.value,
     AttemptOutcome.NOT_SENT.value,
 )
+_BROUGHT_TOKENS = (AttemptOutcome.INSTALLED.value, AttemptOutcome.INSTALLED_LATE.value)
 _UNKNOWN = (AttemptOutcome.SUPERSEDED.value, AttemptOutcome.GIVEN_UP.value, AttemptOutcome.UNREAD.value)
 _OUTCOME, _NEWEST = col(AttemptRow.outcome), col(AttemptRow.opened_at).desc()
 _CLOSED = col(AttemptRow.closed_at)
@@ -127,7 +129,7 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
         """Those that gave the connection a grant at this generation or a later one."""
         mine = self._where(
             col(AttemptRow.from_generation) >= generation,
-            _OUTCOME.in_((AttemptOutcome.INSTALLED.value, AttemptOutcome.INSTALLED_LATE.value)),
+            _OUTCOME.in_(_BROUGHT_TOKENS),
             tenant=tenant,
             connection_id=connection_id,
         )
@@ -168,6 +170,25 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
             outcome=AttemptOutcome.UNREAD.value,
         )
         return await self._first(unread)
+
+    async def lost(
+        self, tenant: Tenant, connection_id: ConnectionId, kinds: Sequence[AttemptKind]
+    ) -> list[Attempt]:
+        """The newest uses of these kinds whose answer was not installed: they may have made tokens that live
+        on at the provider. Not those whose credential has brought tokens since."""
+        other = aliased(AttemptRow)
+        names = ("tenant", "connection_id", "slot", "kind", "from_generation", "credential")
+        same = [getattr(other, name) == getattr(AttemptRow, name) for name in names]
+        brought = exists().where(*same, col(other.outcome).in_(_BROUGHT_TOKENS))
+        refused_again = and_(_OUTCOME.in_((AttemptOutcome.REFUSED.value,)), col(AttemptRow.sends) > 1)
+        lost = self._where(
+            or_(_OUTCOME.is_(None), _OUTCOME.in_(_UNKNOWN), refused_again),
+            col(AttemptRow.kind).in_([kind.value for kind in kinds]),
+            ~brought,
+            tenant=tenant,
+            connection_id=connection_id,
+        )
+        return await self._all(lost.order_by(_NEWEST).limit(_MOST_SUPERSEDED))
 
     async def first_refused(
         self, tenant: Tenant, connection_id: ConnectionId, generation: int

@@ -128,6 +128,11 @@ class LeaseRow:
         return self.state is LifecycleState.REVOKING or self.state.is_final
 
     @property
+    def grant_over(self) -> bool:
+        """True when its grant has ended: the provider may refuse its token before its date."""
+        return self.state is LifecycleState.NEEDS_REAUTH
+
+    @property
     def leasable(self) -> bool:
         """True when its token may be leased while it is valid."""
         reported = self.reported_generation == self.generation

@@ -22,6 +22,7 @@ class IntegrationRow(columns.IdTable, table=True):
     binding: str
     login: dict[str, Any] | None = columns.json()
     on_reconnect: str
+    after_grant_over: str
     identity_provider: str | None = None
     refresh: dict[str, Any] = columns.json()
     refresh_overrides: dict[str, Any] | None = columns.json()

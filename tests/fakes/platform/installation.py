@@ -55,7 +55,6 @@ from tests.fakes.rows import (
     pinned_hosts,
     put_app,
 )
-from tests.fakes.temporal import SANDBOX
 
 ASKED = RequestContext(by="app:crm-sync", trace_id="0af7651916cd43dd8448eb211c80319c")
 PROVENANCE = Provenance(workflow_id="w", run_id="r", event_id=1)
@@ -301,11 +300,8 @@ async def admin_key(parts: Platform) -> str:
 async def prepared(
     temporal_address: str, database_url: str, data_dir: Path, allow: tuple[str, ...], **more: Any
 ) -> Settings:
-    """Keys, schema and settings of an installation with a task queue of its own.
-
-    Its schedules begin nothing by themselves, unless `more` says so: tests count what was started.
-    """
-    more.setdefault("reconcile_interval", timedelta(days=365))
+    """Keys, schema and settings of an installation with a task queue of its own."""
+    more.setdefault("relay_interval", timedelta(seconds=0.1))  # no relay of this process is notified
     more.setdefault("allow_unbound_consent", True)
     more.setdefault("introspection_interval", timedelta(days=24 * 365))
     settings = load_settings(
@@ -323,10 +319,12 @@ async def prepared(
 
 
 @asynccontextmanager
-async def running_worker(settings: Settings, limits: TimeLimits = LIMITS) -> AsyncIterator[None]:
+async def running_worker(
+    settings: Settings, limits: TimeLimits = LIMITS, *, with_schedules: bool = False
+) -> AsyncIterator[None]:
     """A worker in this process, for the length of a block."""
     stop = asyncio.Event()
-    task = asyncio.create_task(worker.run(settings, stop, limits, SANDBOX))
+    task = asyncio.create_task(worker.run(settings, stop, limits, with_schedules=with_schedules))
     try:
         yield
     finally:
@@ -348,10 +346,12 @@ async def installation(
 ) -> AsyncIterator[Installation]:
     """`allow` names who may be called besides `idp`; `more` are settings.
 
-    Without a worker the test is the only one that runs activities.
+    Without a worker the test is the only one that runs activities. Its worker declares the schedules where
+    `more` says how often they begin: four of them are two thirds of Temporal's work for a connection.
     """
     allow = (*allow, idp.allowance) if idp else allow
     settings = await prepared(temporal_address, database_url, data_dir, allow, **more)
-    work = running_worker(settings, limits) if with_worker else nullcontext()
+    recurring = {"with_schedules": "reconcile_interval" in more}
+    work = running_worker(settings, limits, **recurring) if with_worker else nullcontext()
     async with open_platform(settings, Role.OPERATOR) as parts, work:
         yield Installation(parts, idp, with_worker=with_worker)

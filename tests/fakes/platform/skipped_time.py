@@ -19,6 +19,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.consents.code_exchange import CodeExchangeActivities
 from activities.grants.late_tokens import LateTokenActivities
 from activities.grants.refresh import RefreshActivities
+from activities.grants.revocation import RevocationActivities
 from activities.single_use.intent import CriticalSections
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
@@ -34,6 +35,8 @@ from evergrant_server.core.messages.activities import (
     ExchangeCode,
     GrantResult,
     RefreshGrant,
+    RevocationResult,
+    RevokeGrant,
     VerifyLateTokens,
 )
 from evergrant_server.core.messages.base import Provenance, RequestContext
@@ -63,6 +66,7 @@ class LoneWorker:
         self.store = parts.store
         self.clock = clock
         work = build_worker_parts(parts, CriticalSections(), journal)
+        self.replayer = work.replayer
         self._activities = {it.__name__: it for it in work.activities}
         self._states: dict[str, ConnectionState] = {}
 
@@ -71,11 +75,29 @@ class LoneWorker:
         async with self.store.write() as tx:
             return await tx.integrations.put(made, Secret(secret), expected=None)
 
-    async def connected(self, integration: Integration, subject: str = "user-1", **facts: Any) -> Connection:
+    async def repaired(self, integration: Integration, secret: str, *connections: Connection) -> Integration:
+        """An admin puts another secret, and the workflows of these connections hear of it."""
+        changed = integration.__replace__(changed_at=self.clock.now())
+        async with self.store.write() as tx:
+            put = await tx.integrations.put(changed, Secret(secret), expected=integration.revision)
+        for connection in connections:
+            event = LifecycleEvent(kind=EventKind.PROVIDER_CHANGED, context=_CONTEXT)
+            await self._tell(await self.row(connection), event)
+        return put
+
+    async def connected(
+        self,
+        integration: Integration,
+        subject: str = "user-1",
+        tokens: TokenSet | None = None,
+        **facts: Any,
+    ) -> Connection:
         """A connection whose grant is an hour's, and can be refreshed with the token `rt-<subject>`."""
         now = self.clock.now()
         connection = a_connection(integration, now, subject=subject)
-        tokens = TokenSet(access_token=Secret("at-1"), refresh_token=Secret(f"rt-{subject}"), expires_in=3600)
+        tokens = tokens or TokenSet(
+            access_token=Secret("at-1"), refresh_token=Secret(f"rt-{subject}"), expires_in=3600
+        )
         grant = Grant.from_tokens(tokens, generation=1, requested=("read",), at=now)
         grant = grant.model_copy(update=facts)
         async with self.store.write() as tx:
@@ -112,6 +134,11 @@ class LoneWorker:
         ended = EventKind.LATE_VERIFICATION_ENDED
         await self._tell(row, LifecycleEvent(kind=ended, context=_CONTEXT, result=result))
         return result
+
+    async def revoke(self, connection: Connection) -> RevocationResult:
+        """Revoke at the provider, once."""
+        request = RevokeGrant(**_call(await self.row(connection)))
+        return await self._run(RevocationActivities.revoke_grant.__name__, request)
 
     async def refresh_until(self, connection: Connection, limit: timedelta) -> Connection:
         """Refresh whenever its timer fires, until the subject has to act or so much time has passed."""
@@ -157,7 +184,7 @@ class LoneWorker:
                     tx, other, self.clock.now() + timedelta(hours=hours), AttemptOutcome.INSTALLED
                 )
 
-    async def _run(self, activity: str, request: ConnectionCall) -> GrantResult:
+    async def _run(self, activity: str, request: ConnectionCall) -> Any:
         env = ActivityEnvironment()
         env.info = replace(env.info, started_time=self.clock.now())
         return await env.run(self._activities[activity], request)

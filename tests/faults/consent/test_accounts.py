@@ -21,6 +21,7 @@ from evergrant_server.store.database.rows import columns_equal
 from providers.responses.raw_reply import RawReply
 from tests.fakes.events.transmitter import id_token
 from tests.fakes.failures import fails
+from tests.fakes.patience import eventually
 from tests.fakes.platform.installation import STRICT, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ok
 from tests.faults.support.activities import Activities, at_temporal, call_for
@@ -167,6 +168,22 @@ async def test_tokens_that_came_with_a_refused_id_token_are_revoked(
     assert [family.alive for family in place.idp.families] == [True, not revoked]
     await place.revoked(connection)
     assert [family.alive for family in place.idp.families] == [False, False]
+
+
+@pytest.mark.parametrize("audience", ["", []])
+async def test_an_id_token_for_no_client_is_the_admins_and_its_tokens_are_revoked(
+    place: Installation, audience: object
+):
+    """A client that was made at the provider without an audience: another consent brings the same token."""
+    connection = await place.begin()
+    place.idp.script(ok(id_token=names(place, ANN, aud=audience)))
+    consent = await place.consent(connection)
+    ended = await eventually(lambda: place.consent_of(consent), lambda row: row.failure is not None)
+    assert ended.failure == ErrorCode.CLIENT_REJECTED
+    row = await place.row(connection)
+    assert row.state is LifecycleState.PENDING_CONSENT
+    await place.until_audited(connection, AuditAction.REPLACED_GRANT_REVOKED)
+    assert not place.idp.families[0].alive
 
 
 async def test_where_any_account_may_come_the_pin_follows(place: Installation):

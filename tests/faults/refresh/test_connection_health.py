@@ -1,5 +1,7 @@
 """Failing, recovered, expiring: said once each, in the store's words, on real parts."""
 
+from datetime import timedelta
+
 from activities.consents.consent_end import ExpiryActivities
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -81,6 +83,10 @@ async def test_a_new_run_announces_no_expiry_twice(place: Installation):
     for days in (3, 3, 14, 1, 1):
         await activities.announce_expiry(order.model_copy(update={"days": days}))
     assert [days for days, _ in await ends_announced(place, connection)] == [1, 3, 1]
+    silence = order.__replace__(ends_at=grant.obtained_at + timedelta(days=30))
+    for since in (None, grant.obtained_at - timedelta(days=1), grant.obtained_at, grant.obtained_at):
+        await activities.announce_expiry(silence.__replace__(silent_since=since))  # of this grant, once
+    assert (await ends_announced(place, connection))[3:] == [(3, silence.ends_at.isoformat())]
 
 
 async def ends_announced(place: Installation, connection: Connection) -> list[tuple[int, str]]:

@@ -4,7 +4,9 @@ import asyncio
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -26,6 +28,12 @@ WATCHED_S = 6.0
 async def database_url(tmp_path: Path) -> AsyncIterator[str]:
     async with lent("sqlite", tmp_path) as url:
         yield url
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    """The product's own: the relays of other tests look more often."""
+    return {"relay_interval": timedelta(seconds=1)}
 
 
 class Work:

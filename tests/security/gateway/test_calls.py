@@ -173,6 +173,22 @@ async def test_a_large_body_is_not_sent_twice(api: Api, gateway: Gateway, upstre
     assert [len(it.body) for it in upstream.seen] == [KEPT + 1] * 2
 
 
+async def test_a_dead_grants_token_that_the_api_refuses_is_sent_once(
+    api: Api, gateway: Gateway, upstream: RawUpstream
+):
+    """No refresh can replace it: the subject has to consent again, and is named from the first 401 on."""
+    connection, key = await api.active_for("agent", Action.PROXY)
+    await api.change(connection, lambda it: it.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
+    path = f"/v1/proxy/{connection.id}/x"
+    assert (await gateway.get(path, key)).status_code == 200, "it is good as long as the API takes it"
+    upstream.responses = [UNAUTHORIZED]
+    for _ in range(3):
+        assert code_of(await gateway.get(path, key)) == (409, "consent_required")
+    assert len(upstream.seen) == 2
+    await api.install(connection, "at-2")
+    assert (await gateway.get(path, key)).status_code == 200
+
+
 async def test_a_403_that_wants_scopes_is_a_typed_step_up(api: Api, gateway: Gateway, upstream: RawUpstream):
     connection, key = await api.active_for("agent", Action.PROXY, Action.CONNECT)
     challenge = 'WWW-Authenticate: Bearer error="insufficient_scope", scope="write admin"'
@@ -182,6 +198,28 @@ async def test_a_403_that_wants_scopes_is_a_typed_step_up(api: Api, gateway: Gat
     assert wanted.json()["scopes"] == "write admin"
     other = await gateway.get(f"/v1/proxy/{connection.id}/x", key)
     assert (other.status_code, other.text) == (403, "no"), "any other 403 is the provider's answer"
+
+
+@pytest.mark.parametrize("named", ["", ', scope="read_user"', ', scope="read_user read_user"'])
+async def test_a_403_for_scopes_that_the_connection_has_is_the_apis_answer(
+    api: Api, gateway: Gateway, upstream: RawUpstream, named: str
+):
+    """A further consent to them would change nothing, and would be asked for again and again."""
+    connection, key = await api.active_for("agent", Action.PROXY, Action.CONNECT)
+    challenge = f'WWW-Authenticate: Bearer error="insufficient_scope"{named}'
+    upstream.responses = [answer(b"not yours", "403 Forbidden", challenge)]
+    refused = await gateway.get(f"/v1/proxy/{connection.id}/x", key)
+    assert (refused.status_code, refused.text) == (403, "not yours")
+
+
+async def test_a_403_names_only_the_scopes_that_are_missing(
+    api: Api, gateway: Gateway, upstream: RawUpstream
+):
+    connection, key = await api.active_for("agent", Action.PROXY, Action.CONNECT)
+    challenge = 'WWW-Authenticate: Bearer error="insufficient_scope", scope="read_user write"'
+    upstream.responses = [answer(b"no", "403 Forbidden", challenge)]
+    wanted = await gateway.get(f"/v1/proxy/{connection.id}/x", key)
+    assert (code_of(wanted), wanted.json()["scopes"]) == ((409, "scope_not_granted"), "write")
 
 
 async def test_bodies_stream_both_ways(api: Api, gateway: Gateway, upstream: RawUpstream):

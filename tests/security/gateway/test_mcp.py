@@ -122,6 +122,16 @@ async def test_a_403_that_wants_scopes_is_a_typed_step_up(
         assert asked["url"] in modern.json()["error"]["message"]
 
 
+async def test_a_403_for_scopes_that_the_connection_has_is_the_servers_answer(
+    server: Server, upstream: RawUpstream
+):
+    await permit_is(server, actions=["proxy", "connect"])
+    challenge = 'WWW-Authenticate: Bearer error="insufficient_scope", scope="read_user"'
+    upstream.responses = [answer(b"not yours", "403 Forbidden", challenge)]
+    made = await server.post(DANGER, MODERN)
+    assert (made.status_code, made.text) == (403, "not yours")
+
+
 # --- sessions ---------------------------------------------------------------------------
 
 

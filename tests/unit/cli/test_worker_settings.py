@@ -19,5 +19,5 @@ def test_a_worker_keeps_as_many_workflows_in_memory_as_is_set(
     monkeypatch.setenv("EVERGRANT_CACHED_WORKFLOWS", "7000")
     settings = load_settings(data_dir=tmp_path)
     platform = SimpleNamespace(client=None, settings=settings, ring=None, clock=SystemClock())
-    worker._temporal_worker(cast(Any, platform), cast(Any, SimpleNamespace(activities=[])), cast(Any, None))
+    worker._temporal_worker(cast(Any, platform), cast(Any, SimpleNamespace(activities=[])))
     assert told["max_cached_workflows"] == 7_000

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evergrant_server.gateway.proxy.headers import missing_scopes, passed_headers, response_headers
+from evergrant_server.gateway.proxy.headers import passed_headers, response_headers
 
 OURS = [(b"Authorization", b"Bearer at-1"), (b"x-api-key", b"id-1")]
 
@@ -77,21 +77,3 @@ def test_a_response_header_that_stays_here(name: str):
     assert (kept[b"ETag"], kept[b"Location"]) == (b'"1"', b"https://x/")
     assert kept[b"Content-Security-Policy"] == b"sandbox"
     assert kept[b"X-Content-Type-Options"] == b"nosniff"
-
-
-@pytest.mark.parametrize(
-    ("challenge", "scopes"),
-    [
-        ('Bearer error="insufficient_scope", scope="a:b c"', "a:b c"),
-        ('Bearer realm="x", error=insufficient_scope', ""),
-        ('Basic realm="x", Bearer error="insufficient_scope", scope="repo"', "repo"),
-        ('Bearer error_description="x scope=admin", error="insufficient_scope", scope="read"', "read"),
-        ('Bearer error_description="error=\\"insufficient_scope\\" scope=admin"', None),
-        ('Bearer error="insufficient_scope", scope="a\\"b"', ""),
-        ('Bearer error="insufficient_scope", scope="a\x01b"', ""),
-        ('Bearer error="invalid_token"', None),
-        ("", None),
-    ],
-)
-def test_the_scopes_of_a_challenge(challenge: str, scopes: str | None):
-    assert missing_scopes([(b"WWW-Authenticate", challenge.encode("latin-1"))]) == scopes

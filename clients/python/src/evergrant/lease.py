@@ -15,11 +15,15 @@ class Lease:
     """An access token with its real expiry.
 
     `expires_at` has a time zone, and is None for a token that never expires. `generation` numbers
-    the grant the token is from. Not a dataclass, and without a `__dict__`: `dataclasses.asdict`,
+    the grant the token is from; `grant_over` says that it has ended, and that the provider may refuse the
+    token before its date. Not a dataclass, and without a `__dict__`: `dataclasses.asdict`,
     `vars`, json, pydantic and Temporal's converters would otherwise write the token out.
     """
 
-    __slots__ = ("access_token", "connection_id", "expires_at", "generation", "scopes", "token_type")
+    __slots__ = (
+        *("access_token", "connection_id", "expires_at", "generation", "grant_over", "scopes"),
+        "token_type",
+    )
 
     access_token: str
     token_type: str
@@ -27,6 +31,7 @@ class Lease:
     scopes: tuple[str, ...]
     generation: int
     connection_id: str
+    grant_over: bool
 
     def __init__(
         self,
@@ -37,6 +42,7 @@ class Lease:
         scopes: tuple[str, ...],
         generation: int,
         connection_id: str,
+        grant_over: bool = False,
     ) -> None:
         write = object.__setattr__
         write(self, "access_token", access_token)
@@ -45,6 +51,7 @@ class Lease:
         write(self, "scopes", scopes)
         write(self, "generation", generation)
         write(self, "connection_id", connection_id)
+        write(self, "grant_over", grant_over)
 
     def __repr__(self) -> str:
         until = self.expires_at.isoformat() if self.expires_at else "never"

@@ -13,7 +13,7 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.provider_words import ProviderWords
+from evergrant_server.core.provider_words import MOST_OF_A_WHOLE_REPLY, ProviderWords
 from evergrant_server.store.database import sqlite
 from tests.fakes.api import OTHER, Api
 from tests.fakes.databases import NOW
@@ -112,6 +112,17 @@ async def test_the_words_are_of_the_failure_that_counts_and_without_secrets(api:
     (wording,) = cause["provider_said"]
     assert wording["description"] == "secret [redacted] of [redacted]"
     assert wording["connection_id"] == ann.id
+
+
+async def test_a_reply_that_nothing_could_read_is_shown_whole(api: Api, admin: str):
+    (ann,) = await actives(api, await api.integration(), "ann")
+    page = "Scheduled maintenance until noon. " * 20
+    shown = {"description": page, "status": 200, "most": MOST_OF_A_WHOLE_REPLY}
+    await refresh_fails(api, ann, ErrorCode.REPLY_UNREADABLE, **shown)
+    (cause,) = (await health(api, admin))["causes"]
+    (wording,) = cause["provider_said"]
+    assert (cause["repairer"], wording["description"]) == ("integration_admin", page.strip())
+    assert (await api.row(ann.tenant, ann.id)).generation == 1, "the grant stays"
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,8 @@ async def test_a_connection_that_needs_a_consent_both_ways(api: Api, both: BothW
     connection, key = await api.active_for("pipeline", Action.TOKEN)
     await api.change(connection, lambda it: it.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
     assert await both.compare(Sent("by names"), connection, key) == 0
+    await api.change(connection, lambda it: it.token_reported())
+    assert await both.compare(Sent("by names"), connection, key) == 0
 
 
 async def test_a_delegation_both_ways(api: Api, both: BothWays):

@@ -31,6 +31,7 @@ async def test_a_fresh_lease_says_what_the_token_can_do(api: Api):
         "scopes": ["read_user"],
         "generation": 1,
         "connection_id": connection.id,
+        "grant_over": False,
     }
     assert answer.headers["cache-control"] == "no-store"
     assert [it.action for it in await api.records(of=connection.id)] == [AuditAction.LEASE_ISSUED]
@@ -38,6 +39,19 @@ async def test_a_fresh_lease_says_what_the_token_can_do(api: Api):
         rows = await tx.context_rows.connection(TENANT, connection.id)
         assert rows is not None
         assert rows.leased_generation == 1
+
+
+async def test_a_dead_grants_token_is_leased_as_such_until_it_is_reported(api: Api):
+    connection, key = await api.active_for("pipeline", Action.TOKEN)
+    await api.change(connection, lambda it: it.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
+    for _ in range(2):
+        answer = await api.lease(key)
+        assert (answer.status_code, answer.json()["grant_over"]) == (200, True)
+    report = {"generation": 1, "reason": "unauthorized"}
+    told = await api.post(f"/v1/connections/{connection.id}/refresh", key, report)
+    assert (told.status_code, told.json()["code"]) == (409, ErrorCode.GRANT_REJECTED)
+    refused = await api.lease(key)
+    assert (refused.status_code, refused.json()["code"]) == (409, ErrorCode.CONSENT_REQUIRED)
 
 
 async def test_a_grant_that_comes_while_a_lease_is_judged_asks_for_no_consent(

@@ -40,6 +40,12 @@ async def revoke_elsewhere(api: Api, connection: Connection) -> None:
     await api.change(connection, lambda it: it.rejected(ErrorCode.GRANT_REVOKED_ELSEWHERE, api.clock.now()))
 
 
+async def find_dead(api: Api, connection: Connection) -> None:
+    """A worker has found it dead, and asked about the token."""
+    now = api.clock.now()
+    await api.change(connection, lambda it: it.rejected(ErrorCode.GRANT_REJECTED, now).token_reported())
+
+
 async def disable_app(api: Api, connection: Connection) -> None:
     app = await api.app_named("pipeline")
     async with api.worker.write() as tx:
@@ -85,6 +91,7 @@ async def limit_app(api: Api, connection: Connection) -> None:
     [
         (revoke, 409, "connection_revoked"),
         (revoke_elsewhere, 409, "consent_required"),
+        (find_dead, 409, "consent_required"),
         (refresh, 200, "at-2"),
         (disable_app, 403, "app_disabled"),
         (disable_tenant, 403, "tenant_disabled"),

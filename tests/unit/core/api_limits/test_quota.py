@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from evergrant_server.core.api_limits.limits import ApiLimits, CountedCall, DocumentedQuota, LimitedCall
@@ -138,6 +138,7 @@ def test_parts_are_by_weight():
     assert made == {"low": 18, "high": 68}  # and 34 are a normal newcomer's
 
 
+@example([(299.99999999999994, "a", 1)], 1, True)
 @given(moments, st.integers(1, 40), st.booleans())
 def test_when_it_says_there_is_room_there_is_and_not_before(
     tries: list[tuple[float, str, int]], most: int, names_its_end: bool
@@ -153,7 +154,7 @@ def test_when_it_says_there_is_room_there_is_and_not_before(
     ready_at = quota.ready_at("a", now)
     assert now < ready_at <= now + 130
     before = now + (ready_at - now) * 0.98
-    if names_its_end or before < quota.end:
+    if before < ready_at and (names_its_end or before < quota.end):  # not between neighbours among floats
         assert not quota.may_call("a", NORMAL, before)
     assert quota.may_call("a", NORMAL, ready_at + 1e-3)
 

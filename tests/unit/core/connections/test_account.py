@@ -35,7 +35,6 @@ def token(**claims: Any) -> Secret:
         ({"aud": ["client-1", "other"]}, True),
         ({"aud": "client-1", "azp": "other"}, True),
         ({"aud": "client-10"}, True),
-        ({"aud": None}, True),
         ({"sub": ""}, True),
         ({"sub": 7}, True),
     ],
@@ -44,6 +43,18 @@ def test_oidc_core_3_1_3_7_issuer_audience_and_subject(changes: dict[str, Any], 
     given = token(**{**CLAIMS, **changes})
     with fails(ErrorCode.ID_TOKEN_REFUSED) if bad else nullcontext():
         checked_claims(given, issuer=ISSUER, client_id="client-1")
+
+
+@pytest.mark.parametrize("audience", [None, "", [], [""]])
+def test_an_empty_audience_is_the_admins(audience: object) -> None:
+    """The provider's client was made without one: no further consent fills it."""
+    with fails(ErrorCode.CLIENT_REJECTED) as failed:
+        checked_claims(token(**{**CLAIMS, "aud": audience}), issuer=ISSUER, client_id="client-1")
+    assert "audience" in failed.value.repair
+    with fails(ErrorCode.ID_TOKEN_REFUSED):
+        checked_claims(
+            token(**{**CLAIMS, "aud": audience, "iss": "https://x"}), issuer=ISSUER, client_id="client-1"
+        )
 
 
 def test_without_a_known_issuer_any_is_accepted_and_what_is_no_id_token_says_nothing() -> None:

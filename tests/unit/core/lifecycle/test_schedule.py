@@ -163,15 +163,15 @@ VERSION_1 = {
     "longest_repair_interval": 21_600, "repaired_spread": 60, "first_refused": 60, "refused_growth": 6,
     "longest_refused": 43_200, "forced_interval": 300, "longest_forced_interval": 21_600,
     "forced_forgotten": 86_400, "first_refusals": 1, "counts_by_cause": False,
+    "tries_repairs": False, "against_silence": False,
 }  # fmt: skip
 
 
 VERSION_2 = VERSION_1 | {"longest_history": 500}
 VERSION_3 = VERSION_2 | {"lifetime_spread": 0.1}
-
-
 VERSION_4 = VERSION_3 | {
-    "counts_by_cause": True, "first_refused": 40, "first_refusals": 2, "longest_refused": 14_400,
+    "tries_repairs": True, "counts_by_cause": True, "first_refused": 40,
+    "first_refusals": 2, "longest_refused": 14_400, "against_silence": True,
 }  # fmt: skip
 
 

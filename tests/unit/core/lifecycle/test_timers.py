@@ -114,7 +114,7 @@ def test_a_token_ends_by_the_workflows_clock_and_at_the_last_date():
 
 @pytest.mark.parametrize("missing", ["expires_at", "obtained_at"])
 def test_a_token_without_an_end_is_never_due(missing: str):
-    endless = life(refresh_token_idle_s=60.0, **{missing: None})
+    endless = life(**{missing: None})
     assert timer(endless) is None
     assert refresh_due_at(endless, NEWEST) is None
 

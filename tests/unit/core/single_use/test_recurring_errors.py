@@ -37,6 +37,14 @@ AFTER_A_LOST_ANSWER = replace(
     may_be_spent=True,
     answer_lost=True,
 )
+AFTER_A_REPAIR = replace(
+    ONE_GRANT,
+    kind=ErrorKind.REQUEST,
+    worked_at=None,
+    others_fail=True,
+    client_refused_at=NOW - HOUR - SECOND,
+    undecided_since=NOW - ASK_AGAIN_AFTER,
+)
 ALONE = replace(
     ONE_GRANT, kind=ErrorKind.REFUSED, since=A_WEEK, refused_since=A_WEEK, client_changed_at=A_WEEK
 )
@@ -126,3 +134,22 @@ def test_an_error_that_others_dont_meet(changes: dict[str, object], reason: Erro
 )
 def test_a_refusal_that_nothing_explains(changes: dict[str, object], reason: ErrorCode | None):
     assert replace(ALONE, **changes).reason_to_reconnect(NOW) is reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, REFUSED),
+        ({"kind": ErrorKind.UNNAMED, "others_fail_as_well": True}, REFUSED),
+        ({"client_refused_at": NOW - HOUR}, REFUSED),
+        ({"client_changed_at": NOW - ASK_AGAIN_AFTER}, REFUSED),
+        ({"undecided_since": NOW - ASK_AGAIN_AFTER + SECOND}, None),
+        ({"client_refused_at": None}, None),
+        ({"client_refused_at": NOW - HOUR + SECOND}, None),
+        ({"client_changed_at": NOW - ASK_AGAIN_AFTER + SECOND}, None),
+    ],
+)
+def test_a_token_that_was_sent_with_a_wrong_client_may_have_ended(
+    changes: dict[str, object], reason: ErrorCode | None
+):
+    assert replace(AFTER_A_REPAIR, **changes).reason_to_reconnect(NOW) is reason

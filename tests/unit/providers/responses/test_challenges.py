@@ -51,6 +51,12 @@ def test_two_bearer_challenges_are_none() -> None:
         ('Bearer error="invalid_token", scope="admin"', ()),
         (f'DPoP {INSUFFICIENT}, scope="admin"', ()),
         (f'Bearer {INSUFFICIENT}, error_description="x scope=admin"', ()),
+        (f'Bearer error_description="x scope=admin", {INSUFFICIENT}, scope="read"', ("read",)),
+        ('Bearer error_description="error=\\"insufficient_scope\\" scope=admin"', ()),
+        (f'Basic realm="x", Bearer {INSUFFICIENT}, scope="repo"', ("repo",)),
+        (f'Bearer {INSUFFICIENT}, scope="a\\"b"', ()),
+        (f'Bearer {INSUFFICIENT}, scope="a\x01b"', ()),
+        ("", ()),
     ],
 )
 def test_rfc6750_3_1_the_scopes_that_a_403_demands(header: str, scopes: tuple[str, ...]) -> None:

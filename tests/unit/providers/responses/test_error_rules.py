@@ -274,6 +274,18 @@ def test_an_unreadable_reply_is_shown_whole_without_secrets_and_bounded() -> Non
     assert len(words.description or "") == MOST_OF_A_WHOLE_REPLY
 
 
+def test_of_an_object_without_a_known_field_all_is_shown_as_well() -> None:
+    said = {"outcome": {"kind": "blocked", "seen": "sesame-1234"}}
+    for status, code in ((400, LATER), (200, ErrorCode.REPLY_UNREADABLE)):
+        failure = read_as([], said, status)
+        assert (failure.code, failure.said.status if failure.said else None) == (code, status)
+        assert failure.said is not None
+        assert failure.said.description == '{"outcome": {"kind": "blocked", "seen": "[redacted]"}}'
+    words = read_as([], {"refresh_token_new": "x", "outcome": "odd"}, 200).said
+    assert words is not None
+    assert not str(words), "it may hold tokens"
+
+
 def test_an_unreadable_success_that_may_hold_tokens_is_not_shown() -> None:
     spec = spec_like()
     for body in (b"<xml><access_token>sesame</access_token></xml>", b'{"access_token": "sesame'):

@@ -52,7 +52,7 @@ BY_NUMBER = {"error_rules": [{"path": "errcode", "not_in": [0]}]}
         ({"errors": [{"errorType": "invalid_grant", "message": "Gone"}]}, LISTED, "invalid_grant", "Gone"),
         ({"errcode": 42002, "errmsg": "refresh_token expired"}, BY_NUMBER, "42002", "refresh_token expired"),
         ({"title": "x", "detail": "No such token"}, {}, None, "No such token"),
-        ({"error": ["x"], "message": ["y"]}, {}, None, None),
+        ({"error": ["x"], "message": ["y"]}, {}, None, '{"error": ["x"], "message": ["y"]}'),
     ],
 )
 def test_the_words_are_where_the_provider_puts_them(

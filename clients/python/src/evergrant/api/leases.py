@@ -114,6 +114,7 @@ def _parse_lease(response: Response) -> LeaseResponse:
         scopes=body.read("scopes", tuple[str, ...]),
         generation=body.read("generation", int),
         connection_id=body.text("connection_id"),
+        grant_over=body.members.get("grant_over") is True,
     )
     return LeaseResponse(leased, answered_at)
 

@@ -256,10 +256,11 @@ class Connection:
     that the grant reaches, if the provider lists them; with the reason `choice_required` the API issues no
     lease before one is chosen. `expected_account` are the claims by which the app has said which account it
     expects. `consented_with` is set for a further token slot: the connection whose consent brings its grants.
-    `revoking` is set until the provider has confirmed a revocation. `provider_said` explains one connection's
-    failure to an admin, and is null elsewhere. `failing_since` is set while refreshes keep failing; the token
-    is valid until it expires. `live` (with the next attempt as `next_at`) and `differs` are null unless the
-    request had `live=true` and the workflow answered.
+    `revoking` is set until the provider has confirmed a revocation. `revocation` is how it ended: `confirmed`
+    speaks of every token; `unknown` says that an answer was lost, whose token may live on at the provider.
+    `provider_said` explains one connection's failure to an admin, and is null elsewhere. `failing_since` is
+    set while refreshes keep failing; the token is valid until it expires. `live` (with the next attempt as
+    `next_at`) and `differs` are null unless the request had `live=true` and the workflow answered.
     """
     id: str
     integration: str
@@ -523,6 +524,7 @@ class Integration:
     binding: str
     login: LoginRule | None
     on_reconnect: str
+    after_grant_over: str
     identity_provider: str | None
     refresh: RefreshRules
     dpop: bool | None

@@ -390,8 +390,8 @@ class Operations:
         params: Facts | None = None, client_auth: str | None = None, client_key: Facts | None = None,
         client_certificate: Facts | None = None, default_scopes: Texts | None = None,
         scope_ceiling: Texts | None = None, dpop: bool | None = None, binding: str | None = None,
-        login: Facts | None = None, on_reconnect: str | None = None, identity_provider: str | None = None,
-        refresh: Facts | None = None
+        login: Facts | None = None, on_reconnect: str | None = None, after_grant_over: str | None = None,
+        identity_provider: str | None = None, refresh: Facts | None = None
     ) -> None:
         """Create or change an integration. Waits for a worker if the endpoints are discovered.
 

@@ -95,6 +95,7 @@ def _leased(connection: FakeConnection, body: Body) -> FakeResponse:
             "scopes": _scopes_of(connection, body),
             "generation": connection.generation,
             "connection_id": connection.id,
+            "grant_over": False,
         },
     )
 
@@ -209,6 +210,7 @@ def _proof(connection: FakeConnection, body: Body) -> FakeResponse:
             "generation": connection.generation,
             "expires_at": rfc3339(connection.expires_at),
             "connection_id": connection.id,
+            "grant_over": False,
         },
     )
 

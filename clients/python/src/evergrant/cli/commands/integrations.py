@@ -144,6 +144,8 @@ class OAuthClient:
     "Subjects are named by a verified email address of such a domain, not by their sub."
     on_reconnect: str | None = None
     "Which account a later consent may be given with: same (the default) or any."
+    after_grant_over: str | None = None
+    "What becomes of a dead grant's access token: lease it until its date (the default), or refuse."
     identity_provider: str | None = None
     """The integration of the identity provider that grants access here (ID-JAG), so that no subject has to
     consent."""
@@ -170,6 +172,7 @@ def put_integration(name: str, /, *, sent: OAuthClient, options: Options = DEFAU
             binding=sent.binding,
             login=_login(sent.login, sent.login_domain),
             on_reconnect=sent.on_reconnect,
+            after_grant_over=sent.after_grant_over,
             identity_provider=sent.identity_provider,
             params=params or None,
             default_scopes=sent.scope or None,
