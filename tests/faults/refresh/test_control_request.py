@@ -239,6 +239,33 @@ async def test_never_for_what_isnt_an_unknown_refusal(
     assert server.made_up == []
 
 
+KAKAO = b'{"error": "invalid_request", "error_code": "KOE237", "error_description": "exceeded"}'
+CILOGON = b'{"error": "invalid_request", "error_description": "unable to update claims on token refresh"}'
+ZOOM = b'{"error": "invalid_request", "reason": "Internal Error"}'
+
+
+@pytest.mark.parametrize("body", [KAKAO, CILOGON, ZOOM], ids=["Kakao", "CILogon", "Zoom"])
+@pytest.mark.parametrize("of_all", [True, False], ids=["of all", "of one token"])
+async def test_an_invalid_request_that_passes_ends_no_grant(
+    place: LoneWorker, server: KnowsItsTokens, body: bytes, of_all: bool
+):
+    """Of all: no other connection is a witness. Of one token: one that doesn't exist is refused otherwise."""
+    integration, other = await working(place, server)
+    connection = await refused_twice(place, server, integration, (400, body))
+    server.to_unknown = (400, b'{"error": "invalid_grant"}')
+    if of_all:
+        server.says["rt-other"] = (400, body)
+        place.clock.advance(1)
+        await place.refresh(other)
+    else:
+        await witness(place, other)
+    assert ended(await place.refresh_until(connection, 6 * HOUR)) == ACTIVE
+    assert len(server.made_up) == (0 if of_all else 1)
+    server.says.clear()
+    row = await place.refresh_until(connection, 6 * HOUR)
+    assert (ended(row), row.generation > 1) == (ACTIVE, True)
+
+
 async def test_two_different_refusals_arent_the_same_twice(place: LoneWorker, server: KnowsItsTokens):
     integration, other = await working(place, server)
     connection = await refused_twice(place, server, integration)
