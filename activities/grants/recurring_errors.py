@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from activities.grants import GrantServices
+from activities.grants.client_secrets import is_client_refused
 from activities.grants.control_request import equals_control, is_evidence_to_be_had
 from activities.grants.late_tokens import keep_for_last_try
 from activities.grants.token_request import introspect_grant, supports_introspection
 from activities.single_use.attempt import REPLY_PURPOSES
 from activities.single_use.intent import open_attempt
 from activities.support.provider_context import ProviderContext
+from activities.support.temporal import why_unsent
 from activities.support.transactions import append_audit, commit_with_retries, is_taken_over, load_connection
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditRecord
@@ -80,6 +82,19 @@ class FailedRefresh:
         if self.client_refused_at is not None:
             detail[_CLIENT_REFUSED] = self.client_refused_at.isoformat()
         return detail
+
+    def result(self, code: ErrorCode) -> GrantResult:
+        """What the workflow learns of it, by the code that it counts as."""
+        return GrantResult(
+            attempt_id=self.attempt.id,
+            failure=code,
+            retry_after=self.failure.retry_after,
+            why_unsent=why_unsent(self.failure),
+            client_refused=is_client_refused(self.failure),
+            unknown_error=self.outcome is AttemptOutcome.REFUSED
+            and not isinstance(self.failure, PassingError),
+            answer_lost=self.outcome is None and isinstance(self.failure, SendFailed),
+        )
 
 
 async def failed_refresh(

@@ -26,7 +26,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.single_use.control_request import LAST_TRY_AFTER
+from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.metrics import report_unreadable
@@ -241,7 +241,7 @@ def _awaited_action(connection: Connection, now: datetime) -> tuple[str | None, 
                 return None
             return "consent", connection.consent_deadline
         case LifecycleState.NEEDS_REAUTH:
-            last_try = connection.changed_at + LAST_TRY_AFTER
+            last_try = connection.changed_at + RULES[NEWEST_RULES].last_try
             waits = connection.reason is ErrorCode.GRANT_PROBABLY_OVER and now < last_try
             return "reauthorize", last_try if waits else None
         case LifecycleState.ACTIVE if connection.follow_up is FollowUp.CHOOSING:

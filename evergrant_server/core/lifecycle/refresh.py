@@ -34,7 +34,6 @@ from evergrant_server.core.lifecycle.timers import (
 )
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.messages.connection import ConnectionState, LifecycleEvent, RefreshReason
-from evergrant_server.core.single_use.control_request import LAST_TRY_AFTER
 
 
 def on_refresh_ended(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
@@ -57,7 +56,7 @@ def on_refresh_ended(connection: ConnectionState, event: LifecycleEvent, at: Mom
         # a caller named a generation that neither this run nor the store knows: only that caller is refused
         return Transition(connection.__replace__(refusal=result.failure))
     if FAILURES[result.failure].kind is FailureKind.RECONNECT_NEEDED:
-        return Transition(_rejected(connection, result, result.failure, at.now))
+        return Transition(_rejected(connection, result, result.failure, at))
     return Transition(_failed(connection, result, result.failure, at))
 
 
@@ -79,12 +78,12 @@ def _installed(connection: ConnectionState, result: GrantResult, at: Moment) -> 
 
 
 def _rejected(
-    connection: ConnectionState, result: GrantResult, code: ErrorCode, now: datetime
+    connection: ConnectionState, result: GrantResult, code: ErrorCode, at: Moment
 ) -> ConnectionState:
     """A grant that is only probably over is tried once more later, as late tokens are."""
     if result.last_try:
-        last_try = {"late_attempt": result.attempt_id, "verify_late_at": now + LAST_TRY_AFTER}
-        connection = connection.__replace__(**last_try)
+        last_try = at.now + at.rules.last_try
+        connection = connection.__replace__(late_attempt=result.attempt_id, verify_late_at=last_try)
     return without_failures(connection).__replace__(
         state=state_after(connection.state, StateChange.REJECTED),
         reason=code,

@@ -46,6 +46,7 @@ class LifecycleRules(FrozenModel):
     first_refused: timedelta = timedelta(minutes=1)  # the provider's error has a name that isn't known
     refused_growth: float = 6.0
     first_refusals: int = 1  # in a row, before the wait for the next try grows
+    last_try: timedelta = timedelta(days=1)  # of a grant that is probably over
     longest_refused: timedelta = timedelta(hours=12)
     forced_interval: timedelta = timedelta(minutes=5)  # after a 401 report, doubled while that doesn't help
     longest_forced_interval: timedelta = timedelta(hours=6)

@@ -74,7 +74,6 @@ def comparable_answer(status: int, media_type: str, body: bytes, sent: Sequence[
 ANSWER_KEPT_FOR = timedelta(days=3)
 FOR_INTEGRATION_EVERY = timedelta(days=1)
 FOR_HOST_EVERY = timedelta(hours=1)
-LAST_TRY_AFTER = timedelta(days=1)  # of a token that is probably over
 
 
 class ControlOutcome(StrEnum):

@@ -125,9 +125,9 @@ def ended(connection: Connection) -> tuple[LifecycleState, ErrorCode | None]:
     return connection.state, connection.reason
 
 
-async def newest(place: LoneWorker, action: AuditAction, about: str, tenant: str = TENANT) -> dict[str, Any]:
+async def newest(place: LoneWorker, action: AuditAction, about: str) -> dict[str, Any]:
     async with place.store.read() as tx:
-        record = await audit.newest_record(tx, tenant, about, action)  # pyright: ignore[reportArgumentType]
+        record = await audit.newest_record(tx, TENANT, about, action)
     return {} if record is None else record.detail
 
 
@@ -249,7 +249,8 @@ ZOOM = b'{"error": "invalid_request", "reason": "Internal Error"}'
 async def test_an_invalid_request_that_passes_ends_no_grant(
     place: LoneWorker, server: KnowsItsTokens, body: bytes, of_all: bool
 ):
-    """Of all: no other connection is a witness. Of one token: one that doesn't exist is refused otherwise."""
+    """Of all: no other connection is a witness. Of one token: one that doesn't exist is refused otherwise.
+    Zoom's words are known as a fault's, and aren't compared."""
     integration, other = await working(place, server)
     connection = await refused_twice(place, server, integration, (400, body))
     server.to_unknown = (400, b'{"error": "invalid_grant"}')
@@ -260,7 +261,7 @@ async def test_an_invalid_request_that_passes_ends_no_grant(
     else:
         await witness(place, other)
     assert ended(await place.refresh_until(connection, 6 * HOUR)) == ACTIVE
-    assert len(server.made_up) == (0 if of_all else 1)
+    assert len(server.made_up) == (0 if of_all or body == ZOOM else 1)
     server.says.clear()
     row = await place.refresh_until(connection, 6 * HOUR)
     assert (ended(row), row.generation > 1) == (ACTIVE, True)
