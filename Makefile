@@ -169,7 +169,7 @@ $(DEMO_READY): requirements/demo.txt $(INPUTS)
 	@touch $@
 
 $(TEST_READY): requirements/test.txt requirements/node.sh requirements/debian.sh tests/fakes/oidc/package-lock.json \
-		tests/e2e/pages/package-lock.json \
+		tests/fakes/servers/package-lock.json tests/e2e/pages/package-lock.json \
 		clients/typescript/package-lock.json tests/conformance/mcp/judge/package-lock.json $(INPUTS)
 	@bash requirements/setup.sh $(VENV) requirements/test.txt
 	@bash requirements/node.sh $(VENV)

@@ -8,7 +8,7 @@
 set -euo pipefail
 
 folder=$1/debian
-packages=(nginx haproxy curl openssl redis-server)
+packages=(nginx haproxy curl openssl redis-server glewlwyd dbconfig-no-thanks)
 
 say() { printf '%s\n' "$*" >&2; }
 

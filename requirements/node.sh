@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs JavaScript packages beside the interpreter: those of the tests' second authorization server, what
-# reads our pages in tests, those that build the TypeScript client, and the judge of MCP clients.
+# Installs JavaScript packages beside the interpreter: those of the tests' authorization servers, what reads
+# our pages in tests, those that build the TypeScript client, and the judge of MCP clients.
 #
 #   bash requirements/node.sh VENV
 #
@@ -22,6 +22,7 @@ install() { # FOLDER_OF_LOCK NAME_IN_VENV
 }
 
 install tests/fakes/oidc oidc-provider
+install tests/fakes/servers authorization-servers
 install tests/e2e/pages axe
 install clients/typescript typescript-client
 install tests/conformance/mcp/judge mcp-conformance

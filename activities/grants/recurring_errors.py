@@ -29,7 +29,12 @@ from evergrant_server.core.provider_events import IntrospectionFinding
 from evergrant_server.core.provider_words import words_in
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, is_safe_to_resend
-from evergrant_server.core.single_use.recurring_errors import ErrorKind, RecurringError, UndecidedRefusals
+from evergrant_server.core.single_use.recurring_errors import (
+    UNDECIDED,
+    ErrorKind,
+    RecurringError,
+    UndecidedRefusals,
+)
 from evergrant_server.store import Transaction
 from providers.requests.sender import SendFailed
 from providers.responses.error_mapping import UnreadableTokens
@@ -42,7 +47,7 @@ _TOKEN_ACTIVE = {
 }
 # Members of audit records: of a refresh that failed, for the next one of the same token, and of one that
 # worked.
-_ANSWER_LOST, _UNDECIDED, _ROTATED = "answer_lost", "undecided", "rotated"
+_ANSWER_LOST, _UNDECIDED, _ROTATED = "answer_lost", UNDECIDED, "rotated"
 _CLIENT_REFUSED = "client_refused_at"
 
 

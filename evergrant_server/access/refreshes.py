@@ -30,7 +30,7 @@ from evergrant_server.telemetry.logs import LogEvent, log_event
 log = logging.getLogger("evergrant.api")
 
 _MOST_UPDATES = 128  # open at Temporal; one tenant has half of them, so that one that hangs delays no other
-_MOST_AHEAD = 32  # of the same without a caller: thousands that become due at once leave Temporal to callers
+_MOST_AHEAD = 32  # without a caller: thousands that become due at once leave Temporal to callers
 _MIN_PAUSE_S = 1.0  # between two refreshes ahead of expiry, after one failed
 _MAX_PAUSED = 10_000
 POLL_INTERVAL_S = 0.075
@@ -81,9 +81,13 @@ class RefreshWaiter:
         self._paused = Bounded[RefreshKey, tuple[float, Failure]](_MAX_PAUSED)
 
     def start_refresh(self, key: RefreshKey, context: RequestContext) -> None:
-        """Start a refresh without waiting for it, unless one runs or has just failed."""
+        """Start a refresh without waiting for it, unless one runs or has just failed.
+
+        Without a turn for it nothing is started: a later lease asks again.
+        """
         running = (key, False) in self._running or (key, True) in self._running
-        if self._paused_failure(key) is None and not running:
+        has_turn = self._turns_ahead.has_turn(key.tenant, context.by)
+        if has_turn and self._paused_failure(key) is None and not running:
             self._share(asyncio.create_task(self._wait(key, context, ahead=True)), key, ahead=True)
 
     async def wait_for_newer(self, key: RefreshKey, context: RequestContext) -> RefreshWaitResult:
@@ -188,11 +192,14 @@ class RefreshWaiter:
         tenant, connection, seen, reason, scopes, repaired = key
         asked = {"refresh_reason": reason, "ahead": ahead, "scopes": scopes, "repaired": repaired}
         request = EnsureFresh(seen_generation=seen, context=context, **asked)
+        turns, within_s = (self._turns_ahead, 0) if ahead else (self._turns, None)
         try:
-            async with (self._turns_ahead if ahead else self._turns).turn(tenant, context.by):
+            async with turns.turn(tenant, context.by, within_s):
                 result = await self._link.ensure_fresh(tenant, connection, request, timeout=self._longest)
         except Failure as failure:
             return failure
+        except TimeoutError:
+            return Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0)
         except Exception as error:
             # the port raises Failures alone; a valid token must be served even if it doesn't
             log_event(

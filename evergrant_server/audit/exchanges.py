@@ -14,6 +14,7 @@ from evergrant_server.core.errors import FAILURES, ErrorCode
 from evergrant_server.core.failure_kinds import Repairer
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.provider_words import PROVIDER_SAID
+from evergrant_server.core.single_use.recurring_errors import UNDECIDED
 from evergrant_server.store import Transaction
 from evergrant_server.store.audit_tables import AuditRow
 from evergrant_server.store.connections.tables import ConnectionRow
@@ -50,16 +51,21 @@ async def newest_exchanges(tx: Transaction, tenant: Tenant) -> dict[str, Exchang
     return {name: _newest(own_records) for name, own_records in of_integrations.items()}
 
 
-async def words_of_failures(
+async def records_of_failures(
     tx: Transaction, tenant: Tenant, failed_at: Mapping[ConnectionId, datetime]
 ) -> dict[ConnectionId, AuditRecord]:
-    """The records of these connections' failures at these moments that hold what the provider said."""
+    """The records of these connections' failures at these moments that say more than the rows: the provider's
+    words, or that nothing is decided."""
     if not failed_at:
         return {}
     places = tuple_(col(AuditRow.object), col(AuditRow.at)).in_([*failed_at.items()])
     mine = select(AuditRow).where(columns_equal(AuditRow, tenant=tenant), places)
     records = map(record_of, await fetch_all(tx.connection, mine))
-    return {ConnectionId(record.object): record for record in records if PROVIDER_SAID in record.detail}
+    return {
+        ConnectionId(record.object): record
+        for record in records
+        if {PROVIDER_SAID, UNDECIDED} & {*record.detail}
+    }
 
 
 async def _integrations_of(tx: Transaction, tenant: Tenant, ids: set[str]) -> dict[str, str]:

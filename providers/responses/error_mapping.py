@@ -99,7 +99,14 @@ _OVER = (
     r"|NOUN\b.{0,60}\b(?:invalid|expired|revoked|unknown|inactive|no longer valid"
     r"|not (?:valid|found)|does(?: not|n't) exist|already(?: been)? used))"
 )
-_TOKEN_IS_OVER = re.compile(_OVER.replace("NOUN", "refresh[ _-]?token"), re.IGNORECASE)
+# A refresh names no other token: "Token has been revoked", by @jmondi/oauth2-server. Authlib's servers miss
+# the user who was disabled or deleted.
+_TOKEN_IS_OVER = re.compile(
+    _OVER.replace("NOUN", "refresh[ _-]?token")
+    + r"|(?:(?:the|this|your)\s+)*token\s+(?:(?:has(?: been)?|is|was)\s+)?(?:revoked|expired|inactive)\W*$"
+    + r"|there is no ['\"]user['\"] for this token\b",
+    re.IGNORECASE,
+)
 _CODE_IS_OVER = re.compile(_OVER.replace("NOUN", "(?:authori[sz]ation|device)[ _-]?code"), re.IGNORECASE)
 # What such a description may not mention: then it is the request, or another try may help.
 _OTHER_WORDS = re.compile(

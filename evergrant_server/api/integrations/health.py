@@ -20,7 +20,7 @@ from evergrant_server.api.integrations.models import (
     IntegrationHealthView,
     RefusalWordsView,
 )
-from evergrant_server.audit.exchanges import words_of_failures
+from evergrant_server.audit.exchanges import records_of_failures
 from evergrant_server.core.access import READING_ACTIONS
 from evergrant_server.core.audit import AuditRecord
 from evergrant_server.core.connections.connection import LifecycleState
@@ -28,7 +28,7 @@ from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.core.failure_kinds import Repairer
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.provider_words import PROVIDER_SAID, ProviderWords
-from evergrant_server.core.single_use.recurring_errors import RECURS_FOR_ALONE
+from evergrant_server.core.single_use.recurring_errors import RECURS_FOR_ALONE, UNDECIDED
 from evergrant_server.problems import require_found
 from evergrant_server.store.connections.failures import Cause, Causes, causes_of
 
@@ -41,10 +41,9 @@ _TURNS = (  # the order of the causes: what an admin repairs first
 )
 _MOST_WORDINGS = 5  # of a cause
 _DESCRIBE_TIMEOUT_S = 1.0
-_PASSING_STATUSES = (408, 425, 429)
 _REAUTHORIZE = "reauthorize"
 
-_Words = dict[ConnectionId, AuditRecord]
+_Records = dict[ConnectionId, AuditRecord]
 
 
 @router.get("/v1/integrations/{name}/health")
@@ -58,7 +57,7 @@ async def get_integration_health(name: Slug, call: Call) -> IntegrationHealthVie
         failed_at = {
             example.connection_id: example.failed_at for cause in causes for example in cause.examples
         }
-        words = await words_of_failures(tx, call.tenant, failed_at)
+        records = await records_of_failures(tx, call.tenant, failed_at)
     steps = await asyncio.gather(*(_next_step(call, cause) for cause in causes))
     return IntegrationHealthView.of(
         integration,
@@ -69,7 +68,7 @@ async def get_integration_health(name: Slug, call: Call) -> IntegrationHealthVie
         revoking=counted.count(LifecycleState.REVOKING),
         complete=counted.complete,
         causes=tuple(
-            _cause_view(cause, counted, words, step, integration.changed_at)
+            _cause_view(cause, counted, records, step, integration.changed_at)
             for cause, step in zip(causes, steps, strict=True)
         ),
     )
@@ -106,13 +105,12 @@ async def _next_step(call: ApiCall, cause: Cause) -> tuple[str | None, datetime 
 def _cause_view(
     cause: Cause,
     counted: Causes,
-    words: _Words,
+    records: _Records,
     step: tuple[str | None, datetime | None],
     client_changed_at: datetime,
 ) -> FailureCauseView:
     rule, newest = FAILURES[_code_of(cause)], cause.examples[0]
-    wordings = _wordings(cause, words)
-    is_sole = _is_sole(cause, counted, wordings)
+    undecided_since = _undecided_since(cause, counted, records)
     next_step, next_at = step
     return FailureCauseView(
         state=cause.state,
@@ -126,28 +124,36 @@ def _cause_view(
         connection_id=newest.connection_id,
         next_step=next_step,
         next_at=next_at,
-        is_sole=is_sole,
-        decided_by=max(cause.since, client_changed_at) + RECURS_FOR_ALONE if is_sole else None,
-        provider_said=wordings,
+        is_sole=undecided_since is not None,
+        decided_by=None
+        if undecided_since is None
+        else max(undecided_since, client_changed_at) + RECURS_FOR_ALONE,
+        provider_said=_wordings(cause, records),
     )
 
 
-def _is_sole(cause: Cause, counted: Causes, wordings: tuple[RefusalWordsView, ...]) -> bool:
-    """Whether nothing but time decides about an unknown refusal: no other connection has a grant."""
+def _undecided_since(cause: Cause, counted: Causes, records: _Records) -> datetime | None:
+    """Since when nothing but time decides about the only connection that has a grant; None: something does.
+
+    Its refusals don't say whose turn it is, and no other connection shows whether the provider works.
+    """
     alone = counted.complete and counted.count(LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH) == 1
-    unknown = cause.state is LifecycleState.ACTIVE and cause.code is ErrorCode.PROVIDER_ERROR
-    statuses = [wording.status for wording in wordings if wording.status is not None]
-    refused = any(400 <= status < 500 and status not in _PASSING_STATUSES for status in statuses)
-    return alone and unknown and refused
+    newest = cause.examples[0]
+    record = records.get(newest.connection_id)
+    asked = cause.state is LifecycleState.ACTIVE and not newest.flow.is_client_grant
+    if not (alone and asked) or record is None:
+        return None
+    undecided = record.detail.get(UNDECIDED)
+    return None if undecided is None else datetime.fromisoformat(undecided["since"])
 
 
-def _wordings(cause: Cause, words: _Words) -> tuple[RefusalWordsView, ...]:
+def _wordings(cause: Cause, records: _Records) -> tuple[RefusalWordsView, ...]:
     """The most frequent of what the provider said of the cause's newest failures."""
     newest: dict[ProviderWords, AuditRecord] = {}
     counts = Counter[ProviderWords]()
     for example in cause.examples:
-        record = words.get(example.connection_id)
-        if record is None:
+        record = records.get(example.connection_id)
+        if record is None or PROVIDER_SAID not in record.detail:
             continue
         with suppress(ValidationError):  # a newer version wrote it
             wording = ProviderWords.model_validate(record.detail[PROVIDER_SAID])

@@ -22,6 +22,10 @@ RECURS_FOR = timedelta(days=1)
 # any outage that is answered with refusals was seen to last.
 RECURS_FOR_ALONE = timedelta(days=7)
 
+UNDECIDED = (
+    "undecided"  # the member of a failure's audit record: of a refusal that doesn't say whose turn it is
+)
+
 
 class ErrorKind(StrEnum):
     """What a provider's error says about whose fault it is, as far as its reply tells."""

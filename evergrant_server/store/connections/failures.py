@@ -7,6 +7,7 @@ from sqlalchemy import ColumnElement, FromClause, Select, case, func, literal, n
 from sqlalchemy.sql.selectable import Subquery
 
 from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.store.connections.tables import FAILING_CONDITION, LIVE_CONDITION, ConnectionRow
@@ -25,6 +26,7 @@ class Example(NamedTuple):
 
     connection_id: ConnectionId
     failed_at: datetime
+    flow: Flow
 
 
 class Cause(NamedTuple):
@@ -63,6 +65,7 @@ async def causes_of(
     failing = select(
         _ROW.id,
         _ROW.state,
+        _ROW.flow,
         _ROW.last_failure.label("code"),
         _ROW.last_failed_at.label("failed_at"),
         func.coalesce(_ROW.failing_since, _ROW.last_failed_at).label("since"),
@@ -71,6 +74,7 @@ async def causes_of(
     live = select(
         _ROW.id,
         _ROW.state,
+        _ROW.flow,
         case((waits, _ROW.reason), else_=null()).label("code"),
         _ROW.changed_at.label("failed_at"),
         _ROW.changed_at.label("since"),
@@ -93,7 +97,7 @@ async def _grouped(connection: DatabaseConnection, rows: Select[*tuple[Any, ...]
             code=None if code is None else _known(code),
             connections=first["connections"],
             since=first["first_at"],
-            examples=tuple(Example(row["id"], row["failed_at"]) for row in (first, *rest)),
+            examples=tuple(Example(row["id"], row["failed_at"], Flow(row["flow"])) for row in (first, *rest)),
         )
         for (state, code), (first, *rest) in groups.items()
     )
@@ -106,7 +110,7 @@ def _counted(rows: FromClause) -> Subquery:
         return value.over(partition_by=(rows.c.state, rows.c.code), order_by=order or None)
 
     return select(
-        *(rows.c.id, rows.c.state, rows.c.code, rows.c.failed_at),
+        *(rows.c.id, rows.c.state, rows.c.flow, rows.c.code, rows.c.failed_at),
         over(func.count(literal(1))).label("connections"),
         over(func.min(rows.c.since)).label("first_at"),
         over(func.row_number(), rows.c.failed_at.desc(), rows.c.id).label("place"),

@@ -2,8 +2,9 @@
 
 from datetime import timedelta
 
-from evergrant_server.audit.exchanges import words_of_failures
+from evergrant_server.audit.exchanges import records_of_failures
 from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.store import Store
@@ -47,7 +48,8 @@ async def test_causes_are_counted_with_their_newest_connections(store: Store):
     assert (frequent.connections, frequent.since) == (len(many), NOW + MINUTE)
     newest = [example.connection_id for example in frequent.examples]
     assert newest == [connection.id for connection in reversed(many)][:EXAMPLES]
-    assert (rare.connections, rare.since, rare.examples) == (1, NOW + 30 * MINUTE, ((one.id, rare.since),))
+    assert (rare.connections, rare.since) == (1, NOW + 30 * MINUTE)
+    assert rare.examples == ((one.id, rare.since, Flow.AUTHORIZATION_CODE),)
     assert counted.count(LifecycleState.ACTIVE) == len(many) + 1
     (ended,) = [cause for cause in counted.states if cause.state is LifecycleState.NEEDS_REAUTH]
     assert (ended.code, ended.since, ended.examples[0].connection_id) == (
@@ -72,5 +74,5 @@ async def test_failing_ones_are_counted_whole_however_many_are_live(store: Store
 async def test_words_are_looked_for_at_the_moments_of_the_failures_alone(store: Store):
     row = await failing(store, 1, ErrorCode.PROVIDER_ERROR)
     async with store.read() as tx:
-        assert await words_of_failures(tx, ACME, {}) == {}
-        assert await words_of_failures(tx, ACME, {row.id: NOW}) == {}
+        assert await records_of_failures(tx, ACME, {}) == {}
+        assert await records_of_failures(tx, ACME, {row.id: NOW}) == {}

@@ -11,11 +11,14 @@ import pytest
 import pytest_asyncio
 
 from examples.demo.evergrant_api import ApiProblem
+from examples.demo.subject import Subject
 from tests.e2e.world import World, refused, running
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.issuers import Issuer, running_issuer
+from tests.fakes.providers.real_servers import CloudflareWorkersOAuthProvider
 
 DJANGO, MCP = "django-oidc-provider", "mcp-authorization-server"
+RESOURCE = "https://api.example/v1"  # of tests/fakes/servers/cloudflare.mjs
 ASKED: dict[str, dict[str, Any]] = {
     DJANGO: {
         "client_id": "evergrant",
@@ -32,6 +35,7 @@ class Issuers(World):
     """With the servers."""
 
     servers: dict[str, Issuer]
+    cloudflare: CloudflareWorkersOAuthProvider
 
     async def connected(self, name: str) -> dict[str, Any]:
         """A connection whose subject has just consented."""
@@ -45,10 +49,12 @@ class Issuers(World):
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Issuers]:
     data = tmp_path_factory.mktemp("issuers") / "data"
-    async with running_issuer(DJANGO) as django, running_issuer(MCP) as mcp:
-        allowed = [server.issuer.removesuffix("/openid").removesuffix("/") for server in (django, mcp)]
+    cloudflare = CloudflareWorkersOAuthProvider.running(tmp_path_factory.mktemp("cloudflare"))
+    async with running_issuer(DJANGO) as django, running_issuer(MCP) as mcp, cloudflare as worker:
+        issuers = (django.issuer, mcp.issuer, worker.issuer)
+        allowed = [issuer.removesuffix("/openid").removesuffix("/") for issuer in issuers]
         async with running(Issuers, data, *allowed) as world:
-            world.servers = {DJANGO: django, MCP: mcp}
+            world.servers, world.cloudflare = {DJANGO: django, MCP: mcp}, worker
             yield world
 
 
@@ -85,3 +91,24 @@ async def test_rfc8414_3_3_the_admin_is_told_the_issuer_that_the_server_names(wo
     with refused("discovery_failed", 424) as raised:
         await world.integration("without-its-slash", body)
     assert f"another issuer: {server.issuer}" in str(raised.value)
+
+
+async def test_rfc9728_4_tokens_are_for_the_one_resource_that_the_issuer_lists(world: Issuers):
+    """Nobody named it: neither the admin nor the app."""
+    server, name = world.cloudflare, "cloudflare"
+    body = {"provider": "generic", "issuer": server.issuer, "default_scopes": ["read"]}
+    made = await world.integration(name, {**body, "client_id": "not-yet", "client_secret": "not-yet"})
+    assert made["protected_resources"] == [RESOURCE]
+    client = await server.control(redirect_uri=made["redirect_uri"])
+    credentials = {"client_id": client["client_id"], "client_secret": client["client_secret"]}
+    await world.integration(name, {**body, **credentials})
+    begun = await world.begin(name, flow="authorization_code")
+    async with Subject("sam", "a-password") as subject:
+        landing = await subject.consent(begun["connect_url"])
+    assert landing.response is not None
+    assert landing.response.status_code == 200, landing.response.text
+    assert (await world.active(begun))["resources"] == [RESOURCE]
+    assert (await server.control())["resource"] == RESOURCE
+    assert (await world.refreshed(begun))["generation"] == 2
+    token = (await world.api.lease(name, "sam"))["access_token"]
+    assert (await server.control(token=token))["valid"]

@@ -59,7 +59,7 @@ async def proxied(name: str, folder: Path, places: Mapping[str, str]) -> AsyncIt
     with log.open("ab") as output:
         child = await asyncio.create_subprocess_exec(*command, env=env, stdout=output, stderr=output)
     try:
-        await _until_open(port, child, log)
+        await until_open(port, child, log)
         yield port
     finally:
         if child.returncode is None:
@@ -67,7 +67,7 @@ async def proxied(name: str, folder: Path, places: Mapping[str, str]) -> AsyncIt
         await child.wait()
 
 
-async def _until_open(port: int, child: asyncio.subprocess.Process, log: Path) -> None:
+async def until_open(port: int, child: asyncio.subprocess.Process, log: Path) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while True:
             if child.returncode is not None:

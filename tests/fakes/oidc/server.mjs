@@ -20,6 +20,8 @@ const server = createServer();
 await new Promise((listening) => server.listen(0, '127.0.0.1', listening));
 const issuer = `http://127.0.0.1:${server.address().port}`;
 const calls = [];
+const grantOf = {}; // by account, the newest
+const disabled = new Set();
 const newKey = (kid) => {
   const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
   return { ...privateKey.export({ format: 'jwk' }), alg: 'ES256', use: 'sig', kid };
@@ -37,7 +39,7 @@ const makeProvider = (kid) => new Provider(issuer, {
   claims: { openid: ['sub'], email: ['email', 'email_verified'], groups: ['groups'] }, // the address at the UserInfo endpoint alone
   rotateRefreshToken: true, // and whoever uses one twice loses the grant
   issueRefreshToken: async (ctx, client) => client.grantTypeAllowed('refresh_token'),
-  findAccount: async (ctx, id) => ({
+  findAccount: async (ctx, id) => (disabled.has(id) ? undefined : {
     accountId: id,
     claims: async () => ({ sub: id, email: `${id}@corp.example`, email_verified: !id.startsWith('new-'), groups: [id.split('-')[0]] }),
   }),
@@ -90,8 +92,20 @@ const watch = async (ctx, next) => {
     ctx.body = {};
     return;
   }
+  if (ctx.path === '/_test/end') { // what a person does on a page of theirs
+    await (await provider.Grant.find(grantOf[ctx.query.account])).destroy();
+    ctx.body = {};
+    return;
+  }
+  if (ctx.path === '/_test/disable') {
+    disabled.add(ctx.query.account);
+    ctx.body = {};
+    return;
+  }
   await next();
   const { route, params, body } = ctx.oidc ?? {};
+  const grant = ctx.oidc?.entities.Grant;
+  if (grant?.accountId) grantOf[grant.accountId] = grant.jti;
   if (!['token', 'pushed_authorization_request', 'authorization', 'revocation'].includes(route)) return;
   const asked = route === 'authorization' ? Object.fromEntries(new URLSearchParams(ctx.querystring)) : body;
   calls.push({
@@ -106,8 +120,9 @@ const watch = async (ctx, next) => {
 };
 
 let answer;
+let provider;
 const serve = (kid) => {
-  const provider = makeProvider(kid);
+  provider = makeProvider(kid);
   provider.use(watch);
   answer = provider.callback();
 };

@@ -55,6 +55,7 @@ from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
 from tests.fakes.rows import a_connection, a_consent, add_refresh, an_integration, pinned_hosts
 
 TENANT = Tenant("acme")
+REDIRECT_URI = "https://evergrant.example/oauth/callback/int_1"
 _CONTEXT = RequestContext(by="app:crm-sync")
 _RULES = RULES[NEWEST_RULES]
 
@@ -153,20 +154,28 @@ class LoneWorker:
             await self.refresh(connection)
         return row
 
-    async def exchange(self, integration: Integration, facts: dict[str, Any]) -> tuple[GrantResult, Consent]:
+    async def exchange(
+        self,
+        integration: Integration,
+        facts: dict[str, Any],
+        *,
+        subject: str = "user-1",
+        code: str = "code",
+        verifier: str = "v" * 43,
+    ) -> tuple[GrantResult, Consent]:
         """The code exchange of a new connection's consent, whose callback brought `facts`."""
         now = self.clock.now()
-        connection = a_connection(integration, now)
+        connection = a_connection(integration, now, subject=subject)
         endpoints = integration.endpoints
         assert endpoints is not None
         where = {"token_endpoint": endpoints.token_endpoint, "issuer": endpoints.issuer}
-        said = {"state_hash": new_id("cns"), "redirect_uri": "https://evergrant.example/oauth/callback/int_1"}
+        said = {"state_hash": new_id("cns"), "redirect_uri": REDIRECT_URI}
         consent = a_consent(connection, now, facts=facts, **where, **said)
         async with self.store.write() as tx:
             await tx.connections.add(connection)
             await tx.consents.add(consent, Secret("link"))
             received = consent.model_copy(update={"status": ConsentStatus.CODE_RECEIVED})
-            await tx.consents.replace(received, expected=1, verifier=Secret("v" * 43), code=Secret("code"))
+            await tx.consents.replace(received, expected=1, verifier=Secret(verifier), code=Secret(code))
         request = ExchangeCode(**_call(connection), consent_id=consent.id, generation=0)
         result = await self._run(CodeExchangeActivities.exchange_code.__name__, request)
         async with self.store.read() as tx:
@@ -216,12 +225,12 @@ def _call(connection: Connection) -> dict[str, Any]:
 
 @asynccontextmanager
 async def lone_worker(
-    folder: Path, *allow: str, registry: Registry | None = None, **set_to: Any
+    folder: Path, *allow: str, registry: Registry | None = None, now: datetime = NOW, **set_to: Any
 ) -> AsyncIterator[LoneWorker]:
     """A worker on a database of its own; `allow` names who may be called."""
     await migrated_sqlite(folder)
     KeyRing.create(folder / "keys.json")
-    ring, clock = KeyRing.open(folder / "keys.json", Role.WORKER), SetClock(NOW)
+    ring, clock = KeyRing.open(folder / "keys.json", Role.WORKER), SetClock(now)
     settings = Settings(
         data_dir=folder,
         database_url=sqlite_url(folder),

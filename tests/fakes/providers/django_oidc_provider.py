@@ -35,6 +35,7 @@ def configure() -> None:
         ALLOWED_HOSTS=["127.0.0.1"],
         ROOT_URLCONF=__name__,
         LOGIN_URL="/login/",
+        PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],  # the default costs half a second
         USE_TZ=True,
         DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
         DEFAULT_AUTO_FIELD="django.db.models.AutoField",
@@ -77,16 +78,23 @@ def fill() -> None:
 
 @csrf_exempt
 def control(request: HttpRequest) -> JsonResponse:
+    from django.contrib.auth.models import User
     from oidc_provider.models import Client, Token
 
     asked = json.loads(request.body)
+    if "add_user" in asked:
+        User.objects.create_user(asked["add_user"], password=PASSWORD)
+    if "disable" in asked:
+        User.objects.filter(username=asked["disable"]).update(is_active=False)
+    if "end_grants_of" in asked:
+        Token.objects.filter(user__username=asked["end_grants_of"]).delete()
     if "redirect_uri" in asked:
         Client.objects.update(_redirect_uris=asked["redirect_uri"])
     if "secret_works" in asked:
         Client.objects.update(client_secret=SECRET if asked["secret_works"] else "another")
     if asked.get("end_grants"):
         Token.objects.all().delete()
-    return JsonResponse({"live": Token.objects.count()})
+    return JsonResponse({"live": Token.objects.count(), "client_id": CLIENT, "client_secret": SECRET})
 
 
 class Silent(WSGIRequestHandler):

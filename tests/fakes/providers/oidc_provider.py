@@ -72,6 +72,13 @@ class OidcProvider:
         reply = await self.token(await self.register(), **asked)
         return reply.raise_for_status().json()["access_token"]
 
+    async def end_grant(self, account: str) -> None:
+        """End the account's newest grant, as a person may on a page of theirs."""
+        (await self._http.get("/_test/end", params={"account": account})).raise_for_status()
+
+    async def disable(self, account: str) -> None:
+        (await self._http.get("/_test/disable", params={"account": account})).raise_for_status()
+
     async def rotate(self, kid: str) -> None:
         """Sign with another key, publish that alone, and forget the clients."""
         (await self._http.get("/_test/rotate", params={"kid": kid})).raise_for_status()

@@ -30,6 +30,7 @@ from evergrant_server.store.connections.tables import ConnectionGrantRow, Connec
 from evergrant_server.temporal_link.connect import prepare_namespace
 from tests.fakes.databases import postgres
 from tests.fakes.platform.compose import ROOT
+from tests.fakes.platform.descendants import descendants
 from tests.fakes.platform.processes import RunningPlatform, running_platform
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.rows import a_connection, an_integration, discovered, pinned_hosts, put_app, token_set
@@ -63,6 +64,16 @@ class Place:
     @property
     def port(self) -> int:
         return int(self.platform.url.rpartition(":")[2])
+
+    def api_schedule(self) -> tuple[int, int]:
+        """The nanoseconds for which the API's processes ran, and were ready and waited for a core."""
+        ran = waited = 0
+        for pid in descendants(self.platform.children["api"].pid):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                with suppress(OSError):  # it has ended
+                    words = (thread / "schedstat").read_text().split()
+                    ran, waited = ran + int(words[0]), waited + int(words[1])
+        return ran, waited
 
     async def tenancy(
         self, name: str, idp: ScriptedProvider, size: int, lifetime_s: float, *, age_s: float = 0

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ class Leases:
 
     latencies: list[float] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
+    slowdown: float = 1.0
+    """How many times longer the API took than with a core whenever it was ready: the machine's part."""
 
     @property
     def p99_ms(self) -> float:
         latencies = sorted(self.latencies)
-        return latencies[int(len(latencies) * 0.99)] * 1000 if latencies else 0.0
+        return latencies[int(len(latencies) * 0.99)] * 1000 / self.slowdown if latencies else 0.0
 
     def ratio_to(self, before: "Leases") -> float:
         return self.p99_ms / max(before.p99_ms, LEAST_MS)
@@ -85,8 +87,9 @@ class Judged:
         happened = ", ".join(f"{count} {what}" for what, count in sorted(self.seen.items()))
         failed = len(during.fresh.refusals) + len(during.refreshed.refusals)
         fresh = f"p99 {before.fresh.p99_ms:.1f} -> {during.fresh.p99_ms:.1f} ms"
+        slowdown = f"without a core {before.fresh.slowdown:.1f} -> {during.fresh.slowdown:.1f} times longer"
         refreshed = f"with a refresh {before.refreshed.p99_ms:.0f} -> {during.refreshed.p99_ms:.0f} ms"
-        return f"  {self.name:<36} {fresh}, {refreshed}, {failed} failed; {happened}"
+        return f"  {self.name:<36} {fresh}, {refreshed}, {slowdown}, {failed} failed; {happened}"
 
 
 @dataclass
@@ -116,8 +119,12 @@ class Others:
     async def round(self, *, refreshes: bool = True) -> Round:
         """Both tenants' leases for a while."""
         probes = self._probes if refreshes else self._probes[:1]
+        ran, waited = self._place.api_schedule()
         answers = await asyncio.gather(*(self._leases(*probe) for probe in probes))
-        return Round(answers[0], answers[1] if refreshes else Leases())
+        ran_then, waited_then = self._place.api_schedule()
+        slowdown = 1 + max(waited_then - waited, 0) / max(ran_then - ran, 1)
+        fresh, *refreshed = (replace(leases, slowdown=slowdown) for leases in answers)
+        return Round(fresh, refreshed[0] if refreshed else Leases())
 
     async def refreshed(self) -> None:
         """Return once a lease that needs a refresh succeeds: Temporal's clients have found it again."""

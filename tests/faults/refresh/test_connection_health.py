@@ -2,13 +2,18 @@
 
 from datetime import timedelta
 
+import pytest
+
 from activities.consents.consent_end import ExpiryActivities
+from evergrant_server.audit.exchanges import records_of_failures
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages.activities import AnnounceExpiry
 from evergrant_server.core.messages.connection import EnsureFreshResult
 from evergrant_server.core.messages.names import connection_workflow_id
+from evergrant_server.core.single_use.recurring_errors import UNDECIDED
+from evergrant_server.store.connections.failures import causes_of
 from tests.fakes.patience import eventually
 from tests.fakes.platform.installation import NEVER_ROTATES, TENANT, Installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider, error, ok, status
@@ -98,3 +103,30 @@ async def until_announcing(place: Installation, connection: Connection) -> None:
     """Wait until the newest run has had its announcement carried out."""
     name, done = connection_workflow_id(TENANT, connection.id), "activityTaskCompletedEventAttributes"
     await eventually(lambda: place.parts.link.history(name), lambda it: any(done in event for event in it))
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "undecided"),
+    [
+        ("no_such_name", LifecycleState.ACTIVE, True),
+        ("invalid_client", LifecycleState.ACTIVE, False),
+        ("invalid_grant", LifecycleState.NEEDS_REAUTH, False),
+    ],
+)
+async def test_a_failures_record_is_found_by_its_connections_moment(
+    place: Installation, lenient: ScriptedProvider, name: str, state: LifecycleState, undecided: bool
+):
+    """An integration's health has the provider's words so, without a search for each connection."""
+    connection = await place.connect(NEVER_ROTATES)
+    lenient.script(error(name, 400))
+    assert (await place.ensure_fresh(connection, 1)).problem is not None
+    async with place.store.read() as tx:
+        counted = await causes_of(tx.connection, TENANT, connection.integration_id)
+        (cause,) = [each for each in (*counted.failing, *counted.states) if each.code is not None]
+        records = await records_of_failures(
+            tx, TENANT, {each.connection_id: each.failed_at for each in cause.examples}
+        )
+    assert (cause.state, cause.connections) == (state, 1)
+    detail = records[connection.id].detail
+    assert detail["provider_said"]["error"] == name
+    assert (UNDECIDED in detail) is undecided

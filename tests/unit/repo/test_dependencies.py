@@ -147,7 +147,9 @@ def test_smaller_locks_are_subsets_of_larger_ones() -> None:
     assert pins("server").keys() < pins("demo").keys() < pins("test").keys()
 
 
-@pytest.mark.parametrize("folder", ["tests/fakes/oidc", "tests/e2e/pages", "clients/typescript"])
+@pytest.mark.parametrize(
+    "folder", ["tests/fakes/oidc", "tests/fakes/servers", "tests/e2e/pages", "clients/typescript"]
+)
 def test_javascript_packages_are_pinned_by_hash_and_from_no_address(folder: str) -> None:
     lock = json.loads((ROOT / folder / "package-lock.json").read_text(encoding="utf-8"))
     packages = {name: facts for name, facts in lock["packages"].items() if name}

@@ -10,10 +10,12 @@ from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.provider_words import MOST_OF_A_WHOLE_REPLY, ProviderWords
+from evergrant_server.core.single_use.recurring_errors import UNDECIDED
 from evergrant_server.store.database import sqlite
 from tests.fakes.api import OTHER, Api
 from tests.fakes.databases import NOW
@@ -32,14 +34,16 @@ async def record(api: Api, connection: Connection, action: AuditAction, **detail
         await audit.append(tx, entry)
 
 
-async def refresh_fails(api: Api, connection: Connection, code: ErrorCode, **said: Any) -> None:
+async def refresh_fails(
+    api: Api, connection: Connection, code: ErrorCode, detail: dict[str, Any] | None = None, **said: Any
+) -> None:
     """What a worker writes of a refresh that was answered with an error."""
     now = api.clock.now()
     async with api.worker.write() as tx:
         row = await tx.connections.get(connection.tenant, connection.id)
         assert row is not None
         await tx.connections.replace(row.refresh_failed(code, now, token_over=False), expected=row.revision)
-    await record(api, connection, AuditAction.REFRESH_FAILED, reason=code, **words(said))
+    await record(api, connection, AuditAction.REFRESH_FAILED, reason=code, **(detail or {}), **words(said))
 
 
 async def refused_for_good(api: Api, connection: Connection, code: ErrorCode, **said: Any) -> None:
@@ -106,7 +110,15 @@ async def test_the_words_are_of_the_failure_that_counts_and_without_secrets(api:
     await refresh_fails(api, ann, REFUSED, error="an_earlier_one", status=400)
     api.clock.advance(60)
     said = {"error": "invalid_client", "description": "secret hush-hush of ann@acme.example"}
-    await refresh_fails(api, ann, REFUSED, **said, secrets=("hush-hush",), status=400)
+    await refresh_fails(
+        api,
+        ann,
+        REFUSED,
+        secrets=("hush-hush",),
+        status=400,
+        error=said["error"],
+        description=said["description"],
+    )
     await record(api, ann, AuditAction.LEASE_ISSUED)
     (cause,) = (await health(api, admin))["causes"]
     (wording,) = cause["provider_said"]
@@ -126,28 +138,31 @@ async def test_a_reply_that_nothing_could_read_is_shown_whole(api: Api, admin: s
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "another", "sole"),
+    ("undecided", "another", "flow", "sole"),
     [
-        (ErrorCode.PROVIDER_ERROR, 400, False, True),
-        (ErrorCode.PROVIDER_ERROR, 400, True, False),  # whose refreshes tell
-        (ErrorCode.PROVIDER_ERROR, 503, False, False),  # which passes
-        (ErrorCode.PROVIDER_ERROR, 429, False, False),
-        (ErrorCode.CLIENT_REJECTED, 401, False, False),  # which is the admin's
+        (True, False, Flow.AUTHORIZATION_CODE, True),
+        (True, True, Flow.AUTHORIZATION_CODE, False),  # whose refreshes tell
+        (False, False, Flow.AUTHORIZATION_CODE, False),  # such as an outage, or a wrong client
+        (True, False, Flow.CLIENT_CREDENTIALS, False),  # which has no subject to ask
     ],
 )
 async def test_a_sole_connection_that_cant_be_decided_is_shown_as_such(
-    api: Api, admin: str, code: ErrorCode, status: int, another: bool, sole: bool
+    api: Api, admin: str, undecided: bool, another: bool, flow: Flow, sole: bool
 ):
     crm = await api.integration()
-    (ann,) = await actives(api, crm, "ann")
+    ann = await api.active(crm, subject="ann", flow=flow)
     if another:
         await actives(api, crm, "bo")
     api.clock.advance(60)
-    await refresh_fails(api, ann, code, error="E-17", status=status)
+    since = api.clock.now().isoformat()
+    api.clock.advance(60)
+    code, detail = ErrorCode.PROVIDER_ERROR, {UNDECIDED: {"since": since}} if undecided else {}
+    await refresh_fails(api, ann, code, detail, error="E-17", status=400)
     (cause,) = (await health(api, admin))["causes"]
     week_on = NOW + timedelta(days=7, seconds=60)
     assert cause["is_sole"] is sole
     assert cause["decided_by"] == (week_on.isoformat().replace("+00:00", "Z") if sole else None)
+    assert len(cause["provider_said"]) == 1
 
 
 async def test_without_temporal_the_next_step_is_missing_and_nothing_else(api: Api, admin: str):
