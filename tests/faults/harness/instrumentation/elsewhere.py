@@ -28,12 +28,17 @@ ELSEWHERE = {
         "another grant is installed: nothing is replaced"
     ),
     "activities.grants.recurring_errors:_ask_about_token": "introspection spends nothing",
+    "activities.grants.recurring_errors:_rotates": "the table's definitions say whether they rotate",
+    "activities.grants.control_request:_read": "tokens of anything: tests/faults/refresh",
     "activities.support.provider_context:ProviderContextLoader.access": "a login: it brings no grant",
     "activities.grants.client_secrets:try_each_secret": "a revocation, or before a consent: spends nothing",
     "evergrant_server.journal.reservation:rename_complete": (
         "a replay after a death between a reply's last byte and its name, which is one of the table's faults"
     ),
     "evergrant_server.egress.transport:GuardedBackend.connect_unix_socket": "always refuses",
+    "activities.grants.refresh:RefreshSpend.install#10": (
+        "a revocation, and another worker has taken over: the tokens are installed to be revoked"
+    ),
     "activities.grants.refresh:RefreshSpend.request#2": "an access token that is exchanged is not spent",
     "evergrant_server.api.connections.commands:_request_new_consent": "another command of an app",
     "evergrant_server.api.connections.commands:save_account_choice": "another command of an app",
