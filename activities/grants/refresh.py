@@ -93,13 +93,10 @@ class RefreshActivities:
         and Temporal runs the activity again.
         """
         async with heartbeating():
-            return await to_its_end(asyncio.create_task(self._refresh_and_ask(request)))
-
-    async def _refresh_and_ask(self, request: RefreshGrant) -> GrantResult:
-        """Refresh; of a grant that is found dead, ask what has become of its access token."""
-        result = await self._refresh(request)
-        await end_refused_token(self._services, request, result)
-        return result
+            result = await to_its_end(asyncio.create_task(self._refresh(request)))
+            if result.failure is not None:
+                await to_its_end(asyncio.create_task(end_refused_token(self._services, request, result)))
+            return result
 
     async def _refresh(self, request: RefreshGrant) -> GrantResult:
         """From load to commit: the grant, a postponement, or the failure that the workflow decides about."""
@@ -176,7 +173,7 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
     breakers: CircuitBreakers | None = None  # None: the reply comes from a journal
     turn: Turn | None = None
     error: AnsweredError | None = field(default=None, init=False)  # it may come back
-    _answer: str | None = field(default=None, init=False)  # the reply as it is compared with others
+    _reply: RawReply | None = field(default=None, init=False)  # the newest, of which a refusal is compared
     _permit: BreakerPermit | None = field(default=None, init=False)
     _sent: Secret | None = field(default=None, init=False)  # the refresh token, if this process sent it
 
@@ -258,7 +255,7 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         metrics.record_refresh(self.context.spec.name, outcome, seconds)
 
     def judge(self, reply: RawReply, came_at: datetime) -> TokenSet:
-        self._answer = answer_of(reply, self._sent)
+        self._reply = reply
         return super().judge(reply, came_at)
 
     def read(self, context: ProviderContext, reply: RawReply, came_at: datetime) -> TokenSet:
@@ -359,7 +356,8 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
                 await signal_rotate(tx, request, row, now)
             await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, reason=code, superseded=True)
             return await self._stored_result(tx, current)
-        failed = await failed_refresh(tx, current, row, failure, outcome, self._answer, now)
+        answer = None if self._reply is None else answer_of(self._reply, self._sent)
+        failed = await failed_refresh(tx, current, row, failure, outcome, answer, now)
         if not self.provisional:
             self.error = await answered_error(tx, self.context, current, failed)
             code = self.error.code if self.error else code

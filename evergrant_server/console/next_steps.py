@@ -92,7 +92,8 @@ def turn_of(cause: ShownCause) -> NextStep:
     if not cause.is_sole:
         return step
     alone = "It can't be decided yet whose fault this is: it is the only connection here. "
-    return step._replace(text=f"{alone}If the account was disconnected at the provider, consent again.")
+    text = f"{alone}If the account was disconnected at the provider, consent again."
+    return step._replace(text=text, actor="not known yet")
 
 
 def _step_after(failure: ErrorCode, repairer: Repairer, state: LifecycleState) -> NextStep:

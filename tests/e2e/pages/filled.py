@@ -171,7 +171,9 @@ async def _others(api: Api, made: dict[str, Integration]) -> tuple[Connection, C
     failing = await api.active(made["tickets"], subject="hal@acme.example")
     for minutes in (50, 40, 30, 20, 5):
         at = NOON - timedelta(minutes=minutes)
-        failed = {"reason": ErrorCode.PROVIDER_ERROR.value}
+        failed: dict[str, Any] = {"reason": ErrorCode.PROVIDER_ERROR.value}
+        failed["provider_said"] = {"status": 400, "error": "session_gone", "description": "E-4711"}
+        failed["undecided"] = {"since": (NOON - timedelta(minutes=50)).isoformat()}
         await _record(api, failing.id, AuditAction.REFRESH_FAILED, at, "worker", **failed)
         failing = await api.change(
             failing, lambda it, at=at: it.refresh_failed(ErrorCode.PROVIDER_ERROR, at, token_over=False)

@@ -82,7 +82,7 @@ async def test_an_integrations_failures_by_cause_and_no_word_of_a_provider_as_ma
     assert "<script>alert" not in page
     assert "<b>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt; unknown client" in page
-    for shown in ("provider_error", "HTTP 400", "a worker", "the only connection here", "Decided"):
+    for shown in ("provider_error", "HTTP 400", "not known yet", "the only connection here", "Decided"):
         assert shown in page, shown
 
 

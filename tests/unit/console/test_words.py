@@ -8,7 +8,7 @@ import pytest
 
 from evergrant_server.console.catalogue import evidence_of, search
 from evergrant_server.console.console_pages import ago
-from evergrant_server.console.next_steps import findings, step_of
+from evergrant_server.console.next_steps import findings, step_of, turn_of
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.flow import Flow
@@ -50,6 +50,21 @@ def test_who_acts_for_some():
     assert step_of(again).text == "Consent again, by a new connect link."
     refused = ErrorCode.CLIENT_REJECTED
     assert step(LifecycleState.ACTIVE, last_failure=refused) == ("the integration's admin", "wait")
+
+
+def test_whose_turn_a_cause_is_and_that_nobody_knows_it_of_a_sole_connection():
+    def turn(code: ErrorCode, state: LifecycleState, *, is_sole: bool = False) -> tuple[str, str]:
+        shown = SimpleNamespace(state=state, code=code, repairer=FAILURES[code].repairer, is_sole=is_sole)
+        step = turn_of(shown)
+        return step.actor, step.text
+
+    active, reauth = LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH
+    assert turn(ErrorCode.CLIENT_REJECTED, active)[0] == "the integration's admin"
+    assert turn(ErrorCode.GRANT_REJECTED, reauth) == ("the subject", "Consent again, by a new connect link.")
+    assert turn(ErrorCode.PROVIDER_ERROR, active) == ("a worker", "None: a worker tries again by itself.")
+    actor, text = turn(ErrorCode.PROVIDER_ERROR, active, is_sole=True)
+    assert actor == "not known yet"
+    assert text.startswith("It can't be decided yet whose fault this is: it is the only connection here.")
 
 
 def integration(**more: Any) -> Any:
