@@ -24,9 +24,10 @@ from providers.definition.registry import Registry
 from providers.requests.authorization_url import build_authorization_url, new_random_value
 from tests.fakes.platform.skipped_time import REDIRECT_URI, TENANT, LoneWorker, lone_worker
 from tests.fakes.providers.glewlwyd import Glewlwyd
+from tests.fakes.providers.lemonldap import LemonLdap
 from tests.fakes.providers.real_servers import REAL_SERVERS, Passage, RealServer, Road, road_to
 
-SERVERS: tuple[type[RealServer], ...] = (*REAL_SERVERS, Glewlwyd)
+SERVERS: tuple[type[RealServer], ...] = (*REAL_SERVERS, Glewlwyd, LemonLdap)
 WITHIN = timedelta(minutes=2)
 WITNESSED_AFTER = timedelta(seconds=1)
 TRIES = 3  # of each kind of an outage

@@ -231,11 +231,16 @@ class ControlledServer(RealServer):
         """The program, and its arguments."""
 
     @classmethod
+    def environment(cls, folder: Path) -> dict[str, str] | None:
+        """None: this process's own."""
+        return None
+
+    @classmethod
     @asynccontextmanager
     async def running(cls, folder: Path) -> AsyncIterator[Self]:
         assert PACKAGES.is_dir(), "its packages are missing: bash requirements/node.sh .venv, or make test"
         program, arguments = cls.command(folder)
-        process = await Process.start(cls.name, arguments, program=program)
+        process = await Process.start(cls.name, arguments, program=program, env=cls.environment(folder))
         try:
             async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:
                 server = cls(process, http)
