@@ -29,6 +29,7 @@ from tests.fakes.providers.real_servers import REAL_SERVERS, Passage, RealServer
 
 SERVERS: tuple[type[RealServer], ...] = (*REAL_SERVERS, Glewlwyd, LemonLdap)
 WITHIN = timedelta(minutes=2)
+SOON = timedelta(minutes=15)
 WITNESSED_AFTER = timedelta(seconds=1)
 TRIES = 3  # of each kind of an outage
 MOST_TRIES = 20
@@ -167,6 +168,16 @@ def asks_the_subject(told: Told, *reasons: ErrorCode) -> None:
     assert not reasons or told.reason in reasons, told
 
 
+def is_over(scene: Scene, told: Told) -> None:
+    """The subject is asked, unless nothing tells the refusal from another: then it is asked again soon."""
+    if scene.witness is not None or not scene.server.says_nothing:
+        asks_the_subject(told)
+        return
+    assert (told.state, told.repairer) == (LifecycleState.ACTIVE, Repairer.TIME), told
+    assert told.next_at is not None
+    assert told.next_at - scene.place.clock.now() <= SOON
+
+
 async def lost_answer(scene: Scene) -> None:
     """The server has spent the token, and the answer is lost."""
     scene.road.passage = Passage.ANSWER_LOST
@@ -188,12 +199,12 @@ async def outage_then_dead(scene: Scene) -> None:
     assert (await scene.tries(TRIES)).repairer is Repairer.TIME
     await scene.server.end_grants(scene.user)
     scene.road.passage = Passage.OPEN
-    asks_the_subject(await scene.told_in_time())
+    is_over(scene, await scene.told_in_time())
 
 
 async def revoked(scene: Scene) -> None:
     await scene.server.end_grants(scene.user)
-    asks_the_subject(await scene.told_in_time())
+    is_over(scene, await scene.told_in_time())
 
 
 async def disabled(scene: Scene) -> None:

@@ -26,6 +26,7 @@ class LemonLdap(ControlledServer):
 
     name = "lemonldap-ng"
     scopes = ("openid", "offline_access")
+    says_nothing = True
 
     @classmethod
     def command(cls, folder: Path) -> tuple[str, list[str]]:

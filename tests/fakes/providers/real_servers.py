@@ -113,6 +113,7 @@ class RealServer(ABC):
     name: ClassVar[str]
     scopes: ClassVar[tuple[str, ...]] = ("read",)
     takes_spent: ClassVar[bool] = False  # until its successor is used
+    says_nothing: ClassVar[bool] = False  # of a token that has ended: it needs a witness
     spends_on_wrong_secret: ClassVar[bool] = False
     heeds_disabling: ClassVar[bool] = True  # by refusing the refreshes of a user who is disabled
     cannot: ClassVar[Mapping[str, str]] = {}  # what it has no means for, and why
