@@ -84,6 +84,8 @@ WHEN = {
     AuditAction.NEEDS_REAUTH: "the grant is lost; the subject has to consent again",
     AuditAction.CONNECTION_FAILING: "refreshes keep failing; the repairer should act",
     AuditAction.CONNECTION_RECOVERED: "refreshes succeed again, or the subject has consented again",
+    AuditAction.CONTROL_COMPARED: "a refusal was compared with the one of a token that can't exist: `equal` "
+    "means that the grant is probably over, anything else proves nothing",
     AuditAction.CONNECTION_EXPIRING: "the refresh token, or a grant that can't be refreshed, ends soon",
     AuditAction.SECURITY_EVENT: "a signed security event or hook of a provider was handled",
     AuditAction.RECEIVER_PUT: "the receiver of an integration's security events was created or changed",
@@ -110,6 +112,10 @@ WHEN = {
     AuditAction.SECRET_ROLLED_BACK: "the client secret from before the rotation is used alone again",
     AuditAction.SECRET_REFUSED: "the provider refused the new client secret and accepted the previous one",
     AuditAction.SECRET_ACCEPTED: "the provider accepted the new client secret, which it had refused before",
+    AuditAction.CONTROL_REQUESTED: "one refresh with a token that can't exist is about to be sent, to "
+    "compare refusals with its answer",
+    AuditAction.CONTROL_ANSWERED: "what the provider answered to it: `refused`, `unanswered`, or `granted`, "
+    "whose tokens were revoked if `revoked` says so, and after which none is sent again",
     AuditAction.INTEGRATION_DELETED: "an integration was deleted",
     AuditAction.INTEGRATION_DISCOVERED: "discovery of an issuer's metadata succeeded or failed",
     AuditAction.DEFINITION_PROPOSED: "a version of a provider's definition was proposed",

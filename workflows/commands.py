@@ -11,7 +11,12 @@ from temporalio.exceptions import ActivityError
 with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.lifecycle.command import Command, Transition
     from evergrant_server.core.lifecycle.confirmations import next_to_lapse
-    from evergrant_server.core.lifecycle.grants import grant_ends_at, may_come_later, no_token_to_protect
+    from evergrant_server.core.lifecycle.grants import (
+        awaits_evidence,
+        grant_ends_at,
+        may_come_later,
+        no_token_to_protect,
+    )
     from evergrant_server.core.messages import activities as m
     from evergrant_server.core.messages import jobs
     from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
@@ -135,6 +140,7 @@ def _refresh_request(
         generation=generation,
         may_be_postponed=_is_ahead(cause) and not rotates and may_come_later(connection, now),
         only_if_leased=command is Command.REFRESH_IF_LEASED,
+        only_with_evidence=known and not rotates and awaits_evidence(connection, now),
         token_over=connection.reported_generation == generation
         or (known and no_token_to_protect(connection, now)),
         scopes=cause.scopes,

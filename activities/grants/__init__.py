@@ -24,3 +24,4 @@ class GrantServices:
     sender: Sender
     single_use: SingleUseProtocol
     clock: Clock
+    control_requests: bool = True  # a setting of the operator

@@ -46,6 +46,7 @@ from evergrant_server.core.provider_words import words_in
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome, LateTokens
 from evergrant_server.store import Transaction
 from providers.responses.raw_reply import RawReply
+from providers.responses.reply_error import UnknownRefusal
 from providers.responses.token_response import read_tokens
 
 
@@ -74,6 +75,28 @@ async def keep_late_tokens(
         sent_by=attempt.send_by.isoformat(),
     )
     await signal_late_tokens(tx, call, attempt, at)
+
+
+async def keep_for_last_try(
+    tx: Transaction, context: ProviderContext, refused: Attempt, at: datetime
+) -> None:
+    """Keep the tokens of a grant that is only probably over: the workflow tries them a day later."""
+    grant = context.grant
+    assert grant is not None
+    late = LateTokens(
+        tenant=refused.tenant,
+        attempt_id=refused.id,
+        connection_id=refused.connection_id,
+        from_generation=refused.from_generation,
+        requested_at=refused.first_opened_at,
+        received_at=at,
+    )
+    tokens = TokenSet(
+        access_token=context.tokens.access_token(),
+        refresh_token=context.tokens.refresh_token(),
+        scopes=grant.scopes,
+    )
+    await tx.late_tokens.add(late, tokens)
 
 
 async def signal_late_tokens(tx: Transaction, call: ConnectionCall, attempt: Attempt, at: datetime) -> None:
@@ -116,6 +139,7 @@ class LateReply:
     asked_at: datetime
     tokens: TokenSet
     consent: Consent | None  # whose code or device code was spent; None: a refresh token was
+    is_last_try: bool = False  # they are the grant's own, which is probably over
 
     def scopes(self, context: ProviderContext) -> tuple[str, ...]:
         """The granted scopes: a refresh may not ask for more (RFC 6749 section 6)."""
@@ -219,7 +243,8 @@ class LateTokenActivities:
             row = await tx.attempts.get(late.tenant, late.attempt_id)
             consent_id = row.credential if row is not None else ""
             consent = await tx.consents.get(late.tenant, ConsentId(consent_id)) if consent_id else None
-        return LateReply(late.requested_at, tokens, consent)
+        last_try = row is not None and row.outcome is AttemptOutcome.REFUSED
+        return LateReply(late.requested_at, tokens, consent, last_try)
 
     async def _drop(self, request: VerifyLateTokens, reason: ErrorCode) -> GrantResult:
         """Give up tokens that can't be verified, and may be valid: they are kept only to be revoked."""
@@ -335,6 +360,10 @@ class LateTokensSpend(GrantSpend[VerifyLateTokens]):
             await close_attempt(tx, attempt.row, outcome, now)
         if failure.kind is FailureKind.RECONNECT_NEEDED:
             return await _drop_refused(tx, self.call, failure.code, now, **words_in(failure))
+        refused = outcome is AttemptOutcome.REFUSED and isinstance(failure, UnknownRefusal)
+        if refused and self.late_reply.is_last_try:
+            reason = ErrorCode.GRANT_PROBABLY_OVER
+            return await _drop_refused(tx, self.call, reason, now, last_try=True, **words_in(failure))
         return GrantResult(
             attempt_id=attempt.row.id,
             failure=failure.code,

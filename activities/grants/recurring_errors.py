@@ -9,9 +9,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from activities.grants import GrantServices
+from activities.grants.client_secrets import is_client_refused
+from activities.grants.control_request import equals_control, is_evidence_to_be_had
+from activities.grants.late_tokens import keep_for_last_try
 from activities.grants.token_request import introspect_grant, supports_introspection
+from activities.single_use.attempt import REPLY_PURPOSES
 from activities.single_use.intent import open_attempt
 from activities.support.provider_context import ProviderContext
+from activities.support.temporal import why_unsent
 from activities.support.transactions import append_audit, commit_with_retries, is_taken_over, load_connection
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditRecord
@@ -83,6 +88,19 @@ class FailedRefresh:
         if self.client_refused_at is not None:
             detail[_CLIENT_REFUSED] = self.client_refused_at.isoformat()
         return detail
+
+    def result(self, code: ErrorCode) -> GrantResult:
+        """What the workflow learns of it, by the code that it counts as."""
+        return GrantResult(
+            attempt_id=self.attempt.id,
+            failure=code,
+            retry_after=self.failure.retry_after,
+            why_unsent=why_unsent(self.failure),
+            client_refused=is_client_refused(self.failure),
+            unknown_error=self.outcome is AttemptOutcome.REFUSED
+            and not isinstance(self.failure, PassingError),
+            answer_lost=self.outcome is None and isinstance(self.failure, SendFailed),
+        )
 
 
 async def failed_refresh(
@@ -268,6 +286,10 @@ async def reconnect_if_it_recurs(
     if context.connection.flow.is_client_grant:
         return None  # there is no subject: the integration's admin repairs it
     token_active = await _ask_about_token(services, context, error)
+    refusals = error.undecided
+    equal = refusals is not None and await equals_control(services, request, context, refusals)
+    names = request.tenant, request.connection_id
+    keys = await services.store.unwrap_keys(*names, REPLY_PURPOSES) if equal else None
 
     async def condemn(tx: Transaction) -> GrantResult | None:
         current, now = await load_connection(tx, request), services.clock.now()
@@ -276,20 +298,38 @@ async def reconnect_if_it_recurs(
             return None
         if opened is not None and opened.id != row.id:
             return None  # another use of its token is under way
-        facts = replace(await _load(tx, context, current, error), token_active=token_active)
+        facts = await _load(tx, context, current, error)
+        facts = replace(facts, token_active=token_active, equals_control=equal)
         reason = facts.reason_to_reconnect(now)
         if reason is None:
             return None
         if error.kind is not ErrorKind.OTHER and await may_be_spent_by_another_use(tx, context, row):
             reason = ErrorCode.OUTCOME_UNKNOWN
+        last_try = reason is ErrorCode.GRANT_PROBABLY_OVER
+        if last_try:
+            await keep_for_last_try(tx, context, row, now)
         if opened is not None:
             await tx.attempts.close(opened, AttemptOutcome.GIVEN_UP, now)
         await tx.connections.replace(current.rejected(reason, now), expected=current.revision)
         detail = {"reason": reason, "since": facts.since.isoformat()}
         await append_audit(tx, request, AuditAction.NEEDS_REAUTH, now, **detail, **words_in(error.failure))
-        return GrantResult(attempt_id=row.id, failure=reason)
+        return GrantResult(attempt_id=row.id, failure=reason, last_try=last_try)
 
-    return await commit_with_retries(services.store, condemn)
+    return await commit_with_retries(services.store, condemn, keys)
+
+
+async def is_worth_a_try(services: GrantServices, context: ProviderContext) -> bool:
+    """Whether one more refusal could be decided now: the provider is asked before its time only then."""
+    connection = context.connection
+    async with services.store.read() as tx:
+        record = await audit.newest_record(tx, connection.tenant, connection.id, AuditAction.REFRESH_FAILED)
+    refusals = None if record is None else _undecided_in(record)
+    if record is None or refusals is None:
+        return False
+    now = services.clock.now()
+    return await is_evidence_to_be_had(
+        services, context, refusals.followed_by(refusals.answer, now, record.at)
+    )
 
 
 async def _ask_about_token(

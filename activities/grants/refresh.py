@@ -11,7 +11,6 @@ from temporalio import activity
 from activities.grants import GrantServices
 from activities.grants.account_check import with_believed_account
 from activities.grants.client_grants import client_grant_token_request, read_client_grant_tokens
-from activities.grants.client_secrets import is_client_refused
 from activities.grants.control_request import answer_of
 from activities.grants.dead_grants import condemn, end_refused_token
 from activities.grants.late_tokens import keep_late_tokens, signal_changed, signal_rotate
@@ -25,6 +24,7 @@ from activities.grants.recurring_errors import (
     AnsweredError,
     answered_error,
     failed_refresh,
+    is_worth_a_try,
     may_be_spent_by_another_use,
     reconnect_if_it_recurs,
     rotation_seen,
@@ -42,7 +42,6 @@ from activities.support.temporal import (
     heartbeating,
     internal_after_last_try,
     to_its_end,
-    why_unsent,
 )
 from activities.support.transactions import (
     append_audit,
@@ -71,7 +70,6 @@ from evergrant_server.store.connections.context_rows import Renewal
 from evergrant_server.telemetry import metrics
 from providers.requests.sender import SendFailed
 from providers.responses.raw_reply import RawReply
-from providers.responses.reply_error import PassingError
 from providers.responses.token_response import read_tokens
 
 
@@ -107,6 +105,8 @@ class RefreshActivities:
                 result = self._result_without_request(request, context)
                 if result is not None:
                     return result
+                if request.only_with_evidence and not await is_worth_a_try(services, context):
+                    return GrantResult(undecided=True)
                 async with self._pacing.turn(context, may_be_postponed=request.may_be_postponed) as turn:
                     if turn.postponed_s is not None:
                         stored = context.stored_result(context.connection, context.grant)
@@ -372,15 +372,7 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
             await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, **detail)
         if current.state is LifecycleState.REVOKING:
             return GrantResult(state=LifecycleState.REVOKING)
-        return GrantResult(
-            attempt_id=row.id,
-            failure=code,
-            retry_after=failure.retry_after,
-            why_unsent=why_unsent(failure),
-            client_refused=is_client_refused(failure),
-            unknown_error=outcome is AttemptOutcome.REFUSED and not isinstance(failure, PassingError),
-            answer_lost=outcome is None and isinstance(failure, SendFailed),
-        )
+        return failed.result(code)
 
     async def _code_of(self, tx: Transaction, row: Attempt, failure: Failure) -> ErrorCode:
         """OUTCOME_UNKNOWN for a grant that another use may have ended, and not the subject."""

@@ -19,6 +19,7 @@ class ErrorCode(StrEnum):
     OUTCOME_UNKNOWN = "outcome_unknown"
     REFRESH_REFUSED = "refresh_refused"
     REFRESH_KEEPS_FAILING = "refresh_keeps_failing"
+    GRANT_PROBABLY_OVER = "grant_probably_over"
     GRANT_REVOKED_ELSEWHERE = "grant_revoked_elsewhere"
     CONNECTION_REVOKED = "connection_revoked"
     SCOPE_NOT_GRANTED = "scope_not_granted"
@@ -113,12 +114,14 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "A refresh was sent, its answer was lost and the old token is spent.", _REAUTHORIZE
     ),
     ErrorCode.REFRESH_REFUSED: _reconnect(
-        "The provider has refused to refresh this grant without saying why. Such refreshes worked before.",
-        _REAUTHORIZE,
+        "The provider refuses to refresh this grant without saying why; such refreshes worked.", _REAUTHORIZE
     ),
     ErrorCode.REFRESH_KEEPS_FAILING: _reconnect(
-        "The provider keeps answering this grant's refreshes with an error that no other connection meets.",
-        _REAUTHORIZE,
+        "The provider keeps answering this grant alone with an error that it doesn't explain.", _REAUTHORIZE
+    ),
+    ErrorCode.GRANT_PROBABLY_OVER: _reconnect(
+        "The provider refuses this grant as it refuses a token that doesn't exist: it is probably over.",
+        "Reauthorize the connection. A day later it is tried once more by itself.",
     ),
     ErrorCode.GRANT_REVOKED_ELSEWHERE: _reconnect(
         "The provider reports that this grant was ended on its side.",
@@ -164,8 +167,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Start again in the app, logged in as the subject, with a new link.",
     ),
     ErrorCode.ACCOUNT_MISMATCH: _reconnect(
-        "The consent was given with another account than the connection's, or than the app expects; the old "
-        "grant stays.",
+        "The consent came from another account than the connection's or the expected; the old grant stays.",
         "Ask for a new link, and choose the account that was meant.",
     ),
     ErrorCode.MADE_BY_ANOTHER_APP: _refused(
@@ -260,8 +262,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "send the request again.",
     ),
     ErrorCode.ID_JAG_REFUSED: _client(
-        "The identity provider, or the issuer that should trust it, refuses this subject, client, resource "
-        "or scope (ID-JAG).",
+        "The identity provider, or the issuer, refuses this subject, client, resource or scope (ID-JAG).",
         "Have the identity provider's admin allow this client and resource; see what the provider says.",
     ),
     ErrorCode.SCOPE_NOT_NARROWED: _refused(
@@ -359,8 +360,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Open login_url, or run evergrant login --again, and send the request again within five minutes.",
     ),
     ErrorCode.CLIENT_UNKNOWN: _caller(
-        "The program that sent the browser is no client of Evergrant, or names a redirect URI that isn't its "
-        "own.",
+        "The program that sent the browser is no client of Evergrant, or names another's redirect URI.",
         "Remove Evergrant's server from the program and add it again. An admin sees clients with: evergrant "
         "clients ls.",
     ),

@@ -266,6 +266,9 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
     retry budgets off."""
     circuit_longest_gap: Duration = timedelta(minutes=10)
     """The longest time between two probes of an open circuit; a 429 may extend it to an hour."""
+    control_requests: bool = True
+    """A refusal that doesn't say whose turn it is may be compared with the answer to one refresh token that
+    can't exist, while other connections are refreshed: once a day for an integration at most."""
     egress_allow: HostPorts = ()
     """host:port pairs that may be private or plain http. This opens the egress guard: use it for tests and
     internal servers only."""

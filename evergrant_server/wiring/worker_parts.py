@@ -72,7 +72,7 @@ def build_worker_parts(
     )
     single_use = SingleUseProtocol(store, clock, sections, journal, sender, limits)
     registrations = ClientRegistrations(store, egress, clock, sections, journal, limits)
-    services = GrantServices(store, contexts, sender, single_use, clock)
+    services = GrantServices(store, contexts, sender, single_use, clock, settings.control_requests)
     grants, replays = _grant_activities(platform, services, egress)
     published = PublishedEndpoints(store, platform.registry, egress)
     discovery = DiscoveryActivities(

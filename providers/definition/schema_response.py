@@ -183,6 +183,8 @@ class RefreshPart(SpecPart):
     assumed_lifetime_s: Seconds | None = None  # used when a reply has no expiry
     min_refresh_age_s: Seconds | None = None  # a younger access token is not refreshed
     refresh_buffer_s: Seconds | None = None  # an earlier refresh before the expiry is refused
+    # False: refused refreshes are limited or punished, so none is made to compare its answer (ADR 0093)
+    control_request: bool = True
     # `refresh`: a refresh may request fewer scopes, and access tokens from before it stay valid
     down_scoping: DownScoping = "unknown"
 

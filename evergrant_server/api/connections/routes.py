@@ -26,6 +26,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.metrics import report_unreadable
@@ -199,7 +200,7 @@ async def get_connection(
         # a reader of the code could have another account approve it
         if call.allows(Action.CONNECT, Target.of(connection)):
             view = view.__replace__(device=await device_view(tx, connection))
-    action = _awaited_action(connection)
+    action = _awaited_action(connection, call.now)
     described = None
     if live or action is None:
         timeout = _LIVE_TIMEOUT_S if live else DESCRIBE_TIMEOUT_S
@@ -231,15 +232,18 @@ async def _api_base_url(
     return api_base_url_of(spec, integration.params, view.metadata)
 
 
-def _awaited_action(connection: Connection) -> tuple[str | None, datetime | None] | None:
-    """The action of the subject or app that the workflow waits for; None when it waits for neither."""
+def _awaited_action(connection: Connection, now: datetime) -> tuple[str | None, datetime | None] | None:
+    """The action of the subject or app that the workflow waits for; None when it waits for neither. A grant
+    that is only probably over is tried once more then, whoever acts."""
     match connection.state:
         case LifecycleState.PENDING_CONSENT:
             if connection.flow.is_client_grant:
                 return None
             return "consent", connection.consent_deadline
         case LifecycleState.NEEDS_REAUTH:
-            return "reauthorize", None
+            last_try = connection.changed_at + RULES[NEWEST_RULES].last_try
+            waits = connection.reason is ErrorCode.GRANT_PROBABLY_OVER and now < last_try
+            return "reauthorize", last_try if waits else None
         case LifecycleState.ACTIVE if connection.follow_up is FollowUp.CHOOSING:
             return "choose", None
         case LifecycleState.ACTIVE | LifecycleState.REVOKING:

@@ -10,6 +10,7 @@ from typing import Any
 from evergrant_server.core.clock import CLOCK_SKEW, add_time
 from evergrant_server.core.connections.connection import LifecycleState, StateChange, state_after
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.failure_kinds import FailureCause
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
 from evergrant_server.core.lifecycle.schedule import LifecycleRules, revocation_retry_at
 from evergrant_server.core.messages.activities import GrantFacts, GrantResult, RevocationResult
@@ -40,6 +41,13 @@ def no_token_to_protect(connection: ConnectionState, now: datetime) -> bool:
     if connection.reported_generation == connection.generation or token_has_ended(connection, now):
         return True
     return _refresh_token_is_about_to_end(connection, now)
+
+
+def awaits_evidence(connection: ConnectionState, now: datetime) -> bool:
+    """True when the provider has refused the grant, and isn't due to be asked again: only evidence is worth
+    another request."""
+    again = connection.retry_at
+    return connection.cause is FailureCause.REFUSAL and again is not None and now < again
 
 
 def may_come_later(connection: ConnectionState, now: datetime) -> bool:

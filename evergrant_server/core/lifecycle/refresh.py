@@ -47,13 +47,16 @@ def on_refresh_ended(connection: ConnectionState, event: LifecycleEvent, at: Mom
         return Transition(connection.__replace__(leased=False, retry_at=None))
     if result.unchanged:
         return Transition(connection)
+    if result.undecided:
+        again = at.now + at.rules.caller_backoff
+        return Transition(connection.__replace__(caller_retry_at=again, refusal=connection.reason))
     if result.failure is None:
         return _installed(connection, result, at)
     if result.failure is ErrorCode.STORE_BEHIND and (event.seen_generation or 0) > connection.generation:
         # a caller named a generation that neither this run nor the store knows: only that caller is refused
         return Transition(connection.__replace__(refusal=result.failure))
     if FAILURES[result.failure].kind is FailureKind.RECONNECT_NEEDED:
-        return Transition(_rejected(connection, result.failure))
+        return Transition(_rejected(connection, result, result.failure, at))
     return Transition(_failed(connection, result, result.failure, at))
 
 
@@ -74,7 +77,13 @@ def _installed(connection: ConnectionState, result: GrantResult, at: Moment) -> 
     return Transition(state.__replace__(retry_at=again), after.command)
 
 
-def _rejected(connection: ConnectionState, code: ErrorCode) -> ConnectionState:
+def _rejected(
+    connection: ConnectionState, result: GrantResult, code: ErrorCode, at: Moment
+) -> ConnectionState:
+    """A grant that is only probably over is tried once more later, as late tokens are."""
+    if result.last_try:
+        last_try = at.now + at.rules.last_try
+        connection = connection.__replace__(late_attempt=result.attempt_id, verify_late_at=last_try)
     return without_failures(connection).__replace__(
         state=state_after(connection.state, StateChange.REJECTED),
         reason=code,

@@ -46,6 +46,7 @@ class LifecycleRules(FrozenModel):
     first_refused: timedelta = timedelta(minutes=1)  # the provider's error has a name that isn't known
     refused_growth: float = 6.0
     first_refusals: int = 1  # in a row, before the wait for the next try grows
+    last_try: timedelta = timedelta(days=1)  # of a grant that is probably over
     longest_refused: timedelta = timedelta(hours=12)
     forced_interval: timedelta = timedelta(minutes=5)  # after a 401 report, doubled while that doesn't help
     longest_forced_interval: timedelta = timedelta(hours=6)
@@ -199,11 +200,13 @@ def caller_retry_at(
 ) -> datetime:
     """From when on a caller's request causes another try: sooner than the workflow's own, in an outage.
 
-    Not for what an admin must repair, nor for a refusal: callers would hammer a dead grant. What was refused
-    before it was sent reaches no provider.
+    Not for what an admin must repair, but for what was refused before it was sent. After a refusal a caller
+    causes a look for evidence alone, by rules that have a schedule for each cause, and nothing by earlier
+    ones: callers would hammer a dead grant.
     """
+    waits = refused and not rules.counts_by_cause
     unsent = rules.tries_repairs and code in UNSENT_CODES
-    if refused or (FAILURES[code].retry is RetryAdvice.AFTER_REPAIR and not unsent):
+    if waits or (FAILURES[code].retry is RetryAdvice.AFTER_REPAIR and not unsent):
         return retry
     return min(retry, now + max(rules.caller_backoff, _believed_retry_after(retry_after, rules)))
 

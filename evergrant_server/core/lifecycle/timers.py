@@ -6,6 +6,7 @@ from enum import Enum, auto
 
 from evergrant_server.core.clock import add_time
 from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.failure_kinds import FailureCause
 from evergrant_server.core.lifecycle.confirmations import next_to_lapse
 from evergrant_server.core.lifecycle.grants import announced_end, refreshable_for
@@ -94,7 +95,9 @@ def _confirm_time_over(connection: ConnectionState) -> Timer | None:
 
 def _late_verification(connection: ConnectionState) -> Timer | None:
     at = None if connection.late_attempt is None else connection.verify_late_at
-    return _timer(at, "verify late tokens again", TimerPurpose.VERIFY_LATE_TOKENS)
+    probably_over = connection.reason is ErrorCode.GRANT_PROBABLY_OVER
+    summary = "try the grant once more that is probably over" if probably_over else "verify late tokens again"
+    return _timer(at, summary, TimerPurpose.VERIFY_LATE_TOKENS)
 
 
 def refresh_due_at(connection: ConnectionState, rules: LifecycleRules, share: float = 0.0) -> datetime | None:

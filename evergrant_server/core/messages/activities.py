@@ -39,13 +39,15 @@ class RefreshGrant(ConnectionCall):
     `only_if_leased`: do nothing when no app has leased it. `token_over`: the access token has
     ended or was refused, even if the worker's clock says otherwise. `may_be_postponed`: no caller
     waits for it, and minutes don't matter to the grant. `scopes`: request an access token with these
-    alone, beside the one that there is.
+    alone, beside the one that there is. `only_with_evidence`: the provider has refused it, and is asked
+    again now only if that can tell whose turn it is.
     """
 
     generation: int
     only_if_leased: bool = False
     token_over: bool = False
     may_be_postponed: bool = False
+    only_with_evidence: bool = False
     scopes: tuple[str, ...] = ()
 
 
@@ -144,6 +146,8 @@ class GrantResult(GrantFacts):
     consent_over: bool = False  # the consent has ended: no further request can succeed
     unknown_error: bool = False  # the provider refused this grant by an error whose name isn't known
     answer_lost: bool = False  # the request may have been served, and no answer came
+    undecided: bool = False  # nothing was sent: there is no evidence yet that would tell whose turn it is
+    last_try: bool = False  # the refused tokens are kept as the late ones of `attempt_id`, for a last try
     account_lookup_needed: bool = False  # the grant is there; the accounts are still to be looked up
     next_late_attempt: AttemptId | None = None  # these are dropped; those of this attempt are untried
 

@@ -7,7 +7,12 @@ import hashlib
 import re
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
 from string import ascii_lowercase, ascii_uppercase, digits
+
+from evergrant_server.core.single_use.recurring_errors import UndecidedRefusals
 
 _RANDOM_BITS = 128
 _PREFIX = re.compile(r"(?:[A-Za-z]{1,8}[_-]){1,3}(?=.{16})")  # such as ghr_, which says what a token is
@@ -63,3 +68,58 @@ def comparable_answer(status: int, media_type: str, body: bytes, sent: Sequence[
     text = _VARIES.sub("*", text)
     parts = (str(status), media_type.partition(";")[0].strip().lower(), text)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+# One request tells much, and a provider that limits refused ones may not be asked often.
+ANSWER_KEPT_FOR = timedelta(days=3)
+FOR_INTEGRATION_EVERY = timedelta(days=1)
+FOR_HOST_EVERY = timedelta(hours=1)
+
+
+class ControlOutcome(StrEnum):
+    """What a control request was answered with."""
+
+    REFUSED = "refused"
+    GRANTED = "granted"  # the server makes tokens of anything: it is never asked again
+    UNANSWERED = "unanswered"  # or with a 5xx, a limit or a page: it proves nothing
+
+
+class ControlStep(StrEnum):
+    """What is done about a refusal that doesn't say whose turn it is."""
+
+    NOTHING = "nothing"
+    COMPARE = "compare"  # with the answer that is kept
+    SEND = "send"
+
+
+@dataclass(frozen=True)
+class ControlFacts:
+    """What the store knows about a refusal that came, or is about to come, for the third time."""
+
+    refusals: UndecidedRefusals
+    worked_at: datetime | None  # the newest refresh of another connection of the same client
+    unequal_at: datetime | None = None  # when this connection's answer was compared last, and differed
+    kept: str | None = None  # the answer to the newest control request
+    kept_at: datetime | None = None
+    makes_tokens_of_anything: bool = False
+    requested_at: datetime | None = None  # of the integration
+    host_requested_at: datetime | None = None  # of any integration at this host
+    client_changed_at: datetime | None = None
+
+    def step(self, now: datetime) -> ControlStep:
+        refusals = self.refusals
+        before = refusals.answered_before
+        witness = before is not None and self.worked_at is not None and self.worked_at > before
+        differs = self.unequal_at is not None and self.unequal_at >= refusals.answered_since
+        if not refusals.came_twice_before or not witness or differs or self.makes_tokens_of_anything:
+            return ControlStep.NOTHING
+        if self._is_kept(now):
+            return ControlStep.COMPARE
+        limits = ((self.requested_at, FOR_INTEGRATION_EVERY), (self.host_requested_at, FOR_HOST_EVERY))
+        free = all(at is None or now - at >= every for at, every in limits)
+        return ControlStep.SEND if free else ControlStep.NOTHING
+
+    def _is_kept(self, now: datetime) -> bool:
+        if self.kept is None or self.kept_at is None or now - self.kept_at > ANSWER_KEPT_FOR:
+            return False
+        return self.client_changed_at is None or self.kept_at > self.client_changed_at

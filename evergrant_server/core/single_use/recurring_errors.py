@@ -79,6 +79,7 @@ class RecurringError:
     answer_lost: bool = False  # and no answer came to it, not even an error
     client_refused_at: datetime | None = None  # the newest use of the token that was refused for our client
     others_fail_as_well: bool = False  # another connection has failed after `undecided_since`
+    equals_control: bool = False  # a token that can't exist is refused in the same way, while others work
 
     @property
     def is_of_one_grant(self) -> bool:
@@ -110,6 +111,8 @@ class RecurringError:
             alone = self.kind is ErrorKind.UNNAMED and not self.others_refused
             if self.token_active is False or (self.token_active is None and asked_again and alone):
                 return ErrorCode.REFRESH_REFUSED
+        if self.equals_control:
+            return ErrorCode.GRANT_PROBABLY_OVER
         if self._others_work(now) or self._fails_alone(now):
             return ErrorCode.REFRESH_KEEPS_FAILING
         return None

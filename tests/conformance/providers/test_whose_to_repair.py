@@ -195,6 +195,23 @@ async def test_an_error_that_passes_is_left_to_time(tmp_path: Path):
     assert played > 90
 
 
+LOOP = "AADSTS50196: The server terminated an operation because it encountered a client request loop."
+IN_PROCESS = "Token request is already being processed"
+
+
+async def test_an_invalid_grant_that_passes_is_left_to_time(tmp_path: Path):
+    """Microsoft's throttle of a client, and Salesforce's refusal of a second refresh at the same moment."""
+    async with the_catalogue(tmp_path) as all_of_it:
+        exchanges = {exchange.spec.name: exchange for exchange in all_of_it.exchanges()}
+        for name, description in (("microsoft", LOOP), ("salesforce", IN_PROCESS)):
+            said = {"error": "invalid_grant", "error_description": description}
+            integration = await all_of_it.integration(exchanges[name])
+            connection = await all_of_it.connected(integration, exchanges[name])
+            all_of_it.server.reply = {"status": 400, "json": said}
+            row = await all_of_it.place.refresh_until(connection, timedelta(hours=6))
+            assert (row.state, repairer_of(row.last_failure)) == (LifecycleState.ACTIVE, Repairer.TIME)
+
+
 def family_of(spec: ProviderSpec) -> tuple[object, ...]:
     """How its next tokens are requested."""
     exchanged = (spec.refreshes_with_access_token, spec.post_token_exchange is not None)

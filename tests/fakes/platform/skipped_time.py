@@ -17,6 +17,7 @@ from typing import Any, cast
 from temporalio.testing import ActivityEnvironment
 
 from activities.consents.code_exchange import CodeExchangeActivities
+from activities.grants.late_tokens import LateTokenActivities
 from activities.grants.refresh import RefreshActivities
 from activities.grants.revocation import RevocationActivities
 from activities.single_use.intent import CriticalSections
@@ -36,6 +37,7 @@ from evergrant_server.core.messages.activities import (
     RefreshGrant,
     RevocationResult,
     RevokeGrant,
+    VerifyLateTokens,
 )
 from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.messages.connection import ConnectionState, EventKind, LifecycleEvent
@@ -116,12 +118,22 @@ class LoneWorker:
         assert found is not None
         return found
 
-    async def refresh(self, connection: Connection) -> GrantResult:
+    async def refresh(self, connection: Connection, *, only_with_evidence: bool = False) -> GrantResult:
         """One refresh, and what the workflow makes of its result."""
         row = await self.row(connection)
-        request = RefreshGrant(**_call(row), generation=row.generation)
+        request = RefreshGrant(**_call(row), generation=row.generation, only_with_evidence=only_with_evidence)
         result = await self._run(RefreshActivities.refresh_grant.__name__, request)
         await self._tell(row, LifecycleEvent(kind=EventKind.REFRESH_ENDED, context=_CONTEXT, result=result))
+        return result
+
+    async def verify(self, connection: Connection) -> GrantResult:
+        """The last try of a grant that is probably over, as its workflow has it made."""
+        row, late = await self.row(connection), self._states[connection.id].late_attempt
+        assert late is not None
+        request = VerifyLateTokens(**_call(row), attempt_id=late)
+        result = await self._run(LateTokenActivities.verify_late_tokens.__name__, request)
+        ended = EventKind.LATE_VERIFICATION_ENDED
+        await self._tell(row, LifecycleEvent(kind=ended, context=_CONTEXT, result=result))
         return result
 
     async def revoke(self, connection: Connection) -> RevocationResult:
@@ -213,7 +225,7 @@ def _call(connection: Connection) -> dict[str, Any]:
 
 @asynccontextmanager
 async def lone_worker(
-    folder: Path, *allow: str, registry: Registry | None = None, now: datetime = NOW
+    folder: Path, *allow: str, registry: Registry | None = None, now: datetime = NOW, **set_to: Any
 ) -> AsyncIterator[LoneWorker]:
     """A worker on a database of its own; `allow` names who may be called."""
     await migrated_sqlite(folder)
@@ -225,6 +237,7 @@ async def lone_worker(
         key_file=folder / "keys.json",
         egress_allow=allow,
         circuit_threshold=0,
+        **set_to,
     )
     store = await Store.open(settings.database_url, ring, clock)
     nothing = cast(Any, None)

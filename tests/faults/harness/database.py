@@ -16,6 +16,8 @@ import httpx2
 import yaml
 
 from activities.support.transactions import commit_with_retries
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.confirmation import CONFIRM_TIME, await_confirm
@@ -26,8 +28,10 @@ from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ConnectionId, Tenant, new_id
 from evergrant_server.core.integrations import Integration, RefreshRules, Rotation
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptOutcome
+from evergrant_server.core.single_use.control_request import comparable_answer
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store, Transaction
 from providers.definition.registry import Registry
@@ -46,6 +50,7 @@ from tests.fakes.rows import (
 from tests.faults.harness.instrumentation.points import ROOT
 from tests.faults.harness.provider import GRACE_S, StrictProvider
 from tests.faults.harness.records import AttemptRecord, FinalState
+from tests.faults.harness.table.scenario import AFTER_A_LOST_ANSWER, BESIDE_A_WITNESS, FOR_DAYS
 from tests.faults.harness.table.scenarios import ON_TRIAL
 
 TENANT = Tenant("faults")
@@ -151,9 +156,10 @@ class HarnessDatabase:
         connection: Connection,
         idp: StrictProvider,
         refreshable: bool,
-        recurs: bool = False,
+        recurs: str = "",
     ) -> Connection:
-        """The same with its first grant, as a code exchange leaves it; `recurs`: and refused for days."""
+        """The same with its first grant, as a code exchange leaves it, and with what has been refused before,
+        as a scenario names it."""
         now, given = self._clock.now(), idp.grant()
         tokens = token_set(given if refreshable else {**given, "refresh_token": None})
         after = connection.granted(now)
@@ -165,12 +171,38 @@ class HarnessDatabase:
             after, tokens, grant, origin=Origin.NEW, expected=expected, hosts=hosts
         )
         if recurs:
-            other = saved.model_copy(update={"id": new_id("con"), "subject": "other"})
-            await tx.connections.add(other)
-            await add_refresh(tx, saved, now - timedelta(hours=200), AttemptOutcome.REFUSED)
-            for hours in (199, 1):
-                await add_refresh(tx, other, now - timedelta(hours=hours), AttemptOutcome.INSTALLED)
+            await self._refused_before(tx, saved, recurs)
         return saved
+
+    async def _refused_before(self, tx: Transaction, connection: Connection, recurs: str) -> None:
+        """Rows of a connection that was refused before, and of another whose refreshes worked."""
+        now = self._clock.now()
+        other = connection.model_copy(update={"id": new_id("con"), "subject": "other"})
+        await tx.connections.add(other)
+        refused, worked = {
+            FOR_DAYS: ((200 * 3600,), (199 * 3600, 3600)),
+            AFTER_A_LOST_ANSWER: ((60,), (3600,)),
+            BESIDE_A_WITNESS: ((120, 60), (3600, 30)),
+        }[recurs]
+        if recurs == AFTER_A_LOST_ANSWER:
+            await add_refresh(tx, connection, now - timedelta(seconds=90), AttemptOutcome.SUPERSEDED)
+        for seconds in refused:
+            await add_refresh(tx, connection, now - timedelta(seconds=seconds), AttemptOutcome.REFUSED)
+        for seconds in worked:
+            await add_refresh(tx, other, now - timedelta(seconds=seconds), AttemptOutcome.INSTALLED)
+        if recurs == FOR_DAYS:
+            return
+        first, newest = (now - timedelta(seconds=seconds) for seconds in (refused[0], refused[-1]))
+        answer = comparable_answer(400, "application/json", b'{"error": "invented"}', ())
+        since = {"since": first.isoformat(), "answered_since": first.isoformat()}
+        detail: dict[str, Any] = {"undecided": {"answer": answer, **since}}
+        detail |= {"answer_lost": True} if recurs == AFTER_A_LOST_ANSWER else {}
+        context = RequestContext(by="harness")
+        action = AuditAction.REFRESH_FAILED
+        entry = AuditEntry(
+            tenant=TENANT, at=newest, action=action, object=connection.id, context=context, detail=detail
+        )
+        await audit.append(tx, entry)
 
     async def leased(self, connection: Connection) -> None:
         """The usage row after a lease of this generation."""

@@ -207,19 +207,6 @@ async def device_code_denied(client: Client) -> Handle:
         return life.handle
 
 
-async def refused_then_answered_once_reconnected(client: Client) -> Handle:
-    """A pipeline asks while the subject has to act; it is told at once, and again when there is a token."""
-    async with living(client) as life:
-        await life.consent()
-        life.scripted.answers[REFRESH].append(GrantResult(failure=ErrorCode.GRANT_REJECTED))
-        await life.ensure_fresh(1)
-        ask = m.RequestToken(app="crm-sync", reply_to="a-pipeline-that-is-gone", context=ASKED)
-        await life.handle.signal(SignalName.REQUEST_TOKEN, ask)
-        await life.handle.signal(SignalName.CONSENT_GRANTED, a_consent())
-        await life.until(lambda d: d.generation == 2)
-        return life.handle
-
-
 async def end_announced(client: Client) -> Handle:
     """A grant that can't be refreshed lasts a day and a little: that is recorded, and a 401 reported."""
     scripted = ScriptedActivities(lifetime=timedelta(days=1, seconds=2))

@@ -19,12 +19,19 @@ from evergrant_server.temporal_link.connect import prepare_namespace
 from evergrant_server.temporal_link.received import DATA_CONVERTER
 from tests.fakes.temporal import running_temporal
 from tests.workflows.connection_runs import Handle
-from tests.workflows.stories import client_grants, connections, imports, maintenance, refreshes_ahead
+from tests.workflows.stories import (
+    client_grants,
+    connections,
+    imports,
+    maintenance,
+    refreshes_ahead,
+    refusals,
+)
 
 HISTORIES = Path(__file__).parents[1] / "histories"
 STORIES: dict[str, Callable[[Client], Awaitable[Handle]]] = {
     name: story
-    for module in (client_grants, connections, imports, maintenance, refreshes_ahead)
+    for module in (client_grants, connections, imports, maintenance, refreshes_ahead, refusals)
     for name, story in vars(module).items()
     if iscoroutinefunction(story) and story.__module__ == module.__name__ and not name.startswith("_")
 } | maintenance.OF_EACH_JOB

@@ -21,6 +21,11 @@ ON_TRIAL = "on-trial"  # a definition of which the tenant has a staged version
 NARROWING = "narrowing"  # it issues narrower tokens by a refresh
 
 
+# while another connection's refreshes worked; once, after an answer was lost; twice, before another
+# connection's refresh worked
+FOR_DAYS, AFTER_A_LOST_ANSWER, BESIDE_A_WITNESS = "for days", "after a lost answer", "beside a witness"
+
+
 def _nothing(rotation: Rotation) -> tuple[Answer, ...]:
     return ()
 
@@ -45,10 +50,11 @@ class Scenario:
     sweeps_late: bool = False  # the refresh comes before it has looked through any journal
     queued: bool = False  # the circuit lets it through after a moment, as at the end of an outage
     leased: bool = False
+    looks: bool = False  # a caller comes before the next try: the provider is asked only if there is evidence
     ahead: bool = False  # no caller waits for it
     scopes: tuple[str, ...] = ()  # a narrower token is requested
     subject: str = "user-1"  # who is logged in to the app
-    recurs: bool = False  # it has been refused for days, while another connection's refreshes worked
+    recurs: str = ""  # what has been refused before: one of the words below
     late: bool = False  # the time for the confirmation is over
     unread: bool = False  # its definition can't read the provider's tokens, and is repaired meanwhile
     held: bool = False  # the provider answers late, and the worker is shut down meanwhile
@@ -60,6 +66,7 @@ class Scenario:
     def requested(self) -> dict[str, Any]:
         """What a workflow says of the refresh."""
         only = {"only_if_leased": self.leased, "may_be_postponed": self.ahead}
+        only |= {"only_with_evidence": self.looks}
         return {**only, "scopes": self.scopes}
 
     @property

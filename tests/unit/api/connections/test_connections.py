@@ -87,6 +87,19 @@ async def test_look_says_what_comes_next_and_never_a_secret(api: Api):
         assert answer.headers["evergrant-version"] == api.app.version
 
 
+async def test_a_grant_that_is_probably_over_names_its_last_try(api: Api):
+    connection, key = await api.active_for("reader", Action.TOKEN)
+    over = ErrorCode.GRANT_PROBABLY_OVER
+    await api.change(connection, lambda row: row.rejected(over, api.clock.now()))
+    path = f"/v1/connections/{connection.id}"
+    body = (await api.get(path, key)).json()
+    assert (body["state"], body["reason"], body["repairer"]) == ("needs_reauth", over, "subject")
+    assert (body["next_action"], body["next_at"]) == ("reauthorize", "2026-01-03T03:04:05.678901Z")
+    api.clock.advance(86_400)
+    late = (await api.get(path, key)).json()
+    assert (late["next_action"], late["next_at"]) == ("reauthorize", None)
+
+
 async def test_live_is_the_workflows_own_word_and_says_where_it_differs(api: Api):
     connection, key = await api.active_for("reader", Action.TOKEN)
     path = f"/v1/connections/{connection.id}"

@@ -162,7 +162,7 @@ VERSION_1 = {
     "longest_retry_after": 3600, "caller_backoff": 60, "repair_interval": 900, "repair_growth": 2,
     "longest_repair_interval": 21_600, "repaired_spread": 60, "first_refused": 60, "refused_growth": 6,
     "longest_refused": 43_200, "forced_interval": 300, "longest_forced_interval": 21_600,
-    "forced_forgotten": 86_400, "first_refusals": 1, "counts_by_cause": False,
+    "forced_forgotten": 86_400, "first_refusals": 1, "last_try": 86_400, "counts_by_cause": False,
     "tries_repairs": False, "against_silence": False,
 }  # fmt: skip
 

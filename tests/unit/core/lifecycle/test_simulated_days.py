@@ -5,9 +5,11 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import AttemptId
 from evergrant_server.core.lifecycle.command import Command
-from evergrant_server.core.lifecycle.grants import grant_ends_at, token_has_ended
+from evergrant_server.core.lifecycle.grants import awaits_evidence, grant_ends_at, token_has_ended
 from evergrant_server.core.lifecycle.schedule import RULES
 from evergrant_server.core.lifecycle.timers import next_timer
 from evergrant_server.core.lifecycle.transition import next_step
@@ -60,6 +62,8 @@ def simulated(
         life = done.state
         if done.command is Command.ANNOUNCE_EXPIRY:
             said.append(done.days_before_end)
+        elif awaits_evidence(life, now) and done.command is Command.REFRESH:  # and there is none
+            life = step(life, EventKind.REFRESH_ENDED, now, share, result=GrantResult(undecided=True)).state
         elif done.command is not Command.NOTHING:
             tries.append(now)
             life = step(life, EventKind.REFRESH_ENDED, now, share, result=answer(now)).state
@@ -134,6 +138,41 @@ def test_a_refusal_is_asked_again_twice_within_two_minutes_and_then_less_and_les
     assert waits[0] + waits[1] <= timedelta(minutes=2)
     assert waits[2:] == sorted(waits[2:])
     assert waits[-1] <= 5 * HOUR
+
+
+def test_after_a_refusal_a_caller_causes_a_look_for_evidence_once_a_minute():
+    life = ACTIVE
+    for _ in range(3):
+        life = step(life, EventKind.REFRESH_ENDED, result=REFUSED).state
+    soon = NOW + MINUTE
+    assert (life.caller_retry_at, awaits_evidence(life, soon)) == (soon, True)
+    assert step(life, EventKind.REFRESH_REQUESTED, NOW, seen_generation=3).command is Command.NOTHING
+    asked = step(life, EventKind.REFRESH_REQUESTED, soon, seen_generation=3)
+    assert asked.command is Command.REFRESH
+    looked = step(asked.state, EventKind.REFRESH_ENDED, soon, result=GrantResult(undecided=True)).state
+    assert (looked.retry_at, looked.tries, looked.refusal) == (life.retry_at, 3, ErrorCode.PROVIDER_ERROR)
+    assert looked.caller_retry_at == soon + MINUTE
+    assert life.retry_at is not None
+    assert not awaits_evidence(life, life.retry_at), "it is due"
+    repaired = step(life, EventKind.PROVIDER_CHANGED, soon).state
+    assert not awaits_evidence(repaired, soon), "an admin has changed something"
+
+
+def test_a_grant_that_is_probably_over_is_tried_once_more_a_day_later():
+    probably = failed(ErrorCode.GRANT_PROBABLY_OVER, attempt_id=AttemptId("att_1"), last_try=True)
+    life = step(ACTIVE, EventKind.REFRESH_ENDED, result=probably).state
+    assert (life.state, life.reason) == (LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_PROBABLY_OVER)
+    timer = next_timer(life, NEWEST)
+    assert timer is not None
+    assert (timer.at, timer.summary) == (NOW + DAY, "try the grant once more that is probably over")
+    tried = step(life, EventKind.TIMER_FIRED, timer.at)
+    assert tried.command is Command.VERIFY_LATE_TOKENS
+    dead = step(tried.state, EventKind.LATE_VERIFICATION_ENDED, timer.at, result=probably).state
+    assert (dead.state, next_timer(dead, NEWEST)) == (LifecycleState.NEEDS_REAUTH, None)
+    well = step(tried.state, EventKind.LATE_VERIFICATION_ENDED, timer.at, result=granted(4, timer.at)).state
+    assert (well.state, well.reason, well.late_attempt) == (LifecycleState.ACTIVE, None, None)
+    again = step(life, EventKind.CODE_EXCHANGE_ENDED, result=granted(4)).state
+    assert (again.state, again.late_attempt) == (LifecycleState.ACTIVE, None), "a consent ends the wait"
 
 
 def test_an_outage_goes_on_counting_through_an_answer_that_says_nothing():

@@ -104,6 +104,7 @@ class Lives(RuleBasedStateMachine):
                 retry_after=data.draw(st.one_of(st.none(), st.floats(0, 3600))),
                 unknown_error=data.draw(st.booleans()),
                 answer_lost=data.draw(st.booleans()),
+                undecided=data.draw(st.integers(0, 9)) == 0,
             )
         self.store_generation += 1
         lifetime = data.draw(st.one_of(st.none(), st.integers(1, 100_000)))
