@@ -75,6 +75,7 @@ class FailedRefresh:
     answer_lost: bool = False  # of this use or an earlier one
     undecided: UndecidedRefusals | None = None
     client_refused_at: datetime | None = None  # the newest of these uses that was refused for our client
+    client_suspected: bool = False  # it was changed, and no refresh has worked since
 
     @property
     def detail(self) -> dict[str, object]:
@@ -109,9 +110,13 @@ async def failed_refresh(
     failure: Failure,
     outcome: AttemptOutcome | None,
     answer: str | None,
+    changed_at: datetime,
     now: datetime,
 ) -> FailedRefresh:
-    """A failed refresh beside the one before it; `answer`: its reply as `comparable_answer` writes it."""
+    """A failed refresh beside the one before it; `answer`: its reply as `comparable_answer` writes it.
+
+    `changed_at`: the integration's last change, since when refusals are counted anew.
+    """
     record = await audit.newest_record(tx, current.tenant, current.id, AuditAction.REFRESH_FAILED)
     since, _ = await _failing_since(tx, row)
     before = record if record is not None and record.at >= since else None
@@ -122,16 +127,26 @@ async def failed_refresh(
     if answer is not None and isinstance(failure, UnknownRefusal):
         earlier = None if before is None else _undecided_in(before)
         undecided = UndecidedRefusals(now, answer, now)
-        if earlier is not None and before is not None:
+        if earlier is not None and before is not None and before.at >= changed_at:
             undecided = earlier.followed_by(answer, now, before.at)
-    return FailedRefresh(row, failure, outcome, lost, undecided, _client_refused_at(failure, before, now))
+    written = None if before is None else before.detail.get(_CLIENT_REFUSED)
+    refused_at = None if written is None else datetime.fromisoformat(written)
+    suspected = (
+        undecided is not None
+        and not lost
+        and (refused_at is None or refused_at >= changed_at)
+        and await _has_worked_before(tx, current, changed_at)
+    )
+    if suspected or (failure.code is ErrorCode.CLIENT_REJECTED and not isinstance(failure, UnknownRefusal)):
+        refused_at = now
+    return FailedRefresh(row, failure, outcome, lost, undecided, refused_at, suspected)
 
 
-def _client_refused_at(failure: Failure, before: AuditRecord | None, now: datetime) -> datetime | None:
-    if failure.code is ErrorCode.CLIENT_REJECTED and not isinstance(failure, UnknownRefusal):
-        return now
-    earlier = None if before is None else before.detail.get(_CLIENT_REFUSED)
-    return None if earlier is None else datetime.fromisoformat(earlier)
+async def _has_worked_before(tx: Transaction, current: Connection, changed_at: datetime) -> bool:
+    """True when refreshes of the integration have worked, and none has since this change of it: what is
+    refused without a name then may be our client."""
+    worked_at = await tx.attempts.newest_refresh(current.tenant, current.integration_id)
+    return worked_at is not None and worked_at < changed_at
 
 
 def _undecided_in(record: AuditRecord) -> UndecidedRefusals | None:
@@ -167,6 +182,8 @@ async def answered_error(
     decides = failed.undecided is not None and (facts.may_be_spent or facts.client_was_repaired)
     if facts.is_of_one_grant or decides:
         error = replace(error, code=ErrorCode.PROVIDER_ERROR)
+    elif failed.client_suspected:
+        error = replace(error, code=ErrorCode.CLIENT_REJECTED)
     return replace(error, repeated=current.last_failure is error.code)
 
 

@@ -355,7 +355,8 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
             await append_audit(tx, request, AuditAction.REFRESH_FAILED, now, reason=code, superseded=True)
             return await self._stored_result(tx, current)
         answer = None if self._reply is None else answer_of(self._reply, self._sent)
-        failed = await failed_refresh(tx, current, row, failure, outcome, answer, now)
+        changed_at = self.context.integration.changed_at
+        failed = await failed_refresh(tx, current, row, failure, outcome, answer, changed_at, now)
         if not self.provisional:
             self.error = await answered_error(tx, self.context, current, failed)
             code = self.error.code if self.error else code

@@ -188,7 +188,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.EGRESS_REFUSED: _client(
         "A provider URL points where Evergrant may not connect.",
-        "Use a public https URL, or allow the host and port with EVERGRANT_EGRESS_ALLOW.",
+        "Use a public https URL, or start the workers with EVERGRANT_EGRESS_ALLOW=HOST:PORT; then refresh.",
     ),
     ErrorCode.HOST_NOT_ACCEPTED: kinds.host(
         "The provider's definition or metadata names a host at which no grant of the integration was made: "

@@ -241,7 +241,7 @@ async def down(scene: Scene) -> None:
 
 
 # A wrong secret is an empty 400 there, as everything: only that it meets all connections names the admin.
-UNDECIDED = {("glewlwyd", "wrong_secret")}
+UNDECIDED: set[tuple[str, str]] = set()
 CELLS: tuple[Cell, ...] = (lost_answer, outage_then_dead, revoked, disabled, wrong_secret, down)
 
 

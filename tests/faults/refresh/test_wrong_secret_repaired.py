@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 
+from evergrant_server.core.errors import ErrorCode
 from tests.fakes.platform.skipped_time import LoneWorker
 from tests.faults.refresh.test_recurring_errors import (
     ACTIVE,
@@ -62,3 +63,21 @@ async def test_a_repair_that_helps_asks_nobody(place: LoneWorker, server: PlainS
     row = await place.refresh_until(connection, timedelta(hours=5))
     assert ended(row) == ACTIVE
     assert row.generation > 2
+
+
+@pytest.mark.parametrize("reply", [EMPTY, INVENTED])
+async def test_a_server_that_names_no_error_has_the_admin_asked_first(
+    place: LoneWorker, server: PlainServer, reply: Reply
+):
+    """glewlwyd answers everything with an empty 400: first what was changed is suspected, then the token."""
+    integration = await the_integration(place, server)
+    connection = await worked(place, integration)
+    integration = await place.repaired(integration, "wrong", connection)
+    server.says_to_all = reply
+    await place.refresh_until(connection, timedelta(minutes=2))
+    row = await place.row(connection)
+    assert (ended(row), row.last_failure) == (ACTIVE, ErrorCode.CLIENT_REJECTED)
+    await place.refresh_until(connection, timedelta(hours=2))
+    assert ended(await place.row(connection)) == ACTIVE
+    await place.repaired(integration, "right", connection)
+    assert ended(await place.refresh_until(connection, timedelta(minutes=2))) == REFUSED
