@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 
 from activities.grants import GrantServices
 from activities.grants.client_secrets import try_each_secret
@@ -15,15 +16,24 @@ from activities.support.transactions import (
     load_connection,
     log_words,
 )
+from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.connections.replaced import RevocationReach
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.integrations import Rotation
 from evergrant_server.core.messages.activities import ConnectionCall, GrantResult
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome, LateTokens
-from evergrant_server.store import Transaction
+from evergrant_server.core.single_use.attempt import (
+    CONSENTED,
+    ROTATING,
+    Attempt,
+    AttemptKind,
+    AttemptOutcome,
+    LateTokens,
+)
+from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 from providers.requests.request_format import revocation_request
 from providers.requests.sender import Sender
@@ -42,6 +52,7 @@ _BEST_FIRST = (
     RevocationOutcome.ACCESS_TOKEN_ONLY,
     RevocationOutcome.NOT_SUPPORTED,
 )
+_EVER = datetime(2000, 1, 1, tzinfo=UTC)
 _REVOKE_TIMEOUT_S = 10.0  # a silent provider must not keep a connection from ending
 
 
@@ -90,24 +101,52 @@ async def revoke_at_provider(
     return RevocationOutcome.ACCESS_TOKEN_ONLY if access_ended else RevocationOutcome.NOT_SUPPORTED
 
 
+async def lost_uses(store: Store, context: ProviderContext) -> list[Attempt]:
+    """The uses of the connection's credentials whose answer was lost, the newest first: what they made can't
+    be revoked by itself. An answer that came late isn't lost: its tokens are kept to be revoked, or were."""
+    rotates = context.integration.refresh.rotation is not Rotation.NONE
+    connection, kinds = context.connection, (*CONSENTED, *(ROTATING if rotates else ()))
+    mine, actions = (connection.tenant, connection.id), (AuditAction.LATE_TOKENS_RECEIVED,)
+    async with store.read() as tx:
+        unread = await tx.attempts.lost(*mine, kinds)
+        records = await audit.newest_records(tx, *mine, actions, _EVER) if unread else []
+        late = [await tx.attempts.get(connection.tenant, record.detail["attempt"]) for record in records]
+    read = {_credential_of(use) for use in late if use is not None}
+    return [use for use in unread if _credential_of(use) not in read]
+
+
+def _credential_of(use: Attempt) -> tuple[AttemptKind, int, str]:
+    return use.kind, use.from_generation, use.credential
+
+
 async def revoke_by_grant(
-    sender: Sender, context: ProviderContext, access_token: Secret, *, other_grants: bool
+    sender: Sender,
+    context: ProviderContext,
+    refresh_token: Secret | None,
+    access_token: Secret,
+    *,
+    other_grants: bool,
 ) -> bool:
     """Whether the provider has ended the grant as a whole, with the tokens that nobody holds.
 
     A live access token does that where the definition says that one token ends its grant; with `other_grants`
-    only where it ends all of the account's. Raises as `revoke_at_provider`.
+    only where it ends all of the account's. The refresh token, which may be spent, is sent after it. Raises
+    as `revoke_at_provider`.
     """
     rule = context.spec.own_revocation
     by_account = context.spec.revocation_reach is RevocationReach.GRANT
     if not by_account and (other_grants or rule is None or rule.token != "access_token"):
         return False
     try:
-        return await _revoke_token(sender, context, access_token, "access_token")
+        ended = await _revoke_token(sender, context, access_token, "access_token")
     except Failure as failure:
         if not is_token_refused(failure, client_works=True):
             raise
         return False  # it wasn't live
+    if ended:
+        with suppress(Failure):  # it ended with its grant
+            await _revoke_token(sender, context, refresh_token, "refresh_token")
+    return ended
 
 
 async def _revoke_token(sender: Sender, context: ProviderContext, token: Secret | None, hint: str) -> bool:

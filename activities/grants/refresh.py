@@ -278,8 +278,7 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
     ) -> GrantResult | None:
         """Raises Failure REFRESH_PENDING while another worker's use may still invalidate the tokens: the
         journal keeps them until then."""
-        request, context, row = self.call, self.context, attempt.row
-        now = self.services.clock.now()
+        request, context, row, now = self.call, self.context, attempt.row, self.services.clock.now()
         rows = await tx.context_rows.renewal(row)
         if rows.is_taken_over:
             # a late reply waits for other transactions on this row, so that what it reads still holds
@@ -299,12 +298,11 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
                 await keep_late_tokens(tx, request, row, tokens_of_chain(request, tokens), now)
             return context.stored_result(current, None)
         in_time = await close_read(tx, rows.attempt, AttemptOutcome.INSTALLED, now)
-        may_be_invalid = False
-        if not in_time and current.state is LifecycleState.ACTIVE and not context.spends_nothing:
-            may_be_invalid = await self.services.single_use.tracker.record_late_install(
-                tx, row, context.integration.refresh, journaled=attempt.entry is not None
-            )
-        elif rows.is_taken_over and rows.attempt is not None:  # a revocation tells it from a lost one
+        late = not in_time and current.state is LifecycleState.ACTIVE and not context.spends_nothing
+        may_be_invalid = late and await self.services.single_use.tracker.record_late_install(
+            tx, row, context.integration.refresh, journaled=attempt.entry is not None
+        )
+        if not late and rows.attempt is not None and rows.is_taken_over:  # so it isn't taken for lost
             await tx.attempts.mark_installed_late(rows.attempt)
         saved, grant = await self._replace_grant(tx, rows, believed, since, now)
         if not in_time or (attempt.entry is not None and attempt.entry.is_set_aside):

@@ -6,7 +6,7 @@ from temporalio import activity
 
 from activities.grants import GrantServices
 from activities.grants.client_secrets import try_each_secret
-from activities.grants.provider_revocation import revoke_all_slots
+from activities.grants.provider_revocation import lost_uses, revoke_all_slots
 from activities.grants.replaced_grants import is_revocable
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import RETRIED_BY_TEMPORAL, as_failure, heartbeating, report_internal
@@ -129,6 +129,10 @@ async def _revoke_one(
         await _write(services, call, row, old_revoked=False, reason=failure.code)
         return []
     outcome = await _revoke_tokens(services, context, tokens)
+    if outcome is RevocationOutcome.CONFIRMED and not with_connection:
+        lost = await lost_uses(services.store, context)
+        if any(use.from_generation == row.generation for use in lost):  # its successor may live on
+            outcome = RevocationOutcome.UNKNOWN
     metrics.count(metrics.REVOCATIONS, outcome, context.spec.name)
     await _write(services, call, row, how=outcome)
     return [outcome]

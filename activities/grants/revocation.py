@@ -1,6 +1,5 @@
 """Revocation: the store first, then the provider, then `revoked` (RFC 7009)."""
 
-from datetime import UTC, datetime
 from typing import NamedTuple
 
 from temporalio import activity
@@ -8,6 +7,7 @@ from temporalio import activity
 from activities.grants import GrantServices
 from activities.grants.client_secrets import record_accepted_secret, try_each_secret
 from activities.grants.provider_revocation import (
+    lost_uses,
     revoke_all_slots,
     revoke_at_provider,
     revoke_by_grant,
@@ -18,26 +18,17 @@ from activities.single_use.intent import open_attempt
 from activities.support.provider_context import ProviderContext
 from activities.support.temporal import RETRIED_BY_TEMPORAL, as_failure, heartbeating, report_internal
 from activities.support.transactions import append_audit, commit_with_retries, load_connection, log_words
-from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.replaced import ReplacedGrant
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.integrations import Rotation
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import BeginRevocation, RevocationResult, RevokeGrant
-from evergrant_server.core.single_use.attempt import (
-    CONSENTED,
-    ROTATING,
-    Attempt,
-    AttemptKind,
-    AttemptOutcome,
-)
+from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
 
 _RETRY_AFTER_S = 3.0
-_EVER = datetime(2000, 1, 1, tzinfo=UTC)
 # The store lost the request to an older backup, or refused it when it was made.
 _REPEATED_REASON = "requested before, and the store does not say so"
 
@@ -118,7 +109,7 @@ class RevocationActivities:
             if tracker.has_late_entry(superseded):
                 raise tracker.pending("a token is still on its way")
             replaced, unrevoked = await self._revoke_replaced(request, context)
-            lost = await self._lost_use(context)
+            lost = next(iter(await lost_uses(self._store, context)), None)
 
             async def revoke_all(with_secret: ProviderContext) -> RevocationOutcome:
                 return await self._revoke_all_tokens(with_secret, lost)
@@ -144,19 +135,6 @@ class RevocationActivities:
         except Failure as failure:
             return ReplacedRevocation([], []), failure
 
-    async def _lost_use(self, context: ProviderContext) -> Attempt | None:
-        """The newest use of a credential whose answer was lost: what it made can't be revoked by itself. An
-        answer that came late isn't: its tokens are kept to be revoked, or were."""
-        rotates = context.integration.refresh.rotation is not Rotation.NONE
-        connection, kinds = context.connection, (*CONSENTED, *(ROTATING if rotates else ()))
-        mine, actions = (connection.tenant, connection.id), (AuditAction.LATE_TOKENS_RECEIVED,)
-        async with self._store.read() as tx:
-            unread = await tx.attempts.lost(*mine, kinds)
-            records = await audit.newest_records(tx, *mine, actions, _EVER) if unread else []
-            late = [await tx.attempts.get(mine[0], record.detail["attempt"]) for record in records]
-        read = {_credential_of(use) for use in late if use is not None}
-        return next((use for use in unread if _credential_of(use) not in read), None)
-
     async def _revoke_all_tokens(self, context: ProviderContext, lost: Attempt | None) -> RevocationOutcome:
         """UNKNOWN at best where a use was `lost`, unless the provider ends the grant as a whole."""
         connection, grant, sender = context.connection, context.grant, self._services.sender
@@ -177,7 +155,8 @@ class RevocationActivities:
                 access_token = await tx.grants.access_token(connection)
             if lost is not None and grant.is_valid(self._clock.now()):
                 older = lost.from_generation < connection.generation
-                if await revoke_by_grant(sender, context, access_token, other_grants=older):
+                tokens = refresh_token, access_token
+                if await revoke_by_grant(sender, context, *tokens, other_grants=older):
                     return worst((*outcomes, RevocationOutcome.CONFIRMED))
             outcomes.append(await revoke_at_provider(sender, context, refresh_token, access_token))
         return worst(outcomes if lost is None else (*outcomes, RevocationOutcome.UNKNOWN))
@@ -242,7 +221,3 @@ class RevocationActivities:
             detail["unread_attempt"] = lost.id
         await append_audit(tx, request, AuditAction.REVOKED, now, **detail)
         return RevocationResult(revocation=outcome)
-
-
-def _credential_of(use: Attempt) -> tuple[AttemptKind, int, str]:
-    return use.kind, use.from_generation, use.credential

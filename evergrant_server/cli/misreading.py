@@ -1,11 +1,12 @@
-"""A misread reply: `providers explain` writes it as a vector, `providers try --vector` reads it again."""
+"""`providers explain`: what a reply is read as, and a misread one as a vector; `providers try --vector` reads
+such a vector again."""
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -13,8 +14,9 @@ from evergrant_server import __version__
 from evergrant_server.cli.providers import TrialArguments
 from evergrant_server.core.errors import ErrorCode, Failure
 from providers.definition.parsing import InvalidYaml, parse_yaml
-from providers.definition.schema import ProviderSpec
+from providers.definition.registry import Registry
 from providers.definition.schema_errors import RequestKind
+from providers.tools.explanation import explain as explained
 from providers.tools.explanation import reply_from
 from providers.tools.trial.misreadings import RefusalKind, observed_refusals, refusal_of, with_refusal
 from providers.tools.trial.observation import Observation
@@ -29,20 +31,37 @@ _HEAD = """\
 
 @dataclass(frozen=True)
 class Seen:
-    """A reply that a user has seen, and what it should be read as."""
+    """A provider's reply that a user has seen."""
 
+    provider: str
     status: int
     headers: Sequence[str]
     body: bytes
     at: RequestKind
-    should_be: RefusalKind
-    source: str
 
 
-def write(spec: ProviderSpec, seen: Seen, file: Path) -> None:
-    """Add the reply to the vector in this file. Raises Failure INVALID_REQUEST."""
+def body_in(file: Path | None) -> bytes:
+    """The body in a file, of the standard input for `-`. Raises Failure INVALID_REQUEST."""
+    if file is None or str(file) == "-":
+        return b"" if file is None else sys.stdin.buffer.read()
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise Failure(ErrorCode.INVALID_REQUEST, f"{file}: {error.strerror}", field="body") from None
+
+
+def explain(seen: Seen, output: Literal["text", "json"]) -> None:
+    """Print what the reply is read as. Raises Failure PROVIDER_UNKNOWN, INVALID_REQUEST."""
+    registry = Registry.load()
+    told = explained(registry, seen.provider, seen.at, seen.status, seen.headers, seen.body)
+    sys.stdout.write(json.dumps(asdict(told), indent=2) + "\n" if output == "json" else str(told))
+
+
+def write(seen: Seen, should_be: RefusalKind, source: str, file: Path) -> None:
+    """Add the reply, as what it should be, to the vector in this file. Raises Failure INVALID_REQUEST."""
+    spec = Registry.load().get(seen.provider)
     reply = reply_from(seen.status, seen.headers, seen.body)
-    refusal = refusal_of(spec, reply, seen.at, seen.should_be, seen.source)
+    refusal = refusal_of(spec, reply, seen.at, should_be, source)
     vector = with_refusal(spec, _read(file) if file.exists() else {}, refusal)
     text = yaml.safe_dump(vector, sort_keys=False, allow_unicode=True, width=108)
     try:

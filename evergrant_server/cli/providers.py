@@ -1,7 +1,6 @@
 """`providers`: the commands about the catalogue. Each imports its work when it runs."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -69,19 +68,12 @@ def explain_reply(
         out: The vector's file; by default NAME.observed.yaml. One that is there gets one more refusal.
         output: `text` or `json`.
     """
-    import sys
-
     from evergrant_server.cli import misreading
-    from providers.definition.registry import Registry
-    from providers.tools.explanation import explain
 
-    content = b"" if body is None else sys.stdin.buffer.read() if str(body) == "-" else body.read_bytes()
-    registry = Registry.load()
-    told = explain(registry, name, at, status, header, content)
-    sys.stdout.write(json.dumps(asdict(told), indent=2) + "\n" if output == "json" else str(told))
+    seen = misreading.Seen(name, status, header, misreading.body_in(body), at)
+    misreading.explain(seen, output)
     if should_be is not None:
-        seen = misreading.Seen(status, header, content, at, should_be, source)
-        misreading.write(registry.get(name), seen, out or Path(f"{name}.observed.yaml"))
+        misreading.write(seen, should_be, source, out or Path(f"{name}.observed.yaml"))
 
 
 @Parameter(name="*")

@@ -41,6 +41,8 @@ _WHY = {
     "was stored.",
     ErrorCode.MADE_BY_ANOTHER_APP: "Another app has connected this since {app} made the link.",
     ErrorCode.ID_TOKEN_REFUSED: "The login that came back is not the one that this link began.",
+    ErrorCode.INTERNAL: "Evergrant has met an error of its own. What came from the provider, if anything "
+    "did, is kept sealed.",
     ErrorCode.TENANT_DISABLED: "Connecting is switched off here for now. What was connected before is kept.",
     ErrorCode.CONFIRM_REQUIRED: "You have given access, and {app} has not confirmed that it was you.",
 }

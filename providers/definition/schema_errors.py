@@ -206,7 +206,9 @@ class ErrorPart(SpecPart):
             for first, earlier in enumerate(self.error_rules[:later]):
                 if (kept := without_covered(rule, earlier)) == rule:
                     continue
-                part = "any reply" if kept is None else "some of its values"
+                left = () if kept is None else kept.values or ()
+                values = ", ".join(text_of(value) for value in rule.values or () if value not in left)
+                part = "any reply" if kept is None else values[:200]
                 raise ValueError(
                     f"error_rules.{later} never holds for {part}: error_rules.{first} comes first and covers "
                     f"it ({earlier.means or 'no meaning'} there, {rule.means or 'no meaning'} here)"

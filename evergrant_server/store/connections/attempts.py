@@ -176,10 +176,10 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
     ) -> list[Attempt]:
         """The newest uses of these kinds whose answer was not installed: they may have made tokens that live
         on at the provider. Not those whose credential has brought tokens since."""
-        other = aliased(AttemptRow)
+        another_use = aliased(AttemptRow)
         names = ("tenant", "connection_id", "slot", "kind", "from_generation", "credential")
-        same = [getattr(other, name) == getattr(AttemptRow, name) for name in names]
-        brought = exists().where(*same, col(other.outcome).in_(_BROUGHT_TOKENS))
+        same = [getattr(another_use, name) == getattr(AttemptRow, name) for name in names]
+        brought = exists().where(*same, col(another_use.outcome).in_(_BROUGHT_TOKENS))
         refused_again = and_(_OUTCOME.in_((AttemptOutcome.REFUSED.value,)), col(AttemptRow.sends) > 1)
         lost = self._where(
             or_(_OUTCOME.is_(None), _OUTCOME.in_(_UNKNOWN), refused_again),

@@ -4,6 +4,8 @@ import base64
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -16,6 +18,7 @@ from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.core.secret import Secret
 from evergrant_server.egress import Egress, EgressPolicy
+from providers.definition.parsing import parse_yaml
 from providers.definition.schema import ProviderSpec
 from providers.definition.templates import client_auth_of, integration_endpoints, params_from_metadata
 from providers.oauth1.flow import (
@@ -45,6 +48,7 @@ from tests.fakes.providers.rsa_keys import rsa_key
 from tests.fakes.providers.scripted_provider import Call, ScriptedProvider, raw
 from tests.unit.providers.samples import NOW, an_integration
 
+VECTORS = Path(__file__).parent / "vectors"
 KEY = ClientKey(private=Secret(json.dumps(rsa_key().as_dict(private=True))))
 REDIRECT = "https://evergrant.example/oauth/callback/int_1"
 SECRETS = {
@@ -62,6 +66,12 @@ SECRETS = {
 SENT = httpx2.Request("POST", "https://provider.example/token", data=SECRETS)
 _DIGEST = hashlib.sha256(SECRETS["<verifier>"].encode()).digest()
 SECRETS["<challenge>"] = base64.urlsafe_b64encode(_DIGEST).rstrip(b"=").decode()
+
+
+@cache  # several tests read each
+def read_vector(name: str) -> dict[str, Any]:
+    vector: dict[str, Any] = parse_yaml((VECTORS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return vector
 
 
 def known(value: Any) -> Any:

@@ -4,15 +4,20 @@ import pytest
 
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import Failure
-from providers.definition.parsing import parse_yaml
 from providers.definition.registry import Registry
 from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import additional_token_sets
 from providers.tools.trial.redaction import Redactor
 from providers.tools.trial.token_requests import SeenReply
 from providers.tools.trial.vector_replies import written_reply, written_tokens
-from tests.conformance.providers.exchanges import SECRETS, Exchange, as_read, assert_tokens, known
-from tests.conformance.providers.test_vectors import VECTORS
+from tests.conformance.providers.exchanges import (
+    SECRETS,
+    Exchange,
+    as_read,
+    assert_tokens,
+    known,
+    read_vector,
+)
 from tests.unit.providers.samples import NOW
 
 REGISTRY = Registry.load()
@@ -21,9 +26,7 @@ SENT = {SECRETS[name]: name for name in ("<refresh token>", "<access token>")}
 
 @pytest.mark.parametrize("name", REGISTRY.names())
 def test_every_reply_of_the_catalogue_survives(name: str) -> None:
-    exchange = Exchange(
-        REGISTRY.get(name), parse_yaml((VECTORS / f"{name}.yaml").read_text(encoding="utf-8"))
-    )
+    exchange = Exchange(REGISTRY.get(name), read_vector(name))
     redactor = Redactor()
     for kind in ("exchange", "post_exchange", "refresh"):
         if kind not in exchange.vector:

@@ -6,8 +6,6 @@ over a real socket to a server on loopback; a provider's host becomes the first 
 
 import re
 from functools import cache, partial
-from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
@@ -38,12 +36,12 @@ from tests.conformance.providers.exchanges import (
     minted,
     oauth1_read,
     raw_reply,
+    read_vector,
     send,
 )
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
 GUIDE = DOCS / "guide" / "adding-a-provider.md"
-VECTORS = Path(__file__).parent / "vectors"
 REGISTRY = Registry.load()
 
 
@@ -57,11 +55,6 @@ def test_shape(name: str) -> None:
 @cache
 def mistakes_of(name: str) -> list[DefinitionProblem]:
     return vector_problems(REGISTRY.get(name), read_vector(name), f"vectors/{name}.yaml")
-
-
-def read_vector(name: str) -> dict[str, Any]:
-    vector: dict[str, Any] = parse_yaml((VECTORS / f"{name}.yaml").read_text(encoding="utf-8"))
-    return vector
 
 
 @pytest.mark.parametrize("name", [*REGISTRY.names(), GUIDE.name])

@@ -16,14 +16,12 @@ from evergrant_server.core.errors import FAILURES, ErrorCode, Repairer
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.activities import GrantResult
 from evergrant_server.core.single_use.recurring_errors import RECURS_FOR, RECURS_FOR_ALONE
-from providers.definition.parsing import parse_yaml
 from providers.definition.registry import Registry
 from providers.definition.schema import ProviderSpec
-from tests.conformance.providers.exchanges import Exchange, as_read, requested_by
+from tests.conformance.providers.exchanges import Exchange, as_read, read_vector, requested_by
 from tests.fakes.platform.skipped_time import LoneWorker, lone_worker
 from tests.fakes.providers.scripted_server import Call, ScriptedServer
 
-VECTORS = Path(__file__).parent / "vectors"
 GENERIC = {"status": 400, "json": {"error": "invalid_grant"}}  # RFC 6749 section 5.2, where no vector has one
 NEVER_READ = {"status": 400, "json": {"error": "of_no_definition"}}
 STATED_TIME = RECURS_FOR + timedelta(hours=16)  # docs/protocol.md, "An error that keeps coming back"
@@ -49,8 +47,7 @@ class Catalogue:
     def exchanges(self) -> Iterator[Exchange]:
         """The entries whose subject consents in a browser, with their vectors."""
         for name in self.registry.names():
-            vector = parse_yaml((VECTORS / f"{name}.yaml").read_text(encoding="utf-8"))
-            exchange = Exchange(self.registry.get(name), vector)
+            exchange = Exchange(self.registry.get(name), read_vector(name))
             if exchange.speaks_code:
                 yield exchange
 
@@ -70,11 +67,15 @@ class Catalogue:
         return await self.place.connected(integration, metadata=exchange.facts, expires_at=ends)
 
     async def refreshed(self, exchange: Exchange, reply: dict[str, Any]) -> Connection:
-        """A connection beside one that works within the hour, refreshed until the stated time has passed."""
+        """A connection refreshed until the stated time has passed, beside one that works within the hour: of
+        no importance where the first refusal is the end."""
         integration = await self.integration(exchange)
-        await self.place.others_are_refreshed(integration)
         connection = await self.connected(integration, exchange)
         self.server.reply = reply
+        await self.place.refresh(connection)
+        if (row := await self.place.row(connection)).state is not LifecycleState.ACTIVE:
+            return row
+        await self.place.others_are_refreshed(integration)
         return await self.place.refresh_until(connection, STATED_TIME)
 
     async def answered(self, exchange: Exchange, refusal: dict[str, Any]) -> GrantResult:

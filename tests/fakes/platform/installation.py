@@ -301,7 +301,7 @@ async def prepared(
     temporal_address: str, database_url: str, data_dir: Path, allow: tuple[str, ...], **more: Any
 ) -> Settings:
     """Keys, schema and settings of an installation with a task queue of its own."""
-    more.setdefault("relay_interval", timedelta(seconds=0.1))  # no relay of this process is notified
+    more.setdefault("relay_interval", timedelta(seconds=0.2))  # no relay of this process is notified
     more.setdefault("allow_unbound_consent", True)
     more.setdefault("introspection_interval", timedelta(days=24 * 365))
     settings = load_settings(

@@ -44,7 +44,8 @@ async def start_dev(data: Path, egress_allow: str) -> EvergrantProcess:
     """As `EvergrantProcess.start`."""
     out = data.with_name(f"{data.name}-dev.out")
     out.touch()  # it is read until the fork writes to it
-    child = await WarmProcess.start(dev_command(data), dev_environment(egress_allow), out, out)
+    env = {"GOGC": "400", **dev_environment(egress_allow)}  # its Temporal's, as in `tests.fakes.temporal`
+    child = await WarmProcess.start(dev_command(data), env, out, out)
     process = _Dev(child, out)
     try:
         await process.until_ready()

@@ -11,21 +11,29 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.account import OnReconnect
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.consent import ConsentKind
-from evergrant_server.core.connections.grant import ImportedTokens
+from evergrant_server.core.connections.grant import MAIN_SLOT, ImportedTokens
 from evergrant_server.core.connections.replaced import ReplacedGrant
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.names import replaced_grants_workflow_id
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.store.connections.tables import ConnectionGrantRow
 from tests.fakes.certificates import LoopbackTls
 from tests.fakes.events.transmitter import id_token
 from tests.fakes.patience import eventually
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.platform.observations import runs
-from tests.fakes.providers.scripted_provider import ScriptedProvider, error, ok, status
+from tests.fakes.providers.scripted_provider import (
+    ScriptedProvider,
+    drop_after_commit,
+    error,
+    ok,
+    status,
+)
 from tests.fakes.rows import token_set
 from tests.faults.consent.test_stuck_states import breaks
+from tests.faults.support.activities import Activities
 
 REPLACED, REVOKED = AuditAction.GRANT_REPLACED, AuditAction.REPLACED_GRANT_REVOKED
 
@@ -100,6 +108,20 @@ async def test_where_a_token_ends_its_own_grant_alone_the_old_one_is_revoked_at_
     said = {"provider_said": {"status": 503}}
     assert failed == [{"reason": ErrorCode.PROVIDER_ERROR, "replaced": True, **said}] * 2
     assert await kept(place, connection) == []
+
+
+async def test_a_replaced_grant_whose_successor_was_lost_isnt_said_to_be_revoked(place: Installation):
+    """Its refresh token is spent, and the one that the provider has made in its place nobody holds."""
+    connection = await connected(place, await reaching(place, "token"), None)
+    place.idp.script(drop_after_commit())
+    await Activities(place).refresh(connection, 1)
+    async with place.store.write() as tx:
+        attempt = await tx.attempts.open_of_any_kind(TENANT, connection.id, MAIN_SLOT)
+        assert attempt is not None
+        await tx.attempts.close(attempt, AttemptOutcome.SUPERSEDED, place.parts.clock.now())
+    await consented(place, connection, None)
+    await place.until_audited(connection, REVOKED)
+    assert await details(place, connection, REVOKED) == [{"generation": 1, "how": "unknown"}]
 
 
 @pytest.mark.parametrize("reach", ["grant", "unknown"])

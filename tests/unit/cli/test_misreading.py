@@ -87,6 +87,11 @@ def test_of_a_text_or_a_page_the_words_stay(folder: Path, body: str, shown: str)
     assert refusal["reply"]["text"] == shown
 
 
+def test_a_body_that_isnt_there_is_named():
+    with pytest.raises(Failure, match="absent: No such file"):
+        explain_reply("generic", status=400, body=Path("absent"))
+
+
 @pytest.mark.parametrize("text", ["[]", "scopes: 7", "refusals: 7", "{", "x: 1"])
 def test_a_file_that_is_no_vector_is_named_and_left_alone(folder: Path, text: str):
     file = folder / "generic.observed.yaml"

@@ -36,6 +36,9 @@ ELSEWHERE = {
         "a replay after a death between a reply's last byte and its name, which is one of the table's faults"
     ),
     "evergrant_server.egress.transport:GuardedBackend.connect_unix_socket": "always refuses",
+    "activities.grants.refresh:RefreshSpend.install#10": (
+        "a revocation, and another worker has taken over: the tokens are installed to be revoked"
+    ),
     "activities.grants.refresh:RefreshSpend.request#2": "an access token that is exchanged is not spent",
     "evergrant_server.api.connections.commands:_request_new_consent": "another command of an app",
     "evergrant_server.api.connections.commands:save_account_choice": "another command of an app",

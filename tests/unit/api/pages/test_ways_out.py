@@ -181,3 +181,10 @@ def test_no_subject_is_told_to_do_what_only_an_admin_can(code: ErrorCode, over: 
         assert word not in said, said
     if FAILURES[code].repairer in (Repairer.INTEGRATION_ADMIN, Repairer.PERMIT_ADMIN):
         assert "tell the admin of the app that sent you" in said
+
+
+def test_a_bug_of_evergrants_is_told_with_what_became_of_the_consent():
+    failure, way = Failure(ErrorCode.INTERNAL), WayOut(over=True)
+    assert "error of its own" in what_happened(failure, way)
+    assert "kept sealed" in what_happened(failure, way)
+    assert "tell the admin of the app" in next_step(failure, way)

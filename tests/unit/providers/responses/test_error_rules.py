@@ -199,6 +199,15 @@ def test_a_rule_that_can_never_hold_is_refused_and_names_both(
         spec_like(error_rules=rules)
 
 
+def test_a_value_that_an_earlier_rule_has_is_named() -> None:
+    rules = [
+        {"path": "error", "values": ["a", "b."], "means": "client"},
+        {"path": "error", "values": ["B", "c", "A"], "means": "dead_token"},
+    ]
+    with pytest.raises(ValueError, match=r"error_rules\.1 never holds for B, A: error_rules\.0 comes first"):
+        spec_like(error_rules=rules)
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -83,8 +83,8 @@ def health(name: str, /, *, options: Options = DEFAULTS) -> None:
 def _cause_row(cause: FailureCause) -> Row:
     """A cause with the provider's words in one cell, the most frequent first."""
     words = [
-        " ".join(filter(None, (str(said.status or ""), said.error, said.description)))
-        for said in cause.provider_said
+        " ".join(filter(None, (str(refusal.status or ""), refusal.error, refusal.description)))
+        for refusal in cause.provider_said
     ]
     step = "can't be decided yet: the only connection" if cause.is_sole else cause.next_step
     return {**row_of(cause), "provider_said": "; ".join(words) or None, "next_step": step}
