@@ -152,6 +152,9 @@ async def test_an_equal_answer_beside_a_witness_ends_the_grant_within_two_minute
     assert (asked["connection"], answered["outcome"]) == (connection.id, "refused")
     assert await newest(place, AuditAction.CONTROL_COMPARED, connection.id) == {"equal": True, "sent": True}
     assert sent not in str(answered)
+    assert (await audit.verify_log(place.store, TENANT)).ok, (
+        "the host's record is in the installation's chain"
+    )
 
 
 async def test_a_last_try_a_day_later_that_works_brings_the_connection_back(
@@ -168,6 +171,25 @@ async def test_a_last_try_a_day_later_that_works_brings_the_connection_back(
     assert (await place.verify(connection)).failure is None
     row = await place.row(connection)
     assert (ended(row), row.generation) == (ACTIVE, 2)
+
+
+async def test_a_revocation_ends_the_wait_for_the_last_try(place: LoneWorker, server: KnowsItsTokens):
+    """The kept token is the grant's own: it is revoked with it."""
+    integration, companion = await working(place, server)
+    connection = await refused_twice(place, server, integration)
+    await witness(place, companion)
+    await again(place, connection)
+    async with place.store.write() as tx:
+        row = await tx.connections.get_for_update(TENANT, connection.id)
+        assert row is not None
+        await tx.connections.replace(
+            row.revocation_requested("left", place.clock.now()), expected=row.revision
+        )
+    assert (await place.revoke(connection)).failure is None
+    assert "rt-user-1" in server.revoked
+    assert (await place.row(connection)).state is LifecycleState.REVOKED
+    async with place.store.read() as tx:
+        assert await tx.late_tokens.of_connection(TENANT, connection.id) == []
 
 
 @pytest.mark.parametrize("reply", [UNKNOWN, INVENTED], ids=["the same", "another"])

@@ -9,7 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind
-from evergrant_server.core.ids import ConsentId
+from evergrant_server.core.failure_kinds import FailureCause
+from evergrant_server.core.ids import AttemptId, ConsentId
 from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.confirmations import next_to_lapse
 from evergrant_server.core.lifecycle.schedule import RULES, RefreshPolicy
@@ -77,6 +78,9 @@ class Lives(RuleBasedStateMachine):
                         do = self.happen(EventKind.REFRESH_ENDED, result=GrantResult(not_leased=True))
                     else:
                         do = self.happen(EventKind.REFRESH_ENDED, result=self.news(data))
+                case Command.VERIFY_LATE_TOKENS:
+                    assert self.life.state in (LifecycleState.NEEDS_REAUTH, LifecycleState.PENDING_CONSENT)
+                    do = self.happen(EventKind.LATE_VERIFICATION_ENDED, result=self.news(data))
                 case Command.BEGIN_REVOCATION:
                     do = self.happen(EventKind.REVOCATION_ENDED)
                 case Command.REVOKE:
@@ -99,8 +103,12 @@ class Lives(RuleBasedStateMachine):
 
     def news(self, data: st.DataObject) -> GrantResult:
         if data.draw(st.booleans()):
+            failure = data.draw(st.sampled_from(PROVIDER_FAILURES))
+            last_try = failure is ErrorCode.GRANT_PROBABLY_OVER
             return GrantResult(
-                failure=data.draw(st.sampled_from(PROVIDER_FAILURES)),
+                failure=failure,
+                last_try=last_try,
+                attempt_id=AttemptId("att_1") if last_try else None,
                 retry_after=data.draw(st.one_of(st.none(), st.floats(0, 3600))),
                 unknown_error=data.draw(st.booleans()),
                 answer_lost=data.draw(st.booleans()),
@@ -211,6 +219,23 @@ class Lives(RuleBasedStateMachine):
         """A connection that only time can move on has a next moment."""
         if self.life.state in (LifecycleState.PENDING_CONSENT, LifecycleState.REVOKING):
             assert next_timer(self.life, self.rules) is not None
+
+    @invariant()
+    def what_is_probably_over_is_tried_once_more_or_never(self) -> None:
+        if self.life.late_attempt is not None:
+            timer = next_timer(self.life, self.rules)
+            assert self.life.state is LifecycleState.NEEDS_REAUTH
+            assert timer is not None
+
+    @invariant()
+    def no_refusal_waits_for_more_than_hours(self) -> None:
+        """Whatever has failed before it, by rules that count each cause apart."""
+        life = self.life
+        refused = life.state is LifecycleState.ACTIVE and life.cause is FailureCause.REFUSAL
+        if self.rules.counts_by_cause and refused:
+            assert life.retry_at is not None
+            assert life.retry_at - self.now <= timedelta(hours=5)
+            assert life.tries > 2 or life.retry_at - self.now <= timedelta(hours=1), "as Retry-After says"
 
     @invariant()
     def a_reason_says_why_somebody_must_act(self) -> None:
