@@ -8,7 +8,9 @@
 set -euo pipefail
 
 folder=$1/debian
-packages=(nginx haproxy curl openssl redis-server glewlwyd dbconfig-no-thanks)
+lemonldap=(liblemonldap-ng-portal-perl libplack-perl libstring-random-perl libcrypt-jwt-perl libio-string-perl
+    libmime-tools-perl libemail-sender-perl)
+packages=(nginx haproxy curl openssl redis-server glewlwyd dbconfig-no-thanks "${lemonldap[@]}")
 
 say() { printf '%s\n' "$*" >&2; }
 

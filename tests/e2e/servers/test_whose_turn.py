@@ -1,8 +1,8 @@
 """Whose turn it is, at real servers: what callers are told within two minutes of the server's answer.
 
 Each cell is a refresh at a server that others wrote, by one worker's activities and the workflow's decisions
-on a real store; the time between two tries is skipped, the servers' own isn't. Another connection of the same
-client is refreshed meanwhile, as in any integration that is in use.
+on a real store; the time between two tries is skipped, the servers' own isn't. Each cell is played twice:
+beside another connection of the same client, which is refreshed meanwhile, and with the only connection.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,10 +24,13 @@ from providers.definition.registry import Registry
 from providers.requests.authorization_url import build_authorization_url, new_random_value
 from tests.fakes.platform.skipped_time import REDIRECT_URI, TENANT, LoneWorker, lone_worker
 from tests.fakes.providers.glewlwyd import Glewlwyd
+from tests.fakes.providers.lemonldap import LemonLdap
 from tests.fakes.providers.real_servers import REAL_SERVERS, Passage, RealServer, Road, road_to
 
-SERVERS: tuple[type[RealServer], ...] = (*REAL_SERVERS, Glewlwyd)
+SERVERS: tuple[type[RealServer], ...] = (*REAL_SERVERS, Glewlwyd, LemonLdap)
 WITHIN = timedelta(minutes=2)
+SOON = timedelta(minutes=15)
+WITNESSED_AFTER = timedelta(seconds=1)
 TRIES = 3  # of each kind of an outage
 MOST_TRIES = 20
 
@@ -46,12 +49,12 @@ class Told:
 
 
 class Scene:
-    """A worker, one server, and two connections of one client, of which `connection` meets the trouble."""
+    """A worker, one server, and the connection that meets the trouble; `witness` is another of its client."""
 
     def __init__(self, server: RealServer, road: Road, place: LoneWorker) -> None:
         self.server, self.road, self.place = server, road, place
 
-    async def prepare(self, cell: str) -> None:
+    async def prepare(self, cell: str, *, alone: bool) -> None:
         endpoints = moved(await self.server.endpoints(), self.server.issuer, self.road.origin)
         self.integration = await self.place.integration(
             self.server.client_secret,
@@ -63,8 +66,8 @@ class Scene:
         )
         self.user = f"sam-{cell}"
         self.connection = await self._consented(self.user)
-        self.witness = await self._consented(f"ann-{cell}")
-        for connection in (self.connection, self.witness):
+        self.witness = None if alone else await self._consented(f"ann-{cell}")
+        for connection in filter(None, (self.connection, self.witness)):
             assert (await self.place.refresh(connection)).failure is None, self.road.answers[-1].text
             self.place.clock.advance(600)
 
@@ -112,14 +115,14 @@ class Scene:
         raise AssertionError(f"after {MOST_TRIES} tries: {await self.told()}")
 
     async def _refresh_when_due(self) -> bool:
-        """Whether the server answered. A second later the witness is refreshed."""
+        """Whether the server answered. A moment later the witness is refreshed, if there is one."""
         clock, due = self.place.clock, self.place.due_at(self.connection)
         clock.advance(max((due - clock.now()).total_seconds(), 0) if due is not None else 0)
         before = len(self.road.answers)
         await self.place.refresh(self.connection)
         answered = len(self.road.answers) > before
-        clock.advance(1)
-        if self.road.is_open:
+        clock.advance(WITNESSED_AFTER.total_seconds())
+        if self.witness is not None and self.road.is_open:
             await self.place.refresh(self.witness)
         return answered
 
@@ -136,6 +139,9 @@ class Scene:
             assert row is not None
             view = await connection_view(tx, row)
         due = self.place.due_at(row)
+        if row.state is LifecycleState.ACTIVE and row.failures:
+            assert due is not None
+            assert due > self.place.clock.now() - WITNESSED_AFTER
         return Told(view.state, view.reason or view.last_failure, view.repairer, view.failures, due)
 
 
@@ -162,6 +168,16 @@ def asks_the_subject(told: Told, *reasons: ErrorCode) -> None:
     assert not reasons or told.reason in reasons, told
 
 
+def is_over(scene: Scene, told: Told) -> None:
+    """The subject is asked, unless nothing tells the refusal from another: then it is asked again soon."""
+    if scene.witness is not None or not scene.server.says_nothing:
+        asks_the_subject(told)
+        return
+    assert (told.state, told.repairer) == (LifecycleState.ACTIVE, Repairer.TIME), told
+    assert told.next_at is not None
+    assert told.next_at - scene.place.clock.now() <= SOON
+
+
 async def lost_answer(scene: Scene) -> None:
     """The server has spent the token, and the answer is lost."""
     scene.road.passage = Passage.ANSWER_LOST
@@ -183,12 +199,12 @@ async def outage_then_dead(scene: Scene) -> None:
     assert (await scene.tries(TRIES)).repairer is Repairer.TIME
     await scene.server.end_grants(scene.user)
     scene.road.passage = Passage.OPEN
-    asks_the_subject(await scene.told_in_time())
+    is_over(scene, await scene.told_in_time())
 
 
 async def revoked(scene: Scene) -> None:
     await scene.server.end_grants(scene.user)
-    asks_the_subject(await scene.told_in_time())
+    is_over(scene, await scene.told_in_time())
 
 
 async def disabled(scene: Scene) -> None:
@@ -237,9 +253,10 @@ async def server(
         yield running
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["beside_another", "alone"])
 @pytest.mark.parametrize("cell", CELLS, ids=lambda kind: kind.__name__)
 async def test_the_right_repairer_within_two_minutes(
-    server: RealServer, cell: Cell, tmp_path: Path, request: pytest.FixtureRequest
+    server: RealServer, cell: Cell, alone: bool, tmp_path: Path, request: pytest.FixtureRequest
 ):
     if cell.__name__ in server.cannot:
         pytest.skip(server.cannot[cell.__name__])
@@ -251,5 +268,6 @@ async def test_the_right_repairer_within_two_minutes(
         allowed = urlsplit(road.origin).netloc
         async with lone_worker(tmp_path, allowed, now=datetime.now(UTC)) as place:
             scene = Scene(server, road, place)
-            await scene.prepare(cell.__name__.replace("_", "-"))
+            name = f"{cell.__name__}-{'alone' if alone else 'beside'}"
+            await scene.prepare(name.replace("_", "-"), alone=alone)
             await cell(scene)

@@ -24,13 +24,16 @@ from starlette.routing import Route
 
 CLIENT, SECRET = "evergrant", secrets.token_urlsafe(32)
 _DAY_S = 86_400
+_MINTS = {"supports_minting": ["access_token", "refresh_token"], "expires_in": _DAY_S}
+_RULES = {
+    "authorization_code": {**_MINTS, "max_usage": 1},
+    "access_token": {"expires_in": 3600},
+    "refresh_token": _MINTS,
+}
 
 
 def oauth_server(issuer: str) -> Server:
     """Rotates: each refresh token works once."""
-    mints = {"supports_minting": ["access_token", "refresh_token"], "expires_in": _DAY_S}
-    code = {**mints, "max_usage": 1}
-    rules = {"authorization_code": code, "access_token": {"expires_in": 3600}, "refresh_token": mints}
     authorization = {"class": "idpyoidc.server.oauth2.authorization.Authorization", "path": "authorization"}
     token = {
         "class": "idpyoidc.server.oauth2.token.Token",
@@ -48,7 +51,7 @@ def oauth_server(issuer: str) -> Server:
         "endpoint": {"server_metadata": metadata, "authorization": authorization, "token": token},
         "authz": {
             "class": "idpyoidc.server.authz.AuthzHandling",
-            "kwargs": {"grant_config": {"usage_rules": rules, "expires_in": 30 * _DAY_S}},
+            "kwargs": {"grant_config": {"usage_rules": _RULES, "expires_in": 30 * _DAY_S}},
         },
         "authentication": {"anybody": {"acr": password, "class": NoAuthn, "kwargs": {"user": ""}}},
         "token_handler_args": {

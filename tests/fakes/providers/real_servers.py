@@ -113,6 +113,7 @@ class RealServer(ABC):
     name: ClassVar[str]
     scopes: ClassVar[tuple[str, ...]] = ("read",)
     takes_spent: ClassVar[bool] = False  # until its successor is used
+    says_nothing: ClassVar[bool] = False  # of a token that has ended: it needs a witness
     spends_on_wrong_secret: ClassVar[bool] = False
     heeds_disabling: ClassVar[bool] = True  # by refusing the refreshes of a user who is disabled
     cannot: ClassVar[Mapping[str, str]] = {}  # what it has no means for, and why
@@ -231,11 +232,16 @@ class ControlledServer(RealServer):
         """The program, and its arguments."""
 
     @classmethod
+    def environment(cls, folder: Path) -> dict[str, str] | None:
+        """None: this process's own."""
+        return None
+
+    @classmethod
     @asynccontextmanager
     async def running(cls, folder: Path) -> AsyncIterator[Self]:
         assert PACKAGES.is_dir(), "its packages are missing: bash requirements/node.sh .venv, or make test"
         program, arguments = cls.command(folder)
-        process = await Process.start(cls.name, arguments, program=program)
+        process = await Process.start(cls.name, arguments, program=program, env=cls.environment(folder))
         try:
             async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:
                 server = cls(process, http)

@@ -86,15 +86,15 @@ async def working(
     integration = await place.integration(
         **{"refresh": rules, "endpoints": endpoints, "issuer": server.issuer, **changes}
     )
-    other = await place.connected(integration, "other")
-    await witness(place, other)
-    return integration, other
+    companion = await place.connected(integration, "other")
+    await witness(place, companion)
+    return integration, companion
 
 
-async def witness(place: LoneWorker, other: Connection) -> None:
+async def witness(place: LoneWorker, companion: Connection) -> None:
     """The other connection's refresh works, and neither just before nor just after anything else."""
     place.clock.advance(1)
-    assert (await place.refresh(other)).failure is None
+    assert (await place.refresh(companion)).failure is None
     place.clock.advance(1)
 
 
@@ -134,10 +134,10 @@ async def newest(place: LoneWorker, action: AuditAction, about: str) -> dict[str
 async def test_an_equal_answer_beside_a_witness_ends_the_grant_within_two_minutes(
     place: LoneWorker, server: KnowsItsTokens
 ):
-    integration, other = await working(place, server)
+    integration, companion = await working(place, server)
     began = place.clock.now() + HOUR
     connection = await refused_twice(place, server, integration)
-    await witness(place, other)
+    await witness(place, companion)
     server.to_unknown = ALSO_UNKNOWN  # another request id
     result = await again(place, connection)
     assert (result.failure, result.last_try) == (ErrorCode.GRANT_PROBABLY_OVER, True)
@@ -145,8 +145,8 @@ async def test_an_equal_answer_beside_a_witness_ends_the_grant_within_two_minute
     assert place.clock.now() - began <= TWO_MINUTES
     (sent,) = server.made_up
     call = next(call for call in server.calls if call.params.get("refresh_token") == sent)
-    own = next(call for call in server.calls if call.params.get("refresh_token") == "rt-user-1")
-    assert set(call.params) == set(own.params)
+    before = next(call for call in server.calls if call.params.get("refresh_token") == "rt-user-1")
+    assert set(call.params) == set(before.params)
     asked = await newest(place, AuditAction.CONTROL_REQUESTED, integration.id)
     answered = await newest(place, AuditAction.CONTROL_ANSWERED, integration.id)
     assert (asked["connection"], answered["outcome"]) == (connection.id, "refused")
@@ -157,9 +157,9 @@ async def test_an_equal_answer_beside_a_witness_ends_the_grant_within_two_minute
 async def test_a_last_try_a_day_later_that_works_brings_the_connection_back(
     place: LoneWorker, server: KnowsItsTokens
 ):
-    integration, other = await working(place, server)
+    integration, companion = await working(place, server)
     connection = await refused_twice(place, server, integration)
-    await witness(place, other)
+    await witness(place, companion)
     await again(place, connection)
     due = place.due_at(connection)
     assert due == place.clock.now() + DAY
@@ -174,9 +174,9 @@ async def test_a_last_try_a_day_later_that_works_brings_the_connection_back(
 async def test_a_last_try_that_is_refused_is_the_last(
     place: LoneWorker, server: KnowsItsTokens, reply: Reply
 ):
-    integration, other = await working(place, server)
+    integration, companion = await working(place, server)
     connection = await refused_twice(place, server, integration)
-    await witness(place, other)
+    await witness(place, companion)
     await again(place, connection)
     server.says["rt-user-1"] = reply
     place.clock.advance(DAY.total_seconds())
@@ -191,15 +191,15 @@ async def test_a_last_try_that_is_refused_is_the_last(
 async def test_an_unequal_answer_proves_nothing_and_isnt_asked_for_again(
     place: LoneWorker, server: KnowsItsTokens
 ):
-    integration, other = await working(place, server)
+    integration, companion = await working(place, server)
     connection = await refused_twice(place, server, integration)
-    await witness(place, other)
+    await witness(place, companion)
     server.to_unknown = (400, b'{"error": "invalid_grant"}')
     await again(place, connection)
     assert ended(await place.row(connection)) == ACTIVE
     assert await newest(place, AuditAction.CONTROL_COMPARED, connection.id) == {"equal": False, "sent": True}
     place.clock.advance(2 * 86_400)
-    await witness(place, other)
+    await witness(place, companion)
     await place.refresh(connection)
     assert len(server.made_up) == 1
 
@@ -207,8 +207,8 @@ async def test_an_unequal_answer_proves_nothing_and_isnt_asked_for_again(
 async def test_without_a_witness_since_the_newest_refusal_nothing_is_sent(
     place: LoneWorker, server: KnowsItsTokens
 ):
-    integration, other = await working(place, server)
-    await witness(place, other)
+    integration, companion = await working(place, server)
+    await witness(place, companion)
     connection = await refused_twice(place, server, integration)
     await again(place, connection)
     assert ended(await place.row(connection)) == ACTIVE
@@ -231,9 +231,9 @@ async def test_without_a_witness_since_the_newest_refusal_nothing_is_sent(
 async def test_never_for_what_isnt_an_unknown_refusal(
     place: LoneWorker, server: KnowsItsTokens, reply: Reply
 ):
-    integration, other = await working(place, server)
+    integration, companion = await working(place, server)
     connection = await refused_twice(place, server, integration, reply)
-    await witness(place, other)
+    await witness(place, companion)
     await again(place, connection)
     assert ended(await place.row(connection)) == ACTIVE
     assert server.made_up == []
@@ -251,15 +251,15 @@ async def test_an_invalid_request_that_passes_ends_no_grant(
 ):
     """Of all: no other connection is a witness. Of one token: one that doesn't exist is refused otherwise.
     Zoom's words are known as a fault's, and aren't compared."""
-    integration, other = await working(place, server)
+    integration, companion = await working(place, server)
     connection = await refused_twice(place, server, integration, (400, body))
     server.to_unknown = (400, b'{"error": "invalid_grant"}')
     if of_all:
         server.says["rt-other"] = (400, body)
         place.clock.advance(1)
-        await place.refresh(other)
+        await place.refresh(companion)
     else:
-        await witness(place, other)
+        await witness(place, companion)
     assert ended(await place.refresh_until(connection, 6 * HOUR)) == ACTIVE
     assert len(server.made_up) == (0 if of_all or body == ZOOM else 1)
     server.says.clear()
@@ -268,10 +268,10 @@ async def test_an_invalid_request_that_passes_ends_no_grant(
 
 
 async def test_two_different_refusals_arent_the_same_twice(place: LoneWorker, server: KnowsItsTokens):
-    integration, other = await working(place, server)
+    integration, companion = await working(place, server)
     connection = await refused_twice(place, server, integration)
     server.says["rt-user-1"] = INVENTED
-    await witness(place, other)
+    await witness(place, companion)
     await again(place, connection)
     assert server.made_up == []
 
@@ -279,12 +279,12 @@ async def test_two_different_refusals_arent_the_same_twice(place: LoneWorker, se
 async def test_a_kept_answer_decides_for_the_next_connection_and_nothing_is_sent(
     place: LoneWorker, server: KnowsItsTokens
 ):
-    integration, other = await working(place, server)
+    integration, companion = await working(place, server)
     first = await refused_twice(place, server, integration)
-    await witness(place, other)
+    await witness(place, companion)
     await again(place, first)
     second = await refused_twice(place, server, integration, subject="user-2")
-    await witness(place, other)
+    await witness(place, companion)
     await again(place, second)
     assert ended(await place.row(second)) == PROBABLY_OVER
     assert len(server.made_up) == 1
@@ -297,9 +297,9 @@ async def test_once_a_day_for_an_integration_and_once_an_hour_for_a_host(
     server.to_unknown = (503, b"")  # it proves nothing, and uses the limit
     neighbour, friend = await working(place, server, name="crm-2")
     next_door = await refused_twice(place, server, neighbour, subject="user-2")
-    integration, other = await working(place, server)
+    integration, companion = await working(place, server)
     connection = await refused_twice(place, server, integration)
-    await witness(place, other)
+    await witness(place, companion)
     await again(place, connection)
     assert (len(server.made_up), ended(await place.row(connection))) == (1, ACTIVE)
     answered = await newest(place, AuditAction.CONTROL_ANSWERED, integration.id)
@@ -313,11 +313,11 @@ async def test_once_a_day_for_an_integration_and_once_an_hour_for_a_host(
     assert len(server.made_up) == 1, "an hour for the host"
     place.clock.advance(FOR_HOST_EVERY.total_seconds())
     server.to_unknown = UNKNOWN
-    await witness(place, other)
+    await witness(place, companion)
     await place.refresh(connection)
     assert len(server.made_up) == 1, "a day for the integration"
     place.clock.advance(FOR_INTEGRATION_EVERY.total_seconds())
-    await witness(place, other)
+    await witness(place, companion)
     await place.refresh(connection)
     assert ended(await place.row(connection)) == PROBABLY_OVER
 
@@ -326,16 +326,16 @@ async def test_a_server_that_makes_tokens_of_anything_is_never_asked_again(
     place: LoneWorker, server: KnowsItsTokens
 ):
     server.to_unknown = GRANTED
-    integration, other = await working(place, server)
+    integration, companion = await working(place, server)
     connection = await refused_twice(place, server, integration)
-    await witness(place, other)
+    await witness(place, companion)
     await again(place, connection)
     assert server.revoked == ["rt-x", "at-x"]
     answered = await newest(place, AuditAction.CONTROL_ANSWERED, integration.id)
     assert (answered["outcome"], answered["revoked"]) == ("granted", True)
     for _ in range(3):
         place.clock.advance(2 * 86_400)
-        await witness(place, other)
+        await witness(place, companion)
         await place.refresh(connection)
     assert len(server.made_up) == 1
 
@@ -343,13 +343,13 @@ async def test_a_server_that_makes_tokens_of_anything_is_never_asked_again(
 async def test_a_caller_causes_a_try_before_its_time_only_once_there_is_evidence(
     place: LoneWorker, server: KnowsItsTokens
 ):
-    integration, other = await working(place, server)
+    integration, companion = await working(place, server)
     connection = await refused_twice(place, server, integration)
     await again(place, connection)
     before = server.count("token")
     look = await place.refresh(connection, only_with_evidence=True)
     assert (look.undecided, server.count("token")) == (True, before)
-    await witness(place, other)
+    await witness(place, companion)
     await place.refresh(connection, only_with_evidence=True)
     assert ended(await place.row(connection)) == PROBABLY_OVER
 
@@ -367,8 +367,8 @@ async def test_off_by_a_definition(server: KnowsItsTokens, tmp_path: Path):
 
 
 async def never_sent(place: LoneWorker, server: KnowsItsTokens) -> None:
-    integration, other = await working(place, server)
+    integration, companion = await working(place, server)
     connection = await refused_twice(place, server, integration)
-    await witness(place, other)
+    await witness(place, companion)
     await again(place, connection)
     assert (ended(await place.row(connection)), server.made_up) == (ACTIVE, [])
