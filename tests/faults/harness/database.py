@@ -133,7 +133,8 @@ class HarnessDatabase:
         now = self._clock.now()
         rules = RefreshRules(rotation=rotation, grace_s=GRACE_S if rotation is Rotation.GRACE else 0)
         said = {"name": new_id("int"), "provider": provider, "refresh": rules, **discovered(idp)}
-        integration = an_integration(TENANT, now, **said)
+        # changed before the refreshes of `_refused_before`: later, what is refused would be the admin's
+        integration = an_integration(TENANT, now - timedelta(days=30), **said)
         first, *after = _SECRETS[secrets](idp.client_secret)
         integration = await tx.integrations.put(integration, Secret(first), expected=None)
         for secret in after:
