@@ -149,7 +149,8 @@ def decide_resend(
     """Decide about an attempt of unknown outcome (docs/protocol.md). Pure.
 
     A reply in a journal of this host is replayed, never requested again. Rotation `none`, or inside
-    a declared `grace`: resend. `strict` and `unknown`: never while the owner's journal lock is held
+    a declared `grace`: resend, but not while an owner on another host may yet send it, if the `grace` lasts
+    longer than that. `strict` and `unknown`: never while the owner's journal lock is held
     and the access token is still valid, nor while an answer can still come; afterwards resend,
     `MAX_SENDS` times at the most. An owner on another host counts as alive until its answer can no
     longer come.
@@ -157,7 +158,11 @@ def decide_resend(
     if seen.answered or seen.in_flight:
         return ResendDecision.WAIT
     if is_safe_to_resend(rules, attempt, now):
-        return ResendDecision.RESEND
+        return (
+            ResendDecision.WAIT
+            if _may_be_sent_past_its_successor(rules, attempt, now, seen)
+            else ResendDecision.RESEND
+        )
     if answer_may_come(attempt, now, seen, limits):
         return ResendDecision.WAIT
     if seen.owner_alive is not False and token_valid:
@@ -226,6 +231,21 @@ def is_safe_to_resend(rules: RefreshRules, last: Attempt, now: datetime) -> bool
     if safe_for is None or age < -CLOCK_SKEW:  # from the future: how long ago it was isn't known
         return safe_for == timedelta.max
     return age <= safe_for
+
+
+def _may_be_sent_past_its_successor(
+    rules: RefreshRules, attempt: Attempt, now: datetime, seen: AttemptStatus
+) -> bool:
+    """Whether an owner on another host, which may be stopped, may yet send the token, and the `grace` lasts
+    longer than that.
+
+    Another use at once could bring a successor that is spent in the meantime: then the owner's use, of a
+    token that is two rotations old, ends the family.
+    """
+    ends_by_itself = rules.resend_is_safe_for != timedelta.max and is_safe_to_resend(
+        rules, attempt, attempt.send_by
+    )
+    return seen.owner_alive is None and now <= attempt.send_by and ends_by_itself
 
 
 def may_invalidate(attempt: Attempt, answered: Attempt, rules: RefreshRules, now: datetime) -> bool:

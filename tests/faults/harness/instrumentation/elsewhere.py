@@ -29,6 +29,9 @@ ELSEWHERE = {
     ),
     "activities.grants.recurring_errors:_ask_about_token": "introspection spends nothing",
     "activities.grants.recurring_errors:_rotates": "the table's definitions say whether they rotate",
+    "activities.grants.recurring_errors:_may_be_spent_at_rotation#2": (
+        "the table's definitions say whether they rotate"
+    ),
     "activities.grants.control_request:_read": "tokens of anything: tests/faults/refresh",
     "activities.support.provider_context:ProviderContextLoader.access": "a login: it brings no grant",
     "activities.grants.client_secrets:try_each_secret": "a revocation, or before a consent: spends nothing",

@@ -68,6 +68,7 @@ class Section:
     answer: Answer | None = None
     written_at: datetime | None = None
     fenced: bool = False
+    checked_at: int = 0  # the connection's generation then
     stopped_in_window: bool = False
     verifies: bool = False
 
@@ -135,6 +136,8 @@ class Sight:
         self.late: Answer | None = None
         self.answer_died = False  # lost between the provider's commit and the journal's fsync
         self.out_of_reach = False  # taken over from who couldn't be asked
+        self.installed_on = ""  # the host that brought the newest tokens
+        self.rotates = False  # a refresh is due: another use may have ended the family (`Commands.ROTATE`)
         self.writes: dict[int, int] = {}
         self.windows = 0
 
@@ -195,12 +198,20 @@ class Sight:
         other = self._pending()
         if not self.rules.defers or attempt.outcome is None or other is None:
             return False
-        seen = self._fate(worker, other)
-        return (
-            seen.owner_alive is not None
-            and may_invalidate(other, attempt, self.refresh_rules, self.now)
-            and answer_may_come(other, self.now, seen, LIMITS)
+        return self._is_awaited(worker, other) and may_invalidate(
+            other, attempt, self.refresh_rules, self.now
         )
+
+    def _is_awaited(self, worker: Worker, use: Attempt) -> bool:
+        """True while a use of this host may be answered; of other hosts' uses nothing is visible."""
+        seen = self._fate(worker, use)
+        return seen.owner_alive is not None and answer_may_come(use, self.now, seen, LIMITS)
+
+    def _may_have_been_ended(self, worker: Worker, attempt: Attempt) -> bool:
+        """What `AttemptTracker.record_late_install` returns: a use that was refused or never answered."""
+        uses = [use for use in self.attempts if use.outcome in (*UNKNOWN, AttemptOutcome.REFUSED)]
+        ended = [use for use in uses if use.outcome is not None or not self._is_awaited(worker, use)]
+        return any(may_invalidate(use, attempt, self.refresh_rules, self.now) for use in ended)
 
     def _came_late(self, worker: Worker, wanted: Attempt, unknown: Attempt | None) -> bool:
         """What `AttemptTracker.has_late_entry` finds."""

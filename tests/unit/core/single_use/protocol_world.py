@@ -69,6 +69,7 @@ class World(Sight):
         self.attempts.append(wanted)
         token = self.late.token if verifies and self.late and self.late.token else self.token
         worker.section = Section(wanted, token, verifies=verifies)
+        self.rotates = False
 
     def step(self, name: str) -> None:
         """The next await point of its section."""
@@ -83,7 +84,7 @@ class World(Sight):
                     self._close(section.attempt, AttemptOutcome.NOT_SENT)
                     worker.section = None
                 else:
-                    section.stage = Stage.CHECKED
+                    section.stage, section.checked_at = Stage.CHECKED, self.generation
             case Stage.CHECKED:
                 self._write(worker, section)
             case Stage.WRITTEN:
@@ -163,7 +164,9 @@ class World(Sight):
             assert section.stopped_in_window, "sent after a takeover, outside the window"
             by = self.attempts[self.attempts.index(self._current(section.attempt)) + 1]
             assert self.workers[by.journal_id].host != worker.host, "two uses on one host"
-        self.windows += taken_over and section.stopped_in_window
+        # inside a grace another host may have brought and spent the successor since the check
+        overtaken = harmless and self.generation > section.checked_at
+        self.windows += taken_over and (section.stopped_in_window or overtaken)
         for other in self._on_host(worker):
             flying = other.section
             busy = flying is not None and flying is not section and flying.stage is Stage.WRITTEN
@@ -193,7 +196,7 @@ class World(Sight):
         if installs and self._waits_for_another(worker, attempt):
             return False
         if answer.token is None:
-            self._refused(section, attempt, still)
+            self._refused(worker, section, attempt, still)
         elif section.verifies:
             if still or not self.rules.compare:
                 self._install(answer)
@@ -201,6 +204,8 @@ class World(Sight):
         elif self.rules.compare and not still:
             self._close(attempt, AttemptOutcome.SUPERSEDED)
         elif self.active or not self.rules.verifies or not self.rules.compare:
+            self.rotates = self.active and self._may_have_been_ended(worker, attempt)
+            self.installed_on = worker.host
             self._install(answer)
             self._close(attempt, AttemptOutcome.INSTALLED)
         else:
@@ -208,12 +213,14 @@ class World(Sight):
             self._close(attempt, AttemptOutcome.SUPERSEDED)
         return True
 
-    def _refused(self, section: Section, attempt: Attempt, still: bool) -> None:
+    def _refused(self, worker: Worker, section: Section, attempt: Attempt, still: bool) -> None:
         self._close(attempt, AttemptOutcome.REFUSED)
         if section.verifies:
             self.late = None
         elif still or not self.rules.compare:
             self.active = False
+        elif self.active and worker.host != self.installed_on:  # who installed couldn't see this use
+            self.rotates |= attempt.sends > 1 or attempt.outcome is AttemptOutcome.SUPERSEDED
 
     def _install(self, answer: Answer) -> None:
         assert answer.token is not None
@@ -248,7 +255,7 @@ class World(Sight):
         quiet = all(it.section is None and not it.entries for it in self.workers.values())
         now = [it for it in self.attempts if it.from_generation == self.generation]
         known = not any(it.outcome in UNKNOWN for it in now)  # else another use finds out
-        if quiet and self.active and known:
+        if quiet and self.active and known and not self.rotates:
             usable = self.provider.accepts(self.token, self.now)
             assert usable or self.windows, "called active, and the provider knows it dead"
 
@@ -262,7 +269,9 @@ class World(Sight):
                 for _ in Stage:
                     self.step(name)
                 self.replay(name)
-            wanted = self.late is not None or (self.active and self.now >= self.access_until)
+            wanted = self.late is not None or (
+                self.active and (self.rotates or self.now >= self.access_until)
+            )
             waits = any(it.entries for it in self.workers.values())
             if not wanted and not waits and (self._pending() is None or not self.active):
                 break

@@ -118,7 +118,7 @@ STORIES: dict[str, tuple[Rotation, bool, str]] = {
     "compare": (
         Rotation.GRACE,
         False,
-        "begin a1, step a1 4, pause a1, begin b1, step b1 5, wait 170, "
+        "begin a1, step a1 4, pause a1, wait 20, begin b1, step b1 5, wait 170, "
         "begin b1, step b1 5, wait 40, resume a1, step a1 1",
     ),
     # lost, sent again and lost, and sent again
@@ -170,6 +170,13 @@ def test_each_rule_is_needed(rule: str):
 def test_the_search_finds_what_is_wrong_by_itself(rule: str):
     with pytest.raises(AssertionError):
         search(without(rule), 3000)  # which walks come depends on the modules that are loaded
+
+
+def test_inside_a_grace_another_host_waits_while_the_token_may_yet_be_sent():
+    """Sent after its successor was spent, it would end the family."""
+    stopped = "begin a1, begin b1, step b1 5, begin b1, step b1 5, step a1 5"
+    world = play(Rules(), Rotation.GRACE, True, stopped)
+    assert (world.generation, world.provider.alive) == (2, True)
 
 
 def test_what_no_client_excludes_is_counted():

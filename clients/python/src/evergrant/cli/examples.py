@@ -35,6 +35,7 @@ evergrant integrations put crm --provider github --client-id Iv1.abc --client-se
 evergrant integrations delete crm
 evergrant integrations rotate-secret crm --client-secret-file new-secret.txt
 evergrant integrations roll-secret-back crm
+evergrant integrations health crm
 evergrant connections ls --state needs_reauth
 evergrant connections get con_… --live
 evergrant connections connect crm alice --open --wait
