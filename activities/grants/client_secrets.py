@@ -67,7 +67,7 @@ async def record_accepted_secret(
         if (current.secret_refused_at is None) is not (before.secret_refused_at is None):
             return  # another connection's try has recorded it
         refused_at = now if current.secret_refused_at is None else None
-        after = current.__replace__(secret_refused_at=refused_at, changed_at=now)
+        after = current.__replace__(secret_refused_at=refused_at)  # its client works: that is no change
         await tx.integrations.replace(after, expected=current.revision)
         action = AuditAction.SECRET_REFUSED if refused_at else AuditAction.SECRET_ACCEPTED
         await append_audit(tx, request, action, now, integration=current.name, integration_id=current.id)

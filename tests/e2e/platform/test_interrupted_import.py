@@ -29,7 +29,8 @@ from tests.fakes.ports import free_port
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.rows import an_integration, discovered
 
-GRANTS = int(os.environ.get("EVERGRANT_TEST_GRANTS", "40"))
+GRANTS = int(os.environ.get("EVERGRANT_TEST_GRANTS", "80"))
+BEFORE = GRANTS * 3 // 4  # more than one request's: the second waits for the pipe, whatever the first does
 COUNTED = ("connection", "consent", "connection_grant", "outbox")
 
 
@@ -82,8 +83,10 @@ async def api_and_worker(settings: Settings, folder: Path) -> AsyncIterator[list
 async def test_an_import_whose_processes_are_killed_goes_on_where_it_was(
     temporal_address: str, tmp_path: Path
 ):
-    file = tmp_path / "grants.jsonl"
-    file.write_text("".join(line(it) + "\n" for it in range(GRANTS)))
+    lines = [line(number) + "\n" for number in range(GRANTS)]
+    file, pipe = tmp_path / "grants.jsonl", tmp_path / "pipe.jsonl"
+    file.write_text("".join(lines))
+    os.mkfifo(pipe)
     settings = await prepared(temporal_address, sqlite_url(tmp_path), tmp_path, (), port=free_port())
     url = f"http://127.0.0.1:{settings.port}"
     async with ScriptedProvider() as idp, open_platform(settings, Role.OPERATOR) as parts:
@@ -93,18 +96,24 @@ async def test_an_import_whose_processes_are_killed_goes_on_where_it_was(
         key = await admin_key(parts)
         before = await counts(parts)
 
-        async def imported() -> tuple[int | None, dict[str, Any], str]:
-            status, out, err = await run(url, key, COMMAND, "import", str(file), "--no-verify", "-o", "json")
+        async def imported(source: Path) -> tuple[int | None, dict[str, Any], str]:
+            status, out, err = await run(
+                url, key, COMMAND, "import", str(source), "--no-verify", "-o", "json"
+            )
             return status, json.loads(out), err
 
         async with api_and_worker(settings, tmp_path) as pids:
-            first = asyncio.create_task(imported())
-            async with asyncio.timeout(PATIENCE_S):
-                while (await counts(parts))["connection"] < GRANTS // 4:
-                    assert not first.done()
-                    await asyncio.sleep(0.005)
-            for pid in pids:
-                os.killpg(pid, signal.SIGKILL)
+            first = asyncio.create_task(imported(pipe))
+            with await asyncio.to_thread(pipe.open, "w") as opened:
+                opened.writelines(lines[:BEFORE])
+                opened.flush()
+                async with asyncio.timeout(PATIENCE_S):
+                    while (await counts(parts))["connection"] < GRANTS // 4:
+                        assert not first.done()
+                        await asyncio.sleep(0.005)
+                for pid in pids:
+                    os.killpg(pid, signal.SIGKILL)
+                opened.writelines(lines[BEFORE:])
             status, stopped, said = await first
         async with parts.store.write() as tx:  # what the dead relays held, as half a minute does
             await tx.connection.exec_driver_sql("UPDATE outbox SET claimed_until = NULL")
@@ -112,7 +121,7 @@ async def test_an_import_whose_processes_are_killed_goes_on_where_it_was(
         assert stopped["imported"] < GRANTS
         assert "run it again to go on" in said
         async with api_and_worker(settings, tmp_path):
-            status, again, _ = await imported()
+            status, again, _ = await imported(file)
             assert status == 0
             assert again["imported"] + again["exists"] == GRANTS
             assert again["exists"] >= stopped["imported"]
