@@ -139,7 +139,7 @@ class ClientDocumentActivities:
 
 
 def _parsed(url: str, body: bytes) -> ClientMetadata:
-    """Raises MetadataRefused for the document of this client, Failure for whatever else is there."""
+    """Raises MetadataRefused for the document of this client, Failure for any other answer."""
     document: Mapping[str, Any] = {}
     try:
         if len(body) > _LONGEST:

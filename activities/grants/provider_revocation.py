@@ -127,7 +127,7 @@ async def revoke_by_grant(
     *,
     other_grants: bool,
 ) -> bool:
-    """Whether the provider has ended the grant as a whole, with the tokens that nobody holds.
+    """Whether the provider has ended the grant as a whole, with the tokens that Evergrant doesn't hold.
 
     A live access token does that where the definition says that one token ends its grant; with `other_grants`
     only where it ends all of the account's. The refresh token, which may be spent, is sent after it. Raises

@@ -97,7 +97,7 @@ class PostgresLeaseWriter:
             with translate_errors():
                 return await self._written(await self._kept.driver(), batch, uses)
         except ChainMissing:
-            await self._kept.close()  # whoever begins the chain needs a connection of the pool
+            await self._kept.close()  # the chain is begun by a connection of the pool
             raise
         except BaseException as error:
             self._heads.clear()

@@ -60,7 +60,7 @@ class Signer(StrEnum):
     GATEWAY = "gateway"
 
 
-# what a gateway derives and nothing else: to find callers, to seal its own sessions, to sign as itself, and
+# what a gateway derives, alone: to find callers, to seal its own sessions, to sign as itself, and
 # to page lists, whose rows are judged one by one
 GATEWAY_SECRETS = frozenset(
     {"api keys", "api.cursor", "agent call", "connect link", "mcp request state", "mcp-session"}

@@ -41,7 +41,7 @@ from evergrant_server.temporal_link import start_requests
 from evergrant_server.temporal_link.runs import WorkflowRuns, call_temporal, temporal_unavailable
 from evergrant_server.temporal_link.start_requests import StartRequest
 
-_MOST_TRIES = 5  # to get an id back from whoever takes it
+_MOST_TRIES = 5  # to get an id back from a foreign run
 
 
 class TemporalLink(WorkflowRuns):

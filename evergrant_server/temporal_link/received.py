@@ -74,7 +74,7 @@ class MessageConverter(PydanticPayloadConverter, WithSerializationContext):
             return UNREADABLE
         try:
             (value,) = super().from_payloads([payload], [wanted])
-        except Exception:  # whatever pydantic, the codec of a text or an unknown encoding raises
+        except Exception:  # pydantic's, a text codec's, or that of an unknown encoding
             return UNREADABLE
         return value if isinstance(value, wanted) and is_usable(value) else UNREADABLE
 

@@ -270,7 +270,7 @@ def _by_description(
 
 
 def _is_over(at: RequestKind | None, status: int, description: str) -> bool:
-    """Whether the description of a refusal blames the refresh token, or the code, and nothing else."""
+    """Whether the description of a refusal blames the refresh token, or the code, alone."""
     if status not in (400, 401, 403, 404) or at not in ("refresh", "exchange", "device"):
         return False
     words = _TOKEN_IS_OVER if at == "refresh" else _CODE_IS_OVER

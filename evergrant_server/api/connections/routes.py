@@ -51,7 +51,7 @@ async def create_connection(body: ConnectionBody, call: Command) -> Response:
     """Create a connection, or return the existing one. Send the subject to `connect_url`.
 
     While the refreshes of an active one fail, `next_action` says what the next try decides, and `next_at`
-    when it comes: until then nobody has to act, unless `repairer` names a person.
+    when it comes: until then no person has to act, unless `repairer` names a person.
     """
 
     async def create(tx: Transaction) -> CommandResponse:
@@ -234,7 +234,7 @@ async def _api_base_url(
 
 def _awaited_action(connection: Connection, now: datetime) -> tuple[str | None, datetime | None] | None:
     """The action of the subject or app that the workflow waits for; None when it waits for neither. A grant
-    that is only probably over is tried once more then, whoever acts."""
+    that is only probably over is tried once more then in any case."""
     match connection.state:
         case LifecycleState.PENDING_CONSENT:
             if connection.flow.is_client_grant:

@@ -199,7 +199,7 @@ def on_refresh_requested(connection: ConnectionState, event: LifecycleEvent, at:
 
 
 def _waits_for_repair(connection: ConnectionState) -> bool:
-    """True when somebody has to repair what the last refresh met."""
+    """True when a person has to repair what the last refresh met."""
     reason = connection.reason if connection.failures else None
     return reason is not None and FAILURES[reason].repairer in _REPAIRERS
 

@@ -51,7 +51,7 @@ class LifecycleRules(FrozenModel):
     forced_interval: timedelta = timedelta(minutes=5)  # after a 401 report, doubled while that doesn't help
     longest_forced_interval: timedelta = timedelta(hours=6)
     forced_forgotten: timedelta = timedelta(days=1)
-    # an admin's command tries at once what somebody has to repair; what was refused before it was sent is
+    # an admin's command tries at once what a person has to repair; what was refused before it was sent is
     # tried soon
     tries_repairs: bool = False
     # the waits grow with the failures of one cause in a row; False: with all failures in a row
@@ -65,7 +65,7 @@ RULES: dict[int, LifecycleRules] = {
     2: LifecycleRules(longest_history=500),
     # Tokens of one import or one outage expire together: a minute is too short for some thousand refreshes.
     3: LifecycleRules(longest_history=500, lifetime_spread=0.1),
-    # After a repair at the operator's nobody was told, and a command didn't help: see ADR 0095.
+    # A repair of the operator's was tried hours later, and no command helped: see ADR 0095.
     # A first refusal after an outage came hours later, and a subject waited for it: see ADR 0092.
     # Salesforce's replies have no expiry, and its refresh tokens end after 30 idle days: see ADR 0097.
     4: LifecycleRules(

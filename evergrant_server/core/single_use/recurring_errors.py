@@ -121,7 +121,7 @@ class RecurringError:
         return self.undecided_since is not None and now - self.undecided_since >= ASK_AGAIN_AFTER
 
     def _is_spent(self, now: datetime) -> bool:
-        """Another use has spent the token: it is refused again, whatever the error's name.
+        """Another use has spent the token: it is refused again, by an error of any name.
 
         A use that was answered with a 5xx needs a witness, another connection that works since, and so does
         a lost answer while others fail as well: a provider that comes back may refuse everything at first.

@@ -124,7 +124,7 @@ def grants(role: str, schema_name: str = "public") -> list[str]:
 
 
 async def put_gateway_role(url: str, role: str, password: str | None = None) -> None:
-    """Give the role what a gateway needs, and nothing else. With a password it is made, or gets that one.
+    """Give the role what a gateway needs, alone. With a password it is made, or gets that one.
 
     Raises Failure SCHEMA_MISMATCH, STORE_UNAVAILABLE, NOT_FOUND for a role that isn't there,
     NOT_PERMITTED for one that may do more by what it is or belongs to.

@@ -118,5 +118,5 @@ def _counted(rows: FromClause) -> Subquery:
 
 
 def _known(code: str) -> ErrorCode:
-    """A code that a newer version wrote is shown as an error that nobody foresaw."""
+    """A code that a newer version wrote is shown as INTERNAL."""
     return ErrorCode(code) if code in set(ErrorCode) else ErrorCode.INTERNAL

@@ -128,7 +128,7 @@ class PostgresDatabase:
             yield
 
     async def commits_seen(self) -> None:
-        """None: PostgreSQL has no such number as SQLite's; its readers hold up nobody."""
+        """None: PostgreSQL has no such number as SQLite's; its readers hold up no writer."""
 
     def in_pool(self, pool: Pool) -> "PostgresDatabase":
         """The same database through the connections of `pool`, which are opened when they are needed."""
