@@ -21,7 +21,7 @@ from tests.fakes.providers.scripted_provider import Answer, drip, drop_after_com
 from tests.fakes.rows import a_connection, an_integration
 from tests.faults.harness.database import TENANT, FinalState, HarnessDatabase
 from tests.faults.harness.instrumentation.passages import AFTER, BEFORE, Fault
-from tests.faults.harness.instrumentation.points import ROOT, Point, existing, labelled
+from tests.faults.harness.instrumentation.points import ROOT, Point, existing, kind_of, labelled
 from tests.faults.harness.provider import StrictProvider
 from tests.faults.harness.random_run.aftermath import Aftermath, judge_real
 from tests.faults.harness.random_run.plan import KINDS, SLOW, plan, told
@@ -260,6 +260,11 @@ def test_the_pieces_of_the_table_are_the_whole_of_it():
     pieces = [table.shard(number, 4) for number in (1, 2, 3, 4)]
     assert sorted(map(str, chain(*pieces))) == sorted(map(str, table.cases))
     assert all(pieces)
+
+
+def test_an_arguments_name_doesnt_say_who_answers():
+    assert kind_of("activities.grants.spend", "single_use.open(kind, read=keys)") == "task"
+    assert kind_of("activities.grants.spend", "tx.read(keys)") == "store"
 
 
 def test_a_seed_draws_the_same_plan_with_every_kind_of_fault():

@@ -89,7 +89,7 @@ class Point:
 
 def kind_of(module: str, source: str) -> str:
     """Who answers what is awaited here: the database, the provider, or another task of ours."""
-    words = set(re.findall(r"\w+", source))
+    words = set(re.findall(r"\w+\b(?!=)", source))  # names of arguments say nothing
     if source.startswith("commit_with_retries("):
         return "task"  # it tries again what the store loses
     if module == JOURNAL_STEPS:
