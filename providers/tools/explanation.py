@@ -95,7 +95,10 @@ def explain(
 
 
 def reply_from(status: int, headers: Sequence[str], body: bytes) -> RawReply:
-    """The reply that a user has seen. Raises Failure INVALID_REQUEST for a header without a name."""
+    """The reply that a user has seen. Raises Failure INVALID_REQUEST for a header without a name, and for a
+    status that HTTP doesn't have (RFC 9110 section 15)."""
+    if not 100 <= status <= 599:
+        raise Failure(ErrorCode.INVALID_REQUEST, "a status is a number from 100 to 599", field="status")
     return RawReply(status, dict(map(_header, headers)), body, _SENT)
 
 
@@ -147,9 +150,10 @@ def _follows(failure: Failure, at: RequestKind) -> str:
         return "the token counts as gone" if refused else "the revocation is tried again, then unconfirmed"
     if at != "refresh" and failure.kind is FailureKind.RECONNECT_NEEDED:
         return "the consent has failed; its link can be opened again"
-    if isinstance(failure, UnnamedRefusal) and failure.code is not ErrorCode.PROVIDER_RATE_LIMITED:
+    undecided = failure.code in (ErrorCode.PROVIDER_ERROR, ErrorCode.CLIENT_REJECTED)
+    if isinstance(failure, UnnamedRefusal) and undecided:
         return (
-            "it is asked again after a minute; what other connections and introspection say then decides "
+            "it is asked again within a minute; what other connections and introspection say then decides "
             "(docs/protocol.md, An error that keeps coming back)"
         )
     passing = ", and no grant ends by it" if isinstance(failure, PassingError) else ""

@@ -60,7 +60,17 @@ def test_a_reply_is_explained_with_its_rule_its_file_and_whose_turn_it_is() -> N
             "admin is told",
         ),
         ("generic", "refresh", 503, ["Retry-After: 30"], b"", "provider_error", "RFC 9110", "tried again"),
-        ("generic", "refresh", 400, [], b"", "provider_error", "nothing", "asked again after a minute"),
+        ("generic", "refresh", 400, [], b"", "provider_error", "nothing", "asked again within a minute"),
+        (
+            "generic",
+            "refresh",
+            400,
+            [],
+            b"error=invalid_request&error_description=Token+has+been+revoked",
+            "grant_rejected",
+            "the token or code is over",
+            "asked to consent again",
+        ),
         (
             "generic",
             "exchange",
@@ -118,6 +128,8 @@ def test_an_explanation_names_what_is_wrong_with_a_request_for_it() -> None:
         explain(Registry.load(), "outlok", "refresh", 400, [], b"")
     with pytest.raises(Failure, match="NAME: VALUE"):
         explain(Registry.load(), "outlook", "refresh", 400, ["Retry-After 3"], b"")
+    with pytest.raises(Failure, match="from 100 to 599"):
+        explain(Registry.load(), "outlook", "refresh", 4000, [], b"")
 
 
 def test_the_command_explains_and_lists_what_entries_rest_on(tmp_path: Path) -> None:
