@@ -20,6 +20,7 @@ from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.lifecycle.schedule import UNSENT_CODES
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult, RefreshReason
 from evergrant_server.fair_turns import FairTurns
@@ -33,6 +34,7 @@ _MOST_UPDATES = 128  # open at Temporal; one tenant has half of them, so that on
 _MOST_AHEAD = 32  # without a caller: thousands that become due at once leave Temporal to callers
 _MIN_PAUSE_S = 1.0  # between two refreshes ahead of expiry, after one failed
 _MAX_PAUSED = 10_000
+_LONGEST_WHY = 300  # characters: who writes in Temporal's namespace chooses them
 POLL_INTERVAL_S = 0.075
 _LONGEST_PAUSE_S = 1.0  # of one connection; Temporal's answer is what comes first as a rule
 _GROWTH = 1.5
@@ -226,7 +228,8 @@ def _failure_of(result: EnsureFreshResult, seen: int) -> Failure:
         return Failure(ErrorCode.STORE_BEHIND)  # the store is written first, so it was restored from a backup
     if result.problem is None:  # nothing refreshes this grant
         return _RefreshSkipped(ErrorCode.REFRESH_PENDING, retry_after=result.retry_after or 1.0)
-    return Failure(result.problem, result.why or "", retry_after=result.retry_after)
+    why = (result.why or "")[:_LONGEST_WHY] if result.problem in UNSENT_CODES else ""
+    return Failure(result.problem, why, retry_after=result.retry_after)
 
 
 @dataclass(eq=False)

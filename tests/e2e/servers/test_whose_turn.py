@@ -240,8 +240,6 @@ async def down(scene: Scene) -> None:
     works(await scene.told_in_time())
 
 
-# A wrong secret is an empty 400 there, as everything: only that it meets all connections names the admin.
-UNDECIDED: set[tuple[str, str]] = set()
 CELLS: tuple[Cell, ...] = (lost_answer, outage_then_dead, revoked, disabled, wrong_secret, down)
 
 
@@ -256,14 +254,10 @@ async def server(
 @pytest.mark.parametrize("alone", [False, True], ids=["beside_another", "alone"])
 @pytest.mark.parametrize("cell", CELLS, ids=lambda kind: kind.__name__)
 async def test_the_right_repairer_within_two_minutes(
-    server: RealServer, cell: Cell, alone: bool, tmp_path: Path, request: pytest.FixtureRequest
+    server: RealServer, cell: Cell, alone: bool, tmp_path: Path
 ):
     if cell.__name__ in server.cannot:
         pytest.skip(server.cannot[cell.__name__])
-    if (server.name, cell.__name__) in UNDECIDED:
-        request.applymarker(
-            pytest.mark.xfail(reason="all connections get the same empty 400: time is named", strict=True)
-        )
     async with road_to(server) as road:
         allowed = urlsplit(road.origin).netloc
         async with lone_worker(tmp_path, allowed, now=datetime.now(UTC)) as place:

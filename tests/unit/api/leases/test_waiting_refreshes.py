@@ -6,9 +6,10 @@ from datetime import timedelta
 
 import pytest
 
+from evergrant_server.access import refreshes
 from evergrant_server.access.refreshes import POLL_INTERVAL_S, RefreshKey, RefreshWaiter
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult, RefreshReason
@@ -165,3 +166,12 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(LONGEST.total_seconds()):
         while not condition():
             await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("problem", "told"), [(ErrorCode.EGRESS_REFUSED, "x" * 300), (ErrorCode.CLIENT_REJECTED, "")]
+)
+def test_the_workflows_words_are_told_of_a_host_that_is_refused_alone_and_cut(problem: ErrorCode, told: str):
+    """Who writes in Temporal's namespace chooses them."""
+    failure = refreshes._failure_of(EnsureFreshResult(generation=1, problem=problem, why="x" * 1000), 1)
+    assert (failure.code, failure.detail) == (problem, Failure(problem, told).detail)
