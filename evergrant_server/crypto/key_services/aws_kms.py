@@ -25,7 +25,6 @@ from botocore.exceptions import (
 
 from evergrant_server.crypto.key_services.blocking import BlockingKeyService
 from evergrant_server.crypto.key_services.port import (
-    CALL_LIMIT_S,
     Context,
     FailureReason,
     KeyDescription,
@@ -145,7 +144,7 @@ class AwsKmsService(BlockingKeyService):
             ) from None
 
     def _client(self, service: str) -> Any:
-        limits = {"connect_timeout": CALL_LIMIT_S / 2, "read_timeout": CALL_LIMIT_S}
+        limits = {"connect_timeout": self._url.limit_s / 2, "read_timeout": self._url.limit_s}
         config = Config(**limits, retries={"total_max_attempts": 1})
         region = self._region or os.environ.get("AWS_REGION")  # which boto3 doesn't read
-        return boto3.session.Session().client(service, region_name=region, config=config)
+        return boto3.Session().client(service, region_name=region, config=config)

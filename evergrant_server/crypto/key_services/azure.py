@@ -18,7 +18,6 @@ from azure.keyvault.keys.crypto import CryptographyClient, KeyWrapAlgorithm
 
 from evergrant_server.crypto.key_services.blocking import BlockingKeyService
 from evergrant_server.crypto.key_services.port import (
-    CALL_LIMIT_S,
     Context,
     FailureReason,
     KeyDescription,
@@ -28,7 +27,6 @@ from evergrant_server.crypto.key_services.port import (
 )
 
 _ALGORITHM = KeyWrapAlgorithm.rsa_oaep_256
-_ONCE = {"retry_total": 0, "connection_timeout": CALL_LIMIT_S / 2, "read_timeout": CALL_LIMIT_S}
 _VERSION = re.compile(r"[0-9a-f]{32}\Z")
 _DEVELOPERS = ("cli", "developer_cli", "powershell", "shared_token_cache", "visual_studio_code", "broker")
 _AWAY = (408, 429)  # and every 5xx
@@ -49,6 +47,11 @@ class AzureService(BlockingKeyService):
         if parts.scheme != "https" or parts.hostname is None or folder != "keys" or "/" in self._key:
             raise ValueError("it must be azure:https://NAME.vault.azure.net/keys/evergrant-{purpose}")
         self._vault = f"https://{parts.netloc}"
+        self._once = {
+            "retry_total": 0,  # whoever asks tries again
+            "connection_timeout": url.limit_s / 2,
+            "read_timeout": url.limit_s,
+        }
         self._opening = threading.Lock()
         self._opened: KeyClient | None = None
         self._credential: Any = None
@@ -61,7 +64,7 @@ class AzureService(BlockingKeyService):
         if vault_key.properties.enabled is False:  # the client would wrap all the same
             raise self._failure(purpose, FailureReason.GONE, "is disabled")
         version = vault_key.properties.version or ""
-        with CryptographyClient(vault_key, self._credential, **_ONCE) as client:
+        with CryptographyClient(vault_key, self._credential, **self._once) as client:
             return f"{version}/".encode() + client.wrap_key(_ALGORITHM, key).encrypted_key
 
     def unwrap_now(self, purpose: ServicePurpose, wrapped: bytes, context: Context) -> bytes:
@@ -71,7 +74,7 @@ class AzureService(BlockingKeyService):
             raise self._failure(purpose, FailureReason.BROKEN, "didn't wrap this value, or it was altered")
         self._client()
         key_id = f"{self._vault}/keys/{self._name(purpose)}/{name}"
-        with CryptographyClient(key_id, self._credential, **_ONCE) as client:
+        with CryptographyClient(key_id, self._credential, **self._once) as client:
             return client.unwrap_key(_ALGORITHM, encrypted).key
 
     def describe_now(self, purpose: ServicePurpose) -> KeyDescription:
@@ -120,7 +123,7 @@ class AzureService(BlockingKeyService):
             if self._opened is None:
                 excluded = {f"exclude_{name}_credential": True for name in _DEVELOPERS}
                 self._credential = DefaultAzureCredential(**excluded)
-                self._opened = KeyClient(self._vault, self._credential, **_ONCE)
+                self._opened = KeyClient(self._vault, self._credential, **self._once)
             return self._opened
 
 

@@ -83,7 +83,7 @@ class BlockingKeyService(ABC):
 
     def __init__(self, url: ServiceUrl) -> None:
         self._url = url
-        self._threads = Threads()
+        self._threads = Threads(url.limit_s)
 
     def key_name(self, purpose: ServicePurpose) -> str:
         return f"{self._url.scheme}:{self._url.of(purpose)}"

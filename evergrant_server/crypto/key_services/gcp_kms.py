@@ -9,14 +9,15 @@ sent: a key that was altered on its way is found out when the value that it seal
 
 import re
 import threading
+from typing import Any
 
+import google.auth
 from google.api_core import exceptions as errors
 from google.auth import exceptions as auth_errors
 from google.cloud import kms_v1
 
 from evergrant_server.crypto.key_services.blocking import BlockingKeyService
 from evergrant_server.crypto.key_services.port import (
-    CALL_LIMIT_S,
     Context,
     FailureReason,
     KeyDescription,
@@ -26,7 +27,7 @@ from evergrant_server.crypto.key_services.port import (
 )
 
 _NAME = re.compile(r"projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+\Z")
-_ONCE = {"timeout": CALL_LIMIT_S, "retry": None}  # whoever asks tries again
+_SCOPES = ("https://www.googleapis.com/auth/cloudkms",)
 _IN_HARDWARE = (kms_v1.ProtectionLevel.HSM, kms_v1.ProtectionLevel.HSM_SINGLE_TENANT)
 
 
@@ -46,26 +47,28 @@ class GcpKmsService(BlockingKeyService):
             raise ValueError(
                 "it must be gcp-kms:projects/…/locations/…/keyRings/…/cryptoKeys/evergrant-{purpose}"
             )
+        self._once: Any = {"timeout": url.limit_s, "retry": None}  # whoever asks tries again
         self._opening = threading.Lock()
         self._opened: kms_v1.KeyManagementServiceClient | None = None
+        self._credentials: Any = None
 
     def wrap_now(self, purpose: ServicePurpose, key: bytes, context: Context) -> bytes:
         request = {"plaintext": key, "additional_authenticated_data": context.encoded(purpose)}
-        return self._client().encrypt({"name": self._url.of(purpose), **request}, **_ONCE).ciphertext
+        return self._client().encrypt({"name": self._url.of(purpose), **request}, **self._once).ciphertext
 
     def unwrap_now(self, purpose: ServicePurpose, wrapped: bytes, context: Context) -> bytes:
         request = {"ciphertext": wrapped, "additional_authenticated_data": context.encoded(purpose)}
-        return self._client().decrypt({"name": self._url.of(purpose), **request}, **_ONCE).plaintext
+        return self._client().decrypt({"name": self._url.of(purpose), **request}, **self._once).plaintext
 
     def describe_now(self, purpose: ServicePurpose) -> KeyDescription:
         client = self._client()
-        version = client.get_crypto_key({"name": self._url.of(purpose)}, **_ONCE).primary
+        version = client.get_crypto_key({"name": self._url.of(purpose)}, **self._once).primary
         return KeyDescription(
             self.key_name(purpose),
             version.name.rpartition("/")[2] or None,
             version.state == kms_v1.CryptoKeyVersion.CryptoKeyVersionState.ENABLED,
             version.protection_level in _IN_HARDWARE,
-            getattr(client.transport.credentials, "service_account_email", None),
+            getattr(self._credentials, "service_account_email", None),
         )
 
     def close_now(self) -> None:
@@ -96,13 +99,17 @@ class GcpKmsService(BlockingKeyService):
         with self._opening:
             if self._opened is None:
                 options = {"api_endpoint": self._endpoint} if self._endpoint is not None else None
-                self._opened = kms_v1.KeyManagementServiceClient(transport="rest", client_options=options)
+                self._credentials, _ = google.auth.default(scopes=_SCOPES)
+                self._opened = kms_v1.KeyManagementServiceClient(
+                    credentials=self._credentials, transport="rest", client_options=options
+                )
             return self._opened
 
 
 def _status(error: errors.BadRequest) -> str:
     """The canonical code, which a 400 has in its body alone."""
+    response: Any = error.response
     try:
-        return error.response.json()["error"]["status"]
+        return response.json()["error"]["status"]
     except (AttributeError, KeyError, TypeError, ValueError):
         return ""

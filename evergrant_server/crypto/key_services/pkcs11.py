@@ -69,11 +69,11 @@ class Pkcs11Service(BlockingKeyService):
         options = url.checked("module-path", "pin-source")
         if options.keys() != {"module-path", "pin-source"}:
             raise ValueError("it needs ?module-path=/…/lib….so&pin-source=file:/… (RFC 7512)")
-        attributes = dict(part.partition("=")[::2] for part in url.key.split(";"))
-        if not {"token", "object"} <= attributes.keys() <= _ATTRIBUTES:
+        pairs = [part.partition("=") for part in url.key.split(";")]
+        self._attributes = {name: unquote(value) for name, _, value in pairs}
+        if not {"token", "object"} <= self._attributes.keys() <= _ATTRIBUTES:
             why = "it must be pkcs11:token=LABEL;object=evergrant-{purpose}, perhaps with serial=…"
             raise ValueError(why)
-        self._attributes = {name: unquote(value) for name, value in attributes.items()}
         self._module = options["module-path"]
         self._pin_file = unquote(options["pin-source"].removeprefix("file:"))
         self._lock = _module_locks[self._module]
@@ -94,7 +94,15 @@ class Pkcs11Service(BlockingKeyService):
             why = "didn't wrap this value, or it was cut short"
             raise KeyServiceFailure(FailureReason.BROKEN, self.key_name(purpose), why)
         with self._lock:
-            return self._crypted(self._key(purpose).decrypt, encrypted, nonce, purpose, context)
+            key = self._key(purpose)
+            try:
+                return self._crypted(key.decrypt, encrypted, nonce, purpose, context)
+            except errors.PKCS11Error as error:
+                if isinstance(error, (*_NO_KEY, *_ALTERED)) or not self._works(purpose):
+                    raise
+                # the key works, so it is the value: some modules say no more than CKR_GENERAL_ERROR
+                why = f"didn't wrap this value, or it was altered: {type(error).__name__}"
+                raise KeyServiceFailure(FailureReason.BROKEN, self.key_name(purpose), why) from None
 
     def describe_now(self, purpose: ServicePurpose) -> KeyDescription:
         with self._lock:
@@ -131,13 +139,21 @@ class Pkcs11Service(BlockingKeyService):
             self._token(purpose).log_out()
             raise
 
+    def _works(self, purpose: ServicePurpose) -> bool:
+        """Whether the key opens what it wraps just now."""
+        nonce, value, context = secrets.token_bytes(_NONCE_BYTES), bytes(_TAG_BYTES), Context("trial")
+        try:
+            wrapped = self._crypted(self._key(purpose).encrypt, value, nonce, purpose, context)
+            return self._crypted(self._key(purpose).decrypt, wrapped, nonce, purpose, context) == value
+        except (errors.PKCS11Error, KeyServiceFailure):
+            return False
+
     def _key(self, purpose: ServicePurpose) -> Any:
         token = self._token(purpose)
-        if token.session is None:
-            token.log_in(self.key_name(purpose))
+        session = token.session or token.log_in(self.key_name(purpose))
         label = self._attributes["object"].replace(PURPOSE, purpose.value)
         try:
-            return token.session.get_key(pkcs11.ObjectClass.SECRET_KEY, pkcs11.KeyType.AES, label)
+            return session.get_key(pkcs11.ObjectClass.SECRET_KEY, pkcs11.KeyType.AES, label)
         except errors.PKCS11Error:
             token.log_out()
             raise
@@ -159,15 +175,15 @@ class _Token:
         self._refused_pin: bytes | None = None  # its digest
         self.session: Any = None
 
-    def log_in(self, key: str) -> None:
+    def log_in(self, key: str) -> Any:
         """Raises what the module raises, or KeyServiceFailure DENIED that names `key`."""
         token = self._present()
         try:
-            pin = self._pin_file.read_bytes().strip()
-        except OSError:
+            pin = self._pin_file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
             why = f"is refused to this process: the PIN's file {self._pin_file} can't be read"
             raise KeyServiceFailure(FailureReason.DENIED, key, why) from None
-        digest = hashlib.sha256(self._salt + pin).digest()
+        digest = hashlib.sha256(self._salt + pin.encode()).digest()
         if why := self._objection(token, digest):
             raise KeyServiceFailure(FailureReason.DENIED, key, why)
         try:
@@ -177,6 +193,7 @@ class _Token:
         except _PIN_REFUSED:
             self._refused_pin = digest
             raise
+        return self.session
 
     def log_out(self) -> None:
         session, self.session = self.session, None

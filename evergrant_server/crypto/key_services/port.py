@@ -136,6 +136,7 @@ class ServiceUrl:
     scheme: str
     key: str
     options: dict[str, str]
+    limit_s: float = CALL_LIMIT_S  # of one call
 
     @classmethod
     def parse(cls, text: str) -> "ServiceUrl":

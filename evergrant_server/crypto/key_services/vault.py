@@ -10,6 +10,7 @@ import base64
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import hvac
@@ -17,7 +18,6 @@ from hvac import exceptions as errors
 
 from evergrant_server.crypto.key_services.blocking import BlockingKeyService
 from evergrant_server.crypto.key_services.port import (
-    CALL_LIMIT_S,
     Context,
     FailureReason,
     KeyDescription,
@@ -28,7 +28,7 @@ from evergrant_server.crypto.key_services.port import (
 )
 
 # of a 400, in which Vault says in words alone what is wrong
-_NO_KEY = ("key not found", "too old", "soft deleted", "does not support", "not supported")
+_NO_KEY = ("key not found", "too old", "soft-deleted", "does not support", "not supported")
 
 
 def open_service(url: ServiceUrl) -> "VaultService":
@@ -57,12 +57,18 @@ class VaultService(BlockingKeyService):
 
     def wrap_now(self, purpose: ServicePurpose, key: bytes, context: Context) -> bytes:
         with self._client(purpose) as client:
-            reply = client.secrets.transit.encrypt_data(
-                name=self._name(purpose),
-                plaintext=_text(key),
-                associated_data=_text(context.encoded(purpose)),
-                mount_point=self._mount,
-            )
+            try:
+                reply = client.secrets.transit.encrypt_data(
+                    name=self._name(purpose),
+                    plaintext=_text(key),
+                    associated_data=_text(context.encoded(purpose)),
+                    mount_point=self._mount,
+                )
+            except (
+                errors.Forbidden
+            ):  # also for a key that doesn't exist, which nobody may create: then 404 here
+                client.secrets.transit.read_key(name=self._name(purpose), mount_point=self._mount)
+                raise
         return reply["data"]["ciphertext"].encode()
 
     def unwrap_now(self, purpose: ServicePurpose, wrapped: bytes, context: Context) -> bytes:
@@ -117,7 +123,8 @@ class VaultService(BlockingKeyService):
             except (OSError, ValueError):
                 why = f"is refused to this process: the token's file {self._token_file} can't be read"
                 raise KeyServiceFailure(FailureReason.DENIED, self.key_name(purpose), why) from None
-        client = hvac.Client(self._address, token=token, namespace=self._namespace, timeout=CALL_LIMIT_S)
+        limit: Any = self._url.limit_s  # requests takes parts of a second, hvac's annotation doesn't
+        client = hvac.Client(self._address, token=token, namespace=self._namespace, timeout=limit)
         try:
             yield client
         finally:

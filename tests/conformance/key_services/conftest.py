@@ -1,6 +1,7 @@
 """A key service is started once for a module, and what a process opened of it lives through all the tests."""
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 import pytest
@@ -18,16 +19,32 @@ class Running(NamedTuple):
     service: BoundKeyService
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Running]:
-    """Of the backend that is the test's parameter; with the environment that the vendor's library reads."""
-    backend: Backend = request.param
-    async with World.of(backend).running(tmp_path_factory.mktemp("key-service")) as world:
-        with pytest.MonkeyPatch.context() as patch:
+class Worlds:
+    """The key services that the module's tests have asked for, and the environment for their libraries."""
+
+    def __init__(self, stack: AsyncExitStack, folders: pytest.TempPathFactory) -> None:
+        self._stack, self._folders = stack, folders
+        self._patch = stack.enter_context(pytest.MonkeyPatch.context())
+        self._running: dict[str, Running] = {}
+
+    async def of(self, backend: Backend) -> Running:
+        if backend.title not in self._running:
+            running = World.of(backend).running(self._folders.mktemp("key-service"))
+            world = await self._stack.enter_async_context(running)
             for name, value in world.environment.items():
-                patch.setenv(name, value)
-            service = world.opened()
-            yield Running(world, service)
-            await service.close()
+                self._patch.setenv(name, value)
+            self._running[backend.title] = Running(world, world.opened())
+            self._stack.push_async_callback(self._running[backend.title].service.close)
+        return self._running[backend.title]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def worlds(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Worlds]:
+    async with AsyncExitStack() as stack:
+        yield Worlds(stack, tmp_path_factory)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def running(request: pytest.FixtureRequest, worlds: Worlds) -> Running:
+    """The service of the backend that is the test's parameter."""
+    return await worlds.of(request.param)

@@ -20,11 +20,13 @@ from evergrant_server.crypto.key_services.port import (
 from tests.conformance.key_services.conftest import Running
 from tests.fakes.key_services import acts
 from tests.fakes.key_services.acts import Act, Backend, Case
+from tests.fakes.patience import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LEASE = ServicePurpose.LEASE
 ROW = Context("root_of_the_test")
+SHORT_S = 0.5  # the limit of a call that is never answered
 VALUE = secrets.token_bytes(32)
 CODES = {
     FailureReason.AWAY: ErrorCode.KEY_UNAVAILABLE,
@@ -127,7 +129,9 @@ async def test_flipped_bits_open_nothing(running: Running) -> None:
     begin, end = inner_of(wrapped)
     for at in (0, 1, 2, begin - 2, end - 1, end, end + 12, len(wrapped) - 1):
         assert (await refused(running, flipped(wrapped, at))).reason is FailureReason.BROKEN, at
-    for at in range(begin, end, 7):  # where a service keeps its own names, it may say that it has no such key
+    for at in range(
+        begin, end, (end - begin) // 9
+    ):  # where a service keeps its own names, it may say that it has no such key
         assert (await refused(running, flipped(wrapped, at))).reason is not FailureReason.AWAY, at
 
 
@@ -156,34 +160,37 @@ async def test_a_key_is_described(running: Running) -> None:
         assert not [secret for secret in running.world.secrets if secret in repr(description)]
 
 
+# of a session that a driver's restart ended, python-pkcs11's iterator complains once more when it is deleted
+@pytest.mark.filterwarnings("ignore:Exception ignored in. 'pkcs11:pytest.PytestUnraisableExceptionWarning")
 @every_act
 async def test_a_failure_is_sorted_and_over_with_its_cause(running: Running, act: Act) -> None:
     wrapped = await running.service.wrap(LEASE, VALUE, ROW)
-    service = running.world.opened() if act.is_at_start else running.service
+    service = running.service
+    if act.is_at_start or act.case is Case.BLOCKED:
+        service = running.world.opened(SHORT_S if act.case is Case.BLOCKED else PATIENCE_S)
     async with running.world.acting(act, LEASE):
         attempts: list[Callable[[], object]] = [lambda: service.unwrap(LEASE, wrapped, ROW)]
-        if act.case is not Case.BLOCKED and act.method != "too_old":  # the newest version wraps
+        if act.case is not Case.BLOCKED and not act.still_wraps:
             attempts.append(lambda: service.wrap(LEASE, VALUE, ROW))
         for attempt in attempts:
             with pytest.raises(KeyServiceFailure) as raised:
                 await attempt()  # type: ignore[misc]  # both are coroutines
             failure = checked(running, raised.value, LEASE, ROW)
             assert failure.reason is acts.REASONS[act.case], failure.detail
-    await serves_again(service, wrapped, act)
-    if act.is_at_start:
+    await eventually(lambda: opens(service, wrapped, loses=act.loses))  # a short limit on a busy machine
+    if service is not running.service:
         await service.close()
+    again = await running.service.wrap(LEASE, VALUE, ROW)
+    assert await running.service.unwrap(LEASE, again, ROW) == VALUE
 
 
-async def serves_again(service: BoundKeyService, wrapped: bytes, act: Act) -> None:
-    if not act.loses:
-        assert await service.unwrap(LEASE, wrapped, ROW) == VALUE
-    wrapped = await service.wrap(LEASE, VALUE, ROW)
-    assert await service.unwrap(LEASE, wrapped, ROW) == VALUE
-
-
-def test_every_case_is_carried_out_or_has_a_reason() -> None:
-    for backend in acts.BACKENDS:
-        carried_out = {act.case for act in backend.acts}
-        without = dict(backend.without)
-        assert carried_out | without.keys() == set(Case), backend.title
-        assert carried_out.isdisjoint(without), backend.title
+async def opens(service: BoundKeyService, wrapped: bytes, *, loses: bool) -> bool:
+    """Whether what was wrapped before opens again; at the first attempt, unless the limit is short."""
+    if loses:
+        return True
+    try:
+        return await service.unwrap(LEASE, wrapped, ROW) == VALUE
+    except KeyServiceFailure as failure:
+        if "within 0.5 s" not in failure.detail:
+            raise
+        return False

@@ -11,6 +11,7 @@ import pytest
 from evergrant_server.crypto.key_services.opening import BACKENDS, open_key_service
 from evergrant_server.crypto.key_services.port import FailureReason, ServicePurpose
 from tests.fakes.key_services import acts
+from tests.fakes.key_services.acts import Case
 
 ROOT = Path(__file__).parents[3]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -22,18 +23,21 @@ URLS = {
     "gcp-kms": "gcp-kms:projects/p/locations/l/keyRings/r/cryptoKeys/evergrant-{purpose}",
     "azure": "azure:https://evergrant.vault.azure.net/keys/evergrant-{purpose}",
 }
-# loads the whole server but the backends, then opens the key service of a URL
+# loads the whole server but the backends, then opens the key services of its arguments, one after another
 LOADED = """\
 import importlib, json, pkgutil, sys
 from pathlib import Path
-import evergrant_server, workflows, activities, providers, worker
-for package in (evergrant_server, workflows, activities, providers):
-    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):
-        if module.name not in sys.argv[2:] and not module.name.endswith('__main__'):
-            importlib.import_module(module.name)
-from evergrant_server.crypto.key_services.opening import open_key_service
-open_key_service(sys.argv[1], Path('keys.json'))
-print(json.dumps(sorted(sys.modules)))
+import evergrant_server, worker
+from evergrant_server.crypto.key_services.opening import BACKENDS, open_key_service
+backends = {'evergrant_server.crypto.key_services.' + it.module for it in BACKENDS.values() if it.extra}
+for module in pkgutil.walk_packages(evergrant_server.__path__, 'evergrant_server.'):
+    if module.name not in backends and not module.name.endswith('__main__'):
+        importlib.import_module(module.name)
+loaded = []
+for url in sys.argv[1:]:
+    open_key_service(url, Path('keys.json'))
+    loaded.append(sorted(sys.modules))
+print(json.dumps(loaded))
 """
 LIBRARIES = {
     "aws": {"boto3", "botocore"},
@@ -44,19 +48,16 @@ LIBRARIES = {
 }
 
 
-def modules_with(url: str) -> set[str]:
-    backends = [f"evergrant_server.crypto.key_services.{it.module}" for it in BACKENDS.values() if it.extra]
-    command = [sys.executable, "-c", LOADED, url, *backends]
-    return set(json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout))
+def test_no_library_of_a_key_service_is_loaded_but_those_of_the_setting() -> None:
+    command = [sys.executable, "-c", LOADED, URLS["file"], URLS["vault"]]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+    with_file, with_vault = (set(modules) for modules in json.loads(output))
+    assert libraries_of(with_file) == set()
+    assert libraries_of(with_vault) == {"vault"}
 
 
-@pytest.mark.parametrize("scheme", ["file", "vault"])
-def test_no_library_of_a_key_service_is_loaded_but_that_of_the_setting(scheme: str) -> None:
-    loaded = modules_with(URLS[scheme])
-    extra = BACKENDS[scheme].extra
-    assert {name for name, modules in LIBRARIES.items() if not loaded.isdisjoint(modules)} == (
-        {extra} if extra else set()
-    )
+def libraries_of(modules: set[str]) -> set[str]:
+    return {extra for extra, names in LIBRARIES.items() if not modules.isdisjoint(names)}
 
 
 def test_every_backend_has_an_extra_and_a_column() -> None:
@@ -124,3 +125,11 @@ def test_every_error_of_pkcs11_is_sorted() -> None:
     )
     assert by_reason[FailureReason.BROKEN] >= {"EncryptedDataInvalid", "EncryptedDataLenRange"}
     assert "NoSuchKey" in by_reason[FailureReason.GONE]
+
+
+def test_every_case_is_carried_out_or_has_a_reason() -> None:
+    for backend in acts.BACKENDS:
+        carried_out = {act.case for act in backend.acts}
+        without = dict(backend.without)
+        assert carried_out | without.keys() == set(Case), backend.title
+        assert carried_out.isdisjoint(without), backend.title

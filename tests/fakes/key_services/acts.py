@@ -37,7 +37,7 @@ class Act:
     """`method` of the backend's world is called with the purpose and `arguments`, and is over with its block.
 
     `loses`: what was wrapped before doesn't open again afterwards. `is_at_start`: a process that runs already
-    doesn't notice.
+    doesn't notice. `still_wraps`: it fails only to open what was wrapped before.
     """
 
     case: Case
@@ -47,6 +47,7 @@ class Act:
     is_scripted: bool = False
     loses: bool = False
     is_at_start: bool = False
+    still_wraps: bool = False
 
     def __str__(self) -> str:
         return f"{self.case.name.lower()}: {self.title}"
@@ -67,6 +68,7 @@ def _scripted(case: Case, method: str, *titles: str) -> tuple[Act, ...]:
     return tuple(Act(case, title, method, (title,), is_scripted=True) for title in titles)
 
 
+_SILENCE = Act(Case.BLOCKED, "silence", "silent")
 FILE = Backend(
     "key file",
     "key_file.KeyFileWorld",
@@ -74,7 +76,7 @@ FILE = Backend(
     (
         Act(Case.AWAY, "no file", "missing"),
         Act(Case.DENIED, "a file for a role without the purpose", "exported"),
-        Act(Case.GONE, "another installation's file", "other_file"),
+        Act(Case.GONE, "another installation's file", "other_file", still_wraps=True),
     ),
     (
         (Case.BLOCKED, "it lies on the disk"),
@@ -92,7 +94,7 @@ AWS = Backend(
         *_scripted(Case.AWAY, "refusing", "KeyUnavailableException", "ThrottlingException"),
         *_scripted(Case.AWAY, "failing", "500", "503"),
         *_scripted(Case.AWAY, "in_state", "Unavailable"),
-        Act(Case.BLOCKED, "silence", "silent"),
+        _SILENCE,
         Act(Case.DENIED, "no policy", "without_policy"),
         *_scripted(Case.DENIED, "refusing", "ExpiredTokenException", "UnrecognizedClientException"),
         *_scripted(Case.DISABLED, "refusing", "DisabledException"),
@@ -110,12 +112,12 @@ OPENBAO = Backend(
         Act(Case.AWAY, "rate limit", "limited"),
         *_scripted(Case.AWAY, "failing", "412", "429", "472", "500", "501", "502", "503", "504"),
         *_scripted(Case.AWAY, "nonsense", "a page in place of JSON"),
-        Act(Case.BLOCKED, "silence", "silent"),
+        _SILENCE,
         Act(Case.DENIED, "policy without the key", "without_policy"),
         Act(Case.DENIED, "unknown token", "with_other_token"),
         Act(Case.DENIED, "no file with the token", "without_token"),
         Act(Case.DISABLED, "soft-deleted", "soft_deleted"),
-        Act(Case.DISABLED, "version too old", "too_old"),
+        Act(Case.DISABLED, "version too old", "too_old", still_wraps=True),
         Act(Case.GONE, "deleted", "deleted", loses=True),
         Act(Case.GONE, "no engine", "without_engine", loses=True),
     ),
@@ -140,7 +142,7 @@ GCP = Backend(
     (
         Act(Case.AWAY, "connection closed", "closed"),
         *_scripted(Case.AWAY, "failing", "429", "500", "502", "503", "504"),
-        Act(Case.BLOCKED, "silence", "silent"),
+        _SILENCE,
         *_scripted(Case.DENIED, "failing", "403", "401"),
         *_scripted(Case.DISABLED, "in_state", "DISABLED"),
         *_scripted(Case.GONE, "failing", "404"),
@@ -155,7 +157,7 @@ AZURE = Backend(
     (
         Act(Case.AWAY, "connection closed", "closed"),
         *_scripted(Case.AWAY, "failing", "408", "429", "500", "503", "504"),
-        Act(Case.BLOCKED, "silence", "silent"),
+        _SILENCE,
         *_scripted(Case.DENIED, "failing", "403", "401"),
         Act(Case.DENIED, "no token", "without_token", is_scripted=True, is_at_start=True),
         *_scripted(Case.DISABLED, "disabled", "KeyDisabled"),

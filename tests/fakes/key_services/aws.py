@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import boto3
+import httpx2
 import pytest
 from moto import settings as moto_settings
 from moto.kms.responses import KmsResponse
@@ -39,8 +40,8 @@ class AwsWorld(World):
 
     def __init__(self, front: Front, address: str) -> None:
         self._front = front
-        self._root = boto3.session.Session("root", "root", region_name=REGION)
-        self._address = address
+        root = boto3.session.Session("root", "root", region_name=REGION)
+        self._root = {name: root.client(name, endpoint_url=address) for name in ("iam", "kms")}
         with self.as_root("kms") as kms:
             self.keys = {purpose: self._new_key(kms, purpose) for purpose in ServicePurpose}
         self._user = self.principal("worker")
@@ -55,6 +56,7 @@ class AwsWorld(World):
         server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         await asyncio.to_thread(server.start)
         address = "http://{}:{}".format(*server.get_host_and_port())
+        httpx2.post(f"{address}/moto-api/reset", trust_env=False)  # what it has is the process's
         try:
             async with front_of(address) as front:
                 yield await asyncio.to_thread(cls, front, address)
@@ -96,7 +98,7 @@ class AwsWorld(World):
         """A client to which moto's IAM permits everything, as long as the block lasts."""
         moto_settings.INITIAL_NO_AUTH_ACTION_COUNT = float("inf")
         try:
-            yield self._root.client(service, endpoint_url=self._address)
+            yield self._root[service]
         finally:
             moto_settings.INITIAL_NO_AUTH_ACTION_COUNT = 0
 

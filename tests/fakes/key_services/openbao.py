@@ -93,7 +93,8 @@ class OpenBaoWorld(World):
         """The service as a process of this role opens it."""
         token_file = self._token_file.with_name(f"token-{role}")
         token_file.write_text(await self.principal(role))
-        service = open_key_service(self.url.replace(str(self._token_file), str(token_file)), self.key_file)
+        url = self.url.replace(str(self._token_file), str(token_file))
+        service = open_key_service(url, self.key_file, PATIENCE_S)
         yield service
         await service.close()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
+import pkcs11
 import pytest
 
 from evergrant_server.crypto.key_services.port import ServicePurpose
@@ -32,7 +33,7 @@ class SoftHsmWorld(World):
     BACKEND = acts.PKCS11
 
     def __init__(self, folder: Path, module: Path, spy: Path, tools: dict[str, str]) -> None:
-        self._folder, self._module, self._tools = folder, module, tools
+        self._folder, self._module, self._spy, self._tools = folder, module, str(spy), tools
         self._pin_file = folder / "pin"
         self._pin_file.write_text(PIN + "\n")
         pin = f"pin-source=file:{self._pin_file}"
@@ -57,12 +58,15 @@ class SoftHsmWorld(World):
             f"directories.tokendir = {folder}/tokens\nobjectstore.backend = file\nlog.level = ERROR\n"
         )
         world = cls(folder, module, spy, tools)
-        await world._ran(
-            "softhsm2-util", "--init-token", "--free", "--label", _LABEL, "--pin", PIN, "--so-pin", _SO_PIN
-        )
+        pins = ("--pin", PIN, "--so-pin", _SO_PIN)
+        token = ("--init-token", "--free", "--label", _LABEL, *pins)
+        await world._ran("softhsm2-util", "--module", str(module), *token)
         for purpose in ServicePurpose:
             await world.new_key(purpose)
-        yield world
+        try:
+            yield world
+        finally:
+            pkcs11.lib(world._spy).finalize()  # it reads its environment once, when it is initialized
 
     async def new_key(self, purpose: ServicePurpose, *more: str) -> None:
         flags = ("--sensitive", *more)
@@ -84,8 +88,10 @@ class SoftHsmWorld(World):
 
     @asynccontextmanager
     async def without_token(self, purpose: ServicePurpose) -> AsyncIterator[None]:
+        """The token is gone, and its driver was started anew."""
         os.rename(self._folder / "tokens", self._folder / "aside")
         (self._folder / "tokens").mkdir()
+        pkcs11.lib(self._spy).reinitialize()
         try:
             yield
         finally:

@@ -10,6 +10,7 @@ from evergrant_server.crypto.key_services.bound import BoundKeyService
 from evergrant_server.crypto.key_services.opening import open_key_service
 from evergrant_server.crypto.key_services.port import ServicePurpose
 from tests.fakes.key_services.acts import Act, Backend
+from tests.fakes.patience import PATIENCE_S
 
 POLICIES = Path(__file__).parents[3] / "deploy" / "key-services"
 
@@ -29,9 +30,9 @@ class World(ABC):
     def running(cls, folder: Path) -> AbstractAsyncContextManager[Self]:
         """Start the service; skips the test where it isn't to be had."""
 
-    def opened(self) -> BoundKeyService:
-        """As a process opens it, with the environment in place."""
-        return open_key_service(self.url, self.key_file)
+    def opened(self, limit_s: float = PATIENCE_S) -> BoundKeyService:
+        """As a process opens it, with the environment in place; a busy machine is given time."""
+        return open_key_service(self.url, self.key_file, limit_s)
 
     @staticmethod
     def of(backend: Backend) -> "type[World]":
