@@ -2,6 +2,9 @@
 deploy/key-services permit and refuse, at a real OpenBao and at moto's IAM.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 
 from evergrant_server.crypto.key_services.port import (
@@ -12,9 +15,11 @@ from evergrant_server.crypto.key_services.port import (
 )
 from tests.conformance.key_services.conftest import Running
 from tests.fakes.key_services import acts
+from tests.fakes.key_services.openbao import OpenBaoWorld
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+ROOT = Path(__file__).parents[3]
 ROW = Context("root_of_the_test")
 OPENED = {
     "api": {ServicePurpose.LEASE, ServicePurpose.INTAKE, ServicePurpose.AUTHORITY},
@@ -49,6 +54,18 @@ async def test_a_principal_opens_what_is_its_roles_and_wraps_nothing_unless_it_r
                 denied = None if purpose in opened else FailureReason.DENIED
                 assert (opens, describes) == (denied, denied), (role, purpose)
                 assert wraps is (None if role == "worker" else FailureReason.DENIED), (role, purpose)
+
+
+@pytest.mark.parametrize("running", [acts.OPENBAO], indirect=True, ids=["openbao"])
+async def test_the_pages_commands_prepare_openbao(running: Running) -> None:
+    page = (ROOT / "docs/security/key-services.md").read_text(encoding="utf-8")
+    (commands,) = re.findall(r"```sh\n(bao .*?)```", page, re.DOTALL)
+    mounted = commands.replace("bao secrets enable transit", "bao secrets enable -path=of-the-page transit")
+    assert mounted != commands
+    assert isinstance(running.world, OpenBaoWorld)
+    await running.world.run(
+        mounted.replace("transit/keys", "of-the-page/keys").replace("policy write ", "policy write page-")
+    )
 
 
 @with_policies

@@ -5,6 +5,7 @@ Their policies are those of deploy/key-services. Without a `bao` the tests are s
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 from collections.abc import AsyncIterator
@@ -100,6 +101,23 @@ class OpenBaoWorld(World):
 
     def with_token(self, token: str) -> None:
         self._token_file.write_text(token)
+
+    async def run(self, commands: str) -> None:
+        """In a shell in the repository, as the server's admin."""
+        path = program()
+        assert path is not None
+        folders = f"{Path(path).parent}{os.pathsep}{os.environ['PATH']}"
+        admin = {"BAO_ADDR": str(self._admin.base_url).removesuffix("/v1/"), "PATH": folders}
+        admin["BAO_TOKEN"] = admin["VAULT_TOKEN"] = self._admin.headers["X-Vault-Token"]
+        child = await asyncio.create_subprocess_exec(
+            *("bash", "-euc", commands),
+            cwd=POLICIES.parents[1],
+            env={**os.environ, **admin},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await child.communicate()
+        assert child.returncode == 0, output.decode(errors="replace")
 
     async def rotate(self, purpose: ServicePurpose) -> None:
         await self._sent(f"transit/keys/evergrant-{purpose}/rotate", {})
