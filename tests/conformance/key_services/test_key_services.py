@@ -177,11 +177,20 @@ async def test_a_failure_is_sorted_and_over_with_its_cause(running: Running, act
                 await attempt()  # type: ignore[misc]  # both are coroutines
             failure = checked(running, raised.value, LEASE, ROW)
             assert failure.reason is acts.REASONS[act.case], failure.detail
+        if act.case in (Case.DISABLED, Case.DELETION) and not act.still_wraps:
+            assert not await is_described_as_enabled(service)
     await eventually(lambda: opens(service, wrapped, loses=act.loses))  # a short limit on a busy machine
     if service is not running.service:
         await service.close()
     again = await running.service.wrap(LEASE, VALUE, ROW)
     assert await running.service.unwrap(LEASE, again, ROW) == VALUE
+
+
+async def is_described_as_enabled(service: BoundKeyService) -> bool:
+    try:
+        return (await service.describe(LEASE)).is_enabled
+    except KeyServiceFailure as failure:
+        return failure.reason is not FailureReason.GONE
 
 
 async def opens(service: BoundKeyService, wrapped: bytes, *, loses: bool) -> bool:
