@@ -152,6 +152,8 @@ class AuditAction(StrEnum):
     WEBHOOK_TESTED = "webhook.tested"
     DELIVERY_REPLAYED = "webhook.delivery_replayed"
     AUTHORITY_BROKEN = "authority.broken"
+    KEY_ROTATION_REQUESTED = "keys.rotation_requested"
+    KEYS_ROTATED = "keys.rotated"
     SHARD_BEGUN = "audit.shard_begun"
     SHARD_LOST = "audit.shard_lost"
     HOSTS_ACCEPTED = "authority.hosts_accepted"
