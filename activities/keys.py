@@ -58,8 +58,10 @@ _MOST_BEGUN = 20  # rotations of one pass
 
 
 class KeyRotationActivities:
-    def __init__(self, store: Store, clock: Clock, oldest: timedelta, *, page_rows: int = _PAGE_ROWS) -> None:
-        """`oldest`: how old a tenant's key may become; nothing: as old as it does."""
+    def __init__(
+        self, store: Store, clock: Clock, oldest: timedelta | None, *, page_rows: int = _PAGE_ROWS
+    ) -> None:
+        """`oldest`: how old a tenant's key may become; None: as old as it does."""
         self._store, self._clock, self._oldest, self._page_rows = store, clock, oldest, page_rows
 
     @activity.defn(name=jobs.ADVANCE_KEY_ROTATION.name)
@@ -85,7 +87,7 @@ class KeyRotationActivities:
     @activity.defn(name=jobs.ROTATE_DUE_KEYS.name)
     async def rotate_due_keys(self, _: RotateDueKeys) -> RotateDueKeysResult:
         """Begin rotations of the tenants whose keys are too old, the oldest first, a few in a pass."""
-        if not self._oldest:
+        if self._oldest is None:
             return RotateDueKeysResult()
         now = self._clock.now()
         async with self._store.read() as tx:

@@ -14,6 +14,7 @@ with workflow.unsafe.imports_passed_through():
     from evergrant_server.core.messages.names import QueryName, SignalName, WorkflowName
     from workflows import runs
 
+
 @workflow.defn(name=WorkflowName.KEY_ROTATION)
 class KeyRotationWorkflow:
     @runs.init
@@ -60,8 +61,9 @@ class KeyRotationWorkflow:
     def _show(self) -> None:
         progress = self._progress
         step = "paused" if self._paused else progress.step or ("done" if progress.done else "begins")
+        kept = f"{progress.destroyed} destroyed, {progress.kept} kept"
         lines = [
             f"- {step}: {progress.moved} of {progress.total} moved, {progress.replaced} keys new",
-            f"- older keys: {progress.left} left under them, {progress.destroyed} destroyed, {progress.kept} kept",
+            f"- older keys: {progress.left} left under them, {kept}",
         ]
         workflow.set_current_details("\n".join(lines))

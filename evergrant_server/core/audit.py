@@ -153,6 +153,7 @@ class AuditAction(StrEnum):
     DELIVERY_REPLAYED = "webhook.delivery_replayed"
     AUTHORITY_BROKEN = "authority.broken"
     KEY_ROTATION_REQUESTED = "keys.rotation_requested"
+    KEY_ROTATION_PAUSED = "keys.rotation_paused"
     KEYS_ROTATED = "keys.rotated"
     SHARD_BEGUN = "audit.shard_begun"
     SHARD_LOST = "audit.shard_lost"

@@ -68,6 +68,17 @@ class Destroyed(NamedTuple):
     after: str | None = None
 
 
+class KeyCounts(NamedTuple):
+    """The keys of one purpose of a tenant, and what stands under those that were replaced."""
+
+    key_id: str | None  # of the current one
+    made_at: datetime | None
+    replaced: int  # of the tenant's keys, that aren't destroyed yet
+    left: int  # wrapped keys and values under these
+    connection_keys: int
+    replaced_connection_keys: int
+
+
 class TenantKeys(NamedTuple):
     """A tenant's keys of one purpose, opened: for one page."""
 
@@ -180,6 +191,23 @@ class TenantKeyRotation(RotatedKeys):
         """How many keys and values stand under the tenant's keys of this purpose."""
         ids = [row["id"] for row in await self._rows(tenant, purpose)]
         return await self._count(tenant, purpose, ids) if ids else 0
+
+    async def counts(self, tenant: Tenant, purpose: KeyPurpose) -> KeyCounts:
+        """What a tenant has of this purpose. Opens nothing, so that every role may ask."""
+        rows = await self._rows(tenant, purpose)
+        older = [row["id"] for row in rows if row["retired_at"] is not None]
+        current = rows[-1] if len(rows) > len(older) else None
+        mine = (_K.tenant == tenant, _K.purpose == purpose.value, _K.connection_id != NO_CONNECTION)
+        query = select(func.count(), func.count(_K.retired_at)).where(*mine)
+        keys, replaced = (await self._connection.execute(query)).one()
+        return KeyCounts(
+            None if current is None else current["id"],
+            None if current is None else current["created_at"],
+            len(older),
+            await self._count(tenant, purpose, older) if older else 0,
+            keys - replaced,
+            replaced,
+        )
 
     async def older_than(self, moment: datetime, limit: int) -> list[tuple[Tenant, tuple[str, ...]]]:
         """Tenants of whose current keys one was made before then, the oldest first, with the purposes."""

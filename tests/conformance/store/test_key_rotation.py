@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import re
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ async def rotated(
 
 async def advanced(store: Store, call: KeyRotationCall) -> KeyRotationProgress:
     """As a worker does it."""
-    activities = KeyRotationActivities(store, SetClock(NOW), timedelta(0), page_rows=4)
+    activities = KeyRotationActivities(store, SetClock(NOW), None, page_rows=4)
     return await ActivityEnvironment().run(activities.advance_key_rotation, call)
 
 
