@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from starlette.responses import Response
@@ -23,6 +23,8 @@ from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["keys"])
 
+# those of roots are begun on the host
+TenantsKind = Literal[RotationKind.TENANT, RotationKind.CONNECTION]
 _CONNECTION = Annotated[ConnectionId | None, Query(max_length=64)]
 
 
@@ -46,7 +48,7 @@ class TenantKeysView(View):
 class KeyRotationName(Body):
     """Whose keys: the `tenant`'s own, or those of its connections, or of one."""
 
-    kind: RotationKind
+    kind: TenantsKind
     connection_id: ConnectionId | None = None
 
 
@@ -66,7 +68,7 @@ class KeyRotationView(View):
     provider's late reply in a worker's journal; `broken` values are opened by no key."""
 
     rotation_id: KeyRotationId
-    kind: RotationKind
+    kind: TenantsKind
     command: RotationCommand
     purposes: tuple[str, ...]
     connection_id: str | None
@@ -131,7 +133,7 @@ async def rotate_keys(body: KeyRotationBody, call: AdminCommand) -> Response:
 
 @router.get("/v1/keys/rotations")
 async def get_key_rotation(
-    kind: RotationKind, call: AuditorCall, connection: _CONNECTION = None
+    kind: TenantsKind, call: AuditorCall, connection: _CONNECTION = None
 ) -> KeyRotationView:
     """How far the newest rotation of a kind is, also of one that is done."""
     return rotation_view(await _newest(call, kind, connection))
@@ -150,7 +152,7 @@ async def resume_key_rotation(body: KeyRotationName, call: AdminCall) -> KeyRota
 
 
 async def _tell(
-    call: ApiCall, kind: RotationKind, connection_id: str | None, *, paused: bool
+    call: ApiCall, kind: TenantsKind, connection_id: str | None, *, paused: bool
 ) -> KeyRotationView:
     start = await _newest(call, kind, connection_id)
     if start.progress.done:
@@ -168,7 +170,7 @@ async def _tell(
     return rotation_view(start.__replace__(paused=paused))
 
 
-async def _newest(call: ApiCall, kind: RotationKind, connection_id: str | None) -> KeyRotationStart:
+async def _newest(call: ApiCall, kind: TenantsKind, connection_id: str | None) -> KeyRotationStart:
     """Raises Failure NOT_FOUND, TEMPORAL_UNAVAILABLE."""
     start = await call.api.link.describe_key_rotation(
         key_rotation_workflow_id(call.tenant, kind, connection_id)

@@ -17,9 +17,12 @@ class RotationKind(StrEnum):
 
     TENANT = "tenant"  # a tenant's own: what they wrap and seal moves to the new ones
     CONNECTION = "connection"  # of its connections: what they seal is sealed anew
+    ROOT = "root"  # the installation's roots of one purpose: tenants' keys are wrapped anew
 
 
 class RotationStep(StrEnum):
+    ANNOUNCE = "announce"  # a new root is there, and nothing is sealed with it
+    HOLD = "hold"  # until every live process holds it
     REPLACE = "replace"  # new keys become the current ones
     MOVE = "move"  # what stands under older ones is brought under these; of a connection: what was left
     COUNT = "count"  # until nothing stands under an older one, twice
@@ -32,11 +35,20 @@ class RotationCommand(StrEnum):
     RETIRE = "retire"
 
 
-STEPS = {
-    RotationCommand.ROTATE: tuple(RotationStep),
-    RotationCommand.REWRAP: (RotationStep.MOVE, RotationStep.COUNT),
-    RotationCommand.RETIRE: (RotationStep.MOVE, RotationStep.COUNT, RotationStep.DESTROY),
+_MOVED = (RotationStep.MOVE, RotationStep.COUNT)
+_STEPS = {
+    RotationCommand.ROTATE: (RotationStep.REPLACE, *_MOVED, RotationStep.DESTROY),
+    RotationCommand.REWRAP: _MOVED,
+    RotationCommand.RETIRE: (*_MOVED, RotationStep.DESTROY),
 }
+
+
+def steps_of(command: RotationCommand, kind: RotationKind) -> tuple[RotationStep, ...]:
+    """The steps in their order. A root is announced first: processes have to hold what others seal with."""
+    steps = _STEPS[command]
+    if (command, kind) == (RotationCommand.ROTATE, RotationKind.ROOT):
+        return (RotationStep.ANNOUNCE, RotationStep.HOLD, *steps)
+    return steps
 
 
 def next_step(steps: Sequence[RotationStep], step: RotationStep) -> RotationStep | None:

@@ -24,7 +24,7 @@ from activities.integrations.discovery import DiscoveryActivities
 from activities.integrations.metadata import MetadataRereads, PublishedEndpoints
 from activities.integrations.registration import ClientRegistrations
 from activities.integrations.retries import ConnectionRetryActivities
-from activities.keys import KeyRotationActivities
+from activities.keys.rotation import KeyRotationActivities
 from activities.oauth import ClientDocumentActivities
 from activities.people import PersonLoginActivities
 from activities.provider_events import IntrospectionActivities, ReceiverKeysActivities

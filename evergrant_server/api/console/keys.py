@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from evergrant_server.api.console.visit import ConsoleVisit, VisitDep, chosen, console_page
+from evergrant_server.api.console.visit import ConsoleVisit, VisitDep, console_page
 from evergrant_server.api.http.call import require_auditor, require_tenant_admin
 from evergrant_server.api.key_rotations import (
     KeyRotationBody,
@@ -18,7 +18,7 @@ from evergrant_server.api.key_rotations import (
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.key_rotation import RotationCommand, RotationKind
+from evergrant_server.core.key_rotation import RotationKind
 from evergrant_server.policy import Target
 
 router = APIRouter(include_in_schema=False)
@@ -33,7 +33,7 @@ async def show_keys(visit: VisitDep) -> Response:
     call = await require_auditor(visit.call)
     keys, newest = await get_tenant_keys(call), list[KeyRotationView]()
     answers = True
-    for kind in RotationKind:
+    for kind in (RotationKind.TENANT, RotationKind.CONNECTION):
         try:
             newest.append(await get_key_rotation(kind, call))
         except Failure as failure:
@@ -45,8 +45,6 @@ async def show_keys(visit: VisitDep) -> Response:
         keys=keys.keys,
         rotations=newest,
         answers=answers,
-        kinds=list(RotationKind),
-        commands=list(RotationCommand),
         administers=visit.call.allows(Action.ADMIN, Target()),
     )
 
@@ -56,11 +54,8 @@ async def show_keys(visit: VisitDep) -> Response:
 async def rotate(visit: VisitDep) -> Response:
     """Begin a rotation."""
     fields = await visit.read_form()
-    body = KeyRotationBody(
-        kind=chosen(RotationKind, fields.get("kind", ""), "kind"),
-        command=chosen(RotationCommand, fields.get("command") or RotationCommand.ROTATE, "command"),
-    )
-    await rotate_keys(body, await require_tenant_admin(visit.call))
+    named = {name: fields[name] for name in ("kind", "command") if fields.get(name)}
+    await rotate_keys(KeyRotationBody.model_validate(named), await require_tenant_admin(visit.call))
     return redirect_response(_KEYS)
 
 
@@ -79,4 +74,4 @@ async def resume(visit: VisitDep) -> Response:
 
 
 async def _named(visit: ConsoleVisit) -> KeyRotationName:
-    return KeyRotationName(kind=chosen(RotationKind, (await visit.read_form()).get("kind", ""), "kind"))
+    return KeyRotationName.model_validate({"kind": (await visit.read_form()).get("kind", "")})
