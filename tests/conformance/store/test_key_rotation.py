@@ -1,194 +1,37 @@
 """Keys are replaced while others read and write: every value opens at every instant, no answer is lost."""
 
 import asyncio
-import itertools
-import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import JSON, Boolean, Column, Integer, Table, select, update
-from temporalio.testing import ActivityEnvironment
+from sqlalchemy import select, update
 
-from activities.keys.rotation import KeyRotationActivities
-from activities.keys.tenants import ConnectionRotation, TenantRotation
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.grant import Origin
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import KeyRotationId, Tenant, new_id
+from evergrant_server.core.ids import Tenant
 from evergrant_server.core.key_rotation import RotationCommand, RotationKind, RotationStep
-from evergrant_server.core.messages.base import CLAIMED, Provenance, RequestContext
-from evergrant_server.core.messages.keys import KeyRotationCall, KeyRotationProgress
+from evergrant_server.core.messages.base import CLAIMED, RequestContext
+from evergrant_server.core.messages.keys import KeyRotationProgress
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptOutcome
-from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed, key_id_of, seal
-from evergrant_server.store import NO_CONNECTION, LeaseRows, Store
+from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed, seal
+from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.connections.grants import ACCESS_COLUMN
 from evergrant_server.store.connections.tables import ConnectionGrantRow
 from evergrant_server.store.database.columns import (
-    METADATA,
-    SealedBy,
-    SealedBytes,
-    UtcDateTime,
     sealed_columns,
-    sealed_place,
     table_of,
 )
-from evergrant_server.store.keys import KeyRow
-from evergrant_server.store.rotation.resealing import purposes_of_connections
 from tests.conformance.store.samples import ACME, a_grant, an_attempt, granted, some_tokens
+from tests.conformance.store.sealed_rows import add_row
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
+from tests.fakes.key_rotations import KINDS, a_rotation, advanced, key_rows, one_page, rotated
 from tests.fakes.patience import eventually
 
 OTHER = Tenant("other")
-PURPOSES = tuple(KeyPurpose)
-KINDS = (RotationKind.TENANT, RotationKind.CONNECTION)
-STORAGE_PAGE = Path(__file__).parents[3] / "docs" / "reference" / "storage.md"
-_numbers = itertools.count(1)
-
-
-def a_rotation(kind: RotationKind, **changes: Any) -> KeyRotationCall:
-    values: dict[str, Any] = {
-        "tenant": ACME,
-        "rotation_id": KeyRotationId(new_id("rot")),
-        "kind": kind,
-        "command": RotationCommand.ROTATE,
-        "purposes": tuple(purpose.value for purpose in PURPOSES),
-        "begun_at": NOW,
-        "context": RequestContext(by="app:admin"),
-        "provenance": Provenance(workflow_id="w", run_id="r", event_id=1),
-        **changes,
-    }
-    return KeyRotationCall(**values)
-
-
-async def one_page(store: Store, call: KeyRotationCall) -> KeyRotationProgress:
-    kind = TenantRotation if call.kind is RotationKind.TENANT else ConnectionRotation
-    return await kind(store, call, page_rows=4).advance(call.progress.__replace__(wait_s=0))
-
-
-async def rotated(
-    store: Store, call: KeyRotationCall, until: RotationStep | None = None, *, most: int = 500
-) -> KeyRotationProgress:
-    """To its end, to the beginning of a step, or until a key has to be kept."""
-    progress = call.progress
-    for _ in range(most):
-        if progress.done or progress.step is until is not None or progress.kept:
-            return progress
-        progress = await one_page(store, call.__replace__(progress=progress))
-    raise AssertionError(f"it doesn't end: {progress}")
-
-
-async def advanced(store: Store, call: KeyRotationCall) -> KeyRotationProgress:
-    """As a worker does it."""
-    activities = KeyRotationActivities(store, SetClock(NOW), None, page_rows=4)
-    return await ActivityEnvironment().run(activities.advance_key_rotation, call)
-
-
-async def key_rows(store: Store, **equal: Any) -> list[Mapping[str, Any]]:
-    async with store.read() as tx:
-        rows = await tx.connection.execute(select(table_of(KeyRow)).filter_by(**equal))
-        return list(rows.mappings())
-
-
-async def current_id(store: Store, purpose: KeyPurpose, connection_id: str = NO_CONNECTION) -> str:
-    (row,) = await key_rows(
-        store, tenant=ACME, purpose=purpose.value, connection_id=connection_id, retired_at=None
-    )
-    return row["id"]
-
-
-def _value(column: Column[Any]) -> Any:
-    match column.type:
-        case UtcDateTime():
-            return NOW
-        case JSON():
-            return {}
-        case Boolean():
-            return False
-        case Integer():
-            return 1
-        case _:
-            return f"{column.name}-{next(_numbers)}"
-
-
-async def add_row(store: Store, table: Table, by: Mapping[str, SealedBy], **known: Any) -> dict[str, Any]:
-    """A row of any table of the schema, with its parents. Each sealed column has the text of its name."""
-    values = {column.name: _value(column) for column in table.c if not isinstance(column.type, SealedBytes)}
-    values |= {"tenant": ACME, **known}
-    for constraint in table.foreign_key_constraints:
-        parent = await add_row(store, constraint.referred_table, {}, tenant=values["tenant"])
-        values |= {part.parent.name: parent[part.column.name] for part in constraint.elements}
-    async with store.write() as tx:
-        for name, declared in by.items():
-            owner = NO_CONNECTION if declared.connection is None else values[declared.connection]
-            place = sealed_place(table, name, values)
-            values[name] = await tx.sealer.seal(declared.purpose, owner, place, Secret(f"secret of {name}"))
-        await tx.connection.execute(table.insert(), values)
-    return values
-
-
-async def opened(store: Store, table: Table, column: str, by: SealedBy, row: Mapping[str, Any]) -> str:
-    owner = NO_CONNECTION if by.connection is None else row[by.connection]
-    async with store.read() as tx:
-        place = sealed_place(table, column, row)
-        return (await tx.sealer.open(by.purpose, owner, place, row[column])).reveal()
-
-
-async def stored(store: Store, table: Table, row: Mapping[str, Any]) -> Mapping[str, Any]:
-    key = {part.name: row[part.name] for part in table.primary_key}
-    async with store.read() as tx:
-        return (await tx.connection.execute(select(table).filter_by(**key))).mappings().one()
-
-
-async def test_every_sealed_column_of_the_schema_is_sealed_anew(store: Store):
-    """The tables are those of the schema: a new sealed column is among them, or this fails."""
-    undeclared = {
-        f"{table.name}.{column.name}"
-        for table in METADATA.tables.values()
-        for column in table.c
-        if isinstance(column.type, SealedBytes) and column.name not in sealed_columns().get(table, {})
-    }
-    assert undeclared == {"key.sealed_key"}, "a key is wrapped by the key above it, and nothing else may be"
-    rows = [
-        (table, by, [await add_row(store, table, by) for _ in range(3)])
-        for table, by in sealed_columns().items()
-    ]
-    before = {row["id"] for row in await key_rows(store)}
-    progress = await rotated(store, a_rotation(RotationKind.TENANT))
-    assert progress.destroyed == len(PURPOSES)
-    await rotated(store, a_rotation(RotationKind.CONNECTION))
-    after = await key_rows(store)
-    assert not before & {row["id"] for row in after}
-    assert all(row["retired_at"] is None for row in after)
-    for table, by, added in rows:
-        for row in added:
-            now = await stored(store, table, row)
-            for name, declared in by.items():
-                owner = NO_CONNECTION if declared.connection is None else row[declared.connection]
-                assert await opened(store, table, name, declared, now) == f"secret of {name}"
-                assert now["revision"] == row["revision"], "no writer's compare-and-set fails for it"
-                place = sealed_place(table, name, now)
-                assert key_id_of(now[name], place) == await current_id(store, declared.purpose, owner)
-
-
-def test_the_page_of_storage_says_whose_key_each_column_has():
-    declared = {
-        (table.name, name): by.purpose.value
-        for table, columns in sealed_columns().items()
-        for name, by in columns.items()
-    }
-    written: dict[tuple[str, str], str] = {}
-    for line in STORAGE_PAGE.read_text().splitlines():
-        cells = line.split("|")
-        if len(cells) != 5 or not (name := re.fullmatch(r" `(\w+)` ", cells[1])):
-            continue
-        for columns, purpose in re.findall(r"((?:[^()]*?`sealed_\w+`)+)[^()`]*\((?:all )?(\w+)\)", cells[3]):
-            written |= {(name[1], column): purpose for column in re.findall(r"`(sealed_\w+)`", columns)}
-    assert written == declared
 
 
 async def test_another_tenant_keeps_its_keys(store: Store):
@@ -409,7 +252,3 @@ async def test_keys_of_connections_that_are_shredded_meanwhile_stay_gone(store: 
         assert await tx.grants.shred(ACME, connection.id) == 4, "the old ones as well"
     await rotated(store, a_rotation(RotationKind.CONNECTION, progress=progress))
     assert await key_rows(store, connection_id=connection.id) == []
-
-
-def test_the_purposes_in_which_connections_have_keys():
-    assert purposes_of_connections() == (KeyPurpose.LEASE, KeyPurpose.REFRESH)
