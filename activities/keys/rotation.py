@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from temporalio import activity
 
-from activities.keys.steps import Rotation
+from activities.keys.steps import KeyRotation
 from activities.keys.tenants import ConnectionRotation, TenantRotation
 from activities.support.temporal import heartbeating, last_heartbeat
 from activities.support.transactions import commit_with_retries
@@ -55,7 +55,7 @@ class KeyRotationActivities:
                     break
         return progress
 
-    def _rotation(self, call: KeyRotationCall) -> Rotation:
+    def _rotation(self, call: KeyRotationCall) -> KeyRotation:
         kind = TenantRotation if call.kind is RotationKind.TENANT else ConnectionRotation
         return kind(self._store, call, self._page_rows)
 

@@ -31,7 +31,7 @@ T = TypeVar("T")
 _POLL_S = 0.1
 
 
-class Rotation(ABC):
+class KeyRotation(ABC):
     """The steps of one rotation, each a page or a wait."""
 
     def __init__(self, store: Store, call: KeyRotationCall, page_rows: int) -> None:

@@ -2,7 +2,8 @@
 
 from collections.abc import Awaitable
 
-from activities.keys.steps import Rotation, with_page
+from activities.keys.steps import KeyRotation, with_page
+from evergrant_server.core.key_rotation import RotationStep
 from evergrant_server.core.messages.keys import KeyRotationCall, KeyRotationProgress
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.store import Store, Transaction
@@ -12,7 +13,7 @@ from evergrant_server.store.rotation.tenant_keys import Destroyed
 _KEYS_OF_CONNECTION = 4  # and values
 
 
-class TenantRotation(Rotation):
+class TenantRotation(KeyRotation):
     """A tenant's own keys, of one purpose after another."""
 
     async def total(self) -> int:
@@ -57,7 +58,7 @@ class TenantRotation(Rotation):
         return await self.destroyed(progress.__replace__(kept=0), await self.write(work))
 
 
-class ConnectionRotation(Rotation):
+class ConnectionRotation(KeyRotation):
     """The keys of a tenant's connections, or of one, in the order of their ids."""
 
     def __init__(self, store: Store, call: KeyRotationCall, page_rows: int) -> None:
@@ -90,6 +91,8 @@ class ConnectionRotation(Rotation):
     async def move(self, progress: KeyRotationProgress) -> KeyRotationProgress:
         after = progress.after[0] if progress.after else ""
         moved = await self.write(lambda tx: tx.connection_keys.move(self._tenant, after, self._page_rows))
+        if RotationStep.REPLACE in self._steps:  # which has named what no key opens
+            moved = moved._replace(broken=())
         progress = with_page(progress, moved)
         if moved.after is not None:
             return progress.__replace__(after=moved.after)

@@ -114,10 +114,10 @@ async def reseal(
     By compare-and-set on the bytes: a value that changes meanwhile stays its writer's. One that can't be
     opened stays as it is: no key opens it.
     """
-    moved, broken = 0, list[Failure]()
+    moved, broken = set[int](), list[Failure]()
     for column in columns:
         changes: list[Values] = []
-        for row in rows:
+        for number, row in enumerate(rows):
             try:
                 value = opened(row, table, column, pairs)
             except Failure as failure:
@@ -127,12 +127,12 @@ async def reseal(
                 named = {f"at_{part.name}": row[part.name] for part in table.primary_key}
                 again = seal(value[0].new, sealed_place(table, column, row), value[1])
                 changes.append({**named, "old_value": row[column], "new_value": again})
+                moved.add(number)
         if changes:
             same = [part == bindparam(f"at_{part.name}") for part in table.primary_key]
             statement = update(table).where(*same, table.c[column] == bindparam("old_value"))
             await connection.execute(statement.values({column: bindparam("new_value")}), changes)
-        moved += len(changes)
-    return Moved(moved, broken=tuple(broken))
+    return Moved(len(moved), broken=tuple(broken))
 
 
 async def under_way(connection: DatabaseConnection) -> frozenset[str]:

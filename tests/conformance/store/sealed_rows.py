@@ -21,6 +21,8 @@ _numbers = itertools.count(1)
 
 
 def _value(column: Column[Any]) -> Any:
+    if column.nullable:
+        return None
     match column.type:
         case UtcDateTime():
             return NOW

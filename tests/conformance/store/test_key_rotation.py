@@ -200,9 +200,7 @@ async def test_a_key_under_which_another_transaction_seals_waits_for_the_next_pa
         progress = await one_page(
             store, call.__replace__(progress=KeyRotationProgress(step=RotationStep.REPLACE))
         )
-        assert (progress.skipped, progress.replaced) == (0, 1)
-        assert progress.step is RotationStep.REPLACE
-        assert progress.passes == 1
+        assert (progress.skipped, progress.replaced) == (1, 1)
     assert (await rotated(store, call.__replace__(progress=progress))).replaced == 2
 
 
