@@ -1,5 +1,6 @@
 """`/v1/keys`: what the tenant's keys are, and rotations of them (`workflows.keys`)."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -9,7 +10,7 @@ from starlette.responses import Response
 
 from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, AuditorCall, CommandResponse
-from evergrant_server.api.http.models import Body, View
+from evergrant_server.api.http.models import Body, Page, View
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, KeyRotationId, new_id
@@ -25,6 +26,7 @@ router = APIRouter(tags=["keys"])
 
 # those of roots are begun on the host
 TenantsKind = Literal[RotationKind.TENANT, RotationKind.CONNECTION]
+_KINDS: tuple[TenantsKind, ...] = (RotationKind.TENANT, RotationKind.CONNECTION)
 _CONNECTION = Annotated[ConnectionId | None, Query(max_length=64)]
 
 
@@ -108,7 +110,7 @@ async def rotate_keys(body: KeyRotationBody, call: AdminCommand) -> Response:
             body.connection_id is not None
             and await tx.connections.get(call.tenant, body.connection_id) is None
         ):
-            raise Failure(ErrorCode.NOT_FOUND, f"There is no connection {body.connection_id}.")
+            raise Failure(ErrorCode.NOT_FOUND)
         approved = await use_approval(tx, call, body, {"keys": await _current_keys(tx, call, body.purposes)})
         start = KeyRotationStart(
             tenant=call.tenant,
@@ -132,11 +134,11 @@ async def rotate_keys(body: KeyRotationBody, call: AdminCommand) -> Response:
 
 
 @router.get("/v1/keys/rotations")
-async def get_key_rotation(
-    kind: TenantsKind, call: AuditorCall, connection: _CONNECTION = None
-) -> KeyRotationView:
-    """How far the newest rotation of a kind is, also of one that is done."""
-    return rotation_view(await _newest(call, kind, connection))
+async def list_key_rotations(call: AuditorCall, connection: _CONNECTION = None) -> Page[KeyRotationView]:
+    """How far the newest rotation of each kind is, also of one that is done; or that of one connection."""
+    kinds = _KINDS if connection is None else (RotationKind.CONNECTION,)
+    newest = await asyncio.gather(*(_newest(call, kind, connection) for kind in kinds))
+    return Page(items=[rotation_view(start) for start in newest if start is not None])
 
 
 @router.post("/v1/keys/rotations/pause")
@@ -155,8 +157,8 @@ async def _tell(
     call: ApiCall, kind: TenantsKind, connection_id: str | None, *, paused: bool
 ) -> KeyRotationView:
     start = await _newest(call, kind, connection_id)
-    if start.progress.done:
-        raise Failure(ErrorCode.NOT_FOUND, "The rotation is done.")
+    if start is None or start.progress.done:
+        raise Failure(ErrorCode.NOT_FOUND, "No such rotation is running.")
 
     async def write(tx: Transaction) -> None:
         signal = PauseKeyRotation(paused=paused, context=call.context)
@@ -170,14 +172,10 @@ async def _tell(
     return rotation_view(start.__replace__(paused=paused))
 
 
-async def _newest(call: ApiCall, kind: TenantsKind, connection_id: str | None) -> KeyRotationStart:
-    """Raises Failure NOT_FOUND, TEMPORAL_UNAVAILABLE."""
-    start = await call.api.link.describe_key_rotation(
-        key_rotation_workflow_id(call.tenant, kind, connection_id)
-    )
-    if start is None:
-        raise Failure(ErrorCode.NOT_FOUND, f"There was no rotation of keys of a {kind}.")
-    return start
+async def _newest(call: ApiCall, kind: TenantsKind, connection_id: str | None) -> KeyRotationStart | None:
+    """Raises Failure TEMPORAL_UNAVAILABLE."""
+    workflow = key_rotation_workflow_id(call.tenant, kind, connection_id)
+    return await call.api.link.describe_key_rotation(workflow)
 
 
 async def _require_none_running(call: ApiCall, body: KeyRotationBody) -> None:
@@ -186,8 +184,8 @@ async def _require_none_running(call: ApiCall, body: KeyRotationBody) -> None:
         start = await _newest(call, body.kind, body.connection_id)
     except Failure:
         return
-    if not start.progress.done:
-        why = f"The rotation {start.rotation_id} runs already: evergrant keys show {body.kind} says how far."
+    if start is not None and not start.progress.done:
+        why = f"The rotation {start.rotation_id} runs already: evergrant keys rotations says how far."
         raise Failure(ErrorCode.ALREADY_EXISTS, why)
 
 

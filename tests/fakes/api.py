@@ -33,6 +33,7 @@ from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
 from evergrant_server.core.messages.integrations import DiscoverEndpoints
+from evergrant_server.core.messages.keys import KeyRotationStart
 from evergrant_server.core.messages.work import CommandT, Job, ResultT
 from evergrant_server.core.outbox import OutboxMessage
 from evergrant_server.core.secret import Secret
@@ -64,6 +65,7 @@ class ScriptedLink:
         self.up = True
         self.ended = False  # the run of every connection
         self.next_at = NOW  # what it does next
+        self.rotations: dict[str, KeyRotationStart] = {}  # of keys, by workflow id
         self.on_refresh: Refresh | None = None
         self.on_job: dict[str, Callable[[Any], Awaitable[Any]]] = {}  # by its name, what a worker does
 
@@ -84,6 +86,10 @@ class ScriptedLink:
             return None
         facts = {"state": LifecycleState.ACTIVE, "generation": 1, "next_step": "refresh due"}
         return a_description(connection_id, **facts, next_at=self.next_at)
+
+    async def describe_key_rotation(self, workflow: str, timeout: float = 2.0) -> KeyRotationStart | None:
+        self._must_be_up()
+        return self.rotations.get(workflow)
 
     async def run_job(self, job: Job[CommandT, ResultT], request: CommandT, timeout: float) -> ResultT:
         if isinstance(request, DiscoverEndpoints):

@@ -8,17 +8,15 @@ from evergrant_server.api.http.call import require_auditor, require_tenant_admin
 from evergrant_server.api.key_rotations import (
     KeyRotationBody,
     KeyRotationName,
-    KeyRotationView,
-    get_key_rotation,
     get_tenant_keys,
+    list_key_rotations,
     pause_key_rotation,
     resume_key_rotation,
     rotate_keys,
 )
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.core.access import Action
-from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.key_rotation import RotationKind
+from evergrant_server.core.errors import Failure
 from evergrant_server.policy import Target
 
 router = APIRouter(include_in_schema=False)
@@ -31,19 +29,16 @@ _KEYS = "/console/keys"
 async def show_keys(visit: VisitDep) -> Response:
     """The keys by purpose, the newest rotation of each kind, and the form that begins one."""
     call = await require_auditor(visit.call)
-    keys, newest = await get_tenant_keys(call), list[KeyRotationView]()
-    answers = True
-    for kind in (RotationKind.TENANT, RotationKind.CONNECTION):
-        try:
-            newest.append(await get_key_rotation(kind, call))
-        except Failure as failure:
-            if failure.code is not ErrorCode.NOT_FOUND:
-                answers = False
+    keys = await get_tenant_keys(call)
+    try:
+        rotations, answers = (await list_key_rotations(call)).items, True
+    except Failure:  # no worker, or no Temporal
+        rotations, answers = [], False
     return visit.show(
         "keys.html",
         "Keys",
         keys=keys.keys,
-        rotations=newest,
+        rotations=rotations,
         answers=answers,
         administers=visit.call.allows(Action.ADMIN, Target()),
     )

@@ -50,7 +50,7 @@ class KeyRotationCall(KeyRotationStart):
 class PauseKeyRotation(RequestMessage):
     """Go on no further than to the end of the page, or (`paused` False) go on."""
 
-    paused: bool
+    paused: bool = True
 
 
 class RotateDueKeys(Received):

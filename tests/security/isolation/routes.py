@@ -31,7 +31,7 @@ _EXCHANGE = {"flow": "token_exchange"}
 # The query, after `?`, and the body of routes that need one.
 QUERIES = {
     "GET /v1/access/explain": ("app={app}&connection={connection_id}",),
-    "GET /v1/keys/rotations": ("kind=connection&connection={connection_id}",),
+    "GET /v1/keys/rotations": ("", "connection={connection_id}"),
     "GET /v1/delegations": ("", "app={app}"),
     "GET /v1/delegations/{delegation_id}/explain": ("connection={connection_id}",),
     "GET /v1/connections/export": ("id={export_id}",),
@@ -146,7 +146,7 @@ CREATES = {
 }
 
 
-_FILTERED = {"GET /v1/connections", "GET /v1/token-families"}
+_FILTERED = {"GET /v1/connections", "GET /v1/token-families", "GET /v1/keys/rotations"}
 
 
 @dataclass(frozen=True)

@@ -449,9 +449,10 @@ class Operations:
     def tenant_keys(self) -> None:
         """The tenant's keys, of each purpose: their age, and what stands under those that were replaced."""
 
-    @sends("GET", "/v1/keys/rotations", models.KeyRotation)
-    def key_rotation(self, kind: str, *, connection: str | None = None) -> None:
-        """How far the newest rotation of a kind is, also of one that is done."""
+    @lists("/v1/keys/rotations", models.KeyRotation)
+    def key_rotations(self, *, connection: str | None = None) -> None:
+        """How far the newest rotation of each kind is, also of one that is done; or that of one connection.
+        """
 
     @sends("POST", "/v1/keys/rotations", models.KeyRotation, once=True)
     def rotate_keys(

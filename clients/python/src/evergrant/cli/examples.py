@@ -66,7 +66,7 @@ evergrant keys status
 evergrant keys rotate tenant --purpose refresh
 evergrant keys rewrap tenant
 evergrant keys retire connection
-evergrant keys show tenant -o json
+evergrant keys rotations -o json
 evergrant keys pause connection
 evergrant keys resume connection
 evergrant clients login staff --app agents

@@ -19,12 +19,16 @@ _COLUMNS = (
     *("purpose", "key_id", "made_at", "connection_keys"),
     *("replaced", "left", "replaced_connection_keys"),
 )
+_ROTATIONS = (
+    *("kind", "command", "step", "done", "paused", "moved", "total"),
+    *("left", "destroyed", "kept", "broken", "begun_at"),
+)
 _EVERY_S = 0.5
 _WIDTH = 30  # of the bar
 
 keys = App(name="keys")
 
-verb(keys, "show", "key_rotation", "Show how far the newest rotation of a kind is.")
+verb(keys, "rotations", "key_rotations", "Show how far the newest rotation of each kind is.", _ROTATIONS)
 verb(keys, "pause", "pause_key_rotation", "Pause the rotation of a kind at the end of its page.")
 verb(keys, "resume", "resume_key_rotation", "Have a paused rotation go on.")
 
@@ -116,12 +120,13 @@ def _run(
 def _newest(client: Evergrant, rotation: KeyRotation) -> KeyRotation:
     """How far it is; as before while its workflow hasn't begun, or no worker answers."""
     try:
-        newest = client.key_rotation(rotation.kind, connection=rotation.connection_id)
+        rotations = client.key_rotations(connection=rotation.connection_id)
     except (BadRequest, PlatformUnavailable) as error:
         if error.code not in ("not_found", "temporal_unavailable"):
             raise
         return rotation
-    return newest if newest.rotation_id == rotation.rotation_id else rotation
+    same = (newest for newest in rotations if newest.rotation_id == rotation.rotation_id)
+    return next(same, rotation)
 
 
 def _show_bar(rotation: KeyRotation) -> None:
