@@ -1,6 +1,5 @@
 """Rotations of keys run page by page, as the workflow has them run, without Temporal."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import select
@@ -64,10 +63,10 @@ async def advanced(store: Store, call: KeyRotationCall) -> KeyRotationProgress:
     return await ActivityEnvironment().run(activities.advance_key_rotation, call)
 
 
-async def key_rows(store: Store, **equal: Any) -> list[Mapping[str, Any]]:
+async def key_rows(store: Store, **equal: Any) -> list[dict[str, Any]]:
     async with store.read() as tx:
         rows = await tx.connection.execute(select(table_of(KeyRow)).filter_by(**equal))
-        return list(rows.mappings())
+        return [dict(row) for row in rows.mappings()]
 
 
 async def current_id(store: Store, purpose: KeyPurpose, connection_id: str = NO_CONNECTION) -> str:

@@ -85,7 +85,7 @@ def sealed_rows(table: Table, columns: Mapping[str, SealedBy]) -> Select[Any]:
 
 def sealed_by(column: Column[Any], key_ids: Collection[str]) -> ColumnElement[bool]:
     """One of these keys has sealed the value."""
-    begins = []
+    begins = list[ColumnElement[bool]]()
     for head in map(seal_head, sorted(key_ids)):
         start = func.substr(type_coerce(column, LargeBinary), 1, len(head), type_=LargeBinary)
         begins.append(start == bindparam(None, head, type_=LargeBinary))
@@ -98,7 +98,9 @@ def opened(row: Values, table: Table, column: str, pairs: Mapping[str, Pair]) ->
     Raises Failure SEAL_BROKEN.
     """
     sealed, place = row[column], sealed_place(table, column, row)
-    pair = None if sealed is None else pairs.get(key_id_of(sealed, place))
+    if sealed is None:
+        return None
+    pair = pairs.get(key_id_of(sealed, place))
     return None if pair is None else (pair, open_sealed(pair.old, place, sealed))
 
 

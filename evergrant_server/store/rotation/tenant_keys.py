@@ -7,6 +7,7 @@ them. `RotatedKeys` is what rotations of tenants' and of connections' keys share
 import hashlib
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 
 from sqlalchemy import (
@@ -289,18 +290,15 @@ class TenantKeyRotation(RotatedKeys):
     async def _count_that_open(self, tenant: Tenant, purpose: KeyPurpose, limit: int) -> int:
         keys = await self._opened(tenant, purpose)
         assert keys is not None
-        count = 0
-        wrapped = select(KEYS).where(_wrapped_by(tenant, purpose, list(keys.pairs))).limit(limit)
-        for row in await fetch_all(self._connection, wrapped):
-            count += _opens(lambda row=row: keys.opened(row))
+        pairs = keys.pairs
+        wrapped = select(KEYS).where(_wrapped_by(tenant, purpose, list(pairs))).limit(limit)
+        rows = await fetch_all(self._connection, wrapped)
+        count = sum(_opens(partial(keys.opened, row)) for row in rows)
         for table, columns in columns_of(purpose, of_connections=False).items():
-            sealed = or_(*(sealed_by(table.c[name], list(keys.pairs)) for name in columns))
+            sealed = or_(*(sealed_by(table.c[name], list(pairs)) for name in columns))
             query = sealed_rows(table, columns).where(table.c.tenant == tenant, sealed).limit(limit)
             for row in await fetch_all(self._connection, query):
-                count += any(
-                    _opens(lambda row=row, name=name, table=table: opened(row, table, name, keys.pairs))
-                    for name in columns
-                )
+                count += any(_opens(partial(opened, row, table, name, pairs)) for name in columns)
         return count
 
     async def _waits_for_registration(self, tenant: Tenant, replaced_at: datetime) -> bool:

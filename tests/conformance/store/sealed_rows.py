@@ -62,4 +62,4 @@ async def opened(store: Store, table: Table, column: str, by: SealedBy, row: Map
 async def stored(store: Store, table: Table, row: Mapping[str, Any]) -> Mapping[str, Any]:
     key = {part.name: row[part.name] for part in table.primary_key}
     async with store.read() as tx:
-        return (await tx.connection.execute(select(table).filter_by(**key))).mappings().one()
+        return dict((await tx.connection.execute(select(table).filter_by(**key))).mappings().one())
