@@ -185,13 +185,6 @@ class KeyRing:
         """The id of the root key that seals in this purpose now."""
         return self._file.purposes[purpose].current
 
-    def root_ids(self) -> dict[KeyPurpose, tuple[str, ...]]:
-        """The ids of the roots that this ring holds now."""
-        return {
-            KeyPurpose(purpose): tuple(sorted(roots.keys))
-            for purpose, roots in sorted(self._file.purposes.items())
-        }
-
     def subject_hash(self, tenant: str, subject: str) -> str:
         """A keyed hash for search indexes: 128 bits of HMAC-SHA256 in hex, the same after a rotation."""
         message = encode_parts("subject", tenant, subject)
