@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, RetryAdvice
 
 T = TypeVar("T")
 QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
@@ -81,8 +81,8 @@ def problem_response(failure: Failure, base_url: str, errors: list[dict[str, str
         body["errors"] = errors
     headers = {"Cache-Control": "no-store"}
     wait = failure.retry_after
-    if wait is None and body["status"] == 503:
-        wait = 1.0  # every 503 carries Retry-After
+    if wait is None and body["status"] == 503 and failure.rule.retry is not RetryAdvice.AFTER_REPAIR:
+        wait = 1.0  # every 503 that time may end carries Retry-After
         body["retry_after"] = wait
     if wait is not None:
         headers["Retry-After"] = str(max(math.ceil(wait), 1))
