@@ -53,8 +53,8 @@ async def first_roots(
 ) -> list[tuple[RootKey, bytes | None]]:
     """The first rows of an installation, each with what the service has wrapped.
 
-    That is the roots of the file, unless they go on lying in it, and what the roles sign and derive with. Raises
-    KeyServiceFailure.
+    That is the roots of the file, unless they go on lying in it, and what the roles sign and derive with.
+    Raises KeyServiceFailure.
     """
     rows: list[tuple[RootKey, bytes | None]] = []
     for name, roots in sorted(file.purposes.items()):
