@@ -14,13 +14,14 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, RetryAdvice
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 
 T = TypeVar("T")
 QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 MEDIA_TYPE = "application/problem+json"
 _FIELD_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]{0,40}\Z")
 _MAX_ERRORS = 20
+_ENDED_BY_ADMINS = {ErrorCode.KEY_DENIED, ErrorCode.KEY_GONE}  # of the key service: time ends neither
 INVALID_JSON = "not valid JSON"
 _NO_JSON = ": send JSON, with Content-Type: application/json"
 _TIME = "must be a date and time with its zone, such as 2026-01-31T12:00:00Z"
@@ -81,8 +82,8 @@ def problem_response(failure: Failure, base_url: str, errors: list[dict[str, str
         body["errors"] = errors
     headers = {"Cache-Control": "no-store"}
     wait = failure.retry_after
-    if wait is None and body["status"] == 503 and failure.rule.retry is not RetryAdvice.AFTER_REPAIR:
-        wait = 1.0  # every 503 that time may end carries Retry-After
+    if wait is None and body["status"] == 503 and failure.code not in _ENDED_BY_ADMINS:
+        wait = 1.0  # every other 503 carries Retry-After
         body["retry_after"] = wait
     if wait is not None:
         headers["Retry-After"] = str(max(math.ceil(wait), 1))

@@ -15,6 +15,7 @@ from evergrant_server.cli.doctor import (
     database,
     host,
     installation,
+    keys,
     mtls,
     temporal,
 )
@@ -29,12 +30,13 @@ CHECKS: dict[str, Check] = {
     "packages": host.packages,
     "catalogue": host.catalogue,
     "processes": installation.processes,
-    "key file": host.key_file,
+    "key file": keys.key_file,
+    "key service": keys.key_service,
     "data folder": host.data_folder,
     "journal": host.journal,
     "database": database.reachable,
     "migrations": database.migrations,
-    "keys of the database": database.keys_open,
+    "keys of the database": keys.keys_open,
     "authority": database.authority,
     "hosts": configuration.hosts,
     "database role": database.gateway_role,
@@ -65,7 +67,7 @@ CHECKS: dict[str, Check] = {
     "mTLS proxy": mtls.proxy,
 }
 
-_ROWS = ("key file", "migrations")  # of the database can be read
+_ROWS = ("key file", "key service", "migrations")  # of the database can be read
 _TEMPORAL = ("temporal", "namespace")
 NEEDS: dict[str, tuple[str, ...]] = {
     "migrations": ("database",),
