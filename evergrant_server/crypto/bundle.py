@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto.envelope import SealingKey, encode_parts
+from evergrant_server.crypto.key_services.port import KeyServiceFailure
 from evergrant_server.crypto.keyfile import KeyFile
 
 
@@ -158,6 +159,8 @@ class Bundle:
         if failure is None:
             what_for = "what this role signs with" if name == BUNDLE else f"the root key {name!r}"
             return Failure(ErrorCode.KEY_UNAVAILABLE, f"{self.source} holds no key for {what_for}.")
+        if isinstance(failure, KeyServiceFailure) and failure.row is not None:
+            return failure.of(failure.row)
         return Failure(failure.code, failure.detail, retry_after=failure.retry_after, **failure.context)
 
 

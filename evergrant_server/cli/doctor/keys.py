@@ -25,9 +25,10 @@ from evergrant_server.store.store import unwrap_newest_tenant_key
 from evergrant_server.wiring import platform
 
 _PROCESSES = {Role.GATEWAY: "gateways", Role.API: "the API", Role.OPERATOR: "workers and operators"}
+_WIDEST_FIRST = (Role.OPERATOR, Role.API, Role.GATEWAY)
 _REPAIRS = {
     FailureReason.AWAY: "Start the key service, or correct EVERGRANT_KEY_SERVICE",
-    FailureReason.DENIED: "Allow this principal to use that key: docs/security/keys.md has the policy of each role",
+    FailureReason.DENIED: "Allow this principal to use that key: docs/security/keys.md has each role's policy",
     FailureReason.GONE: "Enable or restore that key in the key service",
     FailureReason.BROKEN: "Restore the row from a backup, or name the key service that wrapped it",
 }
@@ -85,15 +86,12 @@ async def key_service(settings: Settings) -> str:
     finally:
         for service in services:
             await service.close()
-    role = next((role for role in _PROCESSES_WIDEST if service_purposes(role) <= known.keys()), None)
+    role = next((role for role in _WIDEST_FIRST if service_purposes(role) <= known.keys()), None)
     if role is None:
         raise CheckFailed(" ".join(failure.detail for failure in failures), _REPAIRS[failures[0].reason])
     named = ", ".join(_described(known[purpose]) for purpose in sorted(service_purposes(role)))
     principal = next((key.principal for key in known.values() if key.principal is not None), None)
     return f"for {_PROCESSES[role]}{'' if principal is None else f', as {principal}'}: {named}"
-
-
-_PROCESSES_WIDEST = (Role.OPERATOR, Role.API, Role.GATEWAY)
 
 
 async def _enabled(service: BoundKeyService, purpose: ServicePurpose) -> KeyDescription:
@@ -136,7 +134,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
 
     Raises CheckFailed for keys or a database that can't be used.
     """
-    roles = _PROCESSES_WIDEST
+    roles = _WIDEST_FIRST
     if settings.uses_key_file:
         try:
             roles = (widest_role(keyfile.read(settings.key_path)),)
