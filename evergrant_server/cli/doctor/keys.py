@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from evergrant_server.cli.doctor import COMMAND, CheckFailed, unreachable
@@ -24,11 +25,17 @@ from evergrant_server.store import Store, Transaction
 from evergrant_server.store.store import unwrap_newest_tenant_key
 from evergrant_server.wiring import platform
 
-_PROCESSES = {Role.GATEWAY: "gateways", Role.API: "the API", Role.OPERATOR: "workers and operators"}
-_WIDEST_FIRST = (Role.OPERATOR, Role.API, Role.GATEWAY)
+ROLE: ContextVar[Role | None] = ContextVar("role", default=None)  # of the container that is checked
+_PROCESSES = {
+    Role.GATEWAY: "gateways",
+    Role.API: "the API",
+    Role.WORKER: "workers",
+    Role.OPERATOR: "workers and operators",
+}
 _REPAIRS = {
     FailureReason.AWAY: "Start the key service, or correct EVERGRANT_KEY_SERVICE",
-    FailureReason.DENIED: "Allow this principal to use that key: docs/security/keys.md has each role's policy",
+    FailureReason.DENIED: "Allow this principal to use that key, as docs/security/keys.md has it for each role; "
+    "in the container of an API or a gateway: doctor --role api, --role gateway",
     FailureReason.GONE: "Enable or restore that key in the key service",
     FailureReason.BROKEN: "Restore the row from a backup, or name the key service that wrapped it",
 }
@@ -75,23 +82,23 @@ async def key_service(settings: Settings) -> str:
         service, *_ = services = platform.key_services(settings)
     except BadSettings as error:
         raise CheckFailed(str(error), "Correct the setting") from None
+    role = _role_of(settings)
+    failures: list[KeyServiceFailure] = []
+    known: list[KeyDescription] = []
     try:
-        known: dict[ServicePurpose, KeyDescription] = {}
-        failures: list[KeyServiceFailure] = []
-        for purpose in ServicePurpose:
+        for purpose in sorted(service_purposes(role)):
             try:
-                known[purpose] = await _enabled(service, purpose)
+                known.append(await _enabled(service, purpose))
             except KeyServiceFailure as failure:
                 failures.append(failure)
     finally:
         for service in services:
             await service.close()
-    role = next((role for role in _WIDEST_FIRST if service_purposes(role) <= known.keys()), None)
-    if role is None:
-        raise CheckFailed(" ".join(failure.detail for failure in failures), _REPAIRS[failures[0].reason])
-    named = ", ".join(_described(known[purpose]) for purpose in sorted(service_purposes(role)))
-    principal = next((key.principal for key in known.values() if key.principal is not None), None)
-    return f"for {_PROCESSES[role]}{'' if principal is None else f', as {principal}'}: {named}"
+    if failures:
+        why = " ".join(failure.detail for failure in failures)
+        raise CheckFailed(f"for {_PROCESSES[role]}: {why}", _REPAIRS[failures[0].reason])
+    principal = next((f", as {key.principal}" for key in known if key.principal is not None), "")
+    return f"for {_PROCESSES[role]}{principal}: {', '.join(_described(key) for key in known)}"
 
 
 async def _enabled(service: BoundKeyService, purpose: ServicePurpose) -> KeyDescription:
@@ -130,31 +137,32 @@ async def keys_open(settings: Settings) -> str:
 
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
-    """The store, with the keys of the widest role that the key file is for, or that the key service allows.
-
-    Raises CheckFailed for keys or a database that can't be used.
-    """
-    roles = _WIDEST_FIRST
-    if settings.uses_key_file:
-        try:
-            roles = (widest_role(keyfile.read(settings.key_path)),)
-        except Failure as failure:
-            raise _unusable(failure, "key file") from None
+    """The store, with the keys of this container's role. Raises CheckFailed for keys or a database that can't be
+    used."""
+    role = _role_of(settings)
     async with AsyncExitStack() as opened:
-        for role in roles:
-            try:
-                store, _ = await opened.enter_async_context(platform.open_store(settings, role))
-                break
-            except Failure as failure:
-                if failure.code is ErrorCode.SCHEMA_MISMATCH:
-                    raise CheckFailed(
-                        f"can't be checked: {failure.detail}", _see_check("migrations")
-                    ) from None
-                if failure.code is ErrorCode.STORE_UNAVAILABLE:
-                    raise unreachable(failure) from None
-                if failure.code is not ErrorCode.KEY_DENIED or role is roles[-1]:
-                    raise _unusable(failure, "key service") from None
+        try:
+            store, _ = await opened.enter_async_context(platform.open_store(settings, role))
+        except Failure as failure:
+            if failure.code is ErrorCode.SCHEMA_MISMATCH:
+                raise CheckFailed(f"can't be checked: {failure.detail}", _see_check("migrations")) from None
+            if failure.code is ErrorCode.STORE_UNAVAILABLE:
+                raise unreachable(failure) from None
+            raise _unusable(failure) from None
         yield store
+
+
+def _role_of(settings: Settings) -> Role:
+    """The role that was given; else the widest that the key file is for. A key service allows all of them."""
+    role = ROLE.get()
+    if role is not None:
+        return role
+    if not settings.uses_key_file:
+        return Role.OPERATOR
+    try:
+        return widest_role(keyfile.read(settings.key_path))
+    except Failure as failure:
+        raise _unusable(failure) from None
 
 
 @asynccontextmanager
@@ -164,10 +172,11 @@ async def reading(settings: Settings) -> AsyncIterator[Transaction]:
         yield tx
 
 
-def _unusable(failure: Failure, check: str) -> CheckFailed:
+def _unusable(failure: Failure) -> CheckFailed:
     if isinstance(failure, KeyServiceFailure):
         return CheckFailed(failure.detail, _REPAIRS[failure.reason])
-    return CheckFailed(f"can't be checked without usable keys: {failure.detail}", _see_check(check))
+    why = f"can't be checked without a usable key file: {failure.detail}"
+    return CheckFailed(why, _see_check("key file"))
 
 
 def _see_check(check: str) -> str:

@@ -20,6 +20,7 @@ from evergrant_server.cli.doctor import (
     temporal,
 )
 from evergrant_server.core.errors import Failure
+from evergrant_server.crypto import Role
 from evergrant_server.settings import Settings
 
 CHECK_TIMEOUT_S = 4.9  # each check ends within five seconds
@@ -98,8 +99,9 @@ class DoctorFinding:
     because: str = ""
 
 
-async def run(settings: Settings, output: Literal["text", "json"]) -> bool:
-    """Print the result of every check; True without a problem."""
+async def run(settings: Settings, output: Literal["text", "json"], role: str | None = None) -> bool:
+    """Print the result of every check, for the container of a role; True without a problem."""
+    keys.ROLE.set(None if role is None else Role(role))
     findings = await diagnose(settings)
     if output == "json":
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
