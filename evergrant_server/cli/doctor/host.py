@@ -10,8 +10,9 @@ import httpx2
 
 from evergrant_server.checkout import ROOT, require_own_packages
 from evergrant_server.cli.doctor import COMMAND, CheckFailed
+from evergrant_server.cli.doctor.keys import role_of
 from evergrant_server.core.errors import Failure
-from evergrant_server.crypto import KeyPurpose, keyfile
+from evergrant_server.crypto import Role
 from evergrant_server.journal.journal import waiting_paths
 from evergrant_server.settings import BadSettings, Settings
 from providers.definition.registry import CATALOG, Registry
@@ -39,11 +40,9 @@ def _keeps_no_files(settings: Settings) -> bool:
     """True for an API or a gateway with PostgreSQL, whose disk may be read-only."""
     if settings.uses_sqlite:
         return False
-    if not settings.uses_key_file:
-        return not settings.data_dir.exists()
     try:
-        return KeyPurpose.REFRESH not in keyfile.read(settings.key_path).purposes
-    except Failure:
+        return role_of(settings) in (Role.API, Role.GATEWAY)
+    except CheckFailed:
         return False
 
 

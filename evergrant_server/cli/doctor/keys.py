@@ -34,8 +34,8 @@ _PROCESSES = {
 }
 _REPAIRS = {
     FailureReason.AWAY: "Start the key service, or correct EVERGRANT_KEY_SERVICE",
-    FailureReason.DENIED: "Allow this principal to use that key, as docs/security/keys.md has it for each role; "
-    "in the container of an API or a gateway: doctor --role api, --role gateway",
+    FailureReason.DENIED: "Allow this principal to use that key, as docs/security/keys.md has it for each "
+    "role; in the container of an API or a gateway: doctor --role api, --role gateway",
     FailureReason.GONE: "Enable or restore that key in the key service",
     FailureReason.BROKEN: "Restore the row from a backup, or name the key service that wrapped it",
 }
@@ -82,7 +82,7 @@ async def key_service(settings: Settings) -> str:
         service, *_ = services = platform.key_services(settings)
     except BadSettings as error:
         raise CheckFailed(str(error), "Correct the setting") from None
-    role = _role_of(settings)
+    role = role_of(settings)
     failures: list[KeyServiceFailure] = []
     known: list[KeyDescription] = []
     try:
@@ -137,9 +137,11 @@ async def keys_open(settings: Settings) -> str:
 
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
-    """The store, with the keys of this container's role. Raises CheckFailed for keys or a database that can't be
-    used."""
-    role = _role_of(settings)
+    """The store, with the keys of this container's role.
+
+    Raises CheckFailed for keys or a database that can't be used.
+    """
+    role = role_of(settings)
     async with AsyncExitStack() as opened:
         try:
             store, _ = await opened.enter_async_context(platform.open_store(settings, role))
@@ -152,7 +154,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
         yield store
 
 
-def _role_of(settings: Settings) -> Role:
+def role_of(settings: Settings) -> Role:
     """The role that was given; else the widest that the key file is for. A key service allows all of them."""
     role = ROLE.get()
     if role is not None:
