@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from evergrant_server.core.bounded import Bounded
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.crypto.envelope import SealingKey, encode_parts
 from evergrant_server.crypto.key_services.port import KeyServiceFailure
 from evergrant_server.crypto.keyfile import KeyFile
@@ -154,13 +154,15 @@ class Bundle:
         return self._bundle
 
     def _lack(self, name: str) -> Failure:
-        """A new one for each caller: a traceback holds on to what it passed."""
+        """Why a key lacks, for whoever needed it: the names of the service's key and of the principal are the
+        operator's (`KeyRing.require_all`)."""
         failure = self._lacking.get(name)
         if failure is None:
             what_for = "what this role signs with" if name == BUNDLE else f"the root key {name!r}"
             return Failure(ErrorCode.KEY_UNAVAILABLE, f"{self.source} holds no key for {what_for}.")
-        if isinstance(failure, KeyServiceFailure) and failure.row is not None:
-            return failure.of(failure.row)
+        if isinstance(failure, KeyServiceFailure):
+            why = f"root_key {failure.row} wasn't unwrapped: {FAILURES[failure.code].meaning}"
+            return Failure(failure.code, why, retry_after=failure.retry_after)
         return Failure(failure.code, failure.detail, retry_after=failure.retry_after, **failure.context)
 
 

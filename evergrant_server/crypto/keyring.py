@@ -155,9 +155,9 @@ class KeyRing(Bundle):
             raise self._lack(BUNDLE if self._bundle is None else roots.current)
 
     def require_all(self) -> None:
-        """Raise the Failure with which this ring lacks a key."""
-        for name in self._lacking:
-            raise self._lack(name)
+        """Raise the Failure with which this ring lacks a key, with every name, for an operator."""
+        for failure in self._lacking.values():
+            raise failure
         for purpose in sorted(PURPOSES_OF_ROLE[self.role]):
             self.require(purpose)
 

@@ -31,7 +31,6 @@ class Platform:
     settings: Settings
     clock: Clock
     ring: KeyRing
-    keeper: RootKeeper
     store: Store
     registry: Registry
     client: Client
@@ -110,4 +109,4 @@ async def open_platform(
         relay = OutboxRelay(
             background, link, reconciler, clock, settings.relay_interval, bulk=role is not Role.API
         )
-        yield Platform(settings, clock, ring, keeper, store, registry, client, link, reconciler, relay)
+        yield Platform(settings, clock, ring, store, registry, client, link, reconciler, relay)

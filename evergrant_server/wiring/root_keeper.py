@@ -95,14 +95,18 @@ class RootKeeper:
             except Exception as error:
                 log_event(log, logging.ERROR, LogEvent.UNEXPECTED, type(error).__name__)
 
-    async def look(self) -> None:
-        """Read the rows, have the service unwrap what is new or wasn't confirmed for a while, and hold it."""
+    async def look(self, *, confirm: bool = False) -> None:
+        """Read the rows, have the service unwrap what is new or wasn't confirmed for a while, and hold it.
+
+        `confirm`: also what it has unwrapped a moment ago.
+        """
         async with self._turn:
             await self._read()
             rows = {stored.root.id: stored for stored in self._rows or ()}
             self._unwrapped = {id: kept for id, kept in self._unwrapped.items() if id in rows}
             self._failures = {id: failure for id, failure in self._failures.items() if id in rows}
-            await asyncio.gather(*(self._unwrap(stored) for stored in rows.values() if self._is_due(stored)))
+            due = [stored for stored in rows.values() if self._is_due(stored, confirm=confirm)]
+            await asyncio.gather(*(self._unwrap(stored) for stored in due))
             self._hold()
 
     async def close(self) -> None:
@@ -126,11 +130,11 @@ class RootKeeper:
             return
         self._rows = [stored for stored in rows if stored.root.purpose in self._purposes]
 
-    def _is_due(self, stored: StoredRoot) -> bool:
+    def _is_due(self, stored: StoredRoot, *, confirm: bool) -> bool:
         if stored.wrapped is None or stored.root.state is RootState.RETIRED:
             return False
         kept = self._unwrapped.get(stored.root.id)
-        if kept is None or kept.wrapped != stored.wrapped or stored.root.id in self._failures:
+        if confirm or kept is None or kept.wrapped != stored.wrapped or stored.root.id in self._failures:
             return True
         return _now() >= kept.answered_at + self._confirm_s
 
@@ -153,9 +157,9 @@ class RootKeeper:
 
     async def _value(self, root: RootKey, wrapped: bytes) -> bytes:
         """What the row wraps, by the service that its row names, or by another that opens it."""
-        named = sorted(self._services, key=lambda service: service.key_name(root.purpose) != root.service)
-        first: KeyServiceFailure | None = None
-        for service in named:
+        named = [service for service in self._services if service.key_name(root.purpose) == root.service]
+        first = None if named else _no_service(root)
+        for service in [*named, *(service for service in self._services if service not in named)]:
             try:
                 value = await service.unwrap(root.purpose, wrapped, Context(root.id))
                 if root.purpose in PURPOSES_OF_ROLE[self._ring.role] and len(value) != KEY_BYTES:
@@ -277,6 +281,13 @@ class RootKeeper:
                 ages[stored.root.purpose] = max(age, ages.get(stored.root.purpose, 0.0))
         for purpose, age in ages.items():
             metrics.KEY_AGE.set(age, {metrics.KEY_PURPOSE: purpose})
+
+
+def _no_service(root: RootKey) -> KeyServiceFailure:
+    why = (
+        "wraps it, and the settings name another: set EVERGRANT_KEY_SERVICE, or EVERGRANT_KEY_SERVICE_BEFORE"
+    )
+    return KeyServiceFailure(FailureReason.GONE, root.service, why, row=root.id)
 
 
 def _now() -> float:
