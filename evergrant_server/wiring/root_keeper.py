@@ -35,7 +35,7 @@ from evergrant_server.telemetry.logs import LogEvent, log_event
 log = logging.getLogger("evergrant.keys")
 _READ_S = 15.0  # between two looks at the rows
 _RETRY_S = 5.0  # while something is lacking
-_CONFIRMED_SHARE = 0.2  # of the time for which keys are held, until the service unwraps them again
+_CONFIRMED_SHARE = 0.15  # of the time for which keys are held, until the service unwraps them again
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,10 +51,10 @@ async def test_a_refresh_without_the_refresh_purposes_keys_reserves_and_sends_no
     connection = await place.connect(STRICT)
     served.keys.disabled = {ServicePurpose.REFRESH}
     await served.keeper.look(confirm=True)
-    sent = len(place.idp.requests)
+    sent = place.idp.refreshes
     assert (await served.worker.refresh(connection, 1)).failure is ErrorCode.KEY_GONE
     assert not await served.has_begun(connection)
-    assert len(place.idp.requests) == sent
+    assert place.idp.refreshes == sent
     served.keys.disabled = set()
     await served.keeper.look()
     assert (await served.worker.refresh(connection, 1)).generation == 2
@@ -66,11 +66,11 @@ async def test_a_refresh_without_any_key_reserves_and_sends_nothing(
     connection = await place.connect(STRICT)
     served.keys.disabled = set(ServicePurpose)
     await served.keeper.look(confirm=True)
-    sent = len(place.idp.requests)
+    sent = place.idp.refreshes
     with fails(ErrorCode.KEY_GONE, "is disabled"):
         await served.worker.refresh(connection, 1)
     assert not await served.has_begun(connection)
-    assert len(place.idp.requests) == sent
+    assert place.idp.refreshes == sent
     served.keys.disabled = set()
     await served.keeper.look()
     assert (await served.worker.refresh(connection, 1)).generation == 2
