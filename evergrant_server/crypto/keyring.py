@@ -154,6 +154,15 @@ class KeyRing(Bundle):
         if self._bundle is None or roots.current not in roots.keys:
             raise self._lack(BUNDLE if self._bundle is None else roots.current)
 
+    def require_sealing(self) -> None:
+        """As `require_all`, for what the role signs with and the roots that seal."""
+        currents = (self._roots[purpose].current for purpose in sorted(PURPOSES_OF_ROLE[self.role]))
+        for failure in (self._lacking.get(name) for name in (BUNDLE, *currents)):
+            if failure is not None:
+                raise failure
+        for purpose in sorted(PURPOSES_OF_ROLE[self.role]):
+            self.require(purpose)
+
     def require_all(self) -> None:
         """Raise the Failure with which this ring lacks a key, with every name, for an operator."""
         for failure in self._lacking.values():

@@ -44,6 +44,11 @@ class StoredRoot(NamedTuple):
     wrapped: bytes | None
     row: Values
 
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether there is something that the service unwraps."""
+        return self.wrapped is not None and self.root.state is not RootState.RETIRED
+
 
 _CURRENT = select(col(RootKeyRow.id)).where(columns_equal(RootKeyRow, state=RootState.CURRENT.value))
 

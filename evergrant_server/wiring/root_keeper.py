@@ -54,6 +54,8 @@ class RootKeeper:
         self._store, self._ring, self._services = store, store.ring, services
         self._hold_s = hold.total_seconds()
         self._purposes = service_purposes(store.ring.role)
+        self._root_purposes = sorted(purpose.value for purpose in PURPOSES_OF_ROLE[store.ring.role])
+        self._no_roots = {purpose: RootKeys("", {}) for purpose in self._root_purposes}
         self._probe = KeyRing(store.ring.source, store.ring.role, None)  # verifies rows before they count
         self._rows: list[StoredRoot] | None = None
         self._unwrapped: dict[str, _Unwrapped] = {}
@@ -64,9 +66,10 @@ class RootKeeper:
         store.ring.when_outdated = self.wake
 
     async def begin(self) -> None:
-        """Fill the ring. Raises the Failure with which a key of its role lacks, or STORE_UNAVAILABLE."""
+        """Fill the ring. Raises STORE_UNAVAILABLE, or the Failure with which a root that seals lacks, or what the
+        role signs with."""
         await self.look()
-        self._ring.require_all()
+        self._ring.require_sealing()
 
     def wake(self) -> None:
         """Look at the rows now: they have changed."""
@@ -102,10 +105,10 @@ class RootKeeper:
         """
         async with self._turn:
             await self._read()
-            rows = {stored.root.id: stored for stored in self._rows or ()}
-            self._unwrapped = {id: kept for id, kept in self._unwrapped.items() if id in rows}
-            self._failures = {id: failure for id, failure in self._failures.items() if id in rows}
-            due = [stored for stored in rows.values() if self._is_due(stored, confirm=confirm)]
+            wrapped = {stored.root.id: stored for stored in self._rows or () if stored.is_wrapped}
+            self._unwrapped = {id: kept for id, kept in self._unwrapped.items() if id in wrapped}
+            self._failures = {id: failure for id, failure in self._failures.items() if id in wrapped}
+            due = [stored for stored in wrapped.values() if self._is_due(stored, confirm=confirm)]
             await asyncio.gather(*(self._unwrap(stored) for stored in due))
             self._hold()
 
@@ -131,8 +134,6 @@ class RootKeeper:
         self._rows = [stored for stored in rows if stored.root.purpose in self._purposes]
 
     def _is_due(self, stored: StoredRoot, *, confirm: bool) -> bool:
-        if stored.wrapped is None or stored.root.state is RootState.RETIRED:
-            return False
         kept = self._unwrapped.get(stored.root.id)
         if confirm or kept is None or kept.wrapped != stored.wrapped or stored.root.id in self._failures:
             return True
@@ -182,7 +183,6 @@ class RootKeeper:
         }
         lacking: dict[str, Failure] = {}
         bundle = self._bundle(held, lacking)
-        self._probe.hold(HeldKeys({purpose: RootKeys("", {}) for purpose in self._root_purposes}, bundle))
         roots = {
             purpose: self._roots(ServicePurpose(purpose), held, lacking) for purpose in self._root_purposes
         }
@@ -193,10 +193,6 @@ class RootKeeper:
         ends = [kept.answered_at + self._hold_s for id, kept in self._unwrapped.items() if id in held]
         self._timer = asyncio.get_running_loop().call_at(min(ends), self._hold) if ends else None
 
-    @property
-    def _root_purposes(self) -> list[str]:
-        return sorted(purpose.value for purpose in PURPOSES_OF_ROLE[self._ring.role])
-
     def _bundle(self, held: Mapping[str, bytes], lacking: dict[str, Failure]) -> KeyFile | None:
         """What the role signs with: of the row, or where there is none, of the key file."""
         purpose = BUNDLE_OF_ROLE[self._ring.role]
@@ -206,11 +202,15 @@ class RootKeeper:
             id = stored.root.id
             try:
                 if id in held:
-                    return keyfile.read_bundle(held[id], f"root_key {id}")
+                    bundle = keyfile.read_bundle(held[id], f"root_key {id}")
+                    self._probe.hold(HeldKeys(self._no_roots, bundle))
+                    require_authentic(self._probe, stored)
+                    return bundle
                 lacking[BUNDLE] = self._why_lacking(stored.root)
             except Failure as failure:
                 lacking[BUNDLE] = failure
             return None
+        self._probe.hold(HeldKeys(self._no_roots, self._ring.file))
         if self._ring.file is None:
             lacking[BUNDLE] = Failure(
                 ErrorCode.KEY_UNAVAILABLE,

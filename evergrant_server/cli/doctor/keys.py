@@ -118,6 +118,10 @@ def _described(key: KeyDescription) -> str:
 async def keys_open(settings: Settings) -> str:
     """Unwrap one tenant key for each purpose that this process's keys are for."""
     async with open_store(settings) as store:
+        try:
+            store.ring.require_all()
+        except Failure as failure:
+            raise _unusable(failure) from None
         opened: list[str] = []
         for purpose in sorted(set(ROOT_PURPOSES) & PURPOSES_OF_ROLE[store.ring.role]):
             try:
