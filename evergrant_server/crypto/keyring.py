@@ -206,6 +206,8 @@ class KeyRing(Bundle):
         Returns the ring as it is now. Other processes see the new key when they are
         restarted. Raises Failure KEY_UNAVAILABLE for an exported file.
         """
+        if self.file is None:
+            raise Failure(ErrorCode.KEY_UNAVAILABLE, f"{self.source} wraps the keys: no file holds them.")
         path = Path(self.source)
         with keyfile.file_lock(path):
             file = keyfile.read(path)

@@ -66,8 +66,10 @@ class RootKeeper:
         store.ring.when_outdated = self.wake
 
     async def begin(self) -> None:
-        """Fill the ring. Raises STORE_UNAVAILABLE, or the Failure with which a root that seals lacks, or what the
-        role signs with."""
+        """Fill the ring.
+
+        Raises STORE_UNAVAILABLE, or the Failure with which a root that seals lacks, or what the role signs with.
+        """
         await self.look()
         self._ring.require_sealing()
 
