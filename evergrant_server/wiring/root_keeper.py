@@ -68,7 +68,7 @@ class RootKeeper:
     async def begin(self) -> None:
         """Fill the ring.
 
-        Raises STORE_UNAVAILABLE, or the Failure with which a root that seals lacks, or what the role signs with.
+        Raises STORE_UNAVAILABLE, or the Failure with which a root that seals or the bundle lacks.
         """
         await self.look()
         self._ring.require_sealing()
