@@ -142,7 +142,9 @@ class RootKeeper:
         return _now() >= kept.answered_at + self._confirm_s
 
     async def _unwrap(self, stored: StoredRoot) -> None:
-        root, wrapped = stored.root, stored.wrapped
+        """Have the service unwrap the row. One that was wrapped anew, by a service that this process doesn't
+        know yet, is confirmed as it was before."""
+        root, wrapped, kept = stored.root, stored.wrapped, self._unwrapped.get(stored.root.id)
         assert wrapped is not None
         try:
             value = await self._value(root, wrapped)
@@ -152,6 +154,11 @@ class RootKeeper:
                 event = LogEvent.KEY_SERVICE_FAILED
                 log_event(log, logging.WARNING, event, failure.detail, code=failure.code, object=root.id)
             self._failures[root.id] = failure
+            if kept is not None and kept.wrapped != wrapped:
+                with suppress(KeyServiceFailure):
+                    value = await self._value(root, kept.wrapped)
+                    self._unwrapped[root.id] = _Unwrapped(kept.wrapped, value, _now())
+                    return
             if failure.reason is not FailureReason.AWAY:
                 self._unwrapped.pop(root.id, None)  # the service has answered: it is taken away
             return
@@ -203,10 +210,8 @@ class RootKeeper:
                 continue
             id = stored.root.id
             try:
-                if id in held:
-                    bundle = keyfile.read_bundle(held[id], f"root_key {id}")
-                    self._probe.hold(HeldKeys(self._no_roots, bundle))
-                    require_authentic(self._probe, stored)
+                bundle = keyfile.read_bundle(held[id], f"root_key {id}") if id in held else self._ring.file
+                if bundle is not None and self._is_signed_with(bundle, stored):
                     return bundle
                 lacking[BUNDLE] = self._why_lacking(stored.root)
             except Failure as failure:
@@ -220,6 +225,17 @@ class RootKeeper:
                 "Run: python -m evergrant_server keys create",
             )
         return self._ring.file
+
+    def _is_signed_with(self, bundle: KeyFile, stored: StoredRoot) -> bool:
+        """Whether the row of a bundle is signed with it. What a key file holds may be another's."""
+        self._probe.hold(HeldKeys(self._no_roots, bundle))
+        try:
+            require_authentic(self._probe, stored)
+        except Failure:
+            if bundle is not self._ring.file:
+                raise
+            return False
+        return True
 
     def _roots(
         self, purpose: ServicePurpose, held: Mapping[str, bytes], lacking: dict[str, Failure]
@@ -247,11 +263,11 @@ class RootKeeper:
                 continue
             if root.id in held:
                 keys[root.id] = SealingKey(root.id, held[root.id])
-            elif stored.wrapped is None and lies_in_file is not None:
+            elif lies_in_file is not None:
                 keys[root.id] = lies_in_file
             else:
                 lacking[root.id] = self._why_lacking(root, in_file=stored.wrapped is None)
-        return RootKeys(current, keys)
+        return RootKeys(current or f"that seals for {purpose}", keys)
 
     def _why_lacking(self, root: RootKey, *, in_file: bool = False) -> Failure:
         if in_file:

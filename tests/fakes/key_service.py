@@ -39,7 +39,8 @@ class ScriptedKeys:
 
     def of(self, role: Role) -> BoundKeyService:
         """The service as the principal of this role calls it."""
-        return BoundKeyService(ScriptedKeyService(self, role.value, set(service_purposes(role))))
+        may_use = service_purposes(role) if role in (Role.API, Role.GATEWAY) else ServicePurpose
+        return BoundKeyService(ScriptedKeyService(self, role.value, set(may_use)))
 
 
 @dataclass

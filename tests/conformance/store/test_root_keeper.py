@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import update
@@ -19,6 +20,7 @@ from evergrant_server.crypto import (
     new_sealing_key,
     seal,
 )
+from evergrant_server.crypto.key_services.opening import open_key_service
 from evergrant_server.crypto.key_services.port import (
     Context,
     FailureReason,
@@ -105,7 +107,7 @@ async def test_while_the_service_is_away_keys_are_held_until_the_bound_and_come_
         wrapped = ring.wrap(KeyPurpose.LEASE, PLACE, key)
         ready = ReadySeal(key, PLACE, seal(key, PLACE, b"at-1"), ring.hold_of(KeyPurpose.LEASE))
         keys.away = True
-        await keeper.look()
+        await keeper.look(confirm=True)
         assert ring.unwrap(KeyPurpose.LEASE, PLACE, key.id, wrapped).reveal() == key.reveal()
         assert ready.open() == b"at-1"
         await asyncio.sleep(SHORT.total_seconds() + 0.1)  # nobody looks: the time is over by itself
@@ -189,9 +191,11 @@ async def test_a_broken_row_is_named_and_its_root_is_not_used(
     async with store.write() as tx:
         await tx.connection.execute(update(RootKeyRow).where(col(RootKeyRow.id) == root).values(change))
     async with ring_of(keys, database_url, Role.API, LONG, clock) as (opened, keeper):
-        with pytest.raises(Failure, match=root) as caught:
+        with pytest.raises(Failure, match=f"{root}|that seals for lease"):
             await keeper.begin()
-        assert caught.value.code in (ErrorCode.SEAL_BROKEN, ErrorCode.AUTHORITY_BROKEN)
+        named = failure_of(opened.ring.require_all)
+        assert named.code in (ErrorCode.SEAL_BROKEN, ErrorCode.AUTHORITY_BROKEN)
+        assert root in named.detail
         failure_of(lambda: opened.ring.require(KeyPurpose.LEASE))
 
 
@@ -270,3 +274,43 @@ async def test_another_service_than_that_of_the_rows_is_named(
     async with ring_of(other, database_url, Role.API, LONG, clock) as (_, keeper):
         with fails(ErrorCode.KEY_GONE, "scripted:.*EVERGRANT_KEY_SERVICE_BEFORE"):
             await keeper.begin()
+
+
+async def test_a_process_goes_on_when_rows_are_wrapped_by_a_service_that_it_does_not_know(
+    store: Store, database_url: str, clock: SetClock
+):
+    """From one service to another, without a stop: what was wrapped before still confirms what it holds."""
+    first, second = ScriptedKeys(), ScriptedKeys(name="second")
+    await wrapped_by(first, store)
+    async with ring_of(first, database_url, Role.API, LONG, clock) as (opened, keeper):
+        await keeper.begin()
+        async with store.write() as tx:
+            for stored in await tx.root_keys.all():
+                service, root = second.of(Role.OPERATOR), stored.root
+                value = await first.of(Role.OPERATOR).unwrap(
+                    root.purpose, stored.wrapped or b"", Context(root.id)
+                )
+                values = {"wrapped": await service.wrap(root.purpose, value, Context(root.id))}
+                await tx.connection.execute(
+                    update(RootKeyRow).where(col(RootKeyRow.id) == root.id).values(values)
+                )
+        await keeper.look(confirm=True)
+        opened.ring.require_all()
+        first.disabled = set(ServicePurpose)
+        await keeper.look(confirm=True)
+        assert failure_of(lambda: opened.ring.require(KeyPurpose.LEASE)).code is ErrorCode.KEY_GONE
+    async with ring_of(second, database_url, Role.API, LONG, clock) as (_, keeper):
+        await keeper.begin()
+
+
+async def test_a_process_with_the_key_file_goes_on_when_a_service_wraps_its_keys(
+    store: Store, key_path: Path
+):
+    keeper = RootKeeper(store, [open_key_service("file", key_path)], LONG)
+    await keeper.begin()
+    signed = store.ring.sign("row")
+    await wrapped_by(ScriptedKeys(), store)
+    await keeper.look()
+    store.ring.require_all()
+    assert store.ring.sign("row") == signed
+    await keeper.close()

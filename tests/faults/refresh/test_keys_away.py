@@ -11,7 +11,6 @@ from evergrant_server.crypto.key_services.port import ServicePurpose
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.store import Store
 from evergrant_server.wiring.root_keeper import RootKeeper
-from tests.fakes.failures import fails
 from tests.fakes.key_service import ScriptedKeys, ring_of, wrapped_by
 from tests.fakes.platform.installation import STRICT, TENANT, Installation
 from tests.faults.support.activities import Activities
@@ -67,8 +66,7 @@ async def test_a_refresh_without_any_key_reserves_and_sends_nothing(
     served.keys.disabled = set(ServicePurpose)
     await served.keeper.look(confirm=True)
     sent = place.idp.refreshes
-    with fails(ErrorCode.KEY_GONE, "is disabled"):
-        await served.worker.refresh(connection, 1)
+    assert (await served.worker.refresh(connection, 1)).failure is ErrorCode.KEY_GONE
     assert not await served.has_begun(connection)
     assert place.idp.refreshes == sent
     served.keys.disabled = set()
@@ -83,8 +81,7 @@ async def test_an_answer_that_comes_when_every_key_is_gone_waits_in_the_journal(
     async with place.idp.in_flight(served.worker.refresh(connection, 1)) as refresh:
         served.keys.disabled = set(ServicePurpose)
         await served.keeper.look(confirm=True)
-    with fails(ErrorCode.KEY_GONE):
-        await refresh
+    assert (await refresh).failure is ErrorCode.KEY_GONE
     assert served.worker.journal.count_waiting() == (1, 0)
     served.keys.disabled = set()
     await served.keeper.look()

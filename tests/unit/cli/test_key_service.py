@@ -135,6 +135,6 @@ async def test_the_doctor_of_a_gateways_container_asks_for_what_a_gateway_may_us
 
 @pytest.mark.parametrize("name", ["key_service", "key_service_before"])
 async def test_a_setting_that_names_no_service_is_named(settings: Settings, name: str):
-    wrong = settings.__replace__(**{"key_service": "file", name: "s3:bucket-{purpose}"})
+    wrong = load_settings(data_dir=settings.data_dir, **{"key_service": "file", name: "s3:bucket-{purpose}"})
     with pytest.raises(BadSettings, match=f"EVERGRANT_{name.upper()}: there is no key service 's3'"):
         platform.key_services(wrong)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.crypto import KeyRing, Role
+from evergrant_server.crypto import KeyPurpose, KeyRing, Role
 from evergrant_server.crypto.key_services.blocking import Threads
 from evergrant_server.crypto.key_services.bound import BoundKeyService
 from evergrant_server.crypto.key_services.opening import BACKENDS, open_key_service
@@ -153,7 +153,7 @@ async def test_another_file_names_the_key_that_it_lacks_and_none_is_away(tmp_pat
     first = KeyRing.create(tmp_path / "keys.json")
     KeyRing.create(tmp_path / "other.json")
     wrapped = await open_key_service("file", tmp_path / "keys.json").wrap(LEASE, VALUE, ROW)
-    with fails(ErrorCode.KEY_GONE, first.root_ids()[LEASE][0]):
+    with fails(ErrorCode.KEY_GONE, first.current_root_id(KeyPurpose.LEASE)):
         await open_key_service("file", tmp_path / "other.json").unwrap(LEASE, wrapped, ROW)
     (tmp_path / "keys.json").unlink()
     with fails(ErrorCode.KEY_UNAVAILABLE, "keys.json doesn't exist"):
