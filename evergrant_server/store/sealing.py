@@ -51,7 +51,7 @@ from evergrant_server.store.keys import (
     key_associated_data,
     unwrap,
 )
-from evergrant_server.store.root_keys import RootKeys
+from evergrant_server.store.root_keys import WrappedRoots
 
 
 class UnwrappedKeys:
@@ -231,7 +231,7 @@ class ColumnSealer:
         place = key_associated_data(tenant, key.id, purpose, connection_id)
         if connection_id == NO_CONNECTION:
             parent, wrapped = self.ring.current_root_id(purpose), self.ring.wrap(purpose, place, key)
-            root_keys = RootKeys(self._connection, self.ring)
+            root_keys = WrappedRoots(self._connection, self.ring)
             await root_keys.require_current(parent, ServicePurpose(purpose.of_roots))
         else:
             above = await self._current(purpose, NO_CONNECTION, for_place)

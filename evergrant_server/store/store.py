@@ -64,7 +64,7 @@ from evergrant_server.store.oauth.requests import (
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.people.people import AdminLogins, PersonLogins, PersonSessions
 from evergrant_server.store.provider_events import Introspections, Receivers
-from evergrant_server.store.root_keys import RootKeys
+from evergrant_server.store.root_keys import WrappedRoots
 from evergrant_server.store.sealing import ColumnSealer, UnwrappedKeys
 from evergrant_server.store.tenants import Tenants
 from evergrant_server.store.trusted_issuers import TrustedIssuers
@@ -113,7 +113,7 @@ class Transaction:
     pinned_hosts = _with_ring(PinnedHostsOfAll)
     definitions = _with_ring(Definitions)
     tenants = _with_ring(Tenants)
-    root_keys = _with_ring(RootKeys)
+    root_keys = _with_ring(WrappedRoots)
     access = _with_ring(Access)
     agents = _with_ring(Agents)
     call_approvals = _with_sealer(CallApprovals)
