@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic_core import PydanticUndefined
 
 from clients import generate as client_generator
-from docs import clauses_page, dangerous_page, events_page, provider_pages, roles_page
+from docs import clauses_page, dangerous_page, events_page, key_services_page, provider_pages, roles_page
 from docs.field_comments import describe_fields
 from docs.included_code import with_code
 from evergrant_server.core.audit import SCOPES_LIMIT, AuditAction
@@ -307,6 +307,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/audit.md": audit_actions,
     "reference/events.md": lambda: events_page.page(NOTE, table),
     "reference/event.schema.json": events_page.schema,
+    "reference/key-services.md": lambda: key_services_page.page(NOTE, table),
     "reference/provider.schema.json": provider_schema,
     "security/clauses.md": lambda: clauses_page.page(NOTE, table),
     "security/dangerous.md": lambda: dangerous_page.page(NOTE, table),
