@@ -201,8 +201,8 @@ class _Token:
         try:
             pin = self._pin_file.read_text(encoding="utf-8").strip()
         except (OSError, ValueError):
-            why = f"is refused to this process: the PIN's file {self._pin_file} can't be read"
-            raise KeyServiceFailure(FailureReason.DENIED, key, why) from None
+            why = f"isn't to be had now: the PIN's file {self._pin_file} can't be read"
+            raise KeyServiceFailure(FailureReason.AWAY, key, why) from None
         digest = hashlib.sha256(self._salt + pin.encode()).digest()
         if why := self._objection(token, digest):
             raise KeyServiceFailure(FailureReason.DENIED, key, why)
