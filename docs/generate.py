@@ -196,6 +196,11 @@ WHEN = {
     AuditAction.WEBHOOK_DISABLED: "a webhook's endpoint answered 410, or failed for too long; names which",
     AuditAction.WEBHOOK_TESTED: "an admin sent a ping to a webhook",
     AuditAction.DELIVERY_REPLAYED: "an admin replayed a delivery",
+    AuditAction.KEY_ROTATION_REQUESTED: "a rotation of the tenant's keys, or of its connections', was begun; "
+    "names its id, kind and command",
+    AuditAction.KEY_ROTATION_PAUSED: "a rotation of keys was paused, or gone on with",
+    AuditAction.KEYS_ROTATED: "a rotation of keys is done; counts new keys, what was moved to them, and the "
+    "older keys that were destroyed or kept",
     AuditAction.HOSTS_ACCEPTED: "the operator has accepted hosts for an integration's secrets; names them",
     AuditAction.AUTHORITY_BROKEN: "a row that says who may do what was not written by Evergrant; refused",
 }
