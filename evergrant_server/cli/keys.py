@@ -121,16 +121,23 @@ async def is_valid_key(settings: Settings, key: str) -> bool:
 
 @keys.command
 def export_api(out: Path, *, flags: Flags | None = None) -> None:
-    """Write the key file for API processes: without the refresh keys."""
-    KeyRing.open(settings_of(flags).key_path, Role.OPERATOR).export(out, Role.API)
-    print(f"wrote {out}: it can open access tokens, but no refresh tokens")
+    """Write the key file for API processes, without the refresh keys. An older copy there is replaced."""
+    written = KeyRing.open(settings_of(flags).key_path, Role.OPERATOR).export(out, Role.API)
+    _say_written(out, written, "it can open access tokens, but no refresh tokens")
 
 
 @keys.command
 def export_gateway(out: Path, *, flags: Flags | None = None) -> None:
-    """Write the key file for gateways: it opens access tokens alone."""
-    KeyRing.open(settings_of(flags).key_path, Role.OPERATOR).export(out, Role.GATEWAY)
-    print(f"wrote {out}: it can open access tokens, but no refresh tokens and no client secrets")
+    """Write the key file for gateways, which opens access tokens alone. An older copy there is replaced."""
+    written = KeyRing.open(settings_of(flags).key_path, Role.OPERATOR).export(out, Role.GATEWAY)
+    _say_written(out, written, "it can open access tokens, but no refresh tokens and no client secrets")
+
+
+def _say_written(out: Path, written: bool, use: str) -> None:
+    if written:
+        print(f"wrote {out}: {use}; restart the processes that use it")
+    else:
+        print(f"{out} is this key file's newest copy already")
 
 
 @keys.command

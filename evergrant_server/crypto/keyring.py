@@ -118,6 +118,10 @@ class KeyRing:
         if file.derive is None and role is not Role.GATEWAY:
             repair = f"Use the full key file, or export one for the {role} role."
             raise keyfile.key_file_error(path, "is a gateway's, which signs for nobody else", repair)
+        lacking = sorted(GATEWAY_SECRETS - file.derived.keys()) if file.derive is None else []
+        if lacking:
+            repair = f"With the full key file: python -m evergrant_server keys export-gateway {path}"
+            raise keyfile.key_file_error(path, f"is of an older version and lacks {', '.join(lacking)}", repair)
         return cls(path, role, file)
 
     @classmethod
@@ -137,17 +141,18 @@ class KeyRing:
     def holds(self, purpose: KeyPurpose) -> bool:
         return purpose in self._file.purposes
 
-    def export(self, path: Path | str, role: Role) -> None:
-        """Write a new key file for `role` alone, for a host that must not hold the other purposes.
+    def export(self, path: Path | str, role: Role) -> bool:
+        """Write the key file for `role` alone, for a host that must not hold the other purposes.
 
-        It can't be rotated: rotate the full file and export again. Raises Failure
-        KEY_UNAVAILABLE when the file exists or this ring lacks a purpose of the role.
+        It can't be rotated: rotate the full file and export again, which replaces an older copy. False: the
+        file is this copy already. Raises Failure KEY_UNAVAILABLE as `keyfile.put_export`, or when this ring
+        lacks a purpose of the role.
         """
         missing = sorted(PURPOSES_OF_ROLE[role] - self._file.purposes.keys())
         if missing:
             why = f"A ring of the {self.role} role doesn't hold the {missing[0]} purpose."
             raise Failure(ErrorCode.KEY_UNAVAILABLE, why)
-        keyfile.create(Path(path), replace(_of_role(self._file, role), export=True))
+        return keyfile.put_export(Path(path), replace(_of_role(self._file, role), export=True))
 
     def rotate(self, purpose: KeyPurpose) -> "KeyRing":
         """Add a new current root key to the file; what the old ones wrapped stays readable.
