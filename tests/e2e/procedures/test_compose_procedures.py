@@ -13,6 +13,7 @@ import httpx2
 from examples.demo.evergrant_api import EvergrantApi
 from tests.e2e.world import define, leave
 from tests.fakes.certificates import LoopbackTls, loopback_tls
+from tests.fakes.databases import postgres
 from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.platform.docker import SERVED, Site, blocks, site
 from tests.fakes.providers.scripted_provider import ScriptedProvider, raw
@@ -88,13 +89,28 @@ class Installed:
         await app.state(connection["id"], "active", PATIENCE_S)
         return Tenant(self, admin, app, key, connection["id"])
 
-    async def follow(self, heading: str, *, numbers: slice = slice(None)) -> str:
+    async def follow(self, heading: str) -> None:
         """Run the section's commands as they stand on the page."""
-        return "".join([await self.place.shell(block) for block in blocks(PAGE, heading, "compose")[numbers]])
+        for block in blocks(PAGE, heading, "compose"):
+            await self.place.shell(block)
+
+    async def restored(self, first: list[str]) -> None:
+        """Restore the backup by the page's commands. No app is answered before the connections are compared."""
+        heading = "## The store was restored from a backup"
+        here, *following = blocks(PAGE, heading, "compose")
+        (elsewhere,) = blocks(PAGE, heading, "compose-new-host")
+        (restore,) = (block for block in (here, elsewhere) if block.startswith(tuple(first)))
+        for block in (restore, *following):
+            if "reconcile" in block:
+                assert set(self.place.running) == {"worker-1", "worker-2"}
+            await self.place.shell(block)
+        assert set(self.place.running) == set(SERVED)
 
     async def diagnosed(self, service: str) -> dict[str, dict[str, Any]]:
         """What `doctor` finds in a container, by check."""
-        words = f"docker compose exec {service} python -m evergrant_server doctor --role {ROLES[service]} -o json"
+        words = (
+            f"docker compose exec {service} python -m evergrant_server doctor --role {ROLES[service]} -o json"
+        )
         findings = json.loads(await self.place.shell(words + " || true"))
         return {finding["check"]: finding for finding in findings}
 
@@ -137,12 +153,35 @@ async def test_a_rotation_reaches_every_container(tmp_path: Path):
 
 
 async def test_a_restored_backup_is_what_every_container_sees(tmp_path: Path):
-    """The backup is older than the key file and the journals of the workers, and than a revocation."""
+    """The backup is older than the key file, the copies of it, and a revocation; then the host is lost."""
     async with installed(tmp_path) as operator:
-        tenant = await operator.tenant("acme")
+        stays, leaves = await operator.tenant("acme"), await operator.tenant("umbrella")
         await operator.follow("## Backups")
         await operator.follow("### Rotating the key file")
-        await tenant.app.post(f"/v1/connections/{tenant.connection_id}/revoke", {"reason": "they left"})
-        await operator.tenant("umbrella")
-        (restore, *_) = blocks(PAGE, "## The store was restored from a backup", "compose")
-        await operator.place.shell(restore)
+        await leaves.app.post(f"/v1/connections/{leaves.connection_id}/revoke", {"reason": "they left"})
+        await leaves.app.state(leaves.connection_id, "revoked", PATIENCE_S)
+        await operator.restored(["docker compose stop"])
+        await stays.requests_work()
+        await leaves.app.state(leaves.connection_id, "revoked", PATIENCE_S)
+        await (await operator.tenant("initech")).requests_work()
+
+        await operator.follow("## Backups")
+        await operator.place.lose_volumes()
+        await operator.restored(["docker compose up --detach postgres"])
+        await stays.requests_work()
+
+
+async def test_an_upgrade_leaves_nothing_of_the_older_version(tmp_path: Path):
+    """The older version's gateway needed one secret less, and its database had a table less."""
+    async with installed(tmp_path) as operator:
+        tenant = await operator.tenant("acme")
+        copy = operator.place.folder / "keys/gateway/keys.json"
+        document = json.loads(copy.read_bytes())
+        del document["derived"]["mcp-session"]
+        copy.write_text(json.dumps(document))
+        await postgres().admin("REVOKE ALL ON usage FROM evergrant_gateway", database="evergrant")
+        del operator.place.beside_init[:]
+        await operator.follow("## Upgrades")
+        assert operator.place.beside_init == [set()], "what still runs has the code of before"
+        await tenant.requests_work()
+        await operator.doctor_is_content()

@@ -11,10 +11,9 @@ import asyncio
 import json
 import shlex
 import shutil
-import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +28,14 @@ from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import TemporalServer, running_temporal
 
 SERVED = ("api", "gateway", "worker-1", "worker-2")  # of the file's services those that run on
-_ONCE = ("secrets", "init")
-_ELSEWHERE = ("postgres", "temporal", "temporal-schema", "temporal-ui", "otel-collector")  # they run here already
+_VOLUMES = ("keys/worker", "keys/api", "keys/gateway", "secrets", "secrets-gateway")
+_ELSEWHERE = (
+    "postgres",
+    "temporal",
+    "temporal-schema",
+    "temporal-ui",
+    "otel-collector",
+)  # they run here already
 _CLIENT = """#!{python} -IS
 import json, socket, sys
 line = socket.socket(socket.AF_UNIX)
@@ -97,7 +102,9 @@ class Site:
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         output, errors = await asyncio.wait_for(child.communicate(), PATIENCE_S)
-        assert child.returncode == status, f"{block}\nended with {child.returncode}:\n{(errors + output).decode()}"
+        assert child.returncode == status, (
+            f"{block}\nended with {child.returncode}:\n{(errors + output).decode()}"
+        )
         return output.decode()
 
     async def command(self, words: Sequence[str], given: bytes) -> Ended:
@@ -125,20 +132,22 @@ class Site:
 
     async def _up(self, rest: Sequence[str]) -> Ended:
         """Those that run already are replaced where the image was built anew."""
-        flags, services = {word for word in rest if word.startswith("-")}, [word for word in rest if word[0] != "-"]
+        flags, services = (
+            {word for word in rest if word.startswith("-")},
+            [word for word in rest if word[0] != "-"],
+        )
         _only(flags, {"--build", "--detach"})
         wanted = [name for name in services or SERVED if name not in _ELSEWHERE]
-        if not wanted:
-            return Ended(0)
-        if (before := await self._prepare()).status:
+        if (before := await self._prepare(("secrets", "init") if wanted else ("secrets",))).status:
             return before
         if "--build" in flags:
             await self._stop([name for name in wanted if name in self.running])
         await self._start([name for name in wanted if name in SERVED and name not in self.running])
         return Ended(0)
 
-    async def _prepare(self) -> Ended:
-        for service in _ONCE:
+    async def _prepare(self, services: Sequence[str] = ("secrets", "init")) -> Ended:
+        """What the others depend on."""
+        for service in services:
             if service == "init":
                 self.beside_init.append(set(self.running))
             ended = await self._finished(service, self.compose.arguments(service), {}, b"")
@@ -210,6 +219,17 @@ class Site:
             assert service in SERVED, f"no service {service}"
         ended = [self.running.pop(service) for service in services if service in self.running]
         await asyncio.gather(*(process.stop() for process in ended))
+
+    async def lose_volumes(self) -> None:
+        """The host is lost, with what its services have written: not Temporal, nor the operator's desk."""
+        await self._stop(list(self.running))
+        server = postgres()
+        await server.drop(server.url("evergrant"))
+        await server.admin("DROP ROLE evergrant_gateway", "CREATE DATABASE evergrant OWNER evergrant")
+        for name in (*_VOLUMES, *(f"data-{service}" for service in SERVED)):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        for name in _VOLUMES:
+            (self.folder / name).mkdir(mode=0o700, parents=True)
 
     async def end(self) -> None:
         await self._stop(list(self.running))
@@ -288,7 +308,7 @@ async def _program(place: Site) -> AsyncIterator[None]:
 async def site(folder: Path, idp: ScriptedProvider) -> AsyncIterator[Site]:
     """A host for the file's services, without any of them. They may call the provider."""
     server, port, gateway_port = postgres(), free_port(), free_port()
-    for name in ("keys/worker", "keys/api", "keys/gateway", "secrets", "secrets-gateway"):
+    for name in _VOLUMES:
         (folder / name).mkdir(mode=0o700, parents=True)
     database_socket = server.url("evergrant").partition("?host=")[2]
     async with running_temporal(folder) as temporal:
@@ -310,7 +330,8 @@ async def site(folder: Path, idp: ScriptedProvider) -> AsyncIterator[Site]:
         await compose.run("secrets")
         password = (folder / "secrets/database-password").read_text()
         await server.admin(  # as the image of PostgreSQL makes its user and its database
-            f"CREATE ROLE evergrant LOGIN SUPERUSER PASSWORD '{password}'", "CREATE DATABASE evergrant OWNER evergrant"
+            f"CREATE ROLE evergrant LOGIN SUPERUSER PASSWORD '{password}'",
+            "CREATE DATABASE evergrant OWNER evergrant",
         )
         try:
             async with _program(place):

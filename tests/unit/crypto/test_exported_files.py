@@ -1,4 +1,4 @@
-"""The copies of a key file for API and gateways: made anew after a rotation, and never over what is no copy."""
+"""The copies of a key file for API and gateways: made anew after a rotation, never over what is no copy."""
 
 import json
 import stat
@@ -25,7 +25,8 @@ def test_a_copy_follows_a_rotation(full: KeyRing, tmp_path: Path, role: Role):
     assert not full.export(copy, role)
     rotated = full.rotate(KeyPurpose.LEASE)
     assert rotated.export(copy, role)
-    assert KeyRing.open(copy, role).current_root_id(KeyPurpose.LEASE) == rotated.current_root_id(KeyPurpose.LEASE)
+    newest = rotated.current_root_id(KeyPurpose.LEASE)
+    assert KeyRing.open(copy, role).current_root_id(KeyPurpose.LEASE) == newest
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     assert [file.name for file in copy.parent.iterdir()] == ["keys.json"]
 
