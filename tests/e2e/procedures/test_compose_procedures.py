@@ -1,5 +1,6 @@
-"""docs/guide/operations.md, its own commands for compose: rotation, backup, restore and upgrade, as an operator
-follows them. Afterwards each container has what its role needs, and nothing old."""
+"""docs/guide/operations.md, its own commands for compose: rotation, backup, restore and upgrade.
+
+Afterwards each container has what its role needs, and nothing old."""
 
 import json
 from collections.abc import AsyncIterator
@@ -95,7 +96,7 @@ class Installed:
             await self.place.shell(block)
 
     async def restored(self, first: list[str]) -> None:
-        """Restore the backup by the page's commands. No app is answered before the connections are compared."""
+        """Restore the backup by the page's commands. Apps wait until the connections are compared."""
         heading = "## The store was restored from a backup"
         here, *following = blocks(PAGE, heading, "compose")
         (elsewhere,) = blocks(PAGE, heading, "compose-new-host")

@@ -93,7 +93,7 @@ class Site:
         return {"EVERGRANT_DATA_DIR": folder, "EVERGRANT_ALLOW_UNBOUND_CONSENT": "true", **trusted}
 
     async def shell(self, block: str, *, status: int = 0) -> str:
-        """Run the lines of a page as an operator does, in a folder of their own; returns what they printed."""
+        """Run the lines of a page as an operator does, in a folder of their own; what they printed."""
         desk = self.folder / "desk"
         desk.mkdir(exist_ok=True)
         path = f"{self.folder / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin"
@@ -184,6 +184,8 @@ class Site:
         self, service: str, command: list[str], environment: dict[str, str], given: bytes
     ) -> Ended:
         env = {**self.compose.environment(service), **self.own(service), **environment}
+        if service != "api":  # where its container is, localhost is no API
+            env["EVERGRANT_PUBLIC_URL"] = "http://127.0.0.1:9"
         image = image_entrypoint()
         if command[: len(image)] != image or given:
             return await _ended(command, env, given)
