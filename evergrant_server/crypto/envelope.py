@@ -102,10 +102,15 @@ _FOR_GOOD = Hold()
 
 def seal(key: SealingKey, place: AssociatedData, value: bytes) -> Sealed:
     """Seal `value` for `place`: it opens with this key, in this place, and nowhere else."""
-    name = key.id.encode()
     nonce = secrets.token_bytes(_NONCE_BYTES)
     body = AESGCM(key.reveal()).encrypt(nonce, value, place.authenticated_data(key.id, VERSION))
-    return Sealed(_MAGIC + bytes((VERSION, len(name))) + name + nonce + body)
+    return Sealed(seal_head(key.id) + nonce + body)
+
+
+def seal_head(key_id: str) -> bytes:
+    """What every value begins with that this key has sealed, and no other key."""
+    name = key_id.encode()
+    return _MAGIC + bytes((VERSION, len(name))) + name
 
 
 def key_id_of(sealed: bytes, place: AssociatedData) -> str:

@@ -297,6 +297,9 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
     unused_permit_after: Duration = timedelta(days=90)
     """How long a permit may go unused until its removal is proposed to the tenant's
     admins (`/v1/access-requests`)."""
+    key_rotation: Duration | None = None
+    """How old a tenant's own keys may become before a worker rotates them, such as 90d; empty: they are
+    rotated by command alone, as keys of connections are."""
     self_permits: bool = False
     """An app with the action `admin` may give itself `token`, `proxy` and `export`. Without this another app
     with `admin` must."""

@@ -58,7 +58,7 @@ def require_authentic(ring: KeyRing, stored: StoredRoot) -> None:
     authentic(ring, RootKey, RootKeyRow, stored.row)
 
 
-class RootKeys(AuthenticatedRepository[RootKey, str]):
+class WrappedRoots(AuthenticatedRepository[RootKey, str]):
     """Rows of the installation, not of a tenant. Only operators and workers change them."""
 
     _table, _model = RootKeyRow, RootKey

@@ -64,7 +64,9 @@ from evergrant_server.store.oauth.requests import (
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.people.people import AdminLogins, PersonLogins, PersonSessions
 from evergrant_server.store.provider_events import Introspections, Receivers
-from evergrant_server.store.root_keys import RootKeys
+from evergrant_server.store.root_keys import WrappedRoots
+from evergrant_server.store.rotation.connection_keys import ConnectionKeyRotation
+from evergrant_server.store.rotation.tenant_keys import TenantKeyRotation
 from evergrant_server.store.sealing import ColumnSealer, UnwrappedKeys
 from evergrant_server.store.tenants import Tenants
 from evergrant_server.store.trusted_issuers import TrustedIssuers
@@ -113,7 +115,7 @@ class Transaction:
     pinned_hosts = _with_ring(PinnedHostsOfAll)
     definitions = _with_ring(Definitions)
     tenants = _with_ring(Tenants)
-    root_keys = _with_ring(RootKeys)
+    root_keys = _with_ring(WrappedRoots)
     access = _with_ring(Access)
     agents = _with_ring(Agents)
     call_approvals = _with_sealer(CallApprovals)
@@ -153,6 +155,8 @@ class Transaction:
     account_identifiers = _with_ring(AccountIdentifiers)
     introspections = _with_connection(Introspections)
     idempotency = _with_sealer(Idempotency)
+    tenant_keys = cached_property(lambda tx: TenantKeyRotation(tx.connection, tx.ring, tx.now))
+    connection_keys = cached_property(lambda tx: ConnectionKeyRotation(tx.connection, tx.ring, tx.now))
 
 
 class Store:

@@ -18,6 +18,7 @@ from opentelemetry import trace
 _QUIET_LIBRARIES = (
     "httpx2", "httpcore2", "authlib", "asyncio", "sqlalchemy", "alembic", "_granian",
     "opentelemetry", "urllib3", "requests",
+    "azure", "boto3", "botocore", "google", "hvac", "msal",  # of key services
 )  # fmt: skip
 
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]

@@ -8,7 +8,7 @@ Two stores share one database: the API's, which can't open refresh tokens, and t
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
@@ -28,12 +28,10 @@ from evergrant_server.core.access import Action, App
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
-from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.integrations import Integration
-from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
-from evergrant_server.core.messages.integrations import DiscoverEndpoints
-from evergrant_server.core.messages.work import CommandT, Job, ResultT
+from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult
 from evergrant_server.core.outbox import OutboxMessage
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
@@ -45,62 +43,13 @@ from evergrant_server.store.database.engine import Pool
 from providers.definition.registry import Registry
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
-from tests.fakes.rows import a_connection, a_description, add_first_consent, an_integration, put_app
+from tests.fakes.rows import a_connection, add_first_consent, an_integration, put_app
+from tests.fakes.scripted_link import ScriptedLink
 
 TENANT = Tenant("acme")
 OTHER = Tenant("acme-2")  # one tenant's name begins with the other's
 PUBLIC_URL = "https://evergrant.test"
 LIFETIME = 3600.0
-Refresh = Callable[[Tenant, ConnectionId, EnsureFresh], Awaitable[EnsureFreshResult]]
-
-
-class ScriptedLink:
-    """Stands where TemporalLink stands. Does nothing it isn't told; keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[EnsureFresh] = []
-        self.discoveries: list[IntegrationId] = []
-        self.events: dict[str | None, list[dict[str, Any]]] = {}
-        self.up = True
-        self.ended = False  # the run of every connection
-        self.next_at = NOW  # what it does next
-        self.on_refresh: Refresh | None = None
-        self.on_job: dict[str, Callable[[Any], Awaitable[Any]]] = {}  # by its name, what a worker does
-
-    async def ensure_fresh(
-        self, tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh, *, timeout: float
-    ) -> EnsureFreshResult:
-        self.asked.append(ask)
-        self._must_be_up()
-        if self.on_refresh is None:
-            raise AssertionError("no refresh was expected")
-        return await self.on_refresh(tenant, connection_id, ask)
-
-    async def describe(
-        self, tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0
-    ) -> ConnectionDescription | None:
-        self._must_be_up()
-        if self.ended:
-            return None
-        facts = {"state": LifecycleState.ACTIVE, "generation": 1, "next_step": "refresh due"}
-        return a_description(connection_id, **facts, next_at=self.next_at)
-
-    async def run_job(self, job: Job[CommandT, ResultT], request: CommandT, timeout: float) -> ResultT:
-        if isinstance(request, DiscoverEndpoints):
-            self.discoveries.append(request.integration_id)
-        self._must_be_up()
-        return await self.on_job[job.name](request)
-
-    async def ready(self) -> bool:
-        return self.up
-
-    async def history(self, workflow: str, run_id: str | None = None) -> list[dict[str, Any]]:
-        self._must_be_up()
-        return self.events[run_id]
-
-    def _must_be_up(self) -> None:
-        if not self.up:
-            raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, retry_after=1.0)
 
 
 class CountingRelay:

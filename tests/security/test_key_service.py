@@ -18,6 +18,7 @@ from tests.fakes.api import Api, running_api
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
 from tests.fakes.key_service import ScriptedKeys, ring_of, wrapped_by
+from tests.fakes.patience import PATIENCE_S
 
 BOUND = timedelta(seconds=3)
 
@@ -68,7 +69,7 @@ async def test_leases_go_on_until_the_bound_then_all_is_refused_and_it_recovers_
         keys.away = False
         async with keeper.running():
             keeper.wake()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 while (answer := await api.lease(key)).status_code != 200:
                     await asyncio.sleep(0.01)
         assert answer.json()["access_token"] == "at-1"

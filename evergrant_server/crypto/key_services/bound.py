@@ -28,7 +28,7 @@ T = TypeVar("T")
 _FORMAT = 1
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
-_SLACK_S = 1.0  # over the limit that a backend keeps by itself, whose failure says more
+SLACK_S = 1.0  # over the limit that a backend keeps by itself, whose failure says more
 
 
 def _head(purpose: ServicePurpose) -> bytes:
@@ -43,7 +43,7 @@ class BoundKeyService:
     Each call is bounded. Raises KeyServiceFailure that names the row, and nothing else.
     """
 
-    def __init__(self, backend: KeyService, limit_s: float = CALL_LIMIT_S + _SLACK_S) -> None:
+    def __init__(self, backend: KeyService, limit_s: float = CALL_LIMIT_S + SLACK_S) -> None:
         self._backend = backend
         self._limit_s = limit_s
 

@@ -53,6 +53,8 @@ class KeyFileService:
         _, keys = await self._keys(purpose)
         end = 1 + wrapped[0] if wrapped else 1
         name = wrapped[1:end].decode(errors="replace")
+        if len(wrapped) < end + _NONCE_BYTES:
+            self._fail(FailureReason.BROKEN, purpose, "wrapped a value that is cut short")
         if name not in keys:
             self._fail(FailureReason.GONE, purpose, f"was {name!r} when it wrapped this, and it isn't in it")
         nonce, body = wrapped[end : end + _NONCE_BYTES], wrapped[end + _NONCE_BYTES :]

@@ -36,6 +36,7 @@ from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
 from tests.fakes.key_service import ScriptedKeys, ring_of, wrapped_by
+from tests.fakes.patience import PATIENCE_S
 
 LONG, SHORT = timedelta(minutes=5), timedelta(seconds=1.5)
 LEASE = ServicePurpose.LEASE
@@ -130,7 +131,7 @@ async def test_while_the_service_is_away_keys_are_held_until_the_bound_and_come_
         keys.away = False
         async with keeper.running():
             keeper.wake()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 while True:
                     try:
                         ring.require_all()
