@@ -27,6 +27,7 @@ from evergrant_server.crypto import (
     seal,
 )
 from evergrant_server.crypto.envelope import key_unavailable, seal_broken
+from evergrant_server.crypto.key_services.port import ServicePurpose
 from evergrant_server.store.database.columns import sealed_place, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import (
@@ -53,6 +54,7 @@ from evergrant_server.store.keys import (
     key_associated_data,
     unwrap,
 )
+from evergrant_server.store.root_keys import WrappedRoots
 
 
 class UnwrappedKeys:
@@ -268,6 +270,8 @@ class ColumnSealer:
         place = key_associated_data(tenant, key.id, purpose, connection_id)
         if connection_id == NO_CONNECTION:
             parent, wrapped = self.ring.current_root_id(purpose), self.ring.wrap(purpose, place, key)
+            root_keys = WrappedRoots(self._connection, self.ring)
+            await root_keys.require_current(parent, ServicePurpose(purpose.of_roots))
         else:
             above = await self._current(purpose, NO_CONNECTION, for_place)
             parent, wrapped = above.id, seal(above, place, key.reveal())

@@ -12,7 +12,7 @@ from sqlmodel import col
 
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.crypto import KeyPurpose, KeyRing
+from evergrant_server.crypto import ROOT_PURPOSES, KeyPurpose, KeyRing
 from evergrant_server.store.access import Access
 from evergrant_server.store.agents.agents import Agents, AgentStops
 from evergrant_server.store.agents.delegations import DelegationRules, Delegations
@@ -64,6 +64,7 @@ from evergrant_server.store.oauth.requests import (
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.people.people import AdminLogins, PersonLogins, PersonSessions
 from evergrant_server.store.provider_events import Introspections, Receivers
+from evergrant_server.store.root_keys import WrappedRoots
 from evergrant_server.store.rotation.connection_keys import ConnectionKeyRotation
 from evergrant_server.store.rotation.tenant_keys import TenantKeyRotation
 from evergrant_server.store.sealing import ColumnSealer, UnwrappedKeys
@@ -114,6 +115,7 @@ class Transaction:
     pinned_hosts = _with_ring(PinnedHostsOfAll)
     definitions = _with_ring(Definitions)
     tenants = _with_ring(Tenants)
+    root_keys = _with_ring(WrappedRoots)
     access = _with_ring(Access)
     agents = _with_ring(Agents)
     call_approvals = _with_sealer(CallApprovals)
@@ -292,7 +294,7 @@ async def require_matching_key_ring(store: Store, ring: KeyRing) -> None:
     Checked at the start: otherwise the process would seal new rows under other keys than the old
     rows.
     """
-    for purpose in KeyPurpose:
+    for purpose in ROOT_PURPOSES:
         if not ring.holds(purpose):
             continue
         try:
@@ -300,9 +302,10 @@ async def require_matching_key_ring(store: Store, ring: KeyRing) -> None:
         except Failure as failure:
             if failure.code not in (ErrorCode.KEY_UNAVAILABLE, ErrorCode.SEAL_BROKEN):
                 raise
+            held = ", ".join(ring.root_ids()[purpose])
             raise Failure(
                 ErrorCode.KEY_UNAVAILABLE,
-                f"{ring!r} doesn't open this database's keys ({failure.detail}) "
+                f"{ring!r} doesn't open this database's keys: {failure.detail} It has {held} for that. "
                 "Set EVERGRANT_KEY_FILE to the key file that filled this database, or restore that file.",
-                key_file="another database's",
+                key_file=str(ring.source),
             ) from None

@@ -290,15 +290,15 @@ async def running_api(
     database_url: str = "",
     certificates: CertificateHeader | None = None,
     now: datetime = NOW,
+    ring: KeyRing | None = None,
     **more: Any,
 ) -> AsyncIterator[Api]:
-    """Keys, and the API over a database: a fresh SQLite file, unless one is named. `more` are settings.
-
-    `certificates`: it is the listener that a proxy reaches, which hands certificates on so.
-    """
-    clock = SetClock(now)
-    key_file = folder / "keys.json"
-    KeyRing.create(key_file)
+    """Keys (those of `ring`, if it is given), and the API over a database: a fresh SQLite file, unless one is
+    named. `more` are settings, `certificates` how a proxy in front hands on certificates."""
+    clock, key_file = SetClock(now), folder / "keys.json"
+    if ring is None:
+        KeyRing.create(key_file)
+        ring = KeyRing.open(key_file, Role.API)
     url = database_url or sqlite_url(folder)
     if not database_url:
         await migrated_sqlite(folder)
@@ -312,7 +312,6 @@ async def running_api(
         allow_unbound_consent=True,
         **more,
     )
-    ring = KeyRing.open(key_file, Role.API)
     store = await Store.open(url, ring, clock)
     worker = await Store.open(url, KeyRing.open(key_file, Role.WORKER), clock)
     ledger = LeaseLedger(store.in_pool(Pool.LEDGER), "api-test", clock)

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from evergrant_server.core.errors import Failure
 from evergrant_server.crypto import keyfile
+from evergrant_server.crypto.bundle import GATEWAY_WRAPPING, derived_key
 from evergrant_server.crypto.envelope import SealingKey
 from evergrant_server.crypto.key_services.port import (
     Context,
@@ -23,7 +24,6 @@ from evergrant_server.crypto.key_services.port import (
     ServicePurpose,
     ServiceUrl,
 )
-from evergrant_server.crypto.keyring import GATEWAY_WRAPPING, derived_key
 
 _NONCE_BYTES = 12
 _WRAPPING = "key service"  # what is derived from a key of the file to wrap with it
