@@ -141,6 +141,15 @@ class RootMoves:
         following = int(number) + 1
         return moved._replace(after=(str(following),) if following < len(places) else None)
 
+    async def count_all(self, purposes: Sequence[KeyPurpose]) -> int:
+        """How much stands under roots of these purposes."""
+        total = 0
+        for place in _places(purposes):
+            rows = place.rows.where(_under_another(place, purposes, ""))
+            count = select(func.count()).select_from(rows.subquery())
+            total += (await self._connection.execute(count)).scalar_one()
+        return total
+
     async def count_left(self, purposes: Sequence[KeyPurpose], root_id: str) -> int:
         """How much stands under another root of these purposes: keys, and authenticators that are good."""
         left = 0
