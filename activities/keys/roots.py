@@ -72,7 +72,7 @@ class RootRotation(KeyRotation):
         return await self.following(progress.__replace__(replaced=progress.replaced + made))
 
     async def advance(self, progress: KeyRotationProgress) -> KeyRotationProgress:
-        """As of every rotation, once this process knows which root seals: another may have made it current."""
+        """As of every rotation, once this process seals with the root that another has made current."""
         if progress.step in _MOVING:
             async with self._store.read() as tx:
                 current = [row.root.id for row in await tx.root_keys.all() if self._seals(row.root)]

@@ -141,6 +141,12 @@ class RootMoves:
         following = int(number) + 1
         return moved._replace(after=(str(following),) if following < len(places) else None)
 
+    async def tenant_keys_by_root(self) -> dict[str, int]:
+        """How many tenants' keys each root wraps."""
+        query = select(_K.wrapping_key_id, func.count().label("keys"))
+        query = query.where(_K.connection_id == NO_CONNECTION).group_by(_K.wrapping_key_id)
+        return {row["wrapping_key_id"]: row["keys"] for row in await fetch_all(self._connection, query)}
+
     async def count_all(self, purposes: Sequence[KeyPurpose]) -> int:
         """How much stands under roots of these purposes."""
         total = 0

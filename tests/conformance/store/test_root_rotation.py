@@ -12,7 +12,6 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.key_rotation import RotationCommand, RotationKind, RotationStep
 from evergrant_server.core.messages.keys import KeyRotationCall, KeyRotationProgress
 from evergrant_server.crypto import KeyPurpose, Role
-from evergrant_server.crypto.root_keys import RootState
 from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow
 from evergrant_server.store.integrations.tables import IntegrationRow
@@ -37,7 +36,7 @@ async def rotated(
     call: KeyRotationCall,
     until: RotationStep | None = None,
 ) -> KeyRotationProgress:
-    """To its end, to the beginning of a step, or until it waits for a process. All keepers look after a page."""
+    """To its end, to a step, or until it waits for a process. Keepers look after each page."""
     progress = call.progress
     for _ in range(100):
         if progress.done or progress.waits_for or progress.step is until is not None:
@@ -182,4 +181,3 @@ async def test_roots_of_a_key_file_are_rewrapped_without_rows(store: Store):
             await tx.root_moves.count_left((KeyPurpose.REFRESH,), ring.current_root_id(KeyPurpose.REFRESH))
             == 0
         )
-    assert RootState.CURRENT
