@@ -24,7 +24,7 @@ from evergrant_server.store.connections.tables import (
     ConnectionRow,
     LateTokensRow,
 )
-from evergrant_server.store.database.columns import sealed_place, table_of
+from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import (
     ModelRepository,
     columns_equal,
@@ -32,6 +32,7 @@ from evergrant_server.store.database.rows import (
     find_one,
     read_model,
 )
+from evergrant_server.store.keys import sealed_place
 from evergrant_server.store.sealing import SealedRepository
 
 _MOST_SUPERSEDED = 20  # an answer that this many later uses superseded is worth nothing

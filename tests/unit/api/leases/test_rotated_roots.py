@@ -6,7 +6,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.key_rotation import RotationStep
 from evergrant_server.crypto import KeyPurpose, Role
 from evergrant_server.wiring.root_keeper import RootKeeper
-from tests.conformance.store.test_root_rotation import of_root, rotated
+from tests.conformance.store.keys.test_root_rotation import of_root, rotated
 from tests.fakes.api import Api
 from tests.fakes.key_service import ScriptedKeys, wrapped_by
 
