@@ -7,7 +7,6 @@ from enum import StrEnum
 
 from evergrant_server.core import failure_kinds as kinds
 from evergrant_server.core.failure_kinds import FailureKind, FailureRule, Repairer, RetryAdvice
-from evergrant_server.core.platform_failures import PLATFORM_FAILURES
 
 
 class ErrorCode(StrEnum):
@@ -274,7 +273,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Request all of the token's scopes, or not exactly these; or consent to these alone in a connection "
         "of their own.",
     ),
-    **{ErrorCode(code): rule for code, rule in PLATFORM_FAILURES.items()},
+    **{ErrorCode(code): rule for code, rule in kinds.PLATFORM_FAILURES.items()},
     ErrorCode.INVALID_REQUEST: _caller("The request is malformed.", "Correct the named field."),
     ErrorCode.UNAUTHENTICATED: _caller(
         "No valid credential came with the request.",
