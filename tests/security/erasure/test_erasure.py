@@ -344,7 +344,7 @@ async def test_a_tenant_is_erased_with_its_keys_and_no_other_tenant_loses_a_row(
     assert left == {"audit", "audit_shard", "erasure", "tenant_standing"}
     assert (await audit.verify_log(api.worker, TENANT)).problem is None
     assert (await api.row(OTHER, other.id)).state is LifecycleState.ACTIVE
-    assert (await api.post("/v1/lease", person.app, {"connection_id": connection.id})).status_code == 401
+    assert (await api.lease(person.app)).status_code == 401
 
 
 async def test_a_connection_is_erased_from_its_page_once_the_subject_is_typed(alice: Life):
