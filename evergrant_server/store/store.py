@@ -12,7 +12,7 @@ from sqlmodel import col
 
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.crypto import ROOT_PURPOSES, KeyPurpose, KeyRing
+from evergrant_server.crypto import ROOT_PURPOSES, KeyPurpose, KeyRing, Role
 from evergrant_server.store.access import Access
 from evergrant_server.store.agents.agents import Agents, AgentStops
 from evergrant_server.store.agents.delegations import DelegationRules, Delegations
@@ -316,10 +316,12 @@ async def require_matching_key_ring(store: Store, ring: KeyRing) -> None:
         except Failure as failure:
             if failure.code not in (ErrorCode.KEY_UNAVAILABLE, ErrorCode.SEAL_BROKEN):
                 raise
-            held = ", ".join(ring.root_ids()[purpose])
+            held = f"It has {', '.join(ring.root_ids()[purpose])} for that."
+            repair = "Set EVERGRANT_KEY_FILE to the key file that filled this database, or restore that file."
+            if ring.role in (Role.API, Role.GATEWAY):
+                repair += f" A copy is made anew where the full key file is: keys export-{ring.role}."
             raise Failure(
                 ErrorCode.KEY_UNAVAILABLE,
-                f"{ring!r} doesn't open this database's keys: {failure.detail} It has {held} for that. "
-                "Set EVERGRANT_KEY_FILE to the key file that filled this database, or restore that file.",
+                f"{ring!r} doesn't open this database's keys: {failure.detail} {held} {repair}",
                 key_file=str(ring.source),
             ) from None
