@@ -15,7 +15,7 @@ from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto.keyfile import key_file_error
-from evergrant_server.crypto.keyring import KeyPurpose, KeyRing, Role
+from evergrant_server.crypto.keyring import ROOT_PURPOSES, KeyPurpose, KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
@@ -66,8 +66,8 @@ def missing_key_file(settings: Settings) -> Failure:
 def rotate(purpose: str, *, flags: Flags | None = None) -> None:
     """Add a new current root key for a purpose (lease, refresh or intake). Old rows stay readable."""
     settings = settings_of(flags)
-    if purpose not in set(KeyPurpose):
-        raise BadSettings(f"there is no key purpose {purpose!r}: use {', '.join(KeyPurpose)}")
+    if purpose not in ROOT_PURPOSES:
+        raise BadSettings(f"no roots are of the purpose {purpose!r}: use {', '.join(ROOT_PURPOSES)}")
     ring = KeyRing.open(settings.key_path, Role.OPERATOR)
     current = ring.rotate(KeyPurpose(purpose)).current_root_id(KeyPurpose(purpose))
     print(f"{purpose}: the current key is now {current}; restart API and workers")

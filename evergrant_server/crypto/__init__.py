@@ -16,9 +16,10 @@ from evergrant_server.crypto.envelope import (
     seal,
 )
 from evergrant_server.crypto.jose import Recipient, new_proof_key
-from evergrant_server.crypto.keyring import KeyPurpose, KeyRing, Role, Signer
+from evergrant_server.crypto.keyring import ROOT_PURPOSES, KeyPurpose, KeyRing, Role, Signer
 
 __all__ = [
+    "ROOT_PURPOSES",
     "AssociatedData",
     "KeyPurpose",
     "KeyRing",

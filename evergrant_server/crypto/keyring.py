@@ -42,6 +42,16 @@ class KeyPurpose(StrEnum):
     LEASE = "lease"  # access tokens
     REFRESH = "refresh"  # refresh tokens and id tokens
     INTAKE = "intake"  # client secrets, verifiers, codes, connect links
+    STORY = "story"  # what a connection's workflow writes into Temporal; under the roots of `lease`
+
+    @property
+    def of_roots(self) -> "KeyPurpose":
+        """The purpose whose roots wrap the tenants' keys of this one.
+
+        Every role writes messages to workflows, and holds `lease`: roots of their own would protect nothing
+        (ADR 0103).
+        """
+        return KeyPurpose.LEASE if self is KeyPurpose.STORY else self
 
 
 class Role(StrEnum):
@@ -68,12 +78,12 @@ GATEWAY_SECRETS = frozenset(
 )
 _MOST_VERIFIED = 20_000  # signatures that are remembered: about 5 MB
 
-
+ROOT_PURPOSES = (KeyPurpose.LEASE, KeyPurpose.REFRESH, KeyPurpose.INTAKE)  # each with roots of its own
 PURPOSES_OF_ROLE: dict[Role, frozenset[KeyPurpose]] = {
     Role.API: frozenset({KeyPurpose.LEASE, KeyPurpose.INTAKE}),
     Role.GATEWAY: frozenset({KeyPurpose.LEASE}),
-    Role.WORKER: frozenset(KeyPurpose),
-    Role.OPERATOR: frozenset(KeyPurpose),
+    Role.WORKER: frozenset(ROOT_PURPOSES),
+    Role.OPERATOR: frozenset(ROOT_PURPOSES),
 }
 
 
@@ -125,7 +135,7 @@ class KeyRing:
 
         Raises Failure KEY_UNAVAILABLE when the file exists already or can't be written.
         """
-        purposes = {purpose.value: _with_new_key(None) for purpose in KeyPurpose}
+        purposes = {purpose.value: _with_new_key(None) for purpose in ROOT_PURPOSES}
         file = KeyFile(purposes, new_sealing_key("subject"), new_sealing_key("derive"))
         keyfile.create(Path(path), file)
         return cls.open(path, role)
@@ -134,7 +144,7 @@ class KeyRing:
         return f"KeyRing({str(self._path)!r}, {self.role.value})"
 
     def holds(self, purpose: KeyPurpose) -> bool:
-        return purpose in self._file.purposes
+        return purpose.of_roots in self._file.purposes
 
     def export(self, path: Path | str, role: Role) -> None:
         """Write a new key file for `role` alone, for a host that must not hold the other purposes.
@@ -182,7 +192,7 @@ class KeyRing:
 
     def current_root_id(self, purpose: KeyPurpose) -> str:
         """The id of the root key that seals in this purpose now."""
-        return self._file.purposes[purpose].current
+        return self._file.purposes[purpose.of_roots].current
 
     def subject_hash(self, tenant: str, subject: str) -> str:
         """A keyed hash for search indexes: 128 bits of HMAC-SHA256 in hex, the same after a rotation."""
@@ -284,7 +294,7 @@ class KeyRing:
         return f"{root_id}.{digest.hex()}"
 
     def _roots(self, purpose: KeyPurpose, place: AssociatedData) -> RootKeys:
-        roots = self._file.purposes.get(purpose)
+        roots = self._file.purposes.get(purpose.of_roots)
         if roots is None:
             raise key_unavailable(place, f"the {self.role} role doesn't hold the {purpose} purpose")
         return roots

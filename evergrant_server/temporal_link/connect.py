@@ -2,6 +2,7 @@
 the namespace itself, its search attributes and its retention."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from temporalio.api.workflowservice.v1 import (
     UpdateNamespaceRequest,
 )
 from temporalio.client import Client
+from temporalio.converter import DataConverter, DefaultFailureConverter
 from temporalio.envconfig import ClientConfig
 from temporalio.plugin import SimplePlugin
 from temporalio.service import RPCError, RPCStatusCode
@@ -22,9 +24,16 @@ from temporalio.service import RPCError, RPCStatusCode
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.names import SearchAttribute
 from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.store import Store
 from evergrant_server.telemetry import traces
 from evergrant_server.temporal_link.received import DATA_CONVERTER
 from evergrant_server.temporal_link.runs import call_temporal, find_in_temporal
+from evergrant_server.temporal_link.stories import (
+    StoryCodec,
+    StoryFailureConverter,
+    StoryKeys,
+    users_codec,
+)
 
 _NOT_THERE = (
     "Start it, or correct EVERGRANT_TEMPORAL_ADDRESS: the port of its frontend (7233), not of its UI. If it "
@@ -33,12 +42,14 @@ _NOT_THERE = (
 _REPAIR = "Run: python -m evergrant_server db upgrade"
 
 
-async def connect(settings: Settings, *, lazy: bool = False, **options: Any) -> Client:
-    """Connect a client to the configured namespace.
+async def connect(
+    settings: Settings, store: Store | None = None, *, lazy: bool = False, **options: Any
+) -> Client:
+    """Connect a client to the configured namespace; with the store it reads and writes sealed stories.
 
     The address comes from `temporal_address`, else from Temporal's own environment and profile
     file (`temporalio.envconfig`), which also configure TLS and API keys. Raises BadSettings for a
-    bad profile, and Failure TEMPORAL_UNAVAILABLE unless `lazy`.
+    bad profile or codec, and Failure TEMPORAL_UNAVAILABLE unless `lazy`.
     """
     profile: dict[str, Any] = {}
     if not settings.temporal_address:
@@ -53,11 +64,19 @@ async def connect(settings: Settings, *, lazy: bool = False, **options: Any) -> 
         if settings.temporal_address
         else profile.get("namespace", settings.temporal_namespace)
     )
+    converter = DATA_CONVERTER if store is None else _story_converter(settings, store, profile["namespace"])
     try:
-        return await Client.connect(target, data_converter=DATA_CONVERTER, lazy=lazy, **profile, **options)
+        return await Client.connect(target, data_converter=converter, lazy=lazy, **profile, **options)
     except RuntimeError:
         why = f"no Temporal server answers at {target}"
         raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, why, repair=_NOT_THERE) from None
+
+
+def _story_converter(settings: Settings, store: Store, namespace: str) -> DataConverter:
+    seals = settings.seal_histories
+    codec = StoryCodec(StoryKeys(store), namespace, users_codec(settings.temporal_codec), seals=seals)
+    failures = StoryFailureConverter if seals else DefaultFailureConverter
+    return replace(DATA_CONVERTER, payload_codec=codec, failure_converter_class=failures)
 
 
 def client_plugins() -> list[SimplePlugin]:

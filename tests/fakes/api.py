@@ -8,7 +8,7 @@ Two stores share one database: the API's, which can't open refresh tokens, and t
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
@@ -42,6 +42,7 @@ from evergrant_server.settings import Settings
 from evergrant_server.settings.types import CertificateHeader
 from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.database.engine import Pool
+from evergrant_server.temporal_link.stories import MayRead, StoryCodec, StoryKeys
 from providers.definition.registry import Registry
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
@@ -66,6 +67,7 @@ class ScriptedLink:
         self.next_at = NOW  # what it does next
         self.on_refresh: Refresh | None = None
         self.on_job: dict[str, Callable[[Any], Awaitable[Any]]] = {}  # by its name, what a worker does
+        self.codec: StoryCodec  # of the API's own store and keys: see `running_api`
 
     async def ensure_fresh(
         self, tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh, *, timeout: float
@@ -97,6 +99,14 @@ class ScriptedLink:
     async def history(self, workflow: str, run_id: str | None = None) -> list[dict[str, Any]]:
         self._must_be_up()
         return self.events[run_id]
+
+    async def open_events(self, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return await self.codec.open_events(events)
+
+    async def read_payloads(
+        self, payloads: Sequence[dict[str, Any]], may_read: MayRead
+    ) -> list[dict[str, Any]]:
+        return [await self.codec.read(payload, may_read) for payload in payloads]
 
     def _must_be_up(self) -> None:
         if not self.up:
@@ -382,6 +392,7 @@ async def running_api(
         offer_consent=offer_consent,
     )
     api = Api(parts, worker, clock, certificates)
+    api.link.codec = StoryCodec(StoryKeys(store), settings.temporal_namespace)
     try:
         yield api
     finally:

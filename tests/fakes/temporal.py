@@ -168,6 +168,21 @@ class TemporalServer:
             return False
 
 
+def payloads_in(events: Any) -> list[dict[str, Any]]:
+    """Each payload of a history, as Temporal's JSON has it, but for search attributes: those stay plain."""
+    match events:
+        case {"indexedFields": dict()}:
+            return []
+        case {"metadata": dict(), "data": str()} as payload:
+            return [payload]
+        case dict():
+            return [payload for member in events.values() for payload in payloads_in(member)]
+        case list():
+            return [payload for member in events for payload in payloads_in(member)]
+        case _:
+            return []
+
+
 @asynccontextmanager
 async def running_temporal(data: Path, *, settings: Sequence[str] = ()) -> AsyncIterator[TemporalServer]:
     """The dev server for the length of a block."""

@@ -11,7 +11,7 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Origin
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from evergrant_server.crypto import KeyPurpose, KeyRing, Role
+from evergrant_server.crypto import ROOT_PURPOSES, KeyPurpose, KeyRing, Role
 from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.connections.tables import ConnectionGrantRow
 from evergrant_server.store.database.columns import METADATA, Row
@@ -202,7 +202,7 @@ async def test_rows_sealed_under_an_old_root_stay_readable(
 ):
     connection = await granted(store)
     rotated = ring
-    for lane in KeyPurpose:
+    for lane in ROOT_PURPOSES:
         rotated = rotated.rotate(lane)
     after = await Store.open(database_url, rotated, clock)
     try:
