@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import random
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -39,7 +40,7 @@ ROUND_SIZE = 20  # deliveries; with the slowest receiver a round still ends with
 CONCURRENT_DELIVERIES = 4  # to one endpoint
 CONCURRENT_ROUNDS = 20  # in one worker: slow receivers must not take the slots that refreshes need; one
 # tenant's take half of these
-_BUSY_WAIT = timedelta(seconds=5)
+_BUSY_WAIT_S = (4.0, 12.0)  # spread: those that were refused together don't all ask again together
 _LEAST_WAIT_S = 1.0  # after a round that had nothing to send
 
 _SCHEDULE_CONTEXT = RequestContext(by="schedule")
@@ -82,8 +83,9 @@ class WebhookDeliveryActivities:
         The first one is sent alone, so an endpoint that is down costs one request per round.
         """
         if not self._rounds.has_turn(request.tenant, request.webhook_id):
-            wait_s = _BUSY_WAIT.total_seconds()
-            return DeliveryRound(next_at=self._clock.now() + _BUSY_WAIT, paused=True, wait_s=wait_s)
+            wait_s = random.uniform(*_BUSY_WAIT_S)
+            next_at = self._clock.now() + timedelta(seconds=wait_s)
+            return DeliveryRound(next_at=next_at, paused=True, wait_s=wait_s)
         async with self._rounds.turn(request.tenant, request.webhook_id), heartbeating():
             return await self._deliver_round(request)
 

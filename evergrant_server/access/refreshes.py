@@ -38,6 +38,7 @@ _LONGEST_WHY = 300  # characters: who writes in Temporal's namespace chooses the
 POLL_INTERVAL_S = 0.075
 _LONGEST_PAUSE_S = 1.0  # of one connection; Temporal's answer is what comes first as a rule
 _GROWTH = 1.5
+_LIMITS_SHARED = 3  # of a caller: while a provider hangs, callers that come again join what was asked already
 _MOST_AT_ONCE = 500  # connections in one query
 
 
@@ -75,6 +76,7 @@ class RefreshWaiter:
         self._rows = rows
         self._link = link
         self._longest = longest.total_seconds()
+        self._shared = self._longest * _LIMITS_SHARED
         self._poller = PositionPoller(rows)
         self._turns, self._turns_ahead = FairTurns(_MOST_UPDATES), FairTurns(_MOST_AHEAD)
         # with whether it is ahead: the workflow takes such a refresh for one without a waiting caller
@@ -163,16 +165,18 @@ class RefreshWaiter:
     async def _wait(self, key: RefreshKey, context: RequestContext, *, ahead: bool) -> RefreshWaitResult:
         """Ask the workflow, and poll the store too unless the refresh is ahead of any caller."""
         tenant, connection, seen, *_ = key
+        integration = ""
         with contextlib.suppress(Failure):
             row = await self._rows.load(tenant, connection)
-            if _is_over(row, seen):  # done already
+            if row is None or _is_over(row, seen):  # done already
                 return RefreshWaitResult(row)
-        answer = asyncio.create_task(self._ask_workflow(key, context, ahead=ahead))
+            integration = row.integration_id
+        answer = asyncio.create_task(self._ask_workflow(key, context, integration, ahead=ahead))
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not ahead:
             over = asyncio.create_task(self._poller.wait_until_over(tenant, connection, seen))
         try:
-            await asyncio.wait((answer, over), timeout=self._longest, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((answer, over), timeout=self._shared, return_when=asyncio.FIRST_COMPLETED)
             timed_out, failure = not (answer.done() or over.done()), None
             if not over.done():
                 failure = (
@@ -189,15 +193,21 @@ class RefreshWaiter:
             return RefreshWaitResult(None, broken)
         return RefreshWaitResult(row, None if _is_newer(row, seen) else failure, timed_out)
 
-    async def _ask_workflow(self, key: RefreshKey, context: RequestContext, *, ahead: bool) -> Failure:
-        """The failure that applies if the store has nothing newer after the workflow's answer."""
+    async def _ask_workflow(
+        self, key: RefreshKey, context: RequestContext, integration: str, *, ahead: bool
+    ) -> Failure:
+        """The failure that applies if the store has nothing newer after the workflow's answer.
+
+        A provider that hangs keeps the turns of its integration's callers, not those of their app's others.
+        """
         tenant, connection, seen, reason, scopes, repaired = key
         asked = {"refresh_reason": reason, "ahead": ahead, "scopes": scopes, "repaired": repaired}
         request = EnsureFresh(seen_generation=seen, context=context, **asked)
         turns, within_s = (self._turns_ahead, 0) if ahead else (self._turns, None)
+        part = context.by if ahead else f"{context.by} {integration}"
         try:
-            async with turns.turn(tenant, context.by, within_s):
-                result = await self._link.ensure_fresh(tenant, connection, request, timeout=self._longest)
+            async with turns.turn(tenant, part, within_s):
+                result = await self._link.ensure_fresh(tenant, connection, request, timeout=self._shared)
         except Failure as failure:
             return failure
         except TimeoutError:

@@ -67,6 +67,8 @@ class ErrorCode(StrEnum):
     SCHEMA_MISMATCH = "schema_mismatch"
     STORE_BEHIND = "store_behind"
     KEY_UNAVAILABLE = "key_unavailable"
+    KEY_DENIED = "key_denied"
+    KEY_GONE = "key_gone"
     SEAL_BROKEN = "seal_broken"
     AUTHORITY_BROKEN = "authority_broken"
     AUDIT_UNAVAILABLE = "audit_unavailable"
@@ -284,7 +286,19 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         retry=RetryAdvice.AFTER_REPAIR,
     ),
     ErrorCode.KEY_UNAVAILABLE: _platform(
-        "A key that sealed this row is not in the key ring.", "Restore the key file."
+        "A key that sealed this row is not in the key ring.",
+        "Restore the key file; or, where a key service wraps the keys, see why it doesn't answer: "
+        "python -m evergrant_server doctor.",
+    ),
+    ErrorCode.KEY_DENIED: _platform(
+        "The key service refuses its key to this process.",
+        "Allow the principal that python -m evergrant_server doctor names to use that key.",
+        retry=RetryAdvice.AFTER_REPAIR,
+    ),
+    ErrorCode.KEY_GONE: _platform(
+        "A key of the key service doesn't exist, is disabled, or waits for its deletion.",
+        "Enable or restore the key that python -m evergrant_server doctor names.",
+        retry=RetryAdvice.AFTER_REPAIR,
     ),
     ErrorCode.SEAL_BROKEN: _platform(
         "A sealed value was altered, moved or sealed with another key.",

@@ -70,11 +70,12 @@ class Signer(StrEnum):
     GATEWAY = "gateway"
 
 
+GATEWAY_WRAPPING = "key service gateway"  # with which the key file wraps a gateway's secrets
 # what a gateway derives, alone: to find callers, to seal its own sessions, to sign as itself, and
 # to page lists, whose rows are judged one by one
 GATEWAY_SECRETS = frozenset(
     {"api keys", "api.cursor", "agent call", "connect link", "mcp request state", "mcp-session"}
-    | {"audit head gateway", "request proof gateway", "sign gateway"}
+    | {"audit head gateway", "request proof gateway", "sign gateway", GATEWAY_WRAPPING}
 )
 _MOST_VERIFIED = 20_000  # signatures that are remembered: about 5 MB
 

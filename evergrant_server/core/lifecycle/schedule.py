@@ -85,7 +85,8 @@ _LONGEST_IDLE_S = 1e12  # half of it is beyond every date; a span holds no more 
 
 # Met before anything is sent, and over as soon as the operator has repaired it.
 _PLATFORM_CODES = frozenset(
-    {ErrorCode.KEY_UNAVAILABLE, ErrorCode.JOURNAL_UNAVAILABLE, ErrorCode.STORE_UNAVAILABLE}
+    {ErrorCode.KEY_UNAVAILABLE, ErrorCode.KEY_DENIED, ErrorCode.KEY_GONE}
+    | {ErrorCode.JOURNAL_UNAVAILABLE, ErrorCode.STORE_UNAVAILABLE}
 )
 # Refused before anything is sent, by what an operator has set: no workflow hears of its repair.
 UNSENT_CODES = frozenset({ErrorCode.EGRESS_REFUSED, ErrorCode.HOST_NOT_ACCEPTED})

@@ -21,7 +21,7 @@ async def test_no_fresh_lease_fails_in_another_tenants_trouble(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("during_ms", "slowdown", "is_violation"),
-    [(70, 1.0, True), (50, 1.0, False), (70, 1.5, False), (120, 1.5, True), (200, 2.5, False)],
+    [(70, 1.0, True), (50, 1.0, False), (70, 1.5, False), (120, 1.5, True), (200, 3.5, False)],
     ids=["more than doubled", "less", "the machine's part", "beyond the machine's part", "not compared"],
 )
 def test_a_p99_may_double_without_what_the_api_waited_for_a_core(

@@ -27,10 +27,12 @@ class Rows:
         self.loads = self.most = 0
         self.polled_at: list[float] = []
         self.generations: dict[str, int] = {}
+        self.integrations: dict[str, str] = {}
 
     async def load(self, tenant: Tenant, connection_id: ConnectionId) -> LeaseRow:
         self.loads += 1
-        who = (tenant, connection_id, IntegrationId("int_1"), "crm", "gitlab", "user-1", "default")
+        integration = IntegrationId(self.integrations.get(connection_id, "int_1"))
+        who = (tenant, connection_id, integration, "crm", "gitlab", "user-1", "default")
         state, generation = LifecycleState.ACTIVE, self.generations.get(connection_id, 1)
         return LeaseRow(*who, state, None, None, None, 1, generation, None, None, None)
 
@@ -110,6 +112,34 @@ async def test_a_tenant_whose_refreshes_hang_leaves_another_its_turn_at_temporal
     assert {it.failure.code for it in results if it.failure} == {ErrorCode.PROVIDER_ERROR}, (
         "each had its turn"
     )
+
+
+async def test_an_integration_whose_refreshes_hang_leaves_another_of_the_same_app_its_turn():
+    rows, temporal = Rows(), Temporal()
+    waiter = RefreshWaiter(rows, temporal, LONGEST)  # type: ignore[arg-type]  # stand-ins
+    hanging = [wait_for(waiter, f"con_{n}") for n in range(100)]
+    await until(lambda: len(temporal.open) == 43)
+    rows.integrations["con_100"] = "int_2"
+    another = wait_for(waiter, "con_100")
+    await until(lambda: len(temporal.open) == 44)
+    temporal.answers.set()
+    await asyncio.gather(*hanging, another)
+
+
+async def test_a_caller_that_comes_again_joins_what_was_asked_while_the_provider_hangs():
+    """Callers that time out together would otherwise ask the workflow again together."""
+    temporal = Temporal()
+    waiter = RefreshWaiter(Rows(), temporal, timedelta(seconds=0.2))  # type: ignore[arg-type]  # stand-ins
+    first = await wait_for(waiter, "con_1")
+    assert first.failure is not None
+    assert first.failure.code is ErrorCode.REFRESH_PENDING
+    again = wait_for(waiter, "con_1")
+    await asyncio.sleep(0)
+    temporal.answers.set()
+    result = await again
+    assert result.failure is not None
+    assert result.failure.code is ErrorCode.PROVIDER_ERROR
+    assert len(temporal.asked) == 1
 
 
 async def test_refreshes_that_nobody_waits_for_leave_temporal_to_the_callers_of_their_own_app():
