@@ -27,7 +27,7 @@ from evergrant_server.store import Transaction
 
 T = TypeVar("T")
 
-_bearer_scheme = HTTPBearer(
+bearer_scheme = HTTPBearer(
     auto_error=False,
     description="An API key `evg_key_…`, an access token `evg_tok_…`, or a person's session `evg_ses_…`.",
 )
@@ -95,11 +95,15 @@ def api_context(request: Request) -> ApiContext:
     return request.app.state.api
 
 
-async def _any_app(request: Request, _: Annotated[object, Depends(_bearer_scheme)]) -> ApiCall:
+async def _any_app(request: Request, _: Annotated[object, Depends(bearer_scheme)]) -> ApiCall:
     """The call of any app or person. Raises Failure INVALID_REQUEST, UNAUTHENTICATED, TENANT_DISABLED,
     APP_DISABLED, CROSS_SITE_REQUEST, RATE_LIMITED."""
     api = api_context(request)
-    caller = await authenticated(api, request)
+    return await counted_call(api, request, await authenticated(api, request))
+
+
+async def counted_call(api: ApiContext, request: Request, caller: Caller) -> ApiCall:
+    """The call of this caller. Raises Failure INVALID_REQUEST for its query, RATE_LIMITED."""
     await api.limits.count_request(request.scope, caller.app)
     require_known_query(request)
     return ApiCall.of(api, request, caller)
