@@ -142,8 +142,8 @@ async def test_a_permit_reads_the_stories_of_its_subjects_and_integrations_alone
     bobs = await api.active(integration, "at-2", subject="bob")
     key = await api.app_with("operator", Action.STORIES, subjects=("alice",))
     both = {"payloads": [await sealed(api, alices), await sealed(api, bobs)]}
-    said, hidden = read(await api.post(PATH, key, both))
-    assert said == SAID
+    opened, hidden = read(await api.post(PATH, key, both))
+    assert opened == SAID
     assert "you may not read its story" in hidden
     answer = await api.post(PATH, key, {"payloads": both["payloads"][1:]})
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
@@ -154,8 +154,8 @@ async def test_another_tenants_story_is_nobodys(api: Api):
     key = await api.app_with("operator", *Action)
     payload = await sealed(api, foreign)
     answer = await api.post(PATH, key, {"payloads": [payload]})
-    own = await api.active(await api.integration())
-    assert read(await api.post(PATH, key, {"payloads": [payload, await sealed(api, own)]}))[1] == SAID
+    mine = await api.active(await api.integration())
+    assert read(await api.post(PATH, key, {"payloads": [payload, await sealed(api, mine)]}))[1] == SAID
     assert "alice" not in answer.text
     renamed = connection_workflow_id(Tenant(TENANT), foreign.id)  # as if it were the caller's own
     claimed = {**payload["metadata"], "evergrant-workflow": base64_of(renamed.encode())}

@@ -109,9 +109,9 @@ async def test_reconcile_restarts_a_run_without_its_key_and_says_that_the_store_
 @pytest.mark.parametrize("forged", ["of an unknown key", "of another connection"])
 async def test_a_sealed_payload_that_isnt_the_connections_is_dropped(place: Installation, forged: str):
     """Who writes to the namespace may copy what another workflow wrote, or invent it."""
-    connection, other = await place.connect(NEVER_ROTATES), await place.connect(NEVER_ROTATES)
+    connection, neighbour = await place.connect(NEVER_ROTATES), await place.connect(NEVER_ROTATES)
     workflow = connection_workflow_id(TENANT, connection.id)
-    sealed = await place.parts.link.sealed_history(connection_workflow_id(TENANT, other.id))
+    sealed = await place.parts.link.sealed_history(connection_workflow_id(TENANT, neighbour.id))
     (start,) = payloads_in(sealed[0]["workflowExecutionStartedEventAttributes"]["input"])
     copied = stories.ParseDict(start, Payload())
     data = copied.data.replace(b"cky_", b"ckz_") if forged == "of an unknown key" else copied.data
@@ -154,8 +154,8 @@ async def test_temporals_database_file_has_nothing_of_an_erased_subject(
         await prepare_namespace(await server.client(), timedelta(days=1))
         await _live_and_erase(server, url, tmp_path, idp, seals)
     files = [file.read_bytes() for file in sorted(folder.iterdir()) if file.name.startswith("temporal.db")]
-    found = {text for text in PLAIN for content in files if text.encode() in content}
-    assert found == (set() if seals else {SCOPE, ACCOUNT, REASON}), "the subject never gets there"
+    left = {text for text in PLAIN for content in files if text.encode() in content}
+    assert left == (set() if seals else {SCOPE, ACCOUNT, REASON}), "the subject never gets there"
 
 
 async def _live_and_erase(

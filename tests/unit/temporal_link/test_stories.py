@@ -131,10 +131,10 @@ async def test_with_the_setting_off_nothing_is_sealed_and_all_is_opened(
 async def test_a_payload_of_another_connection_or_workflow_is_left_sealed(
     codec: StoryCodec, store: Store, row: Connection, clock: SetClock
 ):
-    other = connection(2, clock)
+    neighbour = connection(2, clock)
     async with store.write() as tx:
-        await tx.connections.add(other)
-    sealed = await seal(codec, workflow_of(other))
+        await tx.connections.add(neighbour)
+    sealed = await seal(codec, workflow_of(neighbour))
     renamed = Payload(
         metadata={**sealed.metadata, "evergrant-workflow": workflow_of(row).encode()}, data=sealed.data
     )
