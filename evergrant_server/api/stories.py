@@ -15,7 +15,7 @@ from evergrant_server.access.callers import Caller
 from evergrant_server.access.context import ApiContext, ReadStory
 from evergrant_server.access.people import origin_of, require_same_origin
 from evergrant_server.api.console.key_sessions import key_caller
-from evergrant_server.api.http.call import ApiCall, api_context, authenticated, bearer_scheme, counted_call
+from evergrant_server.api.http.call import ApiCall, api_context, authenticated, bearer_scheme
 from evergrant_server.api.http.models import Body, View
 from evergrant_server.core.access import STORY_ACTIONS
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -40,11 +40,15 @@ class DecodedPayloads(View):
 
 
 async def _reader(request: Request, _: Annotated[object, Depends(bearer_scheme)]) -> ApiCall:
-    """The request of an app or person, or of a browser that is logged in to the console. Raises Failure
-    INVALID_REQUEST, UNAUTHENTICATED, TENANT_DISABLED, APP_DISABLED, CROSS_SITE_REQUEST, RATE_LIMITED."""
+    """The request of an app or person, or of a browser that is logged in to the console. Temporal's clients
+    add parameters of their own to its query.
+
+    Raises Failure UNAUTHENTICATED, TENANT_DISABLED, APP_DISABLED, CROSS_SITE_REQUEST, RATE_LIMITED.
+    """
     api = api_context(request)
     caller = await _browser_caller(api, request) or await authenticated(api, request, _ui_origins(api))
-    return await counted_call(api, request, caller)
+    await api.limits.count_request(request.scope, caller.app)
+    return ApiCall.of(api, request, caller)
 
 
 async def _browser_caller(api: ApiContext, request: Request) -> Caller | None:

@@ -2,6 +2,7 @@
 the namespace itself, its search attributes and its retention."""
 
 import asyncio
+import importlib
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -16,7 +17,7 @@ from temporalio.api.workflowservice.v1 import (
     UpdateNamespaceRequest,
 )
 from temporalio.client import Client
-from temporalio.converter import DataConverter, DefaultFailureConverter
+from temporalio.converter import DataConverter, DefaultFailureConverter, PayloadCodec
 from temporalio.envconfig import ClientConfig
 from temporalio.plugin import SimplePlugin
 from temporalio.service import RPCError, RPCStatusCode
@@ -28,12 +29,7 @@ from evergrant_server.store import Store
 from evergrant_server.telemetry import traces
 from evergrant_server.temporal_link.received import DATA_CONVERTER
 from evergrant_server.temporal_link.runs import call_temporal, find_in_temporal
-from evergrant_server.temporal_link.stories import (
-    StoryCodec,
-    StoryFailureConverter,
-    StoryKeys,
-    users_codec,
-)
+from evergrant_server.temporal_link.stories import StoryCodec, StoryFailureConverter, StoryKeys
 
 _NOT_THERE = (
     "Start it, or correct EVERGRANT_TEMPORAL_ADDRESS: the port of its frontend (7233), not of its UI. If it "
@@ -77,6 +73,24 @@ def _story_converter(settings: Settings, store: Store, namespace: str) -> DataCo
     codec = StoryCodec(StoryKeys(store), namespace, users_codec(settings.temporal_codec), seals=seals)
     failures = StoryFailureConverter if seals else DefaultFailureConverter
     return replace(DATA_CONVERTER, payload_codec=codec, failure_converter_class=failures)
+
+
+def users_codec(name: str) -> PayloadCodec | None:
+    """The codec `module:attribute` of `EVERGRANT_TEMPORAL_CODEC`. Raises BadSettings."""
+    if not name:
+        return None
+    module, _, attribute = name.partition(":")
+    try:
+        codec = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadSettings(
+            f"EVERGRANT_TEMPORAL_CODEC: {name} can't be imported ({type(error).__name__}); name it "
+            "`module:attribute`, in a module on this process's PYTHONPATH"
+        ) from None
+    codec = codec() if isinstance(codec, type) else codec
+    if not isinstance(codec, PayloadCodec):
+        raise BadSettings(f"EVERGRANT_TEMPORAL_CODEC: {name} is no temporalio.converter.PayloadCodec")
+    return codec
 
 
 def client_plugins() -> list[SimplePlugin]:

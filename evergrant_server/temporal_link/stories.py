@@ -8,7 +8,6 @@ A codec that users bring comes first when a payload is written and last when it 
 """
 
 import base64
-import importlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, cast
@@ -32,7 +31,6 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.names import STORY_WORKFLOW_ID
 from evergrant_server.crypto import AssociatedData, KeyPurpose, SealingKey, key_id_of, open_sealed, seal
 from evergrant_server.crypto.envelope import key_unavailable
-from evergrant_server.settings import BadSettings
 from evergrant_server.store import Store
 from evergrant_server.store.database.engine import Pool
 from evergrant_server.telemetry.logs import LogEvent, log_event
@@ -55,7 +53,7 @@ _UNREADABLE: JsonPayload = {
 }
 
 
-class Story(NamedTuple):
+class ConnectionStory(NamedTuple):
     """Whose story a workflow of this id writes."""
 
     tenant: Tenant
@@ -68,18 +66,18 @@ class Story(NamedTuple):
         return AssociatedData(self.tenant, "history", self.workflow_id, "payload")
 
 
-MayRead = Callable[[Story | None], Awaitable[bool]]  # None: what belongs to no connection
+MayRead = Callable[[ConnectionStory | None], Awaitable[bool]]  # None: what belongs to no connection
 
 
-def story_of(workflow_id: str | None) -> Story | None:
+def story_of(workflow_id: str | None) -> ConnectionStory | None:
     """The story that a workflow's messages belong to; None for one that is no connection's."""
     match = STORY_WORKFLOW_ID.match(workflow_id or "")
     if match is None:
         return None
-    return Story(Tenant(match["tenant"]), ConnectionId(match["connection"]), match[0])
+    return ConnectionStory(Tenant(match["tenant"]), ConnectionId(match["connection"]), match[0])
 
 
-def sealed_story(payload: Payload) -> Story | None:
+def sealed_story(payload: Payload) -> ConnectionStory | None:
     """The story that a sealed payload says it belongs to; None for one that isn't sealed."""
     if payload.metadata.get("encoding") != ENCODING:
         return None
@@ -101,18 +99,18 @@ class StoryKeys:
         self._store = store.in_pool(Pool.LEASES)
         self._held = Bounded[tuple[str, str, str], tuple[SealingKey | None, float]](_MOST_HELD)
 
-    async def current(self, story: Story) -> SealingKey | None:
+    async def current(self, story: ConnectionStory) -> SealingKey | None:
         """The key that seals now, made where there is none; None: the connection was erased.
 
         Raises Failure KEY_UNAVAILABLE, STORE_UNAVAILABLE.
         """
         return await self._find(story, "")
 
-    async def by_id(self, story: Story, key_id: str) -> SealingKey | None:
+    async def by_id(self, story: ConnectionStory, key_id: str) -> SealingKey | None:
         """The story's key with this id; None: it was destroyed, or never was one. Raises as `current`."""
         return await self._find(story, key_id)
 
-    async def _find(self, story: Story, key_id: str) -> SealingKey | None:
+    async def _find(self, story: ConnectionStory, key_id: str) -> SealingKey | None:
         if not self._store.ring.holds(KeyPurpose.STORY):
             raise key_unavailable(story.place, f"the {self._store.ring.role} role doesn't hold its root key")
         place, now = (story.tenant, story.connection_id, key_id), seconds_since_boot()
@@ -133,7 +131,7 @@ class StoryKeys:
             self._held[place] = (key, now + _HELD_S)
         return key
 
-    async def _read(self, story: Story, key_id: str) -> SealingKey | None:
+    async def _read(self, story: ConnectionStory, key_id: str) -> SealingKey | None:
         key = await self._store.find_story_key(story.tenant, story.connection_id, key_id or None)
         if key is None and not key_id:
             key = await self._store.make_story_key(story.tenant, story.connection_id)
@@ -150,7 +148,7 @@ class StoryCodec(PayloadCodec, WithSerializationContext):
         self._namespace = namespace
         self._users = users
         self._seals = seals
-        self._story: Story | None = None
+        self._story: ConnectionStory | None = None
 
     def with_context(self, context: SerializationContext) -> "StoryCodec":
         users = self._users
@@ -198,7 +196,7 @@ class StoryCodec(PayloadCodec, WithSerializationContext):
         opened = await self._open(parsed, story) if await may_read(story) else None
         return _UNREADABLE if opened is None else MessageToDict(opened)
 
-    async def _open(self, payload: Payload, story: Story) -> Payload | None:
+    async def _open(self, payload: Payload, story: ConnectionStory) -> Payload | None:
         codec = self.with_context(WorkflowSerializationContext(self._namespace, story.workflow_id))
         (decoded,) = await codec.decode([payload])
         return None if decoded.metadata.get("encoding") == ENCODING else decoded
@@ -255,34 +253,16 @@ class StoryFailureConverter(DefaultFailureConverter, WithSerializationContext):
         return StoryFailureConverter(encode_common_attributes=True)
 
 
-def users_codec(name: str) -> PayloadCodec | None:
-    """The codec `module:attribute` of `EVERGRANT_TEMPORAL_CODEC`. Raises BadSettings."""
-    if not name:
-        return None
-    module, _, attribute = name.partition(":")
-    try:
-        codec = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadSettings(
-            f"EVERGRANT_TEMPORAL_CODEC: {name} can't be imported ({type(error).__name__}); name it "
-            "`module:attribute`, in a module on this process's PYTHONPATH"
-        ) from None
-    codec = codec() if isinstance(codec, type) else codec
-    if not isinstance(codec, PayloadCodec):
-        raise BadSettings(f"EVERGRANT_TEMPORAL_CODEC: {name} is no temporalio.converter.PayloadCodec")
-    return codec
-
-
-def _story_of_context(context: SerializationContext) -> Story | None:
+def _story_of_context(context: SerializationContext) -> ConnectionStory | None:
     if isinstance(context, WorkflowSerializationContext | ActivitySerializationContext):
         return story_of(context.workflow_id)
     return None
 
 
-def _sealed(story: Story, key: SealingKey, payload: Payload) -> Payload:
+def _sealed(story: ConnectionStory, key: SealingKey, payload: Payload) -> Payload:
     metadata = {"encoding": ENCODING, _WORKFLOW: story.workflow_id.encode()}
     return Payload(metadata=metadata, data=seal(key, story.place, payload.SerializeToString()))
 
 
-def _report(level: int, why: str, story: Story) -> None:
+def _report(level: int, why: str, story: ConnectionStory) -> None:
     log_event(log, level, LogEvent.STORY_UNREADABLE, why, object=story.workflow_id)

@@ -8,7 +8,7 @@ Two stores share one database: the API's, which can't open refresh tokens, and t
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
@@ -42,11 +42,12 @@ from evergrant_server.settings import Settings
 from evergrant_server.settings.types import CertificateHeader
 from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.database.engine import Pool
-from evergrant_server.temporal_link.stories import MayRead, StoryCodec, StoryKeys
+from evergrant_server.temporal_link.stories import StoryCodec, StoryKeys
 from providers.definition.registry import Registry
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
 from tests.fakes.rows import a_connection, a_description, add_first_consent, an_integration, put_app
+from tests.fakes.stories import StoryReader
 
 TENANT = Tenant("acme")
 OTHER = Tenant("acme-2")  # one tenant's name begins with the other's
@@ -55,7 +56,7 @@ LIFETIME = 3600.0
 Refresh = Callable[[Tenant, ConnectionId, EnsureFresh], Awaitable[EnsureFreshResult]]
 
 
-class ScriptedLink:
+class ScriptedLink(StoryReader):
     """Stands where TemporalLink stands. Does nothing it isn't told; keeps what it was asked."""
 
     def __init__(self) -> None:
@@ -67,7 +68,6 @@ class ScriptedLink:
         self.next_at = NOW  # what it does next
         self.on_refresh: Refresh | None = None
         self.on_job: dict[str, Callable[[Any], Awaitable[Any]]] = {}  # by its name, what a worker does
-        self.codec: StoryCodec  # of the API's own store and keys: see `running_api`
 
     async def ensure_fresh(
         self, tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh, *, timeout: float
@@ -100,14 +100,6 @@ class ScriptedLink:
         self._must_be_up()
         return self.events[run_id]
 
-    async def open_events(self, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        return await self.codec.open_events(events)
-
-    async def read_payloads(
-        self, payloads: Sequence[dict[str, Any]], may_read: MayRead
-    ) -> list[dict[str, Any]]:
-        return [await self.codec.read(payload, may_read) for payload in payloads]
-
     def _must_be_up(self) -> None:
         if not self.up:
             raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, retry_after=1.0)
@@ -126,11 +118,7 @@ class Api:
     """One API process with its client, and the shortest way to apps, integrations, connections."""
 
     def __init__(
-        self,
-        parts: ApiContext,
-        worker: Store,
-        clock: SetClock,
-        certificates: CertificateHeader | None = None,
+        self, parts: ApiContext, worker: Store, clock: SetClock, certificates: CertificateHeader | None = None
     ) -> None:
         self.parts = parts
         self.store = parts.store

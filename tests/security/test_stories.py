@@ -63,7 +63,9 @@ def read(answer: httpx2.Response) -> list[Any]:
 async def from_the_ui(browser: httpx2.AsyncClient, *payloads: Json, origin: str = UI) -> httpx2.Response:
     """As the page of the Temporal UI sends it, with the cookies of this browser."""
     headers = {"Origin": origin, "X-Namespace": "default"}
-    return await browser.post(PATH, json={"payloads": list(payloads)}, headers=headers)
+    return await browser.post(
+        f"{PATH}?preserveStorageRefs=true", json={"payloads": list(payloads)}, headers=headers
+    )
 
 
 @pytest.mark.parametrize("role", list(PersonRole))
@@ -182,7 +184,7 @@ async def test_what_isnt_sealed_is_handed_back_as_it_is(api: Api):
 
 @pytest.mark.parametrize(
     "body",
-    [{}, {"payloads": [1]}, {"payloads": [{"metadata": 1}]}, {"payloads": [{"data": "%"}]}, {"a": []}, []],
+    [{}, {"payloads": [1]}, {"payloads": [{"metadata": 1}]}, {"payloads": [{"data": 1}]}, {"a": []}, []],
 )
 async def test_nonsense_is_refused_by_name(api: Api, body: Any):
     key = await api.app_with("operator", Action.STORIES)

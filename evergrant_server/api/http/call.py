@@ -99,11 +99,7 @@ async def _any_app(request: Request, _: Annotated[object, Depends(bearer_scheme)
     """The call of any app or person. Raises Failure INVALID_REQUEST, UNAUTHENTICATED, TENANT_DISABLED,
     APP_DISABLED, CROSS_SITE_REQUEST, RATE_LIMITED."""
     api = api_context(request)
-    return await counted_call(api, request, await authenticated(api, request))
-
-
-async def counted_call(api: ApiContext, request: Request, caller: Caller) -> ApiCall:
-    """The call of this caller. Raises Failure INVALID_REQUEST for its query, RATE_LIMITED."""
+    caller = await authenticated(api, request)
     await api.limits.count_request(request.scope, caller.app)
     require_known_query(request)
     return ApiCall.of(api, request, caller)

@@ -1,13 +1,11 @@
 """Stories are sealed in Temporal; without its key a run ends, and what it had to do is done by another."""
 
 import base64
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import delete
-from sqlmodel import col
 from temporalio.api.common.v1 import Payload
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import RawValue
@@ -15,12 +13,12 @@ from temporalio.common import RawValue
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.messages.connection import AccountChosen, EnsureFresh, Revoke
 from evergrant_server.core.messages.names import SignalName, connection_workflow_id
-from evergrant_server.store.keys import KeyRow
+from evergrant_server.crypto import KeyPurpose
 from evergrant_server.temporal_link import runs, stories
 from evergrant_server.temporal_link.connect import prepare_namespace
 from evergrant_server.temporal_link.stories import ENCODING, is_sealed
 from tests.fakes.databases import lent
-from tests.fakes.patience import PATIENCE_S
+from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.platform.installation import ASKED, NEVER_ROTATES, TENANT, Installation, installation
 from tests.fakes.platform.observations import run_id
 from tests.fakes.providers.scripted_provider import ScriptedProvider
@@ -32,8 +30,9 @@ PLAIN = (SUBJECT, SCOPE, ACCOUNT, REASON)
 
 
 async def destroy_key(place: Installation, connection: Connection) -> None:
+    """Of the story alone: what opens the tokens stays."""
     async with place.store.write() as tx:
-        await tx.connection.execute(delete(KeyRow).where(col(KeyRow.connection_id) == connection.id))
+        assert await tx.sealer.destroy_keys(TENANT, connection.id, (KeyPurpose.STORY,)) == 1
 
 
 async def test_every_payload_of_a_whole_life_is_sealed_and_evergrant_reads_all_of_it(place: Installation):
@@ -55,32 +54,51 @@ async def test_every_payload_of_a_whole_life_is_sealed_and_evergrant_reads_all_o
     assert await place.parts.link.open_events(export.events) == opened
 
 
-async def test_a_run_without_its_key_is_replaced_by_one_that_revokes(
-    temporal_address: str, database_url: str, tmp_path: Path, idp: ScriptedProvider, monkeypatch: Any
-):
-    """Its worker is another, so that the run is read anew, and can't be."""
-    monkeypatch.setattr(runs, "_MOST_TRIES_OF_A_TASK", 2)  # later ones take ten seconds each
-    where = (temporal_address, database_url, tmp_path, idp)
-    queue: dict[str, Any] = {}
-    async with installation(*where) as place:
-        connection = await place.connect(NEVER_ROTATES)
-        queue["temporal_task_queue"] = place.parts.settings.temporal_task_queue
-        lost = await run_id(place.parts.link, connection_workflow_id(TENANT, connection.id))
-    name = connection_workflow_id(TENANT, connection.id)
-    async with installation(*where, **queue) as place:
-        await destroy_key(place, connection)
-        await place.revoke(connection)
-        ended = await place.until(connection, lambda row: row.state is LifecycleState.REVOKED)
-        assert ended.revocation is not None
-        handle = place.parts.client.get_workflow_handle(name, run_id=lost)
-        assert (await handle.describe()).status is WorkflowExecutionStatus.TERMINATED
-        assert await place.parts.link.newest_generation(name, lost) is None
-        assert [call.endpoint for call in place.idp.calls].count("revoke") > 0
+class TestWithoutAKey:
+    """On a server of its own, which reports a run's problems sooner."""
+
+    @pytest.fixture
+    async def temporal_address(self, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+        sooner = "system.numConsecutiveWorkflowTaskProblemsToTriggerSearchAttribute=2"
+        async with running_temporal(tmp_path_factory.mktemp("temporal"), settings=[sooner]) as server:
+            await prepare_namespace(await server.client(), timedelta(days=1))
+            yield server.address
+
+    async def test_a_run_is_replaced_by_one_that_revokes(
+        self,
+        temporal_address: str,
+        database_url: str,
+        tmp_path: Path,
+        idp: ScriptedProvider,
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        """Its worker is another, so that the run is read anew, and can't be."""
+        monkeypatch.setattr(runs, "_MOST_TRIES_OF_A_TASK", 2)  # later ones take ten seconds each
+        where = (temporal_address, database_url, tmp_path, idp)
+        async with installation(*where) as place:
+            connection = await place.connect(NEVER_ROTATES)
+            queue = place.parts.settings.temporal_task_queue
+            workflow = connection_workflow_id(TENANT, connection.id)
+            lost = await run_id(place.parts.link, workflow)
+        async with installation(*where, temporal_task_queue=queue) as place:
+            await destroy_key(place, connection)
+            await place.revoke(connection)
+
+            async def after_a_pass() -> Connection:
+                await place.parts.reconciler.reconcile_all(compare=False)
+                return await place.row(connection)
+
+            await eventually(after_a_pass, lambda row: row.state is LifecycleState.REVOKED)
+            handle = place.parts.client.get_workflow_handle(workflow, run_id=lost)
+            assert (await handle.describe()).status is WorkflowExecutionStatus.TERMINATED
+            assert await place.parts.link.newest_generation(workflow, lost) is None
+            assert [call.endpoint for call in place.idp.calls].count("revoke") > 0
 
 
 async def test_a_run_in_memory_goes_on_with_a_new_key(place: Installation, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stories, "_HELD_S", 0.0)
     connection = await place.connect(NEVER_ROTATES)
+    await place.until_described(connection, lambda told: told.generation == 1)
     workflow = connection_workflow_id(TENANT, connection.id)
     before = await run_id(place.parts.link, workflow)
     await destroy_key(place, connection)
@@ -93,9 +111,10 @@ async def test_a_run_in_memory_goes_on_with_a_new_key(place: Installation, monke
 
 
 async def test_reconcile_restarts_a_run_without_its_key_and_says_that_the_store_may_be_behind(
-    place: Installation,
+    place: Installation, monkeypatch: pytest.MonkeyPatch
 ):
     """A live connection whose history has a key that the store lacks: it came from an older backup."""
+    monkeypatch.setattr(stories, "_HELD_S", 0.0)
     connection = await place.connect(NEVER_ROTATES)
     workflow = connection_workflow_id(TENANT, connection.id)
     await place.parts.client.get_workflow_handle(workflow).terminate("its worker was lost")

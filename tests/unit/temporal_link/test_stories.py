@@ -24,12 +24,13 @@ from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import Revoke
 from evergrant_server.core.messages.received import UNREADABLE
-from evergrant_server.crypto import KeyPurpose, KeyRing, Role
+from evergrant_server.crypto import KeyPurpose, KeyRing, Role, Sealed
 from evergrant_server.settings import BadSettings
 from evergrant_server.store import Store
 from evergrant_server.store.keys import KeyRow
 from evergrant_server.temporal_link import connect, stories
-from evergrant_server.temporal_link.stories import ENCODING, StoryCodec, StoryKeys, users_codec
+from evergrant_server.temporal_link.connect import users_codec
+from evergrant_server.temporal_link.stories import ENCODING, StoryCodec, StoryKeys
 from tests.fakes.api import SettingsOfTest
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import sqlite_url
@@ -245,7 +246,7 @@ async def test_a_key_row_that_another_hand_changed_holds_up_no_message(
         mine = col(KeyRow.connection_id) == row.id
         query = select(KeyRow.sealed_key).where(mine)  # type: ignore[call-overload]  # a column
         key = (await tx.connection.execute(query)).scalar_one()
-        await tx.connection.execute(update(KeyRow).where(mine).values(sealed_key=key[:-1] + b"\0"))
+        await tx.connection.execute(update(KeyRow).where(mine).values(sealed_key=Sealed(key[:-1] + b"\0")))
     elsewhere = StoryCodec(StoryKeys(store), NAMESPACE)
     assert await seal(elsewhere, workflow) == plain()
     assert await opened(elsewhere, workflow, sealed) == sealed

@@ -20,7 +20,12 @@ from temporalio.client import Client
 from evergrant_server.crypto import SealingKey
 from evergrant_server.temporal_link.connect import prepare_namespace
 from evergrant_server.temporal_link.received import DATA_CONVERTER
-from evergrant_server.temporal_link.stories import Story, StoryCodec, StoryFailureConverter, StoryKeys
+from evergrant_server.temporal_link.stories import (
+    ConnectionStory,
+    StoryCodec,
+    StoryFailureConverter,
+    StoryKeys,
+)
 from tests.fakes.temporal import running_temporal
 from tests.workflows.connection_runs import Handle
 from tests.workflows.stories import (
@@ -50,10 +55,10 @@ class GoldenKeys(StoryKeys):
     def __init__(self) -> None:
         self._key = SealingKey("cky_golden", hashlib.sha256(b"a golden history's key").digest())
 
-    async def current(self, story: Story) -> SealingKey:
+    async def current(self, story: ConnectionStory) -> SealingKey:
         return self._key
 
-    async def by_id(self, story: Story, key_id: str) -> SealingKey | None:
+    async def by_id(self, story: ConnectionStory, key_id: str) -> SealingKey | None:
         return self._key if key_id == self._key.id else None
 
 
