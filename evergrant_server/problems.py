@@ -21,6 +21,7 @@ QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded
 MEDIA_TYPE = "application/problem+json"
 _FIELD_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]{0,40}\Z")
 _MAX_ERRORS = 20
+_ENDED_BY_ADMINS = {ErrorCode.KEY_DENIED, ErrorCode.KEY_GONE}  # of the key service: time ends neither
 INVALID_JSON = "not valid JSON"
 _NO_JSON = ": send JSON, with Content-Type: application/json"
 _TIME = "must be a date and time with its zone, such as 2026-01-31T12:00:00Z"
@@ -81,8 +82,8 @@ def problem_response(failure: Failure, base_url: str, errors: list[dict[str, str
         body["errors"] = errors
     headers = {"Cache-Control": "no-store"}
     wait = failure.retry_after
-    if wait is None and body["status"] == 503:
-        wait = 1.0  # every 503 carries Retry-After
+    if wait is None and body["status"] == 503 and failure.code not in _ENDED_BY_ADMINS:
+        wait = 1.0  # every other 503 carries Retry-After
         body["retry_after"] = wait
     if wait is not None:
         headers["Retry-After"] = str(max(math.ceil(wait), 1))

@@ -5,6 +5,7 @@ from workflows.decisions import AccessRequestWorkflow, AgentStopWorkflow, CallAp
 from workflows.grants import ExportWorkflow, ReplacedGrantsWorkflow
 from workflows.integrations import DefinitionRolloutWorkflow, RetryConnectionsWorkflow
 from workflows.jobs import JOB_WORKFLOWS
+from workflows.keys import KeyRotationWorkflow
 from workflows.webhooks import WebhookDeliveryWorkflow
 
 WORKFLOWS = (
@@ -14,6 +15,7 @@ WORKFLOWS = (
     ConnectionWorkflow,
     DefinitionRolloutWorkflow,
     ExportWorkflow,
+    KeyRotationWorkflow,
     ReplacedGrantsWorkflow,
     RetryConnectionsWorkflow,
     WebhookDeliveryWorkflow,

@@ -135,7 +135,7 @@ class ClientRegistrations:
         attempt = self._attempt(integration, sent_at, self._journal.id)
         reservation = await self._journal.in_thread(self._journal.reserve, attempt)
         try:
-            initial = await self._commit_intent(integration, sent_at)
+            initial, keys = await self._commit_intent(integration, sent_at, keys)
         except BaseException as error:
             reservation.abandon(error)
             raise
@@ -185,15 +185,18 @@ class ClientRegistrations:
             self._store, lambda tx: end_intent(tx, integration.tenant, integration.id, sent_at, since)
         )
 
-    async def _commit_intent(self, integration: Integration, sent_at: datetime) -> Secret | None:
+    async def _commit_intent(
+        self, integration: Integration, sent_at: datetime, held: UnwrappedKeys
+    ) -> tuple[Secret | None, UnwrappedKeys]:
         """Commit the intent. An initial access token of unknown outcome is not sent again."""
 
-        async def intend(tx: Transaction) -> Secret | None:
+        async def intend(tx: Transaction) -> tuple[Secret | None, UnwrappedKeys]:
+            keys = await tx.sealer.current_keys(integration.tenant, held)
             current = await tx.integrations.get(integration.tenant, integration.id)
             if current is None or current.issuer != integration.issuer:
                 raise Failure(ErrorCode.NOT_FOUND, "the integration was changed meanwhile")
             if current.registration_sent_at == sent_at:  # committed by a try whose answer was lost
-                return await tx.integrations.initial_access_token(current)
+                return await tx.integrations.initial_access_token(current), keys
             if current.registration_sent_at != integration.registration_sent_at:
                 raise Failure(ErrorCode.REFRESH_PENDING, "another worker registers it")
             initial = await tx.integrations.initial_access_token(current)
@@ -202,7 +205,7 @@ class ClientRegistrations:
                 raise Failure(ErrorCode.CLIENT_REJECTED, why, field="initial_access_token")
             sent = current.__replace__(registration_sent_at=sent_at)
             await tx.integrations.replace(sent, expected=current.revision)
-            return initial
+            return initial, keys
 
         return await commit_with_retries(self._store, intend)
 

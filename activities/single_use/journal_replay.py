@@ -32,6 +32,7 @@ log = logging.getLogger("evergrant.journal")
 
 _SWEEP_INTERVAL = timedelta(seconds=1)
 _RETRY_SET_ASIDE_S = 30.0
+_CONCLUDED = (AttemptOutcome.INSTALLED, AttemptOutcome.INSTALLED_LATE, AttemptOutcome.REFUSED)
 _OVERDUE_S = 2.0  # a commit takes milliseconds; Temporal notices a stopped worker after five seconds
 
 
@@ -147,9 +148,14 @@ class JournalReplayer:
                 raise Failure(ErrorCode.STORE_BEHIND, "the store doesn't know the attempt of this reply")
             if entry.is_set_aside and connection.generation != attempt.from_generation:
                 return "superseded"  # the subject has consented again, or tokens were imported
-            packed = await tx.sealer.open_bytes(
-                KeyPurpose.REFRESH, header.connection_id, header.associated_data, entry.sealed
-            )
+            try:
+                packed = await tx.sealer.open_bytes(
+                    KeyPurpose.REFRESH, header.connection_id, header.associated_data, entry.sealed
+                )
+            except Failure as failure:
+                if failure.code is ErrorCode.KEY_UNAVAILABLE and attempt.outcome in _CONCLUDED:
+                    return "concluded"  # its worker died before it dropped the entry; its key was replaced
+                raise
         keys = await self._store.unwrap_keys(header.tenant, header.connection_id, REPLY_PURPOSES)
         return await self._conclude(SingleUseAttempt(attempt, keys, entry=entry), packed)
 

@@ -126,6 +126,8 @@ class SingleUseProtocol:
         reservation = await self._journal.in_thread(self._journal.reserve, row)
         try:
             async with self._store.write() as tx:
+                # a key that was replaced after this look isn't destroyed while the attempt is open
+                keys = await tx.sealer.current_keys(connection.tenant, keys)
                 row = await commit_intent(
                     tx, row, connection.state, rules, self.tracker, token_valid=token_valid
                 )

@@ -38,12 +38,14 @@ from evergrant_server.core.messages.decisions import CallApprovalCall
 from evergrant_server.core.messages.export import ExportCall
 from evergrant_server.core.messages.integrations import DefinitionCall
 from evergrant_server.core.messages.jobs import ACTIVITIES
+from evergrant_server.core.messages.keys import KeyRotationCall
 from evergrant_server.core.messages.names import (
     SignalName,
     WorkflowName,
     connection_workflow_id,
     definition_rollout_workflow_id,
     export_workflow_id,
+    key_rotation_workflow_id,
     replaced_grants_workflow_id,
 )
 from evergrant_server.crypto import KeyRing
@@ -59,7 +61,8 @@ ACTIVITY_SLOTS = 100  # of a worker: Temporal's default
 PATIENCE_S = 3.0  # below a heartbeat's timeout; then the slot is another's, and Temporal tries again
 _NOTICED_S = 0.5
 _LONGEST_WAIT = timedelta(days=1)  # a copied message of a connection proves nothing afterwards
-_LASTING = (ExportCall, DefinitionCall, RevokeReplacedGrants)  # each of one request, which may be older
+# each of one request, which may be older
+_LASTING = (ExportCall, DefinitionCall, KeyRotationCall, RevokeReplacedGrants)
 
 
 class ActivityInterceptor(Interceptor):
@@ -170,6 +173,9 @@ def _own_workflow(request: RequestMessage) -> tuple[str, str] | None:
             return WorkflowName.CONNECTION, connection_workflow_id(request.tenant, request.connection_id)
         case ExportCall():
             return WorkflowName.EXPORT, export_workflow_id(request.tenant, request.export_id)
+        case KeyRotationCall():
+            id = key_rotation_workflow_id(request.tenant, request.kind, request.connection_id)
+            return WorkflowName.KEY_ROTATION, id
         case DefinitionCall():
             id = definition_rollout_workflow_id(request.tenant, request.definition_id)
             return WorkflowName.DEFINITION_ROLLOUT, id

@@ -13,6 +13,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ConnectionId, Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
+from evergrant_server.core.messages.keys import KeyRotationStart
 from evergrant_server.core.messages.work import CommandT, Job, ResultT
 from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, new_sealing_key
 from evergrant_server.problems import invalid_request
@@ -49,6 +50,8 @@ class TemporalPort(Protocol):
     async def describe(
         self, tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0
     ) -> ConnectionDescription | None: ...
+
+    async def describe_key_rotation(self, workflow: str, timeout: float = 2.0) -> KeyRotationStart | None: ...
 
     async def run_job(self, job: Job[CommandT, ResultT], request: CommandT, timeout: float) -> ResultT: ...
 

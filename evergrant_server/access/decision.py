@@ -34,6 +34,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import RefreshReason
+from evergrant_server.crypto import KeyPurpose
 from evergrant_server.policy import PermitDecision, PermitQuestion
 from evergrant_server.store import LeaseRow
 from evergrant_server.telemetry import metrics
@@ -127,6 +128,7 @@ class LeaseIssuer:
             await require_provable(self._api, row, lease_request.proof)
         if lease_request.proxied is not None:
             await lease_request.proxied.prepare(row, decision)
+        self._api.ring.require(KeyPurpose.LEASE)
         self.limits.count_integration(call.request.scope, row.tenant, row.integration)
         facts = await self._api.ledger.record(claim_of(call, lease_request, row, decision))
         if not narrower:

@@ -13,7 +13,7 @@ from evergrant_server.access.context import ApiContext
 from evergrant_server.access.decision import LeaseIssuer
 from evergrant_server.access.recording import RefusalLog
 from evergrant_server.access.refreshes import RefreshWaiter
-from evergrant_server.api import audit, health, openapi, stories, webhooks
+from evergrant_server.api import audit, health, key_rotations, openapi, stories, webhooks
 from evergrant_server.api.agents import delegation_explanation, delegation_rules, delegations
 from evergrant_server.api.agents import routes as agents
 from evergrant_server.api.apps import (
@@ -33,6 +33,7 @@ from evergrant_server.api.console import agents as console_agents
 from evergrant_server.api.console import apps as console_apps
 from evergrant_server.api.console import connections as console_connections
 from evergrant_server.api.console import integrations as console_integrations
+from evergrant_server.api.console import keys as console_keys
 from evergrant_server.api.console import login as console_login
 from evergrant_server.api.console import requests as console_requests
 from evergrant_server.api.decisions import access_requests, approvals, call_approvals
@@ -115,6 +116,7 @@ ROUTERS = (
     stories.router,
     audit.router,
     webhooks.router,
+    key_rotations.router,
     receivers.router,
     inbound.router,
     connect.router,
@@ -126,6 +128,7 @@ ROUTERS = (
     console_apps.router,
     console_agents.router,
     console_requests.router,
+    console_keys.router,
     openapi.router,
 )
 

@@ -23,6 +23,7 @@ _VALUES = {
     "oauth_client_id": "cli_5f0c2n8v3k7qmx1d9rtzab",
     "connection_id": "con_5f0c2n8v3k7qmx1d9rtzab",
     "app": "report",
+    "kind": "tenant",
     "since": "2026-01-01T00:00:00Z",
     "id": "exp_5f0c2n8v3k7qmx1d9rtzab",
 }
@@ -47,6 +48,9 @@ BODIES: dict[str, Mapping[str, Any]] = {
         "client_secret": "…",
         "default_scopes": ["openid", "email"],
     },
+    "POST /v1/keys/rotations": {"kind": "tenant", "purposes": ["lease", "refresh", "intake"]},
+    "POST /v1/keys/rotations/pause": {"kind": "tenant"},
+    "POST /v1/keys/rotations/resume": {"kind": "tenant"},
     "POST /v1/integrations/{name}/rotate-secret": {"client_secret": "…", "overlap_s": 86400},
     "PUT /v1/integrations/{name}/security-events": {"kind": "set", "issuer": "https://login.example.com"},
     "PUT /v1/apps/{name}": {"return_to": ["https://app.example/evergrant/connected"]},

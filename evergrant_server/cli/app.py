@@ -124,6 +124,7 @@ def reconcile(
 def doctor(
     *,
     output: Annotated[Literal["text", "json"], Parameter(name=["--output", "-o"])] = "text",
+    role: Literal["api", "gateway", "worker", "operator"] | None = None,
     flags: Flags | None = None,
 ) -> None:
     """Check everything that this installation needs, and name the command that repairs a problem.
@@ -132,12 +133,14 @@ def doctor(
 
     Args:
         output: `text`, or `json`: a list of objects with `check`, `ok`, `detail`, `repair` and `because`.
+        role: Whose container this is. Without it: the role that the key file is for; with a key service, an
+            operator's.
     """
     settings = settings_of(flags)
     with quick_imports():
         from evergrant_server.cli.doctor import report
 
-    if not asyncio.run(report.run(settings, output)):
+    if not asyncio.run(report.run(settings, output, role)):
         exit_process(1)
 
 

@@ -13,12 +13,13 @@ from evergrant_server.cli.pinned_hosts.acceptance import pin_accepted_rows
 from evergrant_server.cli.pinned_hosts.waiting import print_waiting_hosts
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.crypto.keyring import Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.authority.authenticators import BrokenRow
 from evergrant_server.store.authority.scan import accept as accept_table_rows
 from evergrant_server.store.authority.scan import broken_configuration, broken_connections
+from evergrant_server.wiring.platform import open_store
 from providers.definition.registry import Registry
 
 authority = App(name="authority")
@@ -111,10 +112,5 @@ async def _broken(store: Store) -> AsyncIterator[BrokenRow]:
 
 @asynccontextmanager
 async def _store(settings: Settings) -> AsyncIterator[Store]:
-    store = await Store.open(
-        settings.database_url, KeyRing.open(settings.key_path, Role.OPERATOR), SystemClock()
-    )
-    try:
+    async with open_store(settings, Role.OPERATOR) as (store, _):
         yield store
-    finally:
-        await store.close()

@@ -15,19 +15,28 @@ from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto.keyfile import key_file_error
-from evergrant_server.crypto.keyring import ROOT_PURPOSES, KeyPurpose, KeyRing, Role
+from evergrant_server.crypto.keyring import ROOT_PURPOSES, HeldKeys, KeyPurpose, KeyRing, Role, new_key_file
+from evergrant_server.crypto.root_keys import first_roots
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.engine import sqlite_path
+from evergrant_server.wiring.platform import key_services, new_ring, open_store
 
 keys = App(name="keys")
 
 
 @keys.command
 async def create(*, flags: Flags | None = None) -> None:
-    """Create the key file. Never overwrites an existing one, nor replaces one that a database needs."""
-    await create_keys(settings_of(flags))
+    """Create the key file. Never overwrites an existing one, nor replaces one that a database needs.
+
+    With EVERGRANT_KEY_SERVICE: have the service wrap the first root keys, in the database.
+    """
+    settings = settings_of(flags)
+    if settings.key_service == "file":
+        await create_keys(settings)
+    elif not await create_wrapped_keys(settings):
+        raise Failure(ErrorCode.ALREADY_EXISTS, "The database has its root keys already.")
 
 
 async def create_keys(settings: Settings) -> None:
@@ -39,6 +48,40 @@ async def create_keys(settings: Settings) -> None:
         raise missing_key_file(settings)
     KeyRing.create(settings.key_path)
     print(f"created {settings.key_path}; back it up: without it no stored token can be read")
+
+
+async def create_wrapped_keys(settings: Settings) -> bool:
+    """Add the first rows of root keys, wrapped by the key service; False where there are rows.
+
+    A key file that is the service before stays what it is: its roots get rows, and the service wraps what
+    roles sign with. Raises BadSettings, Failure KEY_UNAVAILABLE, KEY_DENIED, KEY_GONE, STORE_UNAVAILABLE,
+    SCHEMA_MISMATCH.
+    """
+    services, ring, clock = key_services(settings), new_ring(settings, Role.OPERATOR), SystemClock()
+    store = await Store.open(settings.database_url, ring, clock)
+    try:
+        async with store.read() as tx:
+            if await tx.root_keys.all():
+                return False
+        if ring.file is None and await schema.is_in_use(settings.database_url):
+            raise key_file_error(
+                settings.key_path,
+                "isn't used by these settings, and the database was filled with a key file",
+                "Set EVERGRANT_KEY_SERVICE_BEFORE to file, so that its keys go on opening.",
+            )
+        file = ring.file or new_key_file()
+        rows = await first_roots(services[0], file, clock.now(), lie_in_file=ring.file is not None)
+        ring.hold(HeldKeys(file.purposes, file))  # the rows are signed with what they wrap
+        async with store.write() as tx:
+            for root, wrapped in rows:
+                await tx.root_keys.add(root, wrapped)
+    finally:
+        for service in services:
+            await service.close()
+        await store.close()
+    for root, wrapped in rows:
+        print(f"{root.purpose}: {root.id}, {'wrapped by' if wrapped else 'in'} {root.service}")
+    return True
 
 
 async def _needs_its_keys(database_url: str) -> bool:
@@ -90,14 +133,10 @@ async def bootstrap(
 
 
 async def make_admin_key(settings: Settings, again: bool, out: Path | None) -> None:
-    ring = KeyRing.open(settings.key_path, Role.OPERATOR)
     clock = SystemClock()
-    store = await Store.open(settings.database_url, ring, clock)
-    try:
-        tenant, lifetime = Tenant(settings.tenant), settings.api_key_lifetime
+    tenant, lifetime = Tenant(settings.tenant), settings.api_key_lifetime
+    async with open_store(settings, Role.OPERATOR, clock) as (store, _):
         key = await bootstrap_admin(store, clock, tenant, lifetime, force=again)
-    finally:
-        await store.close()
     if out is None:
         print(key)
         title = f"the key of the app admin of the tenant {tenant}"
@@ -109,27 +148,25 @@ async def make_admin_key(settings: Settings, again: bool, out: Path | None) -> N
 async def is_valid_key(settings: Settings, key: str) -> bool:
     """Whether this installation accepts the API key."""
     clock = SystemClock()
-    store = await Store.open(settings.database_url, KeyRing.open(settings.key_path, Role.OPERATOR), clock)
-    try:
-        await Authenticator(store, clock).caller_of(key)
-    except Failure as failure:
-        return failure.code is ErrorCode.TENANT_DISABLED
-    finally:
-        await store.close()
+    async with open_store(settings, Role.OPERATOR, clock) as (store, _):
+        try:
+            await Authenticator(store, clock).caller_of(key)
+        except Failure as failure:
+            return failure.code is ErrorCode.TENANT_DISABLED
     return True
 
 
 @keys.command
 def export_api(out: Path, *, flags: Flags | None = None) -> None:
     """Write the key file for API processes: without the refresh keys."""
-    KeyRing.open(settings_of(flags).key_path, Role.OPERATOR).export(out, Role.API)
+    new_ring(settings_of(flags), Role.OPERATOR).export(out, Role.API)
     print(f"wrote {out}: it can open access tokens, but no refresh tokens")
 
 
 @keys.command
 def export_gateway(out: Path, *, flags: Flags | None = None) -> None:
     """Write the key file for gateways: it opens access tokens alone."""
-    KeyRing.open(settings_of(flags).key_path, Role.OPERATOR).export(out, Role.GATEWAY)
+    new_ring(settings_of(flags), Role.OPERATOR).export(out, Role.GATEWAY)
     print(f"wrote {out}: it can open access tokens, but no refresh tokens and no client secrets")
 
 
@@ -146,12 +183,8 @@ async def break_glass(*, who: str, reason: str, out: Path | None = None, flags: 
     """
     settings = settings_of(flags)
     clock = SystemClock()
-    ring = KeyRing.open(settings.key_path, Role.OPERATOR)
-    store = await Store.open(settings.database_url, ring, clock)
-    try:
+    async with open_store(settings, Role.OPERATOR, clock) as (store, _):
         token = await make_break_glass_session(store, clock, Tenant(settings.tenant), who, reason)
-    finally:
-        await store.close()
     if out is not None:
         write_private(out, token + "\n")
         return

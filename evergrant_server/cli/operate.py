@@ -7,14 +7,12 @@ from cyclopts import App
 
 from evergrant_server import audit
 from evergrant_server.cli.flags import Flags, settings_of
-from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
-from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.crypto.keyring import Role
 from evergrant_server.settings import Settings
-from evergrant_server.store import Store
 from evergrant_server.temporal_link.reconcile import ReconcileCounts
-from evergrant_server.wiring.platform import open_platform
+from evergrant_server.wiring.platform import open_platform, open_store
 
 audit_log = App(name="audit")
 
@@ -74,12 +72,8 @@ class ProgressPrinter:
 async def verify(*, flags: Flags | None = None) -> None:
     """Check every hash chain of the audit log, and name the first record that doesn't match."""
     settings = settings_of(flags)
-    ring = KeyRing.open(settings.key_path, Role.API)
-    store = await Store.open(settings.database_url, ring, SystemClock())
-    try:
+    async with open_store(settings, Role.API) as (store, _):
         verdict = await audit.verify_log(store, Tenant(settings.tenant))
-    finally:
-        await store.close()
     print(verdict)
     if not verdict.ok:
         raise Failure(ErrorCode.AUDIT_UNAVAILABLE, "the audit log was altered at the record above")

@@ -18,8 +18,9 @@ _STOP_LIMIT_S = 10.0
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
 _PASSED_TO_CHILDREN = (
-    *("data_dir", "database_url", "key_file", "host", "port", "public_url", "api_workers"),
-    *("gateway_host", "gateway_port", "gateway_public_url", "allow_unbound_consent"),
+    *("data_dir", "database_url", "key_file", "key_service", "key_service_before", "api_workers"),
+    *("host", "port", "public_url", "allow_unbound_consent"),
+    *("gateway_host", "gateway_port", "gateway_public_url"),
     *("temporal_address", "temporal_namespace", "temporal_task_queue", "temporal_ui_url"),
     *("log_level", "log_format"),
 )
@@ -167,6 +168,7 @@ def settings_environment(settings: Settings) -> dict[str, str]:
     Each further child inherits them, and every process of the same user can read them.
     """
     values = {f"EVERGRANT_{name.upper()}": str(getattr(settings, name)) for name in _PASSED_TO_CHILDREN}
+    values["EVERGRANT_KEY_HOLD"] = str(settings.key_hold.total_seconds())
     values["EVERGRANT_EGRESS_ALLOW"] = ",".join(settings.egress_allow)
     if settings.database_password_file is not None and not settings.uses_sqlite:
         values["EVERGRANT_DATABASE_URL"] = without_password(settings.database_url)

@@ -13,11 +13,10 @@ from granian.log import LogLevels
 from evergrant_server.cli.machine import require_free_port
 from evergrant_server.cli.mtls_listener import mtls_listener
 from evergrant_server.cli.process import settings_environment
-from evergrant_server.core.clock import SystemClock
-from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.crypto.keyring import Role
 from evergrant_server.settings import Settings
-from evergrant_server.store import Store
 from evergrant_server.store.store import require_matching_key_ring
+from evergrant_server.wiring.platform import open_store
 from providers.definition.registry import Registry
 
 _MOST_CONNECTIONS = 16_384  # of one worker
@@ -82,10 +81,6 @@ def _most_connections() -> int:
 
 async def check_keys_and_store(settings: Settings, role: Role) -> None:
     """Raise the Failure with which a process of this role couldn't start."""
-    ring = KeyRing.open(settings.key_path, role)
     Registry.load()
-    store = await Store.open(settings.database_url, ring, SystemClock())
-    try:
-        await require_matching_key_ring(store, ring)
-    finally:
-        await store.close()
+    async with open_store(settings, role) as (store, _):
+        await require_matching_key_ring(store, store.ring)

@@ -13,8 +13,9 @@ from evergrant_server.core.clock import Clock, SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant, is_slug
 from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.crypto.keyring import Role
 from evergrant_server.store import Store, Transaction
+from evergrant_server.wiring.platform import open_store
 
 tenants = App(name="tenants")
 
@@ -123,10 +124,5 @@ def _word(disabled: bool) -> str:
 
 @asynccontextmanager
 async def _store(flags: Flags | None) -> AsyncIterator[Store]:
-    settings = settings_of(flags)
-    ring = KeyRing.open(settings.key_path, Role.OPERATOR)
-    store = await Store.open(settings.database_url, ring, SystemClock())
-    try:
+    async with open_store(settings_of(flags), Role.OPERATOR) as (store, _):
         yield store
-    finally:
-        await store.close()

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from evergrant_server.core import failure_kinds as kinds
 from evergrant_server.core.failure_kinds import FailureKind, FailureRule, Repairer, RetryAdvice
+from evergrant_server.core.platform_failures import PLATFORM_FAILURES
 
 
 class ErrorCode(StrEnum):
@@ -96,9 +97,8 @@ class ErrorCode(StrEnum):
 
 
 _reconnect, _client, _provider = kinds.reconnect, kinds.client, kinds.provider
-_denied, _refused, _platform, _caller = kinds.denied, kinds.refused, kinds.platform, kinds.caller
+_denied, _refused, _caller = kinds.denied, kinds.refused, kinds.caller
 _identity = kinds.rules_of(FailureKind.DENIED, Repairer.SUBJECT, RetryAdvice.BACKOFF, 403)
-_LATER = "Try again after Retry-After seconds."
 _REAUTHORIZE = "Reauthorize the connection."
 
 FAILURES: dict[ErrorCode, FailureRule] = {
@@ -202,19 +202,19 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "The provider's definition names no API for this connection, so no request is proxied there.",
         "Lease the token, or propose a definition with api_base_url.",
     ),
-    ErrorCode.PROVIDER_UNREACHABLE: _provider("The provider did not answer in time.", _LATER),
-    ErrorCode.PROVIDER_ERROR: _provider("The provider answered with an error of its own.", _LATER),
-    ErrorCode.PROVIDER_RATE_LIMITED: _provider("The provider asks us to slow down.", _LATER),
-    ErrorCode.REFRESH_PENDING: _provider("A refresh is under way and has not ended yet.", _LATER),
+    ErrorCode.PROVIDER_UNREACHABLE: _provider("The provider did not answer in time.", kinds.LATER),
+    ErrorCode.PROVIDER_ERROR: _provider("The provider answered with an error of its own.", kinds.LATER),
+    ErrorCode.PROVIDER_RATE_LIMITED: _provider("The provider asks us to slow down.", kinds.LATER),
+    ErrorCode.REFRESH_PENDING: _provider("A refresh is under way and has not ended yet.", kinds.LATER),
     ErrorCode.WORKER_BUSY: _provider(
-        "Other calls of the same tenant or integration take its share of a worker.", _LATER
+        "Other calls of the same tenant or integration take its share of a worker.", kinds.LATER
     ),
     ErrorCode.TOKEN_RENEWED: _provider(
         "The provider's API refused the token, which has been renewed; the request's body was not kept.",
         "Send the request again.",
     ),
     ErrorCode.API_LIMIT_REACHED: _provider(
-        "The provider's API takes no more calls of this app for now.", _LATER, status=429
+        "The provider's API takes no more calls of this app for now.", kinds.LATER, status=429
     ),
     ErrorCode.NOT_PERMITTED: _denied(
         "No permit of this app covers that, or one denies it.",
@@ -273,59 +273,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Request all of the token's scopes, or not exactly these; or consent to these alone in a connection "
         "of their own.",
     ),
-    ErrorCode.STORE_UNAVAILABLE: _platform("The store can't be reached.", "Check EVERGRANT_DATABASE_URL."),
-    ErrorCode.STORE_CONFLICT: _platform("Another change came first.", "Try again.", status=409),
-    ErrorCode.SCHEMA_MISMATCH: _platform(
-        "The database has another schema version than this code.",
-        "Run: python -m evergrant_server db upgrade. A newer database needs a newer server.",
-    ),
-    ErrorCode.STORE_BEHIND: _platform(
-        "The store holds an older generation than the workflow knows: it was restored from a backup, "
-        "and its refresh token may be spent.",
-        "Restore a newer backup, or reauthorize the connection.",
-        retry=RetryAdvice.AFTER_REPAIR,
-    ),
-    ErrorCode.KEY_UNAVAILABLE: _platform(
-        "A key that sealed this row is not in the key ring.",
-        "Restore the key file; or, where a key service wraps the keys, see why it doesn't answer: "
-        "python -m evergrant_server doctor.",
-    ),
-    ErrorCode.KEY_DENIED: _platform(
-        "The key service refuses its key to this process.",
-        "Allow the principal that python -m evergrant_server doctor names to use that key.",
-        retry=RetryAdvice.AFTER_REPAIR,
-    ),
-    ErrorCode.KEY_GONE: _platform(
-        "A key of the key service doesn't exist, is disabled, or waits for its deletion.",
-        "Enable or restore the key that python -m evergrant_server doctor names.",
-        retry=RetryAdvice.AFTER_REPAIR,
-    ),
-    ErrorCode.SEAL_BROKEN: _platform(
-        "A sealed value was altered, moved or sealed with another key.",
-        "Restore the named row from a backup.",
-        status=500,
-    ),
-    ErrorCode.AUTHORITY_BROKEN: _platform(
-        "A row that says who may do what was not written by Evergrant.",
-        "Find all such rows: python -m evergrant_server authority verify.",
-        status=500,
-    ),
-    ErrorCode.AUDIT_UNAVAILABLE: _platform(
-        "The audit record could not be committed, so no token was leased.", "Check the store."
-    ),
-    ErrorCode.RATE_LIMITED: _platform(
-        "A limit of requests is reached: violated-policies names it.", _LATER, status=429
-    ),
-    ErrorCode.JOURNAL_UNAVAILABLE: _platform(
-        "A worker's journal has no room for a provider's answer, so nothing was sent.",
-        "Make room on the worker's disk, or give it a data folder it can write.",
-    ),
-    ErrorCode.TEMPORAL_UNAVAILABLE: _platform(
-        "Temporal can't be reached.",
-        "Check EVERGRANT_TEMPORAL_ADDRESS and the Temporal server. After the loss of its database, "
-        "python -m evergrant_server reconcile starts the workflows anew.",
-    ),
-    ErrorCode.INTERNAL: _platform("Evergrant failed for an unknown reason.", "Read the log.", status=500),
+    **{ErrorCode(code): rule for code, rule in PLATFORM_FAILURES.items()},
     ErrorCode.INVALID_REQUEST: _caller("The request is malformed.", "Correct the named field."),
     ErrorCode.UNAUTHENTICATED: _caller(
         "No valid credential came with the request.",

@@ -47,6 +47,7 @@ AuthorizationRequestId = NewType("AuthorizationRequestId", str)
 ClientConsentId = NewType("ClientConsentId", str)
 DelegationId = NewType("DelegationId", str)
 DelegationRuleId = NewType("DelegationRuleId", str)
+KeyRotationId = NewType("KeyRotationId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -86,6 +87,7 @@ PREFIXES = (
     "ccn",
     "dlg",
     "dru",
+    "rot",
 )
 
 

@@ -15,12 +15,15 @@ from evergrant_server.core.messages.base import Message, RequestContext
 from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
 from evergrant_server.core.messages.integrations import RetryConnections
 from evergrant_server.core.messages.jobs import FETCH_ISSUER_KEYS
+from evergrant_server.core.messages.keys import KeyRotationStart, PauseKeyRotation
 from evergrant_server.core.messages.maintenance import FetchIssuerKeys
 from evergrant_server.core.messages.names import (
+    SignalName,
     access_request_workflow_id,
     agent_stop_workflow_id,
     call_approval_workflow_id,
     connection_workflow_id,
+    key_rotation_workflow_id,
     replaced_grants_workflow_id,
     retry_connections_workflow_id,
 )
@@ -44,6 +47,7 @@ class OutboxKind(StrEnum):
     ADVANCE_ACCESS_REQUEST = "advance_access_request"  # payload: AdvanceAccessRequest
     ADVANCE_CALL_APPROVAL = "advance_call_approval"  # payload: AdvanceCallApproval
     STOP_AGENT = "stop_agent"  # payload: AgentStopStart
+    START_KEY_ROTATION = "start_key_rotation"  # payload: KeyRotationStart
 
 
 class OutboxMessage(FrozenModel):
@@ -135,6 +139,20 @@ def agent_stop_message(stop: AgentStop, context: RequestContext, at: datetime) -
     start = AgentStopStart(tenant=stop.tenant, stop_id=stop.id, context=context)
     target = agent_stop_workflow_id(stop.tenant, stop.id)
     return outbox_message(stop.tenant, OutboxKind.STOP_AGENT, target, start, at)
+
+
+def key_rotation_message(start: KeyRotationStart, at: datetime) -> OutboxMessage:
+    """Have a rotation of keys begun; one of the kind that runs already goes on."""
+    target = key_rotation_workflow_id(start.tenant, start.kind, start.connection_id)
+    return outbox_message(start.tenant, OutboxKind.START_KEY_ROTATION, target, start, at)
+
+
+def pause_key_rotation_message(
+    tenant: Tenant, target: str, signal: PauseKeyRotation, at: datetime
+) -> OutboxMessage:
+    """Have the rotation that runs under this workflow id paused, or gone on with."""
+    name = SignalName.PAUSE_KEY_ROTATION
+    return outbox_message(tenant, OutboxKind.SIGNAL, target, signal, at, name=name)
 
 
 def retry_integration_message(

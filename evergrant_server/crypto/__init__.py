@@ -5,8 +5,10 @@ place. Doesn't own where sealed bytes are kept or which row needs which key: tha
 store. Anything unknown or altered is a failure that names the row; nothing is guessed.
 """
 
+from evergrant_server.crypto.bundle import Signer
 from evergrant_server.crypto.envelope import (
     AssociatedData,
+    Hold,
     ReadySeal,
     Sealed,
     SealingKey,
@@ -16,11 +18,12 @@ from evergrant_server.crypto.envelope import (
     seal,
 )
 from evergrant_server.crypto.jose import Recipient, new_proof_key
-from evergrant_server.crypto.keyring import ROOT_PURPOSES, KeyPurpose, KeyRing, Role, Signer
+from evergrant_server.crypto.keyring import ROOT_PURPOSES, KeyPurpose, KeyRing, Role
 
 __all__ = [
     "ROOT_PURPOSES",
     "AssociatedData",
+    "Hold",
     "KeyPurpose",
     "KeyRing",
     "ReadySeal",

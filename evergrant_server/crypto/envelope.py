@@ -88,12 +88,29 @@ def new_sealing_key(prefix: str) -> SealingKey:
     return SealingKey(f"{prefix}_{secrets.token_hex(12)}", secrets.token_bytes(KEY_BYTES))
 
 
+class Hold:
+    """Whether what was unwrapped with keys that a process holds for a time may still be used."""
+
+    __slots__ = ("over",)
+
+    def __init__(self) -> None:
+        self.over = False
+
+
+_FOR_GOOD = Hold()
+
+
 def seal(key: SealingKey, place: AssociatedData, value: bytes) -> Sealed:
     """Seal `value` for `place`: it opens with this key, in this place, and nowhere else."""
-    name = key.id.encode()
     nonce = secrets.token_bytes(_NONCE_BYTES)
     body = AESGCM(key.reveal()).encrypt(nonce, value, place.authenticated_data(key.id, VERSION))
-    return Sealed(_MAGIC + bytes((VERSION, len(name))) + name + nonce + body)
+    return Sealed(seal_head(key.id) + nonce + body)
+
+
+def seal_head(key_id: str) -> bytes:
+    """What every value begins with that this key has sealed, and no other key."""
+    name = key_id.encode()
+    return _MAGIC + bytes((VERSION, len(name))) + name
 
 
 def key_id_of(sealed: bytes, place: AssociatedData) -> str:
@@ -126,10 +143,11 @@ class ReadySeal:
     It has its key for as long as it is kept: no longer than the rows that it was made from are cached.
     """
 
-    __slots__ = ("_body", "_cipher", "_nonce", "_place", "_placed")
+    __slots__ = ("_body", "_cipher", "_nonce", "_place", "_placed", "hold")
 
-    def __init__(self, key: SealingKey, place: AssociatedData, sealed: bytes) -> None:
+    def __init__(self, key: SealingKey, place: AssociatedData, sealed: bytes, hold: Hold = _FOR_GOOD) -> None:
         """Raises Failure SEAL_BROKEN for a value of another key."""
+        self.hold = hold
         if key_id_of(sealed, place) != key.id:
             raise seal_broken(place, "was sealed with another key")
         start = _HEADER_BYTES + sealed[4]
@@ -138,7 +156,9 @@ class ReadySeal:
         self._place, self._placed = place, place.authenticated_data(key.id, VERSION)
 
     def open(self) -> bytes:
-        """As `open_sealed`."""
+        """As `open_sealed`. Raises Failure KEY_UNAVAILABLE once its hold is over."""
+        if self.hold.over:
+            raise key_unavailable(self._place, "its root key isn't held any more")
         try:
             return self._cipher.decrypt(self._nonce, self._body, self._placed)
         except InvalidTag:

@@ -10,7 +10,7 @@ import os
 import secrets
 import stat
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,6 +58,16 @@ def read(path: Path) -> KeyFile:
     return _Parser(path).parse(_read_private(path))
 
 
+def bundle_bytes(file: KeyFile) -> bytes:
+    """What the file holds beside its roots, as a key service wraps it."""
+    return _serialised(replace(file, purposes={}))
+
+
+def read_bundle(raw: bytes, row: str) -> KeyFile:
+    """What `bundle_bytes` made, a file without roots. Raises Failure KEY_UNAVAILABLE that names the row."""
+    return _Parser(Path(row)).parse_bundle(raw)
+
+
 def _read_private(path: Path) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -89,6 +99,12 @@ class _Parser:
     def parse(self, raw: bytes) -> KeyFile:
         document = self._document(raw)
         purposes = {name: self._roots(name, content) for name, content in document["purposes"].items()}
+        return self._file(document, purposes)
+
+    def parse_bundle(self, raw: bytes) -> KeyFile:
+        return self._file(self._json(raw), {})
+
+    def _file(self, document: dict[str, Any], purposes: dict[str, RootKeys]) -> KeyFile:
         subject = self._key("subject", document.get("subject"))
         derived = self._keys("derived", document.get("derived", {}))
         derive = None if derived else self._key("derive", document.get("derive"))
@@ -102,6 +118,12 @@ class _Parser:
         return KeyFile(purposes, subject, derive, document.get("export") is True, derived, public)
 
     def _document(self, raw: bytes) -> dict[str, Any]:
+        document = self._json(raw)
+        if not isinstance(document.get("purposes"), dict) or not document["purposes"]:
+            self._malformed("it has no purposes")
+        return document
+
+    def _json(self, raw: bytes) -> dict[str, Any]:
         if len(raw) > _LONGEST:
             self._malformed("it is too large")
         try:
@@ -113,8 +135,6 @@ class _Parser:
         if document.get("version") != VERSION:
             repair = "Use the server version that wrote it."
             raise key_file_error(self._path, "has another format version", repair)
-        if not isinstance(document.get("purposes"), dict) or not document["purposes"]:
-            self._malformed("it has no purposes")
         return document
 
     def _roots(self, purpose: str, content: Any) -> RootKeys:

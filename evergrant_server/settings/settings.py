@@ -175,6 +175,16 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
     process reads it."""
     key_file: Path | None = None
     """The key ring; empty: keys.json in the data folder."""
+    key_service: str = "file"
+    """What wraps the root keys: `file`, the key file, or the URL of a key service, `{purpose}` in the key's
+    name: `aws-kms:alias/evergrant-{purpose}`, `vault:https://vault.example:8200/transit/evergrant-{purpose}`,
+    `pkcs11:…`, `gcp-kms:…`, `azure:…`. Its credentials are found as its vendor's own library finds them."""
+    key_service_before: str = ""
+    """The key service, or `file`, that wrapped the root keys before: what it has wrapped opens, and it wraps
+    nothing more."""
+    key_hold: Duration = timedelta(minutes=5)
+    """How long a process goes on with its root keys after its key service last answered. Then it answers 503
+    until the service is there. A service that refuses a key ends it at once."""
     host: Host = "127.0.0.1"
     """The address the API listens on."""
     port: int = Field(default=8480, ge=1, le=65535)
@@ -294,6 +304,9 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
     unused_permit_after: Duration = timedelta(days=90)
     """How long a permit may go unused until its removal is proposed to the tenant's
     admins (`/v1/access-requests`)."""
+    key_rotation: Duration | None = None
+    """How old a tenant's own keys may become before a worker rotates them, such as 90d; empty: they are
+    rotated by command alone, as keys of connections are."""
     self_permits: bool = False
     """An app with the action `admin` may give itself `token`, `proxy` and `export`. Without this another app
     with `admin` must."""
@@ -341,6 +354,15 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
         """The key file's path; never None after validation."""
         assert self.key_file is not None
         return self.key_file
+
+    @property
+    def key_service_urls(self) -> tuple[str, ...]:
+        """The key services that open what they have wrapped. The first wraps."""
+        return tuple(url for url in (self.key_service, self.key_service_before) if url)
+
+    @property
+    def uses_key_file(self) -> bool:
+        return "file" in self.key_service_urls
 
     @property
     def uses_sqlite(self) -> bool:

@@ -130,7 +130,7 @@ class CallApprovalRow(columns.IdTable, table=True):
     use_by: datetime | None = columns.timestamp()
     used_at: datetime | None = columns.timestamp()
     next_at: datetime | None = columns.timestamp()
-    sealed_call: Sealed | None = columns.sealed()
+    sealed_call: Sealed | None = columns.sealed(columns.SealedBy(KeyPurpose.LEASE))
     mac: str | None = None
 
 

@@ -14,6 +14,7 @@ from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
 from evergrant_server.store.database import columns
+from evergrant_server.store.database.columns import sealed_place, table_of
 from evergrant_server.store.database.rows import Values, find_one, insert
 from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.store.sealing import SealedRepository
@@ -25,7 +26,7 @@ class IdempotencyRow(columns.TenantTable, table=True):
     key: str = Field(primary_key=True)
     request_hash: str
     status: int
-    sealed_body: Sealed = columns.sealed()
+    sealed_body: Sealed = columns.sealed(columns.SealedBy(KeyPurpose.INTAKE, row=("app_id", "key")))
     stored_at: datetime = columns.timestamp()
 
 
@@ -84,4 +85,5 @@ class Idempotency(SealedRepository):
 
 
 def _place(tenant: str, app_id: str, key: str) -> AssociatedData:
-    return AssociatedData(tenant, "idempotency", f"{app_id}/{key}", "sealed_body")
+    row = {"tenant": tenant, "app_id": app_id, "key": key}
+    return sealed_place(table_of(IdempotencyRow), "sealed_body", row)

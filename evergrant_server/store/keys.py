@@ -10,6 +10,7 @@ from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import table_of
 
 NO_CONNECTION = ""  # the connection id of a tenant's own key
+MOST_HELD = 3  # keys for one answer: of lease and refresh, and the tenant's of intake
 
 
 class KeyRow(columns.IdTable, table=True):
@@ -23,7 +24,7 @@ class KeyRow(columns.IdTable, table=True):
     purpose: str
     connection_id: str
     wrapping_key_id: str
-    sealed_key: Sealed = columns.sealed()
+    sealed_key: Sealed = columns.sealed(None)
     created_at: datetime = columns.timestamp()
     retired_at: datetime | None = columns.timestamp()
 
@@ -50,15 +51,34 @@ _KEY = (
     .where(_KEYS.c.tenant == bindparam("tenant"), _KEYS.c.purpose == bindparam("purpose"))
 )
 KEY_BY_ID = _KEY.where(_KEYS.c.id == bindparam("id"))
-# every current key of a connection and of its tenant, which wrap each other
+# the current keys of a connection, and every key of its tenant: one that was replaced still wraps some
 CURRENT_KEYS = select(
-    _KEYS.c.id, _KEYS.c.purpose, _KEYS.c.connection_id, _KEYS.c.wrapping_key_id, _KEYS.c.sealed_key
+    _KEYS.c.id,
+    _KEYS.c.purpose,
+    _KEYS.c.connection_id,
+    _KEYS.c.wrapping_key_id,
+    _KEYS.c.sealed_key,
+    _KEYS.c.retired_at,
 ).where(
     _KEYS.c.tenant == bindparam("tenant"),
-    or_(_KEYS.c.connection_id == bindparam("connection_id"), _KEYS.c.connection_id == NO_CONNECTION),
-    _KEYS.c.retired_at.is_(None),
+    or_(
+        _KEYS.c.connection_id == NO_CONNECTION,
+        and_(_KEYS.c.connection_id == bindparam("connection_id"), _KEYS.c.retired_at.is_(None)),
+    ),
 )
 CURRENT_KEY = _KEY.where(_KEYS.c.connection_id == bindparam("connection_id"), _KEYS.c.retired_at.is_(None))
+# What is sealed with a connection's key holds that key's row until it is committed: whoever replaces the key
+# waits for it, and then seals it anew. A tenant's row would be held by everybody: see `key_rotation`
+CURRENT_KEY_TO_SEAL = CURRENT_KEY.with_for_update(read=True, of=_KEYS)
+STILL_CURRENT = (
+    select(_KEYS.c.id)
+    .where(
+        _KEYS.c.tenant == bindparam("tenant"),
+        _KEYS.c.id.in_([bindparam(f"key_{number}") for number in range(MOST_HELD)]),
+        _KEYS.c.retired_at.is_(None),
+    )
+    .with_for_update(read=True)
+)
 
 
 class WrappedKey(NamedTuple):

@@ -27,7 +27,8 @@ from evergrant_server.crypto import (
     seal,
 )
 from evergrant_server.crypto.envelope import key_unavailable, seal_broken
-from evergrant_server.store.database.columns import table_of
+from evergrant_server.crypto.key_services.port import ServicePurpose
+from evergrant_server.store.database.columns import sealed_place, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import (
     Id,
@@ -42,22 +43,26 @@ from evergrant_server.store.database.rows import (
 )
 from evergrant_server.store.keys import (
     CURRENT_KEY,
+    CURRENT_KEY_TO_SEAL,
     CURRENT_KEYS,
     KEY_BY_ID,
+    MOST_HELD,
     NO_CONNECTION,
+    STILL_CURRENT,
     KeyRow,
     WrappedKey,
     key_associated_data,
     unwrap,
 )
+from evergrant_server.store.root_keys import WrappedRoots
 
 
 class UnwrappedKeys:
     """Keys of one connection and its tenant, unwrapped before an intent: committing its answer needs no key
     service.
 
-    Doesn't print. Kept for one attempt, and dropped with it. What seals with them writes a row of the
-    connection, by compare-and-set: the keys are destroyed in a transaction that changes it, too.
+    Doesn't print. Kept for one attempt, and dropped with it. A key may be replaced meanwhile: what seals with
+    them looks in its transaction whether they are still the current ones (`ColumnSealer`).
     """
 
     __slots__ = ("_keys",)
@@ -72,6 +77,10 @@ class UnwrappedKeys:
 
     def of(self, connection_id: str, purpose: KeyPurpose) -> SealingKey | None:
         return self._keys.get((connection_id, purpose))
+
+    def items(self) -> list[tuple[tuple[str, KeyPurpose], SealingKey]]:
+        """Each key, by its connection and purpose."""
+        return list(self._keys.items())
 
     def merged_with(self, further: "UnwrappedKeys") -> "UnwrappedKeys":
         """With keys of other purposes."""
@@ -89,9 +98,12 @@ class KeyRows:
         self._ring = ring
         self._tenant = tenant
         self._rows: dict[tuple[KeyPurpose, str], WrappedKey] = {}
+        self._current: dict[tuple[KeyPurpose, str], WrappedKey] = {}
 
-    def add(self, purpose: KeyPurpose, row: WrappedKey) -> None:
+    def add(self, purpose: KeyPurpose, row: WrappedKey, *, current: bool = False) -> None:
         self._rows[purpose, row.id] = row
+        if current:
+            self._current[purpose, row.connection_id] = row
 
     def lacks(self, purpose: KeyPurpose, key_id: str) -> bool:
         return (purpose, key_id) not in self._rows
@@ -104,7 +116,7 @@ class KeyRows:
     def unwrapped(self, connection_id: str, purposes: Iterable[KeyPurpose]) -> UnwrappedKeys | None:
         """The connection's keys of these purposes; None when one wasn't made yet. Raises Failure
         KEY_UNAVAILABLE, SEAL_BROKEN."""
-        current = {of: row for (of, _), row in self._rows.items() if row.connection_id == connection_id}
+        current = {of: row for (of, id), row in self._current.items() if id == connection_id}
         if not current.keys() >= set(purposes):
             return None
         return UnwrappedKeys(
@@ -140,6 +152,7 @@ class ColumnSealer:
         self.ring = ring
         self._now = now
         self._unwrapped_keys = keys
+        self._still_current: frozenset[str] | None = None
 
     async def read_keys(
         self, tenant: str, connection_id: str, sealed: Iterable[tuple[KeyPurpose, Sealed | None]] = ()
@@ -153,7 +166,8 @@ class ColumnSealer:
             above = row["id"] if row["connection_id"] == NO_CONNECTION else row["wrapping_key_id"]
             if above in tenants:
                 key = (row["id"], row["connection_id"], row["sealed_key"])
-                keys.add(KeyPurpose(row["purpose"]), WrappedKey(*key, above, tenants[above]))
+                wrapped = WrappedKey(*key, above, tenants[above])
+                keys.add(KeyPurpose(row["purpose"]), wrapped, current=row["retired_at"] is None)
         for purpose, column in sealed:
             if column is None:
                 continue
@@ -172,6 +186,20 @@ class ColumnSealer:
         place = AssociatedData(tenant, "key", connection_id, "held")
         return UnwrappedKeys(
             {(connection_id, of): await self._current(of, connection_id, place) for of in purposes}
+        )
+
+    async def current_keys(self, tenant: str, held: UnwrappedKeys) -> UnwrappedKeys:
+        """These keys, or in place of one that was replaced the current one. None of them is replaced before
+        this transaction ends. Raises as `get_or_create_keys`."""
+        current = await self._current_of(tenant, held)
+        place = AssociatedData(tenant, "key", NO_CONNECTION, "held")
+        return UnwrappedKeys(
+            {
+                (connection_id, of): key
+                if key.id in current
+                else await self._stored(of, connection_id, place)
+                for (connection_id, of), key in held.items()
+            }
         )
 
     async def seal(
@@ -226,8 +254,21 @@ class ColumnSealer:
         if not self.ring.holds(purpose):
             raise key_unavailable(place, f"the {self.ring.role} role doesn't hold the {purpose} purpose")
         known = self._known(connection_id, purpose)
-        if known is not None:
-            return known
+        if known is not None and self._unwrapped_keys is not None:
+            if self._still_current is None:
+                self._still_current = await self._current_of(place.tenant, self._unwrapped_keys)
+            if known.id in self._still_current:
+                return known
+        return await self._stored(purpose, connection_id, place)
+
+    async def _current_of(self, tenant: str, held: UnwrappedKeys) -> frozenset[str]:
+        """The ids of those that are current."""
+        ids = [key.id for _, key in held.items()]
+        named = {f"key_{number}": ids[number] if number < len(ids) else "" for number in range(MOST_HELD)}
+        rows = await fetch_all(self._connection, STILL_CURRENT, {"tenant": tenant, **named})
+        return frozenset(row["id"] for row in rows)
+
+    async def _stored(self, purpose: KeyPurpose, connection_id: str, place: AssociatedData) -> SealingKey:
         rows = await self._current_row(place.tenant, purpose, connection_id)
         if rows is None:
             await self._create(place.tenant, purpose, connection_id, place)
@@ -247,6 +288,8 @@ class ColumnSealer:
         place = key_associated_data(tenant, key.id, purpose, connection_id)
         if connection_id == NO_CONNECTION:
             parent, wrapped = self.ring.current_root_id(purpose), self.ring.wrap(purpose, place, key)
+            root_keys = WrappedRoots(self._connection, self.ring)
+            await root_keys.require_current(parent, ServicePurpose(purpose.of_roots))
         else:
             above = await self._current(purpose, NO_CONNECTION, for_place)
             parent, wrapped = above.id, seal(above, place, key.reveal())
@@ -264,7 +307,8 @@ class ColumnSealer:
         await insert(self._connection, KeyRow, values)
 
     async def _current_row(self, tenant: str, purpose: KeyPurpose, connection_id: str) -> WrappedKey | None:
-        return await self._row(CURRENT_KEY, purpose, tenant=tenant, connection_id=connection_id)
+        query = CURRENT_KEY if connection_id == NO_CONNECTION else CURRENT_KEY_TO_SEAL
+        return await self._row(query, purpose, tenant=tenant, connection_id=connection_id)
 
     async def _row(
         self, query: Executable, purpose: KeyPurpose, tenant: str, **equal: str
@@ -323,4 +367,4 @@ class IntakeRepository(SealedRepository, ModelRepository[Model, Id]):
         return await self._sealer.open(self._purpose, NO_CONNECTION, place, row[column])
 
     def _place(self, owner: RowOwner, column: str) -> AssociatedData:
-        return AssociatedData(owner.tenant, table_of(self._table).name, owner.id, column)
+        return sealed_place(table_of(self._table), column, {"tenant": owner.tenant, "id": owner.id})

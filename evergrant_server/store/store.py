@@ -65,6 +65,9 @@ from evergrant_server.store.oauth.requests import (
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.people.people import AdminLogins, PersonLogins, PersonSessions
 from evergrant_server.store.provider_events import Introspections, Receivers
+from evergrant_server.store.root_keys import WrappedRoots
+from evergrant_server.store.rotation.connection_keys import ConnectionKeyRotation
+from evergrant_server.store.rotation.tenant_keys import TenantKeyRotation
 from evergrant_server.store.sealing import ColumnSealer, UnwrappedKeys
 from evergrant_server.store.tenants import Tenants
 from evergrant_server.store.trusted_issuers import TrustedIssuers
@@ -113,6 +116,7 @@ class Transaction:
     pinned_hosts = _with_ring(PinnedHostsOfAll)
     definitions = _with_ring(Definitions)
     tenants = _with_ring(Tenants)
+    root_keys = _with_ring(WrappedRoots)
     access = _with_ring(Access)
     agents = _with_ring(Agents)
     call_approvals = _with_sealer(CallApprovals)
@@ -152,6 +156,8 @@ class Transaction:
     account_identifiers = _with_ring(AccountIdentifiers)
     introspections = _with_connection(Introspections)
     idempotency = _with_sealer(Idempotency)
+    tenant_keys = cached_property(lambda tx: TenantKeyRotation(tx.connection, tx.ring, tx.now))
+    connection_keys = cached_property(lambda tx: ConnectionKeyRotation(tx.connection, tx.ring, tx.now))
 
 
 class Store:
@@ -319,9 +325,10 @@ async def require_matching_key_ring(store: Store, ring: KeyRing) -> None:
         except Failure as failure:
             if failure.code not in (ErrorCode.KEY_UNAVAILABLE, ErrorCode.SEAL_BROKEN):
                 raise
+            held = ", ".join(ring.root_ids()[purpose])
             raise Failure(
                 ErrorCode.KEY_UNAVAILABLE,
-                f"{ring!r} doesn't open this database's keys ({failure.detail}) "
+                f"{ring!r} doesn't open this database's keys: {failure.detail} It has {held} for that. "
                 "Set EVERGRANT_KEY_FILE to the key file that filled this database, or restore that file.",
-                key_file="another database's",
+                key_file=str(ring.source),
             ) from None

@@ -30,15 +30,15 @@ class WebhookRow(columns.IdTable, table=True):
     __table_args__ = (UniqueConstraint("tenant", "name"), Index(None, "id", unique=True))
     name: str
     url: str  # with a mask in place of its query
-    sealed_query: Sealed | None = columns.sealed()
+    sealed_query: Sealed | None = columns.sealed(columns.BY_INTAKE)
     events: list[str] = Field(sa_type=JSON)
     integration: str
     disabled_by: str | None = None
     failures: int
     failing_since: datetime | None = columns.timestamp()
     paused_until: datetime | None = columns.timestamp()
-    sealed_secret: Sealed = columns.sealed()
-    sealed_previous_secret: Sealed | None = columns.sealed()
+    sealed_secret: Sealed = columns.sealed(columns.BY_INTAKE)
+    sealed_previous_secret: Sealed | None = columns.sealed(columns.BY_INTAKE)
     previous_secret_until: datetime | None = columns.timestamp()
     secret_changed_at: datetime = columns.timestamp()
     created_at: datetime = columns.timestamp()

@@ -18,6 +18,7 @@ from opentelemetry import trace
 _QUIET_LIBRARIES = (
     "httpx2", "httpcore2", "authlib", "asyncio", "sqlalchemy", "alembic", "_granian",
     "opentelemetry", "urllib3", "requests",
+    "azure", "boto3", "botocore", "google", "hvac", "msal",  # of key services
 )  # fmt: skip
 
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -43,6 +44,9 @@ class LogEvent(StrEnum):
     JOURNAL_FAILED = "journal failed"
     JOURNAL_REPLAYED = "journal replayed"
     JOURNAL_STUCK = "journal stuck"
+    KEYS_HELD = "keys held"
+    KEYS_LACKING = "keys lacking"
+    KEY_SERVICE_FAILED = "key service failed"
     MESSAGE_TOO_LATE = "message too late"
     MESSAGE_UNREADABLE = "message unreadable"
     NOT_COMPARED = "not compared"

@@ -30,6 +30,7 @@ OUTCOME = "evergrant.outcome"
 PROVIDER = "evergrant.provider"
 APP = "evergrant.app"  # of confirmations alone: few apps have web sessions
 TABLE = "evergrant.table"
+KEY_PURPOSE = "evergrant.key_purpose"
 UNKNOWN_PROVIDER = "unknown"  # the lease was refused before its provider was known
 
 # the bounds of histograms
@@ -155,6 +156,22 @@ _double_send_window = _histogram(
     "from the last check of a credential's deadline to its last byte: a pause in it can cause a double send",
     _INSTANT_BUCKETS,
 )
+
+
+_key_calls = _meter.create_counter(
+    "evergrant.key_service.count",
+    "{call}",
+    "keys that a key service was to unwrap: answered, away, denied, gone or broken",
+)
+KEY_AGE = _meter.create_gauge(
+    "evergrant.key_service.age",
+    "s",
+    "since the key service last unwrapped what this process holds for the purpose",
+)
+
+
+def count_key_call(purpose: str, outcome: str) -> None:
+    _key_calls.add(1, {KEY_PURPOSE: purpose, OUTCOME: outcome})
 
 
 def count(counter: metrics.Counter | PlainCounter, outcome: str, provider: str | None = None) -> None:

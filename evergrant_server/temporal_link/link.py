@@ -28,6 +28,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.base import Message
 from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
+from evergrant_server.core.messages.keys import KeyRotationStart
 from evergrant_server.core.messages.names import (
     TASK_QUEUE,
     QueryName,
@@ -96,6 +97,23 @@ class TemporalLink(WorkflowRuns):
             return await query
         except WorkflowQueryRejectedError:
             return None
+        except (RPCError, WorkflowQueryFailedError, RuntimeError) as error:
+            if isinstance(error, RPCError) and error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise temporal_unavailable(error) from None
+
+    async def describe_key_rotation(self, workflow: str, timeout: float = 2.0) -> KeyRotationStart | None:
+        """Query the newest rotation of keys under this id, also one that is done; None when there was none.
+
+        Raises Failure TEMPORAL_UNAVAILABLE also when no worker answers the query in time.
+        """
+        query = self._client.get_workflow_handle(workflow).query(
+            QueryName.DESCRIBE_KEY_ROTATION,
+            result_type=KeyRotationStart,
+            rpc_timeout=timedelta(seconds=timeout),
+        )
+        try:
+            return await query
         except (RPCError, WorkflowQueryFailedError, RuntimeError) as error:
             if isinstance(error, RPCError) and error.status is RPCStatusCode.NOT_FOUND:
                 return None

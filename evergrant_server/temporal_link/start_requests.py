@@ -20,6 +20,7 @@ from evergrant_server.core.messages.decisions import AdvanceAccessRequest, Advan
 from evergrant_server.core.messages.export import ExportStart
 from evergrant_server.core.messages.integrations import RetryConnections, RolloutStart
 from evergrant_server.core.messages.jobs import JOBS
+from evergrant_server.core.messages.keys import KeyRotationStart
 from evergrant_server.core.messages.maintenance import WakeWebhook, WebhookStart
 from evergrant_server.core.messages.names import (
     SearchAttribute,
@@ -31,6 +32,7 @@ from evergrant_server.core.messages.names import (
     connection_workflow_id,
     definition_rollout_workflow_id,
     export_workflow_id,
+    key_rotation_workflow_id,
     replaced_grants_workflow_id,
     retry_connections_workflow_id,
     webhook_workflow_id,
@@ -172,6 +174,17 @@ def agent_stop(start: AgentStopStart) -> StartRequest:
     )
 
 
+def key_rotation(start: KeyRotationStart) -> StartRequest:
+    """The workflow of a rotation of keys, unless one of its kind is running for the tenant."""
+    return StartRequest(
+        WorkflowName.KEY_ROTATION,
+        start,
+        key_rotation_workflow_id(start.tenant, start.kind, start.connection_id),
+        f"{start.command} keys of {start.kind}",
+        {"static_details": f"requested by {start.context.by}"},
+    )
+
+
 def webhook(request: WakeWebhook) -> StartRequest:
     """The workflow that delivers to this webhook is signalled, or started with the signal."""
     return StartRequest(
@@ -207,6 +220,7 @@ _STARTS: dict[OutboxKind, tuple[type[Message], Callable[[Any], StartRequest]]] =
     OutboxKind.ADVANCE_ACCESS_REQUEST: (AdvanceAccessRequest, access_request),
     OutboxKind.ADVANCE_CALL_APPROVAL: (AdvanceCallApproval, call_approval),
     OutboxKind.STOP_AGENT: (AgentStopStart, agent_stop),
+    OutboxKind.START_KEY_ROTATION: (KeyRotationStart, key_rotation),
 }
 
 

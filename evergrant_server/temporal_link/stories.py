@@ -30,7 +30,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.names import STORY_WORKFLOW_ID
 from evergrant_server.crypto import AssociatedData, KeyPurpose, SealingKey, key_id_of, open_sealed, seal
-from evergrant_server.crypto.envelope import key_unavailable
+from evergrant_server.crypto.envelope import Hold
 from evergrant_server.store import Store
 from evergrant_server.store.database.engine import Pool
 from evergrant_server.telemetry.logs import LogEvent, log_event
@@ -92,12 +92,20 @@ def is_sealed(payload: dict[str, Any]) -> bool:
     )
 
 
+class _HeldKey(NamedTuple):
+    """A key, or that there is none, and how long that counts: no longer than its root is held."""
+
+    key: SealingKey | None
+    until: float
+    hold: Hold
+
+
 class StoryKeys:
     """The keys of stories, each held for a minute and none for longer than the ring holds its roots."""
 
     def __init__(self, store: Store) -> None:
         self._store = store.in_pool(Pool.LEASES)
-        self._held = Bounded[tuple[str, str, str], tuple[SealingKey | None, float]](_MOST_HELD)
+        self._held = Bounded[tuple[str, str, str], _HeldKey](_MOST_HELD)
 
     async def current(self, story: ConnectionStory) -> SealingKey | None:
         """The key that seals now, made where there is none; None: the connection was erased.
@@ -111,24 +119,24 @@ class StoryKeys:
         return await self._find(story, key_id)
 
     async def _find(self, story: ConnectionStory, key_id: str) -> SealingKey | None:
-        if not self._store.ring.holds(KeyPurpose.STORY):
-            raise key_unavailable(story.place, f"the {self._store.ring.role} role doesn't hold its root key")
         place, now = (story.tenant, story.connection_id, key_id), seconds_since_boot()
-        key, until = self._held.get(place, (None, 0.0))
-        if now < until:
-            return key
+        held = self._held.get(place)
+        if held is not None and now < held.until and not held.hold.over:
+            return held.key
+        hold, key = self._store.ring.hold_of(KeyPurpose.STORY), None  # of the roots that unwrap it now
         try:
             key = await self._read(story, key_id)
         except Failure as failure:
             if failure.code is not ErrorCode.SEAL_BROKEN:
                 raise
             _report(logging.ERROR, failure.detail, story)  # a revocation waits for no row that was altered
+        held = _HeldKey(key, now + _HELD_S, hold)
         if key is not None:
-            self._held[story.tenant, story.connection_id, key.id] = (key, now + _HELD_S)
+            self._held[story.tenant, story.connection_id, key.id] = held
         elif key_id:
             _report(logging.WARNING, f"there is no key {key_id}", story)
         if key is not None or key_id:  # a key that isn't there won't come: ids are never used again
-            self._held[place] = (key, now + _HELD_S)
+            self._held[place] = held
         return key
 
     async def _read(self, story: ConnectionStory, key_id: str) -> SealingKey | None:

@@ -9,8 +9,10 @@ from temporalio.client import Client
 
 from evergrant_server.checkout import require_own_packages
 from evergrant_server.core.clock import Clock, SystemClock
+from evergrant_server.crypto.key_services.bound import BoundKeyService
+from evergrant_server.crypto.key_services.opening import open_key_service
 from evergrant_server.crypto.keyring import KeyRing, Role
-from evergrant_server.settings import Settings
+from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database.engine import Pool
 from evergrant_server.store.store import require_matching_key_ring
@@ -20,6 +22,7 @@ from evergrant_server.temporal_link.link import TemporalLink
 from evergrant_server.temporal_link.outbox_relay import OutboxRelay
 from evergrant_server.temporal_link.reconcile import Reconciler
 from evergrant_server.temporal_link.workflow_starter import WorkflowStarter
+from evergrant_server.wiring.root_keeper import RootKeeper
 from providers.definition.registry import Registry
 
 
@@ -36,20 +39,63 @@ class Platform:
     relay: OutboxRelay
 
 
+def key_services(settings: Settings) -> list[BoundKeyService]:
+    """The services of the settings: the first wraps. Raises BadSettings."""
+    services: list[BoundKeyService] = []
+    for name, url in (
+        ("EVERGRANT_KEY_SERVICE", settings.key_service),
+        ("EVERGRANT_KEY_SERVICE_BEFORE", settings.key_service_before),
+    ):
+        try:
+            if url.startswith("file:"):
+                raise ValueError("is file, and EVERGRANT_KEY_FILE names the key file")
+            services += [open_key_service(url, settings.key_path)] if url else []
+        except ValueError as error:
+            raise BadSettings(f"{name}: {error}") from None
+    return services
+
+
+def new_ring(settings: Settings, role: Role) -> KeyRing:
+    """The ring of the key file, where the settings name it; else one that its keeper fills. Raises as
+    `KeyRing.open`."""
+    if settings.uses_key_file:
+        return KeyRing.open(settings.key_path, role)
+    return KeyRing(settings.key_service, role, None)
+
+
+@asynccontextmanager
+async def open_store(
+    settings: Settings, role: Role, clock: Clock | None = None
+) -> AsyncIterator[tuple[Store, RootKeeper]]:
+    """The store with a ring of this role that is filled once; closed at the end of the block.
+
+    Raises BadSettings, Failure KEY_UNAVAILABLE, KEY_DENIED, KEY_GONE, SEAL_BROKEN, STORE_UNAVAILABLE or
+    SCHEMA_MISMATCH.
+    """
+    services = key_services(settings)
+    store = await Store.open(settings.database_url, new_ring(settings, role), clock or SystemClock())
+    keeper = RootKeeper(store, services, settings.key_hold)
+    try:
+        await keeper.begin()
+        yield store, keeper
+    finally:
+        await keeper.close()
+        await store.close()
+
+
 @asynccontextmanager
 async def open_platform(
     settings: Settings, role: Role, *, clock: Clock | None = None, lazy: bool = False, **client_options: Any
 ) -> AsyncIterator[Platform]:
     """Open the parts, and close them at the end of the block.
 
-    `lazy` doesn't wait for Temporal: a call that needs it fails later. Raises Failure
-    KEY_UNAVAILABLE, STORE_UNAVAILABLE, SCHEMA_MISMATCH or TEMPORAL_UNAVAILABLE.
+    `lazy` doesn't wait for Temporal: a call that needs it fails later. Raises as `open_store`, or Failure
+    TEMPORAL_UNAVAILABLE.
     """
     require_own_packages()
     clock = clock or SystemClock()
-    ring = KeyRing.open(settings.key_path, role)
-    store = await Store.open(settings.database_url, ring, clock)
-    try:
+    async with open_store(settings, role, clock) as (store, keeper), keeper.running():
+        ring = store.ring
         saturation.observe_connections(store.connections_in_use)
         await require_matching_key_ring(store, ring)
         client = await connect(settings, store, lazy=lazy, plugins=client_plugins(), **client_options)
@@ -64,5 +110,3 @@ async def open_platform(
             background, link, reconciler, clock, settings.relay_interval, bulk=role is not Role.API
         )
         yield Platform(settings, clock, ring, store, registry, client, link, reconciler, relay)
-    finally:
-        await store.close()

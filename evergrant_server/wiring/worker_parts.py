@@ -24,6 +24,7 @@ from activities.integrations.discovery import DiscoveryActivities
 from activities.integrations.metadata import MetadataRereads, PublishedEndpoints
 from activities.integrations.registration import ClientRegistrations
 from activities.integrations.retries import ConnectionRetryActivities
+from activities.keys.rotation import KeyRotationActivities
 from activities.oauth import ClientDocumentActivities
 from activities.people import PersonLoginActivities
 from activities.provider_events import IntrospectionActivities, ReceiverKeysActivities
@@ -80,6 +81,7 @@ def build_worker_parts(
     )
     replays[AttemptKind.REGISTRATION] = discovery.replay_answer
     decisions = DecisionActivities(store, clock)
+    keys = KeyRotationActivities(store, clock, settings.key_rotation)
     activities = [
         *grants,
         *_integration_activities(platform, contexts, egress, sender, discovery),
@@ -89,6 +91,8 @@ def build_worker_parts(
         decisions.advance_call_approval,
         PermitReviewActivities(store, clock, settings.unused_permit_after).review_permits,
         AgentStopActivities(store, clock).advance_agent_stop,
+        keys.advance_key_rotation,
+        keys.rotate_due_keys,
     ]
     return WorkerParts(activities, JournalReplayer(store, clock, journal, sections, replays))
 

@@ -8,7 +8,7 @@ Two stores share one database: the API's, which can't open refresh tokens, and t
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
@@ -28,12 +28,10 @@ from evergrant_server.core.access import Action, App
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
-from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.integrations import Integration
-from evergrant_server.core.messages.connection import ConnectionDescription, EnsureFresh, EnsureFreshResult
-from evergrant_server.core.messages.integrations import DiscoverEndpoints
-from evergrant_server.core.messages.work import CommandT, Job, ResultT
+from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult
 from evergrant_server.core.outbox import OutboxMessage
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing, Role
@@ -46,63 +44,13 @@ from evergrant_server.temporal_link.stories import StoryCodec, StoryKeys
 from providers.definition.registry import Registry
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
-from tests.fakes.rows import a_connection, a_description, add_first_consent, an_integration, put_app
-from tests.fakes.stories import StoryReader
+from tests.fakes.rows import a_connection, add_first_consent, an_integration, put_app
+from tests.fakes.scripted_link import ScriptedLink
 
 TENANT = Tenant("acme")
 OTHER = Tenant("acme-2")  # one tenant's name begins with the other's
 PUBLIC_URL = "https://evergrant.test"
 LIFETIME = 3600.0
-Refresh = Callable[[Tenant, ConnectionId, EnsureFresh], Awaitable[EnsureFreshResult]]
-
-
-class ScriptedLink(StoryReader):
-    """Stands where TemporalLink stands. Does nothing it isn't told; keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[EnsureFresh] = []
-        self.discoveries: list[IntegrationId] = []
-        self.events: dict[str | None, list[dict[str, Any]]] = {}
-        self.up = True
-        self.ended = False  # the run of every connection
-        self.next_at = NOW  # what it does next
-        self.on_refresh: Refresh | None = None
-        self.on_job: dict[str, Callable[[Any], Awaitable[Any]]] = {}  # by its name, what a worker does
-
-    async def ensure_fresh(
-        self, tenant: Tenant, connection_id: ConnectionId, ask: EnsureFresh, *, timeout: float
-    ) -> EnsureFreshResult:
-        self.asked.append(ask)
-        self._must_be_up()
-        if self.on_refresh is None:
-            raise AssertionError("no refresh was expected")
-        return await self.on_refresh(tenant, connection_id, ask)
-
-    async def describe(
-        self, tenant: Tenant, connection_id: ConnectionId, timeout: float = 2.0
-    ) -> ConnectionDescription | None:
-        self._must_be_up()
-        if self.ended:
-            return None
-        facts = {"state": LifecycleState.ACTIVE, "generation": 1, "next_step": "refresh due"}
-        return a_description(connection_id, **facts, next_at=self.next_at)
-
-    async def run_job(self, job: Job[CommandT, ResultT], request: CommandT, timeout: float) -> ResultT:
-        if isinstance(request, DiscoverEndpoints):
-            self.discoveries.append(request.integration_id)
-        self._must_be_up()
-        return await self.on_job[job.name](request)
-
-    async def ready(self) -> bool:
-        return self.up
-
-    async def history(self, workflow: str, run_id: str | None = None) -> list[dict[str, Any]]:
-        self._must_be_up()
-        return self.events[run_id]
-
-    def _must_be_up(self) -> None:
-        if not self.up:
-            raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, retry_after=1.0)
 
 
 class CountingRelay:
@@ -118,7 +66,11 @@ class Api:
     """One API process with its client, and the shortest way to apps, integrations, connections."""
 
     def __init__(
-        self, parts: ApiContext, worker: Store, clock: SetClock, certificates: CertificateHeader | None = None
+        self,
+        parts: ApiContext,
+        worker: Store,
+        clock: SetClock,
+        certificates: CertificateHeader | None = None,
     ) -> None:
         self.parts = parts
         self.store = parts.store
@@ -339,15 +291,15 @@ async def running_api(
     database_url: str = "",
     certificates: CertificateHeader | None = None,
     now: datetime = NOW,
+    ring: KeyRing | None = None,
     **more: Any,
 ) -> AsyncIterator[Api]:
-    """Keys, and the API over a database: a fresh SQLite file, unless one is named. `more` are settings.
-
-    `certificates`: it is the listener that a proxy reaches, which hands certificates on so.
-    """
-    clock = SetClock(now)
-    key_file = folder / "keys.json"
-    KeyRing.create(key_file)
+    """Keys (those of `ring`, if it is given), and the API over a database: a fresh SQLite file, unless one is
+    named. `more` are settings, `certificates` how a proxy in front hands on certificates."""
+    clock, key_file = SetClock(now), folder / "keys.json"
+    if ring is None:
+        KeyRing.create(key_file)
+        ring = KeyRing.open(key_file, Role.API)
     url = database_url or sqlite_url(folder)
     if not database_url:
         await migrated_sqlite(folder)
@@ -361,7 +313,6 @@ async def running_api(
         allow_unbound_consent=True,
         **more,
     )
-    ring = KeyRing.open(key_file, Role.API)
     store = await Store.open(url, ring, clock)
     worker = await Store.open(url, KeyRing.open(key_file, Role.WORKER), clock)
     ledger = LeaseLedger(store.in_pool(Pool.LEDGER), "api-test", clock)

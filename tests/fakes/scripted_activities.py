@@ -25,6 +25,7 @@ from evergrant_server.core.messages.integrations import (
     ReceiverKeysResult,
     RetryConnectionsResult,
 )
+from evergrant_server.core.messages.keys import KeyRotationProgress
 from evergrant_server.core.messages.maintenance import (
     IntrospectGrantsResult,
     IssuerKeysResult,
@@ -104,6 +105,7 @@ _DEFAULTS: dict[str, Any] = {
     jobs.CHECK_DEFINITION.name: DefinitionResult(state=DefinitionState.REJECTED),
     jobs.APPLY_DEFINITION_DECISION.name: DefinitionResult(state=DefinitionState.REJECTED),
     jobs.EVALUATE_ROLLOUT.name: DefinitionResult(state=DefinitionState.REJECTED),
+    jobs.ADVANCE_KEY_ROTATION.name: KeyRotationProgress(done=True),
     jobs.RETRY_CONNECTIONS.name: RetryConnectionsResult(signalled=7),
     jobs.SEAL_EXPORT_PAGE.name: ExportProgress(exported=0, skipped=0, done=True),
     jobs.RECONCILE.name: ReconcileResult(live=3, started=1),

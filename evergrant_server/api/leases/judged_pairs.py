@@ -82,7 +82,7 @@ class JudgedPairs:
         """Record a lease, and return the body of its answer. None: it wasn't recorded, and the application
         has to judge the request."""
         app_id = pair.facts.app_id
-        if not self._issuer.limits.open(app_id):
+        if pair.token.hold.over or not self._issuer.limits.open(app_id):
             return None
         now = self._api.clock.now()
         try:

@@ -47,12 +47,14 @@ def serve_gateway(settings: Settings) -> None:
 async def _prepare_api(settings: Settings) -> None:
     from evergrant_server.cli import keys
 
-    if not settings.key_path.exists():
+    if settings.uses_key_file and not settings.key_path.exists():
         await keys.create_keys(settings)
     admin_key = settings.data_dir / "admin.key"
     key = admin_key.read_text().strip() if admin_key.exists() else ""
     if await schema.upgrade(settings.database_url) is None and key:
         print(DATABASE_MADE_ANEW, flush=True)
+    if settings.key_service != "file":
+        await keys.create_wrapped_keys(settings)
     if not await keys.is_valid_key(settings, key):  # missing, expired, or another database's
         await keys.make_admin_key(settings, again=True, out=admin_key)
 
@@ -72,7 +74,9 @@ async def _prepare_namespace(settings: Settings) -> None:
 async def _wait_for_api(settings: Settings) -> None:
     """Until the API has brought the keys and the schema."""
     async with asyncio.timeout(_WAIT_LIMIT_S):
-        while not (settings.key_path.exists() and await _has_schema(settings)):
+        while not (
+            (settings.key_path.exists() or not settings.uses_key_file) and await _has_schema(settings)
+        ):
             await asyncio.sleep(_POLL_S)
 
 

@@ -1,11 +1,13 @@
 """`doctor`: checks of everything that an installation needs, each with the command that repairs it.
 
-Owns the checks (`host`, `database`, `configuration`, `temporal`), the table of them and their output
+Owns the checks (`host`, `keys`, `database`, `configuration`, `temporal`), the table of them and their output
 (`report`). A check changes nothing. Doesn't repair anything itself. What the checks share is here: how they
 fail, and the comparison of two clocks.
 """
 
 from datetime import datetime, timedelta
+
+from evergrant_server.core.errors import Failure
 
 COMMAND = "python -m evergrant_server"
 MAX_SKEW = timedelta(seconds=5)  # with a larger difference, valid tokens look expired and the other way round
@@ -30,4 +32,11 @@ def compare_clocks(theirs: datetime, before: datetime, after: datetime, whose: s
         raise CheckFailed(f"{whose} clock is {abs(seconds):.1f} s {where} this host's", CLOCK_REPAIR)
     return (
         f"{whose} clock and this host's agree within {abs(seconds) + (after - before).total_seconds():.1f} s"
+    )
+
+
+def unreachable(failure: Failure) -> CheckFailed:
+    return CheckFailed(
+        failure.detail,
+        "Start the database, or correct EVERGRANT_DATABASE_URL (and EVERGRANT_DATABASE_PASSWORD_FILE)",
     )

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from evergrant_server import audit
 from evergrant_server.audit.exchanges import newest_exchanges
 from evergrant_server.cli.doctor import COMMAND, CheckFailed
-from evergrant_server.cli.doctor.database import open_ring, open_store, reading
+from evergrant_server.cli.doctor.keys import open_store, reading
 from evergrant_server.cli.pinned_hosts.waiting import waiting
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SystemClock
@@ -72,7 +72,7 @@ async def logins(settings: Settings) -> str:
 async def hosts(settings: Settings) -> str:
     """Find hosts at which no grant was made: refreshes and revocations wait that would be sent there."""
     named: list[str] = []
-    async with open_store(settings, open_ring(settings)[0]) as store:
+    async with open_store(settings) as store:
         async for waiting_host in waiting(store, Registry.load()):
             if len(named) == _MOST_NAMED:
                 named.append("and more")

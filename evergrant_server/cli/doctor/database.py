@@ -1,26 +1,24 @@
-"""Checks of the database: connection, schema, keys, outbox, client certificates, clock."""
+"""Checks of the database: connection, schema, rows, outbox, client certificates, clock."""
 
 import shlex
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from evergrant_server import audit
-from evergrant_server.cli.doctor import COMMAND, CheckFailed, compare_clocks
+from evergrant_server.cli.doctor import COMMAND, CheckFailed, compare_clocks, unreachable
+from evergrant_server.cli.doctor.keys import open_store, reading
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.crypto import KeyPurpose, KeyRing, Role, keyfile
-from evergrant_server.crypto.keyring import widest_role
+from evergrant_server.core.errors import Failure
+from evergrant_server.crypto import Role
 from evergrant_server.settings import Settings
-from evergrant_server.store import Store, Transaction
+from evergrant_server.store import Transaction
 from evergrant_server.store.authority.gateway_role import rights_of_user
 from evergrant_server.store.authority.scan import broken_configuration
 from evergrant_server.store.connections.connections import PendingRevocation
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.engine import sqlite_path
-from evergrant_server.store.store import database_time, unwrap_newest_tenant_key
+from evergrant_server.store.store import database_time
 
 CERTIFICATE_WARNING = timedelta(days=30)
 API_KEY_WARNING = timedelta(days=14)
@@ -34,7 +32,7 @@ async def reachable(settings: Settings) -> str:
     try:
         version = await schema.current_version(settings.database_url)
     except Failure as failure:
-        raise _unreachable(failure) from None
+        raise unreachable(failure) from None
     if version is None and (file := sqlite_path(settings.database_url)) is not None:
         raise CheckFailed(
             f"there is no database at {file}",
@@ -49,7 +47,7 @@ async def migrations(settings: Settings) -> str:
     try:
         version, newest = await schema.current_version(settings.database_url), schema.expected_version()
     except Failure as failure:
-        raise _unreachable(failure) from None
+        raise unreachable(failure) from None
     if version == newest:
         return f"schema {version}, the newest"
     if version is not None and not schema.is_known(version):
@@ -60,32 +58,10 @@ async def migrations(settings: Settings) -> str:
     raise CheckFailed(f"schema {version or 'none'}, this code needs {newest}", f"{COMMAND} db upgrade")
 
 
-async def keys_open(settings: Settings) -> str:
-    """Unwrap one tenant key for each purpose in this key file."""
-    ring, purposes = open_ring(settings)
-    async with open_store(settings, ring) as store:
-        opened = []
-        for purpose in sorted(purposes):
-            try:
-                if await unwrap_newest_tenant_key(store, ring, KeyPurpose(purpose)):
-                    opened.append(purpose)
-            except Failure as failure:
-                if failure.code not in (ErrorCode.KEY_UNAVAILABLE, ErrorCode.SEAL_BROKEN):
-                    raise
-                raise CheckFailed(
-                    f"{settings.key_path} doesn't open this database's keys: {failure.detail}",
-                    "Set EVERGRANT_KEY_FILE to the key file of this database, or restore that file",
-                ) from None
-    if not opened:
-        return "the database holds no sealed value yet"
-    return f"opened a tenant's key for {', '.join(opened)}"
-
-
 async def authority(settings: Settings) -> str:
     """Find rows that say who may do what, and aren't Evergrant's. Connections: `authority verify`."""
-    ring = open_ring(settings)[0]
-    is_gateway = ring.role is Role.GATEWAY
-    async with open_store(settings, ring) as store:
+    async with open_store(settings) as store:
+        is_gateway = store.ring.role is Role.GATEWAY
         heads = [] if is_gateway else await audit.broken_heads(store)
         broken = [*await broken_configuration(store), *heads]
     if broken:
@@ -102,12 +78,13 @@ async def gateway_role(settings: Settings) -> str:
     """A gateway connects as a role of PostgreSQL that writes nothing but what a gateway's code writes."""
     if settings.uses_sqlite:
         return "SQLite has no roles: each process may write every row"
-    if open_ring(settings)[0].role is not Role.GATEWAY:
-        return "no gateway's key file: only gateways have a role of their own"
+    async with open_store(settings) as store:
+        if store.ring.role is not Role.GATEWAY:
+            return "no gateway's keys: only gateways have a role of their own"
     try:
         role, rights = await rights_of_user(settings.database_url)
     except Failure as failure:
-        raise _unreachable(failure) from None
+        raise unreachable(failure) from None
     if rights.are_right:
         return f"{role} reads every row, and writes what a gateway writes alone"
     put = f"With the settings of a worker: {COMMAND} db upgrade --gateway-role "
@@ -198,53 +175,10 @@ async def api_keys(settings: Settings) -> str:
 
 
 async def clock(settings: Settings) -> str:
-    async with open_store(settings, open_ring(settings)[0]) as store:
+    async with open_store(settings) as store:
         await database_time(store)  # the first query also opens the connection
         before = SystemClock().now()
         theirs = await database_time(store)
     if theirs is None:
         return "SQLite uses this host's clock"
     return compare_clocks(theirs, before, SystemClock().now(), "the database's")
-
-
-def open_ring(settings: Settings) -> tuple[KeyRing, frozenset[str]]:
-    """The key ring for the widest role that its file allows, and the file's purposes."""
-    try:
-        file = keyfile.read(settings.key_path)
-        return KeyRing.open(settings.key_path, widest_role(file)), frozenset(file.purposes)
-    except Failure as failure:
-        raise CheckFailed(
-            f"can't be checked without a usable key file: {failure.detail}", _see_check("key file")
-        ) from None
-
-
-@asynccontextmanager
-async def open_store(settings: Settings, ring: KeyRing) -> AsyncIterator[Store]:
-    try:
-        store = await Store.open(settings.database_url, ring, SystemClock())
-    except Failure as failure:
-        if failure.code is ErrorCode.SCHEMA_MISMATCH:
-            raise CheckFailed(f"can't be checked: {failure.detail}", _see_check("migrations")) from None
-        raise _unreachable(failure) from None
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-@asynccontextmanager
-async def reading(settings: Settings) -> AsyncIterator[Transaction]:
-    """A transaction that only reads. Raises CheckFailed for a key file or a database that can't be used."""
-    async with open_store(settings, open_ring(settings)[0]) as store, store.read() as tx:
-        yield tx
-
-
-def _unreachable(failure: Failure) -> CheckFailed:
-    return CheckFailed(
-        failure.detail,
-        "Start the database, or correct EVERGRANT_DATABASE_URL (and EVERGRANT_DATABASE_PASSWORD_FILE)",
-    )
-
-
-def _see_check(check: str) -> str:
-    return f"See the check '{check}'"

@@ -1,25 +1,23 @@
-"""Checks of this host: packages, catalogue, key file, folders, public URL."""
+"""Checks of this host: packages, catalogue, folders, public URL."""
 
 import fcntl
 import os
 import secrets
 import shlex
 import stat
-from pathlib import Path
 
 import httpx2
 
 from evergrant_server.checkout import ROOT, require_own_packages
 from evergrant_server.cli.doctor import COMMAND, CheckFailed
+from evergrant_server.cli.doctor.keys import role_of
 from evergrant_server.core.errors import Failure
-from evergrant_server.crypto import KeyPurpose, Role, keyfile
-from evergrant_server.crypto.keyring import PURPOSES_OF_ROLE, widest_role
+from evergrant_server.crypto import Role
 from evergrant_server.journal.journal import waiting_paths
 from evergrant_server.settings import BadSettings, Settings
 from providers.definition.registry import CATALOG, Registry
 
 _NOT_NEEDED = "an API or a gateway with PostgreSQL keeps nothing on disk"
-_PROCESSES = {Role.GATEWAY: "gateways", Role.API: "the API", Role.OPERATOR: "workers and operators"}
 
 
 async def packages(settings: Settings) -> str:
@@ -38,44 +36,13 @@ async def catalogue(settings: Settings) -> str:
         raise CheckFailed(failure.detail, f"Correct the named file in {CATALOG}") from None
 
 
-async def key_file(settings: Settings) -> str:
-    """The key file exists, is private to this user, is complete and fits a role."""
-    path = settings.key_path
-    try:
-        file = keyfile.read(path)
-    except Failure as failure:
-        raise CheckFailed(failure.detail, _key_repair(path)) from None
-    role = widest_role(file)
-    missing = PURPOSES_OF_ROLE[role] - file.purposes.keys()
-    if missing:
-        export = "export-gateway" if role is Role.GATEWAY else "export-api"
-        repair = f"EVERGRANT_KEY_FILE=<the full file> {COMMAND} keys {export} {shlex.quote(str(path))}"
-        raise CheckFailed(f"{path} lacks the keys for {', '.join(sorted(missing))}", repair)
-    return f"{path}: for {_PROCESSES[role]}, with keys for {', '.join(sorted(file.purposes))}"
-
-
-def _key_repair(path: Path) -> str:
-    quoted = shlex.quote(str(path))
-    try:
-        facts = path.stat()
-    except FileNotFoundError:
-        return f"Restore a backup to {path}; for a new installation: {COMMAND} keys create"
-    except OSError:
-        return f"Give this user access to {path.parent}"
-    if facts.st_uid != os.geteuid():
-        return f"chown {os.geteuid()} {quoted}"
-    if facts.st_mode & 0o077:
-        return f"chmod 600 {quoted}"
-    return f"Restore {path} from its backup"
-
-
 def _keeps_no_files(settings: Settings) -> bool:
-    """True for an API with its own key file and PostgreSQL, whose disk may be read-only."""
+    """True for an API or a gateway with PostgreSQL, whose disk may be read-only."""
     if settings.uses_sqlite:
         return False
     try:
-        return KeyPurpose.REFRESH not in keyfile.read(settings.key_path).purposes
-    except Failure:
+        return role_of(settings) in (Role.API, Role.GATEWAY)
+    except CheckFailed:
         return False
 
 

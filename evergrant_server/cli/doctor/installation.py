@@ -8,7 +8,7 @@ from evergrant_server.access.credentials import parse_key
 from evergrant_server.cli.dev.leftovers import recorded_processes, running_dev
 from evergrant_server.cli.dev.settings_file import read, server_file
 from evergrant_server.cli.doctor import COMMAND, CheckFailed
-from evergrant_server.cli.doctor.database import open_ring, open_store, reading
+from evergrant_server.cli.doctor.keys import open_store, reading
 from evergrant_server.cli.doctor.temporal import open_client
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import Failure
@@ -62,7 +62,7 @@ async def admin_key(settings: Settings) -> str:
         key = path.read_text(encoding="utf-8").strip()
     except OSError:
         return f"no {path}"
-    async with open_store(settings, open_ring(settings)[0]) as store:
+    async with open_store(settings) as store:
         try:
             caller = await Authenticator(store, SystemClock()).caller_of(key)
         except Failure as failure:

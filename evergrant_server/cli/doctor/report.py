@@ -15,10 +15,12 @@ from evergrant_server.cli.doctor import (
     database,
     host,
     installation,
+    keys,
     mtls,
     temporal,
 )
 from evergrant_server.core.errors import Failure
+from evergrant_server.crypto import Role
 from evergrant_server.settings import Settings
 
 CHECK_TIMEOUT_S = 4.9  # each check ends within five seconds
@@ -29,12 +31,13 @@ CHECKS: dict[str, Check] = {
     "packages": host.packages,
     "catalogue": host.catalogue,
     "processes": installation.processes,
-    "key file": host.key_file,
+    "key file": keys.key_file,
+    "key service": keys.key_service,
     "data folder": host.data_folder,
     "journal": host.journal,
     "database": database.reachable,
     "migrations": database.migrations,
-    "keys of the database": database.keys_open,
+    "keys of the database": keys.keys_open,
     "authority": database.authority,
     "hosts": configuration.hosts,
     "database role": database.gateway_role,
@@ -66,7 +69,7 @@ CHECKS: dict[str, Check] = {
     "mTLS proxy": mtls.proxy,
 }
 
-_ROWS = ("key file", "migrations")  # of the database can be read
+_ROWS = ("key file", "key service", "migrations")  # of the database can be read
 _TEMPORAL = ("temporal", "namespace")
 NEEDS: dict[str, tuple[str, ...]] = {
     "migrations": ("database",),
@@ -97,8 +100,9 @@ class DoctorFinding:
     because: str = ""
 
 
-async def run(settings: Settings, output: Literal["text", "json"]) -> bool:
-    """Print the result of every check; True without a problem."""
+async def run(settings: Settings, output: Literal["text", "json"], role: str | None = None) -> bool:
+    """Print the result of every check, for the container of a role; True without a problem."""
+    keys.ROLE.set(None if role is None else Role(role))
     findings = await diagnose(settings)
     if output == "json":
         print(json.dumps([asdict(finding) for finding in findings], indent=1))

@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from evergrant_server.core.messages import activities as m
-from evergrant_server.core.messages import agents, decisions, export, integrations, maintenance
+from evergrant_server.core.messages import agents, decisions, export, integrations, keys, maintenance
 from evergrant_server.core.messages.names import WORKFLOW_OF_PREFIX
 from evergrant_server.core.messages.work import (
     DAY,
@@ -203,6 +203,16 @@ DELIVER_WEBHOOKS = Activity(
     urgent=False,
 )
 
+ADVANCE_KEY_ROTATION = Activity(
+    "advance_key_rotation",
+    keys.KeyRotationCall,
+    keys.KeyRotationProgress,
+    # it moves pages for a while, or waits for the transactions of before
+    Limits(MINUTE * 30, heartbeat=SECOND * 10),
+    lambda request: f"{request.kind} keys, {request.progress.step or 'begins'}",
+    urgent=False,
+)
+
 # --- jobs that the API has done, and mostly waits for --------------------------------------
 
 DISCOVER_ENDPOINTS = Job(
@@ -340,6 +350,16 @@ REVIEW_PERMITS = Job(
     urgent=False,
     title="proposes permits for removal that no lease has used for long",
     recurrence=Recurrence(decisions.ReviewPermits(), lambda _: DAY),
+)
+ROTATE_DUE_KEYS = Job(
+    "rotate_due_keys",
+    keys.RotateDueKeys,
+    keys.RotateDueKeysResult,
+    Limits(MINUTE * 5, heartbeat=SECOND * 20, tries=3),
+    "tenants' keys that are older than the setting",
+    urgent=False,
+    title="rotates tenants' keys that are older than EVERGRANT_KEY_ROTATION",
+    recurrence=Recurrence(keys.RotateDueKeys(), lambda _: HOUR),
 )
 
 _ROWS: list[Activity[Any, Any]] = [row for row in tuple(globals().values()) if isinstance(row, Activity)]

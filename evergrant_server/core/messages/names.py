@@ -38,6 +38,7 @@ class WorkflowName(StrEnum):
     CONNECTION = "ConnectionWorkflow"
     DEFINITION_ROLLOUT = "DefinitionRolloutWorkflow"
     EXPORT = "ExportWorkflow"
+    KEY_ROTATION = "KeyRotationWorkflow"
     REPLACED_GRANTS = "ReplacedGrantsWorkflow"
     RETRY_CONNECTIONS = "RetryConnectionsWorkflow"
     WEBHOOK_DELIVERY = "WebhookDeliveryWorkflow"
@@ -64,6 +65,8 @@ class SignalName(StrEnum):
     ADVANCE_ACCESS_REQUEST = "advance_access_request"
     # to CallApprovalWorkflow
     ADVANCE_CALL_APPROVAL = "advance_call_approval"
+    # to KeyRotationWorkflow
+    PAUSE_KEY_ROTATION = "pause_key_rotation"
     # to ReplacedGrantsWorkflow
     WAKE_REPLACED_GRANTS = "wake_replaced_grants"
     # to RetryConnectionsWorkflow
@@ -78,6 +81,7 @@ class UpdateName(StrEnum):
 
 class QueryName(StrEnum):
     DESCRIBE = "describe"
+    DESCRIBE_KEY_ROTATION = "describe_key_rotation"
 
 
 # What the ids of a workflow begin with; those of a job begin with its name. They belong to Evergrant: a run
@@ -88,6 +92,7 @@ _ID_PREFIXES = {
     WorkflowName.CALL_APPROVAL: "call_approval",
     WorkflowName.AGENT_STOP: "agent_stop",
     WorkflowName.EXPORT: "export",
+    WorkflowName.KEY_ROTATION: "key_rotation",
     WorkflowName.WEBHOOK_DELIVERY: "webhook",
     WorkflowName.DEFINITION_ROLLOUT: "definition_rollout",
     WorkflowName.RETRY_CONNECTIONS: "retry_connections",
@@ -118,6 +123,12 @@ def agent_stop_workflow_id(tenant: Tenant, stop: AgentStopId) -> str:
 
 def export_workflow_id(tenant: Tenant, export: ExportId) -> str:
     return _workflow_id(WorkflowName.EXPORT, tenant, export)
+
+
+def key_rotation_workflow_id(tenant: Tenant, kind: str, connection_id: str | None = None) -> str:
+    """One rotation of a kind runs for a tenant at a time, and one for each connection by itself."""
+    target = () if connection_id is None else (connection_id,)
+    return _workflow_id(WorkflowName.KEY_ROTATION, tenant, kind, *target)
 
 
 def webhook_workflow_id(tenant: Tenant, webhook: WebhookId) -> str:

@@ -28,8 +28,13 @@ T = TypeVar("T")
 _FORMAT = 1
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
-_HEADER_BYTES = 3  # format, length of what the backend wrapped in two bytes
-_SLACK_S = 1.0  # over the limit that a backend keeps by itself, whose failure says more
+SLACK_S = 1.0  # over the limit that a backend keeps by itself, whose failure says more
+
+
+def _head(purpose: ServicePurpose) -> bytes:
+    """Format, and the purpose in clear: a value of another one is refused before the service is called."""
+    name = purpose.value.encode()
+    return bytes((_FORMAT, len(name))) + name
 
 
 class BoundKeyService:
@@ -38,7 +43,7 @@ class BoundKeyService:
     Each call is bounded. Raises KeyServiceFailure that names the row, and nothing else.
     """
 
-    def __init__(self, backend: KeyService, limit_s: float = CALL_LIMIT_S + _SLACK_S) -> None:
+    def __init__(self, backend: KeyService, limit_s: float = CALL_LIMIT_S + SLACK_S) -> None:
         self._backend = backend
         self._limit_s = limit_s
 
@@ -46,21 +51,25 @@ class BoundKeyService:
         return self._backend.key_name(purpose)
 
     async def wrap(self, purpose: ServicePurpose, value: bytes, context: Context) -> bytes:
-        """Wrap a value of any length: `format, length, wrapped key, nonce, sealed value`."""
+        """Wrap a value of any length: head, length of the wrapped key, wrapped key, nonce, sealed value."""
         key = secrets.token_bytes(KEY_BYTES)
         wrapped = await self._call(purpose, self._backend.wrap(purpose, key, context), context.row)
         nonce = secrets.token_bytes(_NONCE_BYTES)
         sealed = AESGCM(key).encrypt(nonce, value, context.encoded(purpose))
-        return bytes((_FORMAT,)) + len(wrapped).to_bytes(2) + wrapped + nonce + sealed
+        return _head(purpose) + len(wrapped).to_bytes(2) + wrapped + nonce + sealed
 
     async def unwrap(self, purpose: ServicePurpose, wrapped: bytes, context: Context) -> bytes:
         """The value that was wrapped for this purpose and row."""
-        if not wrapped or wrapped[0] != _FORMAT:
+        head = _head(purpose)
+        if wrapped[:1] != head[:1]:
             raise self._broken(purpose, context, "wrapped no value of a known format")
-        end = _HEADER_BYTES + int.from_bytes(wrapped[1:_HEADER_BYTES])
-        if len(wrapped) < end + _NONCE_BYTES + _TAG_BYTES or end == _HEADER_BYTES:
+        if not wrapped.startswith(head):
+            raise self._broken(purpose, context, "wrapped no value of this purpose")
+        begin = len(head) + 2
+        end = begin + int.from_bytes(wrapped[len(head) : begin])
+        if len(wrapped) < end + _NONCE_BYTES + _TAG_BYTES or end == begin:
             raise self._broken(purpose, context, "has a wrapped value that is cut short")
-        call = self._backend.unwrap(purpose, wrapped[_HEADER_BYTES:end], context)
+        call = self._backend.unwrap(purpose, wrapped[begin:end], context)
         key = await self._call(purpose, call, context.row)
         if len(key) != KEY_BYTES:
             raise self._broken(purpose, context, f"unwrapped {len(key)} bytes in place of {KEY_BYTES}")

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from evergrant_server.core.errors import Failure
 from evergrant_server.crypto import keyfile
+from evergrant_server.crypto.bundle import GATEWAY_WRAPPING, derived_key
 from evergrant_server.crypto.envelope import SealingKey
 from evergrant_server.crypto.key_services.port import (
     Context,
@@ -23,7 +24,6 @@ from evergrant_server.crypto.key_services.port import (
     ServicePurpose,
     ServiceUrl,
 )
-from evergrant_server.crypto.keyring import GATEWAY_WRAPPING, derived_key
 
 _NONCE_BYTES = 12
 _WRAPPING = "key service"  # what is derived from a key of the file to wrap with it
@@ -53,6 +53,8 @@ class KeyFileService:
         _, keys = await self._keys(purpose)
         end = 1 + wrapped[0] if wrapped else 1
         name = wrapped[1:end].decode(errors="replace")
+        if len(wrapped) < end + _NONCE_BYTES:
+            self._fail(FailureReason.BROKEN, purpose, "wrapped a value that is cut short")
         if name not in keys:
             self._fail(FailureReason.GONE, purpose, f"was {name!r} when it wrapped this, and it isn't in it")
         nonce, body = wrapped[end : end + _NONCE_BYTES], wrapped[end + _NONCE_BYTES :]
@@ -73,7 +75,7 @@ class KeyFileService:
         try:
             file = await asyncio.to_thread(keyfile.read, self._path)
         except Failure as failure:
-            self._fail(FailureReason.GONE, purpose, f"can't be read: {failure.detail.removesuffix('.')}")
+            self._fail(FailureReason.AWAY, purpose, f"can't be read: {failure.detail.removesuffix('.')}")
         roots = file.purposes.get(purpose.value)
         if roots is not None:
             return roots.current, roots.keys

@@ -1,11 +1,12 @@
 """The key service that a URL names: a backend's module, with its client's library, is imported here alone."""
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from evergrant_server.crypto.key_services.bound import BoundKeyService
-from evergrant_server.crypto.key_services.port import ServiceUrl
+from evergrant_server.crypto.key_services.bound import SLACK_S, BoundKeyService
+from evergrant_server.crypto.key_services.port import CALL_LIMIT_S, ServiceUrl
 
 
 class _Backend(NamedTuple):
@@ -23,12 +24,12 @@ BACKENDS = {
 }
 
 
-def open_key_service(text: str, key_file: Path) -> BoundKeyService:
+def open_key_service(text: str, key_file: Path, limit_s: float = CALL_LIMIT_S) -> BoundKeyService:
     """The service of this URL; `file` alone is the key file of the settings. Nothing is called yet.
 
     Raises ValueError that says what is wrong with the URL, or which extra of the package is missing.
     """
-    url = ServiceUrl.parse(text if text != "file" else f"file:{key_file}")
+    url = replace(ServiceUrl.parse(text if text != "file" else f"file:{key_file}"), limit_s=limit_s)
     backend = BACKENDS.get(url.scheme)
     if backend is None:
         raise ValueError(f"there is no key service {url.scheme!r}: use {', '.join(BACKENDS)}")
@@ -39,4 +40,4 @@ def open_key_service(text: str, key_file: Path) -> BoundKeyService:
             f"the key service {url.scheme} needs the package {error.name}: "
             f"pip install 'evergrant-server[{backend.extra}]'"
         ) from None
-    return BoundKeyService(module.open_service(url))
+    return BoundKeyService(module.open_service(url), limit_s + SLACK_S)

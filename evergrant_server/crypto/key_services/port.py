@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto.envelope import encode_parts
 
 PURPOSE = "{purpose}"  # in the URL of a key service: each purpose has a key of its own
 CALL_LIMIT_S = 2.0  # of one call
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 RETRY_AFTER_S = 5.0  # what a caller is told while the service is away
 
 
@@ -135,6 +136,7 @@ class ServiceUrl:
     scheme: str
     key: str
     options: dict[str, str]
+    limit_s: float = CALL_LIMIT_S  # of one call
 
     @classmethod
     def parse(cls, text: str) -> "ServiceUrl":
@@ -149,9 +151,24 @@ class ServiceUrl:
             )
         return cls(scheme, key, options)
 
+    def checked(self, *names: str) -> dict[str, str]:
+        """The options, if there are none but these. Raises ValueError."""
+        unknown = sorted(self.options.keys() - set(names))
+        if unknown:
+            known = f"knows {', '.join(names)}" if names else "takes none"
+            raise ValueError(f"{self.scheme} has no option {unknown[0]}: it {known}")
+        return self.options
+
     def of(self, purpose: ServicePurpose) -> str:
         """The key's name for one purpose."""
         return self.key.replace(PURPOSE, purpose.value)
+
+
+def require_tls(address: str) -> None:
+    """Raise ValueError for a service that would be called in plain text over a network."""
+    parts = urlsplit(address)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+        raise ValueError("the service's address must begin with https:// (http:// is for this host alone)")
 
 
 Opener = Callable[[ServiceUrl], KeyService]  # `open_service` of each backend's module

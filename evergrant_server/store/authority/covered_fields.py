@@ -39,6 +39,7 @@ from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.core.provider_events import Receiver
 from evergrant_server.core.webhooks import Webhook
 from evergrant_server.core.workloads.issuer import TrustedIssuer
+from evergrant_server.crypto.root_keys import RootKey
 
 _MOMENTS_OF_CONSENTS = {"revision", "created_at", "expires_at", "confirm_by", "confirmed_at"}
 _FACTS_OF_RECEIVERS = {"revision", "created_at", "changed_at", "keys_requested_at", "keys_problem"}
@@ -85,6 +86,7 @@ COVERED: dict[type[CheckedModel], set[str]] = {
     KeySession: set(KeySession.model_fields) - {"revision"},
     Webhook: {"tenant", "id", "name", "url", "events", "integration", "disabled_by"},
     WebhookEvent: set(WebhookEvent.model_fields) - {"revision"},
+    RootKey: set(RootKey.model_fields) - {"revision", "created_at"},
     Receiver: set(Receiver.model_fields) - _FACTS_OF_RECEIVERS,
 }
 

@@ -30,17 +30,20 @@ from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.keys import KeyRow
 from evergrant_server.store.outbox import OutboxRow
 from evergrant_server.store.permits import PermitUseRow
+from evergrant_server.store.root_keys import RootKeyRow
 from evergrant_server.store.webhooks import DeliveryRow
 
 # Records and what they lead to, the key that seals an approval's call, and request states that are used up.
 _ADDED: tuple[type[Row], ...] = (AuditRow, OutboxRow, DeliveryRow, KeyRow, AppAssertionRow)
 # The ends of chains, and when and what was used.
 _COUNTED: tuple[type[Row], ...] = (AuditShardRow, UsageRow, AppKeyUseRow, PermitUseRow, LeaseUseRow)
-# The columns of other rows. That of an integration decides nothing: a row lock needs a column to change.
+# The columns of other rows. Those of an integration and of a root decide nothing: a row lock needs a column
+# to change.
 _CHANGED: dict[type[Row], tuple[str, ...]] = {
     CallApprovalRow: (*USED, "mac", "revision"),
     ConnectionRow: (*OFFERED, "revision"),
     IntegrationRow: ("created_at",),
+    RootKeyRow: ("created_at",),
 }
 _DIALECT = postgresql.dialect()
 _FORBIDDEN = ("DELETE", "TRUNCATE", "TRIGGER")

@@ -24,7 +24,7 @@ from evergrant_server.store.connections.tables import (
     ConnectionRow,
     LateTokensRow,
 )
-from evergrant_server.store.database.columns import table_of
+from evergrant_server.store.database.columns import sealed_place, table_of
 from evergrant_server.store.database.rows import (
     ModelRepository,
     columns_equal,
@@ -352,4 +352,5 @@ class LateTokenSets(SealedRepository, ModelRepository[LateTokens, AttemptId]):
 
 
 def _place(late: LateTokens) -> AssociatedData:
-    return AssociatedData(late.tenant, "late_tokens", late.attempt_id, _COLUMN, late.from_generation)
+    row = {name: getattr(late, name) for name in ("tenant", "attempt_id", "from_generation")}
+    return sealed_place(table_of(LateTokensRow), _COLUMN, row)

@@ -29,7 +29,7 @@ from evergrant_server.store.connections.tables import (
     ConsentRow,
     ProofKeyRow,
 )
-from evergrant_server.store.database.columns import table_of
+from evergrant_server.store.database.columns import sealed_place, table_of
 from evergrant_server.store.database.rows import (
     Values,
     column_values,
@@ -64,7 +64,8 @@ def grant_associated_data(
     tenant: str, connection_id: str, slot: str, column: str, generation: int
 ) -> AssociatedData:
     """What a token's seal is bound to: by its generation an older token can't replace a newer one."""
-    return AssociatedData(tenant, "connection_grant", f"{connection_id}/{slot}", column, generation)
+    row = {"tenant": tenant, "connection_id": connection_id, "slot": slot, "generation": generation}
+    return sealed_place(_GRANTS, column, row)
 
 
 def signed_grant(ring: KeyRing, owner: Connection, grant: Grant) -> str:

@@ -160,7 +160,8 @@ class LeaseRow:
             raise key_unavailable(place, "its key is not in the store")
         if key_id_of(self.sealed_access, place) != self.keys.id:
             raise seal_broken(place, "was sealed with another key than its connection's")
-        return ReadySeal(unwrap(ring, self.tenant, KeyPurpose.LEASE, self.keys), place, self.sealed_access)
+        key = unwrap(ring, self.tenant, KeyPurpose.LEASE, self.keys)
+        return ReadySeal(key, place, self.sealed_access, ring.hold_of(KeyPurpose.LEASE))
 
 
 class LeaseRows:

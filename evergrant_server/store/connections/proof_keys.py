@@ -7,6 +7,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.crypto import AssociatedData, KeyPurpose, new_proof_key
 from evergrant_server.store.connections.tables import ProofKeyRow
+from evergrant_server.store.database.columns import sealed_place, table_of
 from evergrant_server.store.database.rows import Values, find_one, insert
 from evergrant_server.store.sealing import KeyRows, SealedRepository
 
@@ -54,4 +55,5 @@ def opened_proof_key(keys: KeyRows, row: Values) -> ProofKey:
 
 
 def _place(tenant: Tenant, connection_id: ConnectionId) -> AssociatedData:
-    return AssociatedData(tenant, "proof_key", connection_id, _COLUMN)
+    row = {"tenant": tenant, "connection_id": connection_id}
+    return sealed_place(table_of(ProofKeyRow), _COLUMN, row)

@@ -12,7 +12,7 @@ from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
 from evergrant_server.store.connections.connections import PendingRevocation
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database import columns
-from evergrant_server.store.database.columns import table_of
+from evergrant_server.store.database.columns import sealed_place, table_of
 from evergrant_server.store.database.rows import ModelRepository, columns_equal, fetch_all, find_one
 from evergrant_server.store.sealing import SealedRepository
 
@@ -29,7 +29,7 @@ class ReplacedGrantRow(columns.IdTable, table=True):
     account_hash: str | None = None
     pending: bool
     replaced_at: datetime = columns.timestamp()
-    sealed_tokens: Sealed = columns.sealed()
+    sealed_tokens: Sealed = columns.sealed(columns.SealedBy(KeyPurpose.REFRESH, "connection_id"))
 
 
 _COLUMN = "sealed_tokens"
@@ -87,4 +87,4 @@ class ReplacedGrants(SealedRepository, ModelRepository[ReplacedGrant, ReplacedGr
 
 
 def _place(replaced: ReplacedGrant) -> AssociatedData:
-    return AssociatedData(replaced.tenant, "replaced_grant", replaced.id, _COLUMN)
+    return sealed_place(table_of(ReplacedGrantRow), _COLUMN, {"tenant": replaced.tenant, "id": replaced.id})

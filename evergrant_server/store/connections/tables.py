@@ -10,7 +10,7 @@ from sqlalchemy import Index, bindparam, select
 from sqlmodel import Field
 
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.crypto import Sealed
+from evergrant_server.crypto import KeyPurpose, Sealed
 from evergrant_server.store.database import columns
 
 FINAL_STATES = tuple(state.value for state in LifecycleState if state.is_final)
@@ -80,6 +80,10 @@ class ConnectionRow(columns.IdTable, table=True):
     account_mac: str | None = None  # of the pin: see `authority`
 
 
+def _of_grant(purpose: KeyPurpose) -> columns.SealedBy:
+    return columns.SealedBy(purpose, "connection_id", ("connection_id", "slot"), "generation")
+
+
 class ConnectionGrantRow(columns.TenantTable, table=True):
     __table_args__ = (columns.connection_foreign_key(), Index(None, "tenant", "expires_at"))
     connection_id: str = Field(primary_key=True)
@@ -95,9 +99,9 @@ class ConnectionGrantRow(columns.TenantTable, table=True):
     facts: dict[str, Any] = columns.json()  # the grant's `metadata`
     options: list[dict[str, Any]] = columns.json()
     access_generation: int | None = None
-    sealed_access: Sealed | None = columns.sealed()
-    sealed_refresh: Sealed | None = columns.sealed()
-    sealed_id_token: Sealed | None = columns.sealed()
+    sealed_access: Sealed | None = columns.sealed(_of_grant(KeyPurpose.LEASE))
+    sealed_refresh: Sealed | None = columns.sealed(_of_grant(KeyPurpose.REFRESH))
+    sealed_id_token: Sealed | None = columns.sealed(_of_grant(KeyPurpose.REFRESH))
     pinned_hosts: str | None = None  # where it was granted
     destination_mac: str | None = None  # of these hosts, and which integration it is of: see `authority`
     mac: str | None = None
@@ -139,13 +143,13 @@ class ConsentRow(columns.IdTable, table=True):
     expires_at: datetime = columns.timestamp()
     by: str
     trace_id: str
-    sealed_link: Sealed | None = columns.sealed()
-    sealed_verifier: Sealed | None = columns.sealed()
-    sealed_code: Sealed | None = columns.sealed()
-    sealed_tokens: Sealed | None = columns.sealed()
-    sealed_device: Sealed | None = columns.sealed()
-    sealed_request: Sealed | None = columns.sealed()
-    sealed_account: Sealed | None = columns.sealed()
+    sealed_link: Sealed | None = columns.sealed(columns.BY_INTAKE)
+    sealed_verifier: Sealed | None = columns.sealed(columns.BY_INTAKE)
+    sealed_code: Sealed | None = columns.sealed(columns.BY_INTAKE)
+    sealed_tokens: Sealed | None = columns.sealed(columns.BY_INTAKE)
+    sealed_device: Sealed | None = columns.sealed(columns.BY_INTAKE)
+    sealed_request: Sealed | None = columns.sealed(columns.BY_INTAKE)
+    sealed_account: Sealed | None = columns.sealed(columns.BY_INTAKE)
     mac: str | None = None
 
 
@@ -187,14 +191,18 @@ class LateTokensRow(columns.TenantTable, table=True):
     from_generation: int
     requested_at: datetime = columns.timestamp()
     received_at: datetime = columns.timestamp()
-    sealed_tokens: Sealed = columns.sealed()
+    sealed_tokens: Sealed = columns.sealed(
+        columns.SealedBy(KeyPurpose.REFRESH, "connection_id", ("attempt_id",), "from_generation")
+    )
 
 
 class ProofKeyRow(columns.TenantTable, table=True):
     __table_args__ = (columns.connection_foreign_key(),)
     connection_id: str = Field(primary_key=True)
     thumbprint: str
-    sealed_key: Sealed = columns.sealed()
+    sealed_key: Sealed = columns.sealed(
+        columns.SealedBy(KeyPurpose.LEASE, "connection_id", ("connection_id",))
+    )
     created_at: datetime = columns.timestamp()
 
 

@@ -4,7 +4,10 @@ The types mean the same on SQLite and PostgreSQL.
 """
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, ClassVar
 
 from sqlalchemy import (
@@ -23,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import declared_attr
 from sqlmodel import Field, ForeignKeyConstraint, SQLModel
 
-from evergrant_server.crypto import Sealed
+from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
 
 METADATA = MetaData(
     naming_convention={
@@ -83,8 +86,27 @@ def json() -> Any:
     return Field(default=None, sa_type=JSON)
 
 
-def sealed() -> Any:
-    return Field(default=None, sa_type=SealedBytes)
+@dataclass(frozen=True)
+class SealedBy:
+    """Whose key seals the values of a column, and what their seals are bound to beside tenant, table, column.
+
+    `connection` is the column that names the connection whose key it is; None: the key is the tenant's. `row`
+    are the columns that make the row's name, `generation` is the column of the generation.
+    """
+
+    purpose: KeyPurpose
+    connection: str | None = None
+    row: tuple[str, ...] = ("id",)
+    generation: str | None = None
+
+
+BY_INTAKE = SealedBy(KeyPurpose.INTAKE)
+_SEALED_BY = "sealed_by"
+
+
+def sealed(by: SealedBy | None) -> Any:
+    """A column of sealed bytes. `by` None: a key, which the key above it wraps (`store.keys`)."""
+    return Field(default=None, sa_type=SealedBytes, sa_column_kwargs={"info": {_SEALED_BY: by}})
 
 
 def partial_index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
@@ -128,3 +150,29 @@ class IdTable(TenantTable):
 def table_of(row: type[Row]) -> Table:
     """The table of a row class, for statements that go around SQLAlchemy's ORM."""
     return METADATA.tables[str(row.__tablename__)]
+
+
+@cache
+def sealed_columns() -> dict[Table, dict[str, SealedBy]]:
+    """Every sealed column of the schema that is no key, by its table, in the order of the tables' names."""
+    tables = sorted(METADATA.tables.values(), key=lambda table: table.name)
+    declared = {
+        table: {column.name: column.info[_SEALED_BY] for column in table.c if column.info.get(_SEALED_BY)}
+        for table in tables
+    }
+    return {table: columns for table, columns in declared.items() if columns}
+
+
+@cache
+def _sealed_by(table: Table, column: str) -> SealedBy:
+    by: SealedBy = table.c[column].info[_SEALED_BY]
+    return by
+
+
+def sealed_place(table: Table, column: str, row: Mapping[str, Any]) -> AssociatedData:
+    """What the seal of a column's value in this row is bound to."""
+    by = _sealed_by(table, column)
+    name = "/".join([row[part] for part in by.row])
+    return AssociatedData(
+        row["tenant"], table.name, name, column, 0 if by.generation is None else row[by.generation]
+    )

@@ -14,10 +14,10 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
 from evergrant_server.core.integrations import Integration, IntegrationState
 from evergrant_server.core.secret import Secret
-from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
+from evergrant_server.crypto import KeyPurpose, Sealed
 from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow
-from evergrant_server.store.database.columns import table_of
+from evergrant_server.store.database.columns import sealed_place, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, find_one, not_found
 from evergrant_server.store.integrations.destinations import Destinations
@@ -62,9 +62,7 @@ class SealedClient:
     def _open(self, column: str) -> Secret | None:
         if self.row[column] is None:
             return None
-        place = AssociatedData(
-            self.integration.tenant, table_of(IntegrationRow).name, self.integration.id, column
-        )
+        place = sealed_place(table_of(IntegrationRow), column, self.row)
         return self.keys.open(KeyPurpose.INTAKE, NO_CONNECTION, place, self.row[column])
 
 

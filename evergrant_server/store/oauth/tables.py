@@ -97,7 +97,7 @@ class RefreshTokenRow(columns.IdTable, table=True):
     successor_id: str | None = None
     replays: int
     late_replays: int
-    sealed_successor: Sealed | None = columns.sealed()
+    sealed_successor: Sealed | None = columns.sealed(columns.BY_INTAKE)
     mac: str | None = None
 
 

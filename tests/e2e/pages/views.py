@@ -87,6 +87,7 @@ CONSOLE = (
     _console("request-removal", "requests/{removal}"),
     _console("integration-circuit", "integrations/tickets"),
     _console("agents", "agents"),
+    _console("keys", "keys"),
     _console("agent-call", "call-approvals/{call}"),
     _console("agent-stop", "agents/invoice-helper/stop"),
     _console("reach", "apps/invoice-helper/reach"),

@@ -15,7 +15,7 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AppId, PermitId, new_id
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role, Signer
-from evergrant_server.crypto.keyring import GATEWAY_SECRETS
+from evergrant_server.crypto.bundle import GATEWAY_SECRETS
 from evergrant_server.store.access import AppKeyRow, AppRow, PermitRow
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
 from evergrant_server.store.authority.authenticators import connection_parts, row_mac

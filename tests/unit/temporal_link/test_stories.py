@@ -24,7 +24,8 @@ from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import Revoke
 from evergrant_server.core.messages.received import UNREADABLE
-from evergrant_server.crypto import KeyPurpose, KeyRing, Role, Sealed
+from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, Role, Sealed
+from evergrant_server.crypto.envelope import key_unavailable
 from evergrant_server.settings import BadSettings
 from evergrant_server.store import Store
 from evergrant_server.store.keys import KeyRow
@@ -210,11 +211,17 @@ async def test_a_key_is_held_for_a_minute_and_costs_no_query_meanwhile(
 
 
 async def test_a_root_that_the_ring_no_longer_holds_opens_nothing(
-    codec: StoryCodec, row: Connection, monkeypatch: pytest.MonkeyPatch
+    codec: StoryCodec, store: Store, row: Connection, monkeypatch: pytest.MonkeyPatch
 ):
     """A held key never outlives the bound for which the roots are held."""
     sealed = await seal(codec, workflow_of(row))
-    monkeypatch.setattr(KeyRing, "holds", lambda *_: False)
+
+    def away(self: KeyRing, purpose: KeyPurpose, place: AssociatedData, *_: object) -> Any:
+        raise key_unavailable(place, "the key service is away")
+
+    monkeypatch.setattr(KeyRing, "unwrap", away)
+    assert await opened(codec, workflow_of(row), sealed) == plain(), "it is held"
+    monkeypatch.setattr(store.ring.hold_of(KeyPurpose.STORY), "over", True)
     with fails(ErrorCode.KEY_UNAVAILABLE):
         await opened(codec, workflow_of(row), sealed)
     with fails(ErrorCode.KEY_UNAVAILABLE):

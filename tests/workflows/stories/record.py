@@ -32,6 +32,7 @@ from tests.workflows.stories import (
     client_grants,
     connections,
     imports,
+    keys,
     maintenance,
     refreshes_ahead,
     refusals,
@@ -40,7 +41,7 @@ from tests.workflows.stories import (
 HISTORIES = Path(__file__).parents[1] / "histories"
 STORIES: dict[str, Callable[[Client], Awaitable[Handle]]] = {
     name: story
-    for module in (client_grants, connections, imports, maintenance, refreshes_ahead, refusals)
+    for module in (client_grants, connections, imports, keys, maintenance, refreshes_ahead, refusals)
     for name, story in vars(module).items()
     if iscoroutinefunction(story) and story.__module__ == module.__name__ and not name.startswith("_")
 } | maintenance.OF_EACH_JOB

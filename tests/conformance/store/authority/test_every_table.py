@@ -44,6 +44,7 @@ DECIDES_NOTHING = {
 NOT_IN_THE_WORLD = {
     *("access_token", "app_token", "authorization_code", "authorization_request"),
     *("client_consent", "key_session", "person_login", "refresh_token", "subject_session"),
+    "root_key",
 }
 
 

@@ -565,6 +565,29 @@ class IntegrationHealth:
     causes: tuple[FailureCause, ...]
 
 @dataclass(frozen=True, slots=True)
+class KeyRotation:
+    """How far a rotation is. `moved` of `total` keys and values; `kept` older keys may still be needed by a
+    provider's late reply in a worker's journal; `broken` values are opened by no key.
+    """
+    rotation_id: str
+    kind: str
+    command: str
+    purposes: Texts
+    connection_id: str | None
+    begun_at: datetime
+    by: str
+    paused: bool
+    done: bool
+    step: str | None
+    total: int
+    replaced: int
+    moved: int
+    left: int
+    destroyed: int
+    kept: int
+    broken: int
+
+@dataclass(frozen=True, slots=True)
 class LiveStatus:
     """The workflow's answer to the `describe` query."""
     state: State
@@ -808,6 +831,23 @@ class Simulation:
     complete: bool
     lost: int
     would_lose: tuple[LostAccess, ...]
+
+@dataclass(frozen=True, slots=True)
+class TenantKey:
+    """The tenant's key of one purpose. `replaced` older ones aren't destroyed yet, and `left` keys and values
+    still stand under them; likewise `replaced_connection_keys`.
+    """
+    purpose: str
+    key_id: str | None
+    made_at: datetime | None
+    replaced: int
+    left: int
+    connection_keys: int
+    replaced_connection_keys: int
+
+@dataclass(frozen=True, slots=True)
+class TenantKeys:
+    keys: tuple[TenantKey, ...]
 
 @dataclass(frozen=True, slots=True)
 class TimelineEvent:

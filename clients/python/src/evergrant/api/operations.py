@@ -445,6 +445,39 @@ class Operations:
         `issuer` is the tokens' `iss`, exactly; of the kind `spiffe` it is `spiffe://<trust domain>`.
         """
 
+    @sends("GET", "/v1/keys", models.TenantKeys)
+    def tenant_keys(self) -> None:
+        """The tenant's keys, of each purpose: their age, and what stands under those that were replaced."""
+
+    @lists("/v1/keys/rotations", models.KeyRotation)
+    def key_rotations(self, *, connection: str | None = None) -> None:
+        """How far the newest rotation of each kind is, also of one that is done; or that of one connection.
+        """
+
+    @sends("POST", "/v1/keys/rotations", models.KeyRotation, once=True)
+    def rotate_keys(
+        self, kind: str, *, connection_id: str | None = None, command: str | None = None,
+        purposes: Texts | None = None
+    ) -> None:
+        """Have a worker rotate keys, while everything else goes on. One rotation of a kind runs at a time.
+
+        Whose keys, and how. `purposes`: none is all.
+        """
+
+    @sends("POST", "/v1/keys/rotations/pause", models.KeyRotation)
+    def pause_key_rotation(self, kind: str, *, connection_id: str | None = None) -> None:
+        """Have a rotation pause at the end of the page that it moves. Everything opens meanwhile.
+
+        Whose keys: the `tenant`'s own, or those of its connections, or of one.
+        """
+
+    @sends("POST", "/v1/keys/rotations/resume", models.KeyRotation)
+    def resume_key_rotation(self, kind: str, *, connection_id: str | None = None) -> None:
+        """Have a paused rotation go on.
+
+        Whose keys: the `tenant`'s own, or those of its connections, or of one.
+        """
+
     @lists("/v1/oauth-clients", models.OAuthClient)
     def oauth_clients(self) -> None:
         """The tenant's clients, and in the installation's own tenant those that registered themselves."""

@@ -62,6 +62,13 @@ evergrant apps credentials pin-certificate report main report.pem
 evergrant apps credentials put-svid report main spiffe://example.org/report --issuer example-org
 evergrant apps credentials put-workload report ci --issuer github --claim repository_id=74
 evergrant apps credentials rm report main
+evergrant keys status
+evergrant keys rotate tenant --purpose refresh
+evergrant keys rewrap tenant
+evergrant keys retire connection
+evergrant keys rotations -o json
+evergrant keys pause connection
+evergrant keys resume connection
 evergrant clients login staff --app agents
 evergrant clients show
 evergrant clients off

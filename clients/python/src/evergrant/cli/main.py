@@ -33,6 +33,7 @@ NOUNS: Mapping[str, tuple[str, str]] = {
         "credentials:issuers",
         "Trusted issuers of workload tokens: GitHub Actions, Kubernetes, clouds, SPIFFE.",
     ),
+    "keys": ("keys:keys", "The keys that seal the tenant's secrets, and rotations of them."),
     "mcp": ("leases:mcp", "MCP servers through the gateway."),
     "people": ("people:people", "People who administer: where they log in, their roles and sessions."),
     "permits": ("permits:permits", "What apps may do. A deny wins."),
