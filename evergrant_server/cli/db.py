@@ -5,7 +5,7 @@ from pathlib import Path
 from cyclopts import App
 
 from evergrant_server.cli.flags import Flags, settings_of
-from evergrant_server.cli.keys import create_wrapped_keys
+from evergrant_server.cli.keys import create_wrapped_keys, renew_gateway_bundle
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store.authority.gateway_role import grants, put_gateway_role
 from evergrant_server.store.database import schema
@@ -35,8 +35,8 @@ async def upgrade(
     password = gateway_password(settings, gateway_role, gateway_password_file)
     before = await schema.upgrade(settings.database_url)
     print(f"schema {before or 'none'} -> {schema.expected_version()}")
-    if settings.key_service != "file":
-        await create_wrapped_keys(settings)
+    if settings.key_service != "file" and not await create_wrapped_keys(settings):
+        await renew_gateway_bundle(settings)
     if gateway_role is not None:
         await put_gateway_role(settings.database_url, gateway_role, password)
         print(f"role {gateway_role}: what a gateway reads and writes, and nothing else")

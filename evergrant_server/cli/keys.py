@@ -14,9 +14,11 @@ from evergrant_server.cli.machine import write_private
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
-from evergrant_server.crypto.keyfile import key_file_error
+from evergrant_server.crypto.bundle import GATEWAY_SECRETS
+from evergrant_server.crypto.key_services.port import Context, ServicePurpose
+from evergrant_server.crypto.keyfile import key_file_error, read_bundle
 from evergrant_server.crypto.keyring import ROOT_PURPOSES, HeldKeys, KeyPurpose, KeyRing, Role, new_key_file
-from evergrant_server.crypto.root_keys import first_roots
+from evergrant_server.crypto.root_keys import RootState, bundle_root, first_roots
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
@@ -81,6 +83,35 @@ async def create_wrapped_keys(settings: Settings) -> bool:
         await store.close()
     for root, wrapped in rows:
         print(f"{root.purpose}: {root.id}, {'wrapped by' if wrapped else 'in'} {root.service}")
+    return True
+
+
+async def renew_gateway_bundle(settings: Settings) -> bool:
+    """Have the key service wrap what gateways derive anew, where this version derives more; else False.
+
+    Raises as `create_wrapped_keys`.
+    """
+    async with open_store(settings, Role.OPERATOR) as (store, _):
+        async with store.read() as tx:
+            rows = [row for row in await tx.root_keys.all() if row.root.purpose is ServicePurpose.GATEWAY]
+        current = next((row for row in rows if row.root.state is RootState.CURRENT and row.wrapped), None)
+        if current is None or current.wrapped is None:
+            return False
+        root, services = current.root, key_services(settings)
+        try:
+            service = next(service for service in services if service.key_name(root.purpose) == root.service)
+            raw = await service.unwrap(root.purpose, current.wrapped, Context(root.id))
+            if read_bundle(raw, f"root_key {root.id}").derived.keys() >= GATEWAY_SECRETS:
+                return False
+            bundle = store.ring.bundle_of_gateway()
+            renewed, wrapped = await bundle_root(service, root.purpose, bundle, SystemClock().now())
+        finally:
+            for service in services:
+                await service.close()
+        async with store.write() as tx:
+            await tx.root_keys.add(renewed.__replace__(state=RootState.ANNOUNCED, current_at=None), wrapped)
+            await tx.root_keys.make_current(renewed.id, tx.now)
+    print(f"gateway: {renewed.id}, with what this version derives, wrapped by {renewed.service}")
     return True
 
 
@@ -158,16 +189,23 @@ async def is_valid_key(settings: Settings, key: str) -> bool:
 
 @keys.command
 def export_api(out: Path, *, flags: Flags | None = None) -> None:
-    """Write the key file for API processes: without the refresh keys."""
-    new_ring(settings_of(flags), Role.OPERATOR).export(out, Role.API)
-    print(f"wrote {out}: it can open access tokens, but no refresh tokens")
+    """Write the key file for API processes, without the refresh keys. An older copy there is replaced."""
+    written = new_ring(settings_of(flags), Role.OPERATOR).export(out, Role.API)
+    _say_written(out, written, "it can open access tokens, but no refresh tokens")
 
 
 @keys.command
 def export_gateway(out: Path, *, flags: Flags | None = None) -> None:
-    """Write the key file for gateways: it opens access tokens alone."""
-    new_ring(settings_of(flags), Role.OPERATOR).export(out, Role.GATEWAY)
-    print(f"wrote {out}: it can open access tokens, but no refresh tokens and no client secrets")
+    """Write the key file for gateways, which opens access tokens alone. An older copy there is replaced."""
+    written = new_ring(settings_of(flags), Role.OPERATOR).export(out, Role.GATEWAY)
+    _say_written(out, written, "it can open access tokens, but no refresh tokens and no client secrets")
+
+
+def _say_written(out: Path, written: bool, use: str) -> None:
+    if written:
+        print(f"wrote {out}: {use}; restart the processes that use it")
+    else:
+        print(f"{out} is this key file's newest copy already")
 
 
 @keys.command

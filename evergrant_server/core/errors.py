@@ -7,7 +7,6 @@ from enum import StrEnum
 
 from evergrant_server.core import failure_kinds as kinds
 from evergrant_server.core.failure_kinds import FailureKind, FailureRule, Repairer, RetryAdvice
-from evergrant_server.core.platform_failures import PLATFORM_FAILURES
 
 
 class ErrorCode(StrEnum):
@@ -86,6 +85,7 @@ class ErrorCode(StrEnum):
     PROVIDER_UNKNOWN = "provider_unknown"
     ALREADY_EXISTS = "already_exists"
     INTEGRATION_IN_USE = "integration_in_use"
+    UNDER_LEGAL_HOLD = "under_legal_hold"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     BODY_TOO_LARGE = "body_too_large"
     SIGNATURE_NEEDED = "signature_needed"
@@ -273,7 +273,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Request all of the token's scopes, or not exactly these; or consent to these alone in a connection "
         "of their own.",
     ),
-    **{ErrorCode(code): rule for code, rule in PLATFORM_FAILURES.items()},
+    **{ErrorCode(code): rule for code, rule in kinds.PLATFORM_FAILURES.items()},
     ErrorCode.INVALID_REQUEST: _caller("The request is malformed.", "Correct the named field."),
     ErrorCode.UNAUTHENTICATED: _caller(
         "No valid credential came with the request.",
@@ -303,6 +303,11 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.INTEGRATION_IN_USE: _caller(
         "Connections of the integration have not ended.", "Revoke them, and delete it then.", status=409
+    ),
+    ErrorCode.UNDER_LEGAL_HOLD: _caller(
+        "A legal hold forbids to erase this.",
+        "Read why with evergrant holds ls. Once it may go: evergrant holds end HOLD --reason …, then again.",
+        status=409,
     ),
     ErrorCode.IDEMPOTENCY_CONFLICT: _caller(
         "This Idempotency-Key was used with another request.", "Use a new key.", status=409

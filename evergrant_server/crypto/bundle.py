@@ -148,6 +148,10 @@ class Bundle:
             for signer in Signer
         }
 
+    def bundle_of_gateway(self) -> KeyFile:
+        """What gateways of this version derive and verify with."""
+        return gateway_bundle(self._held_bundle())
+
     def _held_bundle(self) -> KeyFile:
         if self._bundle is None:
             raise self._lack(BUNDLE)

@@ -194,6 +194,34 @@ def rewrite(path: Path, file: KeyFile) -> None:
         os.replace(finished, path)
 
 
+def put_export(path: Path, file: KeyFile) -> bool:
+    """Write a role's copy of the full file, or replace an older one; False: it is this one already.
+
+    Raises Failure KEY_UNAVAILABLE for a file that is no copy, another installation's or another role's, and
+    for a copy that is newer than the full file.
+    """
+    if not path.exists():
+        create(path, file)
+        return True
+    before = read(path)
+    role = "a gateway's copy" if before.derive is None else "an API's copy"
+    if not before.export:
+        raise key_file_error(path, "is a full key file, which no copy replaces", "Name another file.")
+    if before.subject.reveal() != file.subject.reveal():
+        raise key_file_error(path, "is of another installation", "Name another file, or move it away.")
+    if (before.derive is None) is not (file.derive is None):
+        raise key_file_error(path, f"is {role}", "Name another file, or move it away.")
+    for purpose, roots in file.purposes.items():
+        newest = before.purposes.get(purpose, roots).current
+        if newest not in roots.keys:
+            why = f"has the newer root {newest} of the purpose {purpose}, which the full key file lacks"
+            raise key_file_error(path, why, "Restore the newest full key file, then export it.")
+    if _serialised(before) == _serialised(file):
+        return False
+    rewrite(path, file)
+    return True
+
+
 @contextlib.contextmanager
 def file_lock(path: Path) -> Generator[None]:
     """Hold the file's folder, so that two rotations don't lose one another's key."""

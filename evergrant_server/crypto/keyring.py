@@ -13,7 +13,7 @@ from pathlib import Path
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import keyfile
-from evergrant_server.crypto.bundle import BUNDLE, Bundle, Signer, gateway_bundle, hkdf
+from evergrant_server.crypto.bundle import BUNDLE, GATEWAY_SECRETS, Bundle, Signer, gateway_bundle, hkdf
 from evergrant_server.crypto.envelope import (
     AssociatedData,
     Hold,
@@ -120,6 +120,12 @@ class KeyRing(Bundle):
         if file.derive is None and role is not Role.GATEWAY:
             repair = f"Use the full key file, or export one for the {role} role."
             raise keyfile.key_file_error(path, "is a gateway's, which signs for nobody else", repair)
+        lacking = sorted(GATEWAY_SECRETS - file.derived.keys()) if file.derive is None else []
+        if lacking:
+            repair = f"With the full key file: python -m evergrant_server keys export-gateway {path}"
+            raise keyfile.key_file_error(
+                path, f"is of an older version and lacks {', '.join(lacking)}", repair
+            )
         return cls(path, role, file)
 
     @classmethod
@@ -184,11 +190,12 @@ class KeyRing(Bundle):
         """Whether the role may use the purpose: also while a key service is away."""
         return purpose.of_roots in PURPOSES_OF_ROLE[self.role]
 
-    def export(self, path: Path | str, role: Role) -> None:
-        """Write a new key file for `role` alone, for a host that must not hold the other purposes.
+    def export(self, path: Path | str, role: Role) -> bool:
+        """Write the key file for `role` alone, for a host that must not hold the other purposes.
 
-        It can't be rotated: rotate the full file and export again. Raises Failure
-        KEY_UNAVAILABLE when the file exists or this ring lacks a purpose of the role.
+        It can't be rotated: rotate the full file and export again, which replaces an older copy. False: the
+        file is this copy already. Raises Failure KEY_UNAVAILABLE as `keyfile.put_export`, or when this ring
+        lacks a purpose of the role.
         """
         if self.file is None:
             why = f"{self.source} wraps the keys: a process of the {role} role needs no key file."
@@ -197,7 +204,7 @@ class KeyRing(Bundle):
         if missing:
             why = f"A ring of the {self.role} role doesn't hold the {missing[0]} purpose."
             raise Failure(ErrorCode.KEY_UNAVAILABLE, why)
-        keyfile.create(Path(path), replace(_of_role(self.file, role), export=True))
+        return keyfile.put_export(Path(path), replace(_of_role(self.file, role), export=True))
 
     def rotate(self, purpose: KeyPurpose) -> "KeyRing":
         """Add a new current root key to the file; what the old ones wrapped stays readable.

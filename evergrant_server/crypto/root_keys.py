@@ -73,13 +73,23 @@ async def first_roots(
             rows.append((root, wrapped))
     bundles = {ServicePurpose.AUTHORITY: file, ServicePurpose.GATEWAY: gateway_bundle(file)}
     for purpose, bundle in bundles.items():
-        root = RootKey(
-            id=f"{purpose}_{secrets.token_hex(12)}",
-            purpose=purpose,
-            service=service.key_name(purpose),
-            state=RootState.CURRENT,
-            created_at=now,
-            current_at=now,
-        )
-        rows.append((root, await service.wrap(purpose, bundle_bytes(bundle), Context(root.id))))
+        rows.append(await bundle_root(service, purpose, bundle, now))
     return rows
+
+
+async def bundle_root(
+    service: BoundKeyService, purpose: ServicePurpose, bundle: KeyFile, now: datetime
+) -> tuple[RootKey, bytes]:
+    """The row of what roles sign and derive with, and that as the service has wrapped it.
+
+    Raises KeyServiceFailure.
+    """
+    root = RootKey(
+        id=f"{purpose}_{secrets.token_hex(12)}",
+        purpose=purpose,
+        service=service.key_name(purpose),
+        state=RootState.CURRENT,
+        created_at=now,
+        current_at=now,
+    )
+    return root, await service.wrap(purpose, bundle_bytes(bundle), Context(root.id))

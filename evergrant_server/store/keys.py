@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import and_, bindparam, or_, select
+from sqlalchemy import and_, bindparam, func, or_, select
 
 from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, Sealed, SealingKey, open_sealed
 from evergrant_server.store.database import columns
@@ -65,6 +65,13 @@ CURRENT_KEYS = select(
         _KEYS.c.connection_id == NO_CONNECTION,
         and_(_KEYS.c.connection_id == bindparam("connection_id"), _KEYS.c.retired_at.is_(None)),
     ),
+)
+# under which roots tenants' keys stand, and how many
+ROOTS_IN_USE = (
+    select(_KEYS.c.purpose, _KEYS.c.wrapping_key_id, func.count().label("keys"))
+    .where(_KEYS.c.connection_id == NO_CONNECTION)
+    .group_by(_KEYS.c.purpose, _KEYS.c.wrapping_key_id)
+    .order_by(_KEYS.c.purpose, _KEYS.c.wrapping_key_id)
 )
 CURRENT_KEY = _KEY.where(_KEYS.c.connection_id == bindparam("connection_id"), _KEYS.c.retired_at.is_(None))
 # What is sealed with a connection's key holds that key's row until it is committed: whoever replaces the key

@@ -13,7 +13,7 @@ from sqlmodel import col
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
-from evergrant_server.crypto import ROOT_PURPOSES, KeyPurpose, KeyRing, SealingKey
+from evergrant_server.crypto import ROOT_PURPOSES, KeyPurpose, KeyRing, Role, SealingKey
 from evergrant_server.store.access import Access
 from evergrant_server.store.agents.agents import Agents, AgentStops
 from evergrant_server.store.agents.delegations import DelegationRules, Delegations
@@ -37,11 +37,13 @@ from evergrant_server.store.database.engine import (
     Pool,
     open_database,
 )
-from evergrant_server.store.database.errors import translate_errors
+from evergrant_server.store.database.errors import store_unavailable, translate_errors
 from evergrant_server.store.database.kept_sqlite import KeptSqlite
 from evergrant_server.store.database.rows import columns_equal, fetch_first
 from evergrant_server.store.database.sqlite import SqliteDatabase
 from evergrant_server.store.decisions import AccessRequests, Approvals, CallApprovals
+from evergrant_server.store.erasure.orders import Erasures, LegalHolds
+from evergrant_server.store.erasure.rows import PersonalRows
 from evergrant_server.store.exports import Exports
 from evergrant_server.store.idempotency import Idempotency
 from evergrant_server.store.integrations.definitions import Definitions
@@ -74,6 +76,7 @@ from evergrant_server.store.trusted_issuers import TrustedIssuers
 from evergrant_server.store.webhooks import Deliveries, Webhooks
 
 _CLOSE_S = 10.0
+_LONG_READER = "End the process that reads for so long, such as a sqlite3 shell (fuser evergrant.db)."
 
 
 Repo = TypeVar("Repo")
@@ -143,6 +146,9 @@ class Transaction:
     client_consents = _with_ring(ClientConsents)
     consents = _with_sealer(Consents)
     exports = _with_ring(Exports)
+    erasures = _with_ring(Erasures)
+    legal_holds = _with_ring(LegalHolds)
+    personal_rows = _with_connection(PersonalRows)
     attempts = _with_connection(Attempts)
     late_tokens = _with_sealer(LateTokenSets)
     replaced_grants = _with_sealer(ReplacedGrants)
@@ -244,6 +250,14 @@ class Store:
         with translate_errors():
             return await self._database.commits_seen()
 
+    async def forget_old_pages(self) -> None:
+        """SQLite: empty the write-ahead log, which has pages as they were before. PostgreSQL keeps them until
+        it vacuums and recycles its log. Raises Failure STORE_UNAVAILABLE while readers need them."""
+        with translate_errors():
+            emptied = await self._database.empty_log()
+        if not emptied:
+            raise store_unavailable("a reader keeps its write-ahead log from being emptied", _LONG_READER)
+
     async def unwrap_keys(
         self, tenant: str, connection_id: str, purposes: tuple[KeyPurpose, ...]
     ) -> UnwrappedKeys:
@@ -325,10 +339,12 @@ async def require_matching_key_ring(store: Store, ring: KeyRing) -> None:
         except Failure as failure:
             if failure.code not in (ErrorCode.KEY_UNAVAILABLE, ErrorCode.SEAL_BROKEN):
                 raise
-            held = ", ".join(ring.root_ids()[purpose])
+            held = f"It has {', '.join(ring.root_ids()[purpose])} for that."
+            repair = "Set EVERGRANT_KEY_FILE to the key file that filled this database, or restore that file."
+            if ring.role in (Role.API, Role.GATEWAY):
+                repair += f" A copy is made anew where the full key file is: keys export-{ring.role}."
             raise Failure(
                 ErrorCode.KEY_UNAVAILABLE,
-                f"{ring!r} doesn't open this database's keys: {failure.detail} It has {held} for that. "
-                "Set EVERGRANT_KEY_FILE to the key file that filled this database, or restore that file.",
+                f"{ring!r} doesn't open this database's keys: {failure.detail} {held} {repair}",
                 key_file=str(ring.source),
             ) from None

@@ -11,7 +11,7 @@ from evergrant_server.core.ids import KeyRotationId, new_id
 from evergrant_server.core.key_rotation import RotationCommand, RotationKind, RotationStep
 from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.messages.keys import KeyRotationCall, KeyRotationProgress
-from evergrant_server.crypto import KeyPurpose
+from evergrant_server.crypto import ROOT_PURPOSES, KeyPurpose
 from evergrant_server.store import NO_CONNECTION, Store
 from evergrant_server.store.database.columns import (
     table_of,
@@ -21,7 +21,7 @@ from tests.conformance.store.samples import ACME
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 
-PURPOSES = tuple(KeyPurpose)
+PURPOSES = ROOT_PURPOSES
 KINDS = (RotationKind.TENANT, RotationKind.CONNECTION)
 
 

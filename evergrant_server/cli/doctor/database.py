@@ -6,14 +6,14 @@ from datetime import timedelta
 
 from evergrant_server import audit
 from evergrant_server.cli.doctor import COMMAND, CheckFailed, compare_clocks, unreachable
-from evergrant_server.cli.doctor.keys import open_store, reading
+from evergrant_server.cli.doctor.keys import open_store, reading, role_of
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import Failure
 from evergrant_server.crypto import Role
 from evergrant_server.settings import Settings
 from evergrant_server.store import Transaction
-from evergrant_server.store.authority.gateway_role import rights_of_user
+from evergrant_server.store.authority.gateway_role import rights_of_user, tables_not_written
 from evergrant_server.store.authority.scan import broken_configuration
 from evergrant_server.store.connections.connections import PendingRevocation
 from evergrant_server.store.database import schema
@@ -74,14 +74,14 @@ async def authority(settings: Settings) -> str:
     return f"apps, keys, permits, integrations, definitions and exports are Evergrant's{heads_too}"
 
 
-async def gateway_role(settings: Settings) -> str:
-    """A gateway connects as a role of PostgreSQL that writes nothing but what a gateway's code writes."""
+async def role_of_database(settings: Settings) -> str:
+    """A gateway connects as a role of PostgreSQL that writes nothing but what a gateway's code writes; the
+    others as one that reads and writes every table."""
     if settings.uses_sqlite:
         return "SQLite has no roles: each process may write every row"
-    async with open_store(settings) as store:
-        if store.ring.role is not Role.GATEWAY:
-            return "no gateway's keys: only gateways have a role of their own"
     try:
+        if role_of(settings) is not Role.GATEWAY:
+            return await _of_a_writer(settings)
         role, rights = await rights_of_user(settings.database_url)
     except Failure as failure:
         raise unreachable(failure) from None
@@ -93,6 +93,17 @@ async def gateway_role(settings: Settings) -> str:
     else:
         put += shlex.quote(role)
     raise CheckFailed(f"the gateway's role {role} {rights}", put)
+
+
+async def _of_a_writer(settings: Settings) -> str:
+    role, tables = await tables_not_written(settings.database_url)
+    if not tables:
+        return f"{role} reads and writes every table"
+    named = ", ".join(tables[:_MOST_NAMED]) + (" and more" if len(tables) > _MOST_NAMED else "")
+    raise CheckFailed(
+        f"the role {role} may not read and write {named}: it is a gateway's, or not the tables' owner",
+        "EVERGRANT_DATABASE_URL=<as the owner of the tables>    # for workers, the API and commands",
+    )
 
 
 async def outbox(settings: Settings) -> str:

@@ -10,7 +10,7 @@ import httpx2
 
 from evergrant_server.checkout import ROOT, require_own_packages
 from evergrant_server.cli.doctor import COMMAND, CheckFailed
-from evergrant_server.cli.doctor.keys import role_of
+from evergrant_server.cli.doctor.keys import ROLE, role_of
 from evergrant_server.core.errors import Failure
 from evergrant_server.crypto import Role
 from evergrant_server.journal.journal import waiting_paths
@@ -93,7 +93,9 @@ async def journal(settings: Settings) -> str:
 
 
 async def public_url(settings: Settings) -> str:
-    """The address of callback and connect pages reaches an Evergrant API."""
+    """The address of callback and connect pages reaches an Evergrant API, asked from where one is."""
+    if ROLE.get() in (Role.WORKER, Role.GATEWAY):
+        return "nothing here sends requests there; ask in an API's container"
     url = f"{settings.public_url}/livez"
     start = f"{COMMAND} serve    # or correct EVERGRANT_PUBLIC_URL, or the TLS proxy in front of the API"
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from evergrant_server.cli.doctor import COMMAND, CheckFailed, unreachable
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.crypto import ROOT_PURPOSES, Role, keyfile
+from evergrant_server.crypto import ROOT_PURPOSES, KeyPurpose, KeyRing, Role, keyfile
 from evergrant_server.crypto.key_services.bound import BoundKeyService
 from evergrant_server.crypto.key_services.port import (
     FailureReason,
@@ -22,6 +22,8 @@ from evergrant_server.crypto.keyring import PURPOSES_OF_ROLE, widest_role
 from evergrant_server.crypto.root_keys import service_purposes
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store, Transaction
+from evergrant_server.store.database.rows import fetch_all
+from evergrant_server.store.keys import ROOTS_IN_USE
 from evergrant_server.store.store import unwrap_newest_tenant_key
 from evergrant_server.wiring import platform
 
@@ -32,6 +34,7 @@ _PROCESSES = {
     Role.WORKER: "workers",
     Role.OPERATOR: "workers and operators",
 }
+_COPIES = {Role.API: "export-api", Role.GATEWAY: "export-gateway"}
 _REPAIRS = {
     FailureReason.AWAY: "Start the key service, or correct EVERGRANT_KEY_SERVICE",
     FailureReason.DENIED: "Allow this principal to use that key, as docs/security/keys.md has it for each "
@@ -42,21 +45,42 @@ _REPAIRS = {
 
 
 async def key_file(settings: Settings) -> str:
-    """The key file exists, is private to this user, is complete and fits a role."""
-    path = settings.key_path
+    """The key file exists, is private to this user, is complete, and fits the container's role alone."""
+    path, role = settings.key_path, ROLE.get()
     if not settings.uses_key_file:
+        if role is not None and role in _COPIES and path.exists():
+            why = (
+                f"{path} is here, and {settings.key_service} wraps the keys: {_PROCESSES[role]} need no file"
+            )
+            raise CheckFailed(why, f"rm {shlex.quote(str(path))}")
         return f"not needed: {settings.key_service} wraps the keys"
     try:
         file = keyfile.read(path)
     except Failure as failure:
         raise CheckFailed(failure.detail, _key_repair(path)) from None
-    role = widest_role(file)
+    widest = widest_role(file)
+    role = role or widest
     missing = PURPOSES_OF_ROLE[role] - file.purposes.keys()
     if missing:
-        export = "export-gateway" if role is Role.GATEWAY else "export-api"
-        repair = f"EVERGRANT_KEY_FILE=<the full file> {COMMAND} keys {export} {shlex.quote(str(path))}"
-        raise CheckFailed(f"{path} lacks the keys for {', '.join(sorted(missing))}", repair)
+        raise CheckFailed(f"{path} lacks the keys for {', '.join(sorted(missing))}", _file_repair(path, role))
+    if widest is not role and PURPOSES_OF_ROLE[widest] != PURPOSES_OF_ROLE[role]:
+        beyond = f"who takes this container has more than {_PROCESSES[role]} need"
+        raise CheckFailed(f"{path} is for {_PROCESSES[widest]}: {beyond}", _file_repair(path, role))
+    try:
+        KeyRing.open(path, role)
+    except Failure as failure:
+        raise CheckFailed(failure.detail, _file_repair(path, role)) from None
     return f"{path}: for {_PROCESSES[role]}, with keys for {', '.join(sorted(file.purposes))}"
+
+
+def _file_repair(path: Path, role: Role) -> str:
+    """How this container gets the newest file of its role."""
+    if role not in _COPIES:
+        return f"Put the full key file at {path}, the one that keys create made and keys rotate changed last"
+    return (
+        f"Where the full key file is: {COMMAND} keys {_COPIES[role]} NEW.json; put that file at {path}, and "
+        "restart (docs/guide/operations.md#which-process-has-which-keys)"
+    )
 
 
 def _key_repair(path: Path) -> str:
@@ -116,17 +140,18 @@ def _described(key: KeyDescription) -> str:
 
 
 async def keys_open(settings: Settings) -> str:
-    """Unwrap one tenant key for each purpose that this process's keys are for."""
+    """Unwrap one tenant key for each purpose of this process, which holds every root that is in use."""
     async with open_store(settings) as store:
         try:
             store.ring.require_all()
         except Failure as failure:
             raise _unusable(failure) from None
+        await _hold_roots_in_use(settings, store)
         opened: list[str] = []
         for purpose in sorted(set(ROOT_PURPOSES) & PURPOSES_OF_ROLE[store.ring.role]):
             try:
                 if await unwrap_newest_tenant_key(store, store.ring, purpose):
-                    opened.append(purpose)
+                    opened.append(f"{purpose} (seals with {store.ring.current_root_id(purpose)})")
             except Failure as failure:
                 if failure.code not in (ErrorCode.KEY_UNAVAILABLE, ErrorCode.SEAL_BROKEN):
                     raise
@@ -137,6 +162,25 @@ async def keys_open(settings: Settings) -> str:
     if not opened:
         return "the database holds no sealed value yet"
     return f"opened a tenant's key for {', '.join(opened)}"
+
+
+async def _hold_roots_in_use(settings: Settings, store: Store) -> None:
+    """Raise CheckFailed for roots under which tenants' keys stand, and which this process lacks."""
+    held = store.ring.root_ids()
+    async with store.read() as tx:
+        rows = await fetch_all(tx.connection, ROOTS_IN_USE)
+    lacking = [
+        f"{row['wrapping_key_id']} of the purpose {purpose}, which {row['keys']} tenants' keys need"
+        for row in rows
+        if (purpose := KeyPurpose(row["purpose"]).of_roots) in held
+        and row["wrapping_key_id"] not in held[purpose]
+    ]
+    if not lacking:
+        return
+    has = "; ".join(f"{purpose}: {', '.join(ids)}" for purpose, ids in held.items())
+    why = f"{store.ring.source} lacks the root {' and '.join(lacking)}. It has {has}"
+    repair = _file_repair(settings.key_path, store.ring.role)
+    raise CheckFailed(why, repair if settings.uses_key_file else "Restore the rows of root_key from a backup")
 
 
 @asynccontextmanager

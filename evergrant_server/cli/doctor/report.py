@@ -40,7 +40,7 @@ CHECKS: dict[str, Check] = {
     "keys of the database": keys.keys_open,
     "authority": database.authority,
     "hosts": configuration.hosts,
-    "database role": database.gateway_role,
+    "database role": database.role_of_database,
     "outbox": database.outbox,
     "revocations": database.revocations,
     "client certificates": database.certificates,

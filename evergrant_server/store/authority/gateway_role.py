@@ -67,6 +67,12 @@ _RIGHTS = text(
     + " FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
     " WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r'"
 )
+# The tables here on which this role lacks a right that every process but a gateway needs.
+_NOT_WRITTEN = text(
+    "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'"
+    " AND NOT (has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')"
+    "  AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')) ORDER BY relname"
+)
 
 
 class Rights(NamedTuple):
@@ -148,6 +154,19 @@ async def rights_of_user(url: str) -> tuple[str, Rights]:
         with translate_errors():
             async with database.read() as connection:
                 return await connection.run_sync(_rights_of_user)
+    finally:
+        await database.close()
+
+
+async def tables_not_written(url: str) -> tuple[str, list[str]]:
+    """The role as which this URL connects, and the tables that it may not read, fill, change and empty."""
+    database = open_database(url)
+    try:
+        with translate_errors():
+            async with database.read() as connection:
+                rows = (await connection.execute(_NOT_WRITTEN)).all()
+                role = (await connection.execute(text("SELECT current_user"))).scalar_one()
+                return role, [name for (name,) in rows]
     finally:
         await database.close()
 

@@ -3,68 +3,15 @@
 import json
 import socket
 import stat
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import AsyncExitStack
 
 from examples.demo.evergrant_api import EvergrantApi
 from examples.demo.subject import Subject
 from tests.e2e.world import at
-from tests.fakes.databases import postgres
 from tests.fakes.patience import PATIENCE_S, eventually
-from tests.fakes.platform.compose import Compose, Running
-from tests.fakes.ports import free_port
+from tests.fakes.platform.compose import Running
+from tests.fakes.platform.docker import Site, site
 from tests.fakes.providers.scripted_provider import ScriptedProvider
-from tests.fakes.temporal import TemporalServer, running_temporal
-
-
-@dataclass
-class Site:
-    compose: Compose
-    temporal: TemporalServer
-    folder: Path
-    port: int
-
-    def own(self, service: str) -> dict[str, str]:
-        """The data folder that the image gives a service, which no setting of the file names."""
-        folder = str(self.folder / f"data-{service}")
-        return {"EVERGRANT_DATA_DIR": folder, "EVERGRANT_ALLOW_UNBOUND_CONSENT": "true"}
-
-
-@asynccontextmanager
-async def site(folder: Path, idp: ScriptedProvider) -> AsyncIterator[Site]:
-    """PostgreSQL and Temporal as the file's services find them, and the volumes as folders."""
-    server, port = postgres(), free_port()
-    url = await server.fresh(migrated=False)
-    for name in ("keys/worker", "keys/api", "keys/gateway", "secrets", "secrets-gateway"):
-        (folder / name).mkdir(mode=0o700, parents=True)
-    async with running_temporal(folder) as temporal:
-        replaced = {
-            "@postgres/evergrant": "@" + url.partition("@")[2],
-            "temporal:7233": temporal.address,
-            "/run/evergrant": str(folder / "secrets"),  # and the gateway's beside it
-            "/keys/": f"{folder}/keys/",
-            "0.0.0.0": "127.0.0.1",
-            "localhost:8480": f"127.0.0.1:{port}",
-            "127.0.0.1:8480": f"127.0.0.1:{port}",
-            "8480": str(port),
-            "8483": str(free_port()),
-            "otel-collector:4318": f"127.0.0.1:{free_port()}",
-        }
-        compose = Compose(replaced, {"EVERGRANT_EGRESS_ALLOW": idp.allowance})
-        await compose.run("secrets")
-        password = (folder / "secrets/database-password").read_text()
-        database = url.partition("?")[0].rpartition("/")[2]
-        await server.admin(
-            f"CREATE ROLE evergrant LOGIN CREATEROLE PASSWORD '{password}'",
-            f"ALTER DATABASE {database} OWNER TO evergrant",
-        )
-        try:
-            yield Site(compose, temporal, folder, port)
-        finally:
-            await server.drop(url)
-            await server.admin("DROP ROLE IF EXISTS evergrant_gateway", "DROP ROLE evergrant")
 
 
 async def test_the_services_of_the_file_serve_a_lease(tmp_path):

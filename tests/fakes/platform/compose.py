@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.warm import warm_output
+from tests.fakes.platform.warm import WarmProcess, warm_output
 
 ROOT = Path(__file__).parents[3]
 
@@ -30,21 +30,24 @@ class Compose:
 
     def environment(self, service: str) -> dict[str, str]:
         """What the container would see, on this machine."""
-        own = {name: self._here(str(value)) for name, value in self._of(service)["environment"].items()}
+        own = {name: self.here(str(value)) for name, value in self._of(service)["environment"].items()}
         python = str(Path(sys.executable).parent)  # the image's `python`
         home = os.environ.get("HOME", "/")
         return {"PATH": f"{python}:{os.defpath}", "HOME": home, "PYTHONUNBUFFERED": "1", **own}
 
     def arguments(self, service: str) -> list[str]:
         """The service's whole command line: its entrypoint, or the image's, and its command."""
-        entrypoint = self._of(service).get("entrypoint") or image_entrypoint()
-        return [self._here(part) for part in (*entrypoint, *self._of(service)["command"])]
+        return [*self.entrypoint(service), *map(self.here, self._of(service)["command"])]
+
+    def entrypoint(self, service: str) -> list[str]:
+        """Its own, or the image's."""
+        return [self.here(part) for part in self._of(service).get("entrypoint") or image_entrypoint()]
 
     def probe(self, service: str) -> list[str]:
         """The command of its health check."""
         kind, *command = self._of(service)["healthcheck"]["test"]
         assert kind == "CMD"
-        return [self._here(part) for part in command]
+        return [self.here(part) for part in command]
 
     def mounts(self, service: str) -> dict[str, str]:
         """Volume by folder, with `:ro` where it is read-only."""
@@ -78,7 +81,8 @@ class Compose:
     def _of(self, service: str) -> dict[str, Any]:
         return {"environment": {}, **self.document["services"][service]}
 
-    def _here(self, text: str) -> str:
+    def here(self, text: str) -> str:
+        """The same text with the host names and folders of this machine."""
         filled = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda it: self._given.get(it[1]) or it[2], text)
         filled = filled.replace("$$", "$")
         for there, here in self._replaced.items():
@@ -89,7 +93,7 @@ class Compose:
 class Running:
     """A service's process, ended by its pid."""
 
-    def __init__(self, name: str, child: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, name: str, child: asyncio.subprocess.Process | WarmProcess, log: Path) -> None:
         self.name = name
         self._child = child
         self._log = log

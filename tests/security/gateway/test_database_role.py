@@ -214,7 +214,7 @@ async def test_its_rights_are_exact_and_are_restored(url: str, of_role: str):
     assert (await rights_of_user(of_role)) == (ROLE, ([], [], []))
 
 
-async def test_doctor_says_what_the_gateways_role_may_beyond_its_job(
+async def test_doctor_says_what_a_processs_role_may_beyond_its_job_or_lacks(
     api: Api, url: str, of_role: str, tmp_path: Path
 ):
     full = api.parts.settings.key_path
@@ -238,7 +238,11 @@ async def test_doctor_says_what_the_gateways_role_may_beyond_its_job(
     more = (await diagnosed(**of_gateway, database_url=of_role))["database role"]
     assert more.detail == f"the gateway's role {ROLE} may DELETE permit"
     assert more.repair.endswith(f"db upgrade --gateway-role '{ROLE}'")
-    assert (await diagnosed(data_dir=tmp_path, key_file=full, database_url=url))["database role"].ok
+    of_worker = await diagnosed(data_dir=tmp_path, key_file=full, database_url=url)
+    assert of_worker["database role"].detail == "postgres reads and writes every table"
+    borrowed = (await diagnosed(data_dir=tmp_path, key_file=full, database_url=of_role))["database role"]
+    assert borrowed.detail.startswith(f"the role {ROLE} may not read and write access_request, ")
+    assert "EVERGRANT_DATABASE_URL" in borrowed.repair
 
 
 async def test_a_role_that_is_worth_more_is_refused(url: str):

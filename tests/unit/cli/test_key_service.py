@@ -12,7 +12,7 @@ from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.secret import Secret
-from evergrant_server.crypto import KeyPurpose, KeyRing, Role
+from evergrant_server.crypto import KeyPurpose, KeyRing, Role, bundle
 from evergrant_server.crypto.key_services.port import ServicePurpose
 from evergrant_server.crypto.root_keys import RootState
 from evergrant_server.settings import BadSettings, Settings, load_settings
@@ -138,3 +138,18 @@ async def test_a_setting_that_names_no_service_is_named(settings: Settings, name
     wrong = load_settings(data_dir=settings.data_dir, **{"key_service": "file", name: "s3:bucket-{purpose}"})
     with pytest.raises(BadSettings, match=f"EVERGRANT_{name.upper()}: there is no key service 's3'"):
         platform.key_services(wrong)
+
+
+async def test_an_upgrade_wraps_what_a_newer_version_derives_for_gateways(
+    settings: Settings, service: ScriptedKeys, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as before:
+        before.setattr(bundle, "GATEWAY_SECRETS", bundle.GATEWAY_SECRETS - {"mcp-session"})
+        await commands.create_wrapped_keys(settings)
+    async with platform.open_store(settings, Role.GATEWAY) as (store, _):
+        with fails(ErrorCode.KEY_UNAVAILABLE, "mcp-session"):
+            store.ring.derive("mcp-session")
+    assert await commands.renew_gateway_bundle(settings)
+    assert not await commands.renew_gateway_bundle(settings), "it has all"
+    async with platform.open_store(settings, Role.GATEWAY) as (store, _):
+        assert len(store.ring.derive("mcp-session")) == 32

@@ -62,12 +62,6 @@ def test_pods_are_unprivileged(name: str) -> None:
         }
 
 
-def test_a_worker_has_the_time_to_stop_that_compose_gives_it() -> None:
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    seconds = PODS["worker"]["terminationGracePeriodSeconds"]
-    assert f"{seconds}s" == compose["services"]["worker-1"]["stop_grace_period"]
-
-
 def test_every_variable_is_a_setting() -> None:
     named = {
         *(name for it in MANIFESTS if it["kind"] == "ConfigMap" for name in it["data"]),
