@@ -117,7 +117,7 @@ async def prune_audit(store: Store, before: datetime, now: datetime) -> None:
     ends, after = seconds_since_boot() + _LIMIT_S, ("", "")
     while seconds_since_boot() < ends:
         async with store.read() as tx:
-            shards = await shards_to_prune(tx, after)
+            shards = await shards_to_prune(tx, before, after)
         if not shards:
             return
         for place in shards:

@@ -78,17 +78,7 @@ async def _erase(tx: Transaction, order: Order, wait: timedelta, approved: Appro
     if order.kind is TargetKind.SUBJECT:
         await _require_no_permit(tx, tenant, order.target)
     extra = await approved(tx)
-    erasure = Erasure(
-        tenant=tenant,
-        id=ErasureId(new_id("era")),
-        kind=order.kind,
-        target=order.target,
-        target_hash=target_hash,
-        reason=order.reason,
-        by=order.context.by,
-        created_at=now,
-        waits_until=now + wait,
-    )
+    erasure = _new(order, target_hash, now + wait)
     await tx.erasures.add(erasure)
     await tx.outbox.add(erasure_message(erasure, order.context, now))
     if order.kind is TargetKind.CONNECTION:
@@ -107,6 +97,20 @@ async def _erase(tx: Transaction, order: Order, wait: timedelta, approved: Appro
         **extra,
     )
     return erasure
+
+
+def _new(order: Order, target_hash: str, waits_until: datetime) -> Erasure:
+    return Erasure(
+        tenant=order.tenant,
+        id=ErasureId(new_id("era")),
+        kind=order.kind,
+        target=order.target,
+        target_hash=target_hash,
+        reason=order.reason,
+        by=order.context.by,
+        created_at=order.at,
+        waits_until=waits_until,
+    )
 
 
 async def _require_no_permit(tx: Transaction, tenant: Tenant, subject: str) -> None:

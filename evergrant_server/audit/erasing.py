@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, bindparam, select, tuple_, update
+from sqlalchemy import Select, bindparam, func, select, tuple_, update
 
 from evergrant_server.core.audit import INSTALLATION
 from evergrant_server.core.connections.erasure import LegalHold, TargetKind, targets_of
@@ -124,20 +124,22 @@ async def prune_bodies(
 
 
 async def shards_to_prune(
-    tx: Transaction, after: tuple[str, str], limit: int = 100
+    tx: Transaction, before: datetime, after: tuple[str, str], limit: int = 100
 ) -> list[tuple[Tenant, str]]:
-    """The shards of every tenant with records that weren't looked at yet, behind `after`: tenant and name.
+    """The shards of every tenant whose next record is from before then, behind `after`: tenant and name.
 
     The installation's own says which shards there are, and names no subject: it stays.
     """
-    shard, done = table_of(AuditShardRow).c, table_of(AuditPruningRow)
-    same = (done.c.tenant == shard.tenant) & (done.c.shard == shard.shard)
+    shard, done, record = table_of(AuditShardRow), table_of(AuditPruningRow), table_of(AuditRow)
+    of_shard = (done.c.tenant == shard.c.tenant) & (done.c.shard == shard.c.shard)
+    is_next = (record.c.tenant == shard.c.tenant) & (record.c.shard == shard.c.shard)
+    is_next &= record.c.seq == func.coalesce(done.c.seq, 0) + 1
     query = (
-        select(shard.tenant, shard.shard)
-        .select_from(table_of(AuditShardRow).outerjoin(done, same))
-        .where(tuple_(shard.tenant, shard.shard) > after, shard.tenant != INSTALLATION)
-        .where(done.c.seq.is_(None) | (done.c.seq < shard.count))
-        .order_by(shard.tenant, shard.shard)
+        select(shard.c.tenant, shard.c.shard)
+        .select_from(shard.outerjoin(done, of_shard).join(record, is_next))
+        .where(tuple_(shard.c.tenant, shard.c.shard) > after, shard.c.tenant != INSTALLATION)
+        .where(record.c.at < before)
+        .order_by(shard.c.tenant, shard.c.shard)
         .limit(limit)
     )
     return [(Tenant(tenant), name) for tenant, name in await tx.connection.execute(query)]

@@ -32,7 +32,7 @@ _MACHINES = "hashes, ids and moments of apps' credentials and of tokens that wer
 _STAFF = "who administers: sessions go 30 days after their end"
 _EVIDENCE = "that something was erased, held or disabled; the name of a subject goes when it is erased itself"
 _SHORT = "sealed, for a day"
-_INSTALLATION = "keys of the installation, which is no tenant"
+_INSTALLATION = "keys and processes of the installation, which is no tenant"
 STAYS: dict[str, tuple[str, str]] = {
     "admin_login": (_CONFIGURATION, "groups_claim integration issuer mac roles scopes"),
     "agent_stop": (_STAFF, "after by mac reason"),
@@ -83,6 +83,7 @@ STAYS: dict[str, tuple[str, str]] = {
         _CONFIGURATION,
         "disabled_by events integration mac name sealed_previous_secret sealed_query sealed_secret url",
     ),
+    "process": (_INSTALLATION, "host role roots seals_with version"),
     "root_key": (_INSTALLATION, "mac purpose service state wrapped"),
 }
 _CANARY = re.compile(rb"canary:([a-z_0-9]+\.[a-z_0-9]+):")
