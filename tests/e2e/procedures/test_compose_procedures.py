@@ -77,7 +77,9 @@ class Installed:
         await define(admin, document | places)
         body = {"provider": "acme-crm", "client_id": self.idp.client_id, "binding": "none"}
         await admin.put("/v1/integrations/crm", {**body, "client_secret": self.idp.client_secret})
-        await eventually(lambda: admin.get("/v1/integrations/crm"), lambda it: it["state"] == "ready")
+        await eventually(
+            lambda: admin.get("/v1/integrations/crm"), lambda integration: integration["state"] == "ready"
+        )
         await admin.put("/v1/apps/report", {})
         permit = {"integration": "crm", "subjects": ["alice"], "actions": ["token", "connect", "proxy"]}
         await admin.put("/v1/apps/report/permits/crm", permit)
@@ -117,7 +119,8 @@ class Installed:
 
     async def doctor_is_content(self) -> None:
         for service in SERVED:
-            problems = [it for it in (await self.diagnosed(service)).values() if not it["ok"]]
+            findings = (await self.diagnosed(service)).values()
+            problems = [finding for finding in findings if not finding["ok"]]
             assert problems == [], f"{service}: {problems}"
 
     def roots(self, service: str) -> dict[str, str]:
