@@ -1,15 +1,15 @@
 """The recurring pass over the store: missing workflows, unexported histories, broken rows and old rows.
 
-Old secrets, delivered messages, attempts, deliveries and responses are deleted in bounded transactions, for
-a bounded time; the next pass continues.
+Old rows are deleted last: see `pruning`.
 """
 
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from temporalio import activity
 
 from activities.histories import HistoryActivities
+from activities.pruning import Pruning
 from activities.support.temporal import heartbeating, last_heartbeat
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -18,7 +18,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
-from evergrant_server.store import Store, Transaction
+from evergrant_server.store import Store
 from evergrant_server.store.authority.scan import broken_configuration
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.alarms import report_broken_authority
@@ -31,19 +31,6 @@ RUN_LIMIT = timedelta(minutes=40)  # less than the schedule's hour, with time fo
 _OVERLAP = timedelta(minutes=10)  # visibility may have missed a run that closed this long before a pass
 _MAX_NAMED = 20
 
-_DELIVERED_AGE = timedelta(days=7)  # delivered outbox messages, which help an operator in a diagnosis
-_IDEMPOTENCY_AGE = timedelta(days=1)  # responses to `Idempotency-Key`, which may show a key or a link
-# an ended assertion is still known where another process's clock hasn't reached its end
-_ENDED_TOKEN_AGE = timedelta(minutes=5)
-_ENDED_DELEGATION_AGE = timedelta(days=7)
-_ENDED_SESSIONS_AGE = timedelta(days=30)  # sessions of people, for who reviews them
-_ENDED_FAMILY_AGE = timedelta(days=30)
-_SPENT_AGE = timedelta(days=1)  # codes and access tokens of gateways' clients
-_NEVER_USED_AGE, _UNUSED_AGE = timedelta(days=1), timedelta(days=180)  # gateways' clients
-_UNUSED_CONSENT_AGE = timedelta(days=90)
-# a journal whose host was away for less still finds the attempt of each reply in it, and those that followed
-_ATTEMPTS_AGE = timedelta(days=90)
-_PRUNE_LIMIT_S = 60.0  # of one pass and one kind of row; in steps of a transaction each
 _BROKEN_RECORDED_FOR = timedelta(days=1)  # one record a day for a row that stays broken
 
 
@@ -56,16 +43,15 @@ class ReconcileActivities:
         reconciler: Reconciler,
         histories: HistoryActivities,
         clock: Clock,
-        deliveries_age: timedelta,
+        pruning: Pruning,
         run_limit: timedelta = RUN_LIMIT,
     ) -> None:
         self._store = store
         self._reconciler = reconciler
         self._histories = histories
         self._clock = clock
-        self._deliveries_age = deliveries_age
+        self._pruning = pruning
         self._run_limit = run_limit
-        self._attempts_seen = datetime.min.replace(tzinfo=UTC)  # closed until then: they were looked at
 
     @activity.defn(name=jobs.RECONCILE.name)
     async def reconcile(self, request: ReconcileRequest) -> ReconcileResult:
@@ -80,8 +66,7 @@ class ReconcileActivities:
             share = await self._share(progress.before)
             counts = await self._walk(progress, request.walked_to, share)
             exported = await self._histories.request_exports(request.closed_since)
-            await prune_store(self._store, self._clock, self._deliveries_age)
-            self._attempts_seen = await prune_attempts(self._store, self._clock.now(), self._attempts_seen)
+            await self._pruning.run()
             await report_broken_rows(self._store, self._clock.now())
             goes_on = share is None and not counts.complete
             checkpoint = await self._next_checkpoint(request, progress.result, not goes_on)
@@ -199,82 +184,6 @@ class _Progress:
         named = ", ".join(self.result.first_unanswered)
         detail = f"{self.result.unanswered} didn't answer, the first {named}"
         log_event(log, logging.WARNING, LogEvent.NOT_COMPARED, detail, code=ErrorCode.TEMPORAL_UNAVAILABLE)
-
-
-async def prune_store(store: Store, clock: Clock, deliveries_age: timedelta) -> None:
-    """Delete everything that is over its age. Raises Failure STORE_UNAVAILABLE."""
-    now = clock.now()
-    async with store.write() as tx:  # client secrets whose overlap has ended
-        await tx.integrations.delete_expired_previous_secrets(now)
-    await _prune_deliveries(store, now - deliveries_age)
-    for prune in (
-        _prune_messages,
-        _prune_authorizations,
-        _prune_clients,
-        _prune_sessions,
-        _prune_credentials,
-    ):
-        ends = seconds_since_boot() + _PRUNE_LIMIT_S
-        while seconds_since_boot() < ends:
-            async with store.write() as tx:
-                if await prune(tx, now) == 0:
-                    break
-
-
-async def prune_attempts(store: Store, now: datetime, seen: datetime) -> datetime:
-    """Delete attempts that have reached their age since `seen`; returns until when this has looked.
-
-    Each is looked at once by a process, however many are kept: as many as connections at the least. Raises
-    Failure STORE_UNAVAILABLE.
-    """
-    ends = seconds_since_boot() + _PRUNE_LIMIT_S
-    while seconds_since_boot() < ends:
-        async with store.write() as tx:
-            last = await tx.attempts.prune(now - _ATTEMPTS_AGE, seen)
-        if last is None:
-            break
-        seen = last
-    return seen
-
-
-async def _prune_messages(tx: Transaction, now: datetime) -> int:
-    deleted = await tx.outbox.prune(now - _DELIVERED_AGE)
-    return deleted + await tx.idempotency.prune(now - _IDEMPOTENCY_AGE)
-
-
-async def _prune_authorizations(tx: Transaction, now: datetime) -> int:
-    """Codes, families and tokens of the gateways' clients."""
-    deleted = await tx.authorization_codes.prune(now - _SPENT_AGE)
-    deleted += await tx.oauth_tokens.prune(now - _SPENT_AGE)
-    return deleted + await tx.token_families.prune(now - _ENDED_FAMILY_AGE)
-
-
-async def _prune_clients(tx: Transaction, now: datetime) -> int:
-    """Unused clients; requests, sessions and consents of their people."""
-    deleted = await tx.oauth_clients.prune_unused(now - _NEVER_USED_AGE, now - _UNUSED_AGE)
-    deleted += await tx.authorization_requests.prune(now)
-    deleted += await tx.subject_sessions.prune(now)
-    return deleted + await tx.client_consents.prune(now - _UNUSED_CONSENT_AGE)
-
-
-async def _prune_sessions(tx: Transaction, now: datetime) -> int:
-    deleted = await tx.person_logins.prune(now)
-    return deleted + await tx.person_sessions.prune(now - _ENDED_SESSIONS_AGE)
-
-
-async def _prune_credentials(tx: Transaction, now: datetime) -> int:
-    deleted = await tx.tokens.prune(now - _ENDED_TOKEN_AGE)
-    deleted += await tx.key_sessions.prune(now)
-    return deleted + await tx.delegations.prune(now - _ENDED_DELEGATION_AGE)
-
-
-async def _prune_deliveries(store: Store, before: datetime) -> None:
-    """Delete old deliveries of webhooks whose workflow no longer wakes to do so itself."""
-    async with store.read() as tx:
-        webhooks = await tx.deliveries.webhooks_with_deliveries_before(before)
-    for tenant, webhook in webhooks:
-        async with store.write() as tx:
-            await tx.deliveries.prune(tenant, webhook, before)
 
 
 async def report_broken_rows(store: Store, now: datetime) -> None:

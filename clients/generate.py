@@ -29,6 +29,7 @@ MODELS = {
     "DeviceView": "DeviceCode",
     "EndedFamiliesView": "EndedFamilies",
     "FailedExchangeView": "FailedExchange",
+    "HoldView": "LegalHold",
     "KeyView": "ApiKey",
     "LinkExplanation": "ExplainedLink",
     "LiveView": "LiveStatus",

@@ -127,6 +127,15 @@ WHEN = {
     AuditAction.DEFINITION_ROLLED_BACK: "the previous version serves again, after failures or on request",
     AuditAction.TENANT_DISABLED: "the operator has disabled the tenant; names the reason",
     AuditAction.TENANT_ENABLED: "the operator has enabled the tenant again; names the reason",
+    AuditAction.ERASURE_REQUESTED: "a connection, a subject or a tenant is to be erased for good; names the "
+    "target, a subject by its keyed hash alone, and why",
+    AuditAction.ERASURE_REFUSED: "a legal hold forbade an erasure, or ended one that was under way",
+    AuditAction.ERASURE_ENDED: "an erasure is done; names how many connections, keys, rows and records are "
+    "gone, and how many revocations no provider has confirmed",
+    AuditAction.CONNECTION_ERASED: "a connection was erased: its keys are destroyed and its rows deleted; "
+    "`revocation` is how the provider had ended the grant",
+    AuditAction.HOLD_PUT: "a legal hold forbids to erase or prune its target; names why and until when",
+    AuditAction.HOLD_ENDED: "a legal hold was ended, or its time is over",
     AuditAction.APP_PUT: "an app was created or changed",
     AuditAction.APP_DELETED: "an app was deleted",
     AuditAction.AGENT_PUT: "an app became an agent, or got another sponsor, purpose or end",

@@ -2,6 +2,7 @@
 
 from workflows.connection import ConnectionWorkflow
 from workflows.decisions import AccessRequestWorkflow, AgentStopWorkflow, CallApprovalWorkflow
+from workflows.erasure import ErasureWorkflow
 from workflows.grants import ExportWorkflow, ReplacedGrantsWorkflow
 from workflows.integrations import DefinitionRolloutWorkflow, RetryConnectionsWorkflow
 from workflows.jobs import JOB_WORKFLOWS
@@ -14,6 +15,7 @@ WORKFLOWS = (
     CallApprovalWorkflow,
     ConnectionWorkflow,
     DefinitionRolloutWorkflow,
+    ErasureWorkflow,
     ExportWorkflow,
     KeyRotationWorkflow,
     ReplacedGrantsWorkflow,

@@ -14,16 +14,18 @@ from typing import Any
 
 from activities.single_use.attempt import REPLY_PURPOSES, JournaledReply, SingleUseAttempt
 from activities.single_use.intent import CriticalSections, drop_unsent_intent
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.journal import Journal, JournalEntry
-from evergrant_server.journal.entry import SET_ASIDE_SUFFIX
+from evergrant_server.journal.entry import SET_ASIDE_SUFFIX, EntryHeader
 from evergrant_server.journal.journal import attempt_id_of
 from evergrant_server.journal.reservation import RESERVATION_SUFFIX, read_unsent_header, rename_complete
-from evergrant_server.store import Store
+from evergrant_server.store import Store, Transaction
 from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
@@ -144,6 +146,8 @@ class JournalReplayer:
             attempt = await tx.attempts.get(header.tenant, header.attempt_id)
             if connection is not None and connection.state is LifecycleState.REVOKED:
                 return "revoked"  # its keys were destroyed: the entry can't be opened
+            if connection is None and await _is_erased(tx, header):
+                return "erased"  # likewise
             if connection is not None and attempt is None and connection.generation > header.from_generation:
                 return "superseded"  # the store is a backup of before, and the subject has consented again
             if connection is None or attempt is None:
@@ -197,3 +201,9 @@ class JournalReplayer:
         if (path, code) not in self._logged:
             self._logged.add((path, code))
             log_event(log, logging.ERROR, LogEvent.JOURNAL_STUCK, detail, code=code, object=path.stem)
+
+
+async def _is_erased(tx: Transaction, header: EntryHeader) -> bool:
+    """Whether the connection of a reply was erased, and is not only missing from a restored backup."""
+    erased = AuditAction.CONNECTION_ERASED
+    return await audit.newest_record(tx, header.tenant, header.connection_id, erased) is not None

@@ -13,7 +13,7 @@ from evergrant_server.access.context import ApiContext
 from evergrant_server.access.decision import LeaseIssuer
 from evergrant_server.access.recording import RefusalLog
 from evergrant_server.access.refreshes import RefreshWaiter
-from evergrant_server.api import audit, health, key_rotations, openapi, webhooks
+from evergrant_server.api import audit, erasures, health, key_rotations, openapi, webhooks
 from evergrant_server.api.agents import delegation_explanation, delegation_rules, delegations
 from evergrant_server.api.agents import routes as agents
 from evergrant_server.api.apps import (
@@ -99,6 +99,7 @@ ROUTERS = (
     trusted_issuers.router,
     access_requests.router,
     audit.access_router,
+    erasures.router,
     simulation.router,
     explain.router,
     report.router,

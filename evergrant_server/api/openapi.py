@@ -35,7 +35,7 @@ _HEADERS: dict[int, dict[str, Any]] = {
 }
 _TAGS = (
     *("integrations", "providers", "apps", "connections", "leases", "webhooks", "audit", "transfer"),
-    *("security events", "oauth", "workload identity", "agents", "people", "pages", "health"),
+    *("security events", "oauth", "workload identity", "agents", "people", "erasures", "pages", "health"),
 )
 _REF = "#/components/schemas/"
 

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 from sqlalchemy import func, select
 from sqlmodel import col
 
+from evergrant_server.audit.erasing import is_erased
 from evergrant_server.audit.hash_chain import GENESIS_HASH, ChainHead, record_hash
 from evergrant_server.audit.shards import born_shards
 from evergrant_server.core.audit import INSTALLATION
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.maintenance import AuditCheckpoint
+from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
 from evergrant_server.store.database.columns import table_of
@@ -119,7 +121,7 @@ async def _walk(store: Store, tenant: Tenant, shard: str, head: ShardHead) -> tu
         async with store.read() as tx:
             rows = await fetch_all(tx.connection, query.order_by(col(AuditRow.seq)).limit(_STRIDE))
         for row in rows:
-            flaw = _flaw_of(row, seen + 1, previous)
+            flaw = _flaw_of(store.ring, row, seen + 1, previous)
             if flaw is not None:
                 return seen, flaw
             seen, previous = row["seq"], row["hash"]
@@ -132,11 +134,11 @@ async def _walk(store: Store, tenant: Tenant, shard: str, head: ShardHead) -> tu
     return seen, None
 
 
-def _flaw_of(row: Mapping[str, Any], expected: int, previous: str) -> _Flaw | None:
+def _flaw_of(ring: KeyRing, row: Mapping[str, Any], expected: int, previous: str) -> _Flaw | None:
     if row["seq"] != expected:
         return _Flaw(expected, "a record is missing")
     try:
-        intact = record_hash(row) == row["hash"]
+        intact = is_erased(ring, row) or record_hash(row) == row["hash"]
     except (ValueError, TypeError):
         intact = False  # the detail isn't even JSON any more
     if not intact:

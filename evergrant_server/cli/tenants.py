@@ -1,17 +1,22 @@
-"""`tenants`: which tenants are served. The host alone decides it: each caller of the API is of one tenant."""
+"""`tenants`: which are served, held and erased. The host alone decides it: a caller of the API is of one."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 from cyclopts import App
 
+from evergrant_server.access.erasure import Order, put_hold
+from evergrant_server.access.erasure import erase as erase_target
 from evergrant_server.access.transactions import record, run_transaction
+from evergrant_server.audit.orders import end_hold
 from evergrant_server.cli.flags import Flags, settings_of
 from evergrant_server.core.access import TenantStanding
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock, SystemClock
+from evergrant_server.core.connections.erasure import Erasure, TargetKind
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import Tenant, is_slug
+from evergrant_server.core.ids import LegalHoldId, Tenant, is_slug
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.store import Store, Transaction
@@ -20,6 +25,7 @@ from evergrant_server.wiring.platform import open_store
 tenants = App(name="tenants")
 
 _LONGEST_REASON = 255
+_OPERATOR = RequestContext(by="operator")
 
 
 @tenants.command(name="list")
@@ -82,9 +88,7 @@ async def set_disabled(store: Store, clock: Clock, tenant: Tenant, reason: str, 
     Repairs a row that is missing or broken. False: it was so already, and nothing is written. Raises Failure
     NOT_FOUND, and INVALID_REQUEST for a reason that no record can hold.
     """
-    if not reason.strip() or not reason.isprintable() or len(reason) > _LONGEST_REASON:
-        why = f"reason: 1 to {_LONGEST_REASON} printable characters"
-        raise Failure(ErrorCode.INVALID_REQUEST, why, field="reason")
+    _checked_reason(reason)
 
     async def write(tx: Transaction) -> bool:
         if await _is_already(tx, tenant, disabled=disabled):
@@ -95,10 +99,16 @@ async def set_disabled(store: Store, clock: Clock, tenant: Tenant, reason: str, 
         )
         await tx.tenants.put(after, expected=None if before is None else before.revision)
         action = AuditAction.TENANT_DISABLED if disabled else AuditAction.TENANT_ENABLED
-        await record(tx, tenant, action, tenant, RequestContext(by="operator"), now, reason=reason)
+        await record(tx, tenant, action, tenant, _OPERATOR, now, reason=reason)
         return True
 
     return await run_transaction(store, write)
+
+
+def _checked_reason(reason: str) -> None:
+    if not reason.strip() or not reason.isprintable() or len(reason) > _LONGEST_REASON:
+        why = f"reason: 1 to {_LONGEST_REASON} printable characters"
+        raise Failure(ErrorCode.INVALID_REQUEST, why, field="reason")
 
 
 async def _is_already(tx: Transaction, tenant: Tenant, *, disabled: bool) -> bool:
@@ -116,6 +126,111 @@ async def _is_already(tx: Transaction, tenant: Tenant, *, disabled: bool) -> boo
     if await tx.tenants.to_change(tenant) is None and not await tx.access.apps(tenant, limit=1):
         raise unknown
     return False
+
+
+@tenants.command
+async def erase(tenant: str, *, reason: str, confirm: str, flags: Flags | None = None) -> None:
+    """Erase a tenant for good: connections are revoked at their providers, keys destroyed, all rows deleted,
+    and what audit records say. It can't be undone, and needs a running worker.
+
+    Follow it with: python -m evergrant_server tenants erasures TENANT.
+
+    Args:
+        tenant: The tenant's name.
+        reason: Why, such as the number of a ticket. It stays in the audit log: name no person.
+        confirm: The tenant's name once more.
+    """
+    if confirm != tenant:
+        why = f"--confirm must repeat the tenant's name: --confirm {tenant}"
+        raise Failure(ErrorCode.INVALID_REQUEST, why, field="confirm")
+    wait = settings_of(flags).erasure_wait
+    async with _store(flags) as store:
+        await _require_known(store, Tenant(tenant))
+        erasure = await erase_target(store, _order(tenant, reason), wait, _needs_no_approval)
+        await set_disabled(store, SystemClock(), Tenant(tenant), reason, disabled=True)
+    print(_erasure_line(erasure))
+
+
+@tenants.command
+async def erasures(tenant: str, *, flags: Flags | None = None) -> None:
+    """Print each erasure in a tenant, how far it has come, and which hold has refused it.
+
+    Args:
+        tenant: The tenant's name.
+    """
+    after: str | None = None
+    async with _store(flags) as store:
+        while True:
+            async with store.read() as tx:
+                page = await tx.erasures.page(Tenant(tenant), after, 500)
+            if not page:
+                return
+            print(*map(_erasure_line, page), sep="\n")
+            after = page[-1].id
+
+
+@tenants.command
+async def hold(
+    tenant: str, *, reason: str, until: datetime | None = None, flags: Flags | None = None
+) -> None:
+    """Forbid that anything of a tenant is erased or pruned.
+
+    Args:
+        tenant: The tenant's name.
+        reason: Why, such as the number of a case.
+        until: When it ends by itself, in UTC, such as 2027-01-31T00:00:00; without it when it is released.
+    """
+    if until is not None and until.tzinfo is None:
+        until = until.replace(tzinfo=UTC)
+    async with _store(flags) as store:
+        _checked_reason(reason)
+        held = await run_transaction(store, lambda tx: put_hold(tx, _order(tenant, reason), until))
+    print(f"{held.id}\t{tenant} is held")
+
+
+@tenants.command
+async def release(tenant: str, hold_id: str, *, reason: str, flags: Flags | None = None) -> None:
+    """End a legal hold of a tenant, its connections or its subjects.
+
+    Args:
+        tenant: The tenant's name.
+        hold_id: The hold, as `hold` or `evergrant holds ls` prints it.
+        reason: Why it may go.
+    """
+
+    async def write(tx: Transaction) -> None:
+        held = await tx.legal_holds.get(Tenant(tenant), LegalHoldId(hold_id))
+        if held is None or held.ended_at is not None:
+            why = f"{tenant} has no hold {hold_id} that lasts. See: evergrant holds ls"
+            raise Failure(ErrorCode.NOT_FOUND, why)
+        await end_hold(tx, held, reason, _OPERATOR, SystemClock().now())
+
+    async with _store(flags) as store:
+        _checked_reason(reason)
+        await run_transaction(store, write)
+    print(f"{hold_id}\tended")
+
+
+async def _require_known(store: Store, tenant: Tenant) -> None:
+    async with store.read() as tx:
+        await _is_already(tx, tenant, disabled=True)
+
+
+async def _needs_no_approval(_: Transaction) -> dict[str, str]:
+    return {}  # who is on the host has the keys
+
+
+def _order(tenant: str, reason: str) -> Order:
+    name, now = Tenant(tenant), SystemClock().now()
+    return Order(name, TargetKind.TENANT, tenant, reason, _OPERATOR, now)
+
+
+def _erasure_line(erasure: Erasure) -> str:
+    counts = ", ".join(
+        f"{number} {name}" for name, number in {**erasure.counts, "waiting": erasure.waiting}.items()
+    )
+    held = "" if erasure.hold_id is None else f"\tby {erasure.hold_id}"
+    return f"{erasure.id}\t{erasure.kind}\t{erasure.target_hash}\t{erasure.state}{held}\t{counts}"
 
 
 def _word(disabled: bool) -> str:

@@ -85,6 +85,7 @@ class ErrorCode(StrEnum):
     PROVIDER_UNKNOWN = "provider_unknown"
     ALREADY_EXISTS = "already_exists"
     INTEGRATION_IN_USE = "integration_in_use"
+    UNDER_LEGAL_HOLD = "under_legal_hold"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     BODY_TOO_LARGE = "body_too_large"
     SIGNATURE_NEEDED = "signature_needed"
@@ -302,6 +303,11 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.INTEGRATION_IN_USE: _caller(
         "Connections of the integration have not ended.", "Revoke them, and delete it then.", status=409
+    ),
+    ErrorCode.UNDER_LEGAL_HOLD: _caller(
+        "A legal hold forbids to erase this.",
+        "Read why with evergrant holds ls. Once it may go: evergrant holds end HOLD --reason …, then again.",
+        status=409,
     ),
     ErrorCode.IDEMPOTENCY_CONFLICT: _caller(
         "This Idempotency-Key was used with another request.", "Use a new key.", status=409

@@ -47,6 +47,8 @@ AuthorizationRequestId = NewType("AuthorizationRequestId", str)
 ClientConsentId = NewType("ClientConsentId", str)
 DelegationId = NewType("DelegationId", str)
 DelegationRuleId = NewType("DelegationRuleId", str)
+ErasureId = NewType("ErasureId", str)
+LegalHoldId = NewType("LegalHoldId", str)
 KeyRotationId = NewType("KeyRotationId", str)
 
 # in the order of the types above
@@ -87,6 +89,8 @@ PREFIXES = (
     "ccn",
     "dlg",
     "dru",
+    "era",
+    "hld",
     "rot",
 )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from evergrant_server.core.access import App
 from evergrant_server.core.agents.stops import AgentStop
+from evergrant_server.core.connections.erasure import Erasure
 from evergrant_server.core.decisions import AccessRequest, CallApproval
 from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id
 from evergrant_server.core.integrations import Integration
@@ -13,6 +14,7 @@ from evergrant_server.core.messages.activities import RevokeReplacedStart
 from evergrant_server.core.messages.agents import AgentStopStart
 from evergrant_server.core.messages.base import Message, RequestContext
 from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
+from evergrant_server.core.messages.erasure import ErasureStart
 from evergrant_server.core.messages.integrations import RetryConnections
 from evergrant_server.core.messages.jobs import FETCH_ISSUER_KEYS
 from evergrant_server.core.messages.keys import KeyRotationStart, PauseKeyRotation
@@ -23,6 +25,7 @@ from evergrant_server.core.messages.names import (
     agent_stop_workflow_id,
     call_approval_workflow_id,
     connection_workflow_id,
+    erasure_workflow_id,
     key_rotation_workflow_id,
     replaced_grants_workflow_id,
     retry_connections_workflow_id,
@@ -47,6 +50,7 @@ class OutboxKind(StrEnum):
     ADVANCE_ACCESS_REQUEST = "advance_access_request"  # payload: AdvanceAccessRequest
     ADVANCE_CALL_APPROVAL = "advance_call_approval"  # payload: AdvanceCallApproval
     STOP_AGENT = "stop_agent"  # payload: AgentStopStart
+    ERASE = "erase"  # payload: ErasureStart
     START_KEY_ROTATION = "start_key_rotation"  # payload: KeyRotationStart
 
 
@@ -139,6 +143,13 @@ def agent_stop_message(stop: AgentStop, context: RequestContext, at: datetime) -
     start = AgentStopStart(tenant=stop.tenant, stop_id=stop.id, context=context)
     target = agent_stop_workflow_id(stop.tenant, stop.id)
     return outbox_message(stop.tenant, OutboxKind.STOP_AGENT, target, start, at)
+
+
+def erasure_message(erasure: Erasure, context: RequestContext, at: datetime) -> OutboxMessage:
+    """Have a workflow carry the erasure out."""
+    start = ErasureStart(tenant=erasure.tenant, erasure_id=erasure.id, context=context)
+    target = erasure_workflow_id(erasure.tenant, erasure.id)
+    return outbox_message(erasure.tenant, OutboxKind.ERASE, target, start, at)
 
 
 def key_rotation_message(start: KeyRotationStart, at: datetime) -> OutboxMessage:

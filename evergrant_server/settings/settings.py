@@ -264,6 +264,23 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
     expiry_announce_days: Days = (14, 3, 1)
     """Days before a grant ends for good on which the event `connection.expiring` is sent. A change counts for
     new grants and for restarted workflows. Comma-separated; 0 sends none."""
+    attempt_retention: Duration = timedelta(days=90)
+    """How long attempts are kept once nothing reads them: longer than a worker's host may be away, whose
+    journal may still have their replies. A legal hold keeps them, as all that follows."""
+    consent_retention: Duration = timedelta(days=365)
+    """How long consents are kept after their end; the first and the newest one of a live connection stay."""
+    exported_history_retention: Duration = timedelta(days=1095)
+    """How long the store keeps exported histories of connections' workflows."""
+    outbox_retention: Duration = timedelta(days=7)
+    """How long delivered messages to Temporal are kept."""
+    idempotency_retention: Duration = timedelta(days=1)
+    """How long a response is kept for its `Idempotency-Key`."""
+    audit_retention: Duration = timedelta(days=3650)
+    """How long audit records say what happened. Afterwards their hashes stay, so that `audit verify` still
+    proves that none is missing."""
+    erasure_wait: Duration = timedelta(days=30)
+    """How long an erasure waits for a provider to confirm a revocation. Then it erases all the same, and its
+    record counts the connection as unconfirmed."""
     webhook_retention: Duration = timedelta(days=30)
     """How long deliveries to webhooks are kept, and can be replayed."""
     webhook_give_up_after: Duration = timedelta(days=5)

@@ -65,6 +65,7 @@ class AppKeyUseRow(columns.TenantTable, table=True):
 
 
 class LeaseUseRow(columns.TenantTable, table=True):
+    __table_args__ = (Index("ix_lease_use_connection", "tenant", "connection_id"),)
     app_id: str = Field(primary_key=True)
     connection_id: str = Field(primary_key=True)
     used_at: datetime = columns.timestamp()

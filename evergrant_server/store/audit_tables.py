@@ -51,6 +51,17 @@ class AuditRow(columns.TenantTable, table=True):
     event_id: int | None = None
     previous_hash: str
     hash: str
+    erased_mac: str | None = None  # that Evergrant has erased what `hash` covers
+
+
+# Whose details decide: whether an app is disabled, and which of its permits deny (`store.ends`). They name no
+# subject.
+DECISIVE_ACTIONS = (AuditAction.APP_PUT, AuditAction.DENIES_CHANGED)
+# What stays of what was erased: that it was revoked and erased, by whom, and which holds there were.
+EVIDENCE_ACTIONS = (
+    *(AuditAction.REVOKED, AuditAction.CONNECTION_ERASED, AuditAction.ERASURE_REQUESTED),
+    *(AuditAction.ERASURE_REFUSED, AuditAction.ERASURE_ENDED, AuditAction.HOLD_PUT, AuditAction.HOLD_ENDED),
+)
 
 
 class AuditShardRow(columns.TenantTable, table=True):

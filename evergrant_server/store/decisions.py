@@ -111,6 +111,7 @@ class CallApprovalRow(columns.IdTable, table=True):
         UniqueConstraint("tenant", "call_hash", "round"),
         Index(None, "tenant", "app_id", "state"),
         columns.partial_index("ix_call_approval_next", "next_at", where="next_at IS NOT NULL"),
+        Index("ix_call_approval_connection", "tenant", "connection_id"),
     )
     app_id: str
     connection_id: str

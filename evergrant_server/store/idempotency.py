@@ -16,6 +16,7 @@ from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import sealed_place, table_of
 from evergrant_server.store.database.rows import Values, find_one, insert
+from evergrant_server.store.erasure.orders import is_held
 from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.store.sealing import SealedRepository
 
@@ -77,10 +78,12 @@ class Idempotency(SealedRepository):
             raise Failure(ErrorCode.IDEMPOTENCY_CONFLICT)
         raise Failure(ErrorCode.STORE_CONFLICT, "The same request was answered meanwhile.")
 
-    async def prune(self, before: datetime, limit: int = 1000) -> int:
-        """Forget answers given before this moment, `limit` at the most; returns how many."""
+    async def prune(self, before: datetime, limit: int = 1000, *, now: datetime) -> int:
+        """Forget answers given before this moment, `limit` at the most; returns how many. Those of a tenant
+        under a legal hold stay."""
         key = (col(IdempotencyRow.tenant), col(IdempotencyRow.app_id), col(IdempotencyRow.key))
-        old = select(*key).where(col(IdempotencyRow.stored_at) < before).limit(limit)
+        ripe = (col(IdempotencyRow.stored_at) < before) & ~is_held(key[0], None, now)
+        old = select(*key).where(ripe).limit(limit)
         return await self._run(delete(IdempotencyRow).where(tuple_(*key).in_(old)))
 
 

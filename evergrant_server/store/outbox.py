@@ -31,6 +31,7 @@ from evergrant_server.store.database.rows import (
     insert,
     insert_all,
 )
+from evergrant_server.store.erasure.orders import is_held
 
 REFUSED = ErrorCode.AUTHORITY_BROKEN.value  # the last error of a row that isn't Evergrant's: none delivers it
 
@@ -40,6 +41,7 @@ class OutboxRow(columns.Row, table=True):
         Index(None, "id", unique=True),
         columns.partial_index("ix_outbox_undelivered", "target", "seq", where="delivered_at IS NULL"),
         columns.partial_index("ix_outbox_delivered", "delivered_at", where="delivered_at IS NOT NULL"),
+        columns.partial_index("ix_outbox_done", "target", where="delivered_at IS NOT NULL"),
         columns.partial_index("ix_outbox_refused", "id", where=f"last_error = '{REFUSED}'"),
         {"sqlite_autoincrement": True},
     )
@@ -223,9 +225,11 @@ class Outbox(Repository):
         first = select(func.min(col(OutboxRow.created_at))).where(_UNDELIVERED)
         return (await self._connection.execute(first)).scalar_one_or_none()
 
-    async def prune(self, before: datetime, limit: int = 1000) -> int:
-        """Delete messages delivered before this moment, `limit` at the most; returns how many."""
-        old = select(col(OutboxRow.seq)).where(col(OutboxRow.delivered_at) < before).limit(limit)
+    async def prune(self, before: datetime, limit: int = 1000, *, now: datetime) -> int:
+        """Delete messages delivered before this moment, `limit` at the most; returns how many. Those of a
+        tenant under a legal hold stay."""
+        ripe = (col(OutboxRow.delivered_at) < before) & ~is_held(col(OutboxRow.tenant), None, now)
+        old = select(col(OutboxRow.seq)).where(ripe).limit(limit)
         return (await self._connection.execute(delete(OutboxRow).where(col(OutboxRow.seq).in_(old)))).rowcount
 
     def _values(self, message: OutboxMessage) -> Values:

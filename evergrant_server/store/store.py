@@ -36,11 +36,13 @@ from evergrant_server.store.database.engine import (
     Pool,
     open_database,
 )
-from evergrant_server.store.database.errors import translate_errors
+from evergrant_server.store.database.errors import store_unavailable, translate_errors
 from evergrant_server.store.database.kept_sqlite import KeptSqlite
 from evergrant_server.store.database.rows import columns_equal, fetch_first
 from evergrant_server.store.database.sqlite import SqliteDatabase
 from evergrant_server.store.decisions import AccessRequests, Approvals, CallApprovals
+from evergrant_server.store.erasure.orders import Erasures, LegalHolds
+from evergrant_server.store.erasure.rows import PersonalRows
 from evergrant_server.store.exports import Exports
 from evergrant_server.store.idempotency import Idempotency
 from evergrant_server.store.integrations.definitions import Definitions
@@ -73,6 +75,7 @@ from evergrant_server.store.trusted_issuers import TrustedIssuers
 from evergrant_server.store.webhooks import Deliveries, Webhooks
 
 _CLOSE_S = 10.0
+_LONG_READER = "End the process that reads for so long, such as a sqlite3 shell (fuser evergrant.db)."
 
 
 Repo = TypeVar("Repo")
@@ -142,6 +145,9 @@ class Transaction:
     client_consents = _with_ring(ClientConsents)
     consents = _with_sealer(Consents)
     exports = _with_ring(Exports)
+    erasures = _with_ring(Erasures)
+    legal_holds = _with_ring(LegalHolds)
+    personal_rows = _with_connection(PersonalRows)
     attempts = _with_connection(Attempts)
     late_tokens = _with_sealer(LateTokenSets)
     replaced_grants = _with_sealer(ReplacedGrants)
@@ -242,6 +248,14 @@ class Store:
         """
         with translate_errors():
             return await self._database.commits_seen()
+
+    async def forget_old_pages(self) -> None:
+        """SQLite: empty the write-ahead log, which has pages as they were before. PostgreSQL keeps them until
+        it vacuums and recycles its log. Raises Failure STORE_UNAVAILABLE while readers need them."""
+        with translate_errors():
+            emptied = await self._database.empty_log()
+        if not emptied:
+            raise store_unavailable("a reader keeps its write-ahead log from being emptied", _LONG_READER)
 
     async def unwrap_keys(
         self, tenant: str, connection_id: str, purposes: tuple[KeyPurpose, ...]

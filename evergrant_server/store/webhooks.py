@@ -47,7 +47,12 @@ class WebhookRow(columns.IdTable, table=True):
 
 
 class EventRow(columns.IdTable, table=True):
-    __table_args__ = (Index(None, "tenant", "at"),)
+    __table_args__ = (
+        Index(None, "tenant", "at"),
+        columns.partial_index(
+            "ix_event_connection", "tenant", "connection_id", where="connection_id IS NOT NULL"
+        ),
+    )
     type: str
     connection_id: str | None = None
     at: datetime = columns.timestamp()

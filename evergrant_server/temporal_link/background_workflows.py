@@ -6,6 +6,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.messages.activities import RevokeReplacedStart
 from evergrant_server.core.messages.agents import AgentStopStart
 from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
+from evergrant_server.core.messages.erasure import ErasureStart
 from evergrant_server.core.messages.integrations import RolloutStart
 from evergrant_server.core.messages.maintenance import WakeWebhook
 from evergrant_server.core.messages.names import (
@@ -13,6 +14,7 @@ from evergrant_server.core.messages.names import (
     agent_stop_workflow_id,
     call_approval_workflow_id,
     definition_rollout_workflow_id,
+    erasure_workflow_id,
     replaced_grants_workflow_id,
 )
 from evergrant_server.store import Store
@@ -89,6 +91,19 @@ async def restart_agents_work(store: Store, link: TemporalLink, now: datetime) -
         await link.start(start_requests.agent_stop(start))
 
 
+async def restart_erasures(store: Store, link: TemporalLink, now: datetime) -> None:
+    """Start the workflow of every erasure that hasn't ended, unless it is running.
+
+    Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
+    """
+    async with store.read() as tx:
+        unfinished = await tx.erasures.unfinished(now - _OVERDUE_AFTER, _MOST_REQUESTS)
+    for erasure in unfinished:
+        context = reconcile_context(store.ring, erasure_workflow_id(erasure.tenant, erasure.id), now)
+        start = ErasureStart(tenant=erasure.tenant, erasure_id=erasure.id, context=context)
+        await link.start(start_requests.erasure(start))
+
+
 async def restart_replaced_grants(store: Store, link: TemporalLink, now: datetime) -> None:
     """Start the workflow of every connection with replaced grants to revoke, unless it is running.
 
@@ -110,5 +125,6 @@ async def restart_background_workflows(store: Store, link: TemporalLink, clock: 
         restart_replaced_grants,
         restart_access_requests,
         restart_agents_work,
+        restart_erasures,
     ):
         await restart(store, link, clock.now())

@@ -223,7 +223,7 @@ class OutboxRelay:
             raise WorkflowNotRunning
 
     async def _export_history(self, message: OutboxMessage) -> None:
-        """Store a closed run's history, with an audit record."""
+        """Store a closed run's history, with an audit record; of an erased connection nothing."""
         payload = message.payload
         workflow, run_id = payload["workflow_id"], payload["run_id"]
         if not await self._link.is_closed(workflow, run_id):
@@ -251,6 +251,8 @@ class OutboxRelay:
             provenance=Provenance(workflow_id=workflow, run_id=run_id, event_id=last),
         )
         async with self._store.write() as tx:
+            if await tx.connections.get(message.tenant, payload["connection_id"]) is None:
+                return
             await tx.histories.add(export)
             await audit.append(tx, entry)
 

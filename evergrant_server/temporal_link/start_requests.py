@@ -17,6 +17,7 @@ from evergrant_server.core.messages.agents import AgentStopStart
 from evergrant_server.core.messages.base import Message, RequestMessage
 from evergrant_server.core.messages.connection import ConnectionStart
 from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
+from evergrant_server.core.messages.erasure import ErasureStart
 from evergrant_server.core.messages.export import ExportStart
 from evergrant_server.core.messages.integrations import RetryConnections, RolloutStart
 from evergrant_server.core.messages.jobs import JOBS
@@ -31,6 +32,7 @@ from evergrant_server.core.messages.names import (
     call_approval_workflow_id,
     connection_workflow_id,
     definition_rollout_workflow_id,
+    erasure_workflow_id,
     export_workflow_id,
     key_rotation_workflow_id,
     replaced_grants_workflow_id,
@@ -174,6 +176,17 @@ def agent_stop(start: AgentStopStart) -> StartRequest:
     )
 
 
+def erasure(start: ErasureStart) -> StartRequest:
+    """The workflow that erases, unless it is running."""
+    return StartRequest(
+        WorkflowName.ERASURE,
+        start,
+        erasure_workflow_id(start.tenant, start.erasure_id),
+        "an erasure",
+        {"static_details": f"requested by {start.context.by}"},
+    )
+
+
 def key_rotation(start: KeyRotationStart) -> StartRequest:
     """The workflow of a rotation of keys, unless one of its kind is running for the tenant."""
     return StartRequest(
@@ -220,6 +233,7 @@ _STARTS: dict[OutboxKind, tuple[type[Message], Callable[[Any], StartRequest]]] =
     OutboxKind.ADVANCE_ACCESS_REQUEST: (AdvanceAccessRequest, access_request),
     OutboxKind.ADVANCE_CALL_APPROVAL: (AdvanceCallApproval, call_approval),
     OutboxKind.STOP_AGENT: (AgentStopStart, agent_stop),
+    OutboxKind.ERASE: (ErasureStart, erasure),
     OutboxKind.START_KEY_ROTATION: (KeyRotationStart, key_rotation),
 }
 

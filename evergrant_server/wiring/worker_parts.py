@@ -12,6 +12,7 @@ from activities.consents.first_tokens import ClientGrantActivities, DeviceActivi
 from activities.consents.import_export import ExportActivities
 from activities.consents.login import LoginActivities
 from activities.decisions import DecisionActivities, PermitReviewActivities
+from activities.erasure import ErasureActivities
 from activities.grants import GrantServices
 from activities.grants.late_tokens import LateTokenActivities
 from activities.grants.refresh import RefreshActivities
@@ -28,6 +29,7 @@ from activities.keys.rotation import KeyRotationActivities
 from activities.oauth import ClientDocumentActivities
 from activities.people import PersonLoginActivities
 from activities.provider_events import IntrospectionActivities, ReceiverKeysActivities
+from activities.pruning import Periods, Pruning
 from activities.reconcile import ReconcileActivities
 from activities.single_use.intent import CriticalSections
 from activities.single_use.journal_replay import JournalReplayer, Replay
@@ -91,6 +93,7 @@ def build_worker_parts(
         decisions.advance_call_approval,
         PermitReviewActivities(store, clock, settings.unused_permit_after).review_permits,
         AgentStopActivities(store, clock).advance_agent_stop,
+        ErasureActivities(store, platform.link, clock).advance_erasure,
         keys.advance_key_rotation,
         keys.rotate_due_keys,
     ]
@@ -177,7 +180,8 @@ def _recurring_activities(
         store, contexts, sender, receiver_keys, issuers, clock, settings.introspection_interval
     )
     histories = HistoryActivities(store, platform.link, clock)
-    reconcile = ReconcileActivities(store, platform.reconciler, histories, clock, settings.webhook_retention)
+    pruning = Pruning(store, clock, _periods(settings))
+    reconcile = ReconcileActivities(store, platform.reconciler, histories, clock, pruning)
     return [
         receiver_keys.fetch_keys,
         issuers.fetch_keys,
@@ -185,6 +189,18 @@ def _recurring_activities(
         reconcile.reconcile,
         histories.run_ends,
     ]
+
+
+def _periods(settings: Settings) -> Periods:
+    return Periods(
+        attempts=settings.attempt_retention,
+        consents=settings.consent_retention,
+        histories=settings.exported_history_retention,
+        outbox=settings.outbox_retention,
+        idempotency=settings.idempotency_retention,
+        audit=settings.audit_retention,
+        deliveries=settings.webhook_retention,
+    )
 
 
 def _webhook_deliveries(platform: Platform, make_egress: Callable[..., Egress]) -> WebhookDeliveryActivities:

@@ -21,7 +21,7 @@ from typing import Any
 import asyncpg
 import pytest
 import pytest_asyncio
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
@@ -234,3 +234,31 @@ async def store(database_url: str, ring: KeyRing, clock: SetClock) -> AsyncItera
     opened = await Store.open(database_url, ring, clock)
     yield opened
     await opened.close()
+
+
+async def values_in(store: Store) -> bytes:
+    """What a logical backup has: every row of every table."""
+    async with store.read() as tx:
+        rows = [
+            repr(tuple(row))
+            for table in METADATA.tables.values()
+            for row in await tx.connection.execute(text(f'SELECT * FROM "{table.name}"'))
+        ]
+    return "\n".join(rows).encode()
+
+
+async def files_of(store: Store, url: str) -> list[bytes]:
+    """The files of the database, its write-ahead log among them on SQLite.
+
+    PostgreSQL's pages are written anew before, as docs/security/erasure.md says, and its log isn't read.
+    """
+    if store.is_sqlite:
+        path = Path(url.removeprefix("sqlite:///"))
+        return [file.read_bytes() for file in path.parent.glob(f"{path.name}*")]
+    name = url.partition("?")[0].rpartition("/")[2]
+    await postgres().admin("VACUUM FULL", "CHECKPOINT", database=name)
+    async with store.autocommit() as connection:
+        oid = await connection.execute(text("SELECT oid FROM pg_database WHERE datname = current_database()"))
+        data = await connection.execute(text("SELECT current_setting('data_directory')"))
+        folder = Path(data.scalar_one()) / "base" / str(oid.scalar_one())
+    return [file.read_bytes() for file in folder.iterdir() if file.is_file()]

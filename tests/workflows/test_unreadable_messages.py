@@ -23,10 +23,20 @@ from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 
 from evergrant_server.core.connections.connection import RevocationOutcome
+from evergrant_server.core.connections.erasure import ErasureState
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import new_id
-from evergrant_server.core.messages import agents, decisions, export, integrations, jobs, keys, maintenance
+from evergrant_server.core.messages import (
+    agents,
+    decisions,
+    erasure,
+    export,
+    integrations,
+    jobs,
+    keys,
+    maintenance,
+)
 from evergrant_server.core.messages.activities import RevocationResult
 from evergrant_server.core.messages.base import Message, Received
 from evergrant_server.core.messages.connection import ConnectionStart, Revoke
@@ -47,6 +57,7 @@ RESULTS: dict[str, Message] = {
     jobs.ADVANCE_ACCESS_REQUEST.name: decisions.DecisionProgress(state="expired"),
     jobs.ADVANCE_CALL_APPROVAL.name: decisions.DecisionProgress(state="expired"),
     jobs.ADVANCE_AGENT_STOP.name: agents.AgentStopProgress(finished=True),
+    jobs.ADVANCE_ERASURE.name: erasure.ErasureProgress(state=ErasureState.DONE),
     jobs.SEAL_EXPORT_PAGE.name: export.ExportProgress(exported=0, skipped=0, done=True),
     jobs.ADVANCE_KEY_ROTATION.name: keys.KeyRotationProgress(done=True),
     jobs.REREAD_METADATA.name: maintenance.RereadMetadataResult(read=0, changed=0, refused=0),

@@ -28,6 +28,8 @@ from evergrant_server.api.connections.models import (
 )
 from evergrant_server.api.connections.routes import create_connection, get_connection, list_connections
 from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, chosen, console_page, pages_of
+from evergrant_server.api.erasures import ErasureBody, create_erasure, get_erasure
+from evergrant_server.api.http.call import require_auditor
 from evergrant_server.api.http.models import Page
 from evergrant_server.api.leases.models import RefreshBody
 from evergrant_server.api.leases.refresh_command import refresh_connection
@@ -40,6 +42,7 @@ from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import Target
+from evergrant_server.problems import invalid_request
 
 router = APIRouter(include_in_schema=False)
 
@@ -130,14 +133,15 @@ def _possible_acts(visit: ConsoleVisit, view: ConnectionView) -> tuple[str, ...]
     call, target = visit.call, Target(view.integration, view.provider, view.subject, view.id)
     actions = (Action.TOKEN, Action.CONNECT, Action.ADMIN)
     may = {action for action in actions if call.allows(action, target)}
+    erase = ("erase",) if call.allows(Action.ADMIN, Target()) else ()
     if view.state.is_final or view.state is LifecycleState.REVOKING:
-        return ()
+        return erase
     acts = ("reconnect",) if Action.CONNECT in may else ()
     if acts and view.choices and view.state is LifecycleState.ACTIVE:
         acts = ("choose", *acts)
     if may and view.state is LifecycleState.ACTIVE:
         acts += ("refresh",)
-    return acts + (("revoke",) if may - {Action.TOKEN} else ())
+    return (*acts, *(("revoke",) if may - {Action.TOKEN} else ()), *erase)
 
 
 def _moment(text: str) -> datetime | None:
@@ -188,6 +192,13 @@ ACTS = {
         "The workflow asks the provider for a new access token, once, whatever the old one's time.",
         "Refresh",
     ),
+    "erase": Act(
+        "Erase for good?",
+        "The grant is ended at the provider, the keys are destroyed, and every row is deleted, "
+        "with what audit records say. Nobody can bring it back.",
+        "Erase",
+        is_final=True,
+    ),
     "revoke": Act(
         "Revoke for good?",
         "From now on no app gets a token. A worker ends the grant at the provider. This can't be undone: a "
@@ -221,6 +232,7 @@ async def connect(visit: VisitDep) -> Response:
 @router.get("/console/connections/{connection_id}/choose")
 @router.get("/console/connections/{connection_id}/refresh")
 @router.get("/console/connections/{connection_id}/revoke")
+@router.get("/console/connections/{connection_id}/erase")
 @console_page
 async def show_act(visit: VisitDep, connection_id: str) -> Response:
     """What the act would do, and its form. Raises Failure NOT_PERMITTED for one that isn't possible."""
@@ -268,6 +280,28 @@ async def revoke(visit: VisitDep, connection_id: str) -> Response:
     reason = (await visit.read_form()).get("reason", "")
     answer = await revoke_connection(connection_id, visit.call, RevokeBody(reason=reason or "requested"))
     return _back_to(ConnectionView.model_validate_json(bytes(answer.body)).id, "revoked")
+
+
+@router.post("/console/connections/{connection_id}/erase")
+@console_page
+async def erase(visit: VisitDep, connection_id: str) -> Response:
+    """Erase it, if the form names its subject once more."""
+    fields = await visit.read_form()
+    view = await get_connection(connection_id, visit.call)
+    if fields.get("confirm") != view.subject:
+        raise invalid_request("confirm", f"Type the subject, {view.subject}, to erase the connection.")
+    visit.call.require_permit(Action.ADMIN, of=Target())
+    body = ErasureBody(connection_id=view.id, reason=fields.get("reason") or "requested")
+    erasure = await create_erasure(body, visit.call)
+    return redirect_response(f"/console/erasures/{erasure.id}")
+
+
+@router.get("/console/erasures/{erasure_id}")
+@console_page
+async def show_erasure(visit: VisitDep, erasure_id: str) -> Response:
+    """How far an erasure has come."""
+    erasure = await get_erasure(erasure_id, await require_auditor(visit.call))
+    return visit.show("erasure.html", "Erasure", erasure=erasure)
 
 
 @router.post("/console/connections/{connection_id}/confirm")

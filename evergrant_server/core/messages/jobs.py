@@ -14,7 +14,15 @@ from datetime import timedelta
 from typing import Any
 
 from evergrant_server.core.messages import activities as m
-from evergrant_server.core.messages import agents, decisions, export, integrations, keys, maintenance
+from evergrant_server.core.messages import (
+    agents,
+    decisions,
+    erasure,
+    export,
+    integrations,
+    keys,
+    maintenance,
+)
 from evergrant_server.core.messages.names import WORKFLOW_OF_PREFIX
 from evergrant_server.core.messages.work import (
     DAY,
@@ -182,6 +190,13 @@ ADVANCE_CALL_APPROVAL = Activity(
 )
 ADVANCE_AGENT_STOP = Activity(
     "advance_agent_stop", agents.AgentStopCall, agents.AgentStopProgress, _STORE, "what the agent has left"
+)
+ADVANCE_ERASURE = Activity(
+    "advance_erasure",
+    erasure.ErasureCall,
+    erasure.ErasureProgress,
+    Limits(MINUTE * 3, heartbeat=SECOND * 10, first_wait=SECOND / 2),
+    "the next part",
 )
 SEAL_EXPORT_PAGE = Activity(
     "seal_export_page",

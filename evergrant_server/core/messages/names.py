@@ -14,6 +14,7 @@ from evergrant_server.core.ids import (
     CallApprovalId,
     ConnectionId,
     DefinitionId,
+    ErasureId,
     ExportId,
     IntegrationId,
     Tenant,
@@ -33,6 +34,7 @@ class WorkflowName(StrEnum):
     CALL_APPROVAL = "CallApprovalWorkflow"
     CONNECTION = "ConnectionWorkflow"
     DEFINITION_ROLLOUT = "DefinitionRolloutWorkflow"
+    ERASURE = "ErasureWorkflow"
     EXPORT = "ExportWorkflow"
     KEY_ROTATION = "KeyRotationWorkflow"
     REPLACED_GRANTS = "ReplacedGrantsWorkflow"
@@ -87,6 +89,7 @@ _ID_PREFIXES = {
     WorkflowName.ACCESS_REQUEST: "access_request",
     WorkflowName.CALL_APPROVAL: "call_approval",
     WorkflowName.AGENT_STOP: "agent_stop",
+    WorkflowName.ERASURE: "erasure",
     WorkflowName.EXPORT: "export",
     WorkflowName.KEY_ROTATION: "key_rotation",
     WorkflowName.WEBHOOK_DELIVERY: "webhook",
@@ -115,6 +118,10 @@ def call_approval_workflow_id(tenant: Tenant, approval: CallApprovalId) -> str:
 
 def agent_stop_workflow_id(tenant: Tenant, stop: AgentStopId) -> str:
     return _workflow_id(WorkflowName.AGENT_STOP, tenant, stop)
+
+
+def erasure_workflow_id(tenant: Tenant, erasure: ErasureId) -> str:
+    return _workflow_id(WorkflowName.ERASURE, tenant, erasure)
 
 
 def export_workflow_id(tenant: Tenant, export: ExportId) -> str:

@@ -16,11 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    NoCredentialsError,
-    NoRegionError,
     ParamValidationError,
-    PartialCredentialsError,
-    ProfileNotFound,
 )
 
 from evergrant_server.crypto.key_services.blocking import BlockingKeyService
@@ -105,11 +101,9 @@ class AwsKmsService(BlockingKeyService):
 
     def reason_of(self, error: Exception, opens: bool) -> FailureReason | None:
         match error:
-            case NoCredentialsError() | PartialCredentialsError() | ProfileNotFound() | NoRegionError():
-                return FailureReason.DENIED
             case ParamValidationError():
                 return FailureReason.BROKEN if opens else FailureReason.GONE
-            case BotoCoreError():
+            case BotoCoreError():  # also for credentials that aren't to be had
                 return FailureReason.AWAY
             case ClientError():
                 code = error.response["Error"]["Code"]

@@ -11,7 +11,7 @@ import threading
 from typing import Any
 from urllib.parse import urlsplit
 
-from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
+from azure.core.exceptions import AzureError, HttpResponseError
 from azure.identity import DefaultAzureCredential
 from azure.keyvault.keys import KeyClient
 from azure.keyvault.keys.crypto import CryptographyClient, KeyWrapAlgorithm
@@ -90,8 +90,6 @@ class AzureService(BlockingKeyService):
 
     def reason_of(self, error: Exception, opens: bool) -> FailureReason | None:
         match error:
-            case ClientAuthenticationError():  # also of a credential that was found nowhere
-                return FailureReason.DENIED
             case HttpResponseError(status_code=403):
                 return FailureReason.GONE if "KeyDisabled" in _code(error) else FailureReason.DENIED
             case HttpResponseError(status_code=401):
@@ -100,7 +98,7 @@ class AzureService(BlockingKeyService):
                 return FailureReason.BROKEN if opens else FailureReason.GONE
             case HttpResponseError(status_code=int(status)) if status < 500 and status not in _AWAY:
                 return FailureReason.GONE  # 404; 409 while it is being deleted
-            case AzureError():
+            case AzureError():  # also for a credential that isn't to be had
                 return FailureReason.AWAY
             case ValueError():  # of the client, for a key outside its dates
                 return FailureReason.GONE

@@ -116,7 +116,9 @@ class BlockingKeyService(ABC):
     def reason_of(self, error: Exception, opens: bool) -> FailureReason | None:
         """What ends an error of the client; None for an error that it isn't known to raise.
 
-        `opens`: the call was to unwrap, so a request that the service refuses to read is the value's fault.
+        DENIED and GONE are answers of the service alone: they end at once what a process holds. Credentials
+        that can't be read or fetched are AWAY. `opens`: the call was to unwrap, so a request that the service
+        refuses to read is the value's fault.
         """
 
     def words_of(self, error: Exception) -> str:

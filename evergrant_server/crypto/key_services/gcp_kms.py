@@ -77,11 +77,12 @@ class GcpKmsService(BlockingKeyService):
 
     def reason_of(self, error: Exception, opens: bool) -> FailureReason | None:
         match error:
-            case errors.Forbidden() | errors.Unauthorized() | auth_errors.DefaultCredentialsError():
+            case errors.Forbidden() | errors.Unauthorized():
+                return FailureReason.DENIED
+            case auth_errors.RefreshError() if not error.retryable:  # refused by Google, not away
                 return FailureReason.DENIED
             case auth_errors.GoogleAuthError():
-                is_away = error.retryable or isinstance(error, auth_errors.TransportError)
-                return FailureReason.AWAY if is_away else FailureReason.DENIED
+                return FailureReason.AWAY
             case errors.NotFound():
                 return FailureReason.GONE
             case errors.BadRequest():

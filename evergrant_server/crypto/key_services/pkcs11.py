@@ -53,8 +53,16 @@ _ALTERED = (
     errors.DataLenRange,
 )
 
-# A module is one for the process, whoever uses it.
-_module_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+class _Module:
+    """A module is one for the process: a lock for whoever calls it, and the services that have logged in."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users: set[Pkcs11Service] = set()
+
+
+_modules: defaultdict[str, _Module] = defaultdict(_Module)
 
 
 def open_service(url: ServiceUrl) -> "Pkcs11Service":
@@ -76,7 +84,7 @@ class Pkcs11Service(BlockingKeyService):
             raise ValueError(why)
         self._module = options["module-path"]
         self._pin_file = unquote(options["pin-source"].removeprefix("file:"))
-        self._lock = _module_locks[self._module]
+        self._lock, self._users = _modules[self._module].lock, _modules[self._module].users
         self._tokens: dict[str, _Token] = {}
 
     def wrap_now(self, purpose: ServicePurpose, key: bytes, context: Context) -> bytes:
@@ -114,7 +122,18 @@ class Pkcs11Service(BlockingKeyService):
         return KeyDescription(self.key_name(purpose), None, is_usable, in_hardware, principal)
 
     def close_now(self) -> None:
-        """The sessions end with the process: a call that hangs would hold this one as well."""
+        """The last to close finalizes the module, unless a call hangs there: a fork initializes its own."""
+        if self not in self._users or not self._lock.acquire(blocking=False):
+            return
+        try:
+            for token in self._tokens.values():
+                token.log_out()
+            self._users.discard(self)
+            if not self._users:
+                with suppress(errors.PKCS11Error):
+                    pkcs11.lib(self._module).finalize()
+        finally:
+            self._lock.release()
 
     def reason_of(self, error: Exception, opens: bool) -> FailureReason | None:
         if isinstance(error, _REFUSED):
@@ -150,6 +169,7 @@ class Pkcs11Service(BlockingKeyService):
 
     def _key(self, purpose: ServicePurpose) -> Any:
         token = self._token(purpose)
+        self._users.add(self)
         session = token.session or token.log_in(self.key_name(purpose))
         label = self._attributes["object"].replace(PURPOSE, purpose.value)
         try:
@@ -181,8 +201,8 @@ class _Token:
         try:
             pin = self._pin_file.read_text(encoding="utf-8").strip()
         except (OSError, ValueError):
-            why = f"is refused to this process: the PIN's file {self._pin_file} can't be read"
-            raise KeyServiceFailure(FailureReason.DENIED, key, why) from None
+            why = f"isn't to be had now: the PIN's file {self._pin_file} can't be read"
+            raise KeyServiceFailure(FailureReason.AWAY, key, why) from None
         digest = hashlib.sha256(self._salt + pin.encode()).digest()
         if why := self._objection(token, digest):
             raise KeyServiceFailure(FailureReason.DENIED, key, why)
@@ -198,7 +218,8 @@ class _Token:
     def log_out(self) -> None:
         session, self.session = self.session, None
         with suppress(errors.PKCS11Error):
-            session.close()
+            if session is not None:
+                session.close()
 
     def _present(self) -> Any:
         """The token as its slot has it now."""

@@ -121,8 +121,8 @@ class VaultService(BlockingKeyService):
             try:
                 token = self._token_file.read_text(encoding="ascii").strip()
             except (OSError, ValueError):
-                why = f"is refused to this process: the token's file {self._token_file} can't be read"
-                raise KeyServiceFailure(FailureReason.DENIED, self.key_name(purpose), why) from None
+                why = f"isn't to be had now: the token's file {self._token_file} can't be read"
+                raise KeyServiceFailure(FailureReason.AWAY, self.key_name(purpose), why) from None
         limit: Any = self._url.limit_s  # requests takes parts of a second, hvac's annotation doesn't
         client = hvac.Client(self._address, token=token, namespace=self._namespace, timeout=limit)
         try:

@@ -18,6 +18,7 @@ from evergrant_server.core.agents.stops import AgentStop
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
+from evergrant_server.core.connections.erasure import Erasure, LegalHold
 from evergrant_server.core.decisions import AccessRequest, Approval, CallApproval, CallApprovalState
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.events import EventType, WebhookEvent
@@ -68,6 +69,9 @@ COVERED: dict[type[CheckedModel], set[str]] = {
     Integration: set(Integration.model_fields) - _FACTS_OF_INTEGRATIONS,
     TrustedIssuer: {"tenant", "id", "name", "kind", "issuer", "jwks_uri", "keys", "keys_at"},
     Definition: {"tenant", "id", "name", "version", "document", "state", "approved"},
+    Erasure: {"tenant", "id", "kind", "target", "target_hash", "reason", "by", "state", "waits_until"}
+    | {"finished_at"},
+    LegalHold: set(LegalHold.model_fields) - {"revision"},
     Export: {"tenant", "id", "recipient", "filters", "by"},
     Consent: set(Consent.model_fields) - _MOMENTS_OF_CONSENTS,
     AdminLogin: set(AdminLogin.model_fields) - {"revision", "changed_at"},

@@ -23,15 +23,18 @@ from evergrant_server.store.connections.tables import (
     AttemptRow,
     ConnectionRow,
     LateTokensRow,
+    ended_connections,
 )
 from evergrant_server.store.database.columns import sealed_place, table_of
 from evergrant_server.store.database.rows import (
     ModelRepository,
+    RowPlace,
     columns_equal,
     fetch_all,
     find_one,
     read_model,
 )
+from evergrant_server.store.erasure.orders import is_held
 from evergrant_server.store.sealing import SealedRepository
 
 _MOST_SUPERSEDED = 20  # an answer that this many later uses superseded is worth nothing
@@ -238,25 +241,52 @@ class Attempts(ModelRepository[Attempt, AttemptId]):
             return None
         return first.closed_at, newest.closed_at
 
-    async def prune(self, before: datetime, seen: datetime, limit: int = 500) -> datetime | None:
+    async def prune(
+        self, before: datetime, seen: RowPlace, now: datetime, limit: int = 500
+    ) -> RowPlace | None:
         """Delete closed attempts that nothing reads any more: closed before then, two generations behind
-        their connection's, and not the newest refresh of their integration.
+        their connection's, not the newest refresh of their integration, and under no legal hold.
 
         Looks at the connections of the first `limit` attempts that were closed after `seen`, and deletes some
-        ten for each at the most. Returns when the last one was closed, to go on from there; None: no other
+        ten for each at the most. Returns the place of the last one, to go on from there; None: no other
         has reached that age. What stays of a connection is deleted when its next attempt has.
         """
         row = table_of(AttemptRow).c
-        aged = select(row.tenant, row.connection_id, row.closed_at)
-        aged = aged.where(row.closed_at > seen, row.closed_at < before).order_by(row.closed_at).limit(limit)
-        looked_at = await fetch_all(self._connection, aged)
+        aged = select(row.tenant, row.connection_id, row.closed_at, row.id)
+        aged = aged.where(row.closed_at > seen[0], row.closed_at < before).order_by(row.closed_at)
+        looked_at = await fetch_all(self._connection, aged.limit(limit))
         if not looked_at:
             return None
         connections = {(attempt["tenant"], attempt["connection_id"]) for attempt in looked_at}
+        await self._delete_old(connections, before, now, limit * 10, _overtaken())
+        return looked_at[-1]["closed_at"], looked_at[-1]["id"]
+
+    async def prune_ended(
+        self, before: datetime, seen: RowPlace, now: datetime, limit: int = 500
+    ) -> RowPlace | None:
+        """The same of connections that had ended before then: all their attempts."""
+        page = await fetch_all(self._connection, ended_connections(before, seen, limit))
+        if not page:
+            return None
+        connections = {(connection["tenant"], connection["id"]) for connection in page}
+        while await self._delete_old(connections, before, now, limit * 10):
+            pass
+        return page[-1]["changed_at"], page[-1]["id"]
+
+    async def _delete_old(
+        self,
+        connections: set[tuple[str, str]],
+        before: datetime,
+        now: datetime,
+        limit: int,
+        *conditions: ColumnElement[bool],
+    ) -> int:
+        row = table_of(AttemptRow).c
         mine = tuple_(row.tenant, row.connection_id).in_(connections)
-        old = select(row.tenant, row.id).where(mine, row.closed_at < before, _overtaken(), ~_newest_refresh())
-        await self._run(delete(AttemptRow).where(tuple_(row.tenant, row.id).in_(old.limit(limit * 10))))
-        return looked_at[-1]["closed_at"]
+        held = is_held(row.tenant, row.connection_id, now)
+        old = select(row.tenant, row.id).where(mine, row.closed_at < before, ~_newest_refresh(), ~held)
+        old = old.where(*conditions).limit(limit)
+        return await self._run(delete(AttemptRow).where(tuple_(row.tenant, row.id).in_(old)))
 
     def _refreshed(self, tenant: Tenant, integration_id: IntegrationId) -> Select[Any]:
         mine = self._where(tenant=tenant, integration_id=integration_id)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, true, update
+from sqlalchemy import ColumnElement, Select, String, delete, exists, select, true, tuple_, update
+from sqlalchemy.orm import aliased
 from sqlmodel import col
 
 from evergrant_server.core.connections.account import ConsentAccount
@@ -26,9 +27,18 @@ from evergrant_server.core.ids import AppId, ConnectionId, ConsentId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import seal
 from evergrant_server.store.authority.authenticators import AuthenticatedRepository, row_mac
-from evergrant_server.store.connections.tables import ConsentRow
+from evergrant_server.store.connections.tables import ConsentRow, ended_connections
+from evergrant_server.store.database.columns import UtcDateTime, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
-from evergrant_server.store.database.rows import Values, column_values, columns_equal, insert_all
+from evergrant_server.store.database.rows import (
+    RowPlace,
+    Values,
+    column_values,
+    columns_equal,
+    fetch_all,
+    insert_all,
+)
+from evergrant_server.store.erasure.orders import is_held
 from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.store.sealing import ColumnSealer, IntakeRepository
 
@@ -238,6 +248,44 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
         first, last = (f"cns_{begins}{digit * 12}" for digit in "0z")
         return await self._all_unchecked(self._where(col(ConsentRow.id).between(first, last), tenant=tenant))
 
+    async def prune(
+        self, before: datetime, seen: RowPlace, now: datetime, limit: int = 500
+    ) -> RowPlace | None:
+        """Delete consents of live connections that nothing reads any more: expired before then, with an older
+        one that brought a grant and a newer one of their connection, and under no legal hold.
+
+        Looks at the first `limit` behind the place `seen`, and returns the place of the last one; None: no
+        other has expired by then.
+        """
+        row = table_of(ConsentRow).c
+        aged = select(row.tenant, row.id, row.expires_at).where(row.expires_at < before)
+        aged = aged.where(tuple_(row.expires_at, row.id) > tuple_(*seen, types=[UtcDateTime(), String()]))
+        page = await fetch_all(self._connection, aged.order_by(row.expires_at, row.id).limit(limit))
+        if not page:
+            return None
+        mine = tuple_(row.tenant, row.id).in_([(consent["tenant"], consent["id"]) for consent in page])
+        is_import = row.kind == ConsentKind.IMPORT.value
+        await self._delete_free(mine & ~is_import & _is_between(), now)
+        return page[-1]["expires_at"], page[-1]["id"]
+
+    async def prune_ended(
+        self, before: datetime, seen: RowPlace, now: datetime, limit: int = 500
+    ) -> RowPlace | None:
+        """Delete the consents of connections that had ended before then. As `prune`."""
+        row = table_of(ConsentRow).c
+        page = await fetch_all(self._connection, ended_connections(before, seen, limit))
+        if not page:
+            return None
+        connections = [(connection["tenant"], connection["id"]) for connection in page]
+        await self._delete_free(tuple_(row.tenant, row.connection_id).in_(connections), now)
+        return page[-1]["changed_at"], page[-1]["id"]
+
+    async def _delete_free(self, which: ColumnElement[bool], now: datetime) -> None:
+        row = table_of(ConsentRow).c
+        held = is_held(row.tenant, row.connection_id, now)
+        free = select(row.tenant, row.id).where(which, ~held)
+        await self._run(delete(ConsentRow).where(tuple_(row.tenant, row.id).in_(free)))
+
     async def pushed_request(self, consent: Consent) -> PushedAuthorization:
         """The pushed authorization request and its result. Raises as `code`."""
         return PushedAuthorization.from_secret(await self._open(consent, _REQUEST))
@@ -259,3 +307,18 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
     ) -> Select[Any]:
         mine = self._where(condition, tenant=tenant, connection_id=connection_id)
         return mine.order_by(col(ConsentRow.created_at).desc(), col(ConsentRow.id).desc())
+
+
+def _is_between() -> ColumnElement[bool]:
+    """The connection has an older consent that brought a grant, and a newer one."""
+    older, newer = aliased(ConsentRow), aliased(ConsentRow)
+
+    def of_same(row: type[ConsentRow]) -> ColumnElement[bool]:
+        same = col(row.tenant) == col(ConsentRow.tenant)
+        return same & (col(row.connection_id) == col(ConsentRow.connection_id))
+
+    made = col(ConsentRow.created_at)
+    brought = (col(older.created_at) < made) & (col(older.status) == ConsentStatus.DONE.value)
+    return exists().where(of_same(older), brought) & exists().where(
+        of_same(newer), col(newer.created_at) > made
+    )

@@ -4,13 +4,14 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import ConfigDict
-from sqlalchemy import select, tuple_
+from sqlalchemy import delete, select, tuple_
 from sqlmodel import col
 
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.model import CheckedModel
 from evergrant_server.store.connections.tables import HistoryRow
 from evergrant_server.store.database.rows import ModelRepository, column_values, compare_and_set, find_one
+from evergrant_server.store.erasure.orders import is_held
 
 
 class HistoryExport(CheckedModel):
@@ -45,6 +46,14 @@ class Histories(ModelRepository[HistoryExport, str]):
         """Every exported run of a connection, in the order in which they were exported."""
         mine = self._where(tenant=tenant, connection_id=connection_id)
         return await self._all(mine.order_by(col(HistoryRow.exported_at), col(HistoryRow.run_id)))
+
+    async def prune(self, before: datetime, limit: int = 100, *, now: datetime) -> int:
+        """Delete exports from before this moment that no legal hold keeps, `limit` at the most; returns how
+        many."""
+        key = (col(HistoryRow.tenant), col(HistoryRow.workflow_id), col(HistoryRow.run_id))
+        held = is_held(key[0], col(HistoryRow.connection_id), now)
+        old = select(*key).where(col(HistoryRow.exported_at) < before, ~held).limit(limit)
+        return await self._run(delete(HistoryRow).where(tuple_(*key).in_(old)))
 
     async def closed_run_ids(self, runs: list[tuple[Tenant, str, str]]) -> set[str]:
         """The ids of those runs (tenant, workflow id, run id) whose whole history is kept."""

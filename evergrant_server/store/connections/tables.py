@@ -6,15 +6,17 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Index, bindparam, select
+from sqlalchemy import Executable, Index, String, bindparam, select, text, tuple_
 from sqlmodel import Field
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.crypto import KeyPurpose, Sealed
 from evergrant_server.store.database import columns
+from evergrant_server.store.database.rows import RowPlace
 
 FINAL_STATES = tuple(state.value for state in LifecycleState if state.is_final)
-LIVE_CONDITION = "state NOT IN ({})".format(", ".join(f"'{state}'" for state in sorted(FINAL_STATES)))
+_FINAL = ", ".join(f"'{state}'" for state in sorted(FINAL_STATES))
+LIVE_CONDITION, ENDED_CONDITION = f"state NOT IN ({_FINAL})", f"state IN ({_FINAL})"
 
 FAILING_CONDITION = "state = 'active' AND failures > 0"
 REFUSED_CONDITION = "state = 'needs_reauth' AND reason = 'refresh_refused'"
@@ -34,6 +36,8 @@ class ConnectionRow(columns.IdTable, table=True):
             unique=True,
         ),
         Index(None, "tenant", "integration", "subject", "label"),
+        Index("ix_connection_tenant_subject", "tenant", "subject"),
+        columns.partial_index("ix_connection_ended", "changed_at", "id", where=ENDED_CONDITION),
         Index(None, "id", unique=True),
         columns.partial_index(
             "ix_connection_source_app", "tenant", "source_app", where="source_app IS NOT NULL"
@@ -114,6 +118,7 @@ class ConsentRow(columns.IdTable, table=True):
         Index(None, "state_hash", unique=True),
         Index(None, "confirm_hash", unique=True),
         Index(None, "tenant", "connection_id"),
+        Index(None, "expires_at", "id"),
     )
     connection_id: str
     integration_id: str
@@ -213,7 +218,11 @@ class UsageRow(columns.TenantTable, table=True):
 
 
 class HistoryRow(columns.TenantTable, table=True):
-    __table_args__ = (columns.connection_foreign_key(), Index(None, "tenant", "connection_id"))
+    __table_args__ = (
+        columns.connection_foreign_key(),
+        Index(None, "tenant", "connection_id"),
+        Index(None, "exported_at"),
+    )
     connection_id: str
     workflow_id: str = Field(primary_key=True)
     run_id: str = Field(primary_key=True)
@@ -221,6 +230,16 @@ class HistoryRow(columns.TenantTable, table=True):
     closed: bool
     last_event_id: int
     events: list[dict[str, Any]] = columns.json()
+
+
+def ended_connections(before: datetime, seen: RowPlace, limit: int) -> Executable:
+    """Tenant, id and moment of the connections that had ended before then, behind the place `seen`."""
+    row = columns.table_of(ConnectionRow).c
+    ended = select(row.tenant, row.id, row.changed_at).where(text(ENDED_CONDITION), row.changed_at < before)
+    ended = ended.where(
+        tuple_(row.changed_at, row.id) > tuple_(*seen, types=[columns.UtcDateTime(), String()])
+    )
+    return ended.order_by(row.changed_at, row.id).limit(limit)
 
 
 # Built once: an import looks each of its names up.

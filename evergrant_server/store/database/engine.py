@@ -130,6 +130,10 @@ class PostgresDatabase:
     async def commits_seen(self) -> None:
         """None: PostgreSQL has no such number as SQLite's; its readers hold up no writer."""
 
+    async def empty_log(self) -> bool:
+        """True: PostgreSQL keeps and recycles its log as its own settings say."""
+        return True
+
     def in_pool(self, pool: Pool) -> "PostgresDatabase":
         """The same database through the connections of `pool`, which are opened when they are needed."""
         if pool not in self._pools:

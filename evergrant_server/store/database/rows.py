@@ -1,6 +1,7 @@
 """Reads and writes rows as values of core: the statements that every repository shares."""
 
 from collections.abc import Collection, Sequence
+from datetime import datetime
 from enum import StrEnum
 from functools import cache
 from typing import Any, Generic, NoReturn, TypeVar
@@ -33,6 +34,7 @@ from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.sqlite import SqliteConnection
 
 Values = dict[str, Any]
+RowPlace = tuple[datetime, str]  # moment and id of the last row that a walk has looked at
 Model = TypeVar("Model", bound=CheckedModel)
 Id = TypeVar("Id", bound=str)
 

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
@@ -136,6 +136,11 @@ class SqliteDatabase:
         (version,) = _driver_of(self._watch).execute("PRAGMA data_version").fetchone()
         return version
 
+    async def empty_log(self) -> bool:
+        """Copy the write-ahead log into the file and empty it: what a page said before is gone then. False
+        while an old state is read."""
+        return await self._in_thread(self.checkpoints.empty_log)
+
     async def close(self) -> None:
         """Close every connection. Afterwards another event loop, or a forked process, may use it."""
         if self._watch is not None:
@@ -207,6 +212,11 @@ class Checkpoints:
         self.log_is_long = False
         driver.execute("PRAGMA busy_timeout=0")  # or it would wait for readers, and all writers for it
         driver.execute("PRAGMA wal_checkpoint(RESTART)")
+
+    def empty_log(self) -> bool:
+        with closing(self._connect()) as driver:
+            busy, _, _ = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
 
     def end(self) -> None:
         self._ended.set()

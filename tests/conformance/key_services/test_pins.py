@@ -37,6 +37,21 @@ async def main():
 
 asyncio.run(main())
 """
+FORKING = """\
+import os
+sys.stdin.readline()
+
+async def once():
+    service = open_key_service(sys.argv[1], Path('keys.json'))
+    print(await unwrapped(service), flush=True)
+    await service.close()
+
+asyncio.run(once())
+if os.fork():
+    os.wait()
+else:
+    asyncio.run(main())
+"""
 
 
 class Process:
@@ -57,9 +72,11 @@ class Process:
 
 
 @asynccontextmanager
-async def process(world: SoftHsmWorld, wrapped: bytes, calls: Path) -> AsyncIterator[Process]:
+async def process(
+    world: SoftHsmWorld, wrapped: bytes, calls: Path, script: str = PROCESS
+) -> AsyncIterator[Process]:
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", PROCESS, world.url, wrapped.hex(), ROW.row),
+        *(sys.executable, "-c", script, world.url, wrapped.hex(), ROW.row),
         env=world.environment_of(calls),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -67,7 +84,8 @@ async def process(world: SoftHsmWorld, wrapped: bytes, calls: Path) -> AsyncIter
     try:
         yield Process(child, calls)
     finally:
-        child.kill()
+        assert child.stdin is not None
+        child.stdin.close()  # it ends with its input
         await child.wait()
 
 
@@ -112,6 +130,18 @@ async def test_after_a_restart_a_person_logs_in_first(running: Running, tmp_path
     await world.log_in()
     async with process(world, wrapped, tmp_path / "repaired") as repaired:
         assert await repaired.unwrap() == "opened"
+
+
+@pytest.mark.parametrize("running", [acts.PKCS11], indirect=True, ids=["softhsm"])
+async def test_a_fork_has_a_module_of_its_own(running: Running, tmp_path: Path) -> None:
+    """`serve` opens the service, closes it, and forks the processes that open it again."""
+    world = running.world
+    assert isinstance(world, SoftHsmWorld)
+    wrapped = await running.service.wrap(ServicePurpose.LEASE, b"value", ROW)
+    script = PROCESS.replace("asyncio.run(main())", FORKING)
+    async with process(world, wrapped, tmp_path / "calls", script) as parent:
+        assert await parent.unwrap() == "opened"
+        assert await parent.unwrap() == "opened"
 
 
 @pytest.mark.parametrize("running", [acts.PKCS11], indirect=True, ids=["softhsm"])

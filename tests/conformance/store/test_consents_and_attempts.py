@@ -1,11 +1,12 @@
 """Consents, imports too, hold their secrets until they are used; attempts are open one at a time."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from activities.pruning import FIRST_PLACE
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus
 from evergrant_server.core.connections.grant import ImportedTokens
@@ -269,10 +270,10 @@ async def ids_of_attempts(store: Store, *ids: AttemptId) -> list[AttemptId]:
 
 async def pruned(store: Store, limit: int = 500) -> int:
     """Prune what is older than 90 days; returns the number of steps."""
-    steps, seen = 0, datetime.min.replace(tzinfo=UTC)
+    steps, seen = 0, FIRST_PLACE
     while True:
         async with store.write() as tx:
-            last = await tx.attempts.prune(NOW - timedelta(days=90), seen, limit)
+            last = await tx.attempts.prune(NOW - timedelta(days=90), seen, NOW, limit)
         if last is None:
             return steps
         steps, seen = steps + 1, last

@@ -115,9 +115,9 @@ async def test_an_answer_is_remembered_sealed_and_once(store: Store):
             async with store.write() as tx:
                 await tx.idempotency.store(ACME, app, "k", request_hash, 201, "{}", NOW)  # type: ignore[arg-type]  # ids are strings
     async with store.write() as tx:
-        assert await tx.idempotency.prune(NOW) == 0
-        assert await tx.idempotency.prune(NOW + timedelta(seconds=1), limit=0) == 0
-        assert await tx.idempotency.prune(NOW + timedelta(seconds=1)) == 1
+        assert await tx.idempotency.prune(NOW, now=NOW) == 0
+        assert await tx.idempotency.prune(NOW + timedelta(seconds=1), limit=0, now=NOW) == 0
+        assert await tx.idempotency.prune(NOW + timedelta(seconds=1), now=NOW) == 1
 
 
 def an_export(connection_id: ConnectionId, run_id: str, last_event_id: int, **more: object) -> HistoryExport:

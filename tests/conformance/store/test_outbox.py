@@ -146,8 +146,8 @@ async def test_depth_counts_what_is_not_delivered_and_prune_drops_what_is(store:
         await tx.outbox.mark_delivered([one.id], NOW)
         assert await tx.outbox.depth(NOW) == 1
         assert await tx.outbox.oldest_undelivered_at() == NOW
-        assert await tx.outbox.prune(NOW + timedelta(seconds=1), limit=0) == 0
-        assert await tx.outbox.prune(NOW + timedelta(seconds=1)) == 1
+        assert await tx.outbox.prune(NOW + timedelta(seconds=1), limit=0, now=NOW) == 0
+        assert await tx.outbox.prune(NOW + timedelta(seconds=1), now=NOW) == 1
         assert await tx.outbox.depth(NOW) == 1
 
 

@@ -64,6 +64,7 @@ CONSOLE = (
     _console("choose", "connections/{choosing}/choose"),
     _console("refresh", "connections/{told}/refresh"),
     _console("revoke", "connections/{told}/revoke"),
+    _console("erase", "connections/{told}/erase"),
     _console("absent", "connections/con_0000000000000000000000"),
     _console("connect", "connect?integration=crm"),
     _console("connect-review", "connect?integration=crm&subject=kim@acme.example"),

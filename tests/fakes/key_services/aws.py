@@ -130,7 +130,8 @@ class AwsWorld(World):
     @asynccontextmanager
     async def in_state(self, purpose: ServicePurpose, state: str) -> AsyncIterator[None]:
         """KMS refuses the use of the key, and says its state to whoever asks."""
-        metadata = {"KeyId": self.keys[purpose], "KeyState": state}
+        arn = f"arn:aws:kms:{REGION}:{_ACCOUNT}:key/{self.keys[purpose]}"
+        metadata = {"KeyId": self.keys[purpose], "Arn": arn, "KeyState": state}
 
         def respond(request: Request) -> Reply:
             if request.headers["x-amz-target"].endswith("DescribeKey"):

@@ -128,6 +128,16 @@ class SoftHsmWorld(World):
             self.with_pin(PIN)
 
     @asynccontextmanager
+    async def with_wrong_pin(self, purpose: ServicePurpose) -> AsyncIterator[None]:
+        """Nobody is logged in, and a process starts with a wrong PIN."""
+        pkcs11.lib(self._spy).reinitialize()
+        self.with_pin("4711-815")
+        try:
+            yield
+        finally:
+            self.with_pin(PIN)
+
+    @asynccontextmanager
     async def deleted(self, purpose: ServicePurpose) -> AsyncIterator[None]:
         await self.delete_key(purpose)
         try:

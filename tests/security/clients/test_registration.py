@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest_asyncio
 
-from activities.reconcile import prune_store
+from activities.pruning import Periods, prune_store
 from evergrant_server.core.oauth.clients import known_id
 from tests.fakes.api import Api
 from tests.fakes.assertions import new_key, public_set
@@ -124,7 +124,7 @@ async def test_a_client_that_was_let_in_outlasts_its_registration_until_it_is_un
     await user.allow(user.url(client, None))
     for days, status in ((179, 303), (2, 400)):
         api.clock.advance(timedelta(days=days).total_seconds())
-        await prune_store(api.worker, api.clock, timedelta(days=1))
+        await prune_store(api.worker, api.clock, Periods())
         assert (await user.browser.get(user.url(client, None))).status_code == status
 
 

@@ -39,6 +39,7 @@ QUERIES = {
     "GET /console/connections": ("", "integration={integration}", "subject={subject}"),
     "GET /console/access": ("app={app}&connection={connection_id}",),
     "GET /console/connect": ("integration={integration}&subject={subject}",),
+    "GET /v1/erasures": ("", "subject={subject}"),
     "GET /v1/token-families": ("", "app={app}", "subject={subject}"),
     "GET /v1/connections": ("", "integration={integration}", "provider={provider}", "subject={subject}"),
 }
@@ -78,6 +79,9 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "POST /v1/connections/export": (
         {"public_key": PUBLIC_KEY, "filters": {"integration": "{integration}", "subject": "{subject}"}},
     ),
+    "POST /v1/erasures": ({"subject": "{subject}", "reason": "a test"},),
+    "POST /v1/legal-holds": ({"subject": "{label}", "reason": "a test"},),
+    "POST /v1/legal-holds/{hold_id}/end": ({"reason": "a test"},),
     "POST /v1/keys/rotations": (_ROTATION,),
     "POST /v1/keys/rotations/pause": (_ROTATION,),
     "POST /v1/keys/rotations/resume": (_ROTATION,),
@@ -117,6 +121,7 @@ CONSOLE_FORMS = {
     "POST /console/connections/{connection_id}/choose": {"choice": "acc-1"},
     "POST /console/connections/{connection_id}/refresh": {"generation": "1"},
     "POST /console/connections/{connection_id}/revoke": {},
+    "POST /console/connections/{connection_id}/erase": {"confirm": "{subject}"},
     "POST /console/call-approvals/{call_approval_id}/approve": {},
     "POST /console/call-approvals/{call_approval_id}/deny": {},
     "POST /console/agents/{name}/stop": {},
@@ -142,11 +147,14 @@ CREATES = {
     *("POST /v1/connections/import", "POST /v1/connections/export", "POST /v1/access-requests"),
     *("PUT /v1/admin-login", "PUT /v1/client-login", "POST /v1/oauth-clients"),
     *("PUT /v1/apps/{name}/permits/{permit_name}", "PUT /v1/apps/{name}/credentials/{credential_name}"),
-    "PUT /v1/issuers/{name}",
+    *("PUT /v1/issuers/{name}", "POST /v1/erasures", "POST /v1/legal-holds"),
 }
 
 
-_FILTERED = {"GET /v1/connections", "GET /v1/token-families", "GET /v1/keys/rotations"}
+_FILTERED = {
+    *("GET /v1/connections", "GET /v1/token-families", "GET /v1/erasures"),
+    "GET /v1/keys/rotations",
+}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A tenant with one of everything, and each name and id in it."""
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from joserfc import jwk
@@ -9,9 +9,10 @@ from joserfc import jwk
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.binding import hash_confirm_code
 from evergrant_server.core.connections.consent import ConsentStatus
+from evergrant_server.core.connections.erasure import Erasure, ErasureState, LegalHold, TargetKind
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.export import Export, ExportStatus
-from evergrant_server.core.ids import Tenant, is_id, new_id
+from evergrant_server.core.ids import ErasureId, LegalHoldId, Tenant, is_id, new_id
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.people.roles import PersonRole
 from evergrant_server.core.secret import Secret
@@ -122,6 +123,12 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
             await tx.token_families.add(one)
         export = _export(tenant, now)
         await tx.exports.add(export)
+        erasures = [an_erasure(tenant, now) for _ in range(2)]
+        for erasure in erasures:
+            await tx.erasures.add(erasure)
+        holds = [a_hold(tenant, now) for _ in range(2)]
+        for hold in holds:
+            await tx.legal_holds.add(hold)
     await made("PUT", "/v1/admin-login", {"integration": own["issuer"], "roles": {"auditor": ["board"]}})
     await made("PUT", "/v1/client-login", {"app": own["app"], "integration": own["issuer"]})
     client = {"name": f"of-{tenant}", "redirect_uris": [f"https://{tenant}.example/cb"]}
@@ -140,6 +147,8 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         "call_approval_id": to_call["id"],
         "receiver_id": receiver_id,
         "export_id": export.id,
+        "erasure_id": min(erasure.id for erasure in erasures),
+        "hold_id": min(hold.id for hold in holds),
         "delegation_id": min(it.id for it in delegations),
         "integration_id": integration.id,
     }
@@ -154,6 +163,20 @@ def document(name: str) -> dict[str, Any]:
         "authorization_endpoint": "https://idp.example/authorize",
         "token_endpoint": "https://idp.example/token",
     }
+
+
+def an_erasure(tenant: Tenant, now: datetime) -> Erasure:
+    facts = {"by": "app:boss", "reason": f"left-{tenant}", "created_at": now, "waits_until": now}
+    ends = {"state": ErasureState.DONE, "finished_at": now}
+    id = ErasureId(new_id("era"))
+    return Erasure(tenant=tenant, id=id, kind=TargetKind.SUBJECT, target="", target_hash=id, **facts, **ends)  # type: ignore[arg-type]  # facts of each type
+
+
+def a_hold(tenant: Tenant, now: datetime) -> LegalHold:
+    """On somebody who has no connection."""
+    id = LegalHoldId(new_id("hld"))
+    who = {"kind": TargetKind.SUBJECT, "target": f"held-in-{tenant}", "target_hash": id}
+    return LegalHold(tenant=tenant, id=id, **who, by="app:boss", reason="a case", created_at=now)  # type: ignore[arg-type]  # facts of each type
 
 
 def _export(tenant: Tenant, now: Any) -> Export:

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy import func, select, update
 from temporalio.testing import ActivityEnvironment
 
 from activities.histories import HistoryActivities
-from activities.reconcile import RUN_LIMIT, ReconcileActivities, prune_attempts
+from activities.pruning import Periods, Pruning
+from activities.reconcile import RUN_LIMIT, ReconcileActivities
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.ids import AppId, ConnectionId, Tenant
@@ -20,6 +21,7 @@ from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.store import Store
 from evergrant_server.store.connections.attempts import Attempts
 from evergrant_server.store.connections.tables import AttemptRow, ConnectionRow
+from evergrant_server.store.database.rows import RowPlace
 from evergrant_server.temporal_link.reconcile import Reconciler
 from tests.conformance.store.samples import an_attempt
 from tests.fakes.clock import SetClock
@@ -39,7 +41,8 @@ def activities_of(store: Store, clock: SetClock) -> MakeActivities:
         reconciler: Reconciler, link: ScriptedLink, run_limit: timedelta = RUN_LIMIT
     ) -> ReconcileActivities:
         closed_runs = HistoryActivities(store, link, clock)
-        return ReconcileActivities(store, reconciler, closed_runs, clock, timedelta(days=30), run_limit)
+        pruning = Pruning(store, clock, Periods())
+        return ReconcileActivities(store, reconciler, closed_runs, clock, pruning, run_limit)
 
     return make
 
@@ -226,23 +229,28 @@ async def test_a_pass_looks_once_at_attempts_that_stay_and_deletes_those_that_gr
             attempt = an_attempt(connection, opened_at=opened, send_by=opened)
             await tx.attempts.open(attempt)
             await tx.attempts.close(attempt, AttemptOutcome.REFUSED, opened)
-    steps, prune = list[datetime](), Attempts.prune
+    steps, prune = list[RowPlace](), Attempts.prune
 
-    async def counted(attempts: Attempts, before: datetime, seen: datetime) -> datetime | None:
+    async def counted(attempts: Attempts, before: datetime, seen: RowPlace, now: datetime) -> RowPlace | None:
         steps.append(seen)
-        return await prune(attempts, before, seen)
+        return await prune(attempts, before, seen, now)
 
     monkeypatch.setattr(Attempts, "prune", counted)
     clock.advance(timedelta(days=91).total_seconds())
-    seen = await prune_attempts(store, clock.now(), datetime.min.replace(tzinfo=UTC))
+    pruning = Pruning(store, clock, Periods())
+    await pruning.run()
     assert len(steps) == 3, "500, 100 and none"
-    assert await prune_attempts(store, clock.now(), seen) == seen
-    assert steps[3:] == [seen]
+    await pruning.run()
+    assert len(steps) == 4
+    assert steps[3] == steps[2]
     assert await attempts_left(store) == 600
     async with store.write() as tx:
         await tx.connection.execute(update(ConnectionRow).values(generation=7))
-    await prune_attempts(store, clock.now(), datetime.min.replace(tzinfo=UTC))
-    assert await attempts_left(store) == 0
+    await pruning.run()
+    assert await attempts_left(store) == 600
+    clock.advance(timedelta(days=1).total_seconds())
+    await pruning.run()
+    assert await attempts_left(store) == 0, "once a day all are looked at anew"
 
 
 async def attempts_left(store: Store) -> int:

@@ -7,13 +7,15 @@ from typing import Any
 
 from temporalio.client import Client
 
+from evergrant_server.core.connections.erasure import ErasureState
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import AgentStopId, ExportId
+from evergrant_server.core.ids import AgentStopId, ErasureId, ExportId
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import ReplacedRevocationResult
 from evergrant_server.core.messages.agents import AgentStopProgress, AgentStopStart
 from evergrant_server.core.messages.decisions import DecisionProgress
+from evergrant_server.core.messages.erasure import ErasureProgress, ErasureStart
 from evergrant_server.core.messages.export import ExportProgress, ExportStart
 from evergrant_server.core.messages.maintenance import DeliveryRound
 from evergrant_server.core.messages.work import Job
@@ -151,6 +153,16 @@ async def agent_stopped(client: Client) -> Handle:
     parts = [AgentStopProgress(approvals_closed=50), AgentStopProgress(approvals_closed=60)]
     scripted.answers[jobs.ADVANCE_AGENT_STOP.name] = list(parts)
     return await run_to_its_end(client, start_requests.agent_stop(start), scripted)
+
+
+async def connections_erased(client: Client) -> Handle:
+    """Two steps at once, a wait for a provider that hasn't confirmed yet, and the end."""
+    start = ErasureStart(tenant=TENANT, erasure_id=ErasureId("era_0000000000000000000000"), context=ASKED)
+    scripted = ScriptedActivities()
+    first = ErasureProgress(state=ErasureState.REVOKING, connections=50, waiting=1, next_s=0)
+    waits = ErasureProgress(state=ErasureState.REVOKING, connections=51, waiting=1, next_s=0.2)
+    scripted.answers[jobs.ADVANCE_ERASURE.name] = [first, waits]
+    return await run_to_its_end(client, start_requests.erasure(start), scripted)
 
 
 async def grants_exported(client: Client) -> Handle:

@@ -31,6 +31,7 @@ DECIDES_NOTHING = {
     "app_key_use": "when a key was last used",
     "attempt": "which sends are open: a changed one may cost a grant, and gives nobody one",
     "audit": "records in chains, whose ends are signed",
+    "audit_pruning": "up to where a log was pruned: a changed one keeps more, or is looked at again",
     "delivery": "which event goes to which webhook of the tenant: both are signed",
     "history": "an export of what Temporal has",
     "introspection": "when a token is looked at next",

@@ -1,11 +1,10 @@
 """The token endpoint: a proven app gets a token that leases; errors have the form of RFC 6749 section 5.2."""
 
-from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from activities.reconcile import prune_store
+from activities.pruning import Periods, prune_store
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import new_id
@@ -145,7 +144,7 @@ async def test_a_token_ends_after_ten_minutes_also_from_memory_and_is_forgotten(
         assert "/oauth/token" in answer.json()["detail"]
     assert (await api.lease(await app.token())).status_code == 200
     api.clock.advance(301)
-    await prune_store(api.worker, api.clock, timedelta(days=30))
+    await prune_store(api.worker, api.clock, Periods())
     async with api.worker.read() as tx:
         assert await tx.tokens.find(token[4:30]) is None
     assert (await api.lease(token)).status_code == 401
@@ -156,7 +155,7 @@ async def test_a_used_assertion_is_known_until_no_clock_accepts_it(api: Api, app
     assertion = app.assertion()
     assert (await app.ask(assertion)).status_code == 200
     api.clock.advance(290)
-    await prune_store(api.worker, api.clock, timedelta(days=30))
+    await prune_store(api.worker, api.clock, Periods())
     api.clock.advance(-290)
     assert (await app.ask(assertion)).status_code == 401
 

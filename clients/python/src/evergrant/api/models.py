@@ -410,6 +410,30 @@ class EndedFamilies:
     access_tokens: int
 
 @dataclass(frozen=True, slots=True)
+class Erasure:
+    """`target` is a connection's id, a tenant, or a subject until it is erased, then empty. `state`:
+    `revoking` waits for providers (`waiting` connections), at the longest until `waits_until`; `refused`
+    was stopped by the hold `hold_id`. `unconfirmed` counts connections whose provider didn't confirm that
+    every token is revoked.
+    """
+    id: str
+    kind: str
+    target: str
+    reason: str
+    by: str
+    state: str
+    created_at: datetime
+    waits_until: datetime
+    connections: int
+    unconfirmed: int
+    keys: int
+    rows: int
+    records: int
+    waiting: int
+    hold_id: str | None
+    finished_at: datetime | None
+
+@dataclass(frozen=True, slots=True)
 class EventReceiver:
     """`url` is to be registered at the provider. `keys` counts the pinned keys of its transmitter."""
     id: str
@@ -586,6 +610,21 @@ class KeyRotation:
     destroyed: int
     kept: int
     broken: int
+
+@dataclass(frozen=True, slots=True)
+class LegalHold:
+    """`target` is a connection's id, a subject or a tenant. `active`: nothing of it is erased or pruned."""
+    id: str
+    kind: str
+    target: str
+    reason: str
+    by: str
+    active: bool
+    created_at: datetime
+    until: datetime | None
+    ended_at: datetime | None
+    ended_by: str | None
+    end_reason: str | None
 
 @dataclass(frozen=True, slots=True)
 class LiveStatus:

@@ -371,6 +371,29 @@ class Operations:
         of its chain; a whole session for an admin, and the app at its root.
         """
 
+    @lists("/v1/erasures", models.Erasure)
+    def erasures(self, *, subject: str | None = None) -> None:
+        """The tenant's erasures, sorted by id; with `subject` those of this subject, whose name isn't kept.
+        """
+
+    @sends("POST", "/v1/erasures", models.Erasure)
+    def create_erasure(
+        self, reason: str, *, connection_id: str | None = None, subject: str | None = None
+    ) -> None:
+        """Erase for good: revoke at the provider, destroy the keys, delete every row, and what audit records
+        say.
+
+        It can't be undone. From this response on no token of the connection is leased; of a subject's, once
+        the worker has begun. If an erasure of the same target is under way, the response is that one.
+
+        What is erased: one connection, or everything of a subject. `reason` stays in the audit log: name a
+        ticket there, and no person.
+        """
+
+    @sends("GET", "/v1/erasures/{erasure_id}", models.Erasure)
+    def erasure(self, erasure_id: str) -> None:
+        """How far an erasure has come."""
+
     @lists("/v1/integrations", models.Integration)
     def integrations(self) -> None:
         """The integrations that the app administers or audits, sorted by name."""
@@ -477,6 +500,24 @@ class Operations:
 
         Whose keys: the `tenant`'s own, or those of its connections, or of one.
         """
+
+    @lists("/v1/legal-holds", models.LegalHold)
+    def holds(self) -> None:
+        """The tenant's legal holds, ended ones too, sorted by id."""
+
+    @sends("POST", "/v1/legal-holds", models.LegalHold)
+    def create_hold(
+        self, reason: str, *, connection_id: str | None = None, subject: str | None = None,
+        tenant: bool | None = None, until: datetime | None = None
+    ) -> None:
+        """Forbid that anything of a connection, a subject or the tenant is erased or pruned.
+
+        What is held: one connection, a subject, or with `tenant` everything. `until` null: until its end.
+        """
+
+    @sends("POST", "/v1/legal-holds/{hold_id}/end", models.LegalHold)
+    def end_hold(self, hold_id: str, reason: str) -> None:
+        """End a hold: its target may be erased and pruned again."""
 
     @lists("/v1/oauth-clients", models.OAuthClient)
     def oauth_clients(self) -> None:

@@ -44,6 +44,13 @@ evergrant connections refresh con_…
 evergrant connections reauthorize con_… --scope read --scope write
 evergrant connections choose con_… site-1
 evergrant connections revoke con_… --reason "alice left"
+evergrant connections erase con_… --reason INC-9
+evergrant subjects erase alice --reason INC-9
+evergrant erasures ls --subject alice
+evergrant erasures get era_…
+evergrant holds ls
+evergrant holds put --subject alice --reason CASE-7 --until 2027-01-31T00:00:00
+evergrant holds end hld_… --reason "CASE-7 is closed"
 evergrant connections sign con_… POST https://api.example.com/posts --form status=Hello
 evergrant apps ls
 evergrant apps get report

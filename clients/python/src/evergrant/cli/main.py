@@ -28,6 +28,8 @@ NOUNS: Mapping[str, tuple[str, str]] = {
     "clients": ("clients:clients", "OAuth clients of the gateway, such as coding agents."),
     "connections": ("connections:connections", "Subjects' grants."),
     "delegations": ("agents:delegations", "Apps that act for one person: who for whom, and its end."),
+    "erasures": ("erasures:erasures", "What was erased for good, and how far it has come."),
+    "holds": ("erasures:holds", "Legal holds: what may not be erased or pruned."),
     "integrations": ("integrations:integrations", "OAuth clients at providers."),
     "issuers": (
         "credentials:issuers",
@@ -38,6 +40,7 @@ NOUNS: Mapping[str, tuple[str, str]] = {
     "people": ("people:people", "People who administer: where they log in, their roles and sessions."),
     "permits": ("permits:permits", "What apps may do. A deny wins."),
     "providers": ("providers:providers", "The catalogue, and definitions of your own."),
+    "subjects": ("erasures:subjects", "Erase a person for good."),
     "webhooks": ("webhooks:webhooks", "Subscriptions to events, and their deliveries."),
 }
 # each command without verbs, and the first line of its docstring

@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 
 from evergrant.api.models import Connection, ProviderSaid
 from evergrant.cli.arguments import Generation, Scopes, Seconds
+from evergrant.cli.commands.erasures import until_erased
 from evergrant.cli.consent import announce, connect_here, say_who
 from evergrant.cli.options import DEFAULTS, Options, line_to_copy, note_missing_integration
 from evergrant.cli.tables import Format, Row, members_of, row_of, show_one, show_rows
@@ -182,6 +183,18 @@ def revoke(connection_id: str, /, *, reason: str, options: Options = DEFAULTS) -
     """Revoke a connection. It can't be undone."""
     with options.client() as client:
         _show(client.revoke(connection_id, reason), options)
+
+
+@connections.command
+def erase(connection_id: str, /, *, reason: str, options: Options = DEFAULTS) -> None:
+    """Revoke a connection and erase everything of it. It can't be undone.
+
+    Args:
+        reason: For the audit log, which keeps it: name a ticket, and no person.
+    """
+    with options.client() as client:
+        erasure = client.create_erasure(connection_id=connection_id, reason=reason)
+        show_one(until_erased(client, erasure), options.output)
 
 
 @connections.command
