@@ -28,7 +28,7 @@ from evergrant_server.crypto import (
 )
 from evergrant_server.crypto.envelope import key_unavailable, seal_broken
 from evergrant_server.crypto.key_services.port import ServicePurpose
-from evergrant_server.store.database.columns import sealed_place, table_of
+from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import (
     Id,
@@ -52,6 +52,7 @@ from evergrant_server.store.keys import (
     KeyRow,
     WrappedKey,
     key_associated_data,
+    sealed_place,
     unwrap,
 )
 from evergrant_server.store.root_keys import WrappedRoots

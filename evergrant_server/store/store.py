@@ -68,6 +68,8 @@ from evergrant_server.store.people.people import AdminLogins, PersonLogins, Pers
 from evergrant_server.store.provider_events import Introspections, Receivers
 from evergrant_server.store.root_keys import WrappedRoots
 from evergrant_server.store.rotation.connection_keys import ConnectionKeyRotation
+from evergrant_server.store.rotation.processes import Processes
+from evergrant_server.store.rotation.roots import RootMoves
 from evergrant_server.store.rotation.tenant_keys import TenantKeyRotation
 from evergrant_server.store.sealing import ColumnSealer, UnwrappedKeys
 from evergrant_server.store.tenants import Tenants
@@ -161,6 +163,8 @@ class Transaction:
     account_identifiers = _with_ring(AccountIdentifiers)
     introspections = _with_connection(Introspections)
     idempotency = _with_sealer(Idempotency)
+    processes = cached_property(lambda tx: Processes(tx.connection, tx.now))
+    root_moves = cached_property(lambda tx: RootMoves(tx.connection, tx.ring, tx.now))
     tenant_keys = cached_property(lambda tx: TenantKeyRotation(tx.connection, tx.ring, tx.now))
     connection_keys = cached_property(lambda tx: ConnectionKeyRotation(tx.connection, tx.ring, tx.now))
 

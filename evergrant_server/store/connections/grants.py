@@ -29,7 +29,7 @@ from evergrant_server.store.connections.tables import (
     ConsentRow,
     ProofKeyRow,
 )
-from evergrant_server.store.database.columns import sealed_place, table_of
+from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import (
     Values,
     column_values,
@@ -41,6 +41,7 @@ from evergrant_server.store.database.rows import (
     read_model,
 )
 from evergrant_server.store.integrations.destinations import COLUMN, HOSTS, Destinations
+from evergrant_server.store.keys import sealed_place
 from evergrant_server.store.sealing import KeyRows, SealedRepository
 
 ACCESS_COLUMN, REFRESH_COLUMN, ID_TOKEN_COLUMN = "sealed_access", "sealed_refresh", "sealed_id_token"
