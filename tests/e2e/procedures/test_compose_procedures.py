@@ -151,6 +151,11 @@ async def test_a_rotation_reaches_every_container(tmp_path: Path):
         for service in SERVED:
             assert operator.roots(service)["lease"] == operator.roots("worker-1")["lease"]
             assert operator.roots(service)["lease"] != before[service]["lease"]
+        words = "docker compose exec worker-1 python -m evergrant_server keys status -o json"
+        roots = json.loads(await operator.place.shell(words))["roots"]
+        under = {root["id"]: root["tenant_keys"] for root in roots if root["purpose"] == "lease"}
+        assert under.pop(before["api"]["lease"]) == 0
+        assert min(under.values()) > 0
         await old.requests_work()
         await (await operator.tenant("umbrella")).requests_work()
         await operator.doctor_is_content()
