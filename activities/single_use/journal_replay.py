@@ -148,6 +148,8 @@ class JournalReplayer:
                 return "revoked"  # its keys were destroyed: the entry can't be opened
             if connection is None and await _is_erased(tx, header):
                 return "erased"  # likewise
+            if connection is not None and attempt is None and connection.generation > header.from_generation:
+                return "superseded"  # the store is a backup of before, and the subject has consented again
             if connection is None or attempt is None:
                 raise Failure(ErrorCode.STORE_BEHIND, "the store doesn't know the attempt of this reply")
             if entry.is_set_aside and connection.generation != attempt.from_generation:

@@ -5,6 +5,9 @@ import os
 import secrets
 import shlex
 import stat
+import time
+from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx2
 
@@ -17,6 +20,7 @@ from evergrant_server.journal.journal import waiting_paths
 from evergrant_server.settings import BadSettings, Settings
 from providers.definition.registry import CATALOG, Registry
 
+_LONGEST_WAIT_S = 600.0  # of a reply in a journal: a worker concludes it in seconds
 _NOT_NEEDED = "an API or a gateway with PostgreSQL keeps nothing on disk"
 
 
@@ -88,8 +92,25 @@ async def journal(settings: Settings) -> str:
     if unreadable:
         repair = f"ls {shlex.quote(str(folder))}/*/*.set-aside    # named by attempt; see docs/protocol.md"
         raise CheckFailed(f"{len(unreadable)} entries of {folder} can't be read and are kept", repair)
+    oldest = min((at for path in waiting if (at := _modified(path)) is not None), default=None)
+    if oldest is not None and time.time() - oldest > _LONGEST_WAIT_S:
+        since = datetime.fromtimestamp(oldest, UTC)
+        raise CheckFailed(
+            f"{len(waiting)} answers of providers in {folder} are not in the store, the oldest since"
+            f" {since:%Y-%m-%d %H:%M} UTC",
+            f"{COMMAND} worker    # on this host; where one runs, its log says why at `journal stuck`; after "
+            "a restore: docs/guide/operations.md#the-store-was-restored-from-a-backup",
+        )
     count = sum(entry.is_dir() for entry in folder.iterdir())
     return f"{folder}: written, locked; {count} journals, {len(waiting)} answers are not in the store yet"
+
+
+def _modified(path: Path) -> float | None:
+    """When a file was written; None where a worker has just concluded it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return None
 
 
 async def public_url(settings: Settings) -> str:

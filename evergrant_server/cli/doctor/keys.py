@@ -24,6 +24,7 @@ from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.database.rows import fetch_all
 from evergrant_server.store.keys import ROOTS_IN_USE
+from evergrant_server.store.rotation.processes import ProcessState
 from evergrant_server.store.store import unwrap_newest_tenant_key
 from evergrant_server.wiring import platform
 
@@ -34,6 +35,7 @@ _PROCESSES = {
     Role.WORKER: "workers",
     Role.OPERATOR: "workers and operators",
 }
+_MOST_NAMED = 5
 _COPIES = {Role.API: "export-api", Role.GATEWAY: "export-gateway"}
 _REPAIRS = {
     FailureReason.AWAY: "Start the key service, or correct EVERGRANT_KEY_SERVICE",
@@ -181,6 +183,28 @@ async def _hold_roots_in_use(settings: Settings, store: Store) -> None:
     why = f"{store.ring.source} lacks the root {' and '.join(lacking)}. It has {has}"
     repair = _file_repair(settings.key_path, store.ring.role)
     raise CheckFailed(why, repair if settings.uses_key_file else "Restore the rows of root_key from a backup")
+
+
+async def roots_of_processes(settings: Settings) -> str:
+    """Every live process holds the roots with which others seal: no key file is an older one."""
+    async with reading(settings) as tx:
+        processes = [process for process in await tx.processes.all() if process.state is ProcessState.LIVE]
+    outdated = [
+        f"the {process.role} on {process.host} (since {process.started_at:%Y-%m-%d %H:%M} UTC) lacks {root}"
+        f" of the purpose {purpose}, with which the {sealing.role} on {sealing.host} seals"
+        for process in processes
+        for sealing in processes
+        for purpose, root in sealing.seals_with.items()
+        if purpose in process.roots and root not in process.roots[purpose]
+    ]
+    if not outdated:
+        return f"{len(processes)} processes hold every root with which one of them seals"
+    raise CheckFailed(
+        "; ".join(dict.fromkeys(outdated[:_MOST_NAMED]))
+        + ("; and more" if len(outdated) > _MOST_NAMED else ""),
+        "Give it the newest key file of its role, and restart it "
+        "(docs/guide/operations.md#which-process-has-which-keys)",
+    )
 
 
 @asynccontextmanager

@@ -38,6 +38,7 @@ CHECKS: dict[str, Check] = {
     "database": database.reachable,
     "migrations": database.migrations,
     "keys of the database": keys.keys_open,
+    "roots of processes": keys.roots_of_processes,
     "authority": database.authority,
     "hosts": configuration.hosts,
     "database role": database.role_of_database,
@@ -73,7 +74,9 @@ _ROWS = ("key file", "key service", "migrations")  # of the database can be read
 _TEMPORAL = ("temporal", "namespace")
 NEEDS: dict[str, tuple[str, ...]] = {
     "migrations": ("database",),
-    **dict.fromkeys(("keys of the database", "authority", "hosts", "database role", "outbox"), _ROWS),
+    **dict.fromkeys(
+        ("keys of the database", "roots of processes", "authority", "hosts", "database role", "outbox"), _ROWS
+    ),
     **dict.fromkeys(("revocations", "client certificates", "admin key", "API keys"), _ROWS),
     **dict.fromkeys(("bindings", "logins", "trusted issuers", "callers' addresses", "exchanges"), _ROWS),
     **dict.fromkeys(("confirmations", "token limits"), _ROWS),

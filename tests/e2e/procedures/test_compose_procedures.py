@@ -77,7 +77,9 @@ class Installed:
         await define(admin, document | places)
         body = {"provider": "acme-crm", "client_id": self.idp.client_id, "binding": "none"}
         await admin.put("/v1/integrations/crm", {**body, "client_secret": self.idp.client_secret})
-        await eventually(lambda: admin.get("/v1/integrations/crm"), lambda it: it["state"] == "ready")
+        await eventually(
+            lambda: admin.get("/v1/integrations/crm"), lambda integration: integration["state"] == "ready"
+        )
         await admin.put("/v1/apps/report", {})
         permit = {"integration": "crm", "subjects": ["alice"], "actions": ["token", "connect", "proxy"]}
         await admin.put("/v1/apps/report/permits/crm", permit)
@@ -117,7 +119,8 @@ class Installed:
 
     async def doctor_is_content(self) -> None:
         for service in SERVED:
-            problems = [it for it in (await self.diagnosed(service)).values() if not it["ok"]]
+            findings = (await self.diagnosed(service)).values()
+            problems = [finding for finding in findings if not finding["ok"]]
             assert problems == [], f"{service}: {problems}"
 
     def roots(self, service: str) -> dict[str, str]:
@@ -148,6 +151,11 @@ async def test_a_rotation_reaches_every_container(tmp_path: Path):
         for service in SERVED:
             assert operator.roots(service)["lease"] == operator.roots("worker-1")["lease"]
             assert operator.roots(service)["lease"] != before[service]["lease"]
+        words = "docker compose exec worker-1 python -m evergrant_server keys status -o json"
+        roots = json.loads(await operator.place.shell(words))["roots"]
+        under = {root["id"]: root["tenant_keys"] for root in roots if root["purpose"] == "lease"}
+        assert under.pop(before["api"]["lease"]) == 0
+        assert min(under.values()) > 0
         await old.requests_work()
         await (await operator.tenant("umbrella")).requests_work()
         await operator.doctor_is_content()

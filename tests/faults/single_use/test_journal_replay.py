@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import delete
 
 from activities.single_use.attempt import JournaledReply
 from evergrant_server import audit
@@ -22,6 +23,8 @@ from evergrant_server.core.single_use.attempt import AttemptKind, TimeLimits
 from evergrant_server.crypto import AssociatedData, KeyPurpose, SealingKey, new_sealing_key
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store
+from evergrant_server.store.connections.tables import AttemptRow
+from evergrant_server.store.database.rows import columns_equal
 from providers.requests.sender import Sender
 from providers.responses.raw_reply import RawReply
 from tests.conformance.store.samples import an_attempt
@@ -137,6 +140,24 @@ async def test_a_replay_does_not_trust_a_staged_definitions_refusal(
     path = await died_with(connection, Activities(place, "one-host"), reply, provisional=provisional)
     assert await Activities(place, "one-host").replayer.sweep() == 1
     assert (await place.row(connection)).state is state
+    assert not path.exists()
+
+
+async def test_a_reply_whose_attempt_a_restored_store_does_not_know_waits_for_the_next_grant(
+    place: Installation,
+):
+    """The journal is newer than the store: the reply's tokens are of a grant that the store hasn't."""
+    connection = await place.connect(STRICT)
+    host = Activities(place, "one-host")
+    path = await died_with(connection, host, LATE)
+    async with place.store.write() as tx:
+        await tx.connection.execute(delete(AttemptRow).where(columns_equal(AttemptRow, outcome=None)))
+    lives = Activities(place, "one-host")
+    assert await lives.replayer.sweep() == 0
+    assert path.exists()
+    await place.consent(connection)
+    await place.until(connection, lambda row: row.generation > 1)
+    assert await lives.replayer.sweep() == 1
     assert not path.exists()
 
 

@@ -26,6 +26,7 @@ from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.core.workloads.issuer import KEYS_SERVE, IssuerKind, TrustedIssuer
 from evergrant_server.crypto import KeyRing, Role
+from evergrant_server.journal.journal import waiting_paths
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.store import Store
 from tests.conformance.store.samples import a_key, an_attempt
@@ -121,6 +122,18 @@ async def test_the_journal_check_leaves_no_file(settings: Settings) -> None:
     before = sorted(os.listdir(settings.data_dir))
     await host.journal(settings)
     assert sorted(os.listdir(settings.data_dir)) == before
+
+
+async def test_a_reply_that_waits_in_a_journal_is_named(settings: Settings) -> None:
+    entry = settings.data_dir / "journals/one/att_1.entry"
+    entry.parent.mkdir(parents=True)
+    entry.write_bytes(b"sealed")
+    assert waiting_paths(settings.data_dir / "journals")[0] == [entry]
+    assert "1 answers are not in the store yet" in await host.journal(settings)
+    os.utime(entry, (0, 0))
+    with pytest.raises(CheckFailed, match="the oldest since 1970-01-01") as problem:
+        await host.journal(settings)
+    assert "journal stuck" in problem.value.repair
 
 
 @pytest.mark.parametrize(("seconds", "answered_after"), [(-4, 0), (0, 0), (3, 0), (4, 0), (10, 30)])

@@ -146,3 +146,24 @@ async def test_a_container_without_an_api_asks_for_none(settings: Settings, role
         await host.public_url(settings)
     doctor.ROLE.set(role)
     assert "ask in an API's container" in await host.public_url(settings)
+
+
+@pytest.mark.usefixtures("container")
+async def test_a_process_that_was_not_restarted_after_a_rotation_is_named(settings: Settings):
+    """It runs with the file of before, whatever lies on its disk by now."""
+    ring = KeyRing.open(settings.key_path, Role.WORKER)
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    roots = {"api": ["root_1", "root_2"], "gateway": ["root_1"], "worker": ["root_1", "root_2"]}
+    for role, held in roots.items():
+        async with store.write() as tx:
+            names = {"role": role, "host": f"{role}-1", "version": "1"}
+            await tx.processes.beat(f"prc_{role}", names, {"lease": held}, {"lease": held[-1]}, NOW)
+    with pytest.raises(
+        CheckFailed, match=r"the gateway on gateway-1 .*lacks root_2 of the purpose lease"
+    ) as problem:
+        await doctor.roots_of_processes(settings)
+    assert "restart it" in problem.value.repair
+    async with store.write() as tx:
+        await tx.processes.end("prc_gateway")
+    await store.close()
+    assert "2 processes hold every root" in await doctor.roots_of_processes(settings)

@@ -71,8 +71,8 @@ def _of_compose() -> Iterator[Container]:
         (word,) = service.get("command", [""])[:1]
         if not service["image"].startswith("evergrant:") or word not in _WORDS:
             continue
-        mounts = {target: volume for volume, target, *_ in (it.split(":") for it in service["volumes"])}
-        written = {it.split(":")[0] for it in service["volumes"] if not it.endswith(":ro")}
+        mounts = {target: volume for volume, target, *_ in (mount.split(":") for mount in service["volumes"])}
+        written = {mount.split(":")[0] for mount in service["volumes"] if not mount.endswith(":ro")}
         keys = frozenset(volume for volume in mounts.values() if volume.endswith("-keys"))
         environment = service["environment"]
         yield Container(
@@ -89,7 +89,8 @@ def _of_compose() -> Iterator[Container]:
 
 
 def _of_kubernetes() -> Iterator[Container]:
-    settings = {it["metadata"]["name"]: it["data"] for it in MANIFESTS if it["kind"] == "ConfigMap"}
+    maps = [manifest for manifest in MANIFESTS if manifest["kind"] == "ConfigMap"]
+    settings = {manifest["metadata"]["name"]: manifest["data"] for manifest in maps}
     for manifest in MANIFESTS:
         pod = manifest.get("spec", {}).get("template", {}).get("spec")
         if pod is None or manifest["kind"] == "Job":
@@ -98,13 +99,15 @@ def _of_kubernetes() -> Iterator[Container]:
         environment: dict[str, str] = {}
         for source in container["envFrom"]:
             environment |= settings[source["configMapRef"]["name"]]
-        environment |= {it["name"]: it["value"] for it in container["env"]}
-        secrets = {it["name"]: it["secret"]["secretName"] for it in pod["volumes"] if "secret" in it}
-        mounts = {it["mountPath"]: it for it in container["volumeMounts"]}
+        environment |= {variable["name"]: variable["value"] for variable in container["env"]}
+        secrets = {
+            volume["name"]: volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume
+        }
+        mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
         copy = pod["initContainers"][0]  # the key file, from a secret to memory
-        sources = {it["mountPath"]: it["name"] for it in copy["volumeMounts"]}
+        sources = {mount["mountPath"]: mount["name"] for mount in copy["volumeMounts"]}
         data = Path(environment.get("EVERGRANT_DATA_DIR", "/var/lib/evergrant"))
-        claims = {it["metadata"]["name"] for it in manifest["spec"].get("volumeClaimTemplates", [])}
+        claims = {claim["metadata"]["name"] for claim in manifest["spec"].get("volumeClaimTemplates", [])}
         keys_mounted = mounts[str(Path(environment["EVERGRANT_KEY_FILE"]).parent)]
         yield Container(
             f"kubernetes {manifest['metadata']['name']}",
@@ -119,15 +122,20 @@ def _of_kubernetes() -> Iterator[Container]:
         )
 
 
+WORKLOADS = {
+    f"{manifest['kind'].lower()}/{manifest['metadata']['name']}"
+    for manifest in MANIFESTS
+    if manifest["kind"] in ("Deployment", "StatefulSet")
+}
 CONTAINERS = [*_of_compose(), *_of_kubernetes()]
 
 
 def test_every_role_has_a_container_in_each():
-    roles = [(it.name.partition(" ")[0], it.role) for it in CONTAINERS]
+    roles = [(container.name.partition(" ")[0], container.role) for container in CONTAINERS]
     assert set(roles) == {(shape, role) for shape in ("compose", "kubernetes") for role in RULES}
 
 
-@pytest.mark.parametrize("container", CONTAINERS, ids=lambda it: it.name)
+@pytest.mark.parametrize("container", CONTAINERS, ids=lambda container: container.name)
 def test_a_container_has_what_its_role_needs_and_nothing_else(container: Container):
     rule = RULES[container.role]
     assert (container.key_stores, container.key_store_named) == ({rule.key_store}, rule.key_store)
@@ -224,21 +232,13 @@ def test_a_rotation_in_kubernetes_reaches_every_secret_and_restarts_what_reads_i
     }
     (current,) = {file.purposes["lease"].current for file in files.values()}
     assert current not in before.values()
-    workloads = {
-        f"{it['kind'].lower()}/{it['metadata']['name']}" for it in MANIFESTS if it["kind"] in _RESTARTED
-    }
     restarted = re.findall(r"rollout restart (.*)", desk.told())
-    assert set(" ".join(restarted).split()) == workloads
-
-
-_RESTARTED = ("Deployment", "StatefulSet")
+    assert set(" ".join(restarted).split()) == WORKLOADS
 
 
 def test_an_upgrade_in_kubernetes_stops_every_process_that_writes(desk: Desk):
     (block,) = blocks(GUIDE / "kubernetes.md", "## Upgrades", "kubernetes")
     desk.follow(block)
     (stopped,) = re.findall(r"scale (.*) --replicas 0", desk.told())
-    assert set(stopped.split()) == {
-        f"{it['kind'].lower()}/{it['metadata']['name']}" for it in MANIFESTS if it["kind"] in _RESTARTED
-    }
+    assert set(stopped.split()) == WORKLOADS
     assert "delete job prepare" in desk.told()
