@@ -185,7 +185,7 @@ async def _inject(here: Installation, it: Injection, victim: Connection, seen: R
             seen.clock_went_back = True
             here.clock_jumps(-_HOUR_S)
         case "key service away":
-            await here.key_service_away(min(it.lasts, 8.0), worker)
+            await here.key_service_away(min(it.lasts, 20.0), worker)
         case "revocation":
             await _revoke(here, victim, seen)
 
