@@ -23,6 +23,7 @@ from evergrant_server.temporal_link.telemetry import (
     serve_worker_metrics,
     start_telemetry,
 )
+from evergrant_server.wiring.heartbeat import Heartbeat
 from evergrant_server.wiring.platform import Platform, open_platform
 from evergrant_server.wiring.worker_parts import WorkerParts, build_worker_parts
 from workflows.registry import WORKFLOWS
@@ -42,6 +43,7 @@ async def run(
     async with (
         serve_worker_metrics(settings, SERVICE) as options,
         open_platform(settings, Role.WORKER, **options) as platform,
+        Heartbeat(platform.store, platform.clock).running(),
     ):
         await require_prepared_namespace(platform.client)
         parts = build_worker_parts(platform, sections, journal, limits)

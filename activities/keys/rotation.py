@@ -1,9 +1,11 @@
 """The activities of rotations. A worker that dies leaves whole pages; the next goes on where it was."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from temporalio import activity
 
+from activities.keys.roots import RootRotation
 from activities.keys.steps import KeyRotation
 from activities.keys.tenants import ConnectionRotation, TenantRotation
 from activities.support.temporal import heartbeating, last_heartbeat
@@ -22,6 +24,7 @@ from evergrant_server.core.messages.keys import (
     RotateDueKeysResult,
 )
 from evergrant_server.core.outbox import key_rotation_message
+from evergrant_server.crypto.key_services.bound import BoundKeyService
 from evergrant_server.store import Store, Transaction
 
 _PAGE_ROWS = 100  # keys and values in one transaction: on SQLite no other writer comes in between
@@ -31,10 +34,17 @@ _MOST_BEGUN = 20  # rotations of one pass
 
 class KeyRotationActivities:
     def __init__(
-        self, store: Store, clock: Clock, oldest: timedelta | None, *, page_rows: int = _PAGE_ROWS
+        self,
+        store: Store,
+        clock: Clock,
+        oldest: timedelta | None,
+        services: Sequence[BoundKeyService] = (),
+        *,
+        page_rows: int = _PAGE_ROWS,
     ) -> None:
         """`oldest`: how old a tenant's key may become; None: as old as it does."""
-        self._store, self._clock, self._oldest, self._page_rows = store, clock, oldest, page_rows
+        self._store, self._clock, self._oldest = store, clock, oldest
+        self._services, self._page_rows = services, page_rows
 
     @activity.defn(name=jobs.ADVANCE_KEY_ROTATION.name)
     async def advance_key_rotation(self, call: KeyRotationCall) -> KeyRotationProgress:
@@ -56,6 +66,8 @@ class KeyRotationActivities:
         return progress
 
     def _rotation(self, call: KeyRotationCall) -> KeyRotation:
+        if call.kind is RotationKind.ROOT:
+            return RootRotation(self._store, call, self._page_rows, self._services)
         kind = TenantRotation if call.kind is RotationKind.TENANT else ConnectionRotation
         return kind(self._store, call, self._page_rows)
 

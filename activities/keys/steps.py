@@ -42,6 +42,7 @@ class KeyRotation(ABC):
 
     async def advance(self, progress: KeyRotationProgress) -> KeyRotationProgress:
         """The progress after one more page or wait."""
+        progress = progress.__replace__(waits_for=())
         match progress.step:
             case None:
                 return progress.__replace__(step=self._steps[0], total=await self.total())

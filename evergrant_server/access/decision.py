@@ -35,6 +35,7 @@ from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import RefreshReason
 from evergrant_server.crypto import KeyPurpose
+from evergrant_server.crypto.envelope import Hold
 from evergrant_server.policy import PermitDecision, PermitQuestion
 from evergrant_server.store import LeaseRow
 from evergrant_server.telemetry import metrics
@@ -66,8 +67,8 @@ class LeaseIssuer:
         self.leased = LeasedConnections(api.settings.bulk_read_alarm)
         self.limits = LeaseLimits(api.settings)
         self._margin = RULES[NEWEST_RULES].margin
-        # with the end of their time here
-        self._rows = Bounded[tuple[str, ...], tuple[LeaseRow, datetime]](_MAX_CACHED)
+        # with the end of their time here, and what is over once a root leaves that may wrap their keys
+        self._rows = Bounded[tuple[str, ...], tuple[LeaseRow, datetime, Hold]](_MAX_CACHED)
 
     async def issue(
         self, request: Request, lease_request: LeaseRequest, known: tuple[Caller, bool]
@@ -104,6 +105,7 @@ class LeaseIssuer:
 
     async def _decide(self, call: JudgedRequest, lease_request: LeaseRequest, *, cached: bool) -> LeaseRow:
         """Check permit, state, freshness and scopes in this order, then record the lease."""
+        hold = self._api.ring.hold_of(KeyPurpose.LEASE)
         row = await self._load_row(call.caller, lease_request, cached=cached)
         if cached and not self._can_serve_cached(row, lease_request):
             raise StaleClaim  # a cached caller starts nothing: no link, no refresh
@@ -132,7 +134,7 @@ class LeaseIssuer:
         self.limits.count_integration(call.request.scope, row.tenant, row.integration)
         facts = await self._api.ledger.record(claim_of(call, lease_request, row, decision))
         if not narrower:
-            self._remember(call, lease_request, row, facts)
+            self._remember(call, lease_request, row, facts, hold)
         if self.leased.reaches_alarm(call.caller.app.id, row.connection_id, self._now()):
             await self.raise_alarm(call)
         return row
@@ -149,8 +151,10 @@ class LeaseIssuer:
         self, caller: Caller, lease_request: LeaseRequest, *, cached: bool
     ) -> LeaseRow | None:
         known = self._rows.get(lease_request.cache_key(caller.tenant)) if cached else None
-        if known is not None and self._now() < known[1] and self._is_fresh(known[0], lease_request):
-            return known[0]
+        if known is not None:
+            row, until, hold = known
+            if self._now() < until and not hold.over and self._is_fresh(row, lease_request):
+                return row
         rows = self._api.lease_rows
         if lease_request.names is not None:
             names = lease_request.names
@@ -159,12 +163,12 @@ class LeaseIssuer:
         return await rows.load(caller.tenant, lease_request.connection_id)
 
     def _remember(
-        self, call: JudgedRequest, lease_request: LeaseRequest, row: LeaseRow, facts: LeaseFacts
+        self, call: JudgedRequest, lease_request: LeaseRequest, row: LeaseRow, facts: LeaseFacts, hold: Hold
     ) -> None:
         key = lease_request.cache_key(call.tenant)
         known = self._rows.get(key)
         if known is None or known[0] is not row:
-            known = self._rows[key] = row, self._now() + CACHED_FOR
+            known = self._rows[key] = row, self._now() + CACHED_FOR, hold
         if JUDGED in call.request.scope:
             until = self._unchanged_until(call, row, min(known[1], facts.valid_until))
             call.request.scope[JUDGED] = JudgedLease(call.caller, lease_request, row, facts, until)

@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 from evergrant_server.access.authentication import Authenticator
 from evergrant_server.api.apps.keys import bootstrap_admin
 from evergrant_server.api.people.sessions import make_break_glass_session
+from evergrant_server.cli import roots
 from evergrant_server.cli.flags import Flags, settings_of
 from evergrant_server.cli.machine import write_private
 from evergrant_server.core.clock import SystemClock
@@ -17,15 +18,17 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto.bundle import GATEWAY_SECRETS
 from evergrant_server.crypto.key_services.port import Context, ServicePurpose
 from evergrant_server.crypto.keyfile import key_file_error, read_bundle
-from evergrant_server.crypto.keyring import HeldKeys, KeyPurpose, KeyRing, Role, new_key_file
+from evergrant_server.crypto.keyring import HeldKeys, KeyRing, Role, new_key_file
 from evergrant_server.crypto.root_keys import RootState, bundle_root, first_roots
-from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.settings import Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.engine import sqlite_path
 from evergrant_server.wiring.platform import key_services, new_ring, open_store
 
 keys = App(name="keys")
+for command in (roots.status, roots.rotate, roots.rewrap, roots.retire):
+    keys.command(command)
 
 
 @keys.command
@@ -86,6 +89,16 @@ async def create_wrapped_keys(settings: Settings) -> bool:
     return True
 
 
+async def has_wrapped_keys(settings: Settings) -> bool:
+    """Whether the database has rows of root keys. Raises as Store.open does."""
+    store = await Store.open(settings.database_url, new_ring(settings, Role.OPERATOR), SystemClock())
+    try:
+        async with store.read() as tx:
+            return bool(await tx.root_keys.all())
+    finally:
+        await store.close()
+
+
 async def renew_gateway_bundle(settings: Settings) -> bool:
     """Have the key service wrap what gateways derive anew, where this version derives more; else False.
 
@@ -134,17 +147,6 @@ def missing_key_file(settings: Settings) -> Failure:
         "Restore the file from its backup, or name it with EVERGRANT_KEY_FILE. Without a backup every "
         "connection has to be made anew: move the database away, then start again.",
     )
-
-
-@keys.command
-def rotate(purpose: str, *, flags: Flags | None = None) -> None:
-    """Add a new current root key for a purpose (lease, refresh or intake). Old rows stay readable."""
-    settings = settings_of(flags)
-    if purpose not in set(KeyPurpose):
-        raise BadSettings(f"there is no key purpose {purpose!r}: use {', '.join(KeyPurpose)}")
-    ring = KeyRing.open(settings.key_path, Role.OPERATOR)
-    current = ring.rotate(KeyPurpose(purpose)).current_root_id(KeyPurpose(purpose))
-    print(f"{purpose}: the current key is now {current}; restart API and workers")
 
 
 @keys.command

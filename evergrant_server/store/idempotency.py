@@ -14,10 +14,10 @@ from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
 from evergrant_server.store.database import columns
-from evergrant_server.store.database.columns import sealed_place, table_of
+from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import Values, find_one, insert
 from evergrant_server.store.erasure.orders import is_held
-from evergrant_server.store.keys import NO_CONNECTION
+from evergrant_server.store.keys import NO_CONNECTION, sealed_place
 from evergrant_server.store.sealing import SealedRepository
 
 

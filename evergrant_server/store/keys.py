@@ -1,9 +1,11 @@
 """Keys of tenants and connections: each is a row, wrapped by the key above it."""
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, func, or_, select
+from sqlalchemy import Table, and_, bindparam, func, or_, select
 
 from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, Sealed, SealingKey, open_sealed
 from evergrant_server.store.database import columns
@@ -111,3 +113,18 @@ def unwrap(ring: KeyRing, tenant: str, purpose: KeyPurpose, rows: WrappedKey) ->
         return tenant_key
     place = key_associated_data(tenant, rows.id, purpose, rows.connection_id)
     return SealingKey(rows.id, open_sealed(tenant_key, place, rows.wrapped))
+
+
+@cache
+def _sealed_by(table: Table, column: str) -> columns.SealedBy:
+    by: columns.SealedBy = table.c[column].info[columns.SEALED_BY]
+    return by
+
+
+def sealed_place(table: Table, column: str, row: Mapping[str, Any]) -> AssociatedData:
+    """What the seal of a column's value in this row is bound to."""
+    by = _sealed_by(table, column)
+    name = "/".join([row[part] for part in by.row])
+    return AssociatedData(
+        row["tenant"], table.name, name, column, 0 if by.generation is None else row[by.generation]
+    )

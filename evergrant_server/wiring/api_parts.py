@@ -11,6 +11,7 @@ from evergrant_server.egress import EgressPolicy
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows
 from evergrant_server.store.database.engine import Pool
+from evergrant_server.wiring.heartbeat import Heartbeat
 from evergrant_server.wiring.platform import Platform, open_platform
 
 
@@ -37,6 +38,7 @@ async def open_api(settings: Settings, role: Role) -> AsyncIterator[tuple[Platfo
             offer_consent=offer_consent,
         )
         try:
-            yield platform, api
+            async with Heartbeat(platform.store, platform.clock).running():
+                yield platform, api
         finally:
             await ledger.stop()

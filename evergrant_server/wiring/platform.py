@@ -1,6 +1,6 @@
 """The parts that API, worker and operator commands share, opened from the settings."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,7 @@ class Platform:
     link: TemporalLink
     reconciler: Reconciler
     relay: OutboxRelay
+    key_services: Sequence[BoundKeyService] = ()  # the first wraps; none where roots lie in the key file
 
 
 def key_services(settings: Settings) -> list[BoundKeyService]:
@@ -99,7 +100,7 @@ async def open_platform(
         ring = store.ring
         saturation.observe_connections(store.connections_in_use)
         await require_matching_key_ring(store, ring)
-        client = await connect(settings, lazy=lazy, plugins=client_plugins(), **client_options)
+        client = await connect(settings, store, lazy=lazy, plugins=client_plugins(), **client_options)
         link = TemporalLink(client, ring, clock, settings.temporal_task_queue)
         registry = Registry.load()
         starter = WorkflowStarter(
@@ -110,4 +111,5 @@ async def open_platform(
         relay = OutboxRelay(
             background, link, reconciler, clock, settings.relay_interval, bulk=role is not Role.API
         )
-        yield Platform(settings, clock, ring, store, registry, client, link, reconciler, relay)
+        parts = (settings, clock, ring, store, registry, client, link, reconciler, relay)
+        yield Platform(*parts, keeper.services)

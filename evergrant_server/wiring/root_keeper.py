@@ -51,7 +51,7 @@ class RootKeeper:
     """Fills a store's ring. Belongs to one event loop."""
 
     def __init__(self, store: Store, services: Sequence[BoundKeyService], hold: timedelta) -> None:
-        self._store, self._ring, self._services = store, store.ring, services
+        self._store, self._ring, self.services = store, store.ring, services
         self._hold_s = hold.total_seconds()
         self._purposes = service_purposes(store.ring.role)
         self._root_purposes = sorted(purpose.value for purpose in PURPOSES_OF_ROLE[store.ring.role])
@@ -117,7 +117,7 @@ class RootKeeper:
     async def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        for service in self._services:
+        for service in self.services:
             await service.close()
 
     @property
@@ -167,9 +167,9 @@ class RootKeeper:
 
     async def _value(self, root: RootKey, wrapped: bytes) -> bytes:
         """What the row wraps, by the service that its row names, or by another that opens it."""
-        named = [service for service in self._services if service.key_name(root.purpose) == root.service]
+        named = [service for service in self.services if service.key_name(root.purpose) == root.service]
         first = None if named else _no_service(root)
-        for service in [*named, *(service for service in self._services if service not in named)]:
+        for service in [*named, *(service for service in self.services if service not in named)]:
             try:
                 value = await service.unwrap(root.purpose, wrapped, Context(root.id))
                 if root.purpose in PURPOSES_OF_ROLE[self._ring.role] and len(value) != KEY_BYTES:

@@ -83,7 +83,7 @@ def build_worker_parts(
     )
     replays[AttemptKind.REGISTRATION] = discovery.replay_answer
     decisions = DecisionActivities(store, clock)
-    keys = KeyRotationActivities(store, clock, settings.key_rotation)
+    keys = KeyRotationActivities(store, clock, settings.key_rotation, platform.key_services)
     activities = [
         *grants,
         *_integration_activities(platform, contexts, egress, sender, discovery),

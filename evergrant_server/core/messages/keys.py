@@ -21,6 +21,7 @@ class KeyRotationProgress(Message):
     destroyed: int = 0
     kept: int = 0  # older keys that a late reply, or a value, still needs
     broken: int = 0  # values that no key opens
+    waits_for: tuple[str, ...] = ()  # the first processes that have to do something before it goes on
     passes: int = 0  # of this step
     waited_s: float = 0
     wait_s: float = 0  # before the next page

@@ -31,12 +31,16 @@ from evergrant_server.store.keys import KeyRow
 from evergrant_server.store.outbox import OutboxRow
 from evergrant_server.store.permits import PermitUseRow
 from evergrant_server.store.root_keys import RootKeyRow
+from evergrant_server.store.rotation.processes import ProcessRow
 from evergrant_server.store.webhooks import DeliveryRow
 
 # Records and what they lead to, the key that seals an approval's call, and request states that are used up.
 _ADDED: tuple[type[Row], ...] = (AuditRow, OutboxRow, DeliveryRow, KeyRow, AppAssertionRow)
 # The ends of chains, and when and what was used.
-_COUNTED: tuple[type[Row], ...] = (AuditShardRow, UsageRow, AppKeyUseRow, PermitUseRow, LeaseUseRow)
+_COUNTED: tuple[type[Row], ...] = (
+    *(AuditShardRow, UsageRow, AppKeyUseRow, PermitUseRow, LeaseUseRow),
+    ProcessRow,  # who lives: a gateway says so of itself
+)
 # The columns of other rows. Those of an integration and of a root decide nothing: a row lock needs a column
 # to change.
 _CHANGED: dict[type[Row], tuple[str, ...]] = {

@@ -25,7 +25,7 @@ from evergrant_server.store.connections.tables import (
     LateTokensRow,
     ended_connections,
 )
-from evergrant_server.store.database.columns import sealed_place, table_of
+from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import (
     ModelRepository,
     RowPlace,
@@ -35,6 +35,7 @@ from evergrant_server.store.database.rows import (
     read_model,
 )
 from evergrant_server.store.erasure.orders import is_held
+from evergrant_server.store.keys import sealed_place
 from evergrant_server.store.sealing import SealedRepository
 
 _MOST_SUPERSEDED = 20  # an answer that this many later uses superseded is worth nothing

@@ -7,8 +7,9 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.crypto import AssociatedData, KeyPurpose, new_proof_key
 from evergrant_server.store.connections.tables import ProofKeyRow
-from evergrant_server.store.database.columns import sealed_place, table_of
+from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import Values, find_one, insert
+from evergrant_server.store.keys import sealed_place
 from evergrant_server.store.sealing import KeyRows, SealedRepository
 
 _COLUMN = "sealed_key"

@@ -12,8 +12,9 @@ from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
 from evergrant_server.store.connections.connections import PendingRevocation
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database import columns
-from evergrant_server.store.database.columns import sealed_place, table_of
+from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import ModelRepository, columns_equal, fetch_all, find_one
+from evergrant_server.store.keys import sealed_place
 from evergrant_server.store.sealing import SealedRepository
 
 

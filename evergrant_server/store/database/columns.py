@@ -4,7 +4,6 @@ The types mean the same on SQLite and PostgreSQL.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -26,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import declared_attr
 from sqlmodel import Field, ForeignKeyConstraint, SQLModel
 
-from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
+from evergrant_server.crypto import KeyPurpose, Sealed
 
 METADATA = MetaData(
     naming_convention={
@@ -101,12 +100,12 @@ class SealedBy:
 
 
 BY_INTAKE = SealedBy(KeyPurpose.INTAKE)
-_SEALED_BY = "sealed_by"
+SEALED_BY = "sealed_by"
 
 
 def sealed(by: SealedBy | None) -> Any:
     """A column of sealed bytes. `by` None: a key, which the key above it wraps (`store.keys`)."""
-    return Field(default=None, sa_type=SealedBytes, sa_column_kwargs={"info": {_SEALED_BY: by}})
+    return Field(default=None, sa_type=SealedBytes, sa_column_kwargs={"info": {SEALED_BY: by}})
 
 
 def partial_index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
@@ -157,22 +156,7 @@ def sealed_columns() -> dict[Table, dict[str, SealedBy]]:
     """Every sealed column of the schema that is no key, by its table, in the order of the tables' names."""
     tables = sorted(METADATA.tables.values(), key=lambda table: table.name)
     declared = {
-        table: {column.name: column.info[_SEALED_BY] for column in table.c if column.info.get(_SEALED_BY)}
+        table: {column.name: column.info[SEALED_BY] for column in table.c if column.info.get(SEALED_BY)}
         for table in tables
     }
     return {table: columns for table, columns in declared.items() if columns}
-
-
-@cache
-def _sealed_by(table: Table, column: str) -> SealedBy:
-    by: SealedBy = table.c[column].info[_SEALED_BY]
-    return by
-
-
-def sealed_place(table: Table, column: str, row: Mapping[str, Any]) -> AssociatedData:
-    """What the seal of a column's value in this row is bound to."""
-    by = _sealed_by(table, column)
-    name = "/".join([row[part] for part in by.row])
-    return AssociatedData(
-        row["tenant"], table.name, name, column, 0 if by.generation is None else row[by.generation]
-    )

@@ -17,12 +17,12 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyPurpose, Sealed
 from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow
-from evergrant_server.store.database.columns import sealed_place, table_of
+from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, find_one, not_found
 from evergrant_server.store.integrations.destinations import Destinations
 from evergrant_server.store.integrations.tables import IntegrationRow
-from evergrant_server.store.keys import NO_CONNECTION
+from evergrant_server.store.keys import NO_CONNECTION, sealed_place
 from evergrant_server.store.sealing import ColumnSealer, IntakeRepository, KeyRows
 
 _SECRET, _PREVIOUS = "sealed_client_secret", "sealed_previous_secret"

@@ -17,9 +17,9 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.core.single_use.attempt import AttemptOutcome
 from evergrant_server.crypto import KeyPurpose, Sealed, SealingKey, new_sealing_key, open_sealed, seal
 from evergrant_server.store.connections.tables import AttemptRow, ConnectionRow
-from evergrant_server.store.database.columns import SealedBy, sealed_place, table_of
+from evergrant_server.store.database.columns import SealedBy, table_of
 from evergrant_server.store.database.rows import Values, fetch_all, insert_all
-from evergrant_server.store.keys import NO_CONNECTION, KeyRow
+from evergrant_server.store.keys import NO_CONNECTION, KeyRow, sealed_place
 from evergrant_server.store.rotation.resealing import Moved, Pair, columns_of, reseal, sealed_rows
 from evergrant_server.store.rotation.tenant_keys import (
     KEYS,

@@ -23,9 +23,10 @@ from sqlalchemy import (
 from evergrant_server.core.errors import Failure
 from evergrant_server.crypto import KeyPurpose, SealingKey, key_id_of, open_sealed, seal
 from evergrant_server.crypto.envelope import seal_head
-from evergrant_server.store.database.columns import SealedBy, sealed_columns, sealed_place
+from evergrant_server.store.database.columns import SealedBy, sealed_columns
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values
+from evergrant_server.store.keys import sealed_place
 
 _UNDER_WAY = text(
     "SELECT DISTINCT l.virtualtransaction FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"

@@ -38,11 +38,13 @@ from evergrant_server.crypto import (
     seal,
 )
 from evergrant_server.crypto.envelope import encode_parts, key_unavailable
+from evergrant_server.crypto.key_services.port import ServicePurpose
 from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, fetch_all, insert
 from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.keys import NO_CONNECTION, KeyRow, key_associated_data
+from evergrant_server.store.root_keys import WrappedRoots
 from evergrant_server.store.rotation.resealing import (
     Moved,
     Pair,
@@ -162,6 +164,8 @@ class TenantKeyRotation(RotatedKeys):
         place = {"tenant": tenant, "id": new_id, "purpose": purpose.value, "connection_id": NO_CONNECTION}
         key = SealingKey(new_id, new_sealing_key("tky").reveal())
         wrapped = self._ring.wrap(purpose, place_of(place), key)
+        roots = WrappedRoots(self._connection, self._ring)
+        await roots.require_current(sealer_of(wrapped), ServicePurpose(purpose.of_roots))
         await insert(self._connection, KeyRow, self._new_row(place, sealer_of(wrapped), wrapped))
         return True
 

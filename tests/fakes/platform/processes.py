@@ -138,12 +138,13 @@ async def running_platform(
     allow: tuple[str, ...] = (),
     env: Mapping[str, str] | None = None,
     prepared: Callable[[RunningPlatform], Awaitable[None]] | None = None,
+    port: int | None = None,
 ) -> AsyncIterator[RunningPlatform]:
-    """Keys, schema, namespace, an admin key, one API and one worker.
+    """Keys, schema, namespace, an admin key, one API, on this port, and one worker.
 
     With a PYTHONPATH in `env` API and worker import by themselves. `prepared` comes before they start.
     """
-    port, metrics_port = free_port(), free_port()
+    port, metrics_port = port or free_port(), free_port()
     data, logs = folder / "data", folder / "logs"
     data.mkdir(mode=0o700), logs.mkdir()
     key_file = folder / "keys.json"

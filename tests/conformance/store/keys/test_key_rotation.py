@@ -24,8 +24,8 @@ from evergrant_server.store.database.columns import (
     sealed_columns,
     table_of,
 )
+from tests.conformance.store.keys.sealed_rows import add_row
 from tests.conformance.store.samples import ACME, a_grant, an_attempt, granted, some_tokens
-from tests.conformance.store.sealed_rows import add_row
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 from tests.fakes.key_rotations import KINDS, a_rotation, advanced, key_rows, one_page, rotated

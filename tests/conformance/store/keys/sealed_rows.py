@@ -12,8 +12,8 @@ from evergrant_server.store.database.columns import (
     SealedBy,
     SealedBytes,
     UtcDateTime,
-    sealed_place,
 )
+from evergrant_server.store.keys import sealed_place
 from tests.conformance.store.samples import ACME
 from tests.fakes.databases import NOW
 

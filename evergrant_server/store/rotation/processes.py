@@ -1,0 +1,140 @@
+"""Processes of the installation, and which root keys each holds and seals with.
+
+Each writes its row every few seconds. By the database's clock where there is one, so that no host's clock
+decides who is alive. The rows let a rotation wait; they let nobody seal: the transaction that seals looks for
+itself whether its root is the current one.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import NamedTuple
+
+from sqlalchemy import delete, func, select, update
+
+from evergrant_server.core.ids import Tenant
+from evergrant_server.store.database import columns
+from evergrant_server.store.database.columns import table_of
+from evergrant_server.store.database.engine import DatabaseConnection
+from evergrant_server.store.database.rows import Values, fetch_all, insert
+
+HEARTBEAT = timedelta(seconds=10)
+LIVE_FOR = HEARTBEAT * 3
+# A process that was stopped may go on; after this long, its own limits end what it had begun.
+MAY_COME_BACK = timedelta(minutes=10)
+_KEPT = timedelta(days=1)
+_INSTALLATION = Tenant("")
+
+
+class ProcessRow(columns.IdTable, table=True):
+    role: str
+    host: str
+    version: str
+    roots: dict[str, list[str]] = columns.json()  # that it holds, by purpose
+    seals_with: dict[str, str] = columns.json()  # the current one of each purpose, as it knows it
+    started_at: datetime = columns.timestamp()
+    seen_at: datetime = columns.timestamp()
+
+
+class ProcessState(StrEnum):
+    LIVE = "live"
+    SILENT = "silent"  # it may be stopped, or cut off, and come back
+    GONE = "gone"
+
+
+class Process(NamedTuple):
+    """A process as its row says, and how long ago it was written."""
+
+    id: str
+    role: str
+    host: str
+    version: str
+    roots: dict[str, list[str]]
+    seals_with: dict[str, str]
+    started_at: datetime
+    silent_for: timedelta
+
+    @property
+    def state(self) -> ProcessState:
+        if self.silent_for <= LIVE_FOR:
+            return ProcessState.LIVE
+        return ProcessState.SILENT if self.silent_for <= MAY_COME_BACK else ProcessState.GONE
+
+
+_P = table_of(ProcessRow).c
+
+
+class Processes:
+    """Within one transaction."""
+
+    def __init__(self, connection: DatabaseConnection, now: datetime) -> None:
+        self._connection, self._now = connection, now
+
+    async def beat(
+        self,
+        id: str,
+        names: Mapping[str, str],
+        roots: Mapping[str, list[str]],
+        seals_with: Mapping[str, str],
+        started_at: datetime,
+    ) -> None:
+        """Write that this process lives, and what it holds. `names` are its role, host and version."""
+        now = await self._database_time()
+        held: Values = {"roots": dict(roots), "seals_with": dict(seals_with), "seen_at": now}
+        mine = update(ProcessRow).where(_P.tenant == _INSTALLATION, _P.id == id)
+        changed = await self._connection.execute(mine.values({**held, "revision": _P.revision + 1}))
+        if changed.rowcount == 0:
+            key: Values = {"tenant": _INSTALLATION, "id": id, "revision": 1, "started_at": started_at}
+            await insert(self._connection, ProcessRow, {**key, **names, **held})
+
+    async def end(self, id: str) -> None:
+        """Write that this process has ended. A gateway may delete nothing: `prune` does."""
+        long_ago = await self._database_time() - _KEPT
+        mine = update(ProcessRow).where(_P.tenant == _INSTALLATION, _P.id == id)
+        await self._connection.execute(mine.values({"seen_at": long_ago, "revision": _P.revision + 1}))
+
+    async def prune(self) -> None:
+        """Delete the rows of processes that have ended, or were silent for a day."""
+        old = await self._database_time() - _KEPT
+        await self._connection.execute(
+            delete(ProcessRow).where(_P.tenant == _INSTALLATION, _P.seen_at <= old)
+        )
+
+    async def all(self) -> list[Process]:
+        """Every process that wrote within the last day, by role and host."""
+        now = await self._database_time()
+        query = select(table_of(ProcessRow)).where(_P.seen_at > now - _KEPT)
+        rows = await fetch_all(self._connection, query.order_by(_P.role, _P.host, _P.id))
+        shown = Process._fields[:-1]
+        return [
+            Process(**{name: row[name] for name in shown}, silent_for=now - row["seen_at"]) for row in rows
+        ]
+
+    async def _database_time(self) -> datetime:
+        if self._connection.dialect.name != "postgresql":
+            return self._now
+        moment: datetime = (await self._connection.execute(select(func.clock_timestamp()))).scalar_one()
+        return moment
+
+
+def lacking(processes: list[Process], purpose: str, root_id: str) -> list[Process]:
+    """The live processes that need this purpose, which have some root of it, and don't hold this one."""
+    return [
+        process
+        for process in processes
+        if process.state is ProcessState.LIVE
+        and purpose in process.roots
+        and root_id not in process.roots[purpose]
+    ]
+
+
+def may_seal_with_another(processes: list[Process], purpose: str, root_id: str) -> list[Process]:
+    """Those that may still seal with another root of this purpose: live ones that don't know yet, and those
+    that fell silent and may come back."""
+    return [
+        process
+        for process in processes
+        if process.state is not ProcessState.GONE
+        and purpose in process.roots
+        and (process.state is ProcessState.SILENT or process.seals_with.get(purpose) != root_id)
+    ]
