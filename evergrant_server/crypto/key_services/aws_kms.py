@@ -63,7 +63,7 @@ def open_service(url: ServiceUrl) -> "AwsKmsService":
 
 
 class AwsKmsService(BlockingKeyService):
-    """One client for the process. Nothing is tried twice here: whoever asks tries again."""
+    """One client for the process. Nothing is tried twice here: the caller tries again."""
 
     def __init__(self, url: ServiceUrl) -> None:
         super().__init__(url)

@@ -48,7 +48,7 @@ class AzureService(BlockingKeyService):
             raise ValueError("it must be azure:https://NAME.vault.azure.net/keys/evergrant-{purpose}")
         self._vault = f"https://{parts.netloc}"
         self._once = {
-            "retry_total": 0,  # whoever asks tries again
+            "retry_total": 0,  # the caller tries again
             "connection_timeout": url.limit_s / 2,
             "read_timeout": url.limit_s,
         }

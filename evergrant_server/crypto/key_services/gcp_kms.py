@@ -47,7 +47,7 @@ class GcpKmsService(BlockingKeyService):
             raise ValueError(
                 "it must be gcp-kms:projects/…/locations/…/keyRings/…/cryptoKeys/evergrant-{purpose}"
             )
-        self._once: Any = {"timeout": url.limit_s, "retry": None}  # whoever asks tries again
+        self._once: Any = {"timeout": url.limit_s, "retry": None}  # the caller tries again
         self._opening = threading.Lock()
         self._opened: kms_v1.KeyManagementServiceClient | None = None
         self._credentials: Any = None

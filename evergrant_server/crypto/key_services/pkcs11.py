@@ -55,7 +55,7 @@ _ALTERED = (
 
 
 class _Module:
-    """A module is one for the process: a lock for whoever calls it, and the services that have logged in."""
+    """A module is one for the process: a lock for its callers, and the services that have logged in."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -239,7 +239,7 @@ class _Token:
             return "isn't asked for: the token's user PIN is locked, or would be after another wrong one"
         if token.flags & pkcs11.TokenFlag.USER_PIN_COUNT_LOW and self._refused_pin is None:
             return (
-                "isn't asked for: since the last login somebody entered a wrong PIN, and this process won't "
+                "isn't asked for: since the last login a wrong PIN was entered, and this process won't "
                 f"add another. Check {self._pin_file}, then log in with that PIN once: "
                 f"pkcs11-tool --module {self._module} --token-label {self._label} --login --list-objects"
             )

@@ -43,7 +43,9 @@ class AzureWorld(World):
     _identity: Front
 
     def __init__(self) -> None:
-        self._private = {f"evergrant-{it}": rsa.generate_private_key(65537, 2048) for it in ServicePurpose}
+        self._private = {
+            f"evergrant-{purpose}": rsa.generate_private_key(65537, 2048) for purpose in ServicePurpose
+        }
         self._version = secrets.token_hex(16)
         self._refusal: Reply | None = None
         self._token = secrets.token_urlsafe(16)

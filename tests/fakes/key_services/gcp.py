@@ -38,7 +38,9 @@ class GcpWorld(World):
     BACKEND = acts.GCP
 
     def __init__(self, folder: Path) -> None:
-        self._keys = {f"{_RING}/cryptoKeys/evergrant-{it}": secrets.token_bytes(32) for it in ServicePurpose}
+        self._keys = {
+            f"{_RING}/cryptoKeys/evergrant-{purpose}": secrets.token_bytes(32) for purpose in ServicePurpose
+        }
         self._state = "ENABLED"
         self._account = rsa.generate_private_key(65537, 2048)
         self._credentials = folder / "credentials.json"

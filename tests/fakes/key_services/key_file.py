@@ -38,10 +38,10 @@ class KeyFileWorld(World):
 
     @asynccontextmanager
     async def other_file(self, purpose: ServicePurpose) -> AsyncIterator[None]:
-        other = self.key_file.with_name("other.json")
-        KeyRing.create(other, Role.OPERATOR)
-        async with self._replaced_by(keyfile.read(other)):
-            other.unlink()
+        elsewhere = self.key_file.with_name("elsewhere.json")
+        KeyRing.create(elsewhere, Role.OPERATOR)
+        async with self._replaced_by(keyfile.read(elsewhere)):
+            elsewhere.unlink()
             yield
 
     @asynccontextmanager

@@ -68,8 +68,8 @@ class SoftHsmWorld(World):
         finally:
             pkcs11.lib(world._spy).finalize()  # it reads its environment once, when it is initialized
 
-    async def new_key(self, purpose: ServicePurpose, *more: str) -> None:
-        flags = ("--sensitive", *more)
+    async def new_key(self, purpose: ServicePurpose, *options: str) -> None:
+        flags = ("--sensitive", *options)
         await self._tool("--keygen", "--key-type", "AES:32", "--label", f"evergrant-{purpose}", *flags)
 
     async def delete_key(self, purpose: ServicePurpose) -> None:
