@@ -68,7 +68,7 @@ def new_ring(settings: Settings, role: Role) -> KeyRing:
 async def open_store(
     settings: Settings, role: Role, clock: Clock | None = None
 ) -> AsyncIterator[tuple[Store, RootKeeper]]:
-    """The store with a ring of this role that is filled once; closed at the end of the block.
+    """The store with a ring of this role, which is kept filled; closed at the end of the block.
 
     Raises BadSettings, Failure KEY_UNAVAILABLE, KEY_DENIED, KEY_GONE, SEAL_BROKEN, STORE_UNAVAILABLE or
     SCHEMA_MISMATCH.
@@ -78,7 +78,8 @@ async def open_store(
     keeper = RootKeeper(store, services, settings.key_hold)
     try:
         await keeper.begin()
-        yield store, keeper
+        async with keeper.running():
+            yield store, keeper
     finally:
         await keeper.close()
         await store.close()
@@ -95,7 +96,7 @@ async def open_platform(
     """
     require_own_packages()
     clock = clock or SystemClock()
-    async with open_store(settings, role, clock) as (store, keeper), keeper.running():
+    async with open_store(settings, role, clock) as (store, keeper):
         ring = store.ring
         saturation.observe_connections(store.connections_in_use)
         await require_matching_key_ring(store, ring)

@@ -280,7 +280,7 @@ class RootKeeper:
             )
         failure = self._failures.get(root.id)
         if failure is None:
-            why = f"root_key {root.id} wasn't unwrapped yet."
+            why = f"root_key {root.id} wasn't unwrapped, or not confirmed for {self._hold_s:g} s."
             return Failure(ErrorCode.KEY_UNAVAILABLE, why, retry_after=RETRY_AFTER_S)
         return failure
 

@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,11 +137,12 @@ async def running_platform(
     *,
     allow: tuple[str, ...] = (),
     env: Mapping[str, str] | None = None,
+    prepared: Callable[[RunningPlatform], Awaitable[None]] | None = None,
     port: int | None = None,
 ) -> AsyncIterator[RunningPlatform]:
     """Keys, schema, namespace, an admin key, one API, on this port, and one worker.
 
-    With a PYTHONPATH in `env` API and worker import by themselves.
+    With a PYTHONPATH in `env` API and worker import by themselves. `prepared` comes before they start.
     """
     port, metrics_port = port or free_port(), free_port()
     data, logs = folder / "data", folder / "logs"
@@ -176,6 +177,8 @@ async def running_platform(
     await platform.command("db", "upgrade")
     await platform.command("keys", "bootstrap", "--out", str(folder / "admin.key"))
     platform.admin_key = (folder / "admin.key").read_text().strip()
+    if prepared is not None:
+        await prepared(platform)
     try:
         await platform.start("worker", "evergrant_server", "worker", EVERGRANT_METRICS_PORT=str(metrics_port))
         await platform.start("api", "evergrant_server", "serve")

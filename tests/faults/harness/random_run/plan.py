@@ -25,7 +25,7 @@ KINDS = {
     "Temporal restarted": 1,
     "clock jumps an hour ahead": 1,
     "clock jumps an hour back": 1,
-    "key file away": 1,
+    "key service away": 2,
     "revocation": 3,
 }
 

@@ -8,10 +8,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.crypto.key_services.port import ServicePurpose
+from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.crypto.root_keys import first_roots
+from evergrant_server.store import Store
 from evergrant_server.temporal_link.connect import prepare_namespace
 from tests.fakes.databases import postgres
+from tests.fakes.key_services.openbao import OpenBaoWorld
 from tests.fakes.platform.processes import ROOT, RunningPlatform, running_platform
 from tests.fakes.ports import free_port
 from tests.fakes.temporal import TemporalServer
@@ -22,6 +29,7 @@ from tests.faults.harness.random_run.plan import WORKERS
 from tests.faults.harness.random_run.real_server import RealServer
 
 _RESTART_S = 0.5
+_HOLD_S = 8  # on a busy machine a process needs seconds for a look
 
 
 @dataclass
@@ -36,6 +44,7 @@ class Installation:
     urls: tuple[str, ...]
     clock_file: Path
     real: RealServer
+    service: OpenBaoWorld
     database: asyncio.Lock = field(default_factory=asyncio.Lock)  # hurt one way at a time
     keys: asyncio.Lock = field(default_factory=asyncio.Lock)
     restarting: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -95,14 +104,25 @@ class Installation:
         beside.write_text(str(seconds), encoding="utf-8")
         os.replace(beside, self.clock_file)
 
-    async def key_file_away(self, seconds: float, worker: str) -> None:
-        """Who runs has its keys; who starts meanwhile refuses to, and is started again."""
-        hidden = self.platform.key_file.with_suffix(".away")
-        async with self.keys:
-            os.rename(self.platform.key_file, hidden)
+    async def key_service_away(self, seconds: float, worker: str) -> None:
+        """Who runs has its keys for a while; who starts meanwhile refuses to, and is started again."""
+        async with self.keys, self.service.closed(ServicePurpose.LEASE):
             self.signal(worker, signal.SIGKILL)
             await asyncio.sleep(seconds)
-            os.rename(hidden, self.platform.key_file)
+
+
+async def _wrapped(service: OpenBaoWorld, platform: RunningPlatform) -> None:
+    """Have the service wrap the keys of the file, which no process but the harness reads from here on."""
+    ring = KeyRing.open(platform.key_file, Role.OPERATOR)
+    store = await Store.open(platform.env["EVERGRANT_DATABASE_URL"], ring, SystemClock())
+    assert ring.file is not None
+    async with service.as_role("worker") as worker:
+        rows = await first_roots(worker, ring.file, SystemClock().now(), lie_in_file=False)
+    async with store.write() as tx:
+        for root, wrapped in rows:
+            await tx.root_keys.add(root, wrapped)
+    await store.close()
+    platform.env |= {"EVERGRANT_KEY_SERVICE": service.url, "EVERGRANT_KEY_HOLD": f"{_HOLD_S}"}
 
 
 @asynccontextmanager
@@ -124,14 +144,20 @@ async def installed(folder: Path, idp: StrictProvider, real: RealServer) -> Asyn
             FILE: str(clock_file),
         }
         allow = (idp.allowance, real.allowance)
-        async with running_platform(folder, temporal.address, allow=allow, env=env) as platform:
+        (folder / "service").mkdir()
+        async with (
+            OpenBaoWorld.running(folder / "service") as service,
+            running_platform(
+                folder, temporal.address, allow=allow, env=env, prepared=partial(_wrapped, service)
+            ) as platform,
+        ):
             ground = await HarnessDatabase.on(url, platform.key_file)
             port = free_port()
             await platform.start("api-2", "evergrant_server", "serve", EVERGRANT_PORT=str(port))
             for number in range(2, WORKERS + 1):
                 await platform.start(f"worker-{number}", "worker")
             urls = (platform.url, f"http://127.0.0.1:{port}")
-            here = Installation(platform, ground, idp, folder, temporal, urls, clock_file, real)
+            here = Installation(platform, ground, idp, folder, temporal, urls, clock_file, real, service)
             try:
                 yield here
             finally:

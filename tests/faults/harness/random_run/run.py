@@ -184,8 +184,8 @@ async def _inject(here: Installation, it: Injection, victim: Connection, seen: R
         case "clock jumps an hour back":
             seen.clock_went_back = True
             here.clock_jumps(-_HOUR_S)
-        case "key file away":
-            await here.key_file_away(min(it.lasts, 8.0), worker)
+        case "key service away":
+            await here.key_service_away(min(it.lasts, 20.0), worker)
         case "revocation":
             await _revoke(here, victim, seen)
 
