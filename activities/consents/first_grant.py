@@ -138,8 +138,12 @@ def _is_overtaken(current: Connection, attempt: Attempt) -> bool:
 
 
 def may_be_sent_later(failure: Failure) -> bool:
-    """True for a failure before anything was sent, which a later try may not meet."""
-    return failure.code in _RETRIED_BY_TEMPORAL
+    """True for a failure before anything was sent, which a later try may not meet.
+
+    A missing key says when to try again only while a key service is away: the code is good meanwhile.
+    """
+    away = failure.code is ErrorCode.KEY_UNAVAILABLE and failure.retry_after is not None
+    return away or failure.code in _RETRIED_BY_TEMPORAL
 
 
 class FirstGrantActivities(ABC):

@@ -1,7 +1,7 @@
 """What every judgement works with: settings, store, keys, clock, and calls to Temporal without its types."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("evergrant.api")
 
 
+class ReadStory(Protocol):
+    """The story that a sealed payload belongs to."""
+
+    @property
+    def tenant(self) -> Tenant: ...
+    @property
+    def connection_id(self) -> ConnectionId: ...
+
+
 class TemporalPort(Protocol):
     """Calls to workflows. Each raises Failure TEMPORAL_UNAVAILABLE. Timeouts are seconds."""
 
@@ -49,6 +58,12 @@ class TemporalPort(Protocol):
     async def ready(self) -> bool: ...
 
     async def history(self, workflow: str, run_id: str | None = None) -> list[dict[str, Any]]: ...
+
+    async def open_events(self, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]: ...
+
+    async def read_payloads(
+        self, payloads: Sequence[dict[str, Any]], may_read: "Callable[[ReadStory | None], Awaitable[bool]]"
+    ) -> list[dict[str, Any]]: ...
 
 
 class Relay(Protocol):

@@ -90,6 +90,7 @@ async def _erase(tx: Transaction, order: Order, wait: timedelta, approved: Appro
         waits_until=now + wait,
     )
     await tx.erasures.add(erasure)
+    await tx.outbox.add(erasure_message(erasure, order.context, now))
     if order.kind is TargetKind.CONNECTION:
         connection = await tx.revocable_rows.connection(tenant, ConnectionId(order.target), now)
         if connection is None:
@@ -105,7 +106,6 @@ async def _erase(tx: Transaction, order: Order, wait: timedelta, approved: Appro
         **order.named(ring),
         **extra,
     )
-    await tx.outbox.add(erasure_message(erasure, order.context, now))
     return erasure
 
 

@@ -3,6 +3,7 @@
 A person is a caller with the rights of a role. No route that leases authenticates people.
 """
 
+from collections.abc import Collection
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -44,18 +45,20 @@ def login_url(api: ApiContext, tenant: str, *, step_up: bool = False) -> str:
     return f"{api.settings.public_url}/login?tenant={tenant}" + ("&step_up=true" if step_up else "")
 
 
-async def person_caller(api: ApiContext, request: Request) -> Caller | None:
+async def person_caller(
+    api: ApiContext, request: Request, further_origins: Collection[str] = ()
+) -> Caller | None:
     """The person with the presented session; None when none is presented.
 
     Raises Failure UNAUTHENTICATED; TENANT_DISABLED unless the session was made on the host;
-    CROSS_SITE_REQUEST for another site's form or script.
+    CROSS_SITE_REQUEST for another site's form or script, unless it is of `further_origins`.
     """
     presented = presented_secret(api, request)
     if presented is None:
         return None
     secret, by_cookie = presented
     if by_cookie:
-        require_same_origin(api, request)
+        require_same_origin(api, request, further_origins)
     async with api.store.read() as tx:
         session = await live_session(tx, api, secret, by_cookie=by_cookie)
         if session is not None and session.kind is not SessionKind.BREAK_GLASS:
@@ -102,14 +105,16 @@ async def live_session(
     return session
 
 
-def require_same_origin(api: ApiContext, request: Request) -> None:
-    """Raise Failure CROSS_SITE_REQUEST for a change that no page of our own has sent.
+def require_same_origin(api: ApiContext, request: Request, further_origins: Collection[str] = ()) -> None:
+    """Raise Failure CROSS_SITE_REQUEST for a change that no page of our own or of these origins has sent.
 
     Browsers send Origin with every request that isn't GET or HEAD (Fetch section 3.1).
     """
     if request.method in _CHANGES_NOTHING:
         return
-    if request.headers.getlist("origin") != [origin_of(api.settings.public_url)]:
+    origins = {origin_of(api.settings.public_url), *further_origins}
+    sent = request.headers.getlist("origin")
+    if len(sent) != 1 or sent[0] not in origins:
         raise Failure(ErrorCode.CROSS_SITE_REQUEST)
 
 

@@ -13,7 +13,7 @@ from evergrant_server.access.context import ApiContext
 from evergrant_server.access.decision import LeaseIssuer
 from evergrant_server.access.recording import RefusalLog
 from evergrant_server.access.refreshes import RefreshWaiter
-from evergrant_server.api import audit, erasures, health, key_rotations, openapi, webhooks
+from evergrant_server.api import audit, erasures, health, key_rotations, openapi, stories, webhooks
 from evergrant_server.api.agents import delegation_explanation, delegation_rules, delegations
 from evergrant_server.api.agents import routes as agents
 from evergrant_server.api.apps import (
@@ -114,6 +114,7 @@ ROUTERS = (
     refresh_command.router,
     oauth1_signatures.router,
     history.router,
+    stories.router,
     audit.router,
     webhooks.router,
     key_rotations.router,
@@ -203,6 +204,8 @@ def _add_outer_middleware(app: EvergrantApi, api: ApiContext, certificates: Cert
     """From the inside out."""
     if certificates is not None:
         app.add_middleware(TrustedHop, header=certificates, base_url=api.settings.public_url)
+    if api.settings.temporal_ui_url:
+        app.add_middleware(stories.UiOrigin, ui_url=api.settings.temporal_ui_url)
     lease_wait_s = api.settings.lease_wait.total_seconds()
     app.add_middleware(Deadline, base_url=api.settings.public_url, lease_wait_s=lease_wait_s)
     app.add_middleware(Envelope, base_url=api.settings.public_url, version=VERSION)

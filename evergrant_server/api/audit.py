@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from evergrant_server import audit
 from evergrant_server.api.http.call import ApiCall, AuditorCall, Call
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit, UtcDatetime, View
-from evergrant_server.core.access import READING_ACTIONS, Action
+from evergrant_server.core.access import STORY_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.provider_words import PROVIDER_SAID
@@ -93,7 +93,7 @@ async def connection_records(
 ) -> Page[AuditView]:
     """A page of a connection's records, as far as the caller may read them. Raises Failure NOT_FOUND."""
     async with call.api.store.read() as tx:
-        connection = await call.visible_connection(tx, connection_id, *READING_ACTIONS, Action.CONNECT)
+        connection = await call.visible_connection(tx, connection_id, *STORY_ACTIONS, Action.CONNECT)
         page = await _page(tx, call, connection_id, limit, cursor, newest_first)
     if not call.may_audit(Target.of(connection)):
         for record in page.items:

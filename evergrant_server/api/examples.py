@@ -88,6 +88,9 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /oauth/register": {"client_name": "Coder", "redirect_uris": ["http://127.0.0.1/callback"]},
     "PUT /v1/admin-login": {"integration": "staff", "roles": {"tenant_admin": ["evergrant-admins"]}},
     "POST /login/command": {"code": "…", "verifier": "…"},
+    "POST /temporal/decode": {
+        "payloads": [{"metadata": {"encoding": "…", "evergrant-workflow": "…"}, "data": "…"}]
+    },
     "POST /v1/connections": {
         "integration": "crm",
         "subject": "alice",

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Select, bindparam, select, tuple_, update
 
+from evergrant_server.core.audit import INSTALLATION
 from evergrant_server.core.connections.erasure import LegalHold, TargetKind, targets_of
-from evergrant_server.core.ids import Tenant
+from evergrant_server.core.ids import Tenant, has_id_shape
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Transaction
 from evergrant_server.store.audit_tables import (
     DECISIVE_ACTIONS,
+    END_ACTIONS,
     EVIDENCE_ACTIONS,
     AuditRow,
     AuditShardRow,
@@ -90,7 +92,7 @@ async def erase_naming(
     rows = await fetch_all(tx.connection, part)
     if subject is not None:
         rows = [row for row in rows if row["object"] == subject or names(json.loads(row["detail"]), subject)]
-    return await _erase(tx, rows, subject), after._replace(seq=last)
+    return await _erase(tx, rows), after._replace(seq=last)
 
 
 async def prune_bodies(
@@ -124,13 +126,16 @@ async def prune_bodies(
 async def shards_to_prune(
     tx: Transaction, after: tuple[str, str], limit: int = 100
 ) -> list[tuple[Tenant, str]]:
-    """The shards of every tenant with records that weren't looked at yet, behind `after`: tenant and name."""
+    """The shards of every tenant with records that weren't looked at yet, behind `after`: tenant and name.
+
+    The installation's own says which shards there are, and names no subject: it stays.
+    """
     shard, done = table_of(AuditShardRow).c, table_of(AuditPruningRow)
     same = (done.c.tenant == shard.tenant) & (done.c.shard == shard.shard)
     query = (
         select(shard.tenant, shard.shard)
         .select_from(table_of(AuditShardRow).outerjoin(done, same))
-        .where(tuple_(shard.tenant, shard.shard) > after)
+        .where(tuple_(shard.tenant, shard.shard) > after, shard.tenant != INSTALLATION)
         .where(done.c.seq.is_(None) | (done.c.seq < shard.count))
         .order_by(shard.tenant, shard.shard)
         .limit(limit)
@@ -145,11 +150,11 @@ def _names_any(row: Values, subjects: Collection[str]) -> bool:
     return row["object"] in subjects or any(names(detail, subject) for subject in subjects)
 
 
-async def _erase(tx: Transaction, rows: Sequence[Values], subject: str | None = None) -> int:
+async def _erase(tx: Transaction, rows: Sequence[Values]) -> int:
     changes: list[Values] = [
         {
             **{f"of_{name}": row[name] for name in ("tenant", "shard", "seq")},
-            "left": ERASED if subject is not None and row["object"] == subject else row["object"],
+            "left": row["object"] if _stays(row) else ERASED,
             "made": _mac(tx.ring, row),
         }
         for row in rows
@@ -157,6 +162,11 @@ async def _erase(tx: Transaction, rows: Sequence[Values], subject: str | None = 
     if changes:
         await tx.connection.execute(_ERASE, changes)
     return len(changes)
+
+
+def _stays(row: Values) -> bool:
+    """Whether the record's object is an id, and no subject; or one that `store.ends` looks for."""
+    return has_id_shape(row["object"]) or row["action"] in END_ACTIONS
 
 
 async def _last_of_step(tx: Transaction, tenant: Tenant, after: Place, step: int) -> int | None:

@@ -89,6 +89,16 @@ async def create_wrapped_keys(settings: Settings) -> bool:
     return True
 
 
+async def has_wrapped_keys(settings: Settings) -> bool:
+    """Whether the database has rows of root keys. Raises as Store.open does."""
+    store = await Store.open(settings.database_url, new_ring(settings, Role.OPERATOR), SystemClock())
+    try:
+        async with store.read() as tx:
+            return bool(await tx.root_keys.all())
+    finally:
+        await store.close()
+
+
 async def renew_gateway_bundle(settings: Settings) -> bool:
     """Have the key service wrap what gateways derive anew, where this version derives more; else False.
 

@@ -46,12 +46,15 @@ class Action(StrEnum):
     ADMIN = "admin"
     AUDIT = "audit"  # reads what `admin` reads, and changes nothing
     EXPORT = "export"  # refresh tokens, sealed to a key of the caller's
+    STORIES = "stories"  # reads what the workflows of connections wrote, also in the Temporal UI
 
 
 # the actions that reach tokens
 TOKEN_ACTIONS = frozenset({Action.TOKEN, Action.PROXY, Action.EXPORT})
 # those that read the configuration, the audit log, and who reaches what
 READING_ACTIONS = (Action.ADMIN, Action.AUDIT)
+# those that read the story of a connection
+STORY_ACTIONS = (Action.STORIES, *READING_ACTIONS)
 
 
 class App(TenantRow):

@@ -132,6 +132,11 @@ def is_id(value: str, prefix: str) -> bool:
     return bool(_SHAPE.match(value)) and value.startswith(f"{prefix}_")
 
 
+def has_id_shape(value: str) -> bool:
+    """True when `value` has the shape of an id with any prefix."""
+    return bool(_SHAPE.match(value))
+
+
 def is_slug(value: str) -> bool:
     """True for names of tenants, integrations, apps and permits: a DNS label in lower case."""
     return bool(_SLUG.match(value))

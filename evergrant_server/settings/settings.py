@@ -216,6 +216,12 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
     temporal_ui_url: str = ""
     """The URL at which an operator's browser reaches the Temporal UI: the console links a connection's
     workflow there. Empty: no link; `dev` sets its own."""
+    seal_histories: bool = True
+    """Whether what the workflows of connections write into Temporal is sealed, by a key of each connection.
+    Off: it is plain from then on, and what was sealed stays readable."""
+    temporal_codec: str = ""
+    """A codec of your own, `module:attribute` (a `temporalio.converter.PayloadCodec`, or its class): every
+    payload passes it, those of pipelines too, before it is sealed."""
     history_retention: Duration = timedelta(days=365)
     """How long Temporal keeps closed runs; set by `dev` and `db upgrade`."""
     tenant: str = "default"

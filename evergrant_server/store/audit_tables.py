@@ -17,7 +17,7 @@ ACCESS_CONDITION = "({})".format(" OR ".join(f"action LIKE '{word}.%'" for word 
 
 
 # the actions that end something, or begin it anew: a row that was put back is told by them (`store.ends`)
-_END_ACTIONS = (
+END_ACTIONS = (
     *(AuditAction.APP_DELETED, AuditAction.APP_PUT, AuditAction.AGENT_STOPPED, AuditAction.DENIES_CHANGED),
     *(AuditAction.APPROVAL_REQUESTED, AuditAction.APPROVAL_USED, AuditAction.CALL_APPROVAL_DENIED),
     *(AuditAction.CALL_APPROVAL_EXPIRED, AuditAction.CALL_APPROVAL_USED, AuditAction.CREDENTIAL_DELETED),
@@ -28,7 +28,7 @@ _END_ACTIONS = (
     *(AuditAction.ADMIN_LOGIN_DELETED, AuditAction.CLIENT_LOGIN_DELETED),
     *(AuditAction.DELEGATION_RULE_DELETED, AuditAction.TRUSTED_ISSUER_DELETED),
 )
-END_CONDITION = "action IN ({})".format(", ".join(f"'{action.value}'" for action in _END_ACTIONS))
+END_CONDITION = "action IN ({})".format(", ".join(f"'{action.value}'" for action in END_ACTIONS))
 
 
 class AuditRow(columns.TenantTable, table=True):

@@ -227,10 +227,28 @@ class ColumnSealer:
             row = await self._row(KEY_BY_ID, purpose, tenant=place.tenant, id=key_id)
         return _opened(self.ring, purpose, connection_id, place, sealed, row)
 
-    async def destroy_keys(self, tenant: str, connection_id: str) -> int:
+    async def find_key(
+        self, purpose: KeyPurpose, tenant: str, connection_id: str, key_id: str | None = None
+    ) -> SealingKey | None:
+        """The connection's key with this id, without one the current key; None: the connection has none.
+
+        Raises Failure KEY_UNAVAILABLE, SEAL_BROKEN.
+        """
+        if key_id is None:
+            row = await self._current_row(tenant, purpose, connection_id)
+        else:
+            row = await self._row(KEY_BY_ID, purpose, tenant=tenant, id=key_id)
+        if row is None or row.connection_id != connection_id:
+            return None
+        return unwrap(self.ring, tenant, purpose, row)
+
+    async def destroy_keys(
+        self, tenant: str, connection_id: str, purposes: Iterable[KeyPurpose] = KeyPurpose
+    ) -> int:
         """Delete the connection's keys: what they sealed, also in a backup's rows, can't be opened."""
         keys = columns_equal(KeyRow, tenant=tenant, connection_id=connection_id)
-        gone = delete(KeyRow).where(keys, col(KeyRow.connection_id) != NO_CONNECTION)
+        of_purposes = col(KeyRow.purpose).in_([purpose.value for purpose in purposes])
+        gone = delete(KeyRow).where(keys, of_purposes, col(KeyRow.connection_id) != NO_CONNECTION)
         return (await self._connection.execute(gone)).rowcount
 
     async def _current(self, purpose: KeyPurpose, connection_id: str, place: AssociatedData) -> SealingKey:

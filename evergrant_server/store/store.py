@@ -12,7 +12,8 @@ from sqlmodel import col
 
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.crypto import ROOT_PURPOSES, KeyPurpose, KeyRing, Role
+from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.crypto import ROOT_PURPOSES, KeyPurpose, KeyRing, Role, SealingKey
 from evergrant_server.store.access import Access
 from evergrant_server.store.agents.agents import Agents, AgentStops
 from evergrant_server.store.agents.delegations import DelegationRules, Delegations
@@ -274,6 +275,28 @@ class Store:
             return keys
         async with self.write() as tx:
             return await tx.sealer.get_or_create_keys(tenant, connection_id, purposes)
+
+    async def find_story_key(
+        self, tenant: Tenant, connection_id: ConnectionId, key_id: str | None = None
+    ) -> SealingKey | None:
+        """A key of what the connection's workflow writes; without an id the current one. None: it has none.
+
+        Raises Failure KEY_UNAVAILABLE, SEAL_BROKEN, STORE_UNAVAILABLE.
+        """
+        async with self.autocommit() as connection:
+            sealer = ColumnSealer(connection, self.ring, self._clock.now())
+            return await sealer.find_key(KeyPurpose.STORY, tenant, connection_id, key_id)
+
+    async def make_story_key(self, tenant: Tenant, connection_id: ConnectionId) -> SealingKey | None:
+        """The current key of the connection's story, made where it has none; None without a connection.
+
+        Raises Failure KEY_UNAVAILABLE, SEAL_BROKEN, STORE_UNAVAILABLE.
+        """
+        async with self.write() as tx:
+            if await tx.connections.position(tenant, connection_id, for_share=True) is None:
+                return None  # it was erased
+            keys = await tx.sealer.get_or_create_keys(tenant, connection_id, (KeyPurpose.STORY,))
+            return keys.current(KeyPurpose.STORY)
 
     def _transaction(self, connection: DatabaseConnection, keys: UnwrappedKeys | None = None) -> Transaction:
         return Transaction(connection, self.ring, self._clock.now(), keys)

@@ -60,6 +60,7 @@ class LogEvent(StrEnum):
     SECURITY_EVENT_REFUSED = "security event refused"
     SCHEDULE_MISSING = "schedule missing"
     STORE_BEHIND = "store behind"
+    STORY_UNREADABLE = "story unreadable"
     STUCK_WORKFLOW = "stuck workflow"
     SUBJECT_MISMATCH = "subject mismatch"
     TEMPORAL_NOT_READY = "temporal not ready"

@@ -2,6 +2,8 @@
 the namespace itself, its search attributes and its retention."""
 
 import asyncio
+import importlib
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +17,7 @@ from temporalio.api.workflowservice.v1 import (
     UpdateNamespaceRequest,
 )
 from temporalio.client import Client
+from temporalio.converter import DataConverter, DefaultFailureConverter, PayloadCodec
 from temporalio.envconfig import ClientConfig
 from temporalio.plugin import SimplePlugin
 from temporalio.service import RPCError, RPCStatusCode
@@ -22,9 +25,11 @@ from temporalio.service import RPCError, RPCStatusCode
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.names import SearchAttribute
 from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.store import Store
 from evergrant_server.telemetry import traces
 from evergrant_server.temporal_link.received import DATA_CONVERTER
 from evergrant_server.temporal_link.runs import call_temporal, find_in_temporal
+from evergrant_server.temporal_link.stories import StoryCodec, StoryFailureConverter, StoryKeys
 
 _NOT_THERE = (
     "Start it, or correct EVERGRANT_TEMPORAL_ADDRESS: the port of its frontend (7233), not of its UI. If it "
@@ -33,12 +38,14 @@ _NOT_THERE = (
 _REPAIR = "Run: python -m evergrant_server db upgrade"
 
 
-async def connect(settings: Settings, *, lazy: bool = False, **options: Any) -> Client:
-    """Connect a client to the configured namespace.
+async def connect(
+    settings: Settings, store: Store | None = None, *, lazy: bool = False, **options: Any
+) -> Client:
+    """Connect a client to the configured namespace; with the store it reads and writes sealed stories.
 
     The address comes from `temporal_address`, else from Temporal's own environment and profile
     file (`temporalio.envconfig`), which also configure TLS and API keys. Raises BadSettings for a
-    bad profile, and Failure TEMPORAL_UNAVAILABLE unless `lazy`.
+    bad profile or codec, and Failure TEMPORAL_UNAVAILABLE unless `lazy`.
     """
     profile: dict[str, Any] = {}
     if not settings.temporal_address:
@@ -53,11 +60,37 @@ async def connect(settings: Settings, *, lazy: bool = False, **options: Any) -> 
         if settings.temporal_address
         else profile.get("namespace", settings.temporal_namespace)
     )
+    converter = DATA_CONVERTER if store is None else _story_converter(settings, store, profile["namespace"])
     try:
-        return await Client.connect(target, data_converter=DATA_CONVERTER, lazy=lazy, **profile, **options)
+        return await Client.connect(target, data_converter=converter, lazy=lazy, **profile, **options)
     except RuntimeError:
         why = f"no Temporal server answers at {target}"
         raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, why, repair=_NOT_THERE) from None
+
+
+def _story_converter(settings: Settings, store: Store, namespace: str) -> DataConverter:
+    seals = settings.seal_histories
+    codec = StoryCodec(StoryKeys(store), namespace, users_codec(settings.temporal_codec), seals=seals)
+    failures = StoryFailureConverter if seals else DefaultFailureConverter
+    return replace(DATA_CONVERTER, payload_codec=codec, failure_converter_class=failures)
+
+
+def users_codec(name: str) -> PayloadCodec | None:
+    """The codec `module:attribute` of `EVERGRANT_TEMPORAL_CODEC`. Raises BadSettings."""
+    if not name:
+        return None
+    module, _, attribute = name.partition(":")
+    try:
+        codec = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadSettings(
+            f"EVERGRANT_TEMPORAL_CODEC: {name} can't be imported ({type(error).__name__}); name it "
+            "`module:attribute`, in a module on this process's PYTHONPATH"
+        ) from None
+    codec = codec() if isinstance(codec, type) else codec
+    if not isinstance(codec, PayloadCodec):
+        raise BadSettings(f"EVERGRANT_TEMPORAL_CODEC: {name} is no temporalio.converter.PayloadCodec")
+    return codec
 
 
 def client_plugins() -> list[SimplePlugin]:

@@ -64,9 +64,10 @@ class DriftRepair:
         if last.state in (LifecycleState.REVOKING, LifecycleState.REVOKED):
             await self._restore_revocation(connection)
         known = await self._link.newest_generation(name, last.run_id)
-        started = await self._starter.start(connection, known_generation=known)
-        behind = started and known > connection.generation
-        return CheckedConnection(connection, started=started, store_behind=behind)
+        started = await self._starter.start(connection, known_generation=known or 0)
+        return CheckedConnection(
+            connection, started=started, store_behind=started and _is_behind(connection, known)
+        )
 
     async def compare(self, connection: Connection) -> CheckedConnection:
         """Query the workflow and repair a drift. One that doesn't answer is left alone.
@@ -112,17 +113,17 @@ class DriftRepair:
             return checked
         if await self._starter.has_attempt_under_way(connection):
             return CheckedConnection(connection, awaiting_provider=True)
-        known = 0
+        known: int | None = 0
         if not checked.answered:  # without a worker, only the history tells the generation
             name = connection_workflow_id(connection.tenant, connection.id)
             known = await self._link.newest_generation(name)
         restarted = await self._starter.start(
             connection,
-            known_generation=known,
+            known_generation=known or 0,
             replace_running=True,
             pending_replies=checked.pending_replies,
         )
-        behind = restarted and known > connection.generation
+        behind = restarted and _is_behind(connection, known)
         return CheckedConnection(connection, restarted=restarted, store_behind=behind)
 
     async def _is_settled(self, connection: Connection) -> bool:
@@ -164,6 +165,12 @@ class DriftRepair:
     async def _current(self, connection: Connection) -> Connection | None:
         async with self._store.read() as tx:
             return await tx.connections.get(connection.tenant, connection.id)
+
+
+def _is_behind(connection: Connection, known: int | None) -> bool:
+    """True when the history knows more than the store, or has a key that the store lacks: this came from an
+    older backup, or was changed by hand."""
+    return known is None or known > connection.generation
 
 
 async def unless_unreadable(connection: Connection, check: Awaitable[CheckedConnection]) -> CheckedConnection:

@@ -223,12 +223,13 @@ class OutboxRelay:
             raise WorkflowNotRunning
 
     async def _export_history(self, message: OutboxMessage) -> None:
-        """Store a closed run's history, with an audit record; of an erased connection nothing."""
+        """Store a closed run's history, sealed as it is in Temporal, with an audit record; of an erased
+        connection nothing."""
         payload = message.payload
         workflow, run_id = payload["workflow_id"], payload["run_id"]
         if not await self._link.is_closed(workflow, run_id):
             raise Failure(ErrorCode.TEMPORAL_UNAVAILABLE, "the run has not closed yet")
-        events = await self._link.history(workflow, run_id)
+        events = await self._link.sealed_history(workflow, run_id)
         now = self._clock.now()
         last = int(events[-1]["eventId"])
         export = HistoryExport(

@@ -18,6 +18,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.jobs import workflow_type_of
 from evergrant_server.core.messages.names import TASK_QUEUE, SearchAttribute, WorkflowName
 from evergrant_server.telemetry.logs import LogEvent, log_event
+from evergrant_server.temporal_link.stories import MayRead, StoryCodec, is_sealed
 
 T = TypeVar("T")
 
@@ -101,15 +102,42 @@ class WorkflowRuns:
             return False
 
     async def history(self, workflow: str, run_id: str | None = None) -> list[dict[str, Any]]:
-        """Every event of a run (the newest, without `run_id`), as Temporal's JSON."""
+        """Every event of a run (the newest, without `run_id`), as Temporal's JSON, its story opened.
+
+        Raises Failure KEY_UNAVAILABLE, STORE_UNAVAILABLE as well.
+        """
+        return await self.open_events(await self.sealed_history(workflow, run_id))
+
+    async def sealed_history(self, workflow: str, run_id: str | None = None) -> list[dict[str, Any]]:
+        """As `history`, with what is sealed as it is."""
         handle = self._client.get_workflow_handle(workflow, run_id=run_id)
         history = await call_temporal(handle.fetch_history())
         return history.to_json_dict()["events"]
 
-    async def newest_generation(self, workflow: str, run_id: str | None = None) -> int:
-        """The highest generation in a run's history; 0 when it has none."""
+    async def open_events(self, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The events with what is sealed opened, as far as its keys are there. Raises as `history`."""
+        codec = self._client.data_converter.payload_codec
+        return await codec.open_events(events) if isinstance(codec, StoryCodec) else list(events)
+
+    async def read_payloads(
+        self, payloads: Sequence[dict[str, Any]], may_read: MayRead
+    ) -> list[dict[str, Any]]:
+        """Payloads of Temporal's JSON as people see them, who may read these stories.
+
+        Raises as `history`, and ValueError for what is no payload.
+        """
+        codec = self._client.data_converter.payload_codec
+        if not isinstance(codec, StoryCodec):
+            return list(payloads)
+        return [await codec.read(payload, may_read) for payload in payloads]
+
+    async def newest_generation(self, workflow: str, run_id: str | None = None) -> int | None:
+        """The highest generation in a run's history, 0 when it has none; None: it can't be read."""
         events = await self.history(workflow, run_id)
-        return max((_generation_in(payload) for event in events for payload in _payloads(event)), default=0)
+        payloads = [payload for event in events for payload in _payloads(event)]
+        if any(is_sealed(payload) for payload in payloads):
+            return None
+        return max((_generation_in(payload) for payload in payloads), default=0)
 
     async def newest_run(self, workflow: str) -> NewestRun | None:
         """The newest run, or None when Temporal has none. Reads Temporal itself, not visibility."""

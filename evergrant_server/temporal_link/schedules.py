@@ -132,13 +132,15 @@ async def _update_if_different(client: Client, name: str, schedule: Schedule) ->
 
 
 async def _comparable(client: Client, schedule: Schedule) -> list[Any]:
-    """What we define of a schedule, with arguments as the bytes that are sent."""
-    action = schedule.action
+    """What we define of a schedule, with arguments as their bytes before any codec: one may seal them anew
+    each time."""
+    action, converter = schedule.action, client.data_converter
     assert isinstance(action, ScheduleActionStartWorkflow)
-    payloads = await client.data_converter.encode(
-        [argument for argument in action.args if isinstance(argument, Message)]
-    )
-    arguments = [payload.data for payload in (payloads or action.args)]
+    messages = [argument for argument in action.args if isinstance(argument, Message)]
+    payloads = converter.payload_converter.to_payloads(messages) if messages else action.args
+    if not messages and converter.payload_codec is not None:
+        payloads = await converter.payload_codec.decode(action.args)
+    arguments = [payload.data for payload in payloads]
     intervals = [(interval.every, interval.offset) for interval in schedule.spec.intervals]
     only_intervals = not (schedule.spec.calendars or schedule.spec.cron_expressions or schedule.spec.skip)
     return [

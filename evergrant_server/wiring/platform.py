@@ -99,7 +99,7 @@ async def open_platform(
         ring = store.ring
         saturation.observe_connections(store.connections_in_use)
         await require_matching_key_ring(store, ring)
-        client = await connect(settings, lazy=lazy, plugins=client_plugins(), **client_options)
+        client = await connect(settings, store, lazy=lazy, plugins=client_plugins(), **client_options)
         link = TemporalLink(client, ring, clock, settings.temporal_task_queue)
         registry = Registry.load()
         starter = WorkflowStarter(

@@ -12,7 +12,7 @@ _STEPS = ("begins", "consent_granted", "exchange_code", "refresh_grant", "revoke
 
 async def show_history(story: Story, client: Client) -> None:
     """Print the connection's timeline, and check that no step is missing."""
-    entries = await timeline(client, story.workflow_id)
+    entries = await timeline(client, story.workflow_id, story.admin.decode)
     story.console.print(_table(entries))
     text = " ".join(entry.what for entry in entries)
     missing = [step for step in _STEPS if step not in text]
@@ -38,10 +38,10 @@ def _table(entries: list[TimelineEntry]) -> Table:
 async def look_for_secrets(story: Story, client: Client, pipeline_id: str) -> None:
     """Search every history for the secrets of this run, and for an id that must be found."""
     workflows = (story.workflow_id, pipeline_id)
-    control = await search(client, workflows, [story.connection_id])
+    control = await search(client, workflows, [story.connection_id], story.admin.decode)
     expect(set(workflows) <= set(control.found_in), "the search can't even find the connection's id")
     secrets = {*story.secrets, *await story.server.secrets(), story.app_key, story.platform.admin_key}
-    result = await search(client, workflows, secrets)
+    result = await search(client, workflows, secrets, story.admin.decode)
     expect(not result.found_in, f"found a secret in the history of {', '.join(result.found_in)}")
     story.claims.observed(
         Claim.NO_SECRET,

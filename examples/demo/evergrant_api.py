@@ -48,6 +48,10 @@ class EvergrantApi:
     async def lease(self, integration: str, subject: str) -> dict[str, Any]:
         return await self.post("/v1/lease", {"integration": integration, "subject": subject})
 
+    async def decode(self, payloads: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Payloads of Temporal's histories, with what is sealed opened."""
+        return (await self.post("/temporal/decode", {"payloads": payloads}))["payloads"]
+
     async def connection(self, connection_id: str) -> dict[str, Any]:
         return await self.get(f"/v1/connections/{connection_id}")
 

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,9 +10,13 @@ from typing import Any
 from temporalio.api.common.v1 import Payload
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHistory
 
 _PREFIX = "EVENT_TYPE_"
+_SEALED = b"binary/evergrant-sealed"
+
+JsonPayload = dict[str, Any]
+Decode = Callable[[list[JsonPayload]], Awaitable[list[JsonPayload]]]  # Temporal's remote codec
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,37 @@ class TimelineEntry:
     detail: str
 
 
-async def timeline(client: Client, workflow_id: str) -> list[TimelineEntry]:
+async def opened_events(
+    client: Client, workflow_id: str, decode: Decode | None = None
+) -> Sequence[HistoryEvent]:
+    """The events of a workflow's newest run; `decode` opens what Evergrant has sealed in them."""
+    history = await client.get_workflow_handle(workflow_id).fetch_history()
+    if decode is None:
+        return history.events
+    events = history.to_json_dict()
+    sealed = list(_sealed_in(events))
+    for payload, opened in zip(sealed, await decode(sealed), strict=True):
+        payload.clear()
+        payload.update(opened)
+    return WorkflowHistory.from_json(workflow_id, events).events
+
+
+def _sealed_in(value: Any) -> Iterator[JsonPayload]:
+    match value:
+        case {"metadata": {"encoding": str() as encoding}, "data": str()}:
+            if base64.b64decode(encoding) == _SEALED:
+                yield value
+        case dict() | list():
+            for member in value.values() if isinstance(value, dict) else value:
+                yield from _sealed_in(member)
+        case _:
+            pass
+
+
+async def timeline(client: Client, workflow_id: str, decode: Decode | None = None) -> list[TimelineEntry]:
     """The events of a workflow's newest run, without Temporal's bookkeeping."""
     entries = []
-    async for event in client.get_workflow_handle(workflow_id).fetch_history_events():
+    for event in await opened_events(client, workflow_id, decode):
         description = _describe_event(event)
         if description is not None:
             entries.append(TimelineEntry(event.event_time.ToDatetime(), *description))
@@ -109,8 +140,13 @@ class HistorySearch:
     found_in: tuple[str, ...]
 
 
-async def search(client: Client, workflow_ids: Iterable[str], secrets: Iterable[str]) -> HistorySearch:
-    """Search these histories, and all others that Temporal lists, for the secrets, plain and in base64."""
+async def search(
+    client: Client, workflow_ids: Iterable[str], secrets: Iterable[str], decode: Decode | None = None
+) -> HistorySearch:
+    """Search these histories, and all others that Temporal lists, for the secrets, plain and in base64.
+
+    What is sealed is opened first by `decode`.
+    """
     needles = [needle for secret in secrets for needle in _shapes(secret)]
     names = set(workflow_ids)
     async for workflow in client.list_workflows():
@@ -119,8 +155,7 @@ async def search(client: Client, workflow_ids: Iterable[str], secrets: Iterable[
     for name in sorted(names):
         handle = client.get_workflow_handle(name)
         texts = [(await handle.describe()).raw_description.SerializeToString()]
-        async for event in handle.fetch_history_events():
-            texts.append(event.SerializeToString())
+        texts += [event.SerializeToString() for event in await opened_events(client, name, decode)]
         events += len(texts) - 1
         if any(needle in text for needle in needles for text in texts):
             found.append(name)

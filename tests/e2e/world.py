@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -146,11 +146,15 @@ W = TypeVar("W", bound=World)
 
 @asynccontextmanager
 async def running(
-    kind: type[W], data: Path, *allowed: Any, actions: tuple[str, ...] = ("token", "connect")
+    kind: type[W],
+    data: Path,
+    *allowed: Any,
+    actions: tuple[str, ...] = ("token", "connect"),
+    settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[W]:
     """A world of this kind. It may call these servers: their issuers, or `host:port`."""
     allow = ",".join(str(it).removeprefix("http://") for it in allowed)
-    platform = await start_dev(data, allow)
+    platform = await start_dev(data, allow, settings)
     try:
         async with EvergrantApi(platform.api, platform.admin_key) as admin:
             await admin.put("/v1/apps/jobs", {})

@@ -40,6 +40,7 @@ from evergrant_server.settings import Settings
 from evergrant_server.settings.types import CertificateHeader
 from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.database.engine import Pool
+from evergrant_server.temporal_link.stories import StoryCodec, StoryKeys
 from providers.definition.registry import Registry
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, migrated_sqlite, sqlite_url
@@ -330,6 +331,7 @@ async def running_api(
         offer_consent=offer_consent,
     )
     api = Api(parts, worker, clock, certificates)
+    api.link.codec = StoryCodec(StoryKeys(store), settings.temporal_namespace)
     try:
         yield api
     finally:

@@ -1,6 +1,6 @@
 """Stands where TemporalLink stands, for an API in this process."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from evergrant_server.core.connections.connection import LifecycleState
@@ -10,6 +10,7 @@ from evergrant_server.core.messages.connection import ConnectionDescription, Ens
 from evergrant_server.core.messages.integrations import DiscoverEndpoints
 from evergrant_server.core.messages.keys import KeyRotationStart
 from evergrant_server.core.messages.work import CommandT, Job, ResultT
+from evergrant_server.temporal_link.stories import MayRead, StoryCodec
 from tests.fakes.databases import NOW
 from tests.fakes.rows import a_description
 
@@ -27,6 +28,7 @@ class ScriptedLink:
         self.ended = False  # the run of every connection
         self.next_at = NOW  # what it does next
         self.rotations: dict[str, KeyRotationStart] = {}  # of keys, by workflow id
+        self.codec: StoryCodec  # of the API's own store and keys: see `running_api`
         self.on_refresh: Refresh | None = None
         self.on_job: dict[str, Callable[[Any], Awaitable[Any]]] = {}  # by its name, what a worker does
 
@@ -64,6 +66,14 @@ class ScriptedLink:
     async def history(self, workflow: str, run_id: str | None = None) -> list[dict[str, Any]]:
         self._must_be_up()
         return self.events[run_id]
+
+    async def open_events(self, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return await self.codec.open_events(events)
+
+    async def read_payloads(
+        self, payloads: Sequence[dict[str, Any]], may_read: MayRead
+    ) -> list[dict[str, Any]]:
+        return [await self.codec.read(payload, may_read) for payload in payloads]
 
     def _must_be_up(self) -> None:
         if not self.up:

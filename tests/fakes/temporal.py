@@ -27,6 +27,7 @@ from tests.fakes.ports import free_port
 PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL")
 # Each partition of a task queue has an order of its own: with one, priorities decide which task is next.
 _ONE_PARTITION = ("matching.numTaskqueueReadPartitions=1", "matching.numTaskqueueWritePartitions=1")
+_NO_UI = ("--headless",)
 _START_LIMIT_S = PATIENCE_S
 _MOST_STARTS = 3
 
@@ -78,23 +79,25 @@ class TemporalServer:
         return self._child.pid
 
     @classmethod
-    async def start(cls, data: Path, *, port: int | None = None, settings: Sequence[str] = ()) -> Self:
+    async def start(
+        cls, data: Path, *, port: int | None = None, settings: Sequence[str] = (), ui: Sequence[str] = _NO_UI
+    ) -> Self:
         """Start it on its database file in `data`; the same folder again finds everything as it was.
 
-        `settings` are further values of its dynamic configuration (`name=value`).
+        `settings` are further values of its dynamic configuration (`name=value`), `ui` the flags of its UI.
 
         Raises NoTemporal with the log's last lines when it doesn't answer within half a minute.
         """
         for _ in range(_MOST_STARTS - 1):
             # It chooses most of its ports itself, and another process may take one before it listens.
             with contextlib.suppress(_PortTaken):
-                return await cls._start(data, port, settings)
-        return await cls._start(data, port, settings)
+                return await cls._start(data, port, settings, ui)
+        return await cls._start(data, port, settings, ui)
 
     @classmethod
-    async def _start(cls, data: Path, port: int | None, settings: Sequence[str]) -> Self:
+    async def _start(cls, data: Path, port: int | None, settings: Sequence[str], ui: Sequence[str]) -> Self:
         port = port or free_port()
-        arguments = ["server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(port)]
+        arguments = ["server", "start-dev", *ui, "--ip", "127.0.0.1", "--port", str(port)]
         arguments += ["--http-port", str(free_port()), "--metrics-port", str(free_port())]
         arguments += ["--db-filename", str(data / "temporal.db"), "--log-level", "warn"]
         for pragma in PRAGMAS:
@@ -168,10 +171,27 @@ class TemporalServer:
             return False
 
 
+def payloads_in(events: Any) -> list[dict[str, Any]]:
+    """Each payload of a history, as Temporal's JSON has it, but for search attributes: those stay plain."""
+    match events:
+        case {"indexedFields": dict()}:
+            return []
+        case {"metadata": dict(), "data": str()} as payload:
+            return [payload]
+        case dict():
+            return [payload for member in events.values() for payload in payloads_in(member)]
+        case list():
+            return [payload for member in events for payload in payloads_in(member)]
+        case _:
+            return []
+
+
 @asynccontextmanager
-async def running_temporal(data: Path, *, settings: Sequence[str] = ()) -> AsyncIterator[TemporalServer]:
+async def running_temporal(
+    data: Path, *, settings: Sequence[str] = (), ui: Sequence[str] = _NO_UI
+) -> AsyncIterator[TemporalServer]:
     """The dev server for the length of a block."""
-    server = await TemporalServer.start(data, settings=settings)
+    server = await TemporalServer.start(data, settings=settings, ui=ui)
     try:
         yield server
     finally:

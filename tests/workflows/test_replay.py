@@ -8,9 +8,10 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
-from evergrant_server.temporal_link.received import DATA_CONVERTER, ReceivedInterceptor
-from tests.fakes.temporal import SANDBOX
-from tests.workflows.stories.record import HISTORIES, STORIES
+from evergrant_server.temporal_link.received import ReceivedInterceptor
+from evergrant_server.temporal_link.stories import is_sealed
+from tests.fakes.temporal import SANDBOX, payloads_in
+from tests.workflows.stories.record import HISTORIES, SEALED, SEALING, STORIES
 from workflows.registry import WORKFLOWS
 
 FILES = sorted(HISTORIES.glob("*.json"))
@@ -19,19 +20,29 @@ FILES = sorted(HISTORIES.glob("*.json"))
 def replayer() -> Replayer:
     return Replayer(
         workflows=WORKFLOWS,
-        data_converter=DATA_CONVERTER,
+        data_converter=SEALING,
         workflow_runner=SANDBOX,
         interceptors=[ReceivedInterceptor()],
     )
 
 
 def history(name: str) -> WorkflowHistory:
-    return WorkflowHistory.from_json(f"replay-{name}", (HISTORIES / f"{name}.json").read_text())
+    """The recording under the id of its workflow: that is a part of every seal."""
+    text = (HISTORIES / f"{name}.json").read_text()
+    started = json.loads(text)["events"][0]["workflowExecutionStartedEventAttributes"]
+    return WorkflowHistory.from_json(started.get("workflowId", f"replay-{name}"), text)
 
 
 @pytest.mark.parametrize("name", [file.stem for file in FILES])
 async def test_replay(name: str):
     await replayer().replay_workflow(history(name))
+
+
+@pytest.mark.parametrize("name", SEALED)
+def test_every_payload_of_a_sealed_recording_is_sealed(name: str):
+    payloads = payloads_in(json.loads((HISTORIES / f"{name}.json").read_text())["events"])
+    assert len(payloads) > 3
+    assert all(is_sealed(payload) for payload in payloads)
 
 
 def test_every_story_is_recorded_and_every_recording_is_a_story():

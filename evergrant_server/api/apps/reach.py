@@ -27,6 +27,7 @@ _DOES = {
     Action.ADMIN: "change the configuration",
     Action.AUDIT: "read the configuration and the audit log",
     Action.EXPORT: "export refresh tokens",
+    Action.STORIES: "read the stories of connections",
 }
 _BROKEN = "Was changed by other means than Evergrant: every request of the app is refused."
 

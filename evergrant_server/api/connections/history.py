@@ -16,7 +16,7 @@ from fastapi import APIRouter
 from evergrant_server.access.context import ApiContext
 from evergrant_server.api.connections.models import Timeline, TimelineEvent
 from evergrant_server.api.http.call import Call
-from evergrant_server.core.access import READING_ACTIONS, Action
+from evergrant_server.core.access import STORY_ACTIONS, Action
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.telemetry.logs import LogEvent, log_event
 
@@ -56,9 +56,9 @@ _OMITTED_TYPES = (
 async def get_connection_history(connection_id: str, call: Call) -> Timeline:
     """The events of the connection's workflow: exported runs, then those that Temporal still has."""
     async with call.api.store.read() as tx:
-        connection = await call.visible_connection(tx, connection_id, *READING_ACTIONS, Action.CONNECT)
+        connection = await call.visible_connection(tx, connection_id, *STORY_ACTIONS, Action.CONNECT)
         exported = await tx.histories.of_connection(connection.tenant, connection.id)
-    runs = {export.run_id: export.events for export in exported}
+    runs = {export.run_id: await call.api.link.open_events(export.events) for export in exported}
     live = await _add_live_runs(call.api, connection_workflow_id(connection.tenant, connection.id), runs)
     items = [event for run_id, events in runs.items() for event in _timeline_events(run_id, events)]
     items.sort(key=lambda event: event.at)  # stable: events of one moment keep their order

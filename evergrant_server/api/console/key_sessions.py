@@ -1,7 +1,8 @@
 """The console's sessions of API keys: pasted once, one hour, and a cookie that isn't the key.
 
 A session counts while its key does: a revoked or expired key, a disabled app and a log-out end it at the next
-request. Its cookie is read by the console alone, so that a browser never reaches a token with it.
+request. Its cookie is read by the console and by what opens stories for the Temporal UI, so that a browser
+never reaches a token with it.
 """
 
 import hmac

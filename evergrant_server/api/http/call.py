@@ -4,7 +4,7 @@ Every caller is read from the store. Only the lease path uses a cache, and the l
 re-checks the revisions.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Annotated, TypeVar
 
@@ -13,6 +13,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from evergrant_server.access.callers import Caller
 from evergrant_server.access.context import ApiContext
 from evergrant_server.access.judged_request import JudgedRequest
 from evergrant_server.access.people import person_caller
@@ -26,7 +27,7 @@ from evergrant_server.store import Transaction
 
 T = TypeVar("T")
 
-_bearer_scheme = HTTPBearer(
+bearer_scheme = HTTPBearer(
     auto_error=False,
     description="An API key `evg_key_…`, an access token `evg_tok_…`, or a person's session `evg_ses_…`.",
 )
@@ -94,20 +95,27 @@ def api_context(request: Request) -> ApiContext:
     return request.app.state.api
 
 
-async def _any_app(request: Request, _: Annotated[object, Depends(_bearer_scheme)]) -> ApiCall:
+async def _any_app(request: Request, _: Annotated[object, Depends(bearer_scheme)]) -> ApiCall:
     """The call of any app or person. Raises Failure INVALID_REQUEST, UNAUTHENTICATED, TENANT_DISABLED,
     APP_DISABLED, CROSS_SITE_REQUEST, RATE_LIMITED."""
     api = api_context(request)
-    caller = await person_caller(api, request)
+    caller = await authenticated(api, request)
+    await api.limits.count_request(request.scope, caller.app)
+    require_known_query(request)
+    return ApiCall.of(api, request, caller)
+
+
+async def authenticated(api: ApiContext, request: Request, further_origins: Collection[str] = ()) -> Caller:
+    """The app or person who sends the request. Raises Failure UNAUTHENTICATED, TENANT_DISABLED, APP_DISABLED,
+    CROSS_SITE_REQUEST, and NOT_PERMITTED for a delegation."""
+    caller = await person_caller(api, request, further_origins)
     if caller is None:
         caller = await api.authenticator.authenticate(request)
         if caller.delegated is not None:
             why = "A delegation is for leases and for calls through the gateway: use the app's own key here."
             raise Failure(ErrorCode.NOT_PERMITTED, why)
         api.ledger.note_use(caller.tenant, caller.credential.id)
-    await api.limits.count_request(request.scope, caller.app)
-    require_known_query(request)
-    return ApiCall.of(api, request, caller)
+    return caller
 
 
 Call = Annotated[ApiCall, Depends(_any_app)]

@@ -19,6 +19,11 @@ def temporal_program() -> str | None:
     return str(beside) if beside.exists() else shutil.which("temporal")
 
 
+def codec_endpoint(settings: Settings) -> str:
+    """What the Temporal UI puts `/decode` behind: there the API opens stories."""
+    return f"{settings.public_url}/temporal"
+
+
 def temporal_command(settings: Settings) -> list[str]:
     binary = temporal_program()
     if binary is None:
@@ -29,6 +34,7 @@ def temporal_command(settings: Settings) -> list[str]:
         "--ui-port": str(settings.temporal_ui_port),
         "--db-filename": str(settings.data_dir / "temporal.db"),
         "--namespace": settings.temporal_namespace,
+        "--ui-codec-endpoint": codec_endpoint(settings),
         "--log-level": "error",
     }
     pragmas = ["--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"]

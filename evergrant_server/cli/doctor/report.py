@@ -61,6 +61,7 @@ CHECKS: dict[str, Check] = {
     "search attributes": temporal.search_attributes,
     "workers": temporal.workers,
     "schedules": temporal.schedules,
+    "stories": temporal.stories,
     "workflows": installation.workflows,
     "clock, Temporal": temporal.clock,
     "public URL": host.public_url,

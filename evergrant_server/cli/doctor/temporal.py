@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from evergrant_server.cli.dev.temporal import temporal_program
+import httpx2
+
+from evergrant_server.cli.dev.temporal import codec_endpoint, temporal_program
 from evergrant_server.cli.doctor import COMMAND, CheckFailed, compare_clocks
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import Failure
@@ -83,6 +85,27 @@ async def schedules(settings: Settings) -> str:
     if paused:
         raise CheckFailed(f"paused: {', '.join(paused)}", "Unpause it under Schedules in the Temporal UI")
     return f"{', '.join(status.job.name for status in statuses)}: declared and not paused"
+
+
+async def stories(settings: Settings) -> str:
+    """Stories are sealed, and the Temporal UI knows who opens them."""
+    if not settings.seal_histories:
+        return "EVERGRANT_SEAL_HISTORIES is off: what workflows write is plain in Temporal"
+    endpoint, ui = codec_endpoint(settings), settings.temporal_ui_url.rstrip("/")
+    sealed = "sealed, by a key of each connection"
+    if not ui:
+        return f"{sealed}; EVERGRANT_TEMPORAL_UI_URL is empty: no UI may have them opened"
+    try:
+        async with httpx2.AsyncClient(trust_env=False, timeout=3) as http:
+            answer = await http.get(f"{ui}/api/v1/settings")
+        configured = answer.json()["Codec"]["Endpoint"]
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+        return f"{sealed}; {ui} doesn't say here whether it has them opened at {endpoint}"
+    if configured != endpoint:
+        named = configured or "not set"
+        problem = f"the Temporal UI at {ui} shows stories sealed: its codec endpoint is {named}"
+        raise CheckFailed(problem, f"TEMPORAL_CODEC_ENDPOINT={endpoint}    # of the Temporal UI's server")
+    return f"{sealed}; the Temporal UI has them opened at {endpoint}"
 
 
 async def clock(settings: Settings) -> str:

@@ -26,6 +26,10 @@ TASK_QUEUE = "evergrant"
 _LONGEST_WORKFLOW_ID = 1000  # bytes, Temporal's own limit
 
 CONNECTION_WORKFLOW_ID = re.compile(r"^connection:(?P<tenant>[a-z0-9-]+):(?P<connection>con_[0-9a-z]+)\Z")
+# the workflows of one connection: what they write into Temporal is sealed by a key of the connection
+STORY_WORKFLOW_ID = re.compile(
+    r"^(?:connection|replaced_grants):(?P<tenant>[a-z0-9-]+):(?P<connection>con_[0-9a-z]+)\Z"
+)
 
 
 class WorkflowName(StrEnum):

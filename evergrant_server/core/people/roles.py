@@ -24,9 +24,14 @@ class PersonRole(StrEnum):
 
     TENANT_ADMIN = "tenant_admin"
     AUDITOR = "auditor"
+    STORY_READER = "story_reader"  # an operator, who reads connections and their stories
 
 
-ROLE_ACTIONS = {PersonRole.TENANT_ADMIN: (Action.ADMIN,), PersonRole.AUDITOR: (Action.AUDIT,)}
+ROLE_ACTIONS = {
+    PersonRole.TENANT_ADMIN: (Action.ADMIN,),
+    PersonRole.AUDITOR: (Action.AUDIT,),
+    PersonRole.STORY_READER: (Action.STORIES,),
+}
 
 
 class AdminLogin(TenantRow):

@@ -16,7 +16,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.integrations import NOTHING_PINNED, PinnedHosts
 from evergrant_server.core.secret import Secret
-from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, Sealed
+from evergrant_server.crypto import ROOT_PURPOSES, AssociatedData, KeyPurpose, KeyRing, Sealed
 from evergrant_server.crypto.envelope import seal_broken
 from evergrant_server.store.authority.authenticators import grant_parts, require_grant
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
@@ -259,11 +259,11 @@ class Grants(SealedRepository):
         )
 
     async def shred(self, tenant: Tenant, connection_id: ConnectionId) -> int:
-        """Destroy the connection's keys, of every purpose, and every sealed column of it; facts stay.
+        """Destroy the keys of the connection's tokens, and every sealed column of it; facts stay.
 
-        Says how many keys there were.
+        Its story stays readable, until the connection is erased. Says how many keys there were.
         """
-        destroyed = await self._sealer.destroy_keys(tenant, connection_id)
+        destroyed = await self._sealer.destroy_keys(tenant, connection_id, ROOT_PURPOSES)
         identifiers = AccountIdentifiers(self._connection, self._sealer.ring)
         await identifiers.delete_of_connection(tenant, connection_id)
         of_key = columns_equal(ProofKeyRow, tenant=tenant, connection_id=connection_id)

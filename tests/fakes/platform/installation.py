@@ -300,15 +300,15 @@ async def admin_key(parts: Platform) -> str:
 async def prepared(
     temporal_address: str, database_url: str, data_dir: Path, allow: tuple[str, ...], **more: Any
 ) -> Settings:
-    """Keys, schema and settings of an installation with a task queue of its own."""
+    """Keys, schema and settings of an installation with a task queue of its own, unless one is named."""
     more.setdefault("relay_interval", timedelta(seconds=0.2))  # no relay of this process is notified
     more.setdefault("allow_unbound_consent", True)
     more.setdefault("introspection_interval", timedelta(days=24 * 365))
+    more.setdefault("temporal_task_queue", f"evergrant-{new_id('out')[-8:]}")
     settings = load_settings(
         data_dir=data_dir,
         database_url=database_url,
         temporal_address=temporal_address,
-        temporal_task_queue=f"evergrant-{new_id('out')[-8:]}",
         egress_allow=allow,
         **more,
     )

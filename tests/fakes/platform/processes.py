@@ -132,13 +132,18 @@ async def _done(call: Awaitable[httpx2.Response]) -> Any:
 
 @asynccontextmanager
 async def running_platform(
-    folder: Path, temporal_address: str, *, allow: tuple[str, ...] = (), env: Mapping[str, str] | None = None
+    folder: Path,
+    temporal_address: str,
+    *,
+    allow: tuple[str, ...] = (),
+    env: Mapping[str, str] | None = None,
+    port: int | None = None,
 ) -> AsyncIterator[RunningPlatform]:
-    """Keys, schema, namespace, an admin key, one API and one worker.
+    """Keys, schema, namespace, an admin key, one API, on this port, and one worker.
 
     With a PYTHONPATH in `env` API and worker import by themselves.
     """
-    port, metrics_port = free_port(), free_port()
+    port, metrics_port = port or free_port(), free_port()
     data, logs = folder / "data", folder / "logs"
     data.mkdir(mode=0o700), logs.mkdir()
     key_file = folder / "keys.json"

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 from evergrant_server.cli.dev.messages import READY
@@ -40,11 +41,17 @@ class _Dev(Process):
                 await asyncio.sleep(0.05)
 
 
-async def start_dev(data: Path, egress_allow: str) -> EvergrantProcess:
-    """As `EvergrantProcess.start`."""
+async def start_dev(
+    data: Path, egress_allow: str, settings: Mapping[str, str] | None = None
+) -> EvergrantProcess:
+    """As `EvergrantProcess.start`, with these settings in the environment."""
     out = data.with_name(f"{data.name}-dev.out")
     out.touch()  # it is read until the fork writes to it
-    env = {"GOGC": "400", **dev_environment(egress_allow)}  # its Temporal's, as in `tests.fakes.temporal`
+    env = {
+        "GOGC": "400",
+        **dev_environment(egress_allow),
+        **(settings or {}),
+    }  # its Temporal's, as in `tests.fakes.temporal`
     child = await WarmProcess.start(dev_command(data), env, out, out)
     process = _Dev(child, out)
     try:

@@ -8,7 +8,13 @@ from tests.faults.harness.random_run.run import RunResult
 from tests.faults.harness.table.judge import Verdict
 from tests.faults.harness.table.table_run import TableResult
 
-_WORDS = {"die": "process killed", "stop": "process stopped", "lost": "answer lost", "cut": "activity cut"}
+_WORDS = {
+    "die": "process killed",
+    "stop": "process stopped",
+    "lost": "answer lost",
+    "cut": "activity cut",
+    "keys": "keys away",
+}
 
 
 def rows(title: str, pairs: list[tuple[str, object]]) -> str:

@@ -6,12 +6,15 @@ from datetime import timedelta
 import pytest_asyncio
 
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.connections.consent import ConsentStatus
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto.key_services.port import ServicePurpose
-from evergrant_server.crypto.keyring import Role
+from evergrant_server.crypto.keyring import KeyPurpose, Role
 from evergrant_server.store import Store
 from evergrant_server.wiring.root_keeper import RootKeeper
+from tests.fakes.failures import fails
 from tests.fakes.key_service import ScriptedKeys, ring_of, wrapped_by
+from tests.fakes.patience import eventually
 from tests.fakes.platform.installation import STRICT, TENANT, Installation
 from tests.faults.support.activities import Activities
 
@@ -87,3 +90,33 @@ async def test_an_answer_that_comes_when_every_key_is_gone_waits_in_the_journal(
     await served.keeper.look()
     assert await served.worker.replayer.sweep() == 1
     assert (await served.worker.refresh(connection, 1)).generation == 2
+
+
+async def test_a_code_is_exchanged_once_the_service_is_back(place: Installation):
+    """A code is good for minutes, and its subject has consented: a service that is away ends no consent."""
+    connection = await place.begin()
+    consent = await place.consent(connection, tell=False)
+    keys = ScriptedKeys()
+    await wrapped_by(keys, place.store)
+    url, clock = place.parts.settings.database_url, place.parts.clock
+    async with ring_of(keys, url, Role.WORKER, timedelta(seconds=1), clock) as (store, keeper):
+        await keeper.begin()
+        worker = Activities(place, "served", store=store)
+        keys.away = True
+        await keeper.look(confirm=True)
+        await eventually(lambda: lacks_keys(store))
+        with fails(ErrorCode.KEY_UNAVAILABLE):  # Temporal tries again
+            await worker.exchange(connection, consent)
+        assert (await place.consent_of(consent)).status is ConsentStatus.CODE_RECEIVED
+        assert place.idp.count("token") == 0
+        keys.away = False
+        await keeper.look()
+        assert (await worker.exchange(connection, consent)).generation == 1
+
+
+async def lacks_keys(store: Store) -> bool:
+    try:
+        store.ring.require(KeyPurpose.REFRESH)
+    except Failure:
+        return True
+    return False

@@ -62,12 +62,13 @@ async def test_rfc7009_2_2_1_the_outcome_names_what_the_provider_revoked(
     assert (await last(place, connection, AuditAction.REVOKED)).detail["how"] == how
 
 
-async def test_a_revoked_connection_keeps_no_key(place: Installation):
+async def test_a_revoked_connection_keeps_no_key_but_its_storys(place: Installation):
     connection = await place.connect(STRICT)
     backup = await place.grant(connection)
-    assert await keys_of(place, connection) == {KeyPurpose.LEASE: 1, KeyPurpose.REFRESH: 1}
+    story = {KeyPurpose.STORY: 1}
+    assert await keys_of(place, connection) == {KeyPurpose.LEASE: 1, KeyPurpose.REFRESH: 1, **story}
     await place.revoked(connection)
-    assert await keys_of(place, connection) == {}
+    assert await keys_of(place, connection) == story
     assert (await last(place, connection, AuditAction.REVOKED)).detail["keys_destroyed"] == 2
     async with place.store.read() as tx:
         with fails(ErrorCode.CONSENT_REQUIRED):

@@ -10,11 +10,13 @@ import pytest
 import pytest_asyncio
 
 from activities.single_use.attempt import JournaledReply
-from evergrant_server.core.audit import AuditAction
+from evergrant_server import audit
+from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import RefreshGrant
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptKind, TimeLimits
 from evergrant_server.crypto import AssociatedData, KeyPurpose, SealingKey, new_sealing_key
@@ -196,3 +198,22 @@ async def test_tokens_that_land_after_the_revocation_are_revoked(place: Installa
     assert recorded[-2:] == ["rt-late", "at-late"]
     (said,) = await place.records(AuditAction.LATE_TOKENS_RECEIVED)
     assert (said.detail["state"], said.detail["revoked"]) == (LifecycleState.REVOKED, True)
+
+
+async def test_the_reply_of_an_erased_connection_is_dropped(place: Installation):
+    """Its host was away when the connection was erased; one that a backup lacks stays, and is named."""
+    erased, unknown = await place.connect(STRICT), await place.connect(STRICT)
+    far = [await died_with(connection, Activities(place, "far"), LATE) for connection in (erased, unknown)]
+    entry = AuditEntry(
+        tenant=TENANT,
+        at=place.parts.clock.now(),
+        action=AuditAction.CONNECTION_ERASED,
+        object=erased.id,
+        context=RequestContext(by="app:admin"),
+    )
+    async with place.store.write() as tx:
+        for connection in (erased, unknown):
+            await tx.personal_rows.erase_connection(TENANT, connection.id)
+        await audit.append(tx, entry)
+    await Activities(place, "far").replayer.sweep()
+    assert [path.exists() for path in far] == [False, True]

@@ -10,18 +10,22 @@ import pytest
 import pytest_asyncio
 
 from evergrant_server import audit
+from evergrant_server.access.erasure import Order, erase
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.erasure import ErasureState
+from evergrant_server.core.connections.erasure import ErasureState, TargetKind
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.outbox import OutboxKind
+from evergrant_server.core.people.roles import PersonRole
 from evergrant_server.store import Store, Transaction, UnwrappedKeys
 from evergrant_server.store.database.columns import METADATA
-from tests.fakes.api import TENANT
+from tests.fakes.api import OTHER, TENANT
 from tests.fakes.databases import files_of, values_in
 from tests.fakes.failures import fails
+from tests.security.console import at_console, person_at_console
 from tests.security.erasure.life import Life, life
 from tests.security.secrets.canaries import forms
 
@@ -311,3 +315,58 @@ async def test_apps_that_administer_nothing_erase_nothing(alice: Life):
     for path, body in (("erasures", {"connection_id": connection.id}), ("legal-holds", {"tenant": True})):
         answer = await alice.api.post(f"/v1/{path}", alice.app, {**body, "reason": "x"})
         assert answer.status_code == 403
+
+
+async def test_a_tenant_is_erased_with_its_keys_and_no_other_tenant_loses_a_row(person: Life):
+    api = person.api
+    other = await api.active(await api.integration("crm", tenant=OTHER), subject=f"of-{OTHER}")
+    connection = await person.live()
+
+    async def approved(_: Transaction) -> dict[str, str]:
+        return {}
+
+    context = RequestContext(by="operator", trace_id="")
+    order = Order(TENANT, TargetKind.TENANT, TENANT, "INC-9", context, api.clock.now())
+    erasure = await erase(api.worker, order, timedelta(days=30), approved)
+    assert (await person.to_the_end(erasure.id)).waiting == 1
+    await person.revoked(connection.id)
+    progress = await person.to_the_end(erasure.id)
+    assert (progress.state, progress.connections) == (ErasureState.DONE, 1)
+    assert progress.keys > 0, "the tenant's own"
+    assert await found(person) == set()
+    async with api.worker.read() as tx:
+        left = {
+            table.name
+            for table in METADATA.sorted_tables
+            if "tenant" in table.c
+            and (await tx.connection.execute(table.select().where(table.c.tenant == TENANT).limit(1))).first()
+        }
+    assert left == {"audit", "audit_shard", "erasure", "tenant_standing"}
+    assert (await audit.verify_log(api.worker, TENANT)).problem is None
+    assert (await api.row(OTHER, other.id)).state is LifecycleState.ACTIVE
+    assert (await api.lease(person.app)).status_code == 401
+
+
+async def test_a_connection_is_erased_from_its_page_once_the_subject_is_typed(alice: Life):
+    connection = await alice.live()
+    page = f"/console/connections/{connection.id}"
+    auditor = await person_at_console(alice.api, PersonRole.AUDITOR)
+    assert f"{page}/erase" not in await auditor.page(page)
+    browser = await at_console(alice.api, alice.admin)
+    assert f"{page}/erase" in await browser.page(page)
+    assert "Nobody can bring it back" in await browser.page(f"{page}/erase")
+    mistyped = await browser.send(f"{page}/erase", confirm="alice")
+    assert (mistyped.status_code, "Type the subject" in mistyped.text) == (400, True)
+    assert (await alice.api.row(TENANT, connection.id)).state is LifecycleState.ACTIVE
+    answer = await browser.send(f"{page}/erase", confirm=alice.subject, reason="INC-9")
+    assert answer.status_code == 303
+    shown = await browser.page(answer.headers["location"])
+    assert "not yet" in shown
+    id = answer.headers["location"].rpartition("/")[2]
+    await alice.to_the_end(id)
+    assert "Waits for" in await browser.page(f"/console/erasures/{id}")
+    await alice.revoked(connection.id)
+    await alice.to_the_end(id)
+    shown = await browser.page(f"/console/erasures/{id}")
+    assert "1 erased" in shown
+    assert "not yet" not in shown

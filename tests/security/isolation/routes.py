@@ -3,6 +3,7 @@
 The paths are the application's own. What it adds has to be placed here, or the matrix fails.
 """
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from evergrant_server.temporal_link.stories import ENCODING
 from tests.security.isolation.world import A_CREDENTIAL, PUBLIC_KEY, document
 
 # What `{name}` names in each collection.
@@ -27,6 +29,10 @@ _ITEM = {"integration": "{integration}", "subject": "{subject}", "access_token":
 _CALL = {"connection_id": "{connection_id}", "method": "GET", "url": "https://api.example/"}
 _ROTATION = {"kind": "connection", "connection_id": "{connection_id}"}
 _EXCHANGE = {"flow": "token_exchange"}
+_SEALED = {
+    "metadata": {"encoding": base64.b64encode(ENCODING).decode(), "evergrant-workflow": "{story}"},
+    "data": "{sealed_payload}",
+}
 
 # The query, after `?`, and the body of routes that need one.
 QUERIES = {
@@ -86,6 +92,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "POST /v1/keys/rotations/pause": (_ROTATION,),
     "POST /v1/keys/rotations/resume": (_ROTATION,),
     "POST /v1/lease": ({"integration": "{integration}", "subject": "{subject}", "label": "{label}"},),
+    "POST /temporal/decode": ({"payloads": [_SEALED]},),
     f"POST {_CON}/choose": ({"choice": "acc-1"},),
     f"POST {_CON}/confirm": ({"code": "{confirm_code}", "subject": "another"},),
     f"POST {_CON}/signatures": ({"method": "GET", "url": "https://api.example/"},),

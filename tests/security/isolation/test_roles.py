@@ -4,6 +4,7 @@ from docs.generate import DOCS, PAGES
 from tests.security.isolation.roles import ROLES
 
 PAGE = (DOCS / "security/roles.md").read_text(encoding="utf-8")
+DECODES = "POST /temporal/decode"
 ROWS = {
     cells[0].strip("`"): dict(zip(ROLES, cells[1:], strict=True))
     for line in PAGE.splitlines()
@@ -45,6 +46,19 @@ def test_tokens_leave_for_token_alone_and_refresh_tokens_for_export_alone():
 
 
 def test_an_auditor_changes_nothing_and_reads_what_an_admin_reads():
-    assert {route for route in allowed("audit") if not route.startswith("GET ")} == set()
+    assert {route for route in allowed("audit") if not route.startswith("GET ")} == {DECODES}
     reads = {route for route in allowed("admin") if route.startswith("GET ")}
-    assert allowed("audit") == reads
+    assert allowed("audit") == reads | {DECODES}
+
+
+def test_stories_alone_reads_connections_and_their_stories_and_nothing_else():
+    connection = {f"GET /v1/connections/{{connection_id}}{part}" for part in ("", "/history", "/audit")}
+    assert allowed("stories") == allowed("no permit") | connection | {DECODES}
+    of_apps = {"POST /v1/call-approvals", "POST /v1/call-approvals/use"}  # to people they answer 400
+    assert allowed("person: story_reader") - of_apps == allowed("stories")
+
+
+def test_who_reads_what_temporal_has_reads_it_there_too():
+    readers = {role for role in ROLES if DECODES in allowed(role)}
+    histories = {role for role in ROLES if "GET /v1/connections/{connection_id}/history" in allowed(role)}
+    assert readers == histories - {"connect"}

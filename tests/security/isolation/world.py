@@ -1,10 +1,13 @@
 """A tenant with one of everything, and each name and id in it."""
 
+import base64
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from joserfc import jwk
+from temporalio.api.common.v1 import Payload
+from temporalio.converter import WorkflowSerializationContext
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.binding import hash_confirm_code
@@ -14,6 +17,7 @@ from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.export import Export, ExportStatus
 from evergrant_server.core.ids import ErasureId, LegalHoldId, Tenant, is_id, new_id
 from evergrant_server.core.integrations import Endpoints
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.people.roles import PersonRole
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import Api
@@ -50,10 +54,14 @@ _VERSIONS = (DefinitionState.ACTIVE, DefinitionState.STAGED, DefinitionState.WAI
 
 def absent(values: Mapping[str, str]) -> dict[str, str]:
     """A name or id of the same form and length that no tenant has, in place of each value."""
-    return {
-        name: new_id(value[:3]) if is_id(value, value[:3]) else f"x{value[1:]}"
-        for name, value in values.items()
-    }
+    return {name: _absent(name, value) for name, value in values.items()}
+
+
+def _absent(name: str, value: str) -> str:
+    if name == "story":
+        workflow = base64.b64decode(value).decode()
+        return _base64(f"{workflow.rpartition(':')[0]}:{new_id('con')}".encode())
+    return new_id(value[:3]) if is_id(value, value[:3]) else f"x{value[1:]}"
 
 
 async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
@@ -134,7 +142,12 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
     client = {"name": f"of-{tenant}", "redirect_uris": [f"https://{tenant}.example/cb"]}
     oauth_client = await made("POST", "/v1/oauth-clients", client)
     session_id, _ = await put_session(api, tenant, PersonRole.AUDITOR)
+    workflow = connection_workflow_id(tenant, connection.id)
+    context = WorkflowSerializationContext(api.parts.settings.temporal_namespace, workflow)
+    (sealed,) = await api.link.codec.with_context(context).encode([Payload(data=b"{}")])
     return own | {
+        "story": _base64(workflow.encode()),
+        "sealed_payload": _base64(sealed.data),
         "session_id": session_id,
         "oauth_client_id": oauth_client["id"],
         "family_id": min(it.id for it in families),
@@ -163,6 +176,10 @@ def document(name: str) -> dict[str, Any]:
         "authorization_endpoint": "https://idp.example/authorize",
         "token_endpoint": "https://idp.example/token",
     }
+
+
+def _base64(value: bytes) -> str:
+    return base64.b64encode(value).decode()
 
 
 def an_erasure(tenant: Tenant, now: datetime) -> Erasure:

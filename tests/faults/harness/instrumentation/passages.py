@@ -17,7 +17,7 @@ class Fault(BaseModel):
     """A fault at the n-th passage of a point, counted from 1."""
 
     point: str
-    kind: str  # "die", "stop", "lost" or "cut"
+    kind: str  # "die", "stop", "lost", "cut" or "keys"
     side: str = BEFORE
     passage: int = 1
     answered_by: str = "task"
@@ -32,6 +32,7 @@ class FaultInjector:
         self.plan: list[Fault] = []
         self.tell: Callable[[Fault], None] = lambda fault: None
         self.cut: Callable[[], None] = lambda: None
+        self.keys: Callable[[], None] = lambda: None
         self.lost: Callable[[Fault], Exception | None] = lambda fault: None
         self._times: dict[tuple[str, str], list[float]] = defaultdict(list)
 
@@ -65,6 +66,8 @@ class FaultInjector:
                 os.kill(os.getpid(), signal.SIGSTOP)
             case "cut":
                 self.cut()
+            case "keys":
+                self.keys()
             case _:
                 return self.lost(fault)
         return None

@@ -152,6 +152,8 @@ def _cases(way: ScenarioPath, passage: Passage, point: Point) -> Iterable[Case]:
         yield case
         if side == AFTER:
             yield replace(case, fault=fault.model_copy(update=lost_reply))
+        if side == BEFORE and layout is Layout.ONE and way.scenario in SCENARIOS[:2]:
+            yield replace(case, fault=fault.model_copy(update={"kind": "keys"}))
         if side == BEFORE or name == WRITING:
             stopped = replace(case, fault=fault.model_copy(update={"kind": "stop"}))
             yield stopped

@@ -17,6 +17,7 @@ OVERDUE_S = 0.6  # how long a living neighbour's answer lies before it is taken 
 SWEEP_LATE_S = 3.0  # the first time, where a refresh shall come first
 SWEEP_SECOND_S = 1.0  # the first time, by who shall not be first
 DRAIN_S = 2.0  # after that a worker that ends waits no longer for a store that is away
+KEYS_AWAY_S = 0.7  # how long a worker holds no key
 BEAT_S = 0.2
 DATABASE_MS = 900  # statement, lock and idle-in-transaction time-outs
 PAUSE_S = 2.4  # past every one of them

@@ -39,7 +39,9 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use import attempt as protocol
 from evergrant_server.core.single_use.attempt import TimeLimits
 from evergrant_server.core.single_use.circuit_breaker import Admission
-from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.crypto.bundle import BUNDLE
+from evergrant_server.crypto.keyfile import RootKeys
+from evergrant_server.crypto.keyring import HeldKeys, KeyRing, Role
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.egress.transport import default_tls_context
 from evergrant_server.journal import Journal
@@ -222,6 +224,7 @@ class Child:
         self._was_stopped = False
         passages.tell = self._tell
         passages.cut = self._cut
+        passages.keys = self._lose_keys
         passages.lost = lost
 
     def _say(self, message: dict[str, Any]) -> None:
@@ -239,7 +242,19 @@ class Child:
         if self._environment is not None:
             self._environment.cancel(ActivityCancellationDetails(timed_out=True))
 
+    def _lose_keys(self) -> None:
+        """The key service was away for too long: the ring holds nothing until it is back."""
+        file = self._ring.file
+        assert file is not None
+        why = Failure(ErrorCode.KEY_UNAVAILABLE, "the key service is away", retry_after=limits.BEAT_S)
+        lost_roots = {purpose: RootKeys(roots.current, {}) for purpose, roots in file.purposes.items()}
+        ids = [id for roots in file.purposes.values() for id in roots.keys]
+        self._ring.hold(HeldKeys(lost_roots, None, dict.fromkeys([BUNDLE, *ids], why)))
+        back = HeldKeys(file.purposes, file)
+        self._loop.call_soon_threadsafe(self._loop.call_later, limits.KEYS_AWAY_S, self._ring.hold, back)
+
     async def run(self) -> None:
+        self._loop = asyncio.get_running_loop()
         reader, _ = await asyncio.open_connection(sock=self._line.dup())
         while line := await reader.readline():
             told = json.loads(line)
@@ -260,6 +275,7 @@ class Child:
         self._sections = CriticalSections()
         self._journal = Journal(start.journals)
         parts = parts_of(start)
+        self._ring = parts.ring
         work = work_of(parts, self._sections, self._journal, start)
         self._does: dict[str, Callable[..., Any]] = {it.__name__: it for it in work.activities}
         self._does |= {"drain": self._drain, "confirm_and_exchange": self._confirm_and_exchange}

@@ -149,11 +149,11 @@ def test_only_a_return_with_the_own_state_counts(query: str):
 
 ADMIN_LOGIN = example(AdminLogin, issuer="https://login.example", roles={})
 SESSION = example(PersonSession, person="psn_1")
-PUT = "people put staff --admin a --auditor b --auditor c --scope groups"
+PUT = "people put staff --admin a --auditor b --auditor c --story-reader d --scope groups"
 PEOPLE = {
     "integration": "staff",
     "groups_claim": "groups",
-    "roles": {"tenant_admin": ["a"], "auditor": ["b", "c"]},
+    "roles": {"tenant_admin": ["a"], "auditor": ["b", "c"], "story_reader": ["d"]},
     "scopes": ["groups"],
 }
 

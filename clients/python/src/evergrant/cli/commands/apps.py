@@ -99,7 +99,7 @@ def permit_app(
     Args:
         integration: Its name, or * for every one.
         subject: An exact subject; one that ends in * stands for all that begin so. May be repeated.
-        action: token, connect, admin, audit, export or proxy; may be repeated.
+        action: token, connect, admin, audit, stories, export or proxy; may be repeated.
         scope: A scope that a token may have; may be repeated. Any by default.
         name: The permit's name; by default the integration's. One of this name is replaced.
     """

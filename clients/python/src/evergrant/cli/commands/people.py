@@ -45,6 +45,7 @@ def put(
     *,
     admin: tuple[str, ...] = (),
     auditor: tuple[str, ...] = (),
+    story_reader: tuple[str, ...] = (),
     claim: str = "groups",
     scope: Scopes = (),
     options: Options = DEFAULTS,
@@ -54,13 +55,14 @@ def put(
     Args:
         admin: A group of the issuer whose people administer the tenant; exact, and may be repeated.
         auditor: A group whose people read everything and change nothing.
+        story_reader: A group whose people read connections and their stories, also in the Temporal UI.
         claim: The claim that has the groups.
         scope: A scope to request beside openid, where the issuer tells the groups for one.
     """
-    groups_of = {"tenant_admin": admin, "auditor": auditor}
+    groups_of = {"tenant_admin": admin, "auditor": auditor, "story_reader": story_reader}
     roles = {role: groups for role, groups in groups_of.items() if groups}
     if not roles:
-        raise argument_error("no group has a role: name one with --admin or --auditor")
+        raise argument_error("no group has a role: name one with --admin, --auditor or --story-reader")
     with options.client() as client:
         made = client.put_admin_login(integration, roles, groups_claim=claim, scopes=scope)
         show_one(made, options.output)
