@@ -14,9 +14,12 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import AccountOption, FollowUp
 from evergrant_server.core.decisions import AccessRequest, AccessRequestKind
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import AccessRequestId, ConnectionId, new_id
+from evergrant_server.core.ids import AccessRequestId, ConnectionId, KeyRotationId, new_id
 from evergrant_server.core.integrations import Integration, IntegrationState
+from evergrant_server.core.key_rotation import RotationCommand, RotationKind, RotationStep
 from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.keys import KeyRotationProgress, KeyRotationStart
+from evergrant_server.core.messages.names import key_rotation_workflow_id
 from tests.fakes.api import TENANT, Api
 from tests.fakes.rows import a_delegation
 
@@ -55,6 +58,7 @@ async def fill(api: Api) -> Filled:
     request, removal, key_id = await _requests(api, report)
     api.link.events, api.link.next_at = {None: _events()}, NOON + timedelta(minutes=3)
     _at(api, NOON)
+    _rotations(api)
     return Filled(
         key,
         told.id,
@@ -66,6 +70,24 @@ async def fill(api: Api) -> Filled:
         key_id,
         await _agent(api, key, told),
     )
+
+
+def _rotations(api: Api) -> None:
+    """One of the tenant's keys that is done, and one of its connections' that is under way."""
+    moved, total = 8_425, 20_000
+    ended = {"total": total, "moved": total, "replaced": 3, "destroyed": 3, "done": True}
+    done = KeyRotationProgress(step=RotationStep.DESTROY, **ended)
+    under_way = KeyRotationProgress(step=RotationStep.REPLACE, total=total, moved=moved, replaced=moved)
+    for kind, progress in ((RotationKind.TENANT, done), (RotationKind.CONNECTION, under_way)):
+        api.link.rotations[key_rotation_workflow_id(TENANT, kind)] = KeyRotationStart(
+            tenant=TENANT,
+            rotation_id=KeyRotationId(new_id("rot")),
+            kind=kind,
+            command=RotationCommand.ROTATE,
+            begun_at=NOON - timedelta(minutes=4),
+            context=RequestContext(by="app:console"),
+            progress=progress,
+        )
 
 
 def _at(api: Api, moment: datetime) -> None:

@@ -11,9 +11,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from bench.processes import postgresql, sqlite
+from evergrant_server.core.key_rotation import RotationKind
 from evergrant_server.process import exit_process
 from tests.fakes import leftovers
-from tests.faults.rotation.run import prove
+from tests.faults.rotation.run import KINDS, prove
 
 
 def say(text: str) -> None:
@@ -36,6 +37,7 @@ async def main(arguments: argparse.Namespace) -> int:
             refreshing=arguments.refreshing,
             kills=arguments.kills,
             say=say,
+            kinds=[RotationKind(kind) for kind in arguments.kind] or KINDS,
         )
     for wrong in result.wrong[:50]:
         say(f"WRONG: {wrong}")
@@ -48,6 +50,7 @@ if __name__ == "__main__":
     parser.add_argument("--connections", type=int, default=200)
     parser.add_argument("--readers", type=int, default=20)
     parser.add_argument("--refreshing", type=int, default=4)
+    parser.add_argument("--kind", action="append", default=[], choices=[kind.value for kind in KINDS])
     parser.add_argument("--kills", action="store_true", help="SIGKILL of each process in each step")
     parser.add_argument("--postgresql", action="store_true", help="on PostgreSQL; default: SQLite")
     parser.add_argument("--folder", type=Path, help="where its data may be; default: the system's")

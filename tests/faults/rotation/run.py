@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from evergrant_server.core.key_rotation import RotationKind
 from tests.faults.rotation.place import Place, running_place
 
 _LONGEST_S = 3600.0
+KINDS = (RotationKind.TENANT, RotationKind.CONNECTION)
 
 
 @dataclass
@@ -30,6 +31,7 @@ async def prove(
     refreshing: int,
     kills: bool,
     say: Callable[[str], None],
+    kinds: Sequence[RotationKind] = KINDS,
 ) -> Result:
     """Rotate the keys of the tenant, and then of its connections, under load."""
     result = Result()
@@ -37,7 +39,7 @@ async def prove(
     async with running_place(folder, database_url, connections, refreshing) as place:
         say(f"{connections} connections are there after {time.monotonic() - began:.0f} s")
         async with place.under_load(readers):
-            for kind in (RotationKind.TENANT, RotationKind.CONNECTION):
+            for kind in kinds:
                 await _rotate(place, kind, kills, result, say)
         result.wrong += place.counts.wrong
         broken = await place.unreadable()
