@@ -1,5 +1,6 @@
 """A subject's identity provider grants access at a server that trusts it (ID-JAG): no consent there."""
 
+import base64
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -15,12 +16,14 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, new_id
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.schedule import jitter
+from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.secret import Secret
-from tests.fakes.platform.installation import ASKED, Installation
+from tests.fakes.platform.installation import ASKED, TENANT, Installation
 from tests.fakes.providers.client_grants import JWT_BEARER, TOKEN_EXCHANGE
 from tests.fakes.providers.enterprise import ID_JAG, ID_TOKEN, EnterpriseIdp, EnterpriseMcp
 from tests.fakes.providers.scripted_provider import drop_after_commit, error
 from tests.fakes.rows import discovered
+from tests.fakes.temporal import payloads_in
 from tests.faults.support.client_grants import request_first_tokens
 
 NEEDED = ErrorCode.IDENTITY_NEEDED
@@ -202,6 +205,9 @@ async def test_the_id_token_goes_to_its_issuer_alone(world: World):
     there = [call.body for call in world.server.calls]
     assert not any(asked["subject_token"].encode() in body for body in there)
     jags = [it.params["assertion"] for it in world.server.calls if "assertion" in it.params]
-    history = (await world.place.workflow(connection).fetch_history()).to_json()
-    assert asked["subject_token"] not in history
-    assert jags[0] not in history
+    events = await world.place.parts.link.history(connection_workflow_id(TENANT, connection.id))
+    payloads = payloads_in(events)
+    history = b"".join(base64.b64decode(payload["data"]) for payload in payloads)
+    assert connection.id.encode() in history, "the search finds what is there"
+    assert asked["subject_token"].encode() not in history
+    assert jags[0].encode() not in history

@@ -84,7 +84,7 @@ async def test_a_new_run_uses_the_current_rules_and_settings(
         running = place.workflow(connection)
         await running.terminate()
         assert await place.parts.reconciler.start_workflow(TENANT, connection.id)
-        life = begun_with((await running.fetch_history()).to_json_dict()["events"])
+        life = begun_with(await place.parts.link.history(running.id))
         assert (life.refresh_token_idle_s, life.min_age_s, life.announce_days) == (86_400.0, 570, days)
         described = await place.parts.link.describe(TENANT, connection.id, timeout=PATIENCE_S)
         assert described.next_at is not None
