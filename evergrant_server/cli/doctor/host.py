@@ -92,6 +92,13 @@ async def journal(settings: Settings) -> str:
     if unreadable:
         repair = f"ls {shlex.quote(str(folder))}/*/*.set-aside    # named by attempt; see docs/protocol.md"
         raise CheckFailed(f"{len(unreadable)} entries of {folder} can't be read and are kept", repair)
+    _require_none_old(folder, waiting)
+    count = sum(entry.is_dir() for entry in folder.iterdir())
+    return f"{folder}: written, locked; {count} journals, {len(waiting)} answers are not in the store yet"
+
+
+def _require_none_old(folder: Path, waiting: list[Path]) -> None:
+    """Raise CheckFailed where a reply has waited for longer than a worker of this host needs."""
     oldest = min((at for path in waiting if (at := _modified(path)) is not None), default=None)
     if oldest is not None and time.time() - oldest > _LONGEST_WAIT_S:
         since = datetime.fromtimestamp(oldest, UTC)
@@ -101,8 +108,6 @@ async def journal(settings: Settings) -> str:
             f"{COMMAND} worker    # on this host; where one runs, its log says why at `journal stuck`; after "
             "a restore: docs/guide/operations.md#the-store-was-restored-from-a-backup",
         )
-    count = sum(entry.is_dir() for entry in folder.iterdir())
-    return f"{folder}: written, locked; {count} journals, {len(waiting)} answers are not in the store yet"
 
 
 def _modified(path: Path) -> float | None:
