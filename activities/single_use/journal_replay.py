@@ -22,10 +22,10 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.single_use.attempt import Attempt, AttemptKind, AttemptOutcome
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.journal import Journal, JournalEntry
-from evergrant_server.journal.entry import SET_ASIDE_SUFFIX, EntryHeader
+from evergrant_server.journal.entry import SET_ASIDE_SUFFIX
 from evergrant_server.journal.journal import attempt_id_of
 from evergrant_server.journal.reservation import RESERVATION_SUFFIX, read_unsent_header, rename_complete
-from evergrant_server.store import Store, Transaction
+from evergrant_server.store import Store
 from evergrant_server.store.keys import NO_CONNECTION
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
@@ -144,9 +144,11 @@ class JournalReplayer:
         async with self._store.read() as tx:
             connection = await tx.connections.get(header.tenant, header.connection_id)
             attempt = await tx.attempts.get(header.tenant, header.attempt_id)
+            named = header.tenant, header.connection_id
+            erased = await audit.newest_record(tx, *named, AuditAction.CONNECTION_ERASED)
             if connection is not None and connection.state is LifecycleState.REVOKED:
                 return "revoked"  # its keys were destroyed: the entry can't be opened
-            if connection is None and await _is_erased(tx, header):
+            if connection is None and erased is not None:  # it isn't only missing from a restored backup
                 return "erased"  # likewise
             if connection is not None and attempt is None and connection.generation > header.from_generation:
                 return "superseded"  # the store is a backup of before, and the subject has consented again
@@ -201,9 +203,3 @@ class JournalReplayer:
         if (path, code) not in self._logged:
             self._logged.add((path, code))
             log_event(log, logging.ERROR, LogEvent.JOURNAL_STUCK, detail, code=code, object=path.stem)
-
-
-async def _is_erased(tx: Transaction, header: EntryHeader) -> bool:
-    """Whether the connection of a reply was erased, and is not only missing from a restored backup."""
-    erased = AuditAction.CONNECTION_ERASED
-    return await audit.newest_record(tx, header.tenant, header.connection_id, erased) is not None

@@ -24,7 +24,7 @@ from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.database.rows import fetch_all
 from evergrant_server.store.keys import ROOTS_IN_USE
-from evergrant_server.store.rotation.processes import ProcessState
+from evergrant_server.store.rotation.processes import that_go_on
 from evergrant_server.store.store import unwrap_newest_tenant_key
 from evergrant_server.wiring import platform
 
@@ -188,7 +188,7 @@ async def _hold_roots_in_use(settings: Settings, store: Store) -> None:
 async def roots_of_processes(settings: Settings) -> str:
     """Every live process holds the roots with which others seal: no key file is an older one."""
     async with reading(settings) as tx:
-        processes = [process for process in await tx.processes.all() if process.state is ProcessState.LIVE]
+        processes = that_go_on(await tx.processes.all())
     outdated = [
         f"the {process.role} on {process.host} (since {process.started_at:%Y-%m-%d %H:%M} UTC) lacks {root}"
         f" of the purpose {purpose}, with which the {sealing.role} on {sealing.host} seals"

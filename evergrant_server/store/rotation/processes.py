@@ -52,6 +52,7 @@ class Process(NamedTuple):
     roots: dict[str, list[str]]
     seals_with: dict[str, str]
     started_at: datetime
+    seen_at: datetime
     silent_for: timedelta
 
     @property
@@ -115,6 +116,20 @@ class Processes:
             return self._now
         moment: datetime = (await self._connection.execute(select(func.clock_timestamp()))).scalar_one()
         return moment
+
+
+def that_go_on(processes: list[Process]) -> list[Process]:
+    """The live processes, without those that a later one of their role and host followed and that haven't
+    written since: after a restart these are live for a moment, and nobody's to repair."""
+    began: dict[tuple[str, str], datetime] = {}
+    for process in processes:
+        key = process.role, process.host
+        began[key] = max(process.started_at, began.get(key, process.started_at))
+    return [
+        process
+        for process in processes
+        if process.state is ProcessState.LIVE and (process.seen_at >= began[process.role, process.host])
+    ]
 
 
 def lacking(processes: list[Process], purpose: str, root_id: str) -> list[Process]:

@@ -1,6 +1,7 @@
 """`doctor --role`: what a container must have and must not have, and whether its key file is an older one."""
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,29 @@ async def test_a_process_that_was_not_restarted_after_a_rotation_is_named(settin
         await tx.processes.end("prc_gateway")
     await store.close()
     assert "2 processes hold every root" in await doctor.roots_of_processes(settings)
+
+
+@pytest.mark.usefixtures("container")
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_a_process_that_a_restart_has_followed_is_no_finding(settings: Settings, goes_on: bool):
+    """Its row was written a moment ago, and it has ended: or it is another one, and writes again."""
+    store = await Store.open(
+        settings.database_url, KeyRing.open(settings.key_path, Role.WORKER), SystemClock()
+    )
+    names = {"role": "api", "host": "api-1", "version": "1"}
+
+    async def beat(id: str, *held: str) -> None:
+        began.setdefault(id, SystemClock().now())
+        async with store.write() as tx:
+            await tx.processes.beat(id, names, {"lease": list(held)}, {"lease": held[-1]}, began[id])
+
+    began: dict[str, datetime] = {}
+    await beat("prc_older", "root_1")
+    await beat("prc_newer", "root_1", "root_2")
+    if goes_on:
+        await beat("prc_older", "root_1")
+        with pytest.raises(CheckFailed, match="lacks root_2"):
+            await doctor.roots_of_processes(settings)
+    else:
+        assert "1 processes hold every root" in await doctor.roots_of_processes(settings)
+    await store.close()
