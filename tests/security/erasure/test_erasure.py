@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -101,8 +101,8 @@ async def test_a_backup_from_before_opens_only_with_its_key_rows(alice: Life, tm
     connection = await alice.live()
     backup = tmp_path / "backup.db"
     with (
-        sqlite3.connect(alice.database_url.removeprefix("sqlite:///")) as source,
-        sqlite3.connect(backup) as copy,
+        closing(sqlite3.connect(alice.database_url.removeprefix("sqlite:///"))) as source,
+        closing(sqlite3.connect(backup)) as copy,
     ):
         source.backup(copy)
     await alice.erased(connection, connection_id=connection.id)
