@@ -14,7 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 Dates = tuple[datetime.datetime, datetime.datetime]
 Extensions = tuple[x509.ExtensionType, ...]
 
-_IS_AUTHORITY: Extensions = (x509.BasicConstraints(ca=True, path_length=None),)
+IS_AUTHORITY: Extensions = (x509.BasicConstraints(ca=True, path_length=None),)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Authority:
         *,
         now: datetime.datetime | None = None,
         hours: tuple[float, float] = (-1, 48),
-        extensions: Extensions = _IS_AUTHORITY,
+        extensions: Extensions = IS_AUTHORITY,
     ) -> None:
         self._now = now or datetime.datetime.now(datetime.UTC)
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -102,6 +102,10 @@ def _certificate(
         .serial_number(x509.random_serial_number())
         .not_valid_before(dates[0])
         .not_valid_after(dates[1])
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
+        )
     )
     for extension in extensions:
         critical = isinstance(extension, x509.BasicConstraints)
@@ -120,7 +124,7 @@ def _self_signed(name: str, days: float, *extensions: x509.ExtensionType) -> tup
     key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.datetime.now(datetime.UTC)
     dates = (now - datetime.timedelta(hours=1), now + datetime.timedelta(days=days))
-    made = _certificate(_named(name), _named(name), key, key, dates, (*_IS_AUTHORITY, *extensions))
+    made = _certificate(_named(name), _named(name), key, key, dates, (*IS_AUTHORITY, *extensions))
     return made.public_bytes(serialization.Encoding.PEM), _pem_of(key).encode()
 
 

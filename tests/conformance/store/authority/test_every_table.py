@@ -37,6 +37,7 @@ DECIDES_NOTHING = {
     "introspection": "when a token is looked at next",
     "lease_use": "which app has leased which connection",
     "permit_use": "when a permit was last used",
+    "process": "what a rotation waits for: who may seal is looked at where it seals",
     "received_event": "remembers events that came: an event ends, and grants nothing",
     "usage": "the generation that was leased last",
     "used_subject_token": "remembers used tokens of people: who deletes one needs the token",
