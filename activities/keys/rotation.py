@@ -50,7 +50,7 @@ class KeyRotationActivities:
     async def advance_key_rotation(self, call: KeyRotationCall) -> KeyRotationProgress:
         """Move pages for a while, or until a pass has to be waited for.
 
-        Raises Failure INVALID_REQUEST for a rotation that nobody is proven to have requested.
+        Raises Failure INVALID_REQUEST for a rotation that no caller is proven to have requested.
         """
         if call.context.by.startswith(CLAIMED):
             raise Failure(ErrorCode.INVALID_REQUEST, "nothing proves who requested this rotation")

@@ -28,7 +28,7 @@ class TenantRotation(KeyRotation):
             )
 
         replaced = await self.write(work)
-        await self.settled()  # nobody seals with the older ones from here on
+        await self.settled()  # no transaction seals with the older ones from here on
         return await self.following(progress.__replace__(replaced=progress.replaced + replaced))
 
     async def move(self, progress: KeyRotationProgress) -> KeyRotationProgress:

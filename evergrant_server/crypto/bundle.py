@@ -158,8 +158,8 @@ class Bundle:
         return self._bundle
 
     def _lack(self, name: str) -> Failure:
-        """Why a key lacks, for whoever needed it: the names of the service's key and of the principal are the
-        operator's (`KeyRing.require_all`)."""
+        """Why a key is lacking, as a caller is told: the names of the service's key and of the principal are
+        the operator's (`KeyRing.require_all`)."""
         failure = self._lacking.get(name)
         if failure is None:
             what_for = "what this role signs with" if name == BUNDLE else f"the root key {name!r}"

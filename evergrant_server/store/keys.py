@@ -76,8 +76,8 @@ ROOTS_IN_USE = (
     .order_by(_KEYS.c.purpose, _KEYS.c.wrapping_key_id)
 )
 CURRENT_KEY = _KEY.where(_KEYS.c.connection_id == bindparam("connection_id"), _KEYS.c.retired_at.is_(None))
-# What is sealed with a connection's key holds that key's row until it is committed: whoever replaces the key
-# waits for it, and then seals it anew. A tenant's row would be held by everybody: see `key_rotation`
+# What is sealed with a connection's key holds that key's row until it is committed: a rotation waits for it,
+# and then seals it anew. Every transaction of a tenant would hold the tenant's row: see `key_rotation`
 CURRENT_KEY_TO_SEAL = CURRENT_KEY.with_for_update(read=True, of=_KEYS)
 STILL_CURRENT = (
     select(_KEYS.c.id)

@@ -226,7 +226,7 @@ class StoryCodec(PayloadCodec, WithSerializationContext):
         return payload
 
     async def _users_own(self, payload: Payload) -> list[Payload]:
-        """What the users' codec makes of it. Whoever writes to the namespace may send what it raises for."""
+        """What the users' codec makes of it. A writer of the namespace may send what it raises for."""
         if self._users is None or payload.metadata.get("encoding") == ENCODING:
             return [payload]
         try:

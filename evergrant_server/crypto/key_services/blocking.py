@@ -60,7 +60,7 @@ class Threads:
                 result = call()
             except BaseException as raised:  # the caller's to judge
                 error = raised
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed, and no caller waits
                 loop.call_soon_threadsafe(self._settle, future, result, error)
 
         threading.Thread(target=work, name="key service", daemon=True).start()

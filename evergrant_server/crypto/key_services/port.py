@@ -64,7 +64,7 @@ _CODES = {
 class KeyServiceFailure(Failure):
     """A key service gave no key. The detail names its key, and no secret; only AWAY is worth another try.
 
-    A backend raises it with what went wrong in its own words (`why`); whoever asked knows the row.
+    A backend raises it with what went wrong in its own words (`why`); its caller knows the row.
     """
 
     def __init__(

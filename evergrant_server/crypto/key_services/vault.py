@@ -66,7 +66,7 @@ class VaultService(BlockingKeyService):
                 )
             except (
                 errors.Forbidden
-            ):  # also for a key that doesn't exist, which nobody may create: then 404 here
+            ):  # also for a key that doesn't exist, which no principal may create: then 404 here
                 client.secrets.transit.read_key(name=self._name(purpose), mount_point=self._mount)
                 raise
         return reply["data"]["ciphertext"].encode()

@@ -1,7 +1,7 @@
 """Keys of connections: replaced, each with all that it has sealed in one transaction, and then destroyed.
 
 In one transaction, so that no snapshot has a lease's row beside another key than the one that sealed it.
-Whoever seals with a connection's key holds its row until the commit (`keys.CURRENT_KEY_TO_SEAL`).
+A transaction that seals with a connection's key holds its row until the commit (`keys.CURRENT_KEY_TO_SEAL`).
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -1,8 +1,8 @@
 """Processes of the installation, and which root keys each holds and seals with.
 
 Each writes its row every few seconds. By the database's clock where there is one, so that no host's clock
-decides who is alive. The rows let a rotation wait; they let nobody seal: the transaction that seals looks for
-itself whether its root is the current one.
+decides who is alive. The rows let a rotation wait; they let no process seal: the transaction that seals looks
+for itself whether its root is the current one.
 """
 
 from collections.abc import Mapping
@@ -120,7 +120,7 @@ class Processes:
 
 def that_go_on(processes: list[Process]) -> list[Process]:
     """The live processes, without those that a later one of their role and host followed and that haven't
-    written since: after a restart these are live for a moment, and nobody's to repair."""
+    written since: after a restart these are live for a moment, and an operator has nothing to repair."""
     began: dict[tuple[str, str], datetime] = {}
     for process in processes:
         key = process.role, process.host
