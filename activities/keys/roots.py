@@ -1,7 +1,7 @@
 """Rotation of the installation's roots of one purpose: a new one, or what stands under older ones moved.
 
-Where a key service wraps roots, a new one is a row. Roots that lie in the key file are added and taken out on
-its host (`keys rotate`, `keys retire`), and a rotation moves what stands under them.
+Where a key service wraps roots, a new one is a row. Roots that lie in the key file are added on its host, by
+`keys rotate`, and stay in it, for older backups; a rotation moves what stands under them.
 """
 
 from collections.abc import Awaitable, Sequence
