@@ -33,6 +33,9 @@ from tests.fakes.postgresql import program as postgres_program
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 _TEMPLATE = "evergrant_template"
 _TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+_TRANSACTION = "SELECT pg_current_xact_id()::text::bigint"
+_OLDER_SNAPSHOTS = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+AND pid <> pg_backend_pid() AND backend_xmin IS NOT NULL AND backend_xmin::text::bigint <= CAST(:now AS bigint)"""
 _migrated: list[bytes] = []  # the first migrated SQLite file, copied from then on
 _numbers = itertools.count(1)
 
@@ -251,11 +254,17 @@ async def files_of(store: Store, url: str) -> list[bytes]:
     """The files of the database, its write-ahead log among them on SQLite.
 
     PostgreSQL's pages are written anew before, as docs/security/erasure.md says, and its log isn't read.
+    `VACUUM FULL` keeps a deleted row while any session may still see it (a read that began before, autovacuum
+    while it analyses): those end first.
     """
     if store.is_sqlite:
         path = Path(url.removeprefix("sqlite:///"))
         return [file.read_bytes() for file in path.parent.glob(f"{path.name}*")]
     name = url.partition("?")[0].rpartition("/")[2]
+    async with store.autocommit() as connection:
+        now = (await connection.execute(text(_TRANSACTION))).scalar_one()
+        while (await connection.execute(text(_OLDER_SNAPSHOTS), {"now": now})).scalar_one():
+            await asyncio.sleep(0.01)
     await postgres().admin("VACUUM FULL", "CHECKPOINT", database=name)
     async with store.autocommit() as connection:
         oid = await connection.execute(text("SELECT oid FROM pg_database WHERE datname = current_database()"))
