@@ -96,9 +96,7 @@ def test_each_leaf_is_proven_to_the_client(size: int, data: st.DataObject):
 def test_each_tree_is_proven_to_append_to_an_older_one(one: int, another: int):
     older, newer = sorted((one, another))
     path = tree.roots(tree.consistency_path(older, newer), read)
-    verifier.require_consistent(
-        older, definition(LEAVES[:older]), newer, definition(LEAVES[:newer]), path
-    )
+    verifier.require_consistent(older, definition(LEAVES[:older]), newer, definition(LEAVES[:newer]), path)
 
 
 @given(st.integers(2, MOST), st.data())
@@ -127,9 +125,7 @@ def test_a_tree_that_was_rewritten_is_consistent_with_no_older_one(newer: int, d
     leaves = [*LEAVES[:rewritten], bytes(32), *LEAVES[rewritten + 1 : newer]]
     path = tree.roots(tree.consistency_path(older, newer), read)
     with pytest.raises(verifier.ProofError):
-        verifier.require_consistent(
-            older, definition(LEAVES[:older]), newer, definition(leaves), path
-        )
+        verifier.require_consistent(older, definition(LEAVES[:older]), newer, definition(leaves), path)
     with pytest.raises(verifier.ProofError):
         verifier.require_consistent(
             older, definition(leaves[:older]), newer, definition(LEAVES[:newer]), path
