@@ -132,9 +132,9 @@ class LeaseIssuer:
             await lease_request.proxied.prepare(row, decision)
         self._api.ring.require(KeyPurpose.LEASE)
         self.limits.count_integration(call.request.scope, row.tenant, row.integration)
-        facts = await self._api.ledger.record(claim_of(call, lease_request, row, decision))
+        recorded = await self._api.ledger.record(claim_of(call, lease_request, row, decision))
         if not narrower:
-            self._remember(call, lease_request, row, facts, hold)
+            self._remember(call, lease_request, row, recorded.facts, hold)
         if self.leased.reaches_alarm(call.caller.app.id, row.connection_id, self._now()):
             await self.raise_alarm(call)
         return row
