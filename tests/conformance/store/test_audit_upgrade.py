@@ -37,7 +37,8 @@ _TEXTS = {"tenant", "shard", "seq", "action", "object", "by", "trace_id", "workf
 _ADD = (
     "INSERT INTO audit (tenant, shard, seq, at, action, object, by, trace_id, detail, workflow_id, run_id,"
     " event_id, previous_hash, hash, erased_mac, revision) VALUES (:tenant, :shard, :seq, :at, :action,"
-    " :object, :by, :trace_id, :detail, :workflow_id, :run_id, :event_id, :previous_hash, :hash, :erased_mac, 1)"
+    " :object, :by, :trace_id, :detail, :workflow_id, :run_id, :event_id, :previous_hash, :hash,"
+    " :erased_mac, 1)"
 )
 _END = (
     "INSERT INTO audit_shard (tenant, shard, count, last_hash, mac, revision)"
@@ -256,7 +257,7 @@ async def test_a_chain_that_was_put_back_with_its_end_isnt_as_it_was_closed(upgr
     "tampering",
     [
         "UPDATE audit SET object = 'con_9' WHERE tenant = 'acme' AND shard = 'main' AND seq = 3",
-        "UPDATE audit SET detail = '{\"generation\":4}' WHERE tenant = 'acme' AND shard = 'main' AND seq = 3",
+        "UPDATE audit SET detail = '[4]' WHERE tenant = 'acme' AND shard = 'main' AND seq = 3",
         "UPDATE audit SET detail = '{' WHERE tenant = 'acme' AND shard = 'main' AND seq = 3",
         "UPDATE audit SET hash = 'none' WHERE tenant = 'acme' AND shard = 'main' AND seq = 3",
         "UPDATE audit SET detail = '{}', by = 'erased' WHERE tenant = 'acme' AND shard = 'main' AND seq = 3",

@@ -239,7 +239,7 @@ async def test_one_who_waits_gets_a_typed_answer_when_time_is_up(tmp_path: Path)
 
 async def test_a_refresh_says_whether_its_caller_waits(api: Api):
     _, key = await api.active_for("pipeline", Action.TOKEN)
-    assert (await api.lease(key)).status_code == 200  # which begins the chain of the ledger's shard
+    assert (await api.lease(key)).status_code == 200  # which begins the tree of the ledger's shard
     api.refreshes_with("at-2", "at-3")
     api.clock.advance(3590)
     assert (await api.lease(key)).json()["access_token"] == "at-1"
