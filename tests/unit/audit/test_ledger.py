@@ -31,14 +31,14 @@ from tests.unit.audit.claims import a_claim, count_commits, leases_in_the_log
 
 async def test_a_lease_is_in_the_log_when_record_returns(store: Store, ledger: LeaseLedger):
     connection, app = await granted(store), await an_app_of(store)
-    await ledger.record(a_claim(connection, app))
+    recorded = await ledger.record(a_claim(connection, app))
     async with store.read() as tx:
         (record,) = await audit.page(tx, ACME, object=connection.id, limit=5)
         rows = await tx.context_rows.connection(ACME, connection.id)
         assert rows is not None
         assert rows.leased_generation == 1
         assert await tx.connections.get(ACME, connection.id) == connection  # its revision didn't move
-    assert record.shard == "lease-1"
+    assert (record.shard, record.seq, recorded.place) == ("lease-1", 0, "lease-1/0")
     assert record.context == RequestContext(by="app:billing", trace_id="b" * 32)
     assert record.detail == {"app": app.id, "generation": 1, "scopes": ["repo"]}
 

@@ -32,9 +32,11 @@ async def test_a_fresh_lease_says_what_the_token_can_do(api: Api):
         "generation": 1,
         "connection_id": connection.id,
         "grant_over": False,
+        "audit": "api-test/0",
     }
     assert answer.headers["cache-control"] == "no-store"
-    assert [it.action for it in await api.records(of=connection.id)] == [AuditAction.LEASE_ISSUED]
+    (record,) = await api.records(of=connection.id)
+    assert (record.action, record.shard, record.seq) == (AuditAction.LEASE_ISSUED, "api-test", 0)
     async with api.worker.read() as tx:
         rows = await tx.context_rows.connection(TENANT, connection.id)
         assert rows is not None
