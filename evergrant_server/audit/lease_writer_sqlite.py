@@ -8,6 +8,7 @@ were read then still hold, and nothing is read again.
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from evergrant_server.audit.lease_batch import (
     APPS,
@@ -56,6 +57,7 @@ class SqliteLeaseWriter:
     def __init__(self, kept: KeptSqlite, shard: str, ring: KeyRing, clock: Clock) -> None:
         self._kept, self._shard, self._ring, self._clock = kept, shard, ring, clock
         self._rows = _KnownRows()
+        self._expected: dict[Tenant, _Append] = {}
 
     async def write(self, batch: Sequence[WaitingLease], uses: LastUses) -> Written:
         """Commit what still holds. Raises TreeMissing and Failure; then nothing is in the log.
@@ -64,6 +66,7 @@ class SqliteLeaseWriter:
         """
         try:
             with translate_errors():
+                self._expected = self._expect(batch)
                 async with self._kept.transaction() as raw:
                     return Written(self._written(raw, batch, uses), frozenset())
         except BaseException:
@@ -72,6 +75,15 @@ class SqliteLeaseWriter:
 
     async def close(self) -> None:
         await self._kept.close()
+
+    def _expect(self, batch: Sequence[WaitingLease]) -> dict[Tenant, "_Append"]:
+        """What the batch will append, if nothing has changed: hashed before the database is locked."""
+        records = awaited(batch, self._clock.now())
+        return {
+            tenant: _Append.of(end, [*of_tenant.values()], self._ring)
+            for tenant, of_tenant in by_tenant(records)
+            if (end := self._rows.ends.get(tenant)) is not None
+        }
 
     def _written(
         self, raw: sqlite3.Connection, batch: Sequence[WaitingLease], uses: LastUses
@@ -102,7 +114,10 @@ class SqliteLeaseWriter:
             place = (tenant, self._shard, number, at, facts.action, facts.connection_id)
             rows.append((*place, record.body, record.leaf, 1))
         raw.executemany(_RECORDS, rows)
-        after = end.appended(self._ring, [record.leaf for record in records])
+        expected = self._expected.get(tenant)
+        if expected is None or expected.end != end or expected.records != records:
+            expected = _Append.of(end, records, self._ring)
+        after = expected.after
         raw.execute(_MOVED, (after.size, after.peaks, after.mac, tenant, self._shard))
         self._rows.ends[tenant] = after
         return end.size
@@ -128,6 +143,18 @@ class SqliteLeaseWriter:
         if raised:
             raw.executemany(_USAGE, [(*key, generation) for key, generation in raised.items()])
             generations.update(raised)
+
+
+class _Append(NamedTuple):
+    """The end of a tree before and after these records."""
+
+    end: TreeEnd
+    records: Sequence[LeaseRecord]
+    after: TreeEnd
+
+    @classmethod
+    def of(cls, end: TreeEnd, records: Sequence[LeaseRecord], ring: KeyRing) -> "_Append":
+        return cls(end, records, end.appended(ring, [record.leaf for record in records]))
 
 
 class _KnownRows:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlmodel import col
 
 from evergrant_server import audit
 from evergrant_server.audit.tree import Frontier
