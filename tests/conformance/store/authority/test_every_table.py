@@ -32,6 +32,7 @@ DECIDES_NOTHING = {
     "app_key_use": "when a key was last used",
     "attempt": "which sends are open: a changed one may cost a grant, and gives nobody one",
     "audit": "records in trees, whose ends are signed",
+    "audit_filed": "finds the leases of a connection: a missing one is still in the log",
     "audit_node": "a hash of a tree's tile: a proof that is made of a changed one leads to no signed root",
     "audit_pruning": "up to where a log was pruned: a changed one keeps more, or is looked at again",
     "delivery": "which event goes to which webhook of the tenant: both are signed",
