@@ -44,6 +44,9 @@ class AuditLogKeeper:
 
     async def run(self, interval: timedelta = INTERVAL) -> None:
         """Work until cancelled."""
+        with suppress(Failure):
+            async with self._store.write() as tx:
+                await tx.checkpoints.forget_anchors(self._anchors)
         try:
             while True:
                 await self.advance()
@@ -81,7 +84,7 @@ class AuditLogKeeper:
                     for name in self._anchors
                 }
             for name, anchor in self._anchors.items():
-                await self._report_late(name, waits[name])
+                await self._report_late(name, waits[name], kept.get(name))
                 if newest is not None and waits[name] is not None and self._is_due(name, anchor):
                     self._tried_at[name] = seconds_since_boot()
                     self._turns[name] = asyncio.create_task(self.keep(anchor, newest, kept.get(name)))
@@ -124,14 +127,20 @@ class AuditLogKeeper:
 
         return path_from
 
-    async def _report_late(self, name: str, waiting: Checkpoint | None) -> None:
-        """Set the metric of the oldest checkpoint that the anchor lacks; beyond the bound, record it."""
-        now = self._clock.now()
-        waited = timedelta(0) if waiting is None else now - waiting.at
+    async def _report_late(self, name: str, waiting: Checkpoint | None, kept: Anchor | None) -> None:
+        """Set the metric of the oldest checkpoint that the anchor lacks; beyond the bound, record it.
+
+        An anchor of which nothing is known yet is new, and has the whole time.
+        """
+        waited = timedelta(0)
+        if waiting is not None and kept is not None:
+            waited = self._clock.now() - max(waiting.at, kept.at)
         metrics.ANCHOR_LAG.set(waited.total_seconds(), {metrics.ANCHOR: name})
         if waited > self._late + self._anchors[name].every:
-            why = f"has kept no checkpoint since {now - waited:%Y-%m-%d %H:%M} UTC"
-            await self._record(AuditAction.ANCHOR_LATE, name, why)
+            since = self._clock.now() - waited
+            await self._record(
+                AuditAction.ANCHOR_LATE, name, f"has kept no checkpoint since {since:%Y-%m-%d %H:%M} UTC"
+            )
 
     async def _record(self, action: AuditAction, name: str, why: str) -> None:
         """Log it, and record it in the installation's log, once a day."""

@@ -239,6 +239,10 @@ class Checkpoints:
         rows = await fetch_all(self._connection, select(_ANCHORS).where(_ANCHORS.c.tenant == INSTALLATION))
         return {row["id"]: _anchor(row) for row in rows}
 
+    async def forget_anchors(self, names: Collection[str]) -> None:
+        """Delete the rows of all anchors but these: one that isn't asked any more must hold up nothing."""
+        await self._connection.execute(delete(_ANCHORS).where(_ANCHORS.c.id.not_in(sorted(names))))
+
     async def put_anchor(self, anchor: Anchor) -> None:
         """Write what the anchor has kept; another worker's that has kept more stays."""
         row = {**_OF_INSTALLATION, **anchor._asdict()}

@@ -20,7 +20,7 @@ async def checkpoints(settings: Settings) -> str:
         late = list[str]()
         for anchor in anchors.values():
             waiting = await tx.checkpoints.first_beyond(anchor.size)
-            if waiting is not None and waiting.at < now - settings.audit_anchor_late:
+            if waiting is not None and max(waiting.at, anchor.at) < now - settings.audit_anchor_late:
                 why = f": {anchor.problem}" if anchor.problem else ""
                 late.append(f"{anchor.name} has kept none since {anchor.at:%Y-%m-%d %H:%M} UTC{why}")
     if late:

@@ -43,6 +43,7 @@ from evergrant_server.store import Store
 from evergrant_server.store.checkpoints import WITNESS, Anchor, SignedTree
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.timestamps import timestamp_authority
 
 ACME, NAME = Tenant("acme"), "evergrant.example/audit"
@@ -267,6 +268,25 @@ async def test_a_late_anchor_alarms_once_a_day_and_stops_nothing(store: Store, c
         row = (await tx.checkpoints.anchors())["store s"]
         assert await tx.checkpoints.first_beyond(row.size) is None
     assert row.problem is None
+
+
+async def test_a_new_anchor_isnt_late_and_one_that_is_gone_holds_up_nothing(store: Store, clock: SetClock):
+    await append(store)
+    await keeper(store, clock).advance()
+    clock.advance(3600)
+    anchor = ScriptedAnchor()
+    anchor.failure = AnchorError("store s: away")
+    await a_turn(keeper(store, clock, anchor))
+    assert await recorded(store, AuditAction.ANCHOR_LATE) == []
+    task = asyncio.create_task(keeper(store, clock).run())
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            async with store.read() as tx:
+                if not await tx.checkpoints.anchors():
+                    break
+            await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_refusal_is_recorded(store: Store, clock: SetClock):
