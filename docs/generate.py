@@ -41,6 +41,10 @@ RETRY = {
 WHEN = {
     AuditAction.SHARD_BEGUN: "a process began a shard of the log; the record stands in the installation's "
     "heads log, under the tenant `-`, and a shard that is deleted later is missed by it",
+    AuditAction.ANCHOR_LATE: "an anchor has kept no checkpoint of the audit log for longer than "
+    "`EVERGRANT_AUDIT_ANCHOR_LATE`; recorded once a day, under the tenant `-`",
+    AuditAction.ANCHOR_REFUSED: "an anchor has kept another story than the log tells: it was rewritten, or an "
+    "older copy was put back; recorded once a day, under the tenant `-`",
     AuditAction.HEAD_RECORDED: "a worker recorded the size and the root of a shard's tree in the heads log",
     AuditAction.CHAIN_ENDED: "a tenant's log went over from hash chains to trees: the length and the last "
     "hash of each chain, as first records of the first tree",

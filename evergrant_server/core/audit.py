@@ -163,6 +163,8 @@ class AuditAction(StrEnum):
     KEYS_ROTATED = "keys.rotated"
     SHARD_BEGUN = "audit.shard_begun"
     SHARD_LOST = "audit.shard_lost"
+    ANCHOR_LATE = "audit.anchor_late"
+    ANCHOR_REFUSED = "audit.anchor_refused"
     HEAD_RECORDED = "audit.head_recorded"
     CHAIN_ENDED = "audit.chain_ended"
     HOSTS_ACCEPTED = "authority.hosts_accepted"

@@ -4,7 +4,7 @@ import json
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Index, LargeBinary, Text
+from sqlalchemy import BigInteger, Index, LargeBinary, Text, true
 from sqlmodel import Field
 
 from evergrant_server.core.audit import AuditAction
@@ -61,10 +61,13 @@ class AuditRow(columns.TenantTable, table=True):
 class AuditTreeRow(columns.TenantTable, table=True):
     """The tree of a shard, as far as appending needs it (`audit.tree.Frontier`)."""
 
+    __table_args__ = (columns.partial_index("ix_audit_tree_grown", "tenant", "shard", where="grown"),)
     shard: str = Field(primary_key=True)
     size: int = Field(sa_type=BigInteger)
     peaks: bytes = Field(sa_type=LargeBinary)
     mac: str | None = None
+    # whether it may have records that no head covers: a trigger sets it when the tree grows
+    grown: bool = Field(default=True, sa_column_kwargs={"server_default": true()})
 
 
 class AuditNodeRow(columns.TenantTable, table=True):

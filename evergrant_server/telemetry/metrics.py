@@ -30,6 +30,7 @@ OUTCOME = "evergrant.outcome"
 PROVIDER = "evergrant.provider"
 APP = "evergrant.app"  # of confirmations alone: few apps have web sessions
 TABLE = "evergrant.table"
+ANCHOR = "evergrant.anchor"
 KEY_PURPOSE = "evergrant.key_purpose"
 UNKNOWN_PROVIDER = "unknown"  # the lease was refused before its provider was known
 
@@ -124,6 +125,17 @@ SECURITY_EVENTS = _meter.create_counter(
 )
 AUDIT_BATCH = PlainHistogram(
     "evergrant.audit.batch.size", "{record}", "leases in one commit of the audit log", _BATCH_BUCKETS
+)
+CHECKPOINTS = _meter.create_counter(
+    "evergrant.audit.checkpoint.count", "{checkpoint}", "checkpoints of the audit log that were signed"
+)
+ANCHORED = _meter.create_counter(
+    "evergrant.audit.anchor.count", "{checkpoint}", "checkpoints given to anchors: kept, failed or refused"
+)
+ANCHOR_LAG = _meter.create_gauge(
+    "evergrant.audit.anchor.lag",
+    "s",
+    "age of the oldest checkpoint that an anchor hasn't kept; 0 when it has the newest",
 )
 CIRCUITS_OPEN = _meter.create_gauge(
     "evergrant.circuit.open",

@@ -18,6 +18,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.names import connection_workflow_id, replaced_grants_workflow_id
 from evergrant_server.store.access import AppRow
 from evergrant_server.store.audit_tables import AuditNodeRow, AuditRow, AuditShardRow, AuditTreeRow
+from evergrant_server.store.checkpoints import AuditHeadRow
 from evergrant_server.store.connections.tables import AttemptRow, ConnectionRow
 from evergrant_server.store.database.columns import METADATA, table_of
 from evergrant_server.store.database.rows import Repository, fetch_all
@@ -35,7 +36,7 @@ from evergrant_server.store.webhooks import DeliveryRow, EventRow
 _EVIDENCE = tuple(
     table_of(row)
     for row in (
-        *(AuditRow, AuditTreeRow, AuditNodeRow, AuditShardRow, AuditPruningRow),
+        *(AuditRow, AuditTreeRow, AuditNodeRow, AuditHeadRow, AuditShardRow, AuditPruningRow),
         *(ErasureRow, LegalHoldRow, TenantStandingRow),
     )
 )

@@ -180,6 +180,33 @@ class ApprovedCall:
     params: Facts | None = None
 
 @dataclass(frozen=True, slots=True)
+class AuditCheckpoint:
+    """The newest checkpoint, with the signatures of witnesses that it has (a signed note of C2SP).
+
+    `log` is the public key. `consistency` proves that this tree extends the one of the size `since`.
+    """
+    log: str
+    size: int
+    checkpoint: str
+    consistency: Texts
+
+@dataclass(frozen=True, slots=True)
+class AuditProof:
+    """The receipt of a record: checked offline, with the log's public key from elsewhere than here.
+
+    `body` is the record as it was hashed, null once it was erased. `proof` leads from its leaf to the head of
+    its shard's tree, `head_proof` from that head to a checkpoint of the heads log (tlog-proof@v1 of C2SP).
+    """
+    format: str
+    tenant: str
+    record: str
+    body: str | None
+    leaf: str
+    proof: str
+    head: str
+    head_proof: str
+
+@dataclass(frozen=True, slots=True)
 class AuditRecord:
     """One record. `shard` and `seq` are its place in the log, `hash` is its leaf there; `workflow_…` the
     event that caused it.

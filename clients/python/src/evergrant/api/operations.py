@@ -242,6 +242,20 @@ class Operations:
         permits reaches nothing.
         """
 
+    @sends("GET", "/v1/audit/checkpoint", models.AuditCheckpoint)
+    def audit_checkpoint(self, *, since: int | None = None) -> None:
+        """The newest checkpoint of the installation's log, and that it extends an older one.
+
+        Keep it where nobody who administers Evergrant can write.
+        """
+
+    @sends("GET", "/v1/audit/proof", models.AuditProof)
+    def audit_proof(self, record: str) -> None:
+        """The receipt of a record, `SHARD/INDEX`: for an admin or auditor, and the app that the record is of.
+
+        A new record has one within seconds. With `Accept: application/cose` it is a COSE receipt (RFC 9942).
+        """
+
     @lists("/v1/call-approvals", models.CallApproval)
     def call_approvals(self, *, state: str | None = None) -> None:
         """Calls, sorted by id: all of the tenant for an admin or an auditor, else the app's own."""

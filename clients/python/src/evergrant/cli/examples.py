@@ -12,6 +12,11 @@ evergrant proof con_… GET https://api.example.com/me
 evergrant proxy con_… GET /user/repos?per_page=5
 evergrant mcp url tools alice
 evergrant audit con_… -o json
+evergrant audit key > log.pub
+evergrant audit receipt main-3/17 --out receipt.json
+evergrant audit verify receipt.json --log log.pub --record main-3/17
+evergrant audit checkpoint --kept log.checkpoint --log log.pub
+evergrant audit witness --name security.example/w1 --log log.pub
 evergrant login
 evergrant logout
 evergrant whoami
