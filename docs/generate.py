@@ -136,6 +136,11 @@ WHEN = {
     "`revocation` is how the provider had ended the grant",
     AuditAction.HOLD_PUT: "a legal hold forbids to erase or prune its target; names why and until when",
     AuditAction.HOLD_ENDED: "a legal hold was ended, or its time is over",
+    AuditAction.INCIDENT_OPENED: "connections are to be stopped and revoked, or what leaked keys protect is "
+    "to be replaced; names which, and why",
+    AuditAction.INCIDENT_PAUSED: "an incident rests, or goes on (`paused`)",
+    AuditAction.INCIDENT_ENDED: "an incident is done; names how many connections ended how, the digest of "
+    "its report, and the key that has signed it",
     AuditAction.APP_PUT: "an app was created or changed",
     AuditAction.APP_DELETED: "an app was deleted",
     AuditAction.AGENT_PUT: "an app became an agent, or got another sponsor, purpose or end",

@@ -287,6 +287,9 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
     erasure_wait: Duration = timedelta(days=30)
     """How long an erasure waits for a provider to confirm a revocation. Then it erases all the same, and its
     record counts the connection as unconfirmed."""
+    incident_wait: Duration = timedelta(days=1)
+    """How long an incident waits for providers, and for tokens to be replaced. Then its report says how far
+    the connections are; those that are still being revoked go on by themselves."""
     webhook_retention: Duration = timedelta(days=30)
     """How long deliveries to webhooks are kept, and can be replayed."""
     webhook_give_up_after: Duration = timedelta(days=5)

@@ -23,6 +23,7 @@ from evergrant_server.core.decisions import AccessRequest, Approval, CallApprova
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.events import EventType, WebhookEvent
 from evergrant_server.core.export import Export
+from evergrant_server.core.incidents import Incident
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.model import CheckedModel
 from evergrant_server.core.oauth.authorizations import (
@@ -71,6 +72,8 @@ COVERED: dict[type[CheckedModel], set[str]] = {
     Definition: {"tenant", "id", "name", "version", "document", "state", "approved"},
     Erasure: {"tenant", "id", "kind", "target", "target_hash", "reason", "by", "state", "waits_until"}
     | {"finished_at"},
+    Incident: {"tenant", "id", "kind", "integration", "app", "app_id", "since", "until", "reason", "by"}
+    | {"state", "waits_until", "selected", "digest", "lines", "note", "finished_at"},
     LegalHold: set(LegalHold.model_fields) - {"revision"},
     Export: {"tenant", "id", "recipient", "filters", "by"},
     Consent: set(Consent.model_fields) - _MOMENTS_OF_CONSENTS,
