@@ -9,7 +9,7 @@ from contextlib import suppress
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from evergrant_server.core.incidents import IncidentState
+    from evergrant_server.core.connections.incidents import IncidentState
     from evergrant_server.core.messages import incidents as m
     from evergrant_server.core.messages.jobs import ADVANCE_INCIDENT
     from evergrant_server.core.messages.names import SignalName, WorkflowName

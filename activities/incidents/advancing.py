@@ -15,7 +15,12 @@ from activities.incidents.rows import Rows, Waves
 from activities.incidents.selecting import Selection
 from activities.support.temporal import heartbeating
 from evergrant_server.core.clock import Clock, seconds_since_boot
-from evergrant_server.core.incidents import Incident, IncidentKind, IncidentState, wait_before_look
+from evergrant_server.core.connections.incidents import (
+    Incident,
+    IncidentKind,
+    IncidentState,
+    wait_before_look,
+)
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.incidents import IncidentCall, IncidentProgress
 from evergrant_server.store import Store

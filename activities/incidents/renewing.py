@@ -6,9 +6,9 @@ provider ends the refresh token that is used. What is left is a person's: the re
 
 from activities.incidents.rows import Rows, Waves, is_new, reason_of
 from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.incidents import Incident, IncidentItem, ItemOutcome, ItemStep
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import KeyRotationId, derived_id
-from evergrant_server.core.incidents import Incident, IncidentItem, ItemOutcome, ItemStep
 from evergrant_server.core.integrations import Rotation
 from evergrant_server.core.key_rotation import RotationCommand, RotationKind
 from evergrant_server.core.messages.connection import Rotate

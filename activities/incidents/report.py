@@ -11,8 +11,7 @@ from activities.incidents.rows import Rows
 from evergrant_server import audit
 from evergrant_server.audit.signed_notes import signed_note
 from evergrant_server.core.audit import AuditAction, AuditRecord
-from evergrant_server.core.ids import Tenant
-from evergrant_server.core.incidents import (
+from evergrant_server.core.connections.incidents import (
     REPORT_FORMAT,
     Incident,
     IncidentKind,
@@ -21,6 +20,7 @@ from evergrant_server.core.incidents import (
     outcome_of_revocation,
     report_line,
 )
+from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Transaction
 from evergrant_server.store.incidents import ListedConnection
 from evergrant_server.telemetry import metrics

@@ -5,7 +5,7 @@ takes, and destroys the keys.
 """
 
 from activities.incidents.rows import Rows, Waves, reason_of
-from evergrant_server.core.incidents import Incident, ItemStep, outcome_of_revocation
+from evergrant_server.core.connections.incidents import Incident, ItemStep, outcome_of_revocation
 from evergrant_server.core.messages.connection import Revoke
 from evergrant_server.core.messages.names import SignalName
 from evergrant_server.store import Transaction

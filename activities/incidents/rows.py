@@ -8,9 +8,9 @@ from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
+from evergrant_server.core.connections.incidents import Incident, IncidentItem, ItemOutcome, ItemStep
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, OutboxId, derived_id
-from evergrant_server.core.incidents import Incident, IncidentItem, ItemOutcome, ItemStep
 from evergrant_server.core.messages.base import Message, RequestContext
 from evergrant_server.core.messages.incidents import IncidentCall
 from evergrant_server.core.outbox import signal_message

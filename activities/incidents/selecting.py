@@ -6,8 +6,8 @@ from typing import NamedTuple
 from activities.incidents.rows import Rows, chunks, reason_of
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.incidents import Incident, IncidentItem, IncidentKind
 from evergrant_server.core.ids import ConnectionId
-from evergrant_server.core.incidents import Incident, IncidentItem, IncidentKind
 from evergrant_server.store import Transaction
 from evergrant_server.store.incidents import ListedPlace
 

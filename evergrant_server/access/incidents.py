@@ -12,9 +12,9 @@ from evergrant_server import audit
 from evergrant_server.access.transactions import record
 from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.incidents import Incident, IncidentKind, ItemOutcome
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IncidentId, Tenant, new_id
-from evergrant_server.core.incidents import Incident, IncidentKind, ItemOutcome
 from evergrant_server.core.integrations import Integration, Rotation
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.outbox import incident_message
@@ -69,7 +69,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
+class IncidentPlan:
     """What an incident of this scope would be about, and what would follow. `exact` False: the connections
     are at most as many, since the leases of a time are counted when the incident begins."""
 
@@ -102,7 +102,7 @@ async def named_app(tx: Transaction, scope: Scope) -> App | None:
     return app
 
 
-async def plan(tx: Transaction, registry: Registry, scope: Scope) -> Plan:
+async def plan(tx: Transaction, registry: Registry, scope: Scope) -> IncidentPlan:
     """What would follow. Changes nothing. Raises Failure INVALID_REQUEST."""
     app = await named_app(tx, scope)
     name = scope.integration
@@ -115,7 +115,7 @@ async def plan(tx: Transaction, registry: Registry, scope: Scope) -> Plan:
     total = sum(count.connections for count in counts)
     breach = scope.kind is IncidentKind.BREACH
     steps = _steps_of_breach(scope, planned, total) if breach else await _steps_of_leak(tx, scope, planned)
-    return Plan(total, since is None, planned, steps)
+    return IncidentPlan(total, since is None, planned, steps)
 
 
 async def _planned(

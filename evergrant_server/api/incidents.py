@@ -11,18 +11,18 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from evergrant_server import audit
 from evergrant_server.access import incidents as orders
 from evergrant_server.access.approvals import dangerous, use_approval
-from evergrant_server.access.incidents import Doer, Plan, PlannedIntegration, Scope, Step
+from evergrant_server.access.incidents import Doer, IncidentPlan, PlannedIntegration, Scope, Step
 from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, AuditorCall, CommandResponse
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, UtcDatetime, View
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.ids import IncidentId
-from evergrant_server.core.incidents import (
+from evergrant_server.core.connections.incidents import (
     Incident,
     IncidentKind,
     IncidentState,
     ItemOutcome,
     ItemStep,
 )
+from evergrant_server.core.ids import IncidentId
 from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 from evergrant_server.store.incidents import ListedConnection
@@ -115,7 +115,7 @@ class IncidentPlanView(View):
     steps: list[StepView]
 
     @classmethod
-    def of_plan(cls, scope: Scope, plan: Plan) -> "IncidentPlanView":
+    def of_plan(cls, scope: Scope, plan: IncidentPlan) -> "IncidentPlanView":
         return cls(
             kind=scope.kind,
             confirm=scope.name,

@@ -7,9 +7,9 @@ from typing import Any
 from evergrant_server.core.access import App
 from evergrant_server.core.agents.stops import AgentStop
 from evergrant_server.core.connections.erasure import Erasure
+from evergrant_server.core.connections.incidents import Incident
 from evergrant_server.core.decisions import AccessRequest, CallApproval
 from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id
-from evergrant_server.core.incidents import Incident
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.activities import RevokeReplacedStart
 from evergrant_server.core.messages.agents import AgentStopStart

@@ -282,14 +282,12 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
     idempotency_retention: Duration = timedelta(days=1)
     """How long a response is kept for its `Idempotency-Key`."""
     audit_retention: Duration = timedelta(days=3650)
-    """How long audit records say what happened. Afterwards their hashes stay, so that `audit verify` still
-    proves that none is missing."""
+    """How long audit records say what happened. Their hashes stay: `audit verify` still proves each."""
     erasure_wait: Duration = timedelta(days=30)
-    """How long an erasure waits for a provider to confirm a revocation. Then it erases all the same, and its
-    record counts the connection as unconfirmed."""
+    """How long an erasure waits for a provider. Then it erases all the same, and counts it as unconfirmed."""
     incident_wait: Duration = timedelta(days=1)
-    """How long an incident waits for providers, and for tokens to be replaced. Then its report says how far
-    the connections are; those that are still being revoked go on by themselves."""
+    """How long an incident waits for providers. Then its report says how far each connection is; a revocation
+    that isn't confirmed goes on."""
     webhook_retention: Duration = timedelta(days=30)
     """How long deliveries to webhooks are kept, and can be replayed."""
     webhook_give_up_after: Duration = timedelta(days=5)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Index, Select, and_, func, select
 from sqlmodel import Field, col
 
+from evergrant_server.core.connections.incidents import Incident, IncidentItem, ItemStep
 from evergrant_server.core.ids import AppId, ConnectionId, IncidentId, Tenant
-from evergrant_server.core.incidents import Incident, IncidentItem, ItemStep
 from evergrant_server.store.access import LeaseUseRow
 from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow

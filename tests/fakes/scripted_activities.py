@@ -10,8 +10,8 @@ from temporalio import activity
 
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.erasure import ErasureState
+from evergrant_server.core.connections.incidents import IncidentState
 from evergrant_server.core.definition import DefinitionState
-from evergrant_server.core.incidents import IncidentState
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import (
     GrantResult,

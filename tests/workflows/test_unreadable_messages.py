@@ -24,10 +24,10 @@ from temporalio.exceptions import ApplicationError
 
 from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.connections.erasure import ErasureState
+from evergrant_server.core.connections.incidents import IncidentState
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import new_id
-from evergrant_server.core.incidents import IncidentState
 from evergrant_server.core.messages import (
     agents,
     decisions,

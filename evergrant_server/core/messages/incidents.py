@@ -1,7 +1,7 @@
 """What crosses Temporal for incidents. Ids and counts: what was ordered is in the store."""
 
+from evergrant_server.core.connections.incidents import IncidentState
 from evergrant_server.core.ids import IncidentId, Tenant
-from evergrant_server.core.incidents import IncidentState
 from evergrant_server.core.messages.base import Message, Provenance, RequestMessage
 
 

@@ -19,11 +19,11 @@ from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.erasure import Erasure, LegalHold
+from evergrant_server.core.connections.incidents import Incident
 from evergrant_server.core.decisions import AccessRequest, Approval, CallApproval, CallApprovalState
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.events import EventType, WebhookEvent
 from evergrant_server.core.export import Export
-from evergrant_server.core.incidents import Incident
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.model import CheckedModel
 from evergrant_server.core.oauth.authorizations import (

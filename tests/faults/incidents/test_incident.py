@@ -12,8 +12,8 @@ from evergrant_server import audit
 from evergrant_server.access.incidents import Scope, open_incident, pause_incident
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.incidents import Incident, IncidentKind, IncidentState
 from evergrant_server.core.ids import ConnectionId
-from evergrant_server.core.incidents import Incident, IncidentKind, IncidentState
 from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.keys import KeyRow
 from tests.fakes.databases import lent

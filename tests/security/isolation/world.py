@@ -13,10 +13,10 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.connections.binding import hash_confirm_code
 from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.erasure import Erasure, ErasureState, LegalHold, TargetKind
+from evergrant_server.core.connections.incidents import Incident, IncidentKind
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.export import Export, ExportStatus
 from evergrant_server.core.ids import ErasureId, IncidentId, LegalHoldId, Tenant, is_id, new_id
-from evergrant_server.core.incidents import Incident, IncidentKind
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.people.roles import PersonRole

@@ -8,10 +8,10 @@ from typing import Any
 from temporalio.client import Client
 
 from evergrant_server.core.connections.erasure import ErasureState
+from evergrant_server.core.connections.incidents import IncidentState
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AgentStopId, ErasureId, ExportId, IncidentId
-from evergrant_server.core.incidents import IncidentState
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import ReplacedRevocationResult
 from evergrant_server.core.messages.agents import AgentStopProgress, AgentStopStart
