@@ -87,10 +87,9 @@ class Leak:
         turns = await self._waves.next(tx, incident, ItemStep.KEYED)
         settled = [outcome for item in turns if (outcome := await self._tell(tx, incident, item))]
         after = after.with_ended(settled)
-        if not listed:
-            is_open = await tx.incident_items.any_open(incident)
-            if not is_open or self._rows.is_over(incident):
-                return after.following()
+        is_open = await tx.incident_items.any_open(incident)
+        if not is_open or (self._rows.is_over(incident) and not (listed or turns)):
+            return after.following()
         if listed or settled:
             return after.__replace__(idle=0)
         return after.__replace__(idle=1 if changed or turns else incident.idle + 1)

@@ -46,6 +46,8 @@ class ReportWriter:
         return await self._rows.move(incident, self._finish)
 
     async def _begin(self, tx: Transaction, incident: Incident) -> Incident:
+        if incident.header:
+            return incident
         header = report_line(
             {
                 "report": REPORT_FORMAT,
@@ -59,21 +61,20 @@ class ReportWriter:
                 "opened_at": incident.created_at.isoformat(),
             }
         )
-        return incident.__replace__(header=header).with_lines([header])
+        # counted again, by what the lines say
+        return incident.__replace__(header=header, outcomes={}).with_lines([header])
 
     async def _write(self, tx: Transaction, incident: Incident, page: list[ListedConnection]) -> Incident:
         lines: list[str] = []
-        unended: list[ItemOutcome] = []
+        outcomes: list[ItemOutcome] = []
         for connection in page:
             members = await _members(tx, incident, connection)
-            if connection.item.outcome is None:
-                unended.append(ItemOutcome(members["outcome"]))
-            line = report_line(members)
-            outcome = ItemOutcome(members["outcome"])
+            line, outcome = report_line(members), ItemOutcome(members["outcome"])
             written = connection.item.__replace__(line=line, outcome=outcome)
             await tx.incident_items.replace(written, expected=connection.item.revision)
             lines.append(line)
-        counted = incident.with_ended(unended).__replace__(ended=incident.ended)
+            outcomes.append(outcome)
+        counted = incident.with_ended(outcomes).__replace__(ended=incident.ended)
         return counted.with_lines(lines).__replace__(after=page[-1].item.connection_id)
 
     async def _finish(self, tx: Transaction, incident: Incident) -> Incident:

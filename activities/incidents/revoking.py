@@ -28,11 +28,11 @@ class Breach:
         after = incident.with_ended([outcome_of_revocation(revocation) for _, revocation in ended])
         if len(ended) == _ENDED_AT_ONCE:
             return after.__replace__(idle=0)
-        is_open = await tx.incident_items.any_open(incident)
-        if not is_open or self._rows.is_over(incident):
-            return after.following()
         turns = await self._waves.next(tx, incident, ItemStep.LISTED)
         message = Revoke(reason=reason_of(incident), context=self._rows.context(incident))
         for item in turns:
             await self._rows.tell(tx, incident, item, SignalName.REVOKE, message)
+        is_open = await tx.incident_items.any_open(incident)
+        if not is_open or (self._rows.is_over(incident) and not turns):
+            return after.following()
         return after.__replace__(idle=1 if ended or turns else incident.idle + 1)

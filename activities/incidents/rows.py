@@ -86,7 +86,7 @@ class Rows:
         await tx.incident_items.replace(ended, expected=item.revision)
 
     def is_over(self, incident: Incident) -> bool:
-        """Whether it is reported now, whatever is still under way."""
+        """Whether it is reported once each connection was told, whatever is still under way."""
         return self.now >= incident.waits_until
 
 
@@ -97,11 +97,14 @@ class Waves:
         self._rows, self._size, self._longest = rows, size, longest
 
     async def next(self, tx: Transaction, incident: Incident, step: ItemStep) -> list[IncidentItem]:
-        """Connections at this step whose turn it is. One that takes long keeps its place for a while."""
+        """Connections at this step whose turn it is. One that takes long keeps its place for a while; once the
+        incident is over its time, all that are left have theirs."""
         under_way = await tx.incident_items.told_since(incident, self._rows.now - self._longest)
         turns: list[IncidentItem] = []
+        over = self._rows.is_over(incident)
         for integration in await tx.incident_items.integrations_at(incident, step):
-            room = min(self._size - under_way.get(integration, 0), _MOST_TOLD - len(turns))
+            room = _MOST_TOLD if over else self._size - under_way.get(integration, 0)
+            room = min(room, _MOST_TOLD - len(turns))
             if room > 0:
                 turns += await tx.incident_items.next_at(incident, step, room, integration)
         return turns

@@ -29,6 +29,7 @@ from evergrant_server.store.incidents import ListedConnection
 
 router = APIRouter(tags=["incidents"])
 
+_PAUSE_TRIES = 100
 _LINES = 500  # of a report, read in one transaction
 _ROOTS_FIRST = (
     "What leaked opens all that stands under the roots: on the host, first replace them (keys rotate, and "
@@ -264,7 +265,7 @@ async def _pause(incident_id: str, call: ApiCall, *, paused: bool) -> IncidentVi
             tx, call.tenant, incident_id, call.context, call.now, paused=paused
         )
 
-    incident = await call.write(write)
+    incident = await call.write(write, tries=_PAUSE_TRIES)  # a worker writes the row all the time
     call.api.relay.notify()
     return IncidentView.of(incident)
 

@@ -286,8 +286,7 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
     erasure_wait: Duration = timedelta(days=30)
     """How long an erasure waits for a provider. Then it erases all the same, and counts it as unconfirmed."""
     incident_wait: Duration = timedelta(days=1)
-    """How long an incident waits for providers. Then its report says how far each connection is; a revocation
-    that isn't confirmed goes on."""
+    """How long an incident waits for providers, until its report says how far each connection is."""
     webhook_retention: Duration = timedelta(days=30)
     """How long deliveries to webhooks are kept, and can be replayed."""
     webhook_give_up_after: Duration = timedelta(days=5)
