@@ -139,7 +139,7 @@ async def _planned(
 def _steps_of_breach(scope: Scope, planned: list[PlannedIntegration], total: int) -> list[Step]:
     unsupported = sum(each.connections for each in planned if not each.revokes)
     steps = [
-        Step(Doer.EVERGRANT, "Stop: from each one's commit on no token of it is leased", None, total),
+        Step(Doer.EVERGRANT, "Stop each: from then on no token of it leaves", None, total),
         Step(
             Doer.EVERGRANT,
             "Revoke at the providers, the most recently used first, and destroy the keys",
@@ -185,7 +185,7 @@ async def _steps_of_leak(
         text = "New tokens, by a refresh that ends the older refresh token"
         steps.append(Step(Doer.EVERGRANT, text, None, renewed))
     if total > renewed:
-        text = "Consent again: their provider keeps a refresh token valid that was used"
+        text = "Consent again: nothing proves that the provider ends a refresh token that is used"
         steps.append(Step(Doer.SUBJECTS, text, "evergrant connections reauthorize ID", total - renewed))
     return steps
 

@@ -90,8 +90,8 @@ def start(
     with options.client() as client:
         begun = client.open_incident(
             kind,
-            confirm,
-            reason,
+            confirm=confirm,
+            reason=reason,
             integration=integration,
             app=app,
             since=_in_utc(since),
