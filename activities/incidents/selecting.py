@@ -1,6 +1,8 @@
 """Which connections an incident is about. Of a breach each is stopped in the transaction that lists it."""
 
 import functools
+from collections.abc import Mapping
+from datetime import datetime
 from typing import NamedTuple
 
 from activities.incidents.rows import Rows, chunks, reason_of
@@ -95,7 +97,7 @@ async def _leased_then(tx: Transaction, incident: Incident) -> _Candidates:
     return _Candidates(list(ids), audit.page_cursor(records[-1]) if len(records) == _RECORDS else None)
 
 
-def _item(incident: Incident, place: ListedPlace, uses: dict[str, object]) -> IncidentItem:
+def _item(incident: Incident, place: ListedPlace, uses: Mapping[str, datetime]) -> IncidentItem:
     return IncidentItem.model_validate(
         {
             "tenant": incident.tenant,

@@ -102,11 +102,14 @@ async def _ordered(drill: Drill, kills: bool, say: Callable[[str], None]) -> tup
     began = time.monotonic()
     body = {**scope, "confirm": "crm", "reason": "a drill"}
     incident = (await drill.send("POST", "/v1/incidents", json=body)).json()
-    place, killed = f"/v1/incidents/{incident['id']}", False
+    place, killed, stopped = f"/v1/incidents/{incident['id']}", False, False
     while incident["finished_at"] is None:
         if time.monotonic() - began > _LONGEST_S:
             raise TimeoutError(f"the incident doesn't end: {incident}")
         incident = (await drill.send("GET", place)).json()
+        if not stopped and incident["state"] != "selecting":
+            stopped = True
+            say(f"all {incident['selected']} are stopped after {time.monotonic() - began:.1f} s")
         if kills and not killed and incident["ended"] * 2 >= incident["selected"] > 0:
             killed = True
             await _kill_halfway(drill, place, say)
