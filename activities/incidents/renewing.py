@@ -110,7 +110,7 @@ class Leak:
 
     async def _tell(self, tx: Transaction, incident: Incident, item: IncidentItem) -> ItemOutcome | None:
         """Tell the connection's workflow to refresh, where that ends what may have leaked; else the outcome
-        that stays for a person, or for nobody."""
+        that is left: a person has to act, or there is nothing to renew."""
         connection = await tx.connections.get(incident.tenant, item.connection_id)
         if connection is None or connection.has_ended:
             outcome = ItemOutcome.GONE

@@ -1,6 +1,6 @@
 """The report of an incident: a line for each connection, from its audit records, and a signature over all.
 
-It names connections by their ids and no subject: it is kept where nobody erases. Its lines are stored as they
+It names connections by their ids and no subject: no erasure reaches a copy. Its lines are stored as they
 are signed.
 """
 

@@ -86,7 +86,7 @@ class Rows:
         await tx.incident_items.replace(ended, expected=item.revision)
 
     def is_over(self, incident: Incident) -> bool:
-        """Whether it is reported once each was told, whatever is still under way."""
+        """Whether it is reported once each was told, with what is still under way."""
         return self.now >= incident.waits_until
 
 
@@ -97,8 +97,8 @@ class Waves:
         self._rows, self._size, self._longest = rows, size, longest
 
     async def next(self, tx: Transaction, incident: Incident, step: ItemStep) -> list[IncidentItem]:
-        """Connections at this step whose turn it is. One that takes long keeps its place for a while; when the
-        time of the incident is over, all that are left have theirs."""
+        """Connections at this step whose turn it is. One that takes long keeps its place for a while; at the
+        end of the incident's time all that are left have theirs."""
         under_way = await tx.incident_items.told_since(incident, self._rows.now - self._longest)
         turns: list[IncidentItem] = []
         over = self._rows.is_over(incident)

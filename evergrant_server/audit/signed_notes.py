@@ -1,5 +1,5 @@
-"""Signs a text as a note (c2sp.org/signed-note), with a key that workers alone have. Whoever has kept the
-public key checks it without Evergrant."""
+"""Signs a text as a note (c2sp.org/signed-note), with a key that workers alone have. A reader who has
+kept the public key checks it without Evergrant."""
 
 import base64
 import hashlib

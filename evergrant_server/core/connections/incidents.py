@@ -23,7 +23,7 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
 
 
 class IncidentKind(StrEnum):
-    BREACH = "breach"  # tokens may be with somebody else: stop, revoke, shred
+    BREACH = "breach"  # tokens may be in an attacker's hands: stop, revoke, shred
     LEAK = "leak"  # keys of Evergrant may be: new keys, new secrets, new grants
 
 

@@ -40,7 +40,7 @@ def plan(
     """Show what an incident would be about, and what would follow. Changes nothing.
 
     Args:
-        kind: `breach`: tokens may be with somebody else; `leak`: keys of Evergrant may be.
+        kind: `breach`: tokens may have leaked; `leak`: keys of Evergrant may have.
         integration: Only its connections.
         app: Of a breach: only what this app has leased.
         since: Of a breach: only what was leased since then, in UTC.
@@ -77,7 +77,7 @@ def start(
     """Stop, revoke and shred connections for good, or replace what leaked keys protect.
 
     Args:
-        kind: `breach`: tokens may be with somebody else; `leak`: keys of Evergrant may be.
+        kind: `breach`: tokens may have leaked; `leak`: keys of Evergrant may have.
         reason: For the audit log and the report: name a ticket, and no person.
         confirm: The name of what it is about, as `evergrant incident plan` prints it.
         integration: Only its connections.
