@@ -118,9 +118,10 @@ async def _ordered(drill: Drill, kills: bool, say: Callable[[str], None]) -> tup
 
 
 async def _kill_halfway(drill: Drill, place: str, say: Callable[[str], None]) -> None:
-    for member in drill.members:
+    for member in reversed(drill.members):  # the worker first: it works on until then
         await member.kill()
-    say(f"halfway: SIGKILL of {', '.join(member.process.pid_file.parent.name for member in drill.members)}")
+        ended = (await drill.send("GET", place)).json()["ended"]
+        say(f"halfway: SIGKILL of {member.process.pid_file.parent.name}; {ended} have ended by its restart")
     await drill.send("POST", f"{place}/pause")
     await asyncio.sleep(2)
     before = (await drill.send("GET", place)).json()
