@@ -4,7 +4,7 @@ import json
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Index, LargeBinary, Text
+from sqlalchemy import BigInteger, Index, LargeBinary, Text, true
 from sqlmodel import Field
 
 from evergrant_server.core.audit import AuditAction
@@ -70,12 +70,15 @@ class AuditTreeRow(columns.TenantTable, table=True):
 
     __table_args__ = (
         columns.partial_index("ix_audit_tree_unfiled", "tenant", "shard", where="filed < size"),
+        columns.partial_index("ix_audit_tree_grown", "tenant", "shard", where="grown"),
     )
     shard: str = Field(primary_key=True)
     size: int = Field(sa_type=BigInteger)
     peaks: bytes = Field(sa_type=LargeBinary)
     mac: str | None = None
     filed: int = Field(default=0, sa_type=BigInteger)
+    # whether it may have records that no head covers: a trigger sets it when the tree grows
+    grown: bool = Field(default=True, sa_column_kwargs={"server_default": true()})
 
 
 class AuditFiledRow(columns.TenantTable, table=True):

@@ -24,6 +24,7 @@ from evergrant_server.store.audit_tables import (
     AuditShardRow,
     AuditTreeRow,
 )
+from evergrant_server.store.checkpoints import AuditHeadRow
 from evergrant_server.store.connections.tables import AttemptRow, ConnectionRow
 from evergrant_server.store.database.columns import METADATA, table_of
 from evergrant_server.store.database.rows import Repository, fetch_all
@@ -41,7 +42,8 @@ from evergrant_server.store.webhooks import DeliveryRow, EventRow
 _EVIDENCE = tuple(
     table_of(row)
     for row in (
-        *(AuditRow, AuditTreeRow, AuditNodeRow, AuditShardRow, AuditFiledRow, AuditPruningRow),
+        *(AuditRow, AuditTreeRow, AuditNodeRow, AuditHeadRow, AuditShardRow, AuditFiledRow),
+        AuditPruningRow,
         *(ErasureRow, LegalHoldRow, TenantStandingRow),
     )
 )

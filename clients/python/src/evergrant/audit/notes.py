@@ -15,7 +15,7 @@ from itertools import count
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from evergrant.audit.tree import HASH_BYTES, ProofError, root_of_inclusion
+from evergrant.audit.tree import HASH_BYTES, ProofError, require_consistent, root_of_inclusion
 
 PLAIN, COSIGNATURE = 0x01, 0x04  # types of signatures, both Ed25519
 PROOF_HEADER = "c2sp.org/tlog-proof@v1"
@@ -135,6 +135,16 @@ class Checkpoint:
             raise NoteError(f"the checkpoint is of the log {self.origin}, not of {log.name}")
         if not self.note.signed_by([log]):
             raise NoteError(f"{log.name} hasn't signed the checkpoint with the key {log.id.hex()}")
+
+    def require_extends(self, older: "Checkpoint", path: Sequence[str]) -> None:
+        """Raise NoteError or ProofError unless this tree only appends to that of the same log.
+
+        `path` is the proof's hashes in base64.
+        """
+        if self.origin != older.origin:
+            raise NoteError(f"the checkpoint is of the log {self.origin}, not of {older.origin}")
+        hashes = [_hash(line, f"line {number} of the proof") for line, number in zip(path, count(1))]
+        require_consistent(older.size, older.root, self.size, self.root, hashes)
 
 
 @dataclass(frozen=True, slots=True)
