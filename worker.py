@@ -8,7 +8,6 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.single_use.intent import CriticalSections
 from activities.support.interceptor import ACTIVITY_SLOTS, ActivityInterceptor
-from evergrant_server.audit.filing import LeaseFiling
 from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.journal import Journal
@@ -45,7 +44,6 @@ async def run(
         serve_worker_metrics(settings, SERVICE) as options,
         open_platform(settings, Role.WORKER, **options) as platform,
         Heartbeat(platform.store, platform.clock).running(),
-        LeaseFiling(platform.store).running(),
     ):
         await require_prepared_namespace(platform.client)
         parts = build_worker_parts(platform, sections, journal, limits)

@@ -5,9 +5,7 @@ another page of it. Other records are in such an index (`ix_audit_object`). A re
 reads three places in one snapshot: the index, what is filed, and the tail of each tree that isn't filed yet.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -24,37 +22,13 @@ from evergrant_server.store.audit_tables import (
     AuditTreeRow,
 )
 from evergrant_server.store.database.columns import table_of
-from evergrant_server.store.database.engine import Pool
 from evergrant_server.store.database.rows import Values, fetch_all, fetch_first
 
-_EVERY_S = 5.0
 _AT_ONCE = 500  # records of a transaction
 _RECORDS, _FILED, _TREES = table_of(AuditRow), table_of(AuditFiledRow), table_of(AuditTreeRow)
 _UNFILED: ColumnElement[bool] = literal_column("filed < size", Boolean())
 _LEASES = _RECORDS.c.action.in_([action.value for action in LEASE_ACTIONS])
 Order = tuple[ColumnElement[Any], ...]
-
-
-class LeaseFiling:
-    """Files the leases of every process while a worker runs. Several workers don't disturb each other."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store.in_pool(Pool.BACKGROUND)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._run(), name="lease-filing")
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def _run(self) -> None:
-        while True:
-            with suppress(Failure):  # the store is away, or another worker was faster
-                await file_leases(self._store)
-            await asyncio.sleep(_EVERY_S)
 
 
 async def file_leases(store: Store) -> None:

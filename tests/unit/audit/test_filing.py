@@ -6,10 +6,12 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import func, select, update
 
+from activities.audit_log import AuditLogKeeper
 from evergrant_server import audit
 from evergrant_server.audit import filing
+from evergrant_server.audit.checkpoints.heads import HeadsLog
 from evergrant_server.audit.erasing import erase_object
-from evergrant_server.audit.filing import LeaseFiling, file_leases
+from evergrant_server.audit.filing import file_leases
 from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.audit.records import Window
 from evergrant_server.core.audit import AuditAction, AuditRecord
@@ -19,6 +21,7 @@ from evergrant_server.store import Store
 from evergrant_server.store.audit_tables import AuditFiledRow, AuditRow, AuditTreeRow
 from evergrant_server.store.database.columns import table_of
 from tests.conformance.store.samples import ACME, an_app_of, granted
+from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 from tests.fakes.patience import PATIENCE_S
 from tests.unit.audit.claims import a_claim
@@ -129,14 +132,17 @@ async def test_leases_are_erased_with_their_object_filed_or_not(store: Store, le
     assert (await audit.verify_log(store, ACME)).ok
 
 
-async def test_a_worker_files_what_is_leased(
-    store: Store, ledger: LeaseLedger, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(filing, "_EVERY_S", 0.01)
-    async with LeaseFiling(store).running(), asyncio.timeout(PATIENCE_S):
-        await lived(store, ledger)
-        while await filed(store) < 12:
-            await asyncio.sleep(0.01)
+async def test_a_worker_files_what_is_leased(store: Store, ledger: LeaseLedger, clock: SetClock):
+    await lived(store, ledger)
+    keeper = AuditLogKeeper(store, clock, HeadsLog(store, clock, "log.example"), [], timedelta(minutes=15))
+    working = asyncio.create_task(keeper.run(timedelta(milliseconds=10)))
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while await filed(store) < 12:
+                await asyncio.sleep(0.01)
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
 
 
 async def test_the_records_of_an_object_are_read_by_indexes(store: Store, ledger: LeaseLedger):
