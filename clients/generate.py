@@ -38,12 +38,19 @@ MODELS = {
     "StopView": "AgentStop",
 }
 # Responses of a creation, and the schema that every other response about the same thing has.
-CREATED = {"NewKeyView": "KeyView", "WebhookSecretView": "WebhookView"}
+CREATED = {
+    "NewKeyView": "KeyView",
+    "WebhookSecretView": "WebhookView",
+    "AuditStreamSecretView": "AuditStreamView",
+}
 ALSO = ("AuditView", "CommandSessionView", "ExportView")  # parsed by calls that are written by hand
 BASES = {"CallApprovalView": "Decision"}  # classes of `evergrant.models`
 EXTENDED = {"ReachView": "AccessView"}  # schemas that begin with all members of another
 # Members that a model's `repr` leaves out.
-SECRETS = {"KeyView.key", "WebhookView.secret", "ConnectionView.connect_url", "CommandSessionView.token"}
+SECRETS = {
+    *("KeyView.key", "WebhookView.secret", "AuditStreamView.secret", "ConnectionView.connect_url"),
+    "CommandSessionView.token",
+}
 SECONDS = {"lifetime", "overlap", "decide_within"}  # numbers that the client takes as a timedelta
 # Operations whose name in the client isn't the server's without `get_` or `list_`.
 OPERATIONS = {

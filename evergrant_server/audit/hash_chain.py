@@ -101,13 +101,18 @@ def format_timestamp(at: datetime) -> str:
 
 def record_hash(row: Mapping[str, Any]) -> str:
     """SHA-256 over everything a row of the audit table says, the hash before it included."""
+    return hashlib.sha256(record_body(row).encode()).hexdigest()
+
+
+def record_body(row: Mapping[str, Any]) -> str:
+    """The canonical JSON that `record_hash` hashes."""
     content = {name: row[name] for name in _HASHED_AS_THEY_ARE}
     content |= {
         "format": RECORD_FORMAT,
         "at": format_timestamp(row["at"]),
         "detail": json.loads(row["detail"]),
     }
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    return canonical_json(content)
 
 
 def _check_names(value: Any) -> None:

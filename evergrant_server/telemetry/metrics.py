@@ -110,6 +110,25 @@ _broken_authority = _meter.create_counter(
 DELIVERIES = _meter.create_counter(
     "evergrant.webhook.delivery.count", "{delivery}", "attempts to deliver an event to a webhook"
 )
+STREAM_BATCHES = _meter.create_counter(
+    "evergrant.audit.stream.batch.count", "{batch}", "batches of audit records that were sent to a receiver"
+)
+STREAM_RECORDS = _meter.create_counter(
+    "evergrant.audit.stream.record.count",
+    "{record}",
+    "audit records that a receiver has taken (sent), that it says it has dropped (rejected), and numbers "
+    "without a record (missing)",
+)
+STREAM_UNSENT = _meter.create_gauge(
+    "evergrant.audit.stream.unsent",
+    "{record}",
+    "audit records that wait for the stream with most of them, as of its last batch",
+)
+STREAM_AGE = _meter.create_gauge(
+    "evergrant.audit.stream.oldest_age",
+    "s",
+    "age of the oldest audit record that waits for a stream; 0 when none waits",
+)
 TOKENS = _meter.create_counter(
     "evergrant.token.count", "{token}", "requests for an access token of an app, issued or refused"
 )
@@ -178,6 +197,11 @@ def count(counter: metrics.Counter | PlainCounter, outcome: str, provider: str |
     """Count an operation by its outcome: a word of success, a failure's code, or why it was refused."""
     attributes = {} if provider is None else {PROVIDER: provider}
     counter.add(1, attributes | {OUTCOME: str(outcome)})
+
+
+def count_stream_records(outcome: str, number: int) -> None:
+    if number:
+        STREAM_RECORDS.add(number, {OUTCOME: outcome})
 
 
 def count_confirmation(outcome: str, requested_by: str) -> None:

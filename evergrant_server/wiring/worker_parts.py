@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from activities.agents import AgentStopActivities
+from activities.audit_streams import (
+    ANSWER_TIMEOUT_S as STREAM_TIMEOUT_S,
+)
+from activities.audit_streams import AuditStreamSender, InstallationReceiver, Receiver
 from activities.consents.accounts import AccountActivities
 from activities.consents.code_exchange import CodeExchangeActivities
 from activities.consents.consent_end import ConfirmationActivities, ConsentEndActivities, ExpiryActivities
@@ -38,11 +42,13 @@ from activities.single_use.protocol import SingleUseProtocol
 from activities.support.provider_context import ProviderContextLoader
 from activities.webhooks import ANSWER_TIMEOUT_S, WebhookDeliveryActivities
 from activities.workloads import TrustedIssuerActivities
+from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
 from evergrant_server.core.single_use.retry_budget import BreakerRules
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal import Journal
 from evergrant_server.settings import Settings
+from evergrant_server.store.audit_streams import StreamAccess
 from evergrant_server.telemetry import traces
 from evergrant_server.telemetry.traces import TracingTransport
 from evergrant_server.wiring.platform import Platform
@@ -53,10 +59,11 @@ Activity = Callable[..., Any]
 
 @dataclass(frozen=True)
 class WorkerParts:
-    """Activities for Temporal, and the replayer that a worker runs by itself."""
+    """Activities for Temporal, and what a worker runs by itself: the replayer, and the sender of streams."""
 
     activities: list[Activity]
     replayer: JournalReplayer
+    streams: AuditStreamSender
 
 
 def build_worker_parts(
@@ -97,7 +104,8 @@ def build_worker_parts(
         keys.advance_key_rotation,
         keys.rotate_due_keys,
     ]
-    return WorkerParts(activities, JournalReplayer(store, clock, journal, sections, replays))
+    replayer = JournalReplayer(store, clock, journal, sections, replays)
+    return WorkerParts(activities, replayer, _audit_streams(platform, make_egress))
 
 
 def _grant_activities(
@@ -214,8 +222,26 @@ def _webhook_deliveries(platform: Platform, make_egress: Callable[..., Egress]) 
     )
 
 
-def _policy(platform: Platform) -> EgressPolicy:
-    return EgressPolicy(allow=platform.settings.egress_allow)
+def _audit_streams(platform: Platform, make_egress: Callable[..., Egress]) -> AuditStreamSender:
+    """Raises ValueError for a file of the settings that can't be used."""
+    settings = platform.settings
+    limits: dict[str, Any] = {"answer_timeout_s": STREAM_TIMEOUT_S, "wrapper": _wrapper()}
+    installation = None
+    if settings.audit_stream_url:
+        access = StreamAccess(
+            Secret(settings.audit_stream_url), settings.stream_headers(), settings.stream_secrets()
+        )
+        installation = InstallationReceiver(
+            Receiver(settings.stream_format, access),
+            settings.stream_begin,
+            make_egress(_policy(platform, settings.stream_host_port), **limits),
+        )
+    egress = make_egress(_policy(platform), **limits)
+    return AuditStreamSender(platform.store, egress, platform.clock, settings.public_url, installation)
+
+
+def _policy(platform: Platform, *further: str) -> EgressPolicy:
+    return EgressPolicy(allow=(*platform.settings.egress_allow, *further))
 
 
 def _wrapper() -> type[TracingTransport] | None:
