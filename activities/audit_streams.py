@@ -18,12 +18,12 @@ import httpx2
 from evergrant_server.audit import streams
 from evergrant_server.audit.formats import EncodedBatch, encode
 from evergrant_server.core.audit import INSTALLATION
-from evergrant_server.core.audit_streams import (
+from evergrant_server.core.audit_streams.state import StreamState
+from evergrant_server.core.audit_streams.stream import (
     INSTALLATION_STREAM,
     StreamBegin,
     StreamFormat,
     StreamProblem,
-    StreamState,
 )
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -51,7 +51,7 @@ _SHARE = 20  # a look takes at most this part of the time
 _REPORT_INTERVAL_S = 15.0
 
 
-class Receiver(NamedTuple):
+class StreamReceiver(NamedTuple):
     """Where a stream goes, and as what."""
 
     format: StreamFormat
@@ -61,7 +61,7 @@ class Receiver(NamedTuple):
 class InstallationReceiver(NamedTuple):
     """The receiver that the operator's settings name: it gets the records of every tenant."""
 
-    receiver: Receiver
+    receiver: StreamReceiver
     begin: StreamBegin
     egress: Egress  # which may connect to its host, too
 
@@ -118,6 +118,11 @@ class AuditStreamSender:
             with suppress(Failure):
                 async with self._store.write() as tx:
                     await tx.stream_states.release_all(self._name)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no batch is on its way."""
+        return not self._running
 
     async def look(self) -> float:
         """Begin to send each stream that has something to send; returns the seconds until the next look."""
@@ -241,7 +246,7 @@ class AuditStreamSender:
         metrics.count_stream_records("missing", batch.missing)
         return after
 
-    async def _receiver(self, tx: Transaction, state: StreamState) -> Receiver | StreamProblem | None:
+    async def _receiver(self, tx: Transaction, state: StreamState) -> StreamReceiver | StreamProblem | None:
         """Where the stream goes; None where it is disabled. Raises Failure NOT_FOUND when it was deleted."""
         if state.is_of_installation:
             return None if self._installation is None else self._installation.receiver
@@ -249,7 +254,11 @@ class AuditStreamSender:
             stream = await tx.audit_streams.get(state.tenant, state.id)
             if stream is None:
                 raise Failure(ErrorCode.NOT_FOUND)
-            return None if stream.disabled else Receiver(stream.format, await tx.audit_streams.access(stream))
+            return (
+                None
+                if stream.disabled
+                else StreamReceiver(stream.format, await tx.audit_streams.access(stream))
+            )
         except Failure as failure:
             if failure.code not in (
                 ErrorCode.AUTHORITY_BROKEN,
@@ -260,7 +269,7 @@ class AuditStreamSender:
             report_broken_authority(failure)  # an admin puts or deletes it: until then nothing is sent
             return StreamProblem.UNUSABLE
 
-    async def _post(self, state: StreamState, receiver: Receiver, batch: EncodedBatch) -> _Outcome:
+    async def _post(self, state: StreamState, receiver: StreamReceiver, batch: EncodedBatch) -> _Outcome:
         """Send a batch once. Of the response its status is kept, and what OTLP says was dropped."""
         access = receiver.access
         headers = _revealed(access.headers) | {"content-type": batch.content_type, "user-agent": "Evergrant"}

@@ -86,6 +86,7 @@ BY_HAND = frozenset(
         *("import_connections", "request_export", "fetch_export", "delete_export"),
         "delete_connection",  # the same as revoke
         "get_provider",  # a definition as the catalogue writes it: for its authors, who have the file
+        "export_audit_log",  # evergrant.api.commands: a page is kept as it came
         "verify_audit_log",  # `evergrant_server audit verify` does it, where the operator is
         "receive_event",  # for providers
     }

@@ -28,13 +28,8 @@ from evergrant_server.api.http.models import (
 )
 from evergrant_server.audit import streams
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.audit_streams import (
-    AuditStream,
-    StreamBegin,
-    StreamFormat,
-    StreamProblem,
-    StreamState,
-)
+from evergrant_server.core.audit_streams.state import StreamState
+from evergrant_server.core.audit_streams.stream import AuditStream, StreamBegin, StreamFormat, StreamProblem
 from evergrant_server.core.ids import StreamId, new_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhooks import SECRET_BYTES, masked_url, new_signing_secret

@@ -14,7 +14,7 @@ from sqlmodel import col
 
 from evergrant_server.audit.records import StoredRecord, following, shard_ends
 from evergrant_server.core.audit import INSTALLATION
-from evergrant_server.core.audit_streams import StreamState
+from evergrant_server.core.audit_streams.state import StreamState
 from evergrant_server.core.ids import StreamId, Tenant
 from evergrant_server.store import Transaction
 from evergrant_server.store.audit_streams import (

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, model_validator
 
-from evergrant_server.core.audit_streams import StreamBegin, StreamFormat
+from evergrant_server.core.audit_streams.stream import StreamBegin, StreamFormat
 from evergrant_server.core.model import CheckedModel
 from evergrant_server.core.secret import Secret
 

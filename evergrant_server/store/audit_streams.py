@@ -13,7 +13,8 @@ from typing import NamedTuple
 from sqlalchemy import JSON, ColumnElement, UniqueConstraint, and_, delete, exists, or_, select, update
 from sqlmodel import Field, col
 
-from evergrant_server.core.audit_streams import AuditStream, StreamState
+from evergrant_server.core.audit_streams.state import StreamState
+from evergrant_server.core.audit_streams.stream import AuditStream
 from evergrant_server.core.ids import StreamId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhooks import MASK, masked_url

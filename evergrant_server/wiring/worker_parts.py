@@ -8,7 +8,7 @@ from activities.agents import AgentStopActivities
 from activities.audit_streams import (
     ANSWER_TIMEOUT_S as STREAM_TIMEOUT_S,
 )
-from activities.audit_streams import AuditStreamSender, InstallationReceiver, Receiver
+from activities.audit_streams import AuditStreamSender, InstallationReceiver, StreamReceiver
 from activities.consents.accounts import AccountActivities
 from activities.consents.code_exchange import CodeExchangeActivities
 from activities.consents.consent_end import ConfirmationActivities, ConsentEndActivities, ExpiryActivities
@@ -232,7 +232,7 @@ def _audit_streams(platform: Platform, make_egress: Callable[..., Egress]) -> Au
             Secret(settings.audit_stream_url), settings.stream_headers(), settings.stream_secrets()
         )
         installation = InstallationReceiver(
-            Receiver(settings.stream_format, access),
+            StreamReceiver(settings.stream_format, access),
             settings.stream_begin,
             make_egress(_policy(platform, settings.stream_host_port), **limits),
         )

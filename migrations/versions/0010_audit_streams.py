@@ -30,7 +30,7 @@ def upgrade() -> None:
         sa.Column("changed_at", moment, nullable=False),
         sa.Column("mac", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("tenant", "id", name="pk_audit_stream"),
-        sa.UniqueConstraint("tenant", "name", name="uq_audit_stream_tenant"),
+        sa.UniqueConstraint("tenant", "name", name="uq_audit_stream_tenant_name"),
     )
     op.create_table(
         "audit_stream_state",

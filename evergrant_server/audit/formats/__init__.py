@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from evergrant_server.audit.records import StoredRecord
-from evergrant_server.core.audit_streams import StreamFormat
+from evergrant_server.core.audit_streams.stream import StreamFormat
 
 
 class EncodedBatch(NamedTuple):

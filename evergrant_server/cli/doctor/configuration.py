@@ -9,7 +9,7 @@ from evergrant_server.cli.doctor import COMMAND, CheckFailed
 from evergrant_server.cli.doctor.keys import open_store, reading
 from evergrant_server.cli.pinned_hosts.waiting import waiting
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.audit_streams import StreamState
+from evergrant_server.core.audit_streams.state import StreamState
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.errors import FAILURES, Failure

@@ -15,7 +15,7 @@ from evergrant_server.core.access import (
 from evergrant_server.core.agents.delegation_rules import DelegationRule
 from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.agents.stops import AgentStop
-from evergrant_server.core.audit_streams import AuditStream
+from evergrant_server.core.audit_streams.stream import AuditStream
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus

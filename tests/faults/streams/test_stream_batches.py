@@ -14,19 +14,17 @@ from sqlalchemy import delete, update
 from sqlmodel import col
 from standardwebhooks import Webhook as Judge
 
-from activities.audit_streams import AuditStreamSender, InstallationReceiver
-from activities.audit_streams import Receiver as StreamReceiver
+from activities.audit_streams import AuditStreamSender, InstallationReceiver, StreamReceiver
 from evergrant_server import audit
 from evergrant_server.audit import streams
 from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
-from evergrant_server.core.audit_streams import (
+from evergrant_server.core.audit_streams.state import MOST_RECORDS, StreamState
+from evergrant_server.core.audit_streams.stream import (
     INSTALLATION_STREAM,
-    MOST_RECORDS,
     AuditStream,
     StreamBegin,
     StreamFormat,
     StreamProblem,
-    StreamState,
 )
 from evergrant_server.core.ids import StreamId, Tenant, new_id
 from evergrant_server.core.messages.base import RequestContext
@@ -297,15 +295,11 @@ async def test_a_stream_that_was_deleted_while_it_is_sent_stops(at: Streams):
     at.receiver.answer = delete_it
     await sender.look()
     await at.receiver.until(1)
-    await eventually(lambda: _look(sender), lambda _: not sender._running)  # pyright: ignore[reportPrivateUsage]
+    await eventually(sender.look, lambda _: sender.is_idle)
     assert len(at.receiver.received) == 1
     async with at.store.read() as tx:
         assert await tx.stream_states.get(ACME, stream.id) is None
         assert not await tx.stream_states.any()
-
-
-async def _look(sender: AuditStreamSender) -> None:
-    await sender.look()
 
 
 async def test_a_disabled_stream_and_one_that_was_changed_by_hand_send_nothing(at: Streams):
