@@ -8,8 +8,8 @@ to the worker that has claimed it; its cursors move in the transaction after the
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -92,8 +92,10 @@ class AuditStreamSender:
         self._interval_s = interval.total_seconds()
         self._name = f"streams-{secrets.token_hex(4)}"
         self._turns = FairTurns(AT_ONCE)
+        self._one = asyncio.Semaphore(1)  # transaction at a time: the relay has the same few connections
         self._running: dict[str, asyncio.Task[None]] = {}  # by the stream's id
         self._quiet_at: int | None = None  # `Store.commits_seen` when no stream had anything to send
+        self._next_look_s = self._interval_s
         self._has_begun = installation is None
         self._reported_at = float("-inf")
 
@@ -116,7 +118,7 @@ class AuditStreamSender:
         await asyncio.gather(*tasks, return_exceptions=True)
         if tasks:
             with suppress(Failure):
-                async with self._store.write() as tx:
+                async with self._write() as tx:
                     await tx.stream_states.release_all(self._name)
 
     @property
@@ -130,16 +132,16 @@ class AuditStreamSender:
             if not self._has_begun:
                 await self._begin_installation()
             commits = await self._store.commits_seen()  # before the look: a commit after it changes this
-            if commits is not None and commits == self._quiet_at:
-                return self._interval_s
-            return await self._start_due(commits)
+            if commits is None or commits != self._quiet_at:
+                self._next_look_s = await self._start_due(commits)
+            return self._next_look_s
         except Exception as error:  # the sender must not end: nothing would restart it
             _log_failed(error)
         return self._interval_s
 
     async def _start_due(self, commits: int | None) -> float:
         now = self._clock.now()
-        async with self._store.read() as tx:
+        async with self._read() as tx:
             if not await tx.stream_states.any():
                 self._quiet_at = commits
                 return max(self._interval_s, _IDLE_INTERVAL_S)
@@ -160,7 +162,7 @@ class AuditStreamSender:
         """Write the state of the installation's stream, where it is new."""
         assert self._installation is not None
         state = StreamState(tenant=INSTALLATION, id=INSTALLATION_STREAM)
-        async with self._store.write() as tx:
+        async with self._write() as tx:
             if await tx.stream_states.add(state) and self._installation.begin is StreamBegin.NOW:
                 await streams.begin_at_end(tx, state)
         self._has_begun = True
@@ -190,7 +192,7 @@ class AuditStreamSender:
                         return
                     claimed = await self._send_next(claimed)
                 if claimed is not None:
-                    await self._write(claimed.released(), claimed)
+                    await self._replace(claimed.released(), claimed)
         except Failure as failure:
             if failure.code not in (ErrorCode.STORE_CONFLICT, ErrorCode.NOT_FOUND):
                 _log_failed(failure, state.id)
@@ -200,14 +202,24 @@ class AuditStreamSender:
 
     async def _claim(self, state: StreamState) -> StreamState | None:
         """The stream, which no other worker sends meanwhile; None where one does, or it is gone."""
-        async with self._store.write() as tx:
+        async with self._write() as tx:
             current, now = await tx.stream_states.get(state.tenant, state.id), self._clock.now()
             if current is None or not current.may_be_claimed(self._name, now):
                 return None
             return await tx.stream_states.replace(current.claimed(self._name, now), expected=current.revision)
 
-    async def _write(self, after: StreamState, before: StreamState) -> StreamState:
-        async with self._store.write() as tx:
+    @asynccontextmanager
+    async def _read(self) -> AsyncGenerator[Transaction]:
+        async with self._one, self._store.read() as tx:
+            yield tx
+
+    @asynccontextmanager
+    async def _write(self) -> AsyncGenerator[Transaction]:
+        async with self._one, self._store.write() as tx:
+            yield tx
+
+    async def _replace(self, after: StreamState, before: StreamState) -> StreamState:
+        async with self._write() as tx:
             return await tx.stream_states.replace(after, expected=before.revision)
 
     async def _send_next(self, state: StreamState) -> StreamState | None:
@@ -216,29 +228,31 @@ class AuditStreamSender:
         Raises Failure STORE_CONFLICT, NOT_FOUND where it was changed or deleted meanwhile: its cursors don't
         move, and what was sent is sent again.
         """
-        async with self._store.read() as tx:
+        async with self._read() as tx:
             batch = await streams.next_batch(tx, state)
             receiver = await self._receiver(tx, state) if batch is not None else None
         if batch is None:
-            await self._write(state.drained(), state)
+            await self._replace(state.drained(), state)
             return None
         if receiver is None:  # disabled
-            await self._write(state.released(), state)
+            await self._replace(state.released(), state)
             return None
         outcome = _Outcome(None)
         if isinstance(receiver, StreamProblem):
             outcome = _Outcome(receiver)
         elif batch.records:
-            outcome = await self._post(state, receiver, encode(receiver.format, batch.records, self._source))
+            # in a thread: it takes tens of milliseconds, which refreshes don't wait for
+            encoded = await asyncio.to_thread(encode, receiver.format, batch.records, self._source)
+            outcome = await self._post(state, receiver, encoded)
         metrics.count(metrics.STREAM_BATCHES, outcome.problem or "sent")
         now, waiting = self._clock.now(), state.waiting(batch.unsent, batch.oldest_at)
         if outcome.problem is not None:
             failed = waiting.failed(outcome.problem, outcome.status, outcome.retry_after, now)
             _log_failed(outcome.problem, state.id)
-            await self._write(failed, state)
+            await self._replace(failed, state)
             return None
         after = waiting.advanced(len(batch.records), outcome.status, now)
-        async with self._store.write() as tx:
+        async with self._write() as tx:
             after = await tx.stream_states.replace(after, expected=state.revision)
             await streams.advance(tx, state.id, batch.ends)
         metrics.count_stream_records("sent", len(batch.records) - outcome.rejected)

@@ -122,11 +122,11 @@ async def put_audit_stream(
     async def write(tx: Transaction) -> tuple[AuditStreamView, str | None]:
         before = await tx.audit_streams.by_name_unchecked(call.tenant, name)
         shown_url, _ = masked_url(body.url)
-        headers = None if body.headers is None else _in_order(body.headers)
+        headers = None if body.headers is None else Secret(repr(_in_order(body.headers)))
         facts = {
             "stream": before and before.id,
             "url": fingerprint(call, body.url),
-            "headers": fingerprint(call, headers and Secret(repr(headers))),
+            "headers": fingerprint(call, headers),
         }
         approved = await use_approval(tx, call, body.__replace__(url=shown_url, headers=None), facts)
         if before is None:

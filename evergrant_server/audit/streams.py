@@ -7,7 +7,7 @@ longest ago is first.
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, Subquery, and_, func, literal, select, update
 from sqlmodel import col
@@ -146,7 +146,7 @@ async def begin_at_end(tx: Transaction, state: StreamState) -> None:
     await tx.connection.execute(table_of(AuditStreamCursorRow).insert().from_select(names, here))
 
 
-def _unsent(ends: Subquery, id: ColumnElement[str] | str) -> Select[tuple[str, str, int, int]]:
+def _unsent(ends: Subquery, id: ColumnElement[str] | str) -> Select[Any]:
     """The shards in which a stream has something to send: tenant, shard, `after`, `last`."""
     mine = and_(_CURSOR.tenant == ends.c.tenant, _CURSOR.shard == ends.c.shard, _CURSOR.stream_id == id)
     after = func.coalesce(_CURSOR.seq, ends.c.first - 1)
@@ -156,8 +156,6 @@ def _unsent(ends: Subquery, id: ColumnElement[str] | str) -> Select[tuple[str, s
     return query.where(ends.c.last > after, ~is_heads)
 
 
-def _of_stream(
-    query: Select[tuple[str, str, int, int]], ends: Subquery, state: StreamState
-) -> Select[tuple[str, str, int, int]]:
+def _of_stream(query: Select[Any], ends: Subquery, state: StreamState) -> Select[Any]:
     """Those shards that the stream covers: all, where it is the installation's."""
     return query if state.is_of_installation else query.where(ends.c.tenant == state.tenant)

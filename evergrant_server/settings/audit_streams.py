@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 from evergrant_server.core.audit_streams.stream import StreamBegin, StreamFormat
 from evergrant_server.core.model import CheckedModel
 from evergrant_server.core.secret import Secret
+from evergrant_server.settings.errors import BadSettings
 
 _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)")
 _PORTS = {"https": 443, "http": 80}
@@ -61,7 +62,7 @@ class AuditStreamSettings(CheckedModel):
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def stream_headers(self) -> dict[str, Secret]:
-        """The headers of the file. Raises ValueError that names file and line."""
+        """The headers of the file. Raises BadSettings that names file and line."""
         if self.audit_stream_headers_file is None:
             return {}
         headers: dict[str, Secret] = {}
@@ -74,17 +75,17 @@ class AuditStreamSettings(CheckedModel):
                 where = (
                     f"EVERGRANT_AUDIT_STREAM_HEADERS_FILE: line {number} of {self.audit_stream_headers_file}"
                 )
-                raise ValueError(f"{where} is no header; write Name: value")
+                raise BadSettings(f"{where} is no header; write Name: value")
             headers[match[1]] = Secret(match[2])
         return headers
 
     def stream_secrets(self) -> tuple[Secret, ...]:
-        """The secret of the file, if there is one. Raises ValueError that names it."""
+        """The secret of the file, if there is one. Raises BadSettings that names it."""
         if self.audit_stream_secret_file is None:
             return ()
         text = _text_of("EVERGRANT_AUDIT_STREAM_SECRET_FILE", self.audit_stream_secret_file).strip()
         if re.fullmatch(r"whsec_[A-Za-z0-9+/]{32,}={0,2}", text) is None or len(text[6:]) % 4:
-            raise ValueError(
+            raise BadSettings(
                 f"EVERGRANT_AUDIT_STREAM_SECRET_FILE: {self.audit_stream_secret_file} holds no secret; write "
                 "whsec_ and 24 to 64 random bytes in base64 into it"
             )
@@ -96,4 +97,4 @@ def _text_of(name: str, file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
-        raise ValueError(f"{name}: {file} can't be read ({reason})") from None
+        raise BadSettings(f"{name}: {file} can't be read ({reason})") from None

@@ -223,7 +223,7 @@ def _webhook_deliveries(platform: Platform, make_egress: Callable[..., Egress]) 
 
 
 def _audit_streams(platform: Platform, make_egress: Callable[..., Egress]) -> AuditStreamSender:
-    """Raises ValueError for a file of the settings that can't be used."""
+    """Raises BadSettings for a file that can't be used."""
     settings = platform.settings
     limits: dict[str, Any] = {"answer_timeout_s": STREAM_TIMEOUT_S, "wrapper": _wrapper()}
     installation = None

@@ -10,55 +10,35 @@ depends_on = None
 
 
 def upgrade() -> None:
-    moment = sa.DateTime(timezone=True)
-    number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
     op.create_table(
         "audit_stream",
-        sa.Column("tenant", sa.String(), nullable=False),
-        sa.Column("revision", sa.Integer(), nullable=False),
-        sa.Column("id", sa.String(), nullable=False),
-        sa.Column("name", sa.String(), nullable=False),
-        sa.Column("url", sa.String(), nullable=False),
-        sa.Column("sealed_query", sa.LargeBinary(), nullable=True),
-        sa.Column("format", sa.String(), nullable=False),
+        *_key("id"),
+        *_text("name", "url", "format"),
+        *_sealed("sealed_query", "sealed_headers", null=True),
+        *_sealed("sealed_secret"),
         sa.Column("header_names", sa.JSON(), nullable=False),
-        sa.Column("sealed_headers", sa.LargeBinary(), nullable=True),
         sa.Column("disabled", sa.Boolean(), nullable=False),
-        sa.Column("sealed_secret", sa.LargeBinary(), nullable=False),
-        sa.Column("secret_changed_at", moment, nullable=False),
-        sa.Column("created_at", moment, nullable=False),
-        sa.Column("changed_at", moment, nullable=False),
-        sa.Column("mac", sa.String(), nullable=True),
+        *_times("secret_changed_at", "created_at", "changed_at"),
+        *_text("mac", null=True),
         sa.PrimaryKeyConstraint("tenant", "id", name="pk_audit_stream"),
         sa.UniqueConstraint("tenant", "name", name="uq_audit_stream_tenant_name"),
     )
     op.create_table(
         "audit_stream_state",
-        sa.Column("tenant", sa.String(), nullable=False),
-        sa.Column("revision", sa.Integer(), nullable=False),
-        sa.Column("id", sa.String(), nullable=False),
-        sa.Column("claimed_by", sa.String(), nullable=True),
-        sa.Column("claimed_until", moment, nullable=True),
+        *_key("id"),
+        *_text("claimed_by", "problem", null=True),
+        *_times("claimed_until", "failing_since", "paused_until", "sent_at", "oldest_at", null=True),
         sa.Column("batch", sa.Integer(), nullable=False),
         sa.Column("failures", sa.Integer(), nullable=False),
-        sa.Column("failing_since", moment, nullable=True),
-        sa.Column("paused_until", moment, nullable=True),
-        sa.Column("problem", sa.String(), nullable=True),
         sa.Column("response_status", sa.Integer(), nullable=True),
-        sa.Column("sent", number, nullable=False),
-        sa.Column("sent_at", moment, nullable=True),
-        sa.Column("unsent", number, nullable=False),
-        sa.Column("oldest_at", moment, nullable=True),
+        *_numbers("sent", "unsent"),
         sa.PrimaryKeyConstraint("tenant", "id", name="pk_audit_stream_state"),
     )
     op.create_table(
         "audit_stream_cursor",
-        sa.Column("tenant", sa.String(), nullable=False),
-        sa.Column("revision", sa.Integer(), nullable=False),
-        sa.Column("stream_id", sa.String(), nullable=False),
-        sa.Column("shard", sa.String(), nullable=False),
-        sa.Column("seq", number, nullable=False),
-        sa.Column("moved_at", moment, nullable=False),
+        *_key("stream_id", "shard"),
+        *_numbers("seq"),
+        *_times("moved_at"),
         sa.PrimaryKeyConstraint("tenant", "stream_id", "shard", name="pk_audit_stream_cursor"),
     )
 
@@ -66,3 +46,25 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Refuse: going back means restoring a backup."""
     raise RuntimeError("restore a backup of the earlier schema")
+
+
+def _key(*names: str) -> "list[sa.Column[object]]":
+    revision = sa.Column("revision", sa.Integer(), nullable=False)
+    return [*_text("tenant", *names), revision]
+
+
+def _text(*names: str, null: bool = False) -> "list[sa.Column[object]]":
+    return [sa.Column(name, sa.String(), nullable=null) for name in names]
+
+
+def _sealed(*names: str, null: bool = False) -> "list[sa.Column[object]]":
+    return [sa.Column(name, sa.LargeBinary(), nullable=null) for name in names]
+
+
+def _times(*names: str, null: bool = False) -> "list[sa.Column[object]]":
+    return [sa.Column(name, sa.DateTime(timezone=True), nullable=null) for name in names]
+
+
+def _numbers(*names: str) -> "list[sa.Column[object]]":
+    kind = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+    return [sa.Column(name, kind, nullable=False) for name in names]

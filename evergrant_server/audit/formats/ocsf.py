@@ -139,22 +139,22 @@ def severity_of(action: AuditAction) -> int:
 
 def ocsf_event(stored: StoredRecord) -> dict[str, Any]:
     record = stored.record
-    what = mapped(record.action, record.detail)
+    meaning = mapped(record.action, record.detail)
     event: dict[str, Any] = {
-        "category_uid": what.event_class.category,
-        "class_uid": what.event_class.value,
-        "activity_id": what.activity,
-        "type_uid": what.event_class * 100 + what.activity,
+        "category_uid": meaning.event_class.category,
+        "class_uid": meaning.event_class.value,
+        "activity_id": meaning.activity,
+        "type_uid": meaning.event_class * 100 + meaning.activity,
         "severity_id": severity_of(record.action),
-        "status_id": _FAILURE if what.failed else _SUCCESS,
+        "status_id": _FAILURE if meaning.failed else _SUCCESS,
         "time": int(record.at.timestamp() * 1000),
         "message": f"{record.action} {record.object}".strip(),
         "metadata": _metadata(stored),
         "actor": _actor(record),
         "unmapped": dict(record.detail),
-        **_OF_CLASS[what.event_class](record),
+        **_OF_CLASS[meaning.event_class](record),
     }
-    if what.activity == OTHER:
+    if meaning.activity == OTHER:
         event["activity_name"] = record.action.partition(".")[2]
     if stored.body is not None:
         event["raw_data"] = stored.body
