@@ -63,7 +63,9 @@ async def due_streams(tx: Transaction, by: str, now: datetime, *, installation: 
     )
     waits = _unsent(ends, _STATE.id).where(ends.c.tenant == _STATE.tenant).exists()
     due = select(row).where(may_run(by, now), enabled.exists(), waits)
-    rows = await fetch_all(tx.connection, due.order_by(_STATE.sent_at).limit(_MOST_STREAMS))
+    rows = await fetch_all(
+        tx.connection, due.order_by(_STATE.sent_at.asc().nulls_first()).limit(_MOST_STREAMS)
+    )
     if installation:
         of_all = select(row).where(may_run(by, now), _STATE.tenant == INSTALLATION)
         rows += await fetch_all(tx.connection, of_all.where(_unsent(ends, _STATE.id).exists()))
