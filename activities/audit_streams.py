@@ -11,6 +11,7 @@ import secrets
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
+from functools import cached_property
 from typing import NamedTuple
 
 import httpx2
@@ -86,7 +87,7 @@ class AuditStreamSender:
         interval: timedelta = timedelta(seconds=_INTERVAL_S),
     ) -> None:
         """`source`: the installation's public URL, which names it in events."""
-        self._store = store.in_pool(Pool.BACKGROUND)
+        self._of_process = store
         self._egress, self._clock, self._source = egress, clock, source
         self._installation = installation
         self._interval_s = interval.total_seconds()
@@ -98,6 +99,10 @@ class AuditStreamSender:
         self._next_look_s = self._interval_s
         self._has_begun = installation is None
         self._reported_at = float("-inf")
+
+    @cached_property
+    def _store(self) -> Store:
+        return self._of_process.in_pool(Pool.BACKGROUND)
 
     async def run(self) -> None:
         """Send until cancelled."""

@@ -121,14 +121,9 @@ async def put_audit_stream(
 
     async def write(tx: Transaction) -> tuple[AuditStreamView, str | None]:
         before = await tx.audit_streams.by_name_unchecked(call.tenant, name)
-        shown_url, _ = masked_url(body.url)
-        headers = None if body.headers is None else Secret(repr(_in_order(body.headers)))
-        facts = {
-            "stream": before and before.id,
-            "url": fingerprint(call, body.url),
-            "headers": fingerprint(call, headers),
-        }
-        approved = await use_approval(tx, call, body.__replace__(url=shown_url, headers=None), facts)
+        approved: dict[str, str] = {}
+        if before is None or await _changes(tx, before, body):
+            approved = await use_approval(tx, call, *_to_approve(call, before, body))
         if before is None:
             secret = new_signing_secret(secrets.token_bytes(SECRET_BYTES))
             after, shown = await _add(tx, call, name, body, secret), secret.reveal()
@@ -147,6 +142,29 @@ async def put_audit_stream(
     after, shown = await call.write(write)
     response.status_code = 200 if shown is None else 201
     return AuditStreamSecretView.of(after, secret=shown)
+
+
+def _to_approve(
+    call: ApiCall, before: AuditStream | None, body: AuditStreamBody
+) -> tuple[AuditStreamBody, dict[str, object]]:
+    """The body without secrets, and what stands for them."""
+    shown_url, _ = masked_url(body.url)
+    headers = None if body.headers is None else Secret(repr(_in_order(body.headers)))
+    facts = {
+        "stream": before and before.id,
+        "url": fingerprint(call, body.url),
+        "headers": fingerprint(call, headers),
+    }
+    return body.__replace__(url=shown_url, headers=None), facts
+
+
+async def _changes(tx: Transaction, before: AuditStream, body: AuditStreamBody) -> bool:
+    """Whether the body says anything else than what is stored."""
+    access = await tx.audit_streams.access(before)
+    same_url = body.url in (before.url, access.url.reveal())
+    same_headers = body.headers is None or _in_order(body.headers) == _in_order(access.headers)
+    same_rest = (body.format, body.disabled) == (before.format, before.disabled)
+    return not (same_url and same_headers and same_rest)
 
 
 async def _add(

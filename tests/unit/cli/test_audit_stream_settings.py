@@ -30,7 +30,7 @@ def test_headers_and_the_secret_are_read_from_files(tmp_path: Path):
     assert settings.stream_host_port == "collector:4318"
 
 
-@pytest.mark.parametrize("line", ["no colon", "Name:", ": value", "A: b\x00c", "Na me: x", "A: caf\u00e9"])
+@pytest.mark.parametrize("line", ["no colon", "Empty:", ": nameless", "A: b\x00c", "Na me: x", "A: é"])
 def test_a_line_that_is_no_header_is_named_and_not_quoted(tmp_path: Path, line: str):
     with pytest.raises(BadSettings, match=r"line 2 of .* write Name: value") as refused:
         with_files(tmp_path, f"A: b\n{line}").stream_headers()
