@@ -42,7 +42,13 @@ from tests.fakes.patience import PATIENCE_S, eventually
 ACME, OTHER = Tenant("acme"), Tenant("other")
 SOURCE = "https://evergrant.example"
 SECRET = new_signing_secret(b"a secret of a stream, 32 bytes !")
+FIRST = 1  # the number of a shard's first record
 Places = dict[str, list[int]]
+
+
+def numbers(count: int, behind: int = 0) -> list[int]:
+    """The numbers of so many records of a shard, behind its first ones."""
+    return list(range(FIRST + behind, FIRST + behind + count))
 
 
 class Streams:
@@ -154,9 +160,9 @@ async def test_each_record_comes_once_and_in_the_order_of_its_shard(at: Streams)
     await sender.look()
     state = await at.until(stream, sent=5 + MOST_RECORDS + 8)
     assert at.places() == {
-        "acme/main": [1, 2, 3],
-        "acme/api-1": list(range(1, MOST_RECORDS + 10)),
-        "acme/begun-later": [1],
+        "acme/main": numbers(3),
+        "acme/api-1": numbers(MOST_RECORDS + 9),
+        "acme/begun-later": numbers(1),
     }
     assert (state.unsent, state.oldest_at, state.failures) == (0, None, 0)
     assert all(len(json.loads(message.body)) <= MOST_RECORDS for message in at.receiver.received)
@@ -185,7 +191,7 @@ async def test_a_stream_that_begins_now_sends_what_comes_later(at: Streams):
     await at.record(2, shard="api-1")
     await sender.look()
     await at.until(stream, sent=3)
-    assert at.places() == {"acme/main": [4], "acme/api-1": [1, 2]}
+    assert at.places() == {"acme/main": numbers(1, behind=3), "acme/api-1": numbers(2)}
 
 
 async def test_a_receiver_that_is_away_gets_everything_later_one_record_first(at: Streams):
@@ -208,7 +214,7 @@ async def test_a_receiver_that_is_away_gets_everything_later_one_record_first(at
     at.receiver.answer = 204
     await sender.look()
     await at.until(stream, sent=4)
-    assert at.places() == {"acme/main": [1, 2, 3, 4]}
+    assert at.places() == {"acme/main": numbers(4)}
     sizes = [len(json.loads(message.body)) for message in at.receiver.received]
     assert sizes == [4, 1, 1, 1, 2, 1]
 
@@ -234,7 +240,7 @@ async def test_what_was_taken_by_a_worker_that_died_is_sent_again_by_another(at:
     at.clock.advance(61)
     await other.look()
     await at.until(stream, sent=2)
-    assert at.places() == {"acme/main": [1, 2]}
+    assert at.places() == {"acme/main": numbers(2)}
     await dying.stop()
     assert (await at.state(stream)).sent == 2
 
@@ -277,7 +283,7 @@ async def test_a_slow_receiver_slows_no_other_stream(at: Streams):
         quick = await at.put(tenant=OTHER)
         await sender.look()
         await at.until(quick, sent=3)
-        assert at.places() == {"other/main": [1, 2, 3]}
+        assert at.places() == {"other/main": numbers(3)}
         assert slow.most_at_once < 20, "one tenant's streams leave turns to the others"
         await sender.stop()
     assert (await at.state(hanging[0])).sent == 0
@@ -337,8 +343,8 @@ async def test_the_installations_stream_has_every_tenants_records_and_its_own(at
     await eventually(
         at.received_places, lambda places: {"acme/main", "other/main", "-/main"} <= places.keys()
     )
-    assert at.places()["acme/main"] == [1, 2]
-    assert at.places()["other/main"] == [1]
+    assert at.places()["acme/main"] == numbers(2)
+    assert at.places()["other/main"] == numbers(1)
     assert "webhook-signature" not in at.receiver.received[0].headers
 
 
@@ -346,11 +352,11 @@ async def test_records_that_were_deleted_by_hand_hold_nothing_up(at: Streams):
     await at.record(5)
     stream, sender = await at.put(), at.sender()
     async with at.store.write() as tx:
-        gone = (col(AuditRow.tenant) == ACME) & col(AuditRow.seq).in_([2, 5])
+        gone = (col(AuditRow.tenant) == ACME) & col(AuditRow.seq).in_([FIRST + 1, FIRST + 4])
         await tx.connection.execute(delete(AuditRow).where(gone))
     await sender.look()
     state = await at.until(stream, sent=3)
-    assert at.places() == {"acme/main": [1, 3, 4]}, "the receiver sees the gaps"
+    assert at.places() == {"acme/main": [FIRST, *numbers(2, behind=2)]}, "the receiver sees the gaps"
     assert state.unsent == 0
     await sender.look()
     assert len(at.receiver.received) == 1
