@@ -217,6 +217,9 @@ WHEN = {
     AuditAction.WEBHOOK_DISABLED: "a webhook's endpoint answered 410, or failed for too long; names which",
     AuditAction.WEBHOOK_TESTED: "an admin sent a ping to a webhook",
     AuditAction.DELIVERY_REPLAYED: "an admin replayed a delivery",
+    AuditAction.STREAM_PUT: "a stream of the audit log was created or changed; names origin and format",
+    AuditAction.STREAM_DELETED: "a stream of the audit log was deleted: nothing is sent to it any more",
+    AuditAction.STREAM_SECRET_ROTATED: "a stream of the audit log got a new signing secret",
     AuditAction.KEY_ROTATION_REQUESTED: "a rotation of the tenant's keys, or of its connections', was begun; "
     "names its id, kind and command",
     AuditAction.KEY_ROTATION_PAUSED: "a rotation of keys was paused, or gone on with",

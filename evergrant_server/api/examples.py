@@ -12,6 +12,7 @@ _NAMES = {
     "apps": "report",
     "agents": "support",
     "webhooks": "alerts",
+    "streams": "siem",
     "issuers": "github",
     "logos": "x",
 }
@@ -118,6 +119,11 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /v1/incidents": {"kind": "breach", "integration": "crm", "confirm": "crm", "reason": "INC-9"},
     "POST /v1/legal-holds": {"subject": "alice", "reason": "CASE-7", "until": "2027-01-31T00:00:00Z"},
     "POST /v1/legal-holds/{hold_id}/end": {"reason": "CASE-7 is closed"},
+    "PUT /v1/audit/streams/{name}": {
+        "url": "https://siem.example/in",
+        "format": "ocsf",
+        "headers": {"Authorization": "…"},
+    },
     "PUT /v1/webhooks/{name}": {"url": "https://app.example/events", "events": ["connection.needs_reauth"]},
     "POST /v1/webhooks/{name}/rotate-secret": {"overlap": 86400},
 }

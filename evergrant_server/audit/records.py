@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Select, String, Tuple, select, text, tuple_
+from sqlalchemy import BigInteger, Select, String, Subquery, Tuple, literal, select, text, tuple_, union_all
 from sqlmodel import col
 
 from evergrant_server.audit.bodies import canonical_json, record_of
@@ -16,7 +16,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
-from evergrant_server.store.audit_tables import ACCESS_CONDITION, AuditRow
+from evergrant_server.store.audit_tables import ACCESS_CONDITION, AuditRow, AuditShardRow, AuditTreeRow
 from evergrant_server.store.database.columns import UtcDateTime
 from evergrant_server.store.database.rows import columns_equal, fetch_all
 
@@ -39,6 +39,45 @@ class Window(NamedTuple):
 
 
 ALL = Window()
+
+
+class StoredRecord(NamedTuple):
+    """A record with its body, the text that its hash covers; None where it was erased."""
+
+    record: AuditRecord
+    body: str | None
+
+    @property
+    def place(self) -> str:
+        """`<shard>/<number>`, as receipts name it."""
+        return f"{self.record.shard}/{self.record.seq}"
+
+
+def shard_ends() -> Subquery:
+    """The columns tenant, shard, first and last, the numbers of its first and last record, of every shard
+    that has a record.
+
+    Within a shard records are committed in the order of their numbers, without a gap: a reader who has seen
+    one has seen all before it.
+    """
+    chain, tree = AuditShardRow, AuditTreeRow
+    of_chains = select(
+        col(chain.tenant), col(chain.shard), literal(1).label("first"), col(chain.count).label("last")
+    ).where(col(chain.count) > 0)
+    of_trees = select(col(tree.tenant), col(tree.shard), literal(0), col(tree.size) - 1)
+    return union_all(of_chains, of_trees.where(col(tree.size) > 0)).subquery()
+
+
+async def following(
+    tx: Transaction, tenant: Tenant, shard: str, after: int, limit: int
+) -> list[StoredRecord]:
+    """The next records of a shard behind the number `after`, by their numbers; -1: from the first on.
+
+    Raises nothing for a number beyond the end: there is no record.
+    """
+    rest = columns_equal(AuditRow, tenant=tenant, shard=shard) & (col(AuditRow.seq) > after)
+    query = select(AuditRow).where(rest).order_by(col(AuditRow.seq)).limit(limit)
+    return [StoredRecord(record_of(row), row["body"]) for row in await fetch_all(tx.connection, query)]
 
 
 async def page(
@@ -64,6 +103,16 @@ async def page(
         query = query.where(place < start if newest_first else place > start)
     sorting = [column.desc() for column in order] if newest_first else order
     return [record_of(row) for row in await fetch_all(tx.connection, query.order_by(*sorting).limit(limit))]
+
+
+async def shard_after(tx: Transaction, tenant: Tenant, shard: str | None) -> str | None:
+    """The tenant's next shard that has records, by name, behind `shard`; None: there is no other."""
+    ends = shard_ends()
+    names = select(ends.c.shard).where(ends.c.tenant == tenant)
+    if shard is not None:
+        names = names.where(ends.c.shard > shard)
+    rows = await fetch_all(tx.connection, names.order_by(ends.c.shard).limit(1))
+    return rows[0]["shard"] if rows else None
 
 
 async def newest_record(

@@ -14,9 +14,11 @@ from evergrant_server.cli.dev.leftovers import only_dev_of
 from evergrant_server.cli.doctor import CheckFailed, configuration, database, installation, report
 from evergrant_server.cli.keys import create_keys, make_admin_key
 from evergrant_server.cli.process import ChildProcess
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
+from evergrant_server.core.audit_streams.state import StreamState
+from evergrant_server.core.audit_streams.stream import INSTALLATION_STREAM, StreamProblem
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.ids import Tenant
+from evergrant_server.core.ids import StreamId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
@@ -129,3 +131,20 @@ async def test_an_integration_whose_last_exchange_failed_is_named(audited: Setti
 async def test_a_consent_that_no_app_confirmed_is_named(audited: Settings):
     with pytest.raises(CheckFailed, match=r"^1 consents came back .*: con_"):
         await configuration.confirmations(audited)
+
+
+async def test_a_stream_whose_receiver_takes_nothing_is_named(settings: Settings):
+    now = datetime.now(UTC)
+    assert "at most 0 records wait" in await configuration.audit_streams(settings)
+    ring = KeyRing.open(settings.key_path, Role.OPERATOR)
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    async with store.write() as tx:
+        for tenant, id in ((HERE, StreamId("stm_0")), (INSTALLATION, INSTALLATION_STREAM)):
+            state = StreamState(tenant=tenant, id=id).waiting(7, now)
+            await tx.stream_states.add(state.failed(StreamProblem.REFUSED, 401, None, now))
+    await store.close()
+    with pytest.raises(CheckFailed, match=r"^stm_0 \(tenant default\): refused with 401 .* 7 records wait$"):
+        await configuration.audit_streams(settings)
+    of_installation = load_settings(data_dir=settings.data_dir, audit_stream_url="http://siem:4318/v1/logs")
+    with pytest.raises(CheckFailed, match="EVERGRANT_AUDIT_STREAM_URL: refused"):
+        await configuration.audit_streams(of_installation)

@@ -225,6 +225,31 @@ class AuditRecord:
     hash: str
 
 @dataclass(frozen=True, slots=True)
+class AuditStream:
+    """`unsent` counts the records that wait; `failures` consecutive batches that weren't taken, of which
+    `problem` says why; `paused_until` is when the next one is sent. `sent` counts records.
+    """
+    id: str
+    name: str
+    url: str
+    format: str
+    header_names: Texts
+    disabled: bool
+    unsent: int
+    sent: int
+    sent_at: datetime | None
+    failures: int
+    failing_since: datetime | None
+    paused_until: datetime | None
+    problem: str | None
+    response_status: int | None
+    secret_changed_at: datetime
+    created_at: datetime
+    changed_at: datetime
+    revision: int
+    secret: str | None = field(default=None, repr=False)
+
+@dataclass(frozen=True, slots=True)
 class CallApproval(Decision):
     """`call` is what is to be called, null in lists, where `name` is its method or tool. An approved call may
     be made once, until `use_by`.

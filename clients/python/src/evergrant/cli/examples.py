@@ -142,6 +142,11 @@ evergrant people show
 evergrant people rm
 evergrant people sessions
 evergrant people end ses_…
+evergrant streams ls
+evergrant streams get siem
+evergrant streams put siem https://siem.example.com/in --format ocsf -H "Authorization: Bearer …"
+evergrant streams rotate siem
+evergrant streams delete siem
 evergrant webhooks ls
 evergrant webhooks get hooks
 evergrant webhooks put hooks https://app.example.com/events --event connection.needs_reauth
