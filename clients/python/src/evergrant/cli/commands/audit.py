@@ -241,7 +241,7 @@ def _replace(path: Path, text: str) -> None:
 
 def _require_extra() -> None:
     try:
-        import cryptography  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        import cryptography  # noqa: F401  # pyright: ignore[reportUnusedImport]  # only whether it is there
     except ImportError:
         raise BadRequest(
             "this needs the package cryptography",
