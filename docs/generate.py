@@ -43,8 +43,8 @@ WHEN = {
     "heads log, under the tenant `-`, and a shard that is deleted later is missed by it",
     AuditAction.ANCHOR_LATE: "an anchor has kept no checkpoint of the audit log for longer than "
     "`EVERGRANT_AUDIT_ANCHOR_LATE`; recorded once a day, under the tenant `-`",
-    AuditAction.ANCHOR_REFUSED: "an anchor has kept another story than the log tells: it was rewritten, or an "
-    "older copy was put back; recorded once a day, under the tenant `-`",
+    AuditAction.ANCHOR_REFUSED: "an anchor has kept another story than the log tells: it was rewritten, or "
+    "an older copy was put back; recorded once a day, under the tenant `-`",
     AuditAction.HEAD_RECORDED: "a worker recorded the size and the root of a shard's tree in the heads log",
     AuditAction.CHAIN_ENDED: "a tenant's log went over from hash chains to trees: the length and the last "
     "hash of each chain, as first records of the first tree",
@@ -143,6 +143,11 @@ WHEN = {
     "`revocation` is how the provider had ended the grant",
     AuditAction.HOLD_PUT: "a legal hold forbids to erase or prune its target; names why and until when",
     AuditAction.HOLD_ENDED: "a legal hold was ended, or its time is over",
+    AuditAction.INCIDENT_OPENED: "connections are to be stopped and revoked, or what leaked keys protect is "
+    "to be replaced; names which, and why",
+    AuditAction.INCIDENT_PAUSED: "an incident rests, or goes on (`paused`)",
+    AuditAction.INCIDENT_ENDED: "an incident is done; names how many connections ended how, the digest of "
+    "its report, and the key that has signed it",
     AuditAction.APP_PUT: "an app was created or changed",
     AuditAction.APP_DELETED: "an app was deleted",
     AuditAction.AGENT_PUT: "an app became an agent, or got another sponsor, purpose or end",

@@ -18,6 +18,7 @@ from evergrant_server.api import (
     audit_proofs,
     erasures,
     health,
+    incidents,
     key_rotations,
     openapi,
     stories,
@@ -41,6 +42,7 @@ from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.console import agents as console_agents
 from evergrant_server.api.console import apps as console_apps
 from evergrant_server.api.console import connections as console_connections
+from evergrant_server.api.console import incidents as console_incidents
 from evergrant_server.api.console import integrations as console_integrations
 from evergrant_server.api.console import keys as console_keys
 from evergrant_server.api.console import login as console_login
@@ -109,6 +111,7 @@ ROUTERS = (
     access_requests.router,
     audit.access_router,
     erasures.router,
+    incidents.router,
     simulation.router,
     explain.router,
     report.router,
@@ -140,6 +143,7 @@ ROUTERS = (
     console_agents.router,
     console_requests.router,
     console_keys.router,
+    console_incidents.router,
     openapi.router,
 )
 

@@ -283,11 +283,11 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, AuditSettings, Base
     idempotency_retention: Duration = timedelta(days=1)
     """How long a response is kept for its `Idempotency-Key`."""
     audit_retention: Duration = timedelta(days=3650)
-    """How long audit records say what happened. Afterwards their hashes stay, so that `audit verify` still
-    proves that none is missing."""
+    """How long audit records say what happened. Their hashes stay: `audit verify` still proves each."""
     erasure_wait: Duration = timedelta(days=30)
-    """How long an erasure waits for a provider to confirm a revocation. Then it erases all the same, and its
-    record counts the connection as unconfirmed."""
+    """How long an erasure waits for a provider. Then it erases all the same, and counts it as unconfirmed."""
+    incident_wait: Duration = timedelta(days=1)
+    """How long an incident waits for providers, until its report says how far each connection is."""
     webhook_retention: Duration = timedelta(days=30)
     """How long deliveries to webhooks are kept, and can be replayed."""
     webhook_give_up_after: Duration = timedelta(days=5)

@@ -47,6 +47,7 @@ from evergrant_server.store.erasure.orders import Erasures, LegalHolds
 from evergrant_server.store.erasure.rows import PersonalRows
 from evergrant_server.store.exports import Exports
 from evergrant_server.store.idempotency import Idempotency
+from evergrant_server.store.incidents import IncidentItems, Incidents
 from evergrant_server.store.integrations.definitions import Definitions
 from evergrant_server.store.integrations.destinations import Destinations
 from evergrant_server.store.integrations.integrations import Integrations
@@ -151,6 +152,8 @@ class Transaction:
     exports = _with_ring(Exports)
     erasures = _with_ring(Erasures)
     legal_holds = _with_ring(LegalHolds)
+    incidents = _with_ring(Incidents)
+    incident_items = _with_connection(IncidentItems)
     personal_rows = _with_connection(PersonalRows)
     attempts = _with_connection(Attempts)
     late_tokens = _with_sealer(LateTokenSets)

@@ -72,6 +72,9 @@ OBSERVED_DENIALS = _meter.create_counter(
 REVOCATIONS = _meter.create_counter(
     "evergrant.revocation.count", "{revocation}", "attempts to revoke a grant"
 )
+_incident_connections = _meter.create_counter(
+    "evergrant.incident.connection.count", "{connection}", "connections that an incident has reported"
+)
 CALLBACKS_REFUSED = _meter.create_counter(
     "evergrant.callback.refused.count", "{callback}", "callbacks of browsers that were refused"
 )
@@ -190,6 +193,10 @@ def count(counter: metrics.Counter | PlainCounter, outcome: str, provider: str |
     """Count an operation by its outcome: a word of success, a failure's code, or why it was refused."""
     attributes = {} if provider is None else {PROVIDER: provider}
     counter.add(1, attributes | {OUTCOME: str(outcome)})
+
+
+def count_incident_connections(number: int, outcome: str) -> None:
+    _incident_connections.add(number, {OUTCOME: outcome})
 
 
 def count_confirmation(outcome: str, requested_by: str) -> None:

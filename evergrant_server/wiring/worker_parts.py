@@ -21,6 +21,7 @@ from activities.grants.refresh import RefreshActivities
 from activities.grants.replaced_revocation import ReplacedGrantActivities
 from activities.grants.revocation import RevocationActivities
 from activities.histories import HistoryActivities
+from activities.incidents.advancing import IncidentActivities
 from activities.integrations.consent_start import ConsentStartActivities
 from activities.integrations.definition_rollout import DefinitionRolloutActivities
 from activities.integrations.discovery import DiscoveryActivities
@@ -98,6 +99,7 @@ def build_worker_parts(
         PermitReviewActivities(store, clock, settings.unused_permit_after).review_permits,
         AgentStopActivities(store, clock).advance_agent_stop,
         ErasureActivities(store, platform.link, clock).advance_erasure,
+        IncidentActivities(store, platform.link, clock, settings.public_url).advance_incident,
         keys.advance_key_rotation,
         keys.rotate_due_keys,
     ]

@@ -40,6 +40,7 @@ DECIDES_NOTHING = {
     "audit_pruning": "up to where a log was pruned: a changed one keeps more, or is looked at again",
     "delivery": "which event goes to which webhook of the tenant: both are signed",
     "history": "an export of what Temporal has",
+    "incident_connection": "how far an incident is: the order is signed, its report read from records",
     "introspection": "when a token is looked at next",
     "lease_use": "which app has leased which connection",
     "permit_use": "when a permit was last used",

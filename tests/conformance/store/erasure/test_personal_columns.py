@@ -54,6 +54,10 @@ STAYS: dict[str, tuple[str, str]] = {
         "account_in audience issuer jwks_uri keys keys_problem kind mac sealed_secret",
     ),
     "idempotency": (_SHORT, "app_id key request_hash sealed_body"),
+    "incident": (
+        _EVIDENCE,
+        "after app app_id by digest header integration kind mac note outcomes reason state summary",
+    ),
     "integration": (
         _CONFIGURATION,
         "after_grant_over binding client_auth client_id default_scopes destination_mac "

@@ -31,6 +31,10 @@ NOUNS: Mapping[str, tuple[str, str]] = {
     "delegations": ("agents:delegations", "Apps that act for one person: who for whom, and its end."),
     "erasures": ("erasures:erasures", "What was erased for good, and how far it has come."),
     "holds": ("erasures:holds", "Legal holds: what may not be erased or pruned."),
+    "incident": (
+        "incidents:incident",
+        "A breach drill, or what follows a leak of keys, and its signed report.",
+    ),
     "integrations": ("integrations:integrations", "OAuth clients at providers."),
     "issuers": (
         "credentials:issuers",
