@@ -95,6 +95,8 @@ def build_worker_parts(
     )
     replays[AttemptKind.REGISTRATION] = discovery.replay_answer
     decisions = DecisionActivities(store, clock)
+    log_name = settings.log_name(settings.public_url)
+    incidents = IncidentActivities(store, platform.link, clock, settings.public_url, log_name)
     keys = KeyRotationActivities(store, clock, settings.key_rotation, platform.key_services)
     activities = [
         *grants,
@@ -106,7 +108,7 @@ def build_worker_parts(
         PermitReviewActivities(store, clock, settings.unused_permit_after).review_permits,
         AgentStopActivities(store, clock).advance_agent_stop,
         ErasureActivities(store, platform.link, clock).advance_erasure,
-        IncidentActivities(store, platform.link, clock, settings.public_url).advance_incident,
+        incidents.advance_incident,
         keys.advance_key_rotation,
         keys.rotate_due_keys,
     ]
