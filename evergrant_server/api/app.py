@@ -13,7 +13,16 @@ from evergrant_server.access.context import ApiContext
 from evergrant_server.access.decision import LeaseIssuer
 from evergrant_server.access.recording import RefusalLog
 from evergrant_server.access.refreshes import RefreshWaiter
-from evergrant_server.api import audit, erasures, health, key_rotations, openapi, stories, webhooks
+from evergrant_server.api import (
+    audit,
+    erasures,
+    health,
+    key_rotations,
+    openapi,
+    secret_rotations,
+    stories,
+    webhooks,
+)
 from evergrant_server.api.agents import delegation_explanation, delegation_rules, delegations
 from evergrant_server.api.agents import routes as agents
 from evergrant_server.api.apps import (
@@ -118,6 +127,7 @@ ROUTERS = (
     audit.router,
     webhooks.router,
     key_rotations.router,
+    secret_rotations.router,
     receivers.router,
     inbound.router,
     connect.router,

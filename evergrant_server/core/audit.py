@@ -161,6 +161,8 @@ class AuditAction(StrEnum):
     KEY_ROTATION_REQUESTED = "keys.rotation_requested"
     KEY_ROTATION_PAUSED = "keys.rotation_paused"
     KEYS_ROTATED = "keys.rotated"
+    ROOT_RETIRED = "keys.root_retired"
+    SECRET_RETIRED = "keys.secret_retired"
     SHARD_BEGUN = "audit.shard_begun"
     SHARD_LOST = "audit.shard_lost"
     HOSTS_ACCEPTED = "authority.hosts_accepted"

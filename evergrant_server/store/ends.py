@@ -14,7 +14,7 @@ from sqlmodel import col
 from evergrant_server.core.access import App, AppCredential, AppKey, KeySession, Permit, TenantStanding
 from evergrant_server.core.agents.delegation_rules import DelegationRule
 from evergrant_server.core.agents.delegations import Delegation
-from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.audit import INSTALLATION, AuditAction
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.decisions import Approval, CallApproval
 from evergrant_server.core.model import CheckedModel
@@ -23,6 +23,7 @@ from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.core.workloads.issuer import TrustedIssuer
+from evergrant_server.crypto.root_keys import RootKey
 from evergrant_server.store.audit_tables import END_CONDITION, AuditRow
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import columns_equal, fetch_all
@@ -92,16 +93,19 @@ _ENDS: dict[type[CheckedModel], tuple[_Contradiction, ...]] = {
     AccessToken: (_ended(None, AuditAction.RESOURCE_TOKEN_REVOKED),),
     TokenFamily: (_ended("ended_at", AuditAction.TOKEN_FAMILY_ENDED, AuditAction.TOKEN_FAMILY_REPLAYED),),
     Connection: (_ended("has_ended", AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED),),
+    RootKey: (_ended("retired_at", AuditAction.ROOT_RETIRED),),
 }
-_RECORDS = (
+_OF_OBJECTS = (
     select(col(AuditRow.object), col(AuditRow.action), col(AuditRow.detail))
     .where(
         columns_equal(AuditRow, tenant=bindparam("tenant")),
         col(AuditRow.object).in_(bindparam("ids", expanding=True)),
-        text(END_CONDITION),
     )
     .order_by(col(AuditRow.shard), col(AuditRow.seq))
 )
+_RECORDS = _OF_OBJECTS.where(text(END_CONDITION))  # which have an index of their own
+# no tenant's, and without a need for that index: only keepers of keys ask
+_RECORDS_OF_ROOTS = _OF_OBJECTS.where(col(AuditRow.action) == AuditAction.ROOT_RETIRED.value)
 
 
 async def put_back(connection: DatabaseConnection, models: Sequence[CheckedModel]) -> list[str]:
@@ -110,6 +114,8 @@ async def put_back(connection: DatabaseConnection, models: Sequence[CheckedModel
     if not by_id:
         return []
     query = _RECORDS.params(tenant=vars(models[0])["tenant"], ids=sorted(by_id))
+    if isinstance(models[0], RootKey):
+        query = _RECORDS_OF_ROOTS.params(tenant=INSTALLATION, ids=sorted(by_id))
     contradicted: dict[tuple[str, int], bool] = {}
     for row in await fetch_all(connection, query):
         model = by_id[row["object"]]
