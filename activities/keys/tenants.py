@@ -10,7 +10,7 @@ from evergrant_server.store import Store, Transaction
 from evergrant_server.store.rotation.resealing import Moved, purposes_of_connections
 from evergrant_server.store.rotation.tenant_keys import Destroyed
 
-_KEYS_OF_CONNECTION = 4  # and values
+_ROWS_OF_CONNECTION = 16  # of a page: keys and values, which are made and sealed anew, not only wrapped
 
 
 class TenantRotation(KeyRotation):
@@ -70,7 +70,7 @@ class ConnectionRotation(KeyRotation):
         self._purposes = tuple(
             purpose for purpose in _purposes_of(call) if purpose in purposes_of_connections()
         )
-        self._connections = max(1, page_rows // _KEYS_OF_CONNECTION)
+        self._connections = max(1, page_rows // _ROWS_OF_CONNECTION)
 
     async def total(self) -> int:
         async with self._store.read() as tx:
