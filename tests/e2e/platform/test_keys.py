@@ -152,9 +152,9 @@ async def test_an_erased_run_says_nothing_in_temporal(platform: RunningPlatform)
         history = (await handle.fetch_history()).to_json()
         return readable(history) + await decoded(platform, history)
 
-    said = await eventually(sealed, lambda text: REASON not in text)  # a process knows the key for a minute
-    assert SUBJECT not in said
-    assert connection in said, "ids stay"
+    story = await eventually(sealed, lambda text: REASON not in text)  # a process knows the key for a minute
+    assert SUBJECT not in story
+    assert connection in story, "ids stay"
 
 
 async def decoded(platform: RunningPlatform, history: str) -> str:
