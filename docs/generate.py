@@ -40,7 +40,10 @@ RETRY = {
 }
 WHEN = {
     AuditAction.SHARD_BEGUN: "a process began a shard of the log; the record stands in the installation's "
-    "own chain, under the tenant `-`, and a shard that is deleted later is missed by it",
+    "heads log, under the tenant `-`, and a shard that is deleted later is missed by it",
+    AuditAction.HEAD_RECORDED: "a worker recorded the size and the root of a shard's tree in the heads log",
+    AuditAction.CHAIN_ENDED: "a tenant's log went over from hash chains to trees: the length and the last "
+    "hash of each chain, as first records of the first tree",
     AuditAction.SHARD_LOST: "an operator accepted that a shard of the log is missing",
     AuditAction.DENIES_CHANGED: "which of an app's permits deny has changed",
     AuditAction.APPROVAL_USED: "the approved command was carried out",
@@ -295,7 +298,7 @@ def audit_actions() -> str:
             "names it, as that of a pipeline's `request_token`",
             "([why](../security/threat-model.md#the-temporal-namespace)), or a token request that was",
             "refused ([apps](../apps.md#what-is-recorded)).",
-            "Records are chained by hash within one shard, with gapless numbers;",
+            "Records are leaves of a Merkle tree for each shard, with gapless numbers;",
             "`python -m evergrant_server audit verify` checks them.",
             "",
             f"A record carries at most {SCOPES_LIMIT:,} characters of `scopes`. One that is cut has",

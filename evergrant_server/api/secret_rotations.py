@@ -72,7 +72,7 @@ async def retire_secret(body: RetireSecretBody, call: AdminCommand) -> Response:
         named = (body.kind, body.name)
         older = [one for one in await _older_secrets(tx, call) if (one.kind, one.name) == named]
         if not older:
-            raise Failure(ErrorCode.NOT_FOUND, f"No older {body.kind} of {body.name} is accepted.")
+            raise Failure(ErrorCode.NOT_FOUND)
         if older[0].in_use:
             raise invalid_request("name", _why_in_use(older[0]))
         object_id = await _RETIRE[body.kind](tx, call, older[0])

@@ -165,11 +165,13 @@ class AuditAction(StrEnum):
     SECRET_RETIRED = "keys.secret_retired"
     SHARD_BEGUN = "audit.shard_begun"
     SHARD_LOST = "audit.shard_lost"
+    HEAD_RECORDED = "audit.head_recorded"
+    CHAIN_ENDED = "audit.chain_ended"
     HOSTS_ACCEPTED = "authority.hosts_accepted"
 
 
 class AuditEntry(FrozenModel):
-    """What happened, before it has a place in a hash chain. `detail` holds facts, never a secret."""
+    """What happened, before it has a place in the log. `detail` holds facts, never a secret."""
 
     tenant: Tenant
     at: datetime
@@ -181,11 +183,14 @@ class AuditEntry(FrozenModel):
 
 
 class AuditRecord(AuditEntry):
-    """An entry in its chain: gapless `seq` per (tenant, shard), each hash covering the one before."""
+    """An entry at its place: number `seq` of the tree of (tenant, shard), counted from 0. `hash` is its leaf,
+    in hex.
+
+    In a chain of before the trees the records were counted from 1, and each hash covers the one before.
+    """
 
     shard: str
     seq: int
-    previous_hash: str
     hash: str
 
 

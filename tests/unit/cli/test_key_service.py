@@ -119,7 +119,7 @@ async def test_a_rotation_of_the_key_file_looks_for_rows(settings: Settings, bef
     assert not await roots.has_rows(alone)
     (settings.data_dir / "evergrant.db").unlink()
     if before:
-        with fails(ErrorCode.STORE_UNAVAILABLE):
+        with fails(ErrorCode.SCHEMA_MISMATCH):
             await roots.has_rows(alone)
     else:
         assert not await roots.has_rows(alone)

@@ -14,7 +14,8 @@ from tests.security.isolation.world import a_world
 # Whose authenticator isn't that of a value of core: checked where they are read.
 SIGNED_OTHERWISE = {
     "connection_grant": "lease rows, and the context of what a worker sends (`require_grant`)",
-    "audit_shard": "the end of a chain (`ChainHead`)",
+    "audit_shard": "the end of a chain of before (`ChainEnd`)",
+    "audit_tree": "the end of a tree (`TreeEnd`)",
     "outbox": "the relay (`outbox_mac`)",
 }
 SEALED = {
@@ -30,7 +31,8 @@ DECIDES_NOTHING = {
     "app_assertion": "remembers used assertions for their five minutes: who deletes one needs the assertion",
     "app_key_use": "when a key was last used",
     "attempt": "which sends are open: a changed one may cost a grant, and gives nobody one",
-    "audit": "records in chains, whose ends are signed",
+    "audit": "records in trees, whose ends are signed",
+    "audit_node": "a hash of a tree's tile: a proof that is made of a changed one leads to no signed root",
     "audit_pruning": "up to where a log was pruned: a changed one keeps more, or is looked at again",
     "delivery": "which event goes to which webhook of the tenant: both are signed",
     "history": "an export of what Temporal has",

@@ -181,7 +181,9 @@ class ApprovedCall:
 
 @dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """One record. `shard` and `seq` are its place in a hash chain; `workflow_…` the event that caused it."""
+    """One record. `shard` and `seq` are its place in the log, `hash` is its leaf there; `workflow_…` the
+    event that caused it.
+    """
     seq: int
     shard: str
     at: datetime
