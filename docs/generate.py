@@ -225,6 +225,10 @@ WHEN = {
     AuditAction.KEY_ROTATION_PAUSED: "a rotation of keys was paused, or gone on with",
     AuditAction.KEYS_ROTATED: "a rotation of keys is done; counts new keys, what was moved to them, and the "
     "older keys that were destroyed or kept",
+    AuditAction.SECRET_RETIRED: "an older client secret or signing secret was retired before its time; names "
+    "which",
+    AuditAction.ROOT_RETIRED: "a root key, or the row of what roles sign with, was retired; nothing stands "
+    "under it, and a row that denies it is refused",
     AuditAction.HOSTS_ACCEPTED: "the operator has accepted hosts for an integration's secrets; names them",
     AuditAction.AUTHORITY_BROKEN: "a row that says who may do what was not written by Evergrant; refused",
 }

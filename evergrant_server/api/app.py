@@ -23,6 +23,7 @@ from evergrant_server.api import (
     incidents,
     key_rotations,
     openapi,
+    secret_rotations,
     stories,
     webhooks,
 )
@@ -136,6 +137,7 @@ ROUTERS = (
     audit_streams.router,
     webhooks.router,
     key_rotations.router,
+    secret_rotations.router,
     receivers.router,
     inbound.router,
     connect.router,

@@ -52,6 +52,7 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /v1/keys/rotations": {"kind": "tenant", "purposes": ["lease", "refresh", "intake"]},
     "POST /v1/keys/rotations/pause": {"kind": "tenant"},
     "POST /v1/keys/rotations/resume": {"kind": "tenant"},
+    "POST /v1/keys/secrets/retire": {"kind": "app_key", "name": "report"},
     "POST /v1/integrations/{name}/rotate-secret": {"client_secret": "…", "overlap_s": 86400},
     "PUT /v1/integrations/{name}/security-events": {"kind": "set", "issuer": "https://login.example.com"},
     "PUT /v1/apps/{name}": {"return_to": ["https://app.example/evergrant/connected"]},

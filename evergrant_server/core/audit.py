@@ -167,6 +167,8 @@ class AuditAction(StrEnum):
     STREAM_PUT = "audit_stream.put"
     STREAM_DELETED = "audit_stream.deleted"
     STREAM_SECRET_ROTATED = "audit_stream.secret_rotated"
+    ROOT_RETIRED = "keys.root_retired"
+    SECRET_RETIRED = "keys.secret_retired"
     SHARD_BEGUN = "audit.shard_begun"
     SHARD_LOST = "audit.shard_lost"
     ANCHOR_LATE = "audit.anchor_late"

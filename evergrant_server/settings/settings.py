@@ -181,7 +181,7 @@ class Settings(
     `pkcs11:…`, `gcp-kms:…`, `azure:…`. Its credentials are found as its vendor's own library finds them."""
     key_service_before: str = ""
     """The key service, or `file`, that wrapped the root keys before: what it has wrapped opens, and it wraps
-    nothing more."""
+    nothing more. `keys rotate all` moves to EVERGRANT_KEY_SERVICE; then it isn't needed any more."""
     key_hold: Duration = timedelta(minutes=5)
     """How long a process goes on with its root keys after its key service last answered. Then it answers 503
     until the service is there. A service that refuses a key ends it at once."""

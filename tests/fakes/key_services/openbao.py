@@ -165,13 +165,18 @@ class OpenBaoWorld(World):
 
     @asynccontextmanager
     async def without_policy(self, purpose: ServicePurpose) -> AsyncIterator[None]:
-        policy = (POLICIES / "vault-worker.hcl").read_text(encoding="utf-8")
+        async with self.without_right("worker", purpose):
+            yield
+
+    @asynccontextmanager
+    async def without_right(self, role: str, purpose: ServicePurpose) -> AsyncIterator[None]:
+        policy = (POLICIES / f"vault-{role}.hcl").read_text(encoding="utf-8")
         lines = [line for line in policy.splitlines() if f"evergrant-{purpose}" not in line]
-        await self._policy("worker", "\n".join(lines))
+        await self._policy(role, "\n".join(lines))
         try:
             yield
         finally:
-            await self._policy("worker", policy)
+            await self._policy(role, policy)
 
     @asynccontextmanager
     async def with_other_token(self, purpose: ServicePurpose) -> AsyncIterator[None]:

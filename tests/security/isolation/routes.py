@@ -99,6 +99,11 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "POST /v1/keys/rotations": (_ROTATION,),
     "POST /v1/keys/rotations/pause": (_ROTATION,),
     "POST /v1/keys/rotations/resume": (_ROTATION,),
+    "POST /v1/keys/secrets/retire": (
+        {"kind": "app_key", "name": "{app}"},
+        {"kind": "client_secret", "name": "{integration}"},
+        {"kind": "webhook_secret", "name": "{webhook}"},
+    ),
     "POST /v1/lease": ({"integration": "{integration}", "subject": "{subject}", "label": "{label}"},),
     "POST /temporal/decode": ({"payloads": [_SEALED]},),
     f"POST {_CON}/choose": ({"choice": "acc-1"},),
@@ -155,6 +160,7 @@ CONSOLE_FORMS = {
     "POST /console/keys": {"kind": "tenant"},
     "POST /console/keys/pause": {"kind": "tenant"},
     "POST /console/keys/resume": {"kind": "tenant"},
+    "POST /console/keys/secrets/retire": {"kind": "app_key", "name": "{app}"},
 }
 BODIES |= {route: (form,) for route, form in CONSOLE_FORMS.items()}
 _OPEN = PUBLIC | PROVED_OTHERWISE

@@ -800,6 +800,21 @@ class Obstacle:
     detail: str
 
 @dataclass(frozen=True, slots=True)
+class OlderSecret:
+    """A secret that was replaced and is still accepted, of the app, integration or webhook `name`.
+
+    `in_use`: retiring it is refused. An API key is in use for an hour after its last use, and until the newer
+    one is used; a client secret while the provider refuses the newer one. What a webhook's receiver verifies
+    with isn't known here: `in_use` is false.
+    """
+    kind: str
+    name: str
+    accepted_until: datetime | None
+    in_use: bool
+    key_id: str | None = None
+    last_used_at: datetime | None = None
+
+@dataclass(frozen=True, slots=True)
 class OtherPermit:
     """A permit that doesn't fit: its first field that fails, and the scopes that it refuses."""
     permit: str

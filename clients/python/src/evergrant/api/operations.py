@@ -593,6 +593,19 @@ class Operations:
         Whose keys: the `tenant`'s own, or those of its connections, or of one.
         """
 
+    @lists("/v1/keys/secrets", models.OlderSecret)
+    def older_secrets(self) -> None:
+        """Every secret that was replaced and is still accepted."""
+
+    @sends("POST", "/v1/keys/secrets/retire", models.OlderSecret, once=True)
+    def retire_secret(self, kind: str, name: str) -> None:
+        """Retire an older secret before its time ends. Only the newer one is accepted from then on.
+
+        Refused while the older one is in use.
+
+        Which one: of the app, integration or webhook `name`.
+        """
+
     @lists("/v1/legal-holds", models.LegalHold)
     def holds(self) -> None:
         """The tenant's legal holds, ended ones too, sorted by id."""

@@ -88,6 +88,8 @@ evergrant keys rotate tenant --purpose refresh
 evergrant keys rewrap tenant
 evergrant keys retire connection
 evergrant keys rotations -o json
+evergrant keys secrets
+evergrant keys retire-secret app_key report
 evergrant keys pause connection
 evergrant keys resume connection
 evergrant clients login staff --app agents
