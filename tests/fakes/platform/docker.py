@@ -331,7 +331,7 @@ async def site(folder: Path, idp: ScriptedProvider) -> AsyncIterator[Site]:
             "8483": str(gateway_port),
             "otel-collector:4318": f"127.0.0.1:{free_port()}",
         }
-        compose = Compose(replaced, {"EVERGRANT_EGRESS_ALLOW": idp.allowance})
+        compose = Compose(replaced, {"EVERGRANT_EGRESS_ALLOW": idp.allowance}, folder / "desk")
         trusted = idp.tls.authorities if idp.tls else None
         place = Site(compose, temporal, folder, database_socket, port, gateway_port, trusted)
         await compose.run("secrets")
