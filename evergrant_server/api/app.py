@@ -13,7 +13,17 @@ from evergrant_server.access.context import ApiContext
 from evergrant_server.access.decision import LeaseIssuer
 from evergrant_server.access.recording import RefusalLog
 from evergrant_server.access.refreshes import RefreshWaiter
-from evergrant_server.api import audit, erasures, health, key_rotations, openapi, stories, webhooks
+from evergrant_server.api import (
+    audit,
+    audit_proofs,
+    erasures,
+    health,
+    incidents,
+    key_rotations,
+    openapi,
+    stories,
+    webhooks,
+)
 from evergrant_server.api.agents import delegation_explanation, delegation_rules, delegations
 from evergrant_server.api.agents import routes as agents
 from evergrant_server.api.apps import (
@@ -32,6 +42,7 @@ from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.console import agents as console_agents
 from evergrant_server.api.console import apps as console_apps
 from evergrant_server.api.console import connections as console_connections
+from evergrant_server.api.console import incidents as console_incidents
 from evergrant_server.api.console import integrations as console_integrations
 from evergrant_server.api.console import keys as console_keys
 from evergrant_server.api.console import login as console_login
@@ -100,6 +111,7 @@ ROUTERS = (
     access_requests.router,
     audit.access_router,
     erasures.router,
+    incidents.router,
     simulation.router,
     explain.router,
     report.router,
@@ -116,6 +128,7 @@ ROUTERS = (
     history.router,
     stories.router,
     audit.router,
+    audit_proofs.router,
     webhooks.router,
     key_rotations.router,
     receivers.router,
@@ -130,6 +143,7 @@ ROUTERS = (
     console_agents.router,
     console_requests.router,
     console_keys.router,
+    console_incidents.router,
     openapi.router,
 )
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, Select, String, Tuple, select, text, tuple_
 from sqlmodel import col
 
-from evergrant_server.audit.hash_chain import append, canonical_json, record_of
+from evergrant_server.audit.bodies import canonical_json, record_of
+from evergrant_server.audit.trees import append
 from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant

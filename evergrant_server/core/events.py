@@ -51,6 +51,8 @@ class EventType(StrEnum):
     TENANT_ENABLED = "tenant.enabled"
     ACCOUNT_MISMATCH = "connection.account_mismatch"
     ACCOUNT_SHARED = "connection.account_shared"
+    INCIDENT_OPENED = "incident.opened"  # about what is stopped and replaced in a tenant
+    INCIDENT_ENDED = "incident.ended"
     PING = "webhook.ping"  # an admin tests one webhook
 
 
@@ -61,7 +63,7 @@ APP_EVENTS = (
     *(
         type_
         for type_ in EventType
-        if type_.startswith(("access.", "call_approval.", "agent.", "token_family."))
+        if type_.startswith(("access.", "call_approval.", "agent.", "token_family.", "incident."))
     ),
 )
 # without what happens hourly to each connection
@@ -72,7 +74,10 @@ _WITHOUT_FAILURE = (EventType.CREATED, EventType.REFRESHED, EventType.RECOVERED)
 
 _Detail = Mapping[str, Any]
 # what the id of an event's object is called in its data
-_NAMED_BY = (("call_approval.", "approval_id"), ("agent.", "app_id"), ("token_family.", "family_id"))
+_NAMED_BY = (
+    *(("call_approval.", "approval_id"), ("agent.", "app_id"), ("token_family.", "family_id")),
+    ("incident.", "incident_id"),
+)
 
 EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
     AuditAction.GRANT_INSTALLED: EventType.CREATED,
@@ -99,6 +104,8 @@ EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
     AuditAction.AGENT_STOPPED: EventType.AGENT_STOPPED,
     AuditAction.TOKEN_FAMILY_REPLAYED: EventType.TOKEN_FAMILY_REPLAYED,
     AuditAction.BREAK_GLASS: EventType.BREAK_GLASS,
+    AuditAction.INCIDENT_OPENED: EventType.INCIDENT_OPENED,
+    AuditAction.INCIDENT_ENDED: EventType.INCIDENT_ENDED,
     AuditAction.TENANT_DISABLED: EventType.TENANT_DISABLED,
     AuditAction.TENANT_ENABLED: EventType.TENANT_ENABLED,
     AuditAction.ACCOUNT_MISMATCH: EventType.ACCOUNT_MISMATCH,
@@ -187,9 +194,9 @@ def event_body(type: EventType, entry: AuditEntry, connection: Connection, grant
 
 def app_event_body(type: EventType, entry: AuditEntry) -> str:
     """The event of a record about no connection: a bulk read, a session that was made on the host, a tenant
-    that is disabled or enabled, an agent that is stopped, a family of tokens that a replay ended
-    (`family_id`), a call that waits for an approval (`approval_id`), or a request for access
-    (`request_id`)."""
+    that is disabled or enabled, an agent that is stopped, an incident (`incident_id`), a family of tokens
+    that a replay ended (`family_id`), a call that waits for an approval (`approval_id`), or a request for
+    access (`request_id`)."""
     if type is EventType.BULK_READ:
         data = {"tenant": entry.tenant, "app": entry.detail["app"], "kind": entry.detail["kind"]}
     elif type is EventType.BREAK_GLASS:

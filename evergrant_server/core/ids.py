@@ -50,6 +50,7 @@ DelegationRuleId = NewType("DelegationRuleId", str)
 ErasureId = NewType("ErasureId", str)
 LegalHoldId = NewType("LegalHoldId", str)
 KeyRotationId = NewType("KeyRotationId", str)
+IncidentId = NewType("IncidentId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -92,6 +93,7 @@ PREFIXES = (
     "era",
     "hld",
     "rot",
+    "inc",
 )
 
 

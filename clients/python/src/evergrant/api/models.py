@@ -180,8 +180,37 @@ class ApprovedCall:
     params: Facts | None = None
 
 @dataclass(frozen=True, slots=True)
+class AuditCheckpoint:
+    """The newest checkpoint, with the signatures of witnesses that it has (a signed note of C2SP).
+
+    `log` is the public key. `consistency` proves that this tree extends the one of the size `since`.
+    """
+    log: str
+    size: int
+    checkpoint: str
+    consistency: Texts
+
+@dataclass(frozen=True, slots=True)
+class AuditProof:
+    """The receipt of a record: checked offline, with the log's public key from elsewhere than here.
+
+    `body` is the record as it was hashed, null once it was erased. `proof` leads from its leaf to the head of
+    its shard's tree, `head_proof` from that head to a checkpoint of the heads log (tlog-proof@v1 of C2SP).
+    """
+    format: str
+    tenant: str
+    record: str
+    body: str | None
+    leaf: str
+    proof: str
+    head: str
+    head_proof: str
+
+@dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """One record. `shard` and `seq` are its place in a hash chain; `workflow_…` the event that caused it."""
+    """One record. `shard` and `seq` are its place in the log, `hash` is its leaf there; `workflow_…` the
+    event that caused it.
+    """
     seq: int
     shard: str
     at: datetime
@@ -518,6 +547,73 @@ class Finding:
     detail: str
 
 @dataclass(frozen=True, slots=True)
+class Incident:
+    """How far an incident is. `outcomes`: how many connections ended how: `confirmed`, `nothing_held`,
+    `not_supported`, `unknown`; after a leak `renewed`, `reconnect`, `gone`.
+    """
+    id: str
+    kind: str
+    integration: str | None
+    app: str | None
+    since: datetime | None
+    until: datetime | None
+    reason: str
+    by: str
+    state: str
+    paused: bool
+    created_at: datetime
+    waits_until: datetime
+    selected: int
+    ended: int
+    outcomes: Facts
+    finished_at: datetime | None
+
+@dataclass(frozen=True, slots=True)
+class IncidentConnection:
+    """One connection of an incident. `reconnected`: its subject has consented since."""
+    connection_id: str
+    integration: str
+    provider: str
+    last_leased_at: datetime | None
+    step: str
+    outcome: str | None
+    state: str
+    reconnected: bool | None
+
+@dataclass(frozen=True, slots=True)
+class IncidentDetail:
+    """`left`: what a person has to do."""
+    id: str
+    kind: str
+    integration: str | None
+    app: str | None
+    since: datetime | None
+    until: datetime | None
+    reason: str
+    by: str
+    state: str
+    paused: bool
+    created_at: datetime
+    waits_until: datetime
+    selected: int
+    ended: int
+    outcomes: Facts
+    finished_at: datetime | None
+    left: tuple[Step, ...]
+
+@dataclass(frozen=True, slots=True)
+class IncidentPlan:
+    """What an incident would be about, and what would follow, in order. `confirm` is what an order repeats;
+    `exact` false: at most as many connections.
+    """
+    kind: str
+    confirm: str
+    connections: int
+    exact: bool
+    integrations: tuple[PlannedIntegration, ...]
+    steps: tuple[Step, ...]
+
+@dataclass(frozen=True, slots=True)
 class Integration:
     """Never the client secret or key: `has_client_secret` and `has_client_key` say whether one is stored.
 
@@ -774,6 +870,18 @@ class PersonSession:
     ended_at: datetime | None
 
 @dataclass(frozen=True, slots=True)
+class PlannedIntegration:
+    """`revokes`: its provider has a revocation endpoint; `replaces`: a refresh ends the refresh token that it
+    uses; `secret`: its client has a secret, which may have leaked.
+    """
+    integration: str
+    provider: str
+    connections: int
+    revokes: bool
+    replaces: bool
+    secret: bool
+
+@dataclass(frozen=True, slots=True)
 class ProviderSaid:
     """The newest refusal in which the provider said something, else the newest refusal.
 
@@ -870,6 +978,15 @@ class Simulation:
     complete: bool
     lost: int
     would_lose: tuple[LostAccess, ...]
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What follows. `by`: who does it; `done` null: it can't be seen."""
+    by: str
+    text: str
+    command: str | None
+    connections: int | None
+    done: bool | None
 
 @dataclass(frozen=True, slots=True)
 class TenantKey:

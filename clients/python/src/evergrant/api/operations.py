@@ -242,6 +242,20 @@ class Operations:
         permits reaches nothing.
         """
 
+    @sends("GET", "/v1/audit/checkpoint", models.AuditCheckpoint)
+    def audit_checkpoint(self, *, since: int | None = None) -> None:
+        """The newest checkpoint of the installation's log, and that it extends an older one.
+
+        Keep it where nobody who administers Evergrant can write.
+        """
+
+    @sends("GET", "/v1/audit/proof", models.AuditProof)
+    def audit_proof(self, record: str) -> None:
+        """The receipt of a record, `SHARD/INDEX`: for an admin or auditor, and the app that the record is of.
+
+        A new record has one within seconds. With `Accept: application/cose` it is a COSE receipt (RFC 9942).
+        """
+
     @lists("/v1/call-approvals", models.CallApproval)
     def call_approvals(self, *, state: str | None = None) -> None:
         """Calls, sorted by id: all of the tenant for an admin or an auditor, else the app's own."""
@@ -393,6 +407,50 @@ class Operations:
     @sends("GET", "/v1/erasures/{erasure_id}", models.Erasure)
     def erasure(self, erasure_id: str) -> None:
         """How far an erasure has come."""
+
+    @lists("/v1/incidents", models.Incident)
+    def incidents(self) -> None:
+        """The tenant's incidents, sorted by id."""
+
+    @sends("POST", "/v1/incidents", models.Incident, once=True)
+    def open_incident(
+        self, kind: str, reason: str, confirm: str, *, integration: str | None = None, app: str | None = None,
+        since: datetime | None = None, until: datetime | None = None, wait: timedelta | None = None,
+        roots_replaced: bool | None = None
+    ) -> None:
+        """Have a worker stop, revoke and shred connections, or replace what leaked keys protect.
+
+        Of a breach no token of a connection is leased from the moment at which it is listed; the app that it
+        names is disabled at once. It can't be undone.
+
+        `confirm` repeats the name of what it is about: the integration's, else the app's, else the tenant's.
+        """
+
+    @sends("POST", "/v1/incidents/plan", models.IncidentPlan)
+    def plan_incident(
+        self, kind: str, *, integration: str | None = None, app: str | None = None,
+        since: datetime | None = None, until: datetime | None = None
+    ) -> None:
+        """What an incident would be about, and what would follow. Changes nothing.
+
+        Which connections, of the tenant if nothing is named.
+        """
+
+    @sends("GET", "/v1/incidents/{incident_id}", models.IncidentDetail)
+    def incident(self, incident_id: str) -> None:
+        """How far an incident is, and what a person has to do."""
+
+    @lists("/v1/incidents/{incident_id}/connections", models.IncidentConnection)
+    def incident_connections(self, incident_id: str, *, outcome: str | None = None) -> None:
+        """The connections of an incident, sorted by id; with `outcome` those that have ended so."""
+
+    @sends("POST", "/v1/incidents/{incident_id}/pause", models.Incident)
+    def pause_incident(self, incident_id: str) -> None:
+        """Have an incident rest at the end of its page. What is stopped stays stopped."""
+
+    @sends("POST", "/v1/incidents/{incident_id}/resume", models.Incident)
+    def resume_incident(self, incident_id: str) -> None:
+        """Have a paused incident go on."""
 
     @lists("/v1/integrations", models.Integration)
     def integrations(self) -> None:

@@ -25,11 +25,16 @@ NOUNS: Mapping[str, tuple[str, str]] = {
         "Commands that a second admin must approve (EVERGRANT_FOUR_EYES), and agents' calls.",
     ),
     "apps": ("apps:apps", "Consumers of Evergrant, their API keys and credentials."),
+    "audit": ("audit:audit", "What happened: records, receipts to check offline, and a witness."),
     "clients": ("clients:clients", "OAuth clients of the gateway, such as coding agents."),
     "connections": ("connections:connections", "Subjects' grants."),
     "delegations": ("agents:delegations", "Apps that act for one person: who for whom, and its end."),
     "erasures": ("erasures:erasures", "What was erased for good, and how far it has come."),
     "holds": ("erasures:holds", "Legal holds: what may not be erased or pruned."),
+    "incident": (
+        "incidents:incident",
+        "A breach drill, or what follows a leak of keys, and its signed report.",
+    ),
     "integrations": ("integrations:integrations", "OAuth clients at providers."),
     "issuers": (
         "credentials:issuers",
@@ -45,7 +50,6 @@ NOUNS: Mapping[str, tuple[str, str]] = {
 }
 # each command without verbs, and the first line of its docstring
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "audit": ("leases:audit", "Show the audit records of a connection, or of the whole tenant."),
     "completion": ("leases:completion", "Print what a shell needs to complete commands and options."),
     "connect": (
         "connections:connect",
