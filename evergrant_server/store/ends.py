@@ -23,7 +23,13 @@ from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.crypto.root_keys import RootKey
-from evergrant_server.store.audit_tables import CHAINED, END_CONDITION, NO_LEASE_CONDITION, AuditRow, detail_of
+from evergrant_server.store.audit_tables import (
+    CHAINED,
+    END_CONDITION,
+    NO_LEASE_CONDITION,
+    AuditRow,
+    detail_of,
+)
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, fetch_all
 

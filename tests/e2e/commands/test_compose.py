@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import stat
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,7 +12,8 @@ from tests.e2e.world import at
 from tests.fakes.key_services.openbao import OpenBaoWorld
 from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.platform.compose import Running
-from tests.fakes.platform.docker import Site, site
+from tests.fakes.platform.docker import Site, answers, site
+from tests.fakes.platform.warm import warm_python
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
 
@@ -24,7 +24,8 @@ async def test_the_services_of_the_file_serve_a_lease(tmp_path):
         first = await place.compose.run("init", extra=place.own("init"))
         assert "search attributes, retention 365 d" in first
         keys = (tmp_path / "keys/worker/keys.json").read_bytes()
-        await place.compose.run("init", extra=place.own("init"))
+        again = {"PATH": f"{warm_python()}:{place.compose.environment('init')['PATH']}"}
+        await place.compose.run("init", extra=place.own("init") | again)
         assert (tmp_path / "keys/worker/keys.json").read_bytes() == keys
         of_api = tmp_path / "keys/api/keys.json"
         purposes = (set(json.loads(it)["purposes"]) for it in (keys, of_api.read_bytes()))
@@ -86,17 +87,12 @@ async def _worker(place: Site, stack: AsyncExitStack, name: str) -> Running:
     return process
 
 
-async def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 async def _api(place: Site, stack: AsyncExitStack) -> Running:
     own = place.own("api")
     process = await place.compose.start("api", place.folder / "api.log", own)
     stack.push_async_callback(process.stop)
-    await process.until(lambda: _listens(place.port))
-    await process.until(lambda: place.compose.healthy("api", own))
+    await process.until(lambda: answers(place.port))
+    assert await place.compose.healthy("api", own)
     return process
 
 
@@ -104,7 +100,8 @@ async def _gateway(place: Site, stack: AsyncExitStack) -> Running:
     own = place.own("gateway")
     process = await place.compose.start("gateway", place.folder / "gateway.log", own)
     stack.push_async_callback(process.stop)
-    await process.until(lambda: place.compose.healthy("gateway", own))
+    await process.until(lambda: answers(place.gateway_port))
+    assert await place.compose.healthy("gateway", own)
     return process
 
 
