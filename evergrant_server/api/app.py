@@ -13,7 +13,17 @@ from evergrant_server.access.context import ApiContext
 from evergrant_server.access.decision import LeaseIssuer
 from evergrant_server.access.recording import RefusalLog
 from evergrant_server.access.refreshes import RefreshWaiter
-from evergrant_server.api import audit, erasures, health, key_rotations, openapi, stories, webhooks
+from evergrant_server.api import (
+    audit,
+    detections,
+    erasures,
+    health,
+    key_rotations,
+    openapi,
+    questions,
+    stories,
+    webhooks,
+)
 from evergrant_server.api.agents import delegation_explanation, delegation_rules, delegations
 from evergrant_server.api.agents import routes as agents
 from evergrant_server.api.apps import (
@@ -35,6 +45,7 @@ from evergrant_server.api.console import connections as console_connections
 from evergrant_server.api.console import integrations as console_integrations
 from evergrant_server.api.console import keys as console_keys
 from evergrant_server.api.console import login as console_login
+from evergrant_server.api.console import questions as console_questions
 from evergrant_server.api.console import requests as console_requests
 from evergrant_server.api.decisions import access_requests, approvals, call_approvals
 from evergrant_server.api.http.client_certificates import TrustedHop
@@ -118,6 +129,9 @@ ROUTERS = (
     audit.router,
     webhooks.router,
     key_rotations.router,
+    questions.router,
+    questions.access_router,
+    detections.router,
     receivers.router,
     inbound.router,
     connect.router,
@@ -130,6 +144,7 @@ ROUTERS = (
     console_agents.router,
     console_requests.router,
     console_keys.router,
+    console_questions.router,
     openapi.router,
 )
 

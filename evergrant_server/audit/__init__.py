@@ -17,6 +17,8 @@ from evergrant_server.audit.records import (
     page_cursor,
     record_before,
     record_denies,
+    records_of_shard,
+    shard_ends,
 )
 from evergrant_server.audit.shards import accept_heads, broken_heads
 from evergrant_server.audit.verifier import contains_checkpoint, newest_checkpoint, verify_log
@@ -36,6 +38,8 @@ __all__ = [
     "page_cursor",
     "record_before",
     "record_denies",
+    "records_of_shard",
+    "shard_ends",
     "verify_log",
     "wake_webhook",
     "write_event",

@@ -10,30 +10,34 @@ from sqlalchemy import BigInteger, Select, String, Tuple, select, text, tuple_
 from sqlmodel import col
 
 from evergrant_server.audit.hash_chain import append, canonical_json, record_of
-from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
+from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
-from evergrant_server.store.audit_tables import ACCESS_CONDITION, AuditRow
-from evergrant_server.store.database.columns import UtcDateTime
+from evergrant_server.store.audit_tables import ACCESS_CONDITION, AuditRow, AuditShardRow
+from evergrant_server.store.database.columns import UtcDateTime, table_of
 from evergrant_server.store.database.rows import columns_equal, fetch_all
 
 _MOST_NEWEST = 20
 
 
 class Window(NamedTuple):
-    """Which records: from `since` on, before `until`; `access_only`: those about who may do what."""
+    """Which records: from `since` on, before `until`; `access_only`: those about who may do what; `actions`:
+    those of these actions."""
 
     since: datetime | None = None
     until: datetime | None = None
     access_only: bool = False
+    actions: tuple[AuditAction, ...] = ()
 
     def narrow(self, query: Select[Any]) -> Select[Any]:
         if self.since is not None:
             query = query.where(col(AuditRow.at) >= self.since)
         if self.until is not None:
             query = query.where(col(AuditRow.at) < self.until)
+        if self.actions:
+            query = query.where(col(AuditRow.action).in_([action.value for action in self.actions]))
         return query.where(text(ACCESS_CONDITION)) if self.access_only else query
 
 
@@ -105,6 +109,31 @@ async def newest_of_tenant(
     mine = select(AuditRow).where(columns_equal(AuditRow, tenant=tenant)).order_by(*order).limit(among)
     wanted = {action.value for action in actions}
     return [record_of(row) for row in await fetch_all(tx.connection, mine) if row["action"] in wanted]
+
+
+class ShardPlace(NamedTuple):
+    """Where the records of a shard end: those with a lower number than `end` are there."""
+
+    tenant: Tenant
+    shard: str
+    end: int
+
+
+async def shard_ends(tx: Transaction) -> list[ShardPlace]:
+    """The end of every shard of every tenant, without the installation's own."""
+    shard = table_of(AuditShardRow).c
+    query = select(shard.tenant, shard.shard, shard.count).where(shard.tenant != INSTALLATION)
+    rows = await tx.connection.execute(query)
+    return [ShardPlace(Tenant(tenant), name, count + 1) for tenant, name, count in rows]
+
+
+async def records_of_shard(
+    tx: Transaction, tenant: Tenant, shard: str, start: int, limit: int
+) -> list[AuditRecord]:
+    """The records of one shard in their order, from the number `start` on."""
+    mine = columns_equal(AuditRow, tenant=tenant, shard=shard) & (col(AuditRow.seq) >= start)
+    query = select(AuditRow).where(mine).order_by(col(AuditRow.seq)).limit(limit)
+    return [record_of(row) for row in await fetch_all(tx.connection, query)]
 
 
 def page_cursor(record: AuditRecord) -> str:

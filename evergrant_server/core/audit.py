@@ -161,6 +161,8 @@ class AuditAction(StrEnum):
     KEY_ROTATION_REQUESTED = "keys.rotation_requested"
     KEY_ROTATION_PAUSED = "keys.rotation_paused"
     KEYS_ROTATED = "keys.rotated"
+    DETECTED = "detection.raised"
+    QUESTION_ASKED = "question.asked"
     SHARD_BEGUN = "audit.shard_begun"
     SHARD_LOST = "audit.shard_lost"
     HOSTS_ACCEPTED = "authority.hosts_accepted"

@@ -50,6 +50,8 @@ DelegationRuleId = NewType("DelegationRuleId", str)
 ErasureId = NewType("ErasureId", str)
 LegalHoldId = NewType("LegalHoldId", str)
 KeyRotationId = NewType("KeyRotationId", str)
+QuestionId = NewType("QuestionId", str)
+DetectionId = NewType("DetectionId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -92,6 +94,8 @@ PREFIXES = (
     "era",
     "hld",
     "rot",
+    "qst",
+    "det",
 )
 
 

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from evergrant_server.core.messages.names import TASK_QUEUE
 from evergrant_server.core.model import CheckedModel
+from evergrant_server.settings.detection import DetectionSettings
 from evergrant_server.settings.errors import PREFIX, SETTINGS_FILE, errors_in_words, suspicious_variables
 from evergrant_server.settings.types import (
     CertificateHeader,
@@ -154,7 +155,7 @@ class OAuthSettings(CheckedModel):
     minute."""
 
 
-class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
+class Settings(MtlsSettings, GatewaySettings, OAuthSettings, DetectionSettings, BaseSettings):
     """What an operator may set. Durations are read by `read_duration`."""
 
     model_config = SettingsConfigDict(
@@ -314,12 +315,6 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, BaseSettings):
     four_eyes: bool = False
     """Another app or person with `admin` must approve dangerous commands: keys, credentials, weighty permits,
     exports, what says where people log in and where secrets are sent. There must be two such admins."""
-    bulk_read_alarm: int = Field(default=1000, ge=0)
-    """How many connections an app leases within an hour from one API process when `tokens.bulk_read` is
-    recorded, sent to webhooks, logged and counted. 0 switches it off for leases; an export always does it."""
-    unused_permit_after: Duration = timedelta(days=90)
-    """How long a permit may go unused until its removal is proposed to the tenant's
-    admins (`/v1/access-requests`)."""
     key_rotation: Duration | None = None
     """How old a tenant's own keys may become before a worker rotates them, such as 90d; empty: they are
     rotated by command alone, as keys of connections are."""

@@ -42,6 +42,7 @@ from evergrant_server.store.database.kept_sqlite import KeptSqlite
 from evergrant_server.store.database.rows import columns_equal, fetch_first
 from evergrant_server.store.database.sqlite import SqliteDatabase
 from evergrant_server.store.decisions import AccessRequests, Approvals, CallApprovals
+from evergrant_server.store.detections import AppActivities, Detections
 from evergrant_server.store.erasure.orders import Erasures, LegalHolds
 from evergrant_server.store.erasure.rows import PersonalRows
 from evergrant_server.store.exports import Exports
@@ -67,6 +68,7 @@ from evergrant_server.store.oauth.requests import (
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.people.people import AdminLogins, PersonLogins, PersonSessions
 from evergrant_server.store.provider_events import Introspections, Receivers
+from evergrant_server.store.questions import PersonalFacts, Questions, Uses
 from evergrant_server.store.root_keys import WrappedRoots
 from evergrant_server.store.rotation.connection_keys import ConnectionKeyRotation
 from evergrant_server.store.rotation.processes import Processes
@@ -164,6 +166,11 @@ class Transaction:
     account_identifiers = _with_ring(AccountIdentifiers)
     introspections = _with_connection(Introspections)
     idempotency = _with_sealer(Idempotency)
+    questions = _with_connection(Questions)
+    detections = _with_connection(Detections)
+    app_activities = _with_connection(AppActivities)
+    uses = _with_connection(Uses)
+    personal_facts = _with_connection(PersonalFacts)
     processes = cached_property(lambda tx: Processes(tx.connection, tx.now))
     root_moves = cached_property(lambda tx: RootMoves(tx.connection, tx.ring, tx.now))
     tenant_keys = cached_property(lambda tx: TenantKeyRotation(tx.connection, tx.ring, tx.now))

@@ -155,6 +155,10 @@ async def _admin_command(call: AdminCall, key: _Key = None) -> ApiCall:
     return replace(call, key=key)
 
 
+async def _auditor_command(call: AuditorCall, key: _Key = None) -> ApiCall:
+    return replace(call, key=key)
+
+
 async def _export_command(call: ExportCall, key: _Key = None) -> ApiCall:
     return replace(call, key=key)
 
@@ -162,4 +166,5 @@ async def _export_command(call: ExportCall, key: _Key = None) -> ApiCall:
 ApiDep = Annotated[ApiContext, Depends(api_context)]
 Command = Annotated[ApiCall, Depends(_command)]
 AdminCommand = Annotated[ApiCall, Depends(_admin_command)]
+AuditorCommand = Annotated[ApiCall, Depends(_auditor_command)]  # for what is made to be read
 ExportCommand = Annotated[ApiCall, Depends(_export_command)]

@@ -22,6 +22,7 @@ from evergrant_server.core.messages import (
     integrations,
     keys,
     maintenance,
+    questions,
 )
 from evergrant_server.core.messages.names import WORKFLOW_OF_PREFIX
 from evergrant_server.core.messages.work import (
@@ -33,29 +34,15 @@ from evergrant_server.core.messages.work import (
     Job,
     Limits,
     Recurrence,
-    TurnKey,
+    of_installation,
+    of_integration,
+    of_tenant,
+    of_webhook,
 )
 from evergrant_server.core.single_use.attempt import LIMITS
 
 _JUDGE_AND_COMMIT = timedelta(seconds=30)
 PROVIDER_TIMEOUT = LIMITS.send + LIMITS.answer + _JUDGE_AND_COMMIT  # a critical section is never cut
-
-
-def _of_tenant(request: Any) -> TurnKey:
-    return TurnKey(request.tenant)
-
-
-def _of_integration(request: Any) -> TurnKey:
-    return TurnKey(request.tenant, request.integration_id or "")
-
-
-def _of_webhook(request: Any) -> TurnKey:
-    return TurnKey(request.tenant, request.webhook_id)
-
-
-def _of_installation(request: Any) -> TurnKey:
-    """A pass over all tenants takes a turn of none of them."""
-    return TurnKey("")
 
 
 # after a missed heartbeat the next worker decides about the attempt of the one that died
@@ -70,7 +57,7 @@ EXCHANGE_CODE = Activity(
     m.GrantResult,
     _PROVIDER,
     lambda request: f"code of {request.consent_id}",
-    _of_integration,
+    of_integration,
 )
 REQUEST_CLIENT_GRANT = Activity(
     "request_client_grant",
@@ -78,7 +65,7 @@ REQUEST_CLIENT_GRANT = Activity(
     m.GrantResult,
     _PROVIDER,
     lambda request: f"for {request.consent_id}",
-    _of_integration,
+    of_integration,
 )
 POLL_DEVICE_TOKEN = Activity(
     "poll_device_token",
@@ -86,7 +73,7 @@ POLL_DEVICE_TOKEN = Activity(
     m.GrantResult,
     _PROVIDER,
     lambda request: f"for {request.consent_id}",
-    _of_integration,
+    of_integration,
 )
 REFRESH_GRANT = Activity(
     "refresh_grant",
@@ -96,7 +83,7 @@ REFRESH_GRANT = Activity(
     lambda request: (
         f"from generation {request.generation}" + (" if leased" if request.only_if_leased else "")
     ),
-    _of_integration,
+    of_integration,
 )
 VERIFY_LATE_TOKENS = Activity(
     "verify_late_tokens",
@@ -104,7 +91,7 @@ VERIFY_LATE_TOKENS = Activity(
     m.GrantResult,
     _PROVIDER,
     lambda request: f"of {request.attempt_id}",
-    _of_integration,
+    of_integration,
 )
 LOOK_UP_ACCOUNTS = Activity(
     "look_up_accounts",
@@ -112,10 +99,10 @@ LOOK_UP_ACCOUNTS = Activity(
     m.GrantResult,
     _PROVIDER,
     "which accounts the grant reaches",
-    _of_integration,
+    of_integration,
 )
 REVOKE_GRANT = Activity(
-    "revoke_grant", m.RevokeGrant, m.RevocationResult, _PROVIDER, "at the provider", _of_integration
+    "revoke_grant", m.RevokeGrant, m.RevocationResult, _PROVIDER, "at the provider", of_integration
 )
 REVOKE_REPLACED_GRANTS = Activity(
     "revoke_replaced_grants",
@@ -123,7 +110,7 @@ REVOKE_REPLACED_GRANTS = Activity(
     m.ReplacedRevocationResult,
     _PROVIDER,
     "at the provider",
-    _of_integration,
+    of_integration,
 )
 BEGIN_REVOCATION = Activity[m.BeginRevocation, None](
     "begin_revocation", m.BeginRevocation, None, _STORE, "no lease from here on"
@@ -138,7 +125,7 @@ END_CONSENT = Activity[m.EndConsent, m.GrantResult | None](
     # it revokes late tokens at the provider
     Limits(PROVIDER_TIMEOUT, first_wait=SECOND / 2),
     lambda request: "denied" if request.denied else "deadline passed",
-    _of_integration,
+    of_integration,
 )
 LAPSE_CONSENT = Activity(
     "lapse_consent",
@@ -159,7 +146,7 @@ CHECK_DEFINITION = Activity(
     integrations.DefinitionResult,
     Limits(MINUTE * 3, heartbeat=SECOND * 10),
     "schema, hosts, endpoints",
-    _of_tenant,
+    of_tenant,
 )
 APPLY_DEFINITION_DECISION = Activity(
     "apply_definition_decision",
@@ -214,7 +201,7 @@ DELIVER_WEBHOOKS = Activity(
     maintenance.DeliveryRound,
     Limits(MINUTE * 3, heartbeat=SECOND * 10, longest_wait=MINUTE),
     "one round of deliveries",
-    _of_webhook,
+    of_webhook,
     urgent=False,
 )
 
@@ -236,7 +223,7 @@ DISCOVER_ENDPOINTS = Job(
     integrations.DiscoveryResult,
     Limits(MINUTE, tries=3),
     lambda request: request.integration_id,
-    _of_integration,
+    of_integration,
     title="endpoints of an integration",
     id_parts=lambda request: (request.tenant, request.integration_id),
 )
@@ -246,7 +233,7 @@ FETCH_RECEIVER_KEYS = Job(
     integrations.ReceiverKeysResult,
     Limits(MINUTE, tries=5),
     lambda request: request.receiver_id,
-    _of_tenant,
+    of_tenant,
     title="keys of a security event transmitter",
     id_parts=lambda request: (request.tenant, request.receiver_id),
 )
@@ -256,7 +243,7 @@ FETCH_ISSUER_KEYS = Job(
     maintenance.IssuerKeysResult,
     Limits(MINUTE, tries=5),
     lambda request: request.issuer_id,
-    _of_tenant,
+    of_tenant,
     title="keys of a trusted issuer",
     id_parts=lambda request: (request.tenant, request.issuer_id),
 )
@@ -266,7 +253,7 @@ PUSH_AUTHORIZATION_REQUEST = Job(
     integrations.PushResult,
     Limits(LIMITS.answer + _JUDGE_AND_COMMIT, heartbeat=SECOND * 5, tries=5),
     lambda request: f"of {request.consent_id}",
-    _of_tenant,
+    of_tenant,
     title="a pushed authorization request",
     # one for each click: a click that follows makes another request
     id_parts=lambda request: (request.tenant, request.consent_id, request.revision),
@@ -279,7 +266,7 @@ REQUEST_TEMPORARY_CREDENTIALS = Job(
     integrations.TemporaryCredentialsResult,
     Limits(MINUTE, tries=2, first_wait=SECOND / 2),
     lambda request: f"for {request.consent_id}",
-    _of_tenant,
+    of_tenant,
     title="temporary credentials before the redirect to the provider",
     id_parts=lambda request: (request.tenant, request.consent_id, request.revision),
 )
@@ -289,7 +276,7 @@ VERIFY_LOGIN = Job(
     integrations.LoginResult,
     Limits(MINUTE, tries=1),  # its code is good for one use; the subject logs in again
     lambda request: f"of {request.consent_id}",
-    _of_tenant,
+    of_tenant,
     title="the subject's login before the redirect to the provider",
     id_parts=lambda request: (request.tenant, request.consent_id, request.revision),
 )
@@ -299,7 +286,7 @@ VERIFY_PERSON = Job(
     integrations.LoginResult,
     Limits(MINUTE, tries=1),  # likewise
     lambda request: f"of {request.login_id}",
-    _of_tenant,
+    of_tenant,
     title="the login of a person who administers",
     id_parts=lambda request: (request.tenant, request.login_id, request.revision),
 )
@@ -309,12 +296,23 @@ READ_CLIENT_DOCUMENT = Job(
     integrations.ClientDocumentResult,
     Limits(MINUTE, tries=2, first_wait=SECOND / 2),
     "metadata document of a client",
-    _of_tenant,
+    of_tenant,
     title="the metadata document of an OAuth client",
     # one for each document, for all who ask for it
     id_parts=lambda request: (
         hashlib.sha256(request.client_id.encode("utf-8", "surrogatepass")).hexdigest(),
     ),
+)
+
+ANSWER_QUESTION = Job(
+    "answer_question",
+    questions.AnswerQuestion,
+    questions.AnswerProgress,
+    Limits(HOUR * 6, heartbeat=SECOND * 20),
+    lambda request: request.question_id,
+    urgent=False,
+    title="answers a question about uses of connections, or about a subject",
+    id_parts=lambda request: (request.tenant, request.question_id),
 )
 
 # --- jobs that recur ----------------------------------------------------------------------
@@ -338,7 +336,7 @@ REREAD_METADATA = Job(
     maintenance.RereadMetadataResult,
     Limits(MINUTE * 30, heartbeat=SECOND * 20, tries=3, first_wait=SECOND * 5),
     "discovered metadata",
-    _of_installation,
+    of_installation,
     title="compares discovered metadata with what issuers publish now",
     recurrence=Recurrence(maintenance.RereadMetadata(), lambda settings: settings.metadata_interval),
 )
@@ -348,7 +346,7 @@ INTROSPECT_GRANTS = Job(
     maintenance.IntrospectGrantsResult,
     Limits(MINUTE * 50, heartbeat=MINUTE * 2, tries=3, first_wait=SECOND * 10),
     "grants that introspection can check",
-    _of_installation,
+    of_installation,
     urgent=False,
     title="introspects grants (RFC 7662) at providers that offer it",
     # a run takes the connections whose turn it is: each comes once in an interval
@@ -375,6 +373,17 @@ ROTATE_DUE_KEYS = Job(
     urgent=False,
     title="rotates tenants' keys that are older than EVERGRANT_KEY_ROTATION",
     recurrence=Recurrence(keys.RotateDueKeys(), lambda _: HOUR),
+)
+
+DETECT_PATTERNS = Job(
+    "detect_patterns",
+    questions.DetectPatterns,
+    questions.DetectPatternsResult,
+    Limits(MINUTE * 30, heartbeat=SECOND * 20, tries=3),
+    "audit records since the last pass",
+    urgent=False,
+    title="looks for uses that are unlike those before (EVERGRANT_DETECT_…)",
+    recurrence=Recurrence(questions.DetectPatterns(), lambda settings: settings.detect_interval),
 )
 
 _ROWS: list[Activity[Any, Any]] = [row for row in tuple(globals().values()) if isinstance(row, Activity)]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from types import UnionType
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from evergrant_server.core.messages.base import Message, RequestMessage
 
@@ -36,6 +36,23 @@ class TurnKey(NamedTuple):
     part: str = ""
 
 
+def of_tenant(request: Any) -> TurnKey:
+    return TurnKey(request.tenant)
+
+
+def of_integration(request: Any) -> TurnKey:
+    return TurnKey(request.tenant, request.integration_id or "")
+
+
+def of_webhook(request: Any) -> TurnKey:
+    return TurnKey(request.tenant, request.webhook_id)
+
+
+def of_installation(request: Any) -> TurnKey:
+    """A pass over all tenants takes a turn of none of them."""
+    return TurnKey("")
+
+
 @dataclass(frozen=True)
 class Activity(Generic[RequestT, ResultT]):
     """One row. `summary` is what the Temporal UI shows of a call.
@@ -62,6 +79,8 @@ class Intervals(Protocol):
     def metadata_interval(self) -> timedelta: ...
     @property
     def introspection_interval(self) -> timedelta: ...
+    @property
+    def detect_interval(self) -> timedelta: ...
 
 
 @dataclass(frozen=True)

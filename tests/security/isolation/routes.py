@@ -86,6 +86,10 @@ BODIES: dict[str, tuple[Any, ...]] = {
         {"public_key": PUBLIC_KEY, "filters": {"integration": "{integration}", "subject": "{subject}"}},
     ),
     "POST /v1/erasures": ({"subject": "{subject}", "reason": "a test"},),
+    "POST /v1/questions": (
+        {"question": "connection_uses", "connection_id": "{connection_id}"},
+        {"question": "app_reach", "app": "{app}"},
+    ),
     "POST /v1/legal-holds": ({"subject": "{label}", "reason": "a test"},),
     "POST /v1/legal-holds/{hold_id}/end": ({"reason": "a test"},),
     "POST /v1/keys/rotations": (_ROTATION,),
@@ -139,6 +143,7 @@ CONSOLE_FORMS = {
     "POST /console/requests/{request_id}/deny": {},
     "POST /console/requests/{request_id}/withdraw": {},
     "POST /console/approvals/{approval_id}": {},
+    "POST /console/questions": {"question": "app_reach", "app": "{app}"},
     "POST /console/keys": {"kind": "tenant"},
     "POST /console/keys/pause": {"kind": "tenant"},
     "POST /console/keys/resume": {"kind": "tenant"},

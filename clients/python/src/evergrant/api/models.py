@@ -125,6 +125,17 @@ class AgentStop:
     finished_at: datetime | None
 
 @dataclass(frozen=True, slots=True)
+class AnswerLine:
+    """A line of an answer. `kind` `use`: what one app was handed of one connection; `export`: an export in
+    that time; `record`: an audit record that is about the subject; else what is stored about it, by the
+    name of its table. No line has a token or a secret.
+    """
+    number: int
+    kind: str
+    connection_id: str | None
+    facts: Facts
+
+@dataclass(frozen=True, slots=True)
 class ApiKey:
     """`live`: the key is accepted. One without `expires_at` is of an earlier version, and isn't.
 
@@ -394,6 +405,19 @@ class DelegationStop:
     stopped_by: str
     stop_reason: str
     delegations_ended: int
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What was noticed about `object`: an app, a connection, or what a subject authorized. `app` is the name
+    of the app that it is about or that did it; null: none, or one that is gone. `facts` depend on `kind`.
+    """
+    id: str
+    kind: str
+    object: str
+    connection_id: str | None
+    app: str | None
+    at: datetime
+    facts: Facts
 
 @dataclass(frozen=True, slots=True)
 class DeviceCode:
@@ -810,6 +834,28 @@ class ProviderVersion:
     revision: int
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """A question and how far its answer is: `connections` and `records` were looked at, `items` are the lines
+    of the answer. It is kept until `expires_at`. `app` is a name, or the id of one that is gone.
+    """
+    id: str
+    question: str
+    connection_id: str | None
+    app: str | None
+    integration: str | None
+    subject: str | None
+    since: datetime | None
+    until: datetime | None
+    by: str
+    state: str
+    connections: int
+    records: int
+    items: int
+    created_at: datetime
+    answered_at: datetime | None
+    expires_at: datetime
+
+@dataclass(frozen=True, slots=True)
 class ReachedPermit(PermitAccess):
     """A permit as `GET /v1/access` shows it, with `words` that say what it means. `covered` has the first ten
     of its `live_connections`, by subject. `stopped_by`: the code with which every request of the app is
@@ -939,6 +985,20 @@ class TrustedIssuer:
     created_at: datetime
     changed_at: datetime
     revision: int
+
+@dataclass(frozen=True, slots=True)
+class UnusedConnection:
+    """A connection with a grant, or that waits for its subject, which no app has leased. `used_at` is the
+    last lease, to the hour; null: there was none.
+    """
+    id: str
+    integration: str
+    provider: str
+    subject: str
+    label: str
+    state: str
+    created_at: datetime
+    used_at: datetime | None
 
 @dataclass(frozen=True, slots=True)
 class Webhook:

@@ -40,6 +40,7 @@ NOUNS: Mapping[str, tuple[str, str]] = {
     "people": ("people:people", "People who administer: where they log in, their roles and sessions."),
     "permits": ("permits:permits", "What apps may do. A deny wins."),
     "providers": ("providers:providers", "The catalogue, and definitions of your own."),
+    "questions": ("questions:questions", "Who used what, which tokens were handed out, all of a subject."),
     "subjects": ("erasures:subjects", "Erase a person for good."),
     "webhooks": ("webhooks:webhooks", "Subscriptions to events, and their deliveries."),
 }
@@ -50,6 +51,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "connect": (
         "connections:connect",
         "Begin a connection and print the subject's next step, if there is one.",
+    ),
+    "detections": (
+        "questions:detections",
+        "List what was noticed of uses that are unlike those before, the newest first.",
     ),
     "export": (
         "transfer:export_file",
