@@ -18,22 +18,22 @@ from evergrant_server.audit.records import ShardPlace
 from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.detection import (
+from evergrant_server.core.ids import AppId, ConnectionId, DetectionId, Tenant, is_id, new_id
+from evergrant_server.core.messages import jobs
+from evergrant_server.core.messages.base import SCHEDULE, RequestContext
+from evergrant_server.core.messages.questions import DetectPatterns, DetectPatternsResult
+from evergrant_server.core.questions.detection import (
     ALARMS,
     AppActivity,
     AppSeen,
     Detection,
     DetectionKind,
     DetectionRules,
-    Seen,
+    PageSeen,
     app_alarms,
     seen_in,
 )
-from evergrant_server.core.ids import AppId, ConnectionId, DetectionId, Tenant, is_id, new_id
-from evergrant_server.core.messages import jobs
-from evergrant_server.core.messages.base import SCHEDULE, RequestContext
-from evergrant_server.core.messages.questions import DetectPatterns, DetectPatternsResult
-from evergrant_server.core.questions import USES
+from evergrant_server.core.questions.questions import USES
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event
@@ -108,7 +108,7 @@ class DetectionActivities:
         shard: ShardPlace,
         place: int | None,
         after: int,
-        seen: Seen,
+        seen: PageSeen,
         alarms: list[_Alarm],
     ) -> list[_Alarm]:
         await tx.app_activities.move_place(shard.tenant, shard.shard, place, after)
@@ -119,7 +119,7 @@ class DetectionActivities:
     # --- apps ----------------------------------------------------------------------------
 
     async def _app_alarms(
-        self, tx: Transaction, tenant: Tenant, seen: Seen, apps: Mapping[str, str]
+        self, tx: Transaction, tenant: Tenant, seen: PageSeen, apps: Mapping[str, str]
     ) -> list[_Alarm]:
         """Count what the page says of each app, and return the alarms that are due."""
         ids = {name: id for id, name in apps.items()}
@@ -145,7 +145,7 @@ class DetectionActivities:
 
     # --- connections ---------------------------------------------------------------------
 
-    async def _silent_connections(self, tx: Transaction, tenant: Tenant, seen: Seen) -> list[_Alarm]:
+    async def _silent_connections(self, tx: Transaction, tenant: Tenant, seen: PageSeen) -> list[_Alarm]:
         """The alarms about connections that nothing had used for long, and that were used before that."""
         silence = self._rules.silence
         alarms: list[_Alarm] = []

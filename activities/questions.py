@@ -14,7 +14,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.questions import AnswerProgress, AnswerQuestion
-from evergrant_server.core.questions import AnswerPage, Question, QuestionKind, QuestionState
+from evergrant_server.core.questions.questions import AnswerPage, Question, QuestionKind, QuestionState
 from evergrant_server.store import Store
 from evergrant_server.store.erasure.rows import names
 from evergrant_server.store.questions import UsedConnection

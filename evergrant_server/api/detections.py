@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from evergrant_server.api.http.call import AuditorCall
 from evergrant_server.api.http.cursors import moment_place
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit, UtcDatetime, View
-from evergrant_server.core.detection import DetectionKind
+from evergrant_server.core.questions.detection import DetectionKind
 
 router = APIRouter(tags=["questions"])
 

@@ -29,7 +29,7 @@ from evergrant_server.core.ids import AppId, ConnectionId, QuestionId, is_id, ne
 from evergrant_server.core.messages.jobs import ANSWER_QUESTION
 from evergrant_server.core.messages.questions import AnswerQuestion
 from evergrant_server.core.outbox import job_message
-from evergrant_server.core.questions import KEPT, MOST_OPEN, Question, QuestionKind, QuestionState
+from evergrant_server.core.questions.questions import KEPT, MOST_OPEN, Question, QuestionKind, QuestionState
 from evergrant_server.problems import require_found
 from evergrant_server.store import Transaction
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from evergrant_server.core.audit import AuditRecord
-from evergrant_server.core.questions import USES
+from evergrant_server.core.questions.questions import USES
 
 _MOST_NAMED = 50  # of what is listed for one app
 _USES = frozenset(USES)

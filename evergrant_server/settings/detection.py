@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from evergrant_server.core.detection import DetectionRules
 from evergrant_server.core.model import CheckedModel
+from evergrant_server.core.questions.detection import DetectionRules
 from evergrant_server.settings.types import Duration, read_duration
 
 _DurationOrNone = Annotated[timedelta, BeforeValidator(read_duration), Field(ge=timedelta(0))]

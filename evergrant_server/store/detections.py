@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import Index, delete, func, select, tuple_, update
 from sqlmodel import Field, col
 
-from evergrant_server.core.detection import AppActivity, Detection, DetectionKind
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, DetectionId, Tenant
+from evergrant_server.core.questions.detection import AppActivity, Detection, DetectionKind
 from evergrant_server.store.access import LeaseUseRow
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import table_of

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Index, Select, Table, and_, delete, func, 
 from sqlmodel import Field, ForeignKeyConstraint, col
 
 from evergrant_server.core.ids import ConnectionId, QuestionId, Tenant
-from evergrant_server.core.questions import AnswerItem, AnswerPage, Question, QuestionState
+from evergrant_server.core.questions.questions import AnswerItem, AnswerPage, Question, QuestionState
 from evergrant_server.store.access import AppRow, LeaseUseRow
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database import columns

@@ -21,8 +21,8 @@ from evergrant_server.api.questions import (
     list_questions,
     list_unused_connections,
 )
-from evergrant_server.core.detection import DetectionKind
-from evergrant_server.core.questions import QuestionKind
+from evergrant_server.core.questions.detection import DetectionKind
+from evergrant_server.core.questions.questions import QuestionKind
 from evergrant_server.problems import invalid_request
 
 router = APIRouter(include_in_schema=False)

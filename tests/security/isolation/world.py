@@ -14,13 +14,13 @@ from evergrant_server.core.connections.binding import hash_confirm_code
 from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.erasure import Erasure, ErasureState, LegalHold, TargetKind
 from evergrant_server.core.definition import DefinitionState
-from evergrant_server.core.detection import Detection, DetectionKind
 from evergrant_server.core.export import Export, ExportStatus
 from evergrant_server.core.ids import DetectionId, ErasureId, LegalHoldId, QuestionId, Tenant, is_id, new_id
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.people.roles import PersonRole
-from evergrant_server.core.questions import AnswerPage, Question, QuestionKind
+from evergrant_server.core.questions.detection import Detection, DetectionKind
+from evergrant_server.core.questions.questions import AnswerPage, Question, QuestionKind
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import Api
 from tests.fakes.rows import a_consent, a_definition, a_delegation, a_family, an_approval

@@ -12,9 +12,9 @@ from activities.detection import DetectionActivities
 from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.detection import AppActivity, DetectionRules
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.questions import DetectPatterns, DetectPatternsResult
+from evergrant_server.core.questions.detection import AppActivity, DetectionRules
 from tests.fakes.api import TENANT, Api
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)

@@ -12,7 +12,7 @@ from typing import Any
 
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.ids import AppId, ConnectionId, DetectionId, Tenant, TenantRow
-from evergrant_server.core.questions import USES
+from evergrant_server.core.questions.questions import USES
 
 MOST_DAYS = 30  # of an app, on which it was used, that its usual is made of
 LEAST_DAYS = 3  # before an app has a usual
@@ -113,7 +113,7 @@ class AppSeen:
 
 
 @dataclass
-class Seen:
+class PageSeen:
     """What a page of records says. `uses`: when each connection was first used in it, and by which app."""
 
     apps: dict[str, AppSeen] = field(default_factory=dict[str, AppSeen])
@@ -122,9 +122,9 @@ class Seen:
     alarms: list[AuditRecord] = field(default_factory=list[AuditRecord])
 
 
-def seen_in(records: Iterable[AuditRecord], since: datetime) -> Seen:
+def seen_in(records: Iterable[AuditRecord], since: datetime) -> PageSeen:
     """What these records say, without those from before `since`."""
-    seen = Seen()
+    seen = PageSeen()
     for record in records:
         if record.at < since:
             continue
@@ -145,7 +145,7 @@ def seen_in(records: Iterable[AuditRecord], since: datetime) -> Seen:
     return seen
 
 
-def _note_use(seen: Seen, record: AuditRecord) -> None:
+def _note_use(seen: PageSeen, record: AuditRecord) -> None:
     app_id = record.detail.get("app")
     if not isinstance(app_id, str):
         return  # an export, whose request has an alarm of its own
