@@ -52,7 +52,7 @@ _CONTEXT = RequestContext(by=SCHEDULE)
 
 class _Alarm(NamedTuple):
     kind: DetectionKind
-    object: str
+    about: str  # the id of an app, a connection, or what a subject authorized
     facts: Mapping[str, object]
     connection_id: ConnectionId | None = None
     app_id: AppId | None = None
@@ -199,13 +199,13 @@ class DetectionActivities:
         now, raised, entries = self._clock.now(), list[_Alarm](), list[AuditEntry]()
         for alarm in alarms:
             since = now - self._rules.again_after
-            if await tx.detections.has_since(tenant, alarm.kind, alarm.object, since):
+            if await tx.detections.has_since(tenant, alarm.kind, alarm.about, since):
                 continue
             detection = Detection(
                 tenant=tenant,
                 id=DetectionId(new_id("det")),
                 kind=alarm.kind,
-                object=alarm.object,
+                object=alarm.about,
                 connection_id=alarm.connection_id,
                 app_id=alarm.app_id,
                 at=now,
@@ -243,4 +243,4 @@ def _entry(detection: Detection, app: str | None, now: datetime) -> AuditEntry:
 def _report(alarm: _Alarm) -> None:
     metrics.count(metrics.DETECTIONS, alarm.kind)
     if not alarm.recorded:
-        log_event(log, logging.WARNING, LogEvent.DETECTED, alarm.kind.replace("_", " "), object=alarm.object)
+        log_event(log, logging.WARNING, LogEvent.DETECTED, alarm.kind.replace("_", " "), object=alarm.about)

@@ -10,6 +10,7 @@ from evergrant_server.audit.hash_chain import append, append_all
 from evergrant_server.audit.publishing import wake_webhook, write_event
 from evergrant_server.audit.records import (
     Window,
+    count_actions,
     newest_of_tenant,
     newest_record,
     newest_records,
@@ -30,6 +31,7 @@ __all__ = [
     "append_all",
     "broken_heads",
     "contains_checkpoint",
+    "count_actions",
     "newest_checkpoint",
     "newest_of_tenant",
     "newest_record",

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Select, String, Tuple, select, text, tuple_
+from sqlalchemy import BigInteger, Select, String, Tuple, func, select, text, tuple_
 from sqlmodel import col
 
 from evergrant_server.audit.hash_chain import append, canonical_json, record_of
@@ -109,6 +109,14 @@ async def newest_of_tenant(
     mine = select(AuditRow).where(columns_equal(AuditRow, tenant=tenant)).order_by(*order).limit(among)
     wanted = {action.value for action in actions}
     return [record_of(row) for row in await fetch_all(tx.connection, mine) if row["action"] in wanted]
+
+
+async def count_actions(tx: Transaction, tenant: Tenant, window: Window) -> dict[str, int]:
+    """How many records of each action there are."""
+    mine = columns_equal(AuditRow, tenant=tenant)
+    query = window.narrow(select(col(AuditRow.action), func.count()).where(mine))
+    rows = await tx.connection.execute(query.group_by(col(AuditRow.action)))
+    return {action: int(number) for action, number in rows}
 
 
 class ShardPlace(NamedTuple):

@@ -45,6 +45,7 @@ from evergrant_server.store.decisions import AccessRequests, Approvals, CallAppr
 from evergrant_server.store.detections import AppActivities, Detections
 from evergrant_server.store.erasure.orders import Erasures, LegalHolds
 from evergrant_server.store.erasure.rows import PersonalRows
+from evergrant_server.store.evidence import EvidenceCounts
 from evergrant_server.store.exports import Exports
 from evergrant_server.store.idempotency import Idempotency
 from evergrant_server.store.integrations.definitions import Definitions
@@ -167,6 +168,7 @@ class Transaction:
     introspections = _with_connection(Introspections)
     idempotency = _with_sealer(Idempotency)
     questions = _with_connection(Questions)
+    evidence = _with_connection(EvidenceCounts)
     detections = _with_connection(Detections)
     app_activities = _with_connection(AppActivities)
     uses = _with_connection(Uses)

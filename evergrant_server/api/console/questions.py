@@ -11,6 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from evergrant_server.api.audit import list_access_changes
 from evergrant_server.api.console.visit import ROWS, VisitDep, chosen, console_page, pages_of
 from evergrant_server.api.detections import list_detections
+from evergrant_server.api.evidence import get_evidence
 from evergrant_server.api.http.call import ApiCall, require_auditor
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.api.questions import (
@@ -22,6 +23,7 @@ from evergrant_server.api.questions import (
     list_unused_connections,
 )
 from evergrant_server.core.questions.detection import DetectionKind
+from evergrant_server.core.questions.evidence import Framework
 from evergrant_server.core.questions.questions import QuestionKind
 from evergrant_server.problems import invalid_request
 
@@ -157,6 +159,15 @@ async def show_detections(visit: VisitDep, kind: str = "", cursor: str = "") -> 
         kind=kind,
         **pages_of("/console/detections", cursor, noticed.next_cursor, **({"kind": kind} if kind else {})),
     )
+
+
+@router.get("/console/evidence")
+@console_page
+async def show_evidence(visit: VisitDep, framework: str = Framework.SOC2) -> Response:
+    """What the tenant can show for the controls of a framework."""
+    call = await require_auditor(visit.call)
+    evidence = await get_evidence(call, chosen(Framework, framework, "framework"))
+    return visit.show("evidence.html", "Evidence", evidence=evidence, frameworks=list(Framework))
 
 
 def _utc(text: str) -> datetime:

@@ -4,7 +4,7 @@ An alarm is raised once for an object and a kind, and again only after a while.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -159,9 +159,9 @@ def _note_use(seen: PageSeen, record: AuditRecord) -> None:
 
 def app_alarms(
     before: AppActivity, after: AppActivity, seen: AppSeen, rules: DetectionRules
-) -> list[tuple[DetectionKind, dict[str, object]]]:
+) -> list[tuple[DetectionKind, Mapping[str, object]]]:
     """The alarms that are due about an app, with their facts, once `seen` has come."""
-    alarms: list[tuple[DetectionKind, dict[str, object]]] = []
+    alarms: list[tuple[DetectionKind, Mapping[str, object]]] = []
     usual = after.usual
     if rules.bulk_factor and usual is not None:
         limit = max(usual * rules.bulk_factor, rules.bulk_least)

@@ -1,5 +1,6 @@
 """What a worker notices in the log: each kind, its threshold, and no alarm twice in a day."""
 
+import secrets
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -28,8 +29,7 @@ async def passed(api: Api, rules: DetectionRules = RULES) -> DetectPatternsResul
 
 
 async def noticed(api: Api, **filters: Any) -> list[dict[str, Any]]:
-    auditor = api.auditor if hasattr(api, "auditor") else await api.app_with("eyes", Action.AUDIT)
-    api.auditor = auditor  # type: ignore[attr-defined]  # made once for a test
+    auditor = await api.app_with(f"eyes-{secrets.token_hex(4)}", Action.AUDIT)
     return (await api.get("/v1/detections", auditor, params=filters)).json()["items"]
 
 

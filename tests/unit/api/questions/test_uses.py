@@ -22,7 +22,7 @@ async def three_connections(api: Api) -> tuple[list[str], dict[str, str]]:
         "second": await api.app_with("second", Action.TOKEN),
         "auditor": await api.app_with("auditor", Action.AUDIT),
     }
-    ids = [(await api.active(integration, f"at-{n}", subject=f"user-{n}")).id for n in (1, 2, 3)]
+    ids: list[str] = [(await api.active(integration, f"at-{n}", subject=f"user-{n}")).id for n in (1, 2, 3)]
     for _ in range(3):
         assert (await api.lease(keys["first"])).status_code == 200
     assert (await api.lease(keys["second"])).status_code == 200

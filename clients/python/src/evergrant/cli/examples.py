@@ -12,6 +12,7 @@ evergrant proof con_… GET https://api.example.com/me
 evergrant proxy con_… GET /user/repos?per_page=5
 evergrant mcp url tools alice
 evergrant audit con_… -o json
+evergrant audit evidence --framework soc2 > evidence.md
 evergrant detections --kind new_network
 evergrant questions uses con_… --since 2026-05-01T00:00:00
 evergrant questions reach report --since 2026-05-01T00:00:00 --until 2026-06-01T00:00:00

@@ -25,6 +25,7 @@ NOUNS: Mapping[str, tuple[str, str]] = {
         "Commands that a second admin must approve (EVERGRANT_FOUR_EYES), and agents' calls.",
     ),
     "apps": ("apps:apps", "Consumers of Evergrant, their API keys and credentials."),
+    "audit": ("audit:audit", "What happened: records, and evidence for an auditor."),
     "clients": ("clients:clients", "OAuth clients of the gateway, such as coding agents."),
     "connections": ("connections:connections", "Subjects' grants."),
     "delegations": ("agents:delegations", "Apps that act for one person: who for whom, and its end."),
@@ -46,7 +47,6 @@ NOUNS: Mapping[str, tuple[str, str]] = {
 }
 # each command without verbs, and the first line of its docstring
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "audit": ("leases:audit", "Show the audit records of a connection, or of the whole tenant."),
     "completion": ("leases:completion", "Print what a shell needs to complete commands and options."),
     "connect": (
         "connections:connect",

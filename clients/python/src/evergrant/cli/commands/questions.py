@@ -1,14 +1,16 @@
-"""`evergrant questions` and `detections`: who used what, all of a subject, and what was noticed."""
+"""`evergrant questions`, `detections`, `audit evidence`: who used what, all of a subject, what is unlike."""
 
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 
 from cyclopts import App
 
 from evergrant.api.models import AnswerLine, Question
 from evergrant.cli.options import DEFAULTS, Options
-from evergrant.cli.tables import Row, show_one, show_rows
+from evergrant.cli.tables import Format, Row, show_one, show_rows
 from evergrant.retries import Deadline
 from evergrant.sync_client import Evergrant
 
@@ -20,6 +22,7 @@ _USES = (
     *("first_generation", "last_generation", "scopes", "permits"),
 )
 _FACTS = ("kind", "connection_id", "facts")
+_TITLES = {"soc2": "SOC 2", "iso27001": "ISO 27001, Annex A"}
 _DETECTIONS = ("at", "kind", "app", "object", "facts")
 
 questions = App(name="questions")
@@ -131,12 +134,43 @@ def detections(
         show_rows(client.detections(kind=kind, since=_in_utc(since)), _DETECTIONS, options.output)
 
 
+def evidence(*, framework: Literal["soc2", "iso27001"], options: Options = DEFAULTS) -> None:
+    """Print for each control what the installation can show now and what it can't: Markdown, or `-o json`.
+
+    Args:
+        framework: soc2: the Trust Services Criteria; iso27001: Annex A of 2022.
+    """
+    with options.client() as client:
+        shown = client.evidence(framework)
+    if options.output is not Format.TABLE:
+        show_one(shown, options.output)
+        return
+    print(f"# Evidence: {_TITLES.get(shown.framework, shown.framework)}, tenant {shown.tenant}\n")
+    print(f"As of {shown.at:%Y-%m-%d %H:%M %Z}; counts of the past since {shown.since:%Y-%m-%d}.")
+    for control in shown.controls:
+        print(f"\n## {control.control} {control.title}\n")
+        for each in control.shown_by:
+            print(f"- {each.what}: {_facts(each.answer)}. `{each.query}`, `{each.command}`")
+        print("\nCan't be shown:" if control.lacks else "\nCan't be shown: nothing that is known here.")
+        for line in control.lacks:
+            print(f"- {line}")
+
+
+def _facts(answer: Mapping[str, Any]) -> str:
+    """`permits 3, changes (permit.put 2)`."""
+    texts = (
+        f"{name.replace('_', ' ')} " + (f"({_facts(value)})" if isinstance(value, Mapping) else str(value))
+        for name, value in answer.items()
+    )
+    return ", ".join(texts) or "none"
+
+
 def _ask_uses(
     options: Options, kind: str, since: datetime | None, until: datetime | None, **about: str | None
 ) -> None:
     with options.client() as client:
-        window = {"since": _in_utc(since), "until": _in_utc(until)}
-        asked = _answered(client, client.ask_question(kind, **about, **window))
+        since, until = _in_utc(since), _in_utc(until)
+        asked = _answered(client, client.ask_question(kind, **about, since=since, until=until))
         show_rows(map(_use, client.answer(asked.id)), _USES, options.output)
 
 
