@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from evergrant_server.access.context import ApiContext
 from evergrant_server.access.decision import LeaseIssuer
-from evergrant_server.access.recording import RefusalLog
+from evergrant_server.access.recording import CallerNetworks, RefusalLog
 from evergrant_server.access.refreshes import RefreshWaiter
 from evergrant_server.api import (
     audit,
@@ -182,13 +182,15 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
     """
     refresher = RefreshWaiter(api.lease_rows, api.link, api.settings.lease_wait)
     refusals = RefusalLog(api.store)
-    issuer = LeaseIssuer(api, refresher, refusals)
+    networks = CallerNetworks(api.store, enabled=api.settings.detect_new_networks)
+    issuer = LeaseIssuer(api, refresher, refusals, networks)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await refresher.stop()
         await refusals.stop()
+        await networks.stop()
         await api.limits.close()
 
     app = EvergrantApi(
@@ -202,6 +204,7 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
         telemetry=_NO_TELEMETRY,
     )
     app.state.api, app.state.refresher, app.state.refusals = api, refresher, refusals
+    app.state.networks = networks
     app.state.lease_issuer, app.state.judged_pairs = issuer, JudgedPairs(api, issuer)
     app.state.templates, app.state.console = Pages(Logos(api.settings.data_dir / "logos")), ConsolePages()
     app.state.browsers = BrowserSessions(api.settings.public_url, api.ring)

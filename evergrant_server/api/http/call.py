@@ -102,7 +102,9 @@ async def _any_app(request: Request, _: Annotated[object, Depends(bearer_scheme)
     caller = await authenticated(api, request)
     await api.limits.count_request(request.scope, caller.app)
     require_known_query(request)
-    return ApiCall.of(api, request, caller)
+    call = ApiCall.of(api, request, caller)
+    request.app.state.networks.note(call)
+    return call
 
 
 async def authenticated(api: ApiContext, request: Request, further_origins: Collection[str] = ()) -> Caller:

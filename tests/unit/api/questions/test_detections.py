@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import httpx2
 import pytest
 from temporalio.testing import ActivityEnvironment
 
@@ -161,6 +162,24 @@ async def test_a_new_network_is_noticed_once_an_app_has_called_for_a_week(api: A
     (alarm,) = await noticed(api)
     assert (alarm["kind"], alarm["facts"]) == ("new_network", {"network": "192.0.2.0/24"})
     assert (await passed(api)).detections == 0
+
+
+async def test_the_api_notes_the_network_of_a_request_once_and_private_ones_as_one(api: Api):
+    key = await api.app_with("shop", Action.TOKEN)
+    await api.active(await api.integration(), lifetime=None)
+    for address in ("8.8.8.8", "8.8.8.9", "10.1.2.3", "192.168.7.7", "2600:1:2:3::4", "nowhere"):
+        transport = httpx2.ASGITransport(app=api.app, client=(address, 1234))
+        async with httpx2.AsyncClient(transport=transport, base_url=str(api.client.base_url)) as client:
+            headers = {"Authorization": f"Bearer {key}"}
+            leased = await client.post(
+                "/v1/lease", headers=headers, json={"integration": "crm", "subject": "user-1"}
+            )
+            assert leased.status_code == 200
+            assert (await client.get("/v1/connections", headers=headers)).status_code == 200
+    await api.app.state.networks.stop()
+    async with api.worker.read() as tx:
+        new = await tx.app_activities.new_networks(api.clock.now() - DAY, 10)
+    assert {network.network for network in new} == {"8.8.8.0/24", "private", "2600:1:2::/48"}
 
 
 async def test_thresholds_of_nought_notice_nothing(api: Api):

@@ -315,6 +315,16 @@ class Connection:
     differs: Texts | None = None
 
 @dataclass(frozen=True, slots=True)
+class Control:
+    """A control: what it is `shown_by`, and what this tenant can't show (`lacks`). It isn't said that a
+    control is met.
+    """
+    control: str
+    title: str
+    shown_by: tuple[Evidence, ...]
+    lacks: Texts
+
+@dataclass(frozen=True, slots=True)
 class CoveredConnection:
     """A connection that a permit covers."""
     id: str
@@ -476,6 +486,14 @@ class EventReceiver:
     revision: int
 
 @dataclass(frozen=True, slots=True)
+class Evidence:
+    """What one query says now: `query` is the route and `command` the command that give it whole."""
+    what: str
+    query: str
+    command: str
+    answer: Facts
+
+@dataclass(frozen=True, slots=True)
 class ExplainedLink:
     """What one link of the chain says: the delegation's own bounds first, then the permits of its app."""
     delegation_id: str
@@ -540,6 +558,15 @@ class Finding:
     check: str
     level: str
     detail: str
+
+@dataclass(frozen=True, slots=True)
+class FrameworkEvidence:
+    """The evidence for a framework at one moment; counts of the past are since `since`."""
+    framework: str
+    tenant: str
+    at: datetime
+    since: datetime
+    controls: tuple[Control, ...]
 
 @dataclass(frozen=True, slots=True)
 class Integration:

@@ -249,6 +249,11 @@ class Operations:
         permits reaches nothing.
         """
 
+    @sends("GET", "/v1/audit/evidence", models.FrameworkEvidence)
+    def evidence(self, framework: str) -> None:
+        """For each control of the framework what this tenant can show now, with the queries, and what not.
+        """
+
     @lists("/v1/call-approvals", models.CallApproval)
     def call_approvals(self, *, state: str | None = None) -> None:
         """Calls, sorted by id: all of the tenant for an admin or an auditor, else the app's own."""
