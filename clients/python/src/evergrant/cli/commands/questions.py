@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from cyclopts import App
 
@@ -156,11 +156,14 @@ def evidence(*, framework: Literal["soc2", "iso27001"], options: Options = DEFAU
             print(f"- {line}")
 
 
-def _facts(answer: Mapping[str, Any]) -> str:
+def _facts(value: Any) -> str:
     """`permits 3, changes (permit.put 2)`."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    answer = cast("Mapping[str, Any]", value)
     texts = (
-        f"{name.replace('_', ' ')} " + (f"({_facts(value)})" if isinstance(value, Mapping) else str(value))
-        for name, value in answer.items()
+        f"{name.replace('_', ' ')} {f'({_facts(inner)})' if isinstance(inner, Mapping) else inner}"
+        for name, inner in answer.items()
     )
     return ", ".join(texts) or "none"
 
