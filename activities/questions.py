@@ -3,6 +3,9 @@
 A worker that is killed anywhere is followed by another, which goes on there.
 """
 
+from bisect import bisect_right
+from collections.abc import Sequence
+
 from temporalio import activity
 
 from activities.support.temporal import heartbeating
@@ -14,8 +17,8 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.questions import AnswerProgress, AnswerQuestion
-from evergrant_server.core.questions.questions import AnswerPage, Question, QuestionKind, QuestionState
-from evergrant_server.store import Store
+from evergrant_server.core.questions.questions import USES, AnswerPage, Question, QuestionKind, QuestionState
+from evergrant_server.store import Store, Transaction
 from evergrant_server.store.erasure.rows import names
 from evergrant_server.store.questions import UsedConnection
 
@@ -34,7 +37,7 @@ class QuestionActivities:
     async def answer_question(self, request: AnswerQuestion) -> AnswerProgress:
         """Write the pages of the answer that are missing. Nothing is left to do for an unknown question."""
         progress = AnswerProgress(done=True)
-        objects: frozenset[str] | None = None
+        objects: frozenset[str] | None = None  # of the log, that this worker has looked for once
         async with heartbeating(lambda: progress):
             while True:
                 async with self._store.read() as tx:
@@ -44,10 +47,13 @@ class QuestionActivities:
                 progress = _progress(question)
                 if progress.done:
                     return progress
-                if question.kind is not QuestionKind.SUBJECT:
+                if question.kind is QuestionKind.INCIDENT:
+                    objects = await self._touched(question) if objects is None else objects
+                    page = await self._page_of_uses(question, sorted(objects))
+                elif question.kind is not QuestionKind.SUBJECT:
                     page = await self._page_of_uses(question)
                 elif question.after.startswith(_OF_LOG):
-                    objects = objects or await self._objects(question)
+                    objects = await self._objects(question) if objects is None else objects
                     page = await self._page_of_log(question, objects)
                 else:
                     page = await self._page_of_rows(question)
@@ -59,15 +65,34 @@ class QuestionActivities:
 
     # --- who was handed what -------------------------------------------------------------
 
-    async def _page_of_uses(self, question: Question) -> AnswerPage:
-        """The uses of the next connections, and before the first ones what was exported."""
+    async def _touched(self, question: Question) -> frozenset[str]:
+        """The connections of which something was handed out in the time, from every record of it: what an
+        incident touched has to be exact, and last uses are written a moment later."""
+        window = audit.Window(question.since, question.until, actions=USES)
+        touched: set[str] = set()
+        after: str | None = None
+        while True:
+            async with self._store.read() as tx:
+                records = await audit.page(tx, question.tenant, window=window, after=after, limit=_RECORDS)
+            touched.update(
+                record.object
+                for record in records
+                if question.app_id in (None, record.detail.get("app") or question.app_id)
+            )
+            if len(records) < _RECORDS:
+                return frozenset(touched)
+            after = audit.page_cursor(records[-1])
+
+    async def _page_of_uses(self, question: Question, among: Sequence[str] | None = None) -> AnswerPage:
+        """The uses of the next connections, of those that are named, and before the first ones what was
+        exported."""
         page = AnswerPage()
         async with self._store.read() as tx:
             if not question.after and question.kind is QuestionKind.INCIDENT:
                 for export in await tx.uses.exports(question):
                     facts = {**export, "created_at": export["created_at"].isoformat()}
                     page.add("export", None, facts)
-            connections = await tx.uses.connections(question, question.after, _CONNECTIONS)
+            connections, last = await self._next_connections(tx, question, among)
             apps = await tx.uses.apps(question.tenant)
         for connection in connections:
             sums = await self._uses_of(question, connection, page)
@@ -75,8 +100,21 @@ class QuestionActivities:
                 of = {**connection._asdict(), "app_id": app_id, "app": apps.get(app_id)}
                 page.add("use", connection.id, {**of, **uses.facts()})
         page.connections = len(connections)
-        page.after = connections[-1].id if len(connections) == _CONNECTIONS else None
+        page.after = last
         return page
+
+    @staticmethod
+    async def _next_connections(
+        tx: Transaction, question: Question, among: Sequence[str] | None
+    ) -> tuple[list[UsedConnection], str | None]:
+        """The next connections of a question, and the id behind which more follow; None: none does."""
+        if among is None:
+            connections = await tx.uses.connections(question, question.after, _CONNECTIONS)
+            return connections, connections[-1].id if len(connections) == _CONNECTIONS else None
+        start = bisect_right(among, question.after)
+        ids = among[start : start + _CONNECTIONS]
+        connections = await tx.uses.named(question, ids)
+        return connections, ids[-1] if start + _CONNECTIONS < len(among) else None
 
     async def _uses_of(
         self, question: Question, connection: UsedConnection, page: AnswerPage

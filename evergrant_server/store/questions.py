@@ -4,6 +4,7 @@
 no list names the tables. What opens something is left out: sealed bytes, hashes, authenticators.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -166,6 +167,18 @@ class Uses(Repository):
             conditions.append(connection.id == question.connection_id)
         else:
             conditions.append(connection.id.in_(self._used(question, use)))
+        return await self._named(question, conditions, limit)
+
+    async def named(self, question: Question, ids: Sequence[str]) -> list[UsedConnection]:
+        """Those of these connections that the question is about, by id. One that was erased isn't there."""
+        connection = table_of(ConnectionRow).c
+        mine = [connection.tenant == question.tenant, connection.id.in_(ids)]
+        return await self._named(question, mine, len(ids))
+
+    async def _named(
+        self, question: Question, conditions: list[ColumnElement[bool]], limit: int
+    ) -> list[UsedConnection]:
+        connection = table_of(ConnectionRow).c
         if question.integration is not None:
             conditions.append(connection.integration == question.integration)
         named = select(*(connection[name] for name in UsedConnection._fields)).where(*conditions)

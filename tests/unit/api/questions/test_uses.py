@@ -8,6 +8,7 @@ import pytest
 from activities import questions
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.store.database.columns import METADATA
 from tests.fakes.api import OTHER, Api
 from tests.unit.api.questions.asking import QUESTIONS, answered, asked, lines_of, worked
 
@@ -73,6 +74,17 @@ async def test_an_incident_has_every_token_and_every_export_of_its_time(
     assert line["facts"]["app"] == "second"
     later = (api.clock.now() + 3 * HOUR).isoformat()
     assert await answered(api, keys["auditor"], "incident", since=later) == []
+
+
+async def test_an_incident_has_a_token_whose_last_use_was_not_written(api: Api):
+    """The process was killed between the lease and the batch after it, which writes last uses."""
+    (one, two, _), keys = await three_connections(api)
+    async with api.worker.write() as tx:
+        await tx.connection.execute(METADATA.tables["lease_use"].delete())
+    since = (api.clock.now() - HOUR).isoformat()
+    lines = await answered(api, keys["auditor"], "incident", since=since, app="first")
+    assert {line["connection_id"] for line in lines} == {one, two}
+    assert await answered(api, keys["auditor"], "incident", since=since, integration="other") == []
 
 
 async def test_an_app_that_is_gone_is_named_by_its_id(api: Api):
