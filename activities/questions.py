@@ -20,7 +20,7 @@ from evergrant_server.core.messages.questions import AnswerProgress, AnswerQuest
 from evergrant_server.core.questions.questions import USES, AnswerPage, Question, QuestionKind, QuestionState
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.erasure.rows import names
-from evergrant_server.store.questions import UsedConnection
+from evergrant_server.store.questions.questions import UsedConnection
 
 _CONNECTIONS = 25  # of a page
 _RECORDS = 500  # of one read

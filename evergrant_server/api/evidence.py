@@ -10,7 +10,7 @@ from evergrant_server import audit
 from evergrant_server.api.http.call import ApiCall, AuditorCall
 from evergrant_server.api.http.models import View
 from evergrant_server.core.events import EventType
-from evergrant_server.core.questions.evidence import CONTROLS, Finding, Framework, Topic
+from evergrant_server.core.questions.evidence import CONTROLS, Framework, Topic, TopicEvidence
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.store import Transaction
 
@@ -69,14 +69,14 @@ async def get_evidence(call: AuditorCall, framework: Annotated[Framework, Query(
     )
 
 
-def _shown(finding: Finding) -> dict[str, Any]:
+def _shown(finding: TopicEvidence) -> dict[str, Any]:
     return {name: value for name, value in finding._asdict().items() if name != "lacks"}
 
 
 # --- what is asked -----------------------------------------------------------------------
 
 
-async def _access(tx: Transaction, call: ApiCall) -> Finding:
+async def _access(tx: Transaction, call: ApiCall) -> TopicEvidence:
     unused_for = call.api.settings.unused_permit_after
     counts = await tx.evidence.access(call.tenant, call.now - unused_for)
     unused = await tx.uses.unused(call.tenant, call.now - _SHOWN, "", 1)
@@ -87,10 +87,10 @@ async def _access(tx: Transaction, call: ApiCall) -> Finding:
         "connections that nothing has used for 90 days have a grant: GET /v1/access/unused names them",
     )
     what = "Which app reaches what, through which permit, and when it was last used"
-    return Finding(what, "GET /v1/access", "evergrant access report", counts, lacks)
+    return TopicEvidence(what, "GET /v1/access", "evergrant access report", counts, lacks)
 
 
-async def _changes(tx: Transaction, call: ApiCall) -> Finding:
+async def _changes(tx: Transaction, call: ApiCall) -> TopicEvidence:
     since, settings = call.now - _SHOWN, call.api.settings
     counts = await audit.count_actions(tx, call.tenant, audit.Window(since, access_only=True))
     decisions = await tx.evidence.decisions(call.tenant, since)
@@ -105,10 +105,10 @@ async def _changes(tx: Transaction, call: ApiCall) -> Finding:
     answer = {**decisions, "changes": counts, "four_eyes": settings.four_eyes}
     what = "What changed about who may do what in 90 days, who asked and who approved"
     query = f"GET /v1/access/changes?since={_day(since)}"
-    return Finding(what, query, f"evergrant access changes --since {_day(since)}", answer, lacks)
+    return TopicEvidence(what, query, f"evergrant access changes --since {_day(since)}", answer, lacks)
 
 
-async def _keys(tx: Transaction, call: ApiCall) -> Finding:
+async def _keys(tx: Transaction, call: ApiCall) -> TopicEvidence:
     answer: dict[str, Any] = {}
     lacks: list[str] = []
     for purpose in KeyPurpose:
@@ -128,10 +128,10 @@ async def _keys(tx: Transaction, call: ApiCall) -> Finding:
         lacks.append("no rotation is due by itself: EVERGRANT_KEY_ROTATION is empty")
     answer["rotated_after_days"] = None if rotation is None else rotation.days
     what = "What seals secrets, of each purpose: its age, and what still stands under older keys"
-    return Finding(what, "GET /v1/keys", "evergrant keys status", answer, tuple(lacks))
+    return TopicEvidence(what, "GET /v1/keys", "evergrant keys status", answer, tuple(lacks))
 
 
-async def _ends(tx: Transaction, call: ApiCall) -> Finding:
+async def _ends(tx: Transaction, call: ApiCall) -> TopicEvidence:
     counts = await tx.evidence.ends(call.tenant)
     lacks = _some(
         counts.get("revoked_unknown"),
@@ -142,10 +142,10 @@ async def _ends(tx: Transaction, call: ApiCall) -> Finding:
         f"{counts['erased_unconfirmed']} connections were erased before their provider confirmed",
     )
     what = "What was revoked and erased, and how far providers have confirmed it"
-    return Finding(what, "GET /v1/erasures", "evergrant erasures ls", counts, lacks)
+    return TopicEvidence(what, "GET /v1/erasures", "evergrant erasures ls", counts, lacks)
 
 
-async def _authentication(tx: Transaction, call: ApiCall) -> Finding:
+async def _authentication(tx: Transaction, call: ApiCall) -> TopicEvidence:
     counts = await tx.evidence.authentication(call.tenant, call.now, call.now - _SHOWN)
     lacks = _some(
         counts["keys_old"],
@@ -158,10 +158,10 @@ async def _authentication(tx: Transaction, call: ApiCall) -> Finding:
         "nobody administers as a person: admins and auditors share the keys of apps",
     )
     what = "How apps and people prove who they are, and how consents are bound to their person"
-    return Finding(what, "GET /v1/apps, GET /v1/integrations", "evergrant apps ls", counts, lacks)
+    return TopicEvidence(what, "GET /v1/apps, GET /v1/integrations", "evergrant apps ls", counts, lacks)
 
 
-async def _monitoring(tx: Transaction, call: ApiCall) -> Finding:
+async def _monitoring(tx: Transaction, call: ApiCall) -> TopicEvidence:
     since, rules = call.now - _SHOWN, call.api.settings.detection_rules
     noticed = await tx.detections.count_since(call.tenant, since)
     listeners = await tx.evidence.listeners(call.tenant, EventType.DETECTED)
@@ -177,10 +177,10 @@ async def _monitoring(tx: Transaction, call: ApiCall) -> Finding:
     answer = {"noticed": noticed, "webhooks_that_get_it": listeners}
     what = "What was noticed in 90 days of uses that are unlike those before"
     query = f"GET /v1/detections?since={_day(since)}"
-    return Finding(what, query, f"evergrant detections --since {_day(since)}", answer, lacks)
+    return TopicEvidence(what, query, f"evergrant detections --since {_day(since)}", answer, lacks)
 
 
-async def _incidents(tx: Transaction, call: ApiCall) -> Finding:
+async def _incidents(tx: Transaction, call: ApiCall) -> TopicEvidence:
     counts, ends = await tx.evidence.records(call.tenant), await tx.evidence.ends(call.tenant)
     answer = {
         "questions_about_incidents": counts["questions_about_incidents"],
@@ -194,10 +194,10 @@ async def _incidents(tx: Transaction, call: ApiCall) -> Finding:
         f"{ends['revoking']} revocations aren't confirmed yet",
     )
     what = "Which tokens an incident touched, and how far revocations are"
-    return Finding(what, "POST /v1/questions", "evergrant questions incident", answer, lacks)
+    return TopicEvidence(what, "POST /v1/questions", "evergrant questions incident", answer, lacks)
 
 
-async def _records(tx: Transaction, call: ApiCall) -> Finding:
+async def _records(tx: Transaction, call: ApiCall) -> TopicEvidence:
     counts = await tx.evidence.records(call.tenant)
     oldest = await audit.page(tx, call.tenant, limit=1)
     answer = {
@@ -207,10 +207,10 @@ async def _records(tx: Transaction, call: ApiCall) -> Finding:
     }
     lacks = _some(not counts["legal_holds_active"], "no legal hold is set: records go at their age")
     what = "How long records are kept, what is held, and what a person was told"
-    return Finding(what, "GET /v1/legal-holds", "evergrant holds ls", answer, lacks)
+    return TopicEvidence(what, "GET /v1/legal-holds", "evergrant holds ls", answer, lacks)
 
 
-_FINDERS: Mapping[Topic, Callable[[Transaction, ApiCall], Awaitable[Finding]]] = {
+_FINDERS: Mapping[Topic, Callable[[Transaction, ApiCall], Awaitable[TopicEvidence]]] = {
     Topic.ACCESS: _access,
     Topic.CHANGES: _changes,
     Topic.KEYS: _keys,

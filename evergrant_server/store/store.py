@@ -42,10 +42,8 @@ from evergrant_server.store.database.kept_sqlite import KeptSqlite
 from evergrant_server.store.database.rows import columns_equal, fetch_first
 from evergrant_server.store.database.sqlite import SqliteDatabase
 from evergrant_server.store.decisions import AccessRequests, Approvals, CallApprovals
-from evergrant_server.store.detections import AppActivities, Detections
 from evergrant_server.store.erasure.orders import Erasures, LegalHolds
 from evergrant_server.store.erasure.rows import PersonalRows
-from evergrant_server.store.evidence import EvidenceCounts
 from evergrant_server.store.exports import Exports
 from evergrant_server.store.idempotency import Idempotency
 from evergrant_server.store.integrations.definitions import Definitions
@@ -69,7 +67,9 @@ from evergrant_server.store.oauth.requests import (
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.people.people import AdminLogins, PersonLogins, PersonSessions
 from evergrant_server.store.provider_events import Introspections, Receivers
-from evergrant_server.store.questions import PersonalFacts, Questions, Uses
+from evergrant_server.store.questions.detections import AppActivities, Detections
+from evergrant_server.store.questions.evidence import EvidenceCounts
+from evergrant_server.store.questions.questions import PersonalFacts, Questions, Uses
 from evergrant_server.store.root_keys import WrappedRoots
 from evergrant_server.store.rotation.connection_keys import ConnectionKeyRotation
 from evergrant_server.store.rotation.processes import Processes

@@ -32,7 +32,7 @@ class Control(NamedTuple):
     topics: tuple[Topic, ...]
 
 
-class Finding(NamedTuple):
+class TopicEvidence(NamedTuple):
     """What was found out about a topic. `query` and `command` give it whole; `lacks` can't be shown."""
 
     what: str

@@ -10,7 +10,7 @@ import pytest_asyncio
 from activities import questions
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.store.database.columns import METADATA
-from evergrant_server.store.questions import LEFT_OUT
+from evergrant_server.store.questions.questions import LEFT_OUT
 from tests.fakes.api import TENANT
 from tests.security.erasure.life import Life, life
 from tests.security.secrets.canaries import forms

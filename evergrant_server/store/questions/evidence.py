@@ -15,7 +15,7 @@ from evergrant_server.store.erasure.orders import ErasureRow, LegalHoldRow
 from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.people.people import AdminLoginRow
 from evergrant_server.store.permits import PermitRow, PermitUseRow
-from evergrant_server.store.questions import QuestionRow
+from evergrant_server.store.questions.questions import QuestionRow
 from evergrant_server.store.webhooks import WebhookRow
 
 Counts = dict[str, int]
