@@ -50,6 +50,7 @@ async def run(
         background = [
             asyncio.create_task(platform.relay.run()),
             asyncio.create_task(parts.replayer.run()),
+            asyncio.create_task(parts.audit_log.run()),
         ]
         if with_schedules:
             background.append(asyncio.create_task(keep_schedules(platform.client, settings)))

@@ -44,7 +44,7 @@ BASES = {"CallApprovalView": "Decision"}  # classes of `evergrant.models`
 EXTENDED = {"ReachView": "AccessView"}  # schemas that begin with all members of another
 # Members that a model's `repr` leaves out.
 SECRETS = {"KeyView.key", "WebhookView.secret", "ConnectionView.connect_url", "CommandSessionView.token"}
-SECONDS = {"lifetime", "overlap", "decide_within"}  # numbers that the client takes as a timedelta
+SECONDS = {"lifetime", "overlap", "decide_within", "wait"}  # numbers that the client takes as a timedelta
 # Operations whose name in the client isn't the server's without `get_` or `list_`.
 OPERATIONS = {
     "approve_access_request": "approve_access",
@@ -77,6 +77,7 @@ BY_HAND = frozenset(
         *("list_providers", "list_audit_records", "list_connection_audit", "rotate_client_secret"),
         *("ask_for_call", "use_approval"),
         *("import_connections", "request_export", "fetch_export", "delete_export"),
+        "get_incident_report",  # as those
         "delete_connection",  # the same as revoke
         "get_provider",  # a definition as the catalogue writes it: for its authors, who have the file
         "verify_audit_log",  # `evergrant_server audit verify` does it, where the operator is

@@ -54,6 +54,11 @@ WHEN = {
     "grant stays",
     EventType.ACCOUNT_SHARED: "the account is connected under another subject too, as after a consent that "
     "the wrong person gave",
+    EventType.INCIDENT_OPENED: "an admin has begun to stop and revoke connections, or to replace what leaked "
+    "keys protect; `data`: `tenant`, `incident_id`, `kind`, `reason`, and what it is about. Only for "
+    "webhooks of every integration",
+    EventType.INCIDENT_ENDED: "its report is signed; `data`: `tenant`, `incident_id`, `kind`, `connections`, "
+    "`outcomes`, `digest`, `key`. For the same webhooks",
     EventType.PING: "an admin requested it (`POST /v1/webhooks/{name}/test`); `data`: `tenant`, `webhook`",
 }
 PROBLEMS = {

@@ -40,7 +40,14 @@ RETRY = {
 }
 WHEN = {
     AuditAction.SHARD_BEGUN: "a process began a shard of the log; the record stands in the installation's "
-    "own chain, under the tenant `-`, and a shard that is deleted later is missed by it",
+    "heads log, under the tenant `-`, and a shard that is deleted later is missed by it",
+    AuditAction.ANCHOR_LATE: "an anchor has kept no checkpoint of the audit log for longer than "
+    "`EVERGRANT_AUDIT_ANCHOR_LATE`; recorded once a day, under the tenant `-`",
+    AuditAction.ANCHOR_REFUSED: "an anchor has kept another story than the log tells: it was rewritten, or "
+    "an older copy was put back; recorded once a day, under the tenant `-`",
+    AuditAction.HEAD_RECORDED: "a worker recorded the size and the root of a shard's tree in the heads log",
+    AuditAction.CHAIN_ENDED: "a tenant's log went over from hash chains to trees: the length and the last "
+    "hash of each chain, as first records of the first tree",
     AuditAction.SHARD_LOST: "an operator accepted that a shard of the log is missing",
     AuditAction.DENIES_CHANGED: "which of an app's permits deny has changed",
     AuditAction.APPROVAL_USED: "the approved command was carried out",
@@ -138,6 +145,11 @@ WHEN = {
     "`revocation` is how the provider had ended the grant",
     AuditAction.HOLD_PUT: "a legal hold forbids to erase or prune its target; names why and until when",
     AuditAction.HOLD_ENDED: "a legal hold was ended, or its time is over",
+    AuditAction.INCIDENT_OPENED: "connections are to be stopped and revoked, or what leaked keys protect is "
+    "to be replaced; names which, and why",
+    AuditAction.INCIDENT_PAUSED: "an incident rests, or goes on (`paused`)",
+    AuditAction.INCIDENT_ENDED: "an incident is done; names how many connections ended how, the digest of "
+    "its report, and the key that has signed it",
     AuditAction.APP_PUT: "an app was created or changed",
     AuditAction.APP_DELETED: "an app was deleted",
     AuditAction.AGENT_PUT: "an app became an agent, or got another sponsor, purpose or end",
@@ -293,7 +305,7 @@ def audit_actions() -> str:
             "names it, as that of a pipeline's `request_token`",
             "([why](../security/threat-model.md#the-temporal-namespace)), or a token request that was",
             "refused ([apps](../apps.md#what-is-recorded)).",
-            "Records are chained by hash within one shard, with gapless numbers;",
+            "Records are leaves of a Merkle tree for each shard, with gapless numbers;",
             "`python -m evergrant_server audit verify` checks them.",
             "",
             f"A record carries at most {SCOPES_LIMIT:,} characters of `scopes`. One that is cut has",

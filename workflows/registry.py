@@ -4,6 +4,7 @@ from workflows.connection import ConnectionWorkflow
 from workflows.decisions import AccessRequestWorkflow, AgentStopWorkflow, CallApprovalWorkflow
 from workflows.erasure import ErasureWorkflow
 from workflows.grants import ExportWorkflow, ReplacedGrantsWorkflow
+from workflows.incidents import IncidentWorkflow
 from workflows.integrations import DefinitionRolloutWorkflow, RetryConnectionsWorkflow
 from workflows.jobs import JOB_WORKFLOWS
 from workflows.keys import KeyRotationWorkflow
@@ -17,6 +18,7 @@ WORKFLOWS = (
     DefinitionRolloutWorkflow,
     ErasureWorkflow,
     ExportWorkflow,
+    IncidentWorkflow,
     KeyRotationWorkflow,
     ReplacedGrantsWorkflow,
     RetryConnectionsWorkflow,

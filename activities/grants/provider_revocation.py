@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 from activities.grants import GrantServices
 from activities.grants.client_secrets import try_each_secret
@@ -33,15 +34,17 @@ from evergrant_server.core.single_use.attempt import (
     AttemptOutcome,
     LateTokens,
 )
+from evergrant_server.egress import BeforeSend
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
-from providers.requests.request_format import revocation_request
+from providers.requests.request_format import ProviderAccess, ProviderRequest, revocation_request
 from providers.requests.sender import Sender
 from providers.responses.error_mapping import (
     is_token_refused,
     is_unsupported_token_type,
     read_revocation,
 )
+from providers.responses.raw_reply import RawReply
 
 log = logging.getLogger("evergrant.activities")
 
@@ -53,7 +56,27 @@ _BEST_FIRST = (
     RevocationOutcome.NOT_SUPPORTED,
 )
 _EVER = datetime(2000, 1, 1, tzinfo=UTC)
+_MOST_ANSWERS = 20  # of one revocation
 _REVOKE_TIMEOUT_S = 10.0  # a silent provider must not keep a connection from ending
+
+
+class AnswersKept(Sender):
+    """Sends as another sender, and keeps what each reply to a revocation proves: host, status, and of which
+    token."""
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+        self.answers: list[dict[str, str | int]] = []
+
+    async def send(
+        self, access: ProviderAccess, request: ProviderRequest, *, before_send: BeforeSend | None = None
+    ) -> RawReply:
+        reply = await self._sender.send(access, request, before_send=before_send)
+        host = urlsplit(request.url).hostname or ""
+        answer: dict[str, str | int] = {"host": host, "status": reply.status}
+        hint = request.fields.get("token_type_hint")
+        self.answers = [*self.answers, answer | ({} if hint is None else {"token": hint})][-_MOST_ANSWERS:]
+        return reply
 
 
 def worst(outcomes: Iterable[RevocationOutcome]) -> RevocationOutcome:

@@ -7,6 +7,7 @@ from temporalio import activity
 from activities.grants import GrantServices
 from activities.grants.client_secrets import record_accepted_secret, try_each_secret
 from activities.grants.provider_revocation import (
+    AnswersKept,
     lost_uses,
     revoke_all_slots,
     revoke_at_provider,
@@ -27,6 +28,7 @@ from evergrant_server.core.messages.activities import BeginRevocation, Revocatio
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry import metrics
+from providers.requests.sender import Sender
 
 _RETRY_AFTER_S = 3.0
 # The store lost the request to an older backup, or refused it when it was made.
@@ -35,11 +37,12 @@ _REPEATED_REASON = "requested before, and the store does not say so"
 
 class _AtProvider(NamedTuple):
     """How the provider has revoked; the replaced grants that it no longer takes for valid; the newest use of
-    a credential whose answer was lost."""
+    a credential whose answer was lost; the provider's answers to the revocation of the grant in use."""
 
     outcome: RevocationOutcome
     refused: list[ReplacedGrant]
     lost: Attempt | None
+    answers: list[dict[str, str | int]]
 
 
 class RevocationActivities:
@@ -110,9 +113,10 @@ class RevocationActivities:
                 raise tracker.pending("a token is still on its way")
             replaced, unrevoked = await self._revoke_replaced(request, context)
             lost = next(iter(await lost_uses(self._store, context)), None)
+            sender = AnswersKept(self._services.sender)
 
             async def revoke_all(with_secret: ProviderContext) -> RevocationOutcome:
-                return await self._revoke_all_tokens(with_secret, lost)
+                return await self._revoke_all_tokens(sender, with_secret, lost)
 
             outcome, with_other_secret = await try_each_secret(context, revoke_all)
             if with_other_secret:
@@ -124,7 +128,7 @@ class RevocationActivities:
             metrics.count(metrics.REVOCATIONS, failure.code, context.spec.name)
             raise
         metrics.count(metrics.REVOCATIONS, outcome, context.spec.name)
-        return _AtProvider(outcome, replaced.refused, lost)
+        return _AtProvider(outcome, replaced.refused, lost, sender.answers)
 
     async def _revoke_replaced(
         self, request: RevokeGrant, context: ProviderContext
@@ -135,9 +139,11 @@ class RevocationActivities:
         except Failure as failure:
             return ReplacedRevocation([], []), failure
 
-    async def _revoke_all_tokens(self, context: ProviderContext, lost: Attempt | None) -> RevocationOutcome:
+    async def _revoke_all_tokens(
+        self, sender: Sender, context: ProviderContext, lost: Attempt | None
+    ) -> RevocationOutcome:
         """UNKNOWN at best where a use was `lost`, unless the provider ends the grant as a whole."""
-        connection, grant, sender = context.connection, context.grant, self._services.sender
+        connection, grant = context.connection, context.grant
         async with self._store.read() as tx:
             rows = await tx.late_tokens.of_connection(connection.tenant, connection.id)
             late = [await tx.late_tokens.tokens(row) for row in rows]
@@ -214,7 +220,9 @@ class RevocationActivities:
             await tx.attempts.close(attempt, AttemptOutcome.SUPERSEDED, now)
         await tx.connections.replace(revoking.revocation_ended(outcome, now), expected=revoking.revision)
         destroyed = await tx.grants.shred(request.tenant, request.connection_id)
-        detail = {"how": outcome, "keys_destroyed": destroyed}
+        detail: dict[str, object] = {"how": outcome, "keys_destroyed": destroyed}
+        if ended.answers:
+            detail["answers"] = ended.answers
         if outcome is RevocationOutcome.UNKNOWN:
             detail["reason"] = ErrorCode.OUTCOME_UNKNOWN
         if lost is not None:  # its tokens were never seen, and so never revoked

@@ -56,6 +56,13 @@ class JudgedLease(NamedTuple):
     until: datetime
 
 
+class IssuedLease(NamedTuple):
+    """The row of a recorded lease, its token still sealed, and the place of its audit record."""
+
+    row: LeaseRow
+    place: str
+
+
 class LeaseIssuer:
     """Issues leases. Sealed rows are cached; no token leaves before the ledger's commit."""
 
@@ -79,8 +86,8 @@ class LeaseIssuer:
 
     async def issue(
         self, request: Request, lease_request: LeaseRequest, known: tuple[Caller, bool]
-    ) -> LeaseRow:
-        """Decide and record a lease: its row, with the token still sealed. `known` is the caller as cached.
+    ) -> IssuedLease:
+        """Decide and record a lease. `known` is the caller as cached.
 
         Raises Failure; a refusal of an authenticated app is in the audit log too.
         """
@@ -110,7 +117,7 @@ class LeaseIssuer:
         await self._refusals.record(refusal_entry(call, lease_request, changing))
         raise changing
 
-    async def _decide(self, call: JudgedRequest, lease_request: LeaseRequest, *, cached: bool) -> LeaseRow:
+    async def _decide(self, call: JudgedRequest, lease_request: LeaseRequest, *, cached: bool) -> IssuedLease:
         """Check permit, state, freshness and scopes in this order, then record the lease."""
         hold = self._api.ring.hold_of(KeyPurpose.LEASE)
         row = await self._load_row(call.caller, lease_request, cached=cached)
@@ -139,14 +146,14 @@ class LeaseIssuer:
             await lease_request.proxied.prepare(row, decision)
         self._api.ring.require(KeyPurpose.LEASE)
         self.limits.count_integration(call.request.scope, row.tenant, row.integration)
-        facts = await self._api.ledger.record(claim_of(call, lease_request, row, decision))
+        recorded = await self._api.ledger.record(claim_of(call, lease_request, row, decision))
         if not narrower:
-            self._remember(call, lease_request, row, facts, hold)
+            self._remember(call, lease_request, row, recorded.facts, hold)
         if self._networks is not None:
             self._networks.note(call)
         if self.leased.reaches_alarm(call.caller.app.id, row.connection_id, self._now()):
             await self.raise_alarm(call)
-        return row
+        return IssuedLease(row, recorded.place)
 
     async def raise_alarm(self, call: JudgedRequest) -> None:
         """Record that the caller's app leases many connections."""

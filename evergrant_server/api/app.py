@@ -15,10 +15,12 @@ from evergrant_server.access.recording import CallerNetworks, RefusalLog
 from evergrant_server.access.refreshes import RefreshWaiter
 from evergrant_server.api import (
     audit,
+    audit_proofs,
     detections,
     erasures,
     evidence,
     health,
+    incidents,
     key_rotations,
     openapi,
     questions,
@@ -43,6 +45,7 @@ from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.console import agents as console_agents
 from evergrant_server.api.console import apps as console_apps
 from evergrant_server.api.console import connections as console_connections
+from evergrant_server.api.console import incidents as console_incidents
 from evergrant_server.api.console import integrations as console_integrations
 from evergrant_server.api.console import keys as console_keys
 from evergrant_server.api.console import login as console_login
@@ -112,6 +115,7 @@ ROUTERS = (
     access_requests.router,
     audit.access_router,
     erasures.router,
+    incidents.router,
     simulation.router,
     explain.router,
     report.router,
@@ -128,6 +132,7 @@ ROUTERS = (
     history.router,
     stories.router,
     audit.router,
+    audit_proofs.router,
     webhooks.router,
     key_rotations.router,
     questions.router,
@@ -147,6 +152,7 @@ ROUTERS = (
     console_requests.router,
     console_keys.router,
     console_questions.router,
+    console_incidents.router,
     openapi.router,
 )
 

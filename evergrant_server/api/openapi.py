@@ -35,7 +35,8 @@ _HEADERS: dict[int, dict[str, Any]] = {
 }
 _TAGS = (
     *("integrations", "providers", "apps", "connections", "leases", "webhooks", "audit", "transfer"),
-    *("security events", "oauth", "workload identity", "agents", "people", "erasures", "pages", "health"),
+    *("security events", "oauth", "workload identity", "agents", "people", "erasures"),
+    *("incidents", "pages", "health"),
 )
 _REF = "#/components/schemas/"
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sqlalchemy import select, tuple_
 from sqlmodel import col
 
-from evergrant_server.audit.hash_chain import record_of
+from evergrant_server.audit.bodies import record_of
 from evergrant_server.audit.records import newest_of_tenant
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.errors import FAILURES, ErrorCode

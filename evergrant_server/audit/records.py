@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, Select, String, Tuple, func, select, text, tuple_
 from sqlmodel import col
 
-from evergrant_server.audit.hash_chain import append, canonical_json, record_of
+from evergrant_server.audit.bodies import canonical_json, record_of
+from evergrant_server.audit.trees import append
 from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
-from evergrant_server.store.audit_tables import ACCESS_CONDITION, AuditRow, AuditShardRow
+from evergrant_server.store.audit_tables import ACCESS_CONDITION, AuditRow, AuditTreeRow
 from evergrant_server.store.database.columns import UtcDateTime, table_of
 from evergrant_server.store.database.rows import columns_equal, fetch_all
 
@@ -128,11 +129,11 @@ class ShardPlace(NamedTuple):
 
 
 async def shard_ends(tx: Transaction) -> list[ShardPlace]:
-    """The end of every shard of every tenant, without the installation's own."""
-    shard = table_of(AuditShardRow).c
-    query = select(shard.tenant, shard.shard, shard.count).where(shard.tenant != INSTALLATION)
+    """The end of every shard of every tenant, without the installation's own. Chains of before have none."""
+    tree = table_of(AuditTreeRow).c
+    query = select(tree.tenant, tree.shard, tree.size).where(tree.tenant != INSTALLATION)
     rows = await tx.connection.execute(query)
-    return [ShardPlace(Tenant(tenant), name, count + 1) for tenant, name, count in rows]
+    return [ShardPlace(Tenant(tenant), name, size) for tenant, name, size in rows]
 
 
 async def records_of_shard(

@@ -94,6 +94,9 @@ class AuditAction(StrEnum):
     CONNECTION_ERASED = "connection.erased"
     HOLD_PUT = "legal_hold.put"
     HOLD_ENDED = "legal_hold.ended"
+    INCIDENT_OPENED = "incident.opened"
+    INCIDENT_PAUSED = "incident.paused"
+    INCIDENT_ENDED = "incident.ended"
     APP_PUT = "app.put"
     APP_DELETED = "app.deleted"
     DENIES_CHANGED = "app.denies_changed"
@@ -165,11 +168,15 @@ class AuditAction(StrEnum):
     QUESTION_ASKED = "question.asked"
     SHARD_BEGUN = "audit.shard_begun"
     SHARD_LOST = "audit.shard_lost"
+    ANCHOR_LATE = "audit.anchor_late"
+    ANCHOR_REFUSED = "audit.anchor_refused"
+    HEAD_RECORDED = "audit.head_recorded"
+    CHAIN_ENDED = "audit.chain_ended"
     HOSTS_ACCEPTED = "authority.hosts_accepted"
 
 
 class AuditEntry(FrozenModel):
-    """What happened, before it has a place in a hash chain. `detail` holds facts, never a secret."""
+    """What happened, before it has a place in the log. `detail` holds facts, never a secret."""
 
     tenant: Tenant
     at: datetime
@@ -181,11 +188,14 @@ class AuditEntry(FrozenModel):
 
 
 class AuditRecord(AuditEntry):
-    """An entry in its chain: gapless `seq` per (tenant, shard), each hash covering the one before."""
+    """An entry at its place: number `seq` of the tree of (tenant, shard), counted from 0. `hash` is its leaf,
+    in hex.
+
+    In a chain of before the trees the records were counted from 1, and each hash covers the one before.
+    """
 
     shard: str
     seq: int
-    previous_hash: str
     hash: str
 
 

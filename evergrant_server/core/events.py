@@ -52,6 +52,8 @@ class EventType(StrEnum):
     TENANT_ENABLED = "tenant.enabled"
     ACCOUNT_MISMATCH = "connection.account_mismatch"
     ACCOUNT_SHARED = "connection.account_shared"
+    INCIDENT_OPENED = "incident.opened"  # about what is stopped and replaced in a tenant
+    INCIDENT_ENDED = "incident.ended"
     PING = "webhook.ping"  # an admin tests one webhook
 
 
@@ -62,7 +64,9 @@ APP_EVENTS = (
     *(
         type_
         for type_ in EventType
-        if type_.startswith(("access.", "call_approval.", "agent.", "token_family.", "detection."))
+        if type_.startswith(
+            ("access.", "call_approval.", "agent.", "token_family.", "detection.", "incident.")
+        )
     ),
 )
 # without what happens hourly to each connection
@@ -76,6 +80,7 @@ _Detail = Mapping[str, Any]
 _NAMED_BY = (
     *(("call_approval.", "approval_id"), ("agent.", "app_id"), ("token_family.", "family_id")),
     ("detection.", "object"),
+    ("incident.", "incident_id"),
 )
 
 EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
@@ -104,6 +109,8 @@ EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
     AuditAction.TOKEN_FAMILY_REPLAYED: EventType.TOKEN_FAMILY_REPLAYED,
     AuditAction.BREAK_GLASS: EventType.BREAK_GLASS,
     AuditAction.DETECTED: EventType.DETECTED,
+    AuditAction.INCIDENT_OPENED: EventType.INCIDENT_OPENED,
+    AuditAction.INCIDENT_ENDED: EventType.INCIDENT_ENDED,
     AuditAction.TENANT_DISABLED: EventType.TENANT_DISABLED,
     AuditAction.TENANT_ENABLED: EventType.TENANT_ENABLED,
     AuditAction.ACCOUNT_MISMATCH: EventType.ACCOUNT_MISMATCH,
@@ -192,9 +199,9 @@ def event_body(type: EventType, entry: AuditEntry, connection: Connection, grant
 
 def app_event_body(type: EventType, entry: AuditEntry) -> str:
     """The event of a record about no connection: a bulk read, a session that was made on the host, a tenant
-    that is disabled or enabled, an agent that is stopped, a family of tokens that a replay ended
-    (`family_id`), a call that waits for an approval (`approval_id`), what was detected about an `object`, or
-    a request for access (`request_id`)."""
+    that is disabled or enabled, an agent that is stopped, an incident (`incident_id`), a family of tokens
+    that a replay ended (`family_id`), a call that waits for an approval (`approval_id`), what was detected
+    about an `object`, or a request for access (`request_id`)."""
     if type is EventType.BULK_READ:
         data = {"tenant": entry.tenant, "app": entry.detail["app"], "kind": entry.detail["kind"]}
     elif type is EventType.BREAK_GLASS:

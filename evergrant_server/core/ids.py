@@ -52,6 +52,7 @@ LegalHoldId = NewType("LegalHoldId", str)
 KeyRotationId = NewType("KeyRotationId", str)
 QuestionId = NewType("QuestionId", str)
 DetectionId = NewType("DetectionId", str)
+IncidentId = NewType("IncidentId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -96,6 +97,7 @@ PREFIXES = (
     "rot",
     "qst",
     "det",
+    "inc",
 )
 
 

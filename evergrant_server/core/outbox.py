@@ -7,6 +7,7 @@ from typing import Any
 from evergrant_server.core.access import App
 from evergrant_server.core.agents.stops import AgentStop
 from evergrant_server.core.connections.erasure import Erasure
+from evergrant_server.core.connections.incidents import Incident
 from evergrant_server.core.decisions import AccessRequest, CallApproval
 from evergrant_server.core.ids import ConnectionId, OutboxId, Tenant, new_id
 from evergrant_server.core.integrations import Integration
@@ -15,6 +16,7 @@ from evergrant_server.core.messages.agents import AgentStopStart
 from evergrant_server.core.messages.base import Message, RequestContext
 from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
 from evergrant_server.core.messages.erasure import ErasureStart
+from evergrant_server.core.messages.incidents import AdvanceIncident
 from evergrant_server.core.messages.integrations import RetryConnections
 from evergrant_server.core.messages.jobs import FETCH_ISSUER_KEYS
 from evergrant_server.core.messages.keys import KeyRotationStart, PauseKeyRotation
@@ -26,6 +28,7 @@ from evergrant_server.core.messages.names import (
     call_approval_workflow_id,
     connection_workflow_id,
     erasure_workflow_id,
+    incident_workflow_id,
     key_rotation_workflow_id,
     replaced_grants_workflow_id,
     retry_connections_workflow_id,
@@ -52,6 +55,7 @@ class OutboxKind(StrEnum):
     STOP_AGENT = "stop_agent"  # payload: AgentStopStart
     ERASE = "erase"  # payload: ErasureStart
     START_KEY_ROTATION = "start_key_rotation"  # payload: KeyRotationStart
+    ADVANCE_INCIDENT = "advance_incident"  # payload: AdvanceIncident
 
 
 class OutboxMessage(FrozenModel):
@@ -150,6 +154,13 @@ def erasure_message(erasure: Erasure, context: RequestContext, at: datetime) -> 
     start = ErasureStart(tenant=erasure.tenant, erasure_id=erasure.id, context=context)
     target = erasure_workflow_id(erasure.tenant, erasure.id)
     return outbox_message(erasure.tenant, OutboxKind.ERASE, target, start, at)
+
+
+def incident_message(incident: Incident, context: RequestContext, at: datetime) -> OutboxMessage:
+    """Have the incident's workflow started, or told that the row has changed."""
+    advance = AdvanceIncident(tenant=incident.tenant, incident_id=incident.id, context=context)
+    target = incident_workflow_id(incident.tenant, incident.id)
+    return outbox_message(incident.tenant, OutboxKind.ADVANCE_INCIDENT, target, advance, at)
 
 
 def key_rotation_message(start: KeyRotationStart, at: datetime) -> OutboxMessage:

@@ -260,6 +260,14 @@ class KeyRing(Bundle):
             raise Failure(ErrorCode.KEY_UNAVAILABLE, why)
         return self._worker_mac(self.current_root_id(KeyPurpose.REFRESH), *parts)
 
+    def worker_seed(self, purpose: str) -> bytes:
+        """32 bytes to sign with, of the refresh purpose's current root. Raises as `worker_mac`."""
+        root_id = self.current_root_id(KeyPurpose.REFRESH) if self.holds(KeyPurpose.REFRESH) else ""
+        root = self._roots[KeyPurpose.REFRESH].keys.get(root_id) if root_id else None
+        if root is None:
+            raise self._lack(root_id)
+        return hkdf(root, encode_parts("worker signs", purpose))
+
     def is_worker_mac(self, mac: str | None, *parts: str | int) -> bool:
         """True when a worker made `mac` of these parts, before or after a rotation."""
         root_id = (mac or "").rpartition(".")[0]

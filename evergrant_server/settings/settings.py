@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from evergrant_server.core.messages.names import TASK_QUEUE
 from evergrant_server.core.model import CheckedModel
+from evergrant_server.settings.audit import AuditSettings
 from evergrant_server.settings.detection import DetectionSettings
 from evergrant_server.settings.errors import PREFIX, SETTINGS_FILE, errors_in_words, suspicious_variables
 from evergrant_server.settings.types import (
@@ -38,7 +39,7 @@ from evergrant_server.settings.types import (
 _CLIENT_VARIABLES = {
     *("EVERGRANT_URL", "EVERGRANT_GATEWAY_URL", "EVERGRANT_API_KEY", "EVERGRANT_API_KEY_FILE"),
     *("EVERGRANT_APP_ID", "EVERGRANT_PRIVATE_KEY_FILE", "EVERGRANT_ISSUER"),
-    *("EVERGRANT_CERTIFICATE_FILE", "EVERGRANT_CERTIFICATE_KEY_FILE"),
+    *("EVERGRANT_CERTIFICATE_FILE", "EVERGRANT_CERTIFICATE_KEY_FILE", "EVERGRANT_AUDIT_LOG"),
 }
 
 
@@ -155,7 +156,7 @@ class OAuthSettings(CheckedModel):
     minute."""
 
 
-class Settings(MtlsSettings, GatewaySettings, OAuthSettings, DetectionSettings, BaseSettings):
+class Settings(MtlsSettings, GatewaySettings, OAuthSettings, AuditSettings, DetectionSettings, BaseSettings):
     """What an operator may set. Durations are read by `read_duration`."""
 
     model_config = SettingsConfigDict(
@@ -283,11 +284,11 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, DetectionSettings, 
     idempotency_retention: Duration = timedelta(days=1)
     """How long a response is kept for its `Idempotency-Key`."""
     audit_retention: Duration = timedelta(days=3650)
-    """How long audit records say what happened. Afterwards their hashes stay, so that `audit verify` still
-    proves that none is missing."""
+    """How long audit records say what happened. Their hashes stay: `audit verify` still proves each."""
     erasure_wait: Duration = timedelta(days=30)
-    """How long an erasure waits for a provider to confirm a revocation. Then it erases all the same, and its
-    record counts the connection as unconfirmed."""
+    """How long an erasure waits for a provider. Then it erases all the same, and counts it as unconfirmed."""
+    incident_wait: Duration = timedelta(days=1)
+    """How long an incident waits for providers, until its report says how far each connection is."""
     webhook_retention: Duration = timedelta(days=30)
     """How long deliveries to webhooks are kept, and can be replayed."""
     webhook_give_up_after: Duration = timedelta(days=5)

@@ -4,7 +4,6 @@ The log only moves forward: an earlier state of a row is authentic, but the reco
 deletes that record too breaks the log's chain, which `audit verify` names.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,9 +22,9 @@ from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.core.workloads.issuer import TrustedIssuer
-from evergrant_server.store.audit_tables import END_CONDITION, AuditRow
+from evergrant_server.store.audit_tables import CHAINED, END_CONDITION, AuditRow, detail_of
 from evergrant_server.store.database.engine import DatabaseConnection
-from evergrant_server.store.database.rows import columns_equal, fetch_all
+from evergrant_server.store.database.rows import Values, columns_equal, fetch_all
 
 
 class Record(NamedTuple):
@@ -93,14 +92,16 @@ _ENDS: dict[type[CheckedModel], tuple[_Contradiction, ...]] = {
     TokenFamily: (_ended("ended_at", AuditAction.TOKEN_FAMILY_ENDED, AuditAction.TOKEN_FAMILY_REPLAYED),),
     Connection: (_ended("has_ended", AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED),),
 }
-_RECORDS = (
-    select(col(AuditRow.object), col(AuditRow.action), col(AuditRow.detail))
-    .where(
-        columns_equal(AuditRow, tenant=bindparam("tenant")),
-        col(AuditRow.object).in_(bindparam("ids", expanding=True)),
-        text(END_CONDITION),
-    )
-    .order_by(col(AuditRow.shard), col(AuditRow.seq))
+_RECORDS = select(
+    *(
+        col(column)
+        for column in (AuditRow.object, AuditRow.action, AuditRow.at, AuditRow.shard, AuditRow.seq)
+    ),
+    col(AuditRow.body),
+).where(
+    columns_equal(AuditRow, tenant=bindparam("tenant")),
+    col(AuditRow.object).in_(bindparam("ids", expanding=True)),
+    text(END_CONDITION),
 )
 
 
@@ -111,11 +112,19 @@ async def put_back(connection: DatabaseConnection, models: Sequence[CheckedModel
         return []
     query = _RECORDS.params(tenant=vars(models[0])["tenant"], ids=sorted(by_id))
     contradicted: dict[tuple[str, int], bool] = {}
-    for row in await fetch_all(connection, query):
+    for row in sorted(await fetch_all(connection, query), key=_order_of):
         model = by_id[row["object"]]
-        record = Record(AuditAction(row["action"]), json.loads(row["detail"]))
+        record = Record(AuditAction(row["action"]), detail_of(row["body"]))
         for place, contradicts in enumerate(_ENDS[type(model)]):
             answer = contradicts(record, model)
             if answer is not None:
                 contradicted[row["object"], place] = answer
     return sorted({id for (id, _), is_contradicted in contradicted.items() if is_contradicted})
+
+
+def _order_of(row: Values) -> tuple[object, ...]:
+    """Records of chains are in the order of their numbers, and older than those of trees; there the ends of
+    one object are in the order of their moments."""
+    if row["shard"] in CHAINED:
+        return False, row["shard"], row["seq"]
+    return True, row["at"], row["shard"], row["seq"]

@@ -18,6 +18,7 @@ from evergrant_server.store.access import Access
 from evergrant_server.store.agents.agents import Agents, AgentStops
 from evergrant_server.store.agents.delegations import DelegationRules, Delegations
 from evergrant_server.store.authentication import AppCredentials, AppTokens, KeySessions
+from evergrant_server.store.checkpoints import Checkpoints
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
 from evergrant_server.store.connections.connections import Connections
@@ -46,6 +47,7 @@ from evergrant_server.store.erasure.orders import Erasures, LegalHolds
 from evergrant_server.store.erasure.rows import PersonalRows
 from evergrant_server.store.exports import Exports
 from evergrant_server.store.idempotency import Idempotency
+from evergrant_server.store.incidents import IncidentItems, Incidents
 from evergrant_server.store.integrations.definitions import Definitions
 from evergrant_server.store.integrations.destinations import Destinations
 from evergrant_server.store.integrations.integrations import Integrations
@@ -153,6 +155,8 @@ class Transaction:
     exports = _with_ring(Exports)
     erasures = _with_ring(Erasures)
     legal_holds = _with_ring(LegalHolds)
+    incidents = _with_ring(Incidents)
+    incident_items = _with_connection(IncidentItems)
     personal_rows = _with_connection(PersonalRows)
     attempts = _with_connection(Attempts)
     late_tokens = _with_sealer(LateTokenSets)
@@ -173,6 +177,7 @@ class Transaction:
     app_activities = _with_connection(AppActivities)
     uses = _with_connection(Uses)
     personal_facts = _with_connection(PersonalFacts)
+    checkpoints = _with_sealer(Checkpoints)
     processes = cached_property(lambda tx: Processes(tx.connection, tx.now))
     root_moves = cached_property(lambda tx: RootMoves(tx.connection, tx.ring, tx.now))
     tenant_keys = cached_property(lambda tx: TenantKeyRotation(tx.connection, tx.ring, tx.now))

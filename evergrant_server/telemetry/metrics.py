@@ -30,6 +30,7 @@ OUTCOME = "evergrant.outcome"
 PROVIDER = "evergrant.provider"
 APP = "evergrant.app"  # of confirmations alone: few apps have web sessions
 TABLE = "evergrant.table"
+ANCHOR = "evergrant.anchor"
 KEY_PURPOSE = "evergrant.key_purpose"
 UNKNOWN_PROVIDER = "unknown"  # the lease was refused before its provider was known
 
@@ -70,6 +71,9 @@ OBSERVED_DENIALS = _meter.create_counter(
 )
 REVOCATIONS = _meter.create_counter(
     "evergrant.revocation.count", "{revocation}", "attempts to revoke a grant"
+)
+_incident_connections = _meter.create_counter(
+    "evergrant.incident.connection.count", "{connection}", "connections that an incident has reported"
 )
 CALLBACKS_REFUSED = _meter.create_counter(
     "evergrant.callback.refused.count", "{callback}", "callbacks of browsers that were refused"
@@ -128,6 +132,17 @@ SECURITY_EVENTS = _meter.create_counter(
 AUDIT_BATCH = PlainHistogram(
     "evergrant.audit.batch.size", "{record}", "leases in one commit of the audit log", _BATCH_BUCKETS
 )
+CHECKPOINTS = _meter.create_counter(
+    "evergrant.audit.checkpoint.count", "{checkpoint}", "checkpoints of the audit log that were signed"
+)
+ANCHORED = _meter.create_counter(
+    "evergrant.audit.anchor.count", "{checkpoint}", "checkpoints given to anchors: kept, failed or refused"
+)
+ANCHOR_LAG = _meter.create_gauge(
+    "evergrant.audit.anchor.lag",
+    "s",
+    "age of the oldest checkpoint that an anchor hasn't kept; 0 when it has the newest",
+)
 CIRCUITS_OPEN = _meter.create_gauge(
     "evergrant.circuit.open",
     "{integration}",
@@ -181,6 +196,10 @@ def count(counter: metrics.Counter | PlainCounter, outcome: str, provider: str |
     """Count an operation by its outcome: a word of success, a failure's code, or why it was refused."""
     attributes = {} if provider is None else {PROVIDER: provider}
     counter.add(1, attributes | {OUTCOME: str(outcome)})
+
+
+def count_incident_connections(number: int, outcome: str) -> None:
+    _incident_connections.add(number, {OUTCOME: outcome})
 
 
 def count_confirmation(outcome: str, requested_by: str) -> None:

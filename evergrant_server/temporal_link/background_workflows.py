@@ -7,6 +7,7 @@ from evergrant_server.core.messages.activities import RevokeReplacedStart
 from evergrant_server.core.messages.agents import AgentStopStart
 from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
 from evergrant_server.core.messages.erasure import ErasureStart
+from evergrant_server.core.messages.incidents import AdvanceIncident
 from evergrant_server.core.messages.integrations import RolloutStart
 from evergrant_server.core.messages.maintenance import WakeWebhook
 from evergrant_server.core.messages.names import (
@@ -15,6 +16,7 @@ from evergrant_server.core.messages.names import (
     call_approval_workflow_id,
     definition_rollout_workflow_id,
     erasure_workflow_id,
+    incident_workflow_id,
     replaced_grants_workflow_id,
 )
 from evergrant_server.store import Store
@@ -104,6 +106,19 @@ async def restart_erasures(store: Store, link: TemporalLink, now: datetime) -> N
         await link.start(start_requests.erasure(start))
 
 
+async def restart_incidents(store: Store, link: TemporalLink, now: datetime) -> None:
+    """Start the workflow of every incident that hasn't ended, or have it look at its row again.
+
+    Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
+    """
+    async with store.read() as tx:
+        unfinished = await tx.incidents.unfinished(now - _OVERDUE_AFTER, _MOST_REQUESTS)
+    for incident in unfinished:
+        context = reconcile_context(store.ring, incident_workflow_id(incident.tenant, incident.id), now)
+        advance = AdvanceIncident(tenant=incident.tenant, incident_id=incident.id, context=context)
+        await link.start(start_requests.incident(advance))
+
+
 async def restart_replaced_grants(store: Store, link: TemporalLink, now: datetime) -> None:
     """Start the workflow of every connection with replaced grants to revoke, unless it is running.
 
@@ -126,5 +141,6 @@ async def restart_background_workflows(store: Store, link: TemporalLink, clock: 
         restart_access_requests,
         restart_agents_work,
         restart_erasures,
+        restart_incidents,
     ):
         await restart(store, link, clock.now())

@@ -134,6 +134,8 @@ class DriftRepair:
         async with self._store.read() as tx:
             undelivered = await tx.outbox.targets_with_undelivered([name])
             current = await tx.connections.get(connection.tenant, connection.id)
+            if await tx.incident_items.waits(connection.tenant, connection.id):
+                return False  # an incident tells it in its turn
         return not undelivered and current is not None and current.revision == connection.revision
 
     async def _resend_revoke(self, connection: Connection) -> None:

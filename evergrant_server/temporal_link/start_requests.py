@@ -19,6 +19,7 @@ from evergrant_server.core.messages.connection import ConnectionStart
 from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
 from evergrant_server.core.messages.erasure import ErasureStart
 from evergrant_server.core.messages.export import ExportStart
+from evergrant_server.core.messages.incidents import AdvanceIncident
 from evergrant_server.core.messages.integrations import RetryConnections, RolloutStart
 from evergrant_server.core.messages.jobs import JOBS
 from evergrant_server.core.messages.keys import KeyRotationStart
@@ -34,6 +35,7 @@ from evergrant_server.core.messages.names import (
     definition_rollout_workflow_id,
     erasure_workflow_id,
     export_workflow_id,
+    incident_workflow_id,
     key_rotation_workflow_id,
     replaced_grants_workflow_id,
     retry_connections_workflow_id,
@@ -157,6 +159,12 @@ def call_approval(request: AdvanceCallApproval) -> StartRequest:
     return _advanced(WorkflowName.CALL_APPROVAL, request, workflow_id, signal, "an agent's call to approve")
 
 
+def incident(request: AdvanceIncident) -> StartRequest:
+    """The workflow of an incident is signalled, or started."""
+    workflow_id = incident_workflow_id(request.tenant, request.incident_id)
+    return _advanced(WorkflowName.INCIDENT, request, workflow_id, SignalName.ADVANCE_INCIDENT, "an incident")
+
+
 def _advanced(
     workflow: WorkflowName, request: RequestMessage, workflow_id: str, signal: SignalName, summary: str
 ) -> StartRequest:
@@ -232,6 +240,7 @@ _STARTS: dict[OutboxKind, tuple[type[Message], Callable[[Any], StartRequest]]] =
     OutboxKind.REVOKE_REPLACED_GRANTS: (RevokeReplacedStart, replaced_grants),
     OutboxKind.ADVANCE_ACCESS_REQUEST: (AdvanceAccessRequest, access_request),
     OutboxKind.ADVANCE_CALL_APPROVAL: (AdvanceCallApproval, call_approval),
+    OutboxKind.ADVANCE_INCIDENT: (AdvanceIncident, incident),
     OutboxKind.STOP_AGENT: (AgentStopStart, agent_stop),
     OutboxKind.ERASE: (ErasureStart, erasure),
     OutboxKind.START_KEY_ROTATION: (KeyRotationStart, key_rotation),

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from activities.agents import AgentStopActivities
+from activities.anchors import anchors_of
+from activities.audit_log import AuditLogKeeper
 from activities.consents.accounts import AccountActivities
 from activities.consents.code_exchange import CodeExchangeActivities
 from activities.consents.consent_end import ConfirmationActivities, ConsentEndActivities, ExpiryActivities
@@ -20,6 +22,7 @@ from activities.grants.refresh import RefreshActivities
 from activities.grants.replaced_revocation import ReplacedGrantActivities
 from activities.grants.revocation import RevocationActivities
 from activities.histories import HistoryActivities
+from activities.incidents.advancing import IncidentActivities
 from activities.integrations.consent_start import ConsentStartActivities
 from activities.integrations.definition_rollout import DefinitionRolloutActivities
 from activities.integrations.discovery import DiscoveryActivities
@@ -40,11 +43,12 @@ from activities.single_use.protocol import SingleUseProtocol
 from activities.support.provider_context import ProviderContextLoader
 from activities.webhooks import ANSWER_TIMEOUT_S, WebhookDeliveryActivities
 from activities.workloads import TrustedIssuerActivities
+from evergrant_server.audit.checkpoints.heads import HeadsLog
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
 from evergrant_server.core.single_use.retry_budget import BreakerRules
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal import Journal
-from evergrant_server.settings import Settings
+from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.telemetry import traces
 from evergrant_server.telemetry.traces import TracingTransport
 from evergrant_server.wiring.platform import Platform
@@ -55,10 +59,11 @@ Activity = Callable[..., Any]
 
 @dataclass(frozen=True)
 class WorkerParts:
-    """Activities for Temporal, and the replayer that a worker runs by itself."""
+    """Activities for Temporal, and what a worker runs by itself."""
 
     activities: list[Activity]
     replayer: JournalReplayer
+    audit_log: AuditLogKeeper
 
 
 def build_worker_parts(
@@ -98,10 +103,23 @@ def build_worker_parts(
         ErasureActivities(store, platform.link, clock).advance_erasure,
         QuestionActivities(store, clock).answer_question,
         DetectionActivities(store, clock, settings.detection_rules).detect_patterns,
+        IncidentActivities(store, platform.link, clock, settings.public_url).advance_incident,
         keys.advance_key_rotation,
         keys.rotate_due_keys,
     ]
-    return WorkerParts(activities, JournalReplayer(store, clock, journal, sections, replays))
+    replayer = JournalReplayer(store, clock, journal, sections, replays)
+    return WorkerParts(activities, replayer, _audit_log(platform, egress))
+
+
+def _audit_log(platform: Platform, egress: Egress) -> AuditLogKeeper:
+    """Raises BadSettings for an anchor that can't be used."""
+    settings, store = platform.settings, platform.store
+    try:
+        anchors = anchors_of(settings, egress, platform.clock)
+    except (ValueError, OSError) as error:
+        raise BadSettings(f"an anchor of the audit log: {error}") from None
+    heads = HeadsLog(store, platform.clock, settings.log_name(settings.public_url))
+    return AuditLogKeeper(store, platform.clock, heads, anchors, settings.audit_anchor_late)
 
 
 def _grant_activities(

@@ -10,6 +10,7 @@ from temporalio import activity
 
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.erasure import ErasureState
+from evergrant_server.core.connections.incidents import IncidentState
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import (
@@ -22,6 +23,7 @@ from evergrant_server.core.messages.agents import AgentStopProgress
 from evergrant_server.core.messages.decisions import DecisionProgress
 from evergrant_server.core.messages.erasure import ErasureProgress
 from evergrant_server.core.messages.export import ExportProgress
+from evergrant_server.core.messages.incidents import IncidentProgress
 from evergrant_server.core.messages.integrations import (
     DefinitionResult,
     ReceiverKeysResult,
@@ -102,6 +104,7 @@ _DEFAULTS: dict[str, Any] = {
     jobs.ADVANCE_CALL_APPROVAL.name: DecisionProgress(state="expired"),
     jobs.ADVANCE_AGENT_STOP.name: AgentStopProgress(finished=True),
     jobs.ADVANCE_ERASURE.name: ErasureProgress(state=ErasureState.DONE),
+    jobs.ADVANCE_INCIDENT.name: IncidentProgress(state=IncidentState.DONE),
     jobs.REVOKE_GRANT.name: RevocationResult(revocation=RevocationOutcome.CONFIRMED),
     jobs.REVOKE_REPLACED_GRANTS.name: ReplacedRevocationResult(revoked=1),
     jobs.LOOK_UP_ACCOUNTS.name: _as_it_was,

@@ -15,6 +15,7 @@ from evergrant_server.core.ids import (
     CallApprovalId,
     ConnectionId,
     DefinitionId,
+    IncidentId,
     IntegrationId,
     OutboxId,
     Tenant,
@@ -29,6 +30,7 @@ from evergrant_server.core.messages.decisions import (
     AdvanceCallApproval,
     DecisionProgress,
 )
+from evergrant_server.core.messages.incidents import AdvanceIncident, IncidentProgress
 from evergrant_server.core.messages.maintenance import DeliveryRound, WakeWebhook, WebhookStart
 from evergrant_server.core.messages.names import (
     SignalName,
@@ -211,6 +213,21 @@ async def approving_call(client: Client, activities: list[Any]) -> AsyncIterator
     async def advanced() -> WorkflowHandle[Any, Any]:
         advance = AdvanceCallApproval(tenant=TENANT, approval_id=approval_id, context=ASKED)
         return await _started(client, start_requests.call_approval(advance), queue, DecisionProgress)
+
+    async with a_worker(client, activities, queue):
+        yield advanced
+
+
+@asynccontextmanager
+async def handling_incident(
+    client: Client, activities: list[Any], incident_id: IncidentId
+) -> AsyncIterator[Callable[[], Awaitable[WorkflowHandle[Any, IncidentProgress]]]]:
+    """A worker on a queue of its own, and what the relay does for an incident, and after a pause."""
+    queue = f"queue-{incident_id}"
+
+    async def advanced() -> WorkflowHandle[Any, IncidentProgress]:
+        advance = AdvanceIncident(tenant=TENANT, incident_id=incident_id, context=ASKED)
+        return await _started(client, start_requests.incident(advance), queue, IncidentProgress)
 
     async with a_worker(client, activities, queue):
         yield advanced

@@ -24,6 +24,7 @@ from temporalio.exceptions import ApplicationError
 
 from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.connections.erasure import ErasureState
+from evergrant_server.core.connections.incidents import IncidentState
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import new_id
@@ -32,6 +33,7 @@ from evergrant_server.core.messages import (
     decisions,
     erasure,
     export,
+    incidents,
     integrations,
     jobs,
     keys,
@@ -58,6 +60,7 @@ RESULTS: dict[str, Message] = {
     jobs.ADVANCE_CALL_APPROVAL.name: decisions.DecisionProgress(state="expired"),
     jobs.ADVANCE_AGENT_STOP.name: agents.AgentStopProgress(finished=True),
     jobs.ADVANCE_ERASURE.name: erasure.ErasureProgress(state=ErasureState.DONE),
+    jobs.ADVANCE_INCIDENT.name: incidents.IncidentProgress(state=IncidentState.DONE),
     jobs.SEAL_EXPORT_PAGE.name: export.ExportProgress(exported=0, skipped=0, done=True),
     jobs.ADVANCE_KEY_ROTATION.name: keys.KeyRotationProgress(done=True),
     jobs.REREAD_METADATA.name: maintenance.RereadMetadataResult(read=0, changed=0, refused=0),

@@ -56,7 +56,7 @@ class JudgedPair(NamedTuple):
     facts: LeaseFacts
     counted: LeaseCells
     token: ReadySeal
-    rest: str  # of the answer, behind the token
+    rest: str  # of the answer, behind the token and the place of its record
     since: datetime
     until: datetime
     expires_at: datetime | None
@@ -86,7 +86,7 @@ class JudgedPairs:
             return None
         now = self._api.clock.now()
         try:
-            await self._api.ledger.record_pair(pair.facts, now, trace.trace_id)
+            place = await self._api.ledger.record_pair(pair.facts, now, trace.trace_id)
             if self._issuer.leased.reaches_alarm(app_id, pair.facts.connection_id, now):
                 await self._raise_alarm(pair.caller, scope, trace)
             token = pair.token.open().decode()
@@ -98,7 +98,7 @@ class JudgedPairs:
         left = None if pair.expires_at is None else (pair.expires_at - self._api.clock.now()).total_seconds()
         pair.counted.count(left)
         self.leased += 1
-        return f'{{"access_token": {quoted(token)}, {pair.rest}'.encode()
+        return f'{{"access_token": {quoted(token)}, "audit": "{place}", {pair.rest}'.encode()
 
     def remember(self, key: bytes, judged: JudgedLease) -> None:
         """Keep what the application has leased, if its next lease is judged in the same way."""

@@ -11,6 +11,7 @@ from typing import Literal
 
 from evergrant_server.cli.doctor import (
     CheckFailed,
+    audit_log,
     configuration,
     database,
     host,
@@ -43,6 +44,7 @@ CHECKS: dict[str, Check] = {
     "hosts": configuration.hosts,
     "database role": database.role_of_database,
     "outbox": database.outbox,
+    "checkpoints": audit_log.checkpoints,
     "revocations": database.revocations,
     "client certificates": database.certificates,
     "admin key": installation.admin_key,
@@ -79,7 +81,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     ),
     **dict.fromkeys(("revocations", "client certificates", "admin key", "API keys"), _ROWS),
     **dict.fromkeys(("bindings", "logins", "trusted issuers", "callers' addresses", "exchanges"), _ROWS),
-    **dict.fromkeys(("confirmations", "token limits"), _ROWS),
+    **dict.fromkeys(("confirmations", "token limits", "checkpoints"), _ROWS),
     "clock, database": _ROWS,
     "temporal": ("processes",),
     "namespace": ("temporal",),

@@ -19,6 +19,7 @@ from evergrant_server.core.messages import (
     decisions,
     erasure,
     export,
+    incidents,
     integrations,
     keys,
     maintenance,
@@ -205,6 +206,13 @@ DELIVER_WEBHOOKS = Activity(
     urgent=False,
 )
 
+ADVANCE_INCIDENT = Activity(
+    "advance_incident",
+    incidents.IncidentCall,
+    incidents.IncidentProgress,
+    Limits(MINUTE * 3, heartbeat=SECOND * 10, first_wait=SECOND / 2),
+    "the next part",
+)
 ADVANCE_KEY_ROTATION = Activity(
     "advance_key_rotation",
     keys.KeyRotationCall,

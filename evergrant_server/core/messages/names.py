@@ -16,6 +16,7 @@ from evergrant_server.core.ids import (
     DefinitionId,
     ErasureId,
     ExportId,
+    IncidentId,
     IntegrationId,
     Tenant,
     WebhookId,
@@ -40,6 +41,7 @@ class WorkflowName(StrEnum):
     DEFINITION_ROLLOUT = "DefinitionRolloutWorkflow"
     ERASURE = "ErasureWorkflow"
     EXPORT = "ExportWorkflow"
+    INCIDENT = "IncidentWorkflow"
     KEY_ROTATION = "KeyRotationWorkflow"
     REPLACED_GRANTS = "ReplacedGrantsWorkflow"
     RETRY_CONNECTIONS = "RetryConnectionsWorkflow"
@@ -67,6 +69,8 @@ class SignalName(StrEnum):
     ADVANCE_ACCESS_REQUEST = "advance_access_request"
     # to CallApprovalWorkflow
     ADVANCE_CALL_APPROVAL = "advance_call_approval"
+    # to IncidentWorkflow
+    ADVANCE_INCIDENT = "advance_incident"
     # to KeyRotationWorkflow
     PAUSE_KEY_ROTATION = "pause_key_rotation"
     # to ReplacedGrantsWorkflow
@@ -95,6 +99,7 @@ _ID_PREFIXES = {
     WorkflowName.AGENT_STOP: "agent_stop",
     WorkflowName.ERASURE: "erasure",
     WorkflowName.EXPORT: "export",
+    WorkflowName.INCIDENT: "incident",
     WorkflowName.KEY_ROTATION: "key_rotation",
     WorkflowName.WEBHOOK_DELIVERY: "webhook",
     WorkflowName.DEFINITION_ROLLOUT: "definition_rollout",
@@ -130,6 +135,10 @@ def erasure_workflow_id(tenant: Tenant, erasure: ErasureId) -> str:
 
 def export_workflow_id(tenant: Tenant, export: ExportId) -> str:
     return _workflow_id(WorkflowName.EXPORT, tenant, export)
+
+
+def incident_workflow_id(tenant: Tenant, incident: IncidentId) -> str:
+    return _workflow_id(WorkflowName.INCIDENT, tenant, incident)
 
 
 def key_rotation_workflow_id(tenant: Tenant, kind: str, connection_id: str | None = None) -> str:

@@ -19,6 +19,7 @@ from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.erasure import Erasure, LegalHold
+from evergrant_server.core.connections.incidents import Incident
 from evergrant_server.core.decisions import AccessRequest, Approval, CallApproval, CallApprovalState
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.events import EventType, WebhookEvent
@@ -71,6 +72,8 @@ COVERED: dict[type[CheckedModel], set[str]] = {
     Definition: {"tenant", "id", "name", "version", "document", "state", "approved"},
     Erasure: {"tenant", "id", "kind", "target", "target_hash", "reason", "by", "state", "waits_until"}
     | {"finished_at"},
+    Incident: {"tenant", "id", "kind", "integration", "app", "app_id", "since", "until", "reason", "by"}
+    | {"state", "waits_until", "selected", "digest", "lines", "note", "finished_at"},
     LegalHold: set(LegalHold.model_fields) - {"revision"},
     Export: {"tenant", "id", "recipient", "filters", "by"},
     Consent: set(Consent.model_fields) - _MOMENTS_OF_CONSENTS,

@@ -37,6 +37,7 @@ _SEALED = {
 # The query, after `?`, and the body of routes that need one.
 QUERIES = {
     "GET /v1/access/explain": ("app={app}&connection={connection_id}",),
+    "GET /v1/audit/proof": ("record=nothing-0/0",),
     "GET /v1/keys/rotations": ("", "connection={connection_id}"),
     "GET /v1/delegations": ("", "app={app}"),
     "GET /v1/delegations/{delegation_id}/explain": ("connection={connection_id}",),
@@ -46,6 +47,7 @@ QUERIES = {
     "GET /console/access": ("app={app}&connection={connection_id}",),
     "GET /console/connect": ("integration={integration}&subject={subject}",),
     "GET /v1/erasures": ("", "subject={subject}"),
+    "GET /console/incidents/plan": ("kind=breach&integration={integration}",),
     "GET /v1/token-families": ("", "app={app}", "subject={subject}"),
     "GET /v1/connections": ("", "integration={integration}", "provider={provider}", "subject={subject}"),
 }
@@ -89,6 +91,10 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "POST /v1/questions": (
         {"question": "connection_uses", "connection_id": "{connection_id}"},
         {"question": "app_reach", "app": "{app}"},
+    ),
+    "POST /v1/incidents/plan": ({"kind": "breach", "integration": "{integration}"},),
+    "POST /v1/incidents": (
+        {"kind": "breach", "integration": "{integration}", "confirm": "{integration}", "reason": "a test"},
     ),
     "POST /v1/legal-holds": ({"subject": "{label}", "reason": "a test"},),
     "POST /v1/legal-holds/{hold_id}/end": ({"reason": "a test"},),
@@ -144,6 +150,11 @@ CONSOLE_FORMS = {
     "POST /console/requests/{request_id}/withdraw": {},
     "POST /console/approvals/{approval_id}": {},
     "POST /console/questions": {"question": "app_reach", "app": "{app}"},
+    "POST /console/incidents": {
+        **{"kind": "breach", "integration": "{integration}", "confirm": "{integration}", "reason": "a test"}
+    },
+    "POST /console/incidents/{incident_id}/pause": {},
+    "POST /console/incidents/{incident_id}/resume": {},
     "POST /console/keys": {"kind": "tenant"},
     "POST /console/keys/pause": {"kind": "tenant"},
     "POST /console/keys/resume": {"kind": "tenant"},

@@ -13,9 +13,19 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.connections.binding import hash_confirm_code
 from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.erasure import Erasure, ErasureState, LegalHold, TargetKind
+from evergrant_server.core.connections.incidents import Incident, IncidentKind
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.export import Export, ExportStatus
-from evergrant_server.core.ids import DetectionId, ErasureId, LegalHoldId, QuestionId, Tenant, is_id, new_id
+from evergrant_server.core.ids import (
+    DetectionId,
+    ErasureId,
+    IncidentId,
+    LegalHoldId,
+    QuestionId,
+    Tenant,
+    is_id,
+    new_id,
+)
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.people.roles import PersonRole
@@ -136,6 +146,9 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         erasures = [an_erasure(tenant, now) for _ in range(2)]
         for erasure in erasures:
             await tx.erasures.add(erasure)
+        incidents = [an_incident(tenant, now) for _ in range(2)]
+        for incident in incidents:
+            await tx.incidents.add(incident)
         holds = [a_hold(tenant, now) for _ in range(2)]
         for hold in holds:
             await tx.legal_holds.add(hold)
@@ -172,6 +185,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         "export_id": export.id,
         "erasure_id": min(erasure.id for erasure in erasures),
         "question_id": min(question.id for question in questions),
+        "incident_id": min(incident.id for incident in incidents),
         "hold_id": min(hold.id for hold in holds),
         "delegation_id": min(it.id for it in delegations),
         "integration_id": integration.id,
@@ -198,6 +212,13 @@ def an_erasure(tenant: Tenant, now: datetime) -> Erasure:
     ends = {"state": ErasureState.DONE, "finished_at": now}
     id = ErasureId(new_id("era"))
     return Erasure(tenant=tenant, id=id, kind=TargetKind.SUBJECT, target="", target_hash=id, **facts, **ends)  # type: ignore[arg-type]  # facts of each type
+
+
+def an_incident(tenant: Tenant, now: datetime) -> Incident:
+    """That goes on, of no connection."""
+    id, kind = IncidentId(new_id("inc")), IncidentKind.BREACH
+    facts = {"by": "app:boss", "reason": f"breached-{tenant}", "created_at": now, "waits_until": now}
+    return Incident(tenant=tenant, id=id, kind=kind, **facts)  # type: ignore[arg-type]  # facts of each type
 
 
 def a_hold(tenant: Tenant, now: datetime) -> LegalHold:

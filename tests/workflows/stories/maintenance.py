@@ -8,15 +8,17 @@ from typing import Any
 from temporalio.client import Client
 
 from evergrant_server.core.connections.erasure import ErasureState
+from evergrant_server.core.connections.incidents import IncidentState
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import AgentStopId, ErasureId, ExportId
+from evergrant_server.core.ids import AgentStopId, ErasureId, ExportId, IncidentId
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import ReplacedRevocationResult
 from evergrant_server.core.messages.agents import AgentStopProgress, AgentStopStart
 from evergrant_server.core.messages.decisions import DecisionProgress
 from evergrant_server.core.messages.erasure import ErasureProgress, ErasureStart
 from evergrant_server.core.messages.export import ExportProgress, ExportStart
+from evergrant_server.core.messages.incidents import IncidentProgress
 from evergrant_server.core.messages.maintenance import DeliveryRound
 from evergrant_server.core.messages.work import Job
 from evergrant_server.temporal_link import start_requests
@@ -30,6 +32,7 @@ from tests.workflows.maintenance_runs import (
     approving_call,
     decided,
     delivering,
+    handling_incident,
     requesting_access,
     retrying,
     revoking_replaced,
@@ -163,6 +166,23 @@ async def connections_erased(client: Client) -> Handle:
     waits = ErasureProgress(state=ErasureState.REVOKING, connections=51, waiting=1, next_s=0.2)
     scripted.answers[jobs.ADVANCE_ERASURE.name] = [first, waits]
     return await run_to_its_end(client, start_requests.erasure(start), scripted)
+
+
+async def incident_paused_and_done(client: Client) -> Handle:
+    """A part at once, a wait, a pause that a signal ends, and the end."""
+    incident_id = IncidentId("inc_0000000000000000000000")
+    scripted = ScriptedActivities()
+    advance, working = jobs.ADVANCE_INCIDENT.name, IncidentState.WORKING
+    at_once = IncidentProgress(state=IncidentState.SELECTING, selected=50, next_s=0)
+    waits = IncidentProgress(state=working, selected=50, ended=25, next_s=0.2)
+    paused = IncidentProgress(state=working, paused=True, selected=50, ended=40)
+    scripted.answers[advance] = [at_once, waits, paused]
+    async with handling_incident(client, scripted.everything(), incident_id) as advanced:
+        handle = await advanced()
+        await until_called(scripted, advance, 3)
+        await advanced()
+        await handle.result()
+        return handle
 
 
 async def grants_exported(client: Client) -> Handle:

@@ -25,7 +25,7 @@ from evergrant.api.call import (
 )
 from evergrant.api.fields import Fields
 from evergrant.api.methods import built, built_list
-from evergrant.api.models import AuditRecord, CallApproval, Connection, Export, Integration
+from evergrant.api.models import AuditRecord, CallApproval, Connection, Export, Incident, Integration
 from evergrant.api.operations import Operations
 from evergrant.errors import BadRequest, ProtocolError
 from evergrant.identity.access_tokens import ACCESS_TOKEN, TOKEN_PATH
@@ -267,6 +267,13 @@ class ApiMethods(Operations):
         return Call("GET", "/v1/connections/export", _parse_lines, query=query)
 
     @built
+    def incident_report(self, incident_id: str) -> Call[Incident | bytes]:
+        """The signed report of an incident, or the incident while it isn't done. `evergrant.incident_report`
+        checks a report.
+        """
+        return Call("GET", path_of("incidents", incident_id, "report"), _parse_report)
+
+    @built
     def drop_export(self, export_id: str) -> Call[Export]:
         """Delete the server's copy of the lines, once yours is safe. The server does so after a day."""
         return Call("DELETE", "/v1/connections/export", object_parser(Export), query={"id": export_id})
@@ -341,6 +348,10 @@ def _parse_lines(response: Response) -> Export | SealedPage:
     total = response.headers.get("x-evergrant-exported", "")
     lines = tuple(response.content.decode("ascii", "replace").splitlines())
     return SealedPage(lines, int(total) if total.isascii() and total.isdigit() else len(lines))
+
+
+def _parse_report(response: Response) -> Incident | bytes:
+    return response.content if response.status_code == 200 else object_parser(Incident)(response)
 
 
 def _parse_delegated(response: Response) -> Delegated:

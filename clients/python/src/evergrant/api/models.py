@@ -125,17 +125,6 @@ class AgentStop:
     finished_at: datetime | None
 
 @dataclass(frozen=True, slots=True)
-class AnswerLine:
-    """A line of an answer. `kind` `use`: what one app was handed of one connection; `export`: an export in
-    that time; `record`: an audit record that is about the subject; else what is stored about it, by the
-    name of its table. No line has a token or a secret.
-    """
-    number: int
-    kind: str
-    connection_id: str | None
-    facts: Facts
-
-@dataclass(frozen=True, slots=True)
 class ApiKey:
     """`live`: the key is accepted. One without `expires_at` is of an earlier version, and isn't.
 
@@ -191,8 +180,37 @@ class ApprovedCall:
     params: Facts | None = None
 
 @dataclass(frozen=True, slots=True)
+class AuditCheckpoint:
+    """The newest checkpoint, with the signatures of witnesses that it has (a signed note of C2SP).
+
+    `log` is the public key. `consistency` proves that this tree extends the one of the size `since`.
+    """
+    log: str
+    size: int
+    checkpoint: str
+    consistency: Texts
+
+@dataclass(frozen=True, slots=True)
+class AuditProof:
+    """The receipt of a record: checked offline, with the log's public key from elsewhere than here.
+
+    `body` is the record as it was hashed, null once it was erased. `proof` leads from its leaf to the head of
+    its shard's tree, `head_proof` from that head to a checkpoint of the heads log (tlog-proof@v1 of C2SP).
+    """
+    format: str
+    tenant: str
+    record: str
+    body: str | None
+    leaf: str
+    proof: str
+    head: str
+    head_proof: str
+
+@dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """One record. `shard` and `seq` are its place in a hash chain; `workflow_…` the event that caused it."""
+    """One record. `shard` and `seq` are its place in the log, `hash` is its leaf there; `workflow_…` the
+    event that caused it.
+    """
     seq: int
     shard: str
     at: datetime
@@ -315,16 +333,6 @@ class Connection:
     differs: Texts | None = None
 
 @dataclass(frozen=True, slots=True)
-class Control:
-    """A control: what it is `shown_by`, and what this tenant can't show (`lacks`). It isn't said that a
-    control is met.
-    """
-    control: str
-    title: str
-    shown_by: tuple[Evidence, ...]
-    lacks: Texts
-
-@dataclass(frozen=True, slots=True)
 class CoveredConnection:
     """A connection that a permit covers."""
     id: str
@@ -417,19 +425,6 @@ class DelegationStop:
     delegations_ended: int
 
 @dataclass(frozen=True, slots=True)
-class Detection:
-    """What was noticed about `object`: an app, a connection, or what a subject authorized. `app` is the name
-    of the app that it is about or that did it; null: none, or one that is gone. `facts` depend on `kind`.
-    """
-    id: str
-    kind: str
-    object: str
-    connection_id: str | None
-    app: str | None
-    at: datetime
-    facts: Facts
-
-@dataclass(frozen=True, slots=True)
 class DeviceCode:
     """The subject enters `user_code` at `verification_uri` (RFC 8628 section 3.2)."""
     user_code: str
@@ -484,14 +479,6 @@ class EventReceiver:
     created_at: datetime
     changed_at: datetime
     revision: int
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What one query says now: `query` is the route and `command` the command that give it whole."""
-    what: str
-    query: str
-    command: str
-    answer: Facts
 
 @dataclass(frozen=True, slots=True)
 class ExplainedLink:
@@ -560,13 +547,71 @@ class Finding:
     detail: str
 
 @dataclass(frozen=True, slots=True)
-class FrameworkEvidence:
-    """The evidence for a framework at one moment; counts of the past are since `since`."""
-    framework: str
-    tenant: str
-    at: datetime
-    since: datetime
-    controls: tuple[Control, ...]
+class Incident:
+    """How far an incident is. `outcomes`: how many connections ended how: `confirmed`, `nothing_held`,
+    `not_supported`, `unknown`; after a leak `renewed`, `reconnect`, `gone`.
+    """
+    id: str
+    kind: str
+    integration: str | None
+    app: str | None
+    since: datetime | None
+    until: datetime | None
+    reason: str
+    by: str
+    state: str
+    paused: bool
+    created_at: datetime
+    waits_until: datetime
+    selected: int
+    ended: int
+    outcomes: Facts
+    finished_at: datetime | None
+
+@dataclass(frozen=True, slots=True)
+class IncidentConnection:
+    """One connection of an incident. `reconnected`: its subject has consented since."""
+    connection_id: str
+    integration: str
+    provider: str
+    last_leased_at: datetime | None
+    step: str
+    outcome: str | None
+    state: str
+    reconnected: bool | None
+
+@dataclass(frozen=True, slots=True)
+class IncidentDetail:
+    """`left`: what a person has to do."""
+    id: str
+    kind: str
+    integration: str | None
+    app: str | None
+    since: datetime | None
+    until: datetime | None
+    reason: str
+    by: str
+    state: str
+    paused: bool
+    created_at: datetime
+    waits_until: datetime
+    selected: int
+    ended: int
+    outcomes: Facts
+    finished_at: datetime | None
+    left: tuple[Step, ...]
+
+@dataclass(frozen=True, slots=True)
+class IncidentPlan:
+    """What an incident would be about, and what would follow, in order. `confirm` is what an order repeats;
+    `exact` false: at most as many connections.
+    """
+    kind: str
+    confirm: str
+    connections: int
+    exact: bool
+    integrations: tuple[PlannedIntegration, ...]
+    steps: tuple[Step, ...]
 
 @dataclass(frozen=True, slots=True)
 class Integration:
@@ -825,6 +870,18 @@ class PersonSession:
     ended_at: datetime | None
 
 @dataclass(frozen=True, slots=True)
+class PlannedIntegration:
+    """`revokes`: its provider has a revocation endpoint; `replaces`: a refresh ends the refresh token that it
+    uses; `secret`: its client has a secret, which may have leaked.
+    """
+    integration: str
+    provider: str
+    connections: int
+    revokes: bool
+    replaces: bool
+    secret: bool
+
+@dataclass(frozen=True, slots=True)
 class ProviderSaid:
     """The newest refusal in which the provider said something, else the newest refusal.
 
@@ -859,28 +916,6 @@ class ProviderVersion:
     created_at: datetime
     changed_at: datetime
     revision: int
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question and how far its answer is: `connections` and `records` were looked at, `items` are the lines
-    of the answer. It is kept until `expires_at`. `app` is a name, or the id of one that is gone.
-    """
-    id: str
-    question: str
-    connection_id: str | None
-    app: str | None
-    integration: str | None
-    subject: str | None
-    since: datetime | None
-    until: datetime | None
-    by: str
-    state: str
-    connections: int
-    records: int
-    items: int
-    created_at: datetime
-    answered_at: datetime | None
-    expires_at: datetime
 
 @dataclass(frozen=True, slots=True)
 class ReachedPermit(PermitAccess):
@@ -943,6 +978,15 @@ class Simulation:
     complete: bool
     lost: int
     would_lose: tuple[LostAccess, ...]
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What follows. `by`: who does it; `done` null: it can't be seen."""
+    by: str
+    text: str
+    command: str | None
+    connections: int | None
+    done: bool | None
 
 @dataclass(frozen=True, slots=True)
 class TenantKey:
@@ -1012,20 +1056,6 @@ class TrustedIssuer:
     created_at: datetime
     changed_at: datetime
     revision: int
-
-@dataclass(frozen=True, slots=True)
-class UnusedConnection:
-    """A connection with a grant, or that waits for its subject, which no app has leased. `used_at` is the
-    last lease, to the hour; null: there was none.
-    """
-    id: str
-    integration: str
-    provider: str
-    subject: str
-    label: str
-    state: str
-    created_at: datetime
-    used_at: datetime | None
 
 @dataclass(frozen=True, slots=True)
 class Webhook:

@@ -20,6 +20,11 @@ evergrant questions incident --since 2026-05-03T12:00:00 --integration crm
 evergrant questions subject alice -o json
 evergrant questions ls
 evergrant questions answer qst_…
+evergrant audit key > log.pub
+evergrant audit receipt main-3/17 --out receipt.json
+evergrant audit verify receipt.json --log log.pub --record main-3/17
+evergrant audit checkpoint --kept log.checkpoint --log log.pub
+evergrant audit witness --name security.example/w1 --log log.pub
 evergrant login
 evergrant logout
 evergrant whoami
@@ -59,6 +64,15 @@ evergrant erasures get era_…
 evergrant holds ls
 evergrant holds put --subject alice --reason CASE-7 --until 2027-01-31T00:00:00
 evergrant holds end hld_… --reason "CASE-7 is closed"
+evergrant incident plan breach --integration crm
+evergrant incident start breach --integration crm --confirm crm --reason INC-9
+evergrant incident ls
+evergrant incident show inc_…
+evergrant incident connections inc_… --outcome unknown
+evergrant incident pause inc_…
+evergrant incident resume inc_…
+evergrant incident report inc_… --out report.jsonl
+evergrant incident verify report.jsonl --key evergrant.example+1f2e3d4c+AQ…
 evergrant connections sign con_… POST https://api.example.com/posts --form status=Hello
 evergrant apps ls
 evergrant apps get report

@@ -25,12 +25,16 @@ NOUNS: Mapping[str, tuple[str, str]] = {
         "Commands that a second admin must approve (EVERGRANT_FOUR_EYES), and agents' calls.",
     ),
     "apps": ("apps:apps", "Consumers of Evergrant, their API keys and credentials."),
-    "audit": ("audit:audit", "What happened: records, and evidence for an auditor."),
+    "audit": ("audit:audit", "What happened: records, receipts to check offline, evidence, and a witness."),
     "clients": ("clients:clients", "OAuth clients of the gateway, such as coding agents."),
     "connections": ("connections:connections", "Subjects' grants."),
     "delegations": ("agents:delegations", "Apps that act for one person: who for whom, and its end."),
     "erasures": ("erasures:erasures", "What was erased for good, and how far it has come."),
     "holds": ("erasures:holds", "Legal holds: what may not be erased or pruned."),
+    "incident": (
+        "incidents:incident",
+        "A breach drill, or what follows a leak of keys, and its signed report.",
+    ),
     "integrations": ("integrations:integrations", "OAuth clients at providers."),
     "issuers": (
         "credentials:issuers",

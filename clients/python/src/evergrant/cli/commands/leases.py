@@ -192,7 +192,7 @@ def lease_row(lease: Lease, *, show_token: bool) -> Row:
     return {"access_token": token, **members_of(lease, _LEASE)}
 
 
-_LEASE = ("token_type", "expires_at", "scopes", "generation", "connection_id", "grant_over")
+_LEASE = ("token_type", "expires_at", "scopes", "generation", "connection_id", "grant_over", "audit")
 
 
 def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:

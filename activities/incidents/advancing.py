@@ -1,0 +1,90 @@
+"""The next part of an incident: the page, the wave or the lines that its row says.
+
+The row is written in the transaction of each page: a worker that is killed anywhere is followed by another,
+which goes on there. A person pauses it between two pages.
+"""
+
+from datetime import timedelta
+
+from temporalio import activity
+
+from activities.incidents.renewing import Leak
+from activities.incidents.report import ReportWriter
+from activities.incidents.revoking import Breach
+from activities.incidents.rows import Rows, Waves
+from activities.incidents.selecting import Selection
+from activities.support.temporal import heartbeating
+from evergrant_server.core.clock import Clock, seconds_since_boot
+from evergrant_server.core.connections.incidents import (
+    Incident,
+    IncidentKind,
+    IncidentState,
+    wait_before_look,
+)
+from evergrant_server.core.messages import jobs
+from evergrant_server.core.messages.incidents import IncidentCall, IncidentProgress
+from evergrant_server.store import Store
+from evergrant_server.temporal_link.link import TemporalLink
+
+_WORK_S = 10.0  # of one try; then the workflow calls again
+WAVE = 25  # connections of an integration that are told, and haven't ended yet
+WAVE_S = timedelta(minutes=1)  # afterwards the next ones don't wait for them
+
+
+class IncidentActivities:
+    """`page`: connections in one transaction; `wave` and `wave_s`: how many of an integration are under way,
+    and how long the others wait for one."""
+
+    def __init__(
+        self,
+        store: Store,
+        link: TemporalLink,
+        clock: Clock,
+        origin: str,
+        *,
+        page: int = 20,
+        wave: int = WAVE,
+        wave_s: timedelta = WAVE_S,
+    ) -> None:
+        self._store, self._link, self._clock, self._origin = store, link, clock, origin
+        self._page, self._wave, self._wave_s = page, wave, wave_s
+
+    @activity.defn(name=jobs.ADVANCE_INCIDENT.name)
+    async def advance_incident(self, call: IncidentCall) -> IncidentProgress:
+        """Do what is next, for a while. The order in the store says what: without one, nothing is done."""
+        async with heartbeating():
+            async with self._store.read() as tx:
+                incident = await tx.incidents.get(call.tenant, call.incident_id)
+            if incident is None:
+                return IncidentProgress(state=IncidentState.DONE)
+            rows = Rows(self._store, self._clock, call)
+            ends, wait = seconds_since_boot() + _WORK_S, 0.0
+            while incident.finished_at is None and not incident.paused and not wait:
+                incident = await self._advance(rows, incident)
+                wait = wait_before_look(incident.idle - 1) if incident.idle else 0.0
+                if seconds_since_boot() >= ends:
+                    break
+            counts = {"selected": incident.selected, "ended": incident.ended}
+            rests = incident.paused or incident.finished_at is not None
+            next_s = None if rests else wait
+            return IncidentProgress(state=incident.state, paused=incident.paused, **counts, next_s=next_s)
+
+    async def _advance(self, rows: Rows, incident: Incident) -> Incident:
+        """The incident after one more page or look."""
+        waves = Waves(rows, self._wave, self._wave_s)
+        leak = Leak(rows, waves, self._link, self._page)
+        match incident.state:
+            case IncidentState.SELECTING:
+                return await Selection(rows, self._page).advance(incident)
+            case IncidentState.ROTATING:
+                return await leak.rotate(incident)
+            case IncidentState.WORKING:
+                if incident.kind is IncidentKind.BREACH:
+                    return await Breach(rows, waves).advance(incident)
+                return await leak.advance(incident)
+            case IncidentState.CLEANING:
+                return await leak.clean(incident)
+            case IncidentState.REPORTING:
+                return await ReportWriter(rows, self._origin).advance(incident)
+            case IncidentState.DONE:
+                return incident

@@ -1,0 +1,159 @@
+"""`evergrant incident`: a breach drill, or what follows a leak of keys; its report, and the check of one."""
+
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from cyclopts import App
+
+from evergrant.cli.options import DEFAULTS, Options
+from evergrant.cli.tables import show_one, show_rows
+from evergrant.cli.verbs import verb
+from evergrant.errors import BadRequest
+
+Kind = Literal["breach", "leak"]
+_INCIDENTS = ("id", "kind", "integration", "app", "state", "paused", "ended", "selected", "reason")
+_CONNECTIONS = ("connection_id", "integration", "step", "outcome", "state", "reconnected", "last_leased_at")
+_INTEGRATIONS = ("integration", "provider", "connections", "revokes", "replaces", "secret")
+_STEPS = ("by", "connections", "text", "command")
+
+incident = App(name="incident")
+
+verb(incident, "ls list", "incidents", "List the incidents of the tenant.", _INCIDENTS)
+verb(incident, "show get", "incident", "Show how far an incident is, and what a person has to do.")
+verb(incident, "pause", "pause_incident", "Have an incident rest at the end of its page.")
+verb(incident, "resume", "resume_incident", "Have a paused incident go on.")
+
+
+@incident.command
+def plan(
+    kind: Kind,
+    /,
+    *,
+    integration: str | None = None,
+    app: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    options: Options = DEFAULTS,
+) -> None:
+    """Show what an incident would be about, and what would follow. Changes nothing.
+
+    Args:
+        kind: `breach`: tokens may have leaked; `leak`: keys of Evergrant may have.
+        integration: Only its connections.
+        app: Of a breach: only what this app has leased.
+        since: Of a breach: only what was leased since then, in UTC.
+        until: Of a breach: only what was leased before then, in UTC.
+    """
+    with options.client() as client:
+        planned = client.plan_incident(
+            kind, integration=integration, app=app, since=_in_utc(since), until=_in_utc(until)
+        )
+    if options.output != "table":
+        show_one(planned, options.output)
+        return
+    most = "" if planned.exact else "at most "
+    print(f"{most}{planned.connections:,} connections; to confirm: --confirm {planned.confirm}")
+    show_rows(planned.integrations, _INTEGRATIONS, options.output)
+    show_rows(planned.steps, _STEPS, options.output)
+
+
+@incident.command
+def start(
+    kind: Kind,
+    /,
+    *,
+    reason: str,
+    confirm: str,
+    integration: str | None = None,
+    app: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    wait: float | None = None,
+    roots_replaced: bool = False,
+    options: Options = DEFAULTS,
+) -> None:
+    """Stop, revoke and shred connections for good, or replace what leaked keys protect.
+
+    Args:
+        kind: `breach`: tokens may have leaked; `leak`: keys of Evergrant may have.
+        reason: For the audit log and the report: name a ticket, and no person.
+        confirm: The name of what it is about, as `evergrant incident plan` prints it.
+        integration: Only its connections.
+        app: Of a breach: only what this app has leased. The app is disabled.
+        since: Of a breach: only what was leased since then, in UTC.
+        until: Of a breach: only what was leased before then, in UTC.
+        wait: Seconds after which it is reported how far the connections are.
+        roots_replaced: After a leak: the roots are new, by `keys rotate` and `keys rewrap` on the host.
+    """
+    with options.client() as client:
+        begun = client.open_incident(
+            kind,
+            confirm=confirm,
+            reason=reason,
+            integration=integration,
+            app=app,
+            since=_in_utc(since),
+            until=_in_utc(until),
+            wait=None if wait is None else timedelta(seconds=wait),
+            roots_replaced=roots_replaced,
+        )
+    show_one(begun, options.output)
+
+
+@incident.command
+def connections(incident_id: str, /, *, outcome: str | None = None, options: Options = DEFAULTS) -> None:
+    """List the connections of an incident.
+
+    Args:
+        outcome: Only these: confirmed, nothing_held, not_supported, unknown, renewed, reconnect, gone.
+    """
+    with options.client() as client:
+        listed = client.incident_connections(incident_id, outcome=outcome)
+        show_rows(listed, _CONNECTIONS, options.output)
+
+
+@incident.command
+def report(incident_id: str, /, *, out: Path | None = None, options: Options = DEFAULTS) -> None:
+    """Print the signed report of an incident that is done, as JSON Lines.
+
+    Args:
+        out: A new file for it.
+    """
+    with options.client() as client:
+        content = client.incident_report(incident_id)
+    if not isinstance(content, bytes):
+        why = f"{content.ended} of {content.selected} connections have ended"
+        raise BadRequest(f"It isn't done: {why}.", code="not_done", repair="Ask again later.")
+    if out is None:
+        sys.stdout.buffer.write(content)
+        return
+    with out.open("xb") as file:
+        file.write(content)
+    print(f"evergrant: {out} has {content.count(bytes([10]))} lines", file=sys.stderr)
+
+
+@incident.command
+def verify(file: Path, /, *, key: str | None = None, options: Options = DEFAULTS) -> None:
+    """Check a report without Evergrant: every line, and the signature. Ends with 1 for one that is changed.
+
+    Args:
+        file: As `evergrant incident report` has written it.
+        key: The public key that you have kept, such as from the first drill: `<name>+<id>+<base64>`.
+    """
+    from evergrant.incident_report import ReportError, verify_report
+
+    with file.open("rb") as lines:
+        try:
+            checked = verify_report(lines, key)
+        except ReportError as error:
+            raise BadRequest(f"{file}: {error}", code="report_refused", repair="Fetch it again.") from None
+    if not checked.compared:
+        hint = "it is as this key has signed it; give --key to compare it with the one that you have kept"
+        print(f"evergrant: {hint}", file=sys.stderr)
+    show_one(checked, options.output)
+
+
+def _in_utc(at: datetime | None) -> datetime | None:
+    return at.replace(tzinfo=UTC) if at is not None and at.tzinfo is None else at
