@@ -35,27 +35,30 @@ class TurnKey(NamedTuple):
     tenant: str
     part: str = ""
 
+    @classmethod
+    def of_tenant(cls, request: Any) -> "TurnKey":
+        return cls(request.tenant)
 
-def of_tenant(request: Any) -> TurnKey:
-    return TurnKey(request.tenant)
+    @classmethod
+    def of_integration(cls, request: Any) -> "TurnKey":
+        return cls(request.tenant, request.integration_id or "")
 
+    @classmethod
+    def of_webhook(cls, request: Any) -> "TurnKey":
+        return cls(request.tenant, request.webhook_id)
 
-def of_integration(request: Any) -> TurnKey:
-    return TurnKey(request.tenant, request.integration_id or "")
-
-
-def of_webhook(request: Any) -> TurnKey:
-    return TurnKey(request.tenant, request.webhook_id)
-
-
-def of_installation(request: Any) -> TurnKey:
-    """A pass over all tenants takes a turn of none of them."""
-    return TurnKey("")
+    @classmethod
+    def of_installation(cls, request: Any) -> "TurnKey":
+        """A pass over all tenants takes a turn of none of them."""
+        return cls("")
 
 
 @dataclass(frozen=True)
 class Activity(Generic[RequestT, ResultT]):
     """One row. `summary` is what the Temporal UI shows of a call.
+
+    A failure of the provider, the client or the subject comes back as a result, so that `core` decides about
+    it. What an activity raises is the platform's own trouble, which Temporal retries.
 
     `turn` None: it calls nobody outside, and a worker's egress refuses to send anything for it. `urgent`
     False: it waits in the task queue behind the others.
