@@ -165,16 +165,20 @@ async def _monitoring(tx: Transaction, call: ApiCall) -> TopicEvidence:
     since, rules = call.now - _SHOWN, call.api.settings.detection_rules
     noticed = await tx.detections.count_since(call.tenant, since)
     listeners = await tx.evidence.listeners(call.tenant, EventType.DETECTED)
+    checkpoint = await tx.checkpoints.newest()
+    signed_at = None if checkpoint is None else checkpoint.at.isoformat()
     off = [name for name, value in vars(rules).items() if not value]
     lacks = _some(
         not listeners,
         "no webhook gets detection.raised: what is noticed waits for somebody to look",
         off,
         f"detection is off for {', '.join(off)}",
+        signed_at is None,
+        "no checkpoint of the log is signed: a worker signs one within seconds",
         True,
         "the log isn't verified here: GET /v1/audit/verify, evergrant_server audit verify",
     )
-    answer = {"noticed": noticed, "webhooks_that_get_it": listeners}
+    answer = {"noticed": noticed, "webhooks_that_get_it": listeners, "checkpoint_signed_at": signed_at}
     what = "What was noticed in 90 days of uses that are unlike those before"
     query = f"GET /v1/detections?since={_day(since)}"
     return TopicEvidence(what, query, f"evergrant detections --since {_day(since)}", answer, lacks)
@@ -182,19 +186,21 @@ async def _monitoring(tx: Transaction, call: ApiCall) -> TopicEvidence:
 
 async def _incidents(tx: Transaction, call: ApiCall) -> TopicEvidence:
     counts, ends = await tx.evidence.records(call.tenant), await tx.evidence.ends(call.tenant)
+    incidents = await tx.evidence.incidents(call.tenant, call.now - _OLD)
     answer = {
+        **incidents,
         "questions_about_incidents": counts["questions_about_incidents"],
         "revoking": ends["revoking"],
         **{name: number for name, number in ends.items() if name.startswith("revoked_")},
     }
     lacks = _some(
-        not counts["questions_about_incidents"],
-        "nobody has asked in the last week which tokens an incident touched: rehearse it",
+        not incidents,
+        "no incident, and no drill of one, in a year: evergrant incident plan",
         ends["revoking"],
         f"{ends['revoking']} revocations aren't confirmed yet",
     )
-    what = "Which tokens an incident touched, and how far revocations are"
-    return TopicEvidence(what, "POST /v1/questions", "evergrant questions incident", answer, lacks)
+    what = "Incidents and drills of a year with their signed reports, and how far revocations are"
+    return TopicEvidence(what, "GET /v1/incidents", "evergrant incident ls", answer, lacks)
 
 
 async def _records(tx: Transaction, call: ApiCall) -> TopicEvidence:

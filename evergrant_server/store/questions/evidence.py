@@ -12,6 +12,7 @@ from evergrant_server.store.database.columns import Row, table_of
 from evergrant_server.store.database.rows import Repository
 from evergrant_server.store.decisions import AccessRequestRow, ApprovalRow
 from evergrant_server.store.erasure.orders import ErasureRow, LegalHoldRow
+from evergrant_server.store.incidents import IncidentRow
 from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.people.people import AdminLoginRow
 from evergrant_server.store.permits import PermitRow, PermitUseRow
@@ -90,6 +91,12 @@ class EvidenceCounts(Repository):
             "questions_about_subjects": await self._count(QuestionRow, tenant, question.kind == "subject"),
             "questions_about_incidents": await self._count(QuestionRow, tenant, question.kind == "incident"),
         }
+
+    async def incidents(self, tenant: Tenant, since: datetime) -> Counts:
+        """Incidents and drills of that time by state, and the connections that ended unconfirmed in them."""
+        incident = table_of(IncidentRow).c
+        states = await self._by(IncidentRow, tenant, incident.state, incident.created_at >= since)
+        return {f"incidents_{state}": number for state, number in sorted(states.items())}
 
     async def listeners(self, tenant: Tenant, event: str) -> int:
         """How many webhooks that aren't disabled get this event."""
