@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 
-from activities.anchors import AnchorError, AnchorPort, AnchorRefusal
+from activities.anchors import AnchorError, AnchorPort, AnchorRefusal, PathFrom
 from evergrant_server import audit
 from evergrant_server.audit.checkpoints.heads import HeadsLog
 from evergrant_server.audit.checkpoints.proofs import extension_path
@@ -132,7 +132,7 @@ class AuditLogKeeper:
         rested = seconds_since_boot() - self._tried_at[name] >= anchor.every.total_seconds()
         return rested and (turn is None or turn.done())
 
-    def _path_to(self, checkpoint: Checkpoint):  # of `PathFrom`
+    def _path_to(self, checkpoint: Checkpoint) -> PathFrom:
         async def path_from(size: int) -> list[bytes]:
             async with self._store.read() as tx:
                 return list(await extension_path(tx, size, checkpoint.tree.size))

@@ -12,23 +12,33 @@ from sqlalchemy import (
     ColumnElement,
     Select,
     String,
+    Subquery,
     Tuple,
+    func,
+    literal,
     literal_column,
     select,
     text,
     tuple_,
+    union_all,
 )
 from sqlmodel import col
 
 from evergrant_server.audit.bodies import canonical_json, record_of
 from evergrant_server.audit.filing import records_about
 from evergrant_server.audit.trees import append
-from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
+from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
-from evergrant_server.store.audit_tables import ACCESS_CONDITION, NO_LEASE_CONDITION, AuditRow
+from evergrant_server.store.audit_tables import (
+    ACCESS_CONDITION,
+    NO_LEASE_CONDITION,
+    AuditRow,
+    AuditShardRow,
+    AuditTreeRow,
+)
 from evergrant_server.store.database.columns import UtcDateTime, table_of
 from evergrant_server.store.database.rows import columns_equal, fetch_all
 
@@ -37,21 +47,64 @@ _NO_LEASE: ColumnElement[bool] = literal_column(NO_LEASE_CONDITION, Boolean())
 
 
 class Window(NamedTuple):
-    """Which records: from `since` on, before `until`; `access_only`: those about who may do what."""
+    """Which records: from `since` on, before `until`; `access_only`: those about who may do what; `actions`:
+    those of these actions."""
 
     since: datetime | None = None
     until: datetime | None = None
     access_only: bool = False
+    actions: tuple[AuditAction, ...] = ()
 
     def narrow(self, query: Select[Any]) -> Select[Any]:
         if self.since is not None:
             query = query.where(col(AuditRow.at) >= self.since)
         if self.until is not None:
             query = query.where(col(AuditRow.at) < self.until)
+        if self.actions:
+            query = query.where(col(AuditRow.action).in_([action.value for action in self.actions]))
         return query.where(text(ACCESS_CONDITION)) if self.access_only else query
 
 
 ALL = Window()
+
+
+class StoredRecord(NamedTuple):
+    """A record with its body, the text that its hash covers; None where it was erased."""
+
+    record: AuditRecord
+    body: str | None
+
+    @property
+    def place(self) -> str:
+        """`<shard>/<number>`, as receipts name it."""
+        return f"{self.record.shard}/{self.record.seq}"
+
+
+def shard_ends() -> Subquery:
+    """The columns tenant, shard, first and last, the numbers of its first and last record, of every shard
+    that has a record.
+
+    Within a shard records are committed in the order of their numbers, without a gap: a reader who has seen
+    one has seen all before it.
+    """
+    chain, tree = AuditShardRow, AuditTreeRow
+    of_chains = select(
+        col(chain.tenant), col(chain.shard), literal(1).label("first"), col(chain.count).label("last")
+    ).where(col(chain.count) > 0)
+    of_trees = select(col(tree.tenant), col(tree.shard), literal(0), col(tree.size) - 1)
+    return union_all(of_chains, of_trees.where(col(tree.size) > 0)).subquery()
+
+
+async def following(
+    tx: Transaction, tenant: Tenant, shard: str, after: int, limit: int
+) -> list[StoredRecord]:
+    """The next records of a shard behind the number `after`, by their numbers; -1: from the first on.
+
+    Raises nothing for a number beyond the end: there is no record.
+    """
+    rest = columns_equal(AuditRow, tenant=tenant, shard=shard) & (col(AuditRow.seq) > after)
+    query = select(AuditRow).where(rest).order_by(col(AuditRow.seq)).limit(limit)
+    return [StoredRecord(record_of(row), row["body"]) for row in await fetch_all(tx.connection, query)]
 
 
 async def page(
@@ -84,6 +137,16 @@ async def page(
         query = query.where(place < start if newest_first else place > start)
     sorting = [column.desc() for column in order] if newest_first else order
     return [record_of(row) for row in await fetch_all(tx.connection, query.order_by(*sorting).limit(limit))]
+
+
+async def shard_after(tx: Transaction, tenant: Tenant, shard: str | None) -> str | None:
+    """The tenant's next shard that has records, by name, behind `shard`; None: there is no other."""
+    ends = shard_ends()
+    names = select(ends.c.shard).where(ends.c.tenant == tenant)
+    if shard is not None:
+        names = names.where(ends.c.shard > shard)
+    rows = await fetch_all(tx.connection, names.order_by(ends.c.shard).limit(1))
+    return rows[0]["shard"] if rows else None
 
 
 async def newest_record(
@@ -128,6 +191,30 @@ async def newest_of_tenant(
     mine = select(AuditRow).where(columns_equal(AuditRow, tenant=tenant)).order_by(*order).limit(among)
     wanted = {action.value for action in actions}
     return [record_of(row) for row in await fetch_all(tx.connection, mine) if row["action"] in wanted]
+
+
+async def count_actions(tx: Transaction, tenant: Tenant, window: Window) -> dict[str, int]:
+    """How many records of each action there are."""
+    mine = columns_equal(AuditRow, tenant=tenant)
+    counted: Select[Any] = select(col(AuditRow.action), func.count().label("number")).where(mine)
+    rows = await fetch_all(tx.connection, window.narrow(counted).group_by(col(AuditRow.action)))
+    return {row["action"]: int(row["number"]) for row in rows}
+
+
+class ShardPlace(NamedTuple):
+    """Where the records of a shard end: those with a lower number than `end` are there."""
+
+    tenant: Tenant
+    shard: str
+    end: int
+
+
+async def tree_ends(tx: Transaction) -> list[ShardPlace]:
+    """The end of every shard of every tenant, without the installation's own. Chains of before have none."""
+    tree = table_of(AuditTreeRow).c
+    query = select(tree.tenant, tree.shard, tree.size).where(tree.tenant != INSTALLATION)
+    rows = await tx.connection.execute(query)
+    return [ShardPlace(Tenant(tenant), name, size) for tenant, name, size in rows]
 
 
 def page_cursor(record: AuditRecord) -> str:

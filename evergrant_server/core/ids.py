@@ -50,7 +50,10 @@ DelegationRuleId = NewType("DelegationRuleId", str)
 ErasureId = NewType("ErasureId", str)
 LegalHoldId = NewType("LegalHoldId", str)
 KeyRotationId = NewType("KeyRotationId", str)
+QuestionId = NewType("QuestionId", str)
+DetectionId = NewType("DetectionId", str)
 IncidentId = NewType("IncidentId", str)
+StreamId = NewType("StreamId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -93,7 +96,10 @@ PREFIXES = (
     "era",
     "hld",
     "rot",
+    "qst",
+    "det",
     "inc",
+    "stm",
 )
 
 

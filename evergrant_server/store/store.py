@@ -17,6 +17,7 @@ from evergrant_server.crypto import ROOT_PURPOSES, KeyPurpose, KeyRing, Role, Se
 from evergrant_server.store.access import Access
 from evergrant_server.store.agents.agents import Agents, AgentStops
 from evergrant_server.store.agents.delegations import DelegationRules, Delegations
+from evergrant_server.store.audit_streams import AuditStreams, StreamStates
 from evergrant_server.store.authentication import AppCredentials, AppTokens, KeySessions
 from evergrant_server.store.checkpoints import Checkpoints
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
@@ -69,6 +70,9 @@ from evergrant_server.store.oauth.requests import (
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.people.people import AdminLogins, PersonLogins, PersonSessions
 from evergrant_server.store.provider_events import Introspections, Receivers
+from evergrant_server.store.questions.detections import AppActivities, Detections
+from evergrant_server.store.questions.evidence import EvidenceCounts
+from evergrant_server.store.questions.questions import PersonalFacts, Questions, Uses
 from evergrant_server.store.root_keys import WrappedRoots
 from evergrant_server.store.rotation.connection_keys import ConnectionKeyRotation
 from evergrant_server.store.rotation.processes import Processes
@@ -164,10 +168,18 @@ class Transaction:
     histories = _with_connection(Histories)
     webhooks = _with_sealer(Webhooks)
     deliveries = _with_ring(Deliveries)
+    audit_streams = _with_sealer(AuditStreams)
+    stream_states = _with_connection(StreamStates)
     receivers = _with_sealer(Receivers)
     account_identifiers = _with_ring(AccountIdentifiers)
     introspections = _with_connection(Introspections)
     idempotency = _with_sealer(Idempotency)
+    questions = _with_connection(Questions)
+    evidence = _with_connection(EvidenceCounts)
+    detections = _with_connection(Detections)
+    app_activities = _with_connection(AppActivities)
+    uses = _with_connection(Uses)
+    personal_facts = _with_connection(PersonalFacts)
     checkpoints = _with_sealer(Checkpoints)
     processes = cached_property(lambda tx: Processes(tx.connection, tx.now))
     root_moves = cached_property(lambda tx: RootMoves(tx.connection, tx.ring, tx.now))
