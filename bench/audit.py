@@ -24,6 +24,7 @@ from bench.ledger import lease_claim
 from bench.processes import postgresql
 from evergrant_server import audit
 from evergrant_server.audit.bodies import body_of, canonical_json, format_timestamp
+from evergrant_server.audit.filing import file_leases
 from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts, LeaseRecord
 from evergrant_server.audit.tree import leaf_hash
 from evergrant_server.audit.trees import TreeEnd, begin_tree
@@ -211,6 +212,17 @@ async def measure(kind: str, url: str, key_file: Path, records: int) -> None:
             f" {_peak_mb():.0f} MB after",
             flush=True,
         )
+        began = perf_counter()
+        await file_leases(store)
+        print(f"filed by their objects in {(perf_counter() - began) * 1e6 / verdict.records:.1f} µs each")
+        for object in (None, claims[0].connection_id):
+            for newest_first in (False, True):
+                began = perf_counter()
+                async with store.read() as tx:
+                    page = await audit.page(tx, TENANT, object=object, limit=100, newest_first=newest_first)
+                about = "of a connection" if object else "of the tenant"
+                took = (perf_counter() - began) * 1000
+                print(f"a page of {len(page)} records {about}, newest first {newest_first}: {took:.1f} ms")
     finally:
         await store.close()
 
