@@ -42,7 +42,7 @@ from tests.fakes.patience import PATIENCE_S, eventually
 ACME, OTHER = Tenant("acme"), Tenant("other")
 SOURCE = "https://evergrant.example"
 SECRET = new_signing_secret(b"a secret of a stream, 32 bytes !")
-FIRST = 1  # the number of a shard's first record
+FIRST = 0  # the number of a shard's first record
 Places = dict[str, list[int]]
 
 

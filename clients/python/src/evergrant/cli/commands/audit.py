@@ -12,28 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from evergrant.cli.arguments import Seconds, argument_error, read_text, require_audit_extra
+from evergrant.cli.commands.audit_export import NotProven, export_audit, is_export, verify_export
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.tables import Format, show_one, show_rows
-from evergrant.errors import BadRequest, EvergrantError
+from evergrant.errors import BadRequest
 from evergrant.grant_files import write_private_file
 
 if TYPE_CHECKING:
     from evergrant.audit.notes import VerifierKey
 
 audit = App(name="audit")
+audit.command(export_audit, name="export")
 
 _RECORDS = ("seq", "shard", "at", "action", "by", "detail")
 _RETRY_S = 1.0
 _NOT_FOUND = "not_found"
 
 LogKey = Annotated[str | None, Parameter(env_var="EVERGRANT_AUDIT_LOG")]
-
-
-class NotProven(EvergrantError):
-    """What was offered doesn't show what it should."""
-
-    default_code = "not_proven"
-    default_repair = "Ask the installation's security team; keep this file, it may be the evidence."
 
 
 @audit.default
@@ -83,10 +78,10 @@ def verify(
     least: int | None = None,
     output: Annotated[Format, Parameter(name=["--output", "-o"])] = Format.TABLE,
 ) -> None:
-    """Check a receipt offline: that the installation's log has exactly this record, at this place.
+    """Check a receipt or an export offline: that the installation's log has exactly these records.
 
     Args:
-        file: The receipt, as `evergrant audit receipt` wrote it; - is the standard input.
+        file: What `evergrant audit receipt` or `export` wrote; - is the standard input, for a receipt.
         log: The public key of the installation's log, or a file that holds it: from its security team.
         tenant: The tenant whose record it should be.
         record: The place that it should be of, as a lease named it.
@@ -97,6 +92,9 @@ def verify(
     from evergrant.audit.receipts import Receipt, ReceiptError
 
     keys = [_key(text) for text in witness]
+    if record is None and is_export(file):
+        verify_export(file, _key(log), tenant, keys, len(keys) if least is None else least, output)
+        return
     try:
         verified = Receipt.parse(read_text(file)).verified(
             _key(log),
