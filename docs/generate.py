@@ -62,6 +62,8 @@ WHEN = {
     "within a minute after the first",
     AuditAction.BULK_READ: "an app requested an export, or leased as many connections within an hour as "
     "`EVERGRANT_BULK_READ_ALARM` says",
+    AuditAction.DETECTED: "a worker noticed a use that is unlike those before: `kind`",
+    AuditAction.QUESTION_ASKED: "an admin or auditor asked a question, or for everything about a subject",
     AuditAction.CONNECTION_CREATED: "a connection was created",
     AuditAction.CONNECTION_IMPORTED: "an existing grant was imported with its tokens",
     AuditAction.CONNECTION_EXPORTED: "a connection's tokens were sealed to the key of an export",
@@ -225,6 +227,10 @@ WHEN = {
     AuditAction.KEY_ROTATION_PAUSED: "a rotation of keys was paused, or gone on with",
     AuditAction.KEYS_ROTATED: "a rotation of keys is done; counts new keys, what was moved to them, and the "
     "older keys that were destroyed or kept",
+    AuditAction.SECRET_RETIRED: "an older client secret or signing secret was retired before its time; names "
+    "which",
+    AuditAction.ROOT_RETIRED: "a root key, or the row of what roles sign with, was retired; nothing stands "
+    "under it, and a row that denies it is refused",
     AuditAction.HOSTS_ACCEPTED: "the operator has accepted hosts for an integration's secrets; names them",
     AuditAction.AUTHORITY_BROKEN: "a row that says who may do what was not written by Evergrant; refused",
 }

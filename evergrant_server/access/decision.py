@@ -14,7 +14,7 @@ from evergrant_server.access.judged_request import JudgedRequest, refusal
 from evergrant_server.access.judgement import lacks, state_refusal, target_of
 from evergrant_server.access.limits import LeaseLimits, RateLimited
 from evergrant_server.access.narrowing import NarrowedLeases
-from evergrant_server.access.recording import LeasedConnections, RefusalLog, record_bulk_read
+from evergrant_server.access.recording import CallerNetworks, LeasedConnections, RefusalLog, record_bulk_read
 from evergrant_server.access.refreshes import RefreshKey, RefreshWaiter
 from evergrant_server.access.refusals import (
     LeaseRequest,
@@ -29,6 +29,7 @@ from evergrant_server.access.refusals import (
 from evergrant_server.audit.lease_ledger import StaleClaim
 from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts
 from evergrant_server.core.bounded import Bounded
+from evergrant_server.core.clock import seconds_since_boot
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
@@ -42,7 +43,7 @@ from evergrant_server.telemetry import metrics
 from providers.requests.dpop import origin_of
 
 JUDGED = "evergrant.judged_lease"  # of the ASGI scope: the JudgedLease, where the key is there
-_MAX_TRIES = 4  # for a row that keeps changing
+_MAX_TRIES = 4  # for a newer row, while narrower tokens come beside the one that is waited for
 _MAX_CACHED = 50_000
 
 
@@ -66,8 +67,15 @@ class IssuedLease(NamedTuple):
 class LeaseIssuer:
     """Issues leases. Sealed rows are cached; no token leaves before the ledger's commit."""
 
-    def __init__(self, api: ApiContext, refresher: RefreshWaiter, refusals: RefusalLog) -> None:
-        self._api = api
+    def __init__(
+        self,
+        api: ApiContext,
+        refresher: RefreshWaiter,
+        refusals: RefusalLog,
+        networks: CallerNetworks | None = None,
+    ) -> None:
+        """Without `networks` nothing is noted of where callers are: a gateway writes no such row."""
+        self._api, self._networks = api, networks
         self._refresher = refresher
         self._narrowed = NarrowedLeases(api, refresher)
         self._refusals = refusals
@@ -82,12 +90,14 @@ class LeaseIssuer:
     ) -> IssuedLease:
         """Decide and record a lease. `known` is the caller as cached.
 
-        Raises Failure; a refusal of an authenticated app is in the audit log too.
+        One whose connection or app changes before it is recorded is decided again, for as long as a lease
+        waits for a refresh. Raises Failure; a refusal of an authenticated app is in the audit log too.
         """
         caller, from_cache = known
+        ends = seconds_since_boot() + self._api.settings.lease_wait.total_seconds()
         try:
             with self.limits.admit(request.scope, caller.app):
-                for _ in range(_MAX_TRIES):
+                while True:
                     call = JudgedRequest.of(self._api, request, caller)
                     with suppress(StaleClaim):
                         try:
@@ -99,9 +109,11 @@ class LeaseIssuer:
                                 await self._refusals.record(refusal_entry(call, lease_request, failure))
                                 raise
                     # what is stale, and a refusal from the cache, is decided again from the store
-                    self._forget(caller, lease_request)
+                    self.forget(caller, lease_request)
                     caller, from_cache = await self._api.authenticator.authenticate(request), False
                     self._api.authenticator.cache(caller)
+                    if seconds_since_boot() >= ends:
+                        break
         except RateLimited as failure:
             call = JudgedRequest.of(self._api, request, known[0])
             await self._refusals.record(refusal_entry(call, lease_request, failure))
@@ -142,6 +154,8 @@ class LeaseIssuer:
         recorded = await self._api.ledger.record(claim_of(call, lease_request, row, decision))
         if not narrower:
             self._remember(call, lease_request, row, recorded.facts, hold)
+        if self._networks is not None:
+            self._networks.note(call)
         if self.leased.reaches_alarm(call.caller.app.id, row.connection_id, self._now()):
             await self.raise_alarm(call)
         return IssuedLease(row, recorded.place)
@@ -193,7 +207,8 @@ class LeaseIssuer:
             ends.append(grant.expires_at - grant.refresh_margin(self._margin))
         return min(ends)
 
-    def _forget(self, caller: Caller, lease_request: LeaseRequest) -> None:
+    def forget(self, caller: Caller, lease_request: LeaseRequest) -> None:
+        """Have the caller and its connection's row read again: something of them has changed."""
         self._rows.pop(lease_request.cache_key(caller.tenant), None)
         self._api.authenticator.evict(caller)
 

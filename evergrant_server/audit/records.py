@@ -6,35 +6,62 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Select, String, Subquery, Tuple, literal, select, text, tuple_, union_all
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Select,
+    String,
+    Subquery,
+    Tuple,
+    func,
+    literal,
+    literal_column,
+    select,
+    text,
+    tuple_,
+    union_all,
+)
 from sqlmodel import col
 
 from evergrant_server.audit.bodies import canonical_json, record_of
+from evergrant_server.audit.filing import records_about
 from evergrant_server.audit.trees import append
-from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
+from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
-from evergrant_server.store.audit_tables import ACCESS_CONDITION, AuditRow, AuditShardRow, AuditTreeRow
-from evergrant_server.store.database.columns import UtcDateTime
+from evergrant_server.store.audit_tables import (
+    ACCESS_CONDITION,
+    NO_LEASE_CONDITION,
+    AuditRow,
+    AuditShardRow,
+    AuditTreeRow,
+)
+from evergrant_server.store.database.columns import UtcDateTime, table_of
 from evergrant_server.store.database.rows import columns_equal, fetch_all
 
 _MOST_NEWEST = 20
+_NO_LEASE: ColumnElement[bool] = literal_column(NO_LEASE_CONDITION, Boolean())
 
 
 class Window(NamedTuple):
-    """Which records: from `since` on, before `until`; `access_only`: those about who may do what."""
+    """Which records: from `since` on, before `until`; `access_only`: those about who may do what; `actions`:
+    those of these actions."""
 
     since: datetime | None = None
     until: datetime | None = None
     access_only: bool = False
+    actions: tuple[AuditAction, ...] = ()
 
     def narrow(self, query: Select[Any]) -> Select[Any]:
         if self.since is not None:
             query = query.where(col(AuditRow.at) >= self.since)
         if self.until is not None:
             query = query.where(col(AuditRow.at) < self.until)
+        if self.actions:
+            query = query.where(col(AuditRow.action).in_([action.value for action in self.actions]))
         return query.where(text(ACCESS_CONDITION)) if self.access_only else query
 
 
@@ -94,10 +121,17 @@ async def page(
 
     Cursors come from `page_cursor`. Raises Failure INVALID_REQUEST for any other.
     """
+    if object is not None and not window.access_only:
+        start = None if after is None else _place_after(after)
+        bounds = {"since": window.since, "until": window.until, "after": start}
+        rows = await records_about(
+            tx, [*table_of(AuditRow).c], tenant, object, limit=limit, newest_first=newest_first, **bounds
+        )
+        return [record_of(row) for row in rows]
     order = (col(AuditRow.at), col(AuditRow.shard), col(AuditRow.seq))
     query = window.narrow(select(AuditRow).where(columns_equal(AuditRow, tenant=tenant)))
     if object is not None:
-        query = query.where(col(AuditRow.object) == object)
+        query = query.where(col(AuditRow.object) == object, _NO_LEASE)
     if after is not None:
         place, start = tuple_(*order), _after(after)
         query = query.where(place < start if newest_first else place > start)
@@ -118,8 +152,8 @@ async def shard_after(tx: Transaction, tenant: Tenant, shard: str | None) -> str
 async def newest_record(
     tx: Transaction, tenant: Tenant, object: str, action: AuditAction
 ) -> AuditRecord | None:
-    """The last record of this action about an object, or None."""
-    mine = columns_equal(AuditRow, tenant=tenant, object=object, action=action.value)
+    """The last record of this action, which is no lease's, about an object, or None."""
+    mine = columns_equal(AuditRow, tenant=tenant, object=object, action=action.value) & _NO_LEASE
     rows = await fetch_all(
         tx.connection, select(AuditRow).where(mine).order_by(col(AuditRow.at).desc()).limit(1)
     )
@@ -127,8 +161,10 @@ async def newest_record(
 
 
 async def record_before(tx: Transaction, record: AuditRecord) -> AuditRecord | None:
-    """The last record of the same action about the same object before this one, or None."""
+    """The last record of the same action, which is no lease's, about the same object before this one, or
+    None."""
     mine = columns_equal(AuditRow, tenant=record.tenant, object=record.object, action=record.action.value)
+    mine &= _NO_LEASE
     order = (col(AuditRow.at), col(AuditRow.shard), col(AuditRow.seq))
     mine &= tuple_(*order) < _after(page_cursor(record))
     query = select(AuditRow).where(mine).order_by(*(column.desc() for column in order)).limit(1)
@@ -139,8 +175,8 @@ async def record_before(tx: Transaction, record: AuditRecord) -> AuditRecord | N
 async def newest_records(
     tx: Transaction, tenant: Tenant, object: str, actions: Iterable[AuditAction], since: datetime
 ) -> list[AuditRecord]:
-    """The last twenty records of these actions about an object, the newest first."""
-    condition = columns_equal(AuditRow, tenant=tenant, object=object)
+    """The last twenty records of these actions, which are no leases', about an object, the newest first."""
+    condition = columns_equal(AuditRow, tenant=tenant, object=object) & _NO_LEASE
     condition &= (col(AuditRow.at) >= since) & col(AuditRow.action).in_([action.value for action in actions])
     order = (col(AuditRow.at).desc(), col(AuditRow.shard), col(AuditRow.seq).desc())
     query = select(AuditRow).where(condition).order_by(*order).limit(_MOST_NEWEST)
@@ -157,6 +193,30 @@ async def newest_of_tenant(
     return [record_of(row) for row in await fetch_all(tx.connection, mine) if row["action"] in wanted]
 
 
+async def count_actions(tx: Transaction, tenant: Tenant, window: Window) -> dict[str, int]:
+    """How many records of each action there are."""
+    mine = columns_equal(AuditRow, tenant=tenant)
+    counted: Select[Any] = select(col(AuditRow.action), func.count().label("number")).where(mine)
+    rows = await fetch_all(tx.connection, window.narrow(counted).group_by(col(AuditRow.action)))
+    return {row["action"]: int(row["number"]) for row in rows}
+
+
+class ShardPlace(NamedTuple):
+    """Where the records of a shard end: those with a lower number than `end` are there."""
+
+    tenant: Tenant
+    shard: str
+    end: int
+
+
+async def tree_ends(tx: Transaction) -> list[ShardPlace]:
+    """The end of every shard of every tenant, without the installation's own. Chains of before have none."""
+    tree = table_of(AuditTreeRow).c
+    query = select(tree.tenant, tree.shard, tree.size).where(tree.tenant != INSTALLATION)
+    rows = await tx.connection.execute(query)
+    return [ShardPlace(Tenant(tenant), name, size) for tenant, name, size in rows]
+
+
 def page_cursor(record: AuditRecord) -> str:
     """The opaque cursor of the page that begins after this record."""
     position = [record.at.isoformat(), record.shard, record.seq]
@@ -164,6 +224,10 @@ def page_cursor(record: AuditRecord) -> str:
 
 
 def _after(cursor: str) -> Tuple:
+    return tuple_(*_place_after(cursor), types=[UtcDateTime(), String(), BigInteger()])
+
+
+def _place_after(cursor: str) -> tuple[datetime, str, int]:
     try:
         at, shard, seq = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         position = datetime.fromisoformat(at), shard, seq
@@ -171,7 +235,7 @@ def _after(cursor: str) -> Tuple:
         position = None
     if position is None or position[0].tzinfo is None or type(shard) is not str or type(seq) is not int:
         raise Failure(ErrorCode.INVALID_REQUEST, "The cursor is not one of ours.", field="after")
-    return tuple_(*position, types=[UtcDateTime(), String(), BigInteger()])
+    return position
 
 
 async def record_denies(

@@ -107,11 +107,13 @@ class Access(AuthenticatedRepository[App, AppId]):
         return await self._page(self._where(tenant=tenant), "name", after, limit)
 
     async def delete_app(self, tenant: Tenant, id: AppId) -> None:
-        """Delete an app with its keys, credentials and permits. Raises Failure NOT_FOUND."""
+        """Delete an app with its keys, credentials and permits. Raises Failure NOT_FOUND.
+
+        Which connections it has leased stays: an incident may be of an app that is gone.
+        """
         used = columns_equal(AppKeyUseRow, tenant=tenant) & col(AppKeyUseRow.key_id).in_(_keys_of(tenant, id))
         await self._run(delete(AppKeyUseRow).where(used))
         await self._permits.delete_uses(tenant=tenant, app_id=id)
-        await self._run(delete(LeaseUseRow).where(columns_equal(LeaseUseRow, tenant=tenant, app_id=id)))
         await self._run(delete(ApprovalRow).where(columns_equal(ApprovalRow, tenant=tenant, app_id=id)))
         await self._delete(id, tenant=tenant, id=id)
 
@@ -141,6 +143,14 @@ class Access(AuthenticatedRepository[App, AppId]):
         """The keys that are accepted now, the oldest first."""
         live = [key for key in await self.keys(tenant, app_id) if key.is_live(now)]
         return sorted(live, key=lambda key: key.created_at)
+
+    async def apps_with_two_keys(self, tenant: Tenant, now: datetime) -> list[App]:
+        """Apps of which a newer key is to replace the older one, by name."""
+        live = columns_equal(AppKeyRow, tenant=tenant, revoked_at=None) & (col(AppKeyRow.expires_at) > now)
+        two = select(col(AppKeyRow.app_id)).where(live).group_by(col(AppKeyRow.app_id))
+        ids = two.having(func.count() > 1)
+        mine = self._where(col(AppRow.id).in_(ids), tenant=tenant)
+        return await self._all_unchecked(mine.order_by(col(AppRow.name)))
 
     async def last_uses(self, tenant: Tenant, app_id: AppId) -> dict[str, datetime]:
         """When each key and credential of an app last authenticated a request, by its id, to the minute."""

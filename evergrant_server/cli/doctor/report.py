@@ -67,6 +67,7 @@ CHECKS: dict[str, Check] = {
     "schedules": temporal.schedules,
     "stories": temporal.stories,
     "workflows": installation.workflows,
+    "erasures": installation.erasures,
     "clock, Temporal": temporal.clock,
     "public URL": host.public_url,
     "mTLS listener": mtls.listener,
@@ -87,7 +88,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "temporal": ("processes",),
     "namespace": ("temporal",),
     **dict.fromkeys(("retention", "search attributes", "workers", "schedules", "clock, Temporal"), _TEMPORAL),
-    "workflows": (*_ROWS, *_TEMPORAL),
+    **dict.fromkeys(("workflows", "erasures"), (*_ROWS, *_TEMPORAL)),
     "public URL": ("processes",),
 }
 

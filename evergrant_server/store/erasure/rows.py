@@ -17,7 +17,13 @@ from evergrant_server.core.connections.erasure import TargetKind
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.names import connection_workflow_id, replaced_grants_workflow_id
 from evergrant_server.store.access import AppRow
-from evergrant_server.store.audit_tables import AuditNodeRow, AuditRow, AuditShardRow, AuditTreeRow
+from evergrant_server.store.audit_tables import (
+    AuditFiledRow,
+    AuditNodeRow,
+    AuditRow,
+    AuditShardRow,
+    AuditTreeRow,
+)
 from evergrant_server.store.checkpoints import AuditHeadRow
 from evergrant_server.store.connections.tables import AttemptRow, ConnectionRow
 from evergrant_server.store.database.columns import METADATA, table_of
@@ -36,13 +42,14 @@ from evergrant_server.store.webhooks import DeliveryRow, EventRow
 _EVIDENCE = tuple(
     table_of(row)
     for row in (
-        *(AuditRow, AuditTreeRow, AuditNodeRow, AuditHeadRow, AuditShardRow, AuditPruningRow),
+        *(AuditRow, AuditTreeRow, AuditNodeRow, AuditHeadRow, AuditShardRow, AuditFiledRow),
+        AuditPruningRow,
         *(ErasureRow, LegalHoldRow, TenantStandingRow),
     )
 )
 _CONNECTION = table_of(ConnectionRow)
 # JSON that may name a subject, in rows that stay while their tenant does
-_NAMING = (
+NAMING = (
     (table_of(ApprovalRow), "body"),
     (table_of(AccessRequestRow), "permit"),
     (table_of(ExportRow), "filters"),
@@ -76,7 +83,7 @@ class PersonalRows(Repository):
     async def erase_subject(self, tenant: Tenant, subject: str) -> Erased:
         """Delete every row that names the subject, but its connections, and what was asked about it."""
         rows = sum((await self._delete_all("subject", tenant, subject)).values())
-        for table, column in _NAMING:
+        for table, column in NAMING:
             naming = await self._naming(table, column, tenant, subject)
             for some in _parts(naming):
                 rows += await self._run(delete(table).where(table.c.tenant == tenant, table.c.id.in_(some)))
@@ -92,7 +99,7 @@ class PersonalRows(Repository):
         """The same of what the subject did, beside its connections."""
         ids = await self._ids(_with("subject", without=(_CONNECTION,)), tenant, "subject", subject)
         return ids + [
-            id for table, column in _NAMING for id in await self._naming(table, column, tenant, subject)
+            id for table, column in NAMING for id in await self._naming(table, column, tenant, subject)
         ]
 
     async def erase_of_tenant(self, tenant: Tenant) -> Erased:

@@ -13,6 +13,7 @@ from cyclopts import App, Parameter
 
 from evergrant.cli.arguments import Seconds, argument_error, read_text, require_audit_extra
 from evergrant.cli.commands.audit_export import NotProven, export_audit, is_export, verify_export
+from evergrant.cli.commands.questions import evidence
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.tables import Format, show_one, show_rows
 from evergrant.errors import BadRequest
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 audit = App(name="audit")
 audit.command(export_audit, name="export")
+audit.command(evidence)
 
 _RECORDS = ("seq", "shard", "at", "action", "by", "detail")
 _RETRY_S = 1.0
