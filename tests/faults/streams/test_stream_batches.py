@@ -16,7 +16,7 @@ from standardwebhooks import Webhook as Judge
 
 from activities.audit_streams import AuditStreamSender, InstallationReceiver, StreamReceiver
 from evergrant_server import audit
-from evergrant_server.audit import streams
+from evergrant_server.audit.streams import cursors
 from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
 from evergrant_server.core.audit_streams.state import MOST_RECORDS, StreamState
 from evergrant_server.core.audit_streams.stream import (
@@ -99,7 +99,7 @@ class Streams:
             stream = await tx.audit_streams.add(stream, SECRET, {"Authorization": Secret("Splunk hush")})
             await tx.stream_states.add(state)
             if now:
-                await streams.begin_at_end(tx, state)
+                await cursors.begin_at_end(tx, state)
         return stream
 
     def sender(self, installation: InstallationReceiver | None = None, **limits: Any) -> AuditStreamSender:
