@@ -53,7 +53,8 @@ async def test_refreshes_work_before_and_after_the_provider_knows_the_new_key(
     await rotate(place, connection)
     assert (await place.ensure_fresh(connection, 1)).generation == 2
     assert (await place.integration_of(connection)).secret_refused_at is not None
-    provider.keys = {"new": NEW.as_dict(private=False)}
+    del provider.keys["old"]
+    provider.keys["new"] = NEW.as_dict(private=False)
     assert (await place.ensure_fresh(connection, 2)).generation == 3
     assert (await place.integration_of(connection)).secret_refused_at is None
 
