@@ -15,7 +15,9 @@ from evergrant_server.access.recording import CallerNetworks, RefusalLog
 from evergrant_server.access.refreshes import RefreshWaiter
 from evergrant_server.api import (
     audit,
+    audit_export,
     audit_proofs,
+    audit_streams,
     detections,
     erasures,
     evidence,
@@ -24,6 +26,7 @@ from evergrant_server.api import (
     key_rotations,
     openapi,
     questions,
+    secret_rotations,
     stories,
     webhooks,
 )
@@ -51,6 +54,7 @@ from evergrant_server.api.console import keys as console_keys
 from evergrant_server.api.console import login as console_login
 from evergrant_server.api.console import questions as console_questions
 from evergrant_server.api.console import requests as console_requests
+from evergrant_server.api.console import streams as console_streams
 from evergrant_server.api.decisions import access_requests, approvals, call_approvals
 from evergrant_server.api.http.client_certificates import TrustedHop
 from evergrant_server.api.http.middleware import Deadline, Envelope
@@ -133,12 +137,15 @@ ROUTERS = (
     stories.router,
     audit.router,
     audit_proofs.router,
+    audit_export.router,
+    audit_streams.router,
     webhooks.router,
     key_rotations.router,
     questions.router,
     questions.access_router,
     detections.router,
     evidence.router,
+    secret_rotations.router,
     receivers.router,
     inbound.router,
     connect.router,
@@ -153,6 +160,7 @@ ROUTERS = (
     console_keys.router,
     console_questions.router,
     console_incidents.router,
+    console_streams.router,
     openapi.router,
 )
 

@@ -17,8 +17,7 @@ from evergrant_server.audit.records import (
     page_cursor,
     record_before,
     record_denies,
-    records_of_shard,
-    shard_ends,
+    tenants_shards,
 )
 from evergrant_server.audit.shards import accept_heads, broken_heads
 from evergrant_server.audit.trees import append, append_all, append_heads, lock_heads
@@ -42,8 +41,7 @@ __all__ = [
     "page_cursor",
     "record_before",
     "record_denies",
-    "records_of_shard",
-    "shard_ends",
+    "tenants_shards",
     "verify_log",
     "wake_webhook",
     "write_event",

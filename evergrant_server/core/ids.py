@@ -53,6 +53,7 @@ KeyRotationId = NewType("KeyRotationId", str)
 QuestionId = NewType("QuestionId", str)
 DetectionId = NewType("DetectionId", str)
 IncidentId = NewType("IncidentId", str)
+StreamId = NewType("StreamId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -98,6 +99,7 @@ PREFIXES = (
     "qst",
     "det",
     "inc",
+    "stm",
 )
 
 

@@ -97,21 +97,28 @@ class HeadsLog:
             await tx.checkpoints.settle(marked)
 
     async def _signing(self) -> LogSigner:
-        """The log's name and key, made by the first worker."""
         if self._signer is None:
             async with self._store.write() as tx:
-                key = await tx.checkpoints.key()
-                if key is None:
-                    private = Ed25519PrivateKey.generate()
-                    made = LogKey(KEY_ID, self._name, private.public_key().public_bytes_raw())
-                    await tx.checkpoints.add_key(made, private.private_bytes_raw(), self._clock.now())
-                    key = await tx.checkpoints.key()
-                    assert key is not None
-                private = Ed25519PrivateKey.from_private_bytes(await tx.checkpoints.seed(key))
-            if private.public_key().public_bytes_raw() != key.public:
-                raise authority_broken("audit_log_key", key.id)
-            self._signer = LogSigner(key.name, private)
+                self._signer = await log_signer(tx, self._name)
         return self._signer
+
+
+async def log_signer(tx: Transaction, name: str) -> LogSigner:
+    """The log's name and key. The first worker makes the key, under this name.
+
+    Raises Failure KEY_UNAVAILABLE, SEAL_BROKEN, AUTHORITY_BROKEN.
+    """
+    key = await tx.checkpoints.key()
+    if key is None:
+        private = Ed25519PrivateKey.generate()
+        made = LogKey(KEY_ID, name, private.public_key().public_bytes_raw())
+        await tx.checkpoints.add_key(made, private.private_bytes_raw(), tx.now)
+        key = await tx.checkpoints.key()
+        assert key is not None
+    signer = LogSigner(key.name, Ed25519PrivateKey.from_private_bytes(await tx.checkpoints.seed(key)))
+    if signer.public != key.public:
+        raise authority_broken("audit_log_key", key.id)
+    return signer
 
 
 async def _grown(tx: Transaction, marked: Sequence[Place]) -> list[tuple[TreeEnd, int]]:

@@ -38,11 +38,20 @@ class LogSigner(NamedTuple):
     def sign(self, tree: "TreeName", frontier: Frontier) -> Signed:
         """The checkpoint of this tree as it is now."""
         name, root = tree.of(self.name), frontier.root
-        text = f"{name}\n{frontier.size}\n{_text(root)}\n"
-        public = self.private.public_key().public_bytes_raw()
-        signature = _text(key_id(name, public) + self.private.sign(text.encode()))
-        note = f"{text}\n{_DASH} {name} {signature}\n"
-        return Signed(note, self.private.sign(_to_be_signed(self.name, tree, public, root)))
+        note = self._note(name, f"{name}\n{frontier.size}\n{_text(root)}\n")
+        return Signed(note, self.private.sign(_to_be_signed(self.name, tree, self.public, root)))
+
+    def note(self, text: str) -> str:
+        """The text, which ends with a newline and is no checkpoint, signed under the log's name."""
+        return self._note(self.name, text)
+
+    @property
+    def public(self) -> bytes:
+        return self.private.public_key().public_bytes_raw()
+
+    def _note(self, name: str, text: str) -> str:
+        signature = _text(key_id(name, self.public) + self.private.sign(text.encode()))
+        return f"{text}\n{_DASH} {name} {signature}\n"
 
 
 class TreeName(NamedTuple):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from evergrant.cli.arguments import Seconds, argument_error, read_text
+from evergrant.cli.arguments import Seconds, argument_error, read_text, require_audit_extra
 from evergrant.cli.commands.questions import evidence
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.tables import Format, show_one, show_rows
@@ -95,7 +95,7 @@ def verify(
         witness: The public key of a witness, or a file that holds it; may be repeated.
         least: How many of these witnesses must have signed too; all of them by default.
     """
-    _require_extra()
+    require_audit_extra()
     from evergrant.audit.receipts import Receipt, ReceiptError
 
     keys = [_key(text) for text in witness]
@@ -134,7 +134,7 @@ def checkpoint(*, kept: Path | None = None, log: LogKey = None, options: Options
         kept: The file of the checkpoint that was fetched the last time. It is made, or replaced at once.
         log: The public key of the installation's log, or a file that holds it: from its security team.
     """
-    _require_extra()
+    require_audit_extra()
     from evergrant.audit.notes import Checkpoint, NoteError
     from evergrant.audit.tree import ProofError
 
@@ -187,7 +187,7 @@ def witness(
         host: The address to listen on.
         port: The port to listen on.
     """
-    _require_extra()
+    require_audit_extra()
     from evergrant.audit.witness import Witness, serving
 
     if key_file.exists() and not state.exists():
@@ -239,14 +239,3 @@ def _replace(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
-
-
-def _require_extra() -> None:
-    try:
-        import cryptography  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError:
-        raise BadRequest(
-            "this needs the package cryptography",
-            code="extra_missing",
-            repair="Install it: pip install 'evergrant[audit]'.",
-        ) from None
