@@ -42,7 +42,7 @@ class Mapped(NamedTuple):
 
 OTHER = 99
 _CLASSES: Mapping[EventClass, frozenset[str]] = {
-    EventClass.API_ACTIVITY: frozenset({"lease", "tokens", "proxy", "callback"}),
+    EventClass.API_ACTIVITY: frozenset({"lease", "tokens", "proxy", "callback", "detection"}),
     EventClass.USER_ACCESS: frozenset(
         {
             *("permit", "access", "approval", "call_approval", "consent", "authorization"),
@@ -57,7 +57,7 @@ _CLASSES: Mapping[EventClass, frozenset[str]] = {
             *("connection", "connections", "grant", "history", "security_event", "security_events"),
             *("integration", "definition", "tenant", "erasure", "legal_hold", "app", "key", "keys"),
             *("credential", "trusted_issuer", "admin_login", "client_login", "oauth_client", "webhook"),
-            *("authority", "audit", "audit_stream"),
+            *("authority", "audit", "audit_stream", "question"),
         }
     ),
 }
@@ -79,7 +79,7 @@ _ACTIVITIES: Mapping[EventClass, Mapping[str, int]] = {
     },
     EventClass.ENTITY_MANAGEMENT: {
         **dict.fromkeys(("created", "imported", "registered", "discovered", "proposed", "installed"), 1),
-        **dict.fromkeys(("exported", "connections_exported", "checked", "tested"), 2),  # Read
+        **dict.fromkeys(("exported", "connections_exported", "checked", "tested", "asked"), 2),  # Read
         **dict.fromkeys(("put", "refreshed", "replaced", "rotated", "secret_rotated"), 3),  # Update
         **dict.fromkeys(("deleted", "erased", "revoked"), 4),  # Delete
         "enabled": 8,
@@ -97,7 +97,7 @@ _FAILED = frozenset(
 )
 _ALARMS = frozenset(
     {
-        *(AuditAction.BULK_READ, AuditAction.AUTHORITY_BROKEN, AuditAction.SHARD_LOST),
+        *(AuditAction.BULK_READ, AuditAction.DETECTED, AuditAction.AUTHORITY_BROKEN, AuditAction.SHARD_LOST),
         *(AuditAction.TOKEN_FAMILY_REPLAYED, AuditAction.BREAK_GLASS, AuditAction.SUBJECT_MISMATCH),
         *(AuditAction.ACCOUNT_MISMATCH, AuditAction.SENT_TWICE),
     }
