@@ -14,7 +14,7 @@ from temporalio import activity
 from activities.support.temporal import heartbeating
 from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
-from evergrant_server.audit.records import ShardPlace, following
+from evergrant_server.audit.records import ShardPlace
 from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.clock import Clock
@@ -73,7 +73,7 @@ class DetectionActivities:
         async with heartbeating(lambda: result):
             detections = await self._networks()
             async with self._store.read() as tx:
-                ends, places = await audit.tenants_shards(tx), await tx.app_activities.places()
+                ends, places = await audit.tree_ends(tx), await tx.app_activities.places()
             records = pages = 0
             for shard in ends:
                 place = places.get((shard.tenant, shard.shard))
@@ -90,8 +90,8 @@ class DetectionActivities:
     async def _page(self, shard: ShardPlace, place: int | None, start: int) -> tuple[int, int, int]:
         """The number of records of the next page, of alarms, and where the page after it begins."""
         async with self._store.read() as tx:
-            stored = await following(tx, shard.tenant, shard.shard, start - 1, _PAGE)
-            records = [each.record for each in stored]
+            page = await audit.following(tx, shard.tenant, shard.shard, start - 1, _PAGE)
+            records = [stored.record for stored in page]
             seen = seen_in(records, self._clock.now() - _OLD)
             alarms = [_recorded_alarm(record) for record in seen.alarms]
             alarms += await self._silent_connections(tx, shard.tenant, seen)

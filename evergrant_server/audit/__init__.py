@@ -10,6 +10,7 @@ from evergrant_server.audit.publishing import wake_webhook, write_event
 from evergrant_server.audit.records import (
     Window,
     count_actions,
+    following,
     newest_of_tenant,
     newest_record,
     newest_records,
@@ -17,7 +18,7 @@ from evergrant_server.audit.records import (
     page_cursor,
     record_before,
     record_denies,
-    tenants_shards,
+    tree_ends,
 )
 from evergrant_server.audit.shards import accept_heads, broken_heads
 from evergrant_server.audit.trees import append, append_all, append_heads, lock_heads
@@ -32,6 +33,7 @@ __all__ = [
     "broken_heads",
     "contains_checkpoint",
     "count_actions",
+    "following",
     "lock_heads",
     "newest_checkpoint",
     "newest_of_tenant",
@@ -41,7 +43,7 @@ __all__ = [
     "page_cursor",
     "record_before",
     "record_denies",
-    "tenants_shards",
+    "tree_ends",
     "verify_log",
     "wake_webhook",
     "write_event",

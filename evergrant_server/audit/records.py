@@ -60,12 +60,13 @@ class Window(NamedTuple):
             query = query.where(col(AuditRow.at) >= self.since)
         if self.until is not None:
             query = query.where(col(AuditRow.at) < self.until)
-        if self.actions:
-            query = query.where(col(AuditRow.action).in_([action.value for action in self.actions]))
+        if (named := self.is_of_actions) is not None:
+            query = query.where(named)
         return query.where(text(ACCESS_CONDITION)) if self.access_only else query
 
     @property
     def is_of_actions(self) -> ColumnElement[bool] | None:
+        """True for records of its actions; None: of every action."""
         named = [action.value for action in self.actions]
         return col(AuditRow.action).in_(named) if named else None
 
@@ -215,12 +216,12 @@ class ShardPlace(NamedTuple):
     end: int
 
 
-async def tenants_shards(tx: Transaction) -> list[ShardPlace]:
-    """Every shard of every tenant that has a record, without the installation's own."""
-    ends = shard_ends().c
-    rows = await fetch_all(tx.connection, select(ends.tenant, ends.shard, ends.last))
-    places = [ShardPlace(Tenant(row["tenant"]), row["shard"], row["last"] + 1) for row in rows]
-    return [place for place in places if place.tenant != INSTALLATION]
+async def tree_ends(tx: Transaction) -> list[ShardPlace]:
+    """The end of every shard of every tenant, without the installation's own. Chains of before have none."""
+    tree = table_of(AuditTreeRow).c
+    query = select(tree.tenant, tree.shard, tree.size).where(tree.tenant != INSTALLATION)
+    rows = await tx.connection.execute(query)
+    return [ShardPlace(Tenant(tenant), name, size) for tenant, name, size in rows]
 
 
 def page_cursor(record: AuditRecord) -> str:

@@ -48,7 +48,8 @@ QUERIES = {
     "GET /console/access": ("app={app}&connection={connection_id}",),
     "GET /console/connect": ("integration={integration}&subject={subject}",),
     "GET /v1/erasures": ("", "subject={subject}"),
-    "GET /console/incidents/plan": ("kind=breach&integration={integration}",),
+    "GET /v1/incidents/plan": ("kind=breach&integration={integration}",),
+    "GET /console/incidents/plan": ("", "integration={integration}"),
     "GET /v1/token-families": ("", "app={app}", "subject={subject}"),
     "GET /v1/connections": ("", "integration={integration}", "provider={provider}", "subject={subject}"),
 }
@@ -94,7 +95,6 @@ BODIES: dict[str, tuple[Any, ...]] = {
         {"question": "connection_uses", "connection_id": "{connection_id}"},
         {"question": "app_reach", "app": "{app}"},
     ),
-    "POST /v1/incidents/plan": ({"kind": "breach", "integration": "{integration}"},),
     "POST /v1/incidents": (
         {"kind": "breach", "integration": "{integration}", "confirm": "{integration}", "reason": "a test"},
     ),
