@@ -9,10 +9,14 @@ COPY requirements/server.txt requirements/server.txt
 COPY requirements/key-services requirements/key-services
 # a key service's client, if one is used: aws, azure, gcp, pkcs11 or vault (docs/security/key-services.md)
 ARG KEY_SERVICE=""
+# anything: the client of a timestamp authority (EVERGRANT_AUDIT_TIMESTAMPS)
+ARG TIMESTAMPS=""
+COPY requirements/timestamps.txt requirements/timestamps.txt
 RUN python -m venv --without-pip /venv \
     && python -m pip --python /venv/bin/python install --no-cache-dir --disable-pip-version-check \
         --require-hashes --only-binary=:all: -r requirements/server.txt \
-        ${KEY_SERVICE:+-r requirements/key-services/${KEY_SERVICE}.txt}
+        ${KEY_SERVICE:+-r requirements/key-services/${KEY_SERVICE}.txt} \
+        ${TIMESTAMPS:+-r requirements/timestamps.txt}
 
 FROM ${PYTHON}
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 EVERGRANT_DATA_DIR=/var/lib/evergrant EVERGRANT_HOST=0.0.0.0

@@ -34,8 +34,8 @@ unit: $(TEST_READY) ## the unit tests alone
 
 # Most tests wait for timers, workers and browsers: more of them at once than there are cores, and the linters
 # beside them. A new clone's tests are compiled first: else each process would do it for itself.
-AT_ONCE ?= 6
-test: $(TEST_READY) ## every check and every test but the slow proofs, PostgreSQL and Temporal included (AT_ONCE=6: files of tests)
+AT_ONCE ?= 4
+test: $(TEST_READY) ## every check and every test but the slow proofs, PostgreSQL and Temporal included (AT_ONCE=4: files of tests)
 	@$(MAKE) --no-print-directory lint & linters=$$!; \
 	ls tests/__pycache__/conftest.* > /dev/null 2>&1 || $(PY) -m pytest --collect-only -qq > /dev/null 2>&1; \
 	echo "==> tests"; \
@@ -155,6 +155,8 @@ lock: ## choose the newest releases that fit and write requirements/*.txt with t
 	@for each in $(KEY_SERVICES); do $(PY) -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"] \
 		["optional-dependencies"][sys.argv[1]], sep="\n")' $$each \
 		| $(COMPILE) -c requirements/test.txt - -o requirements/key-services/$$each.txt || exit; done
+	@echo "==> requirements/timestamps.txt: what timestamps of the audit log add to it"
+	@printf '%s\n' 'rfc3161-client>=1.0.9' | $(COMPILE) -c requirements/test.txt - -o requirements/timestamps.txt
 	@echo "==> requirements/frameworks: what make frameworks installs, for each of them with the client"
 	@for each in $(FRAMEWORKS); do printf '%s\n' "$${each#*:}" | tr ',' '\n' \
 		| $(COMPILE) clients/python/pyproject.toml - -o requirements/frameworks/$${each%%:*}.txt || exit; done

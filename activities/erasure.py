@@ -306,4 +306,4 @@ async def _require_no_hold(
 
 
 def _place_of(erasure: Erasure) -> Place:
-    return Place(erasure.shard, int(erasure.after or 0))
+    return Place(erasure.shard, int(erasure.after)) if erasure.after else Place(erasure.shard)

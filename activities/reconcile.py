@@ -189,7 +189,7 @@ class _Progress:
 async def report_broken_rows(store: Store, now: datetime) -> None:
     """Raise an alarm for each broken row that says who may do what, and record it.
 
-    Apps, permits, integrations, definitions, exports and the ends of audit chains; connections and consents
+    Apps, permits, integrations, definitions, exports and the ends of audit trees; connections and consents
     are checked where they are used. Raises Failure STORE_UNAVAILABLE.
     """
     for broken in (*await broken_configuration(store), *await audit.broken_heads(store)):

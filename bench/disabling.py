@@ -119,7 +119,7 @@ async def _disable_tenant(tx: Transaction) -> None:
 
 async def _recorded(tx: Transaction) -> int:
     """Leases in the log. Inside the transaction that disables: all that are committed before it is."""
-    query = text("SELECT sum(count) FROM audit_shard WHERE tenant = :tenant AND shard <> 'main'")
+    query = text("SELECT sum(size) FROM audit_tree WHERE tenant = :tenant AND shard NOT LIKE 'main-%'")
     return int((await tx.connection.execute(query, {"tenant": TENANT})).scalar_one() or 0)
 
 

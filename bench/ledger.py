@@ -88,7 +88,7 @@ async def _rate(work: Callable[[], Awaitable[None]], callers: int, bounds: Bound
 
 async def _head(store: Store) -> tuple[int, int]:
     """Records in the ledger's shard, and its row's revision, which every commit raises by one."""
-    query = text("SELECT count, revision FROM audit_shard WHERE tenant = :tenant AND shard = :shard")
+    query = text("SELECT size, revision FROM audit_tree WHERE tenant = :tenant AND shard = :shard")
     async with store.read() as tx:
         row = (await tx.connection.execute(query, {"tenant": TENANT, "shard": _SHARD})).one_or_none()
     return (0, 0) if row is None else (row[0], row[1])

@@ -40,7 +40,14 @@ RETRY = {
 }
 WHEN = {
     AuditAction.SHARD_BEGUN: "a process began a shard of the log; the record stands in the installation's "
-    "own chain, under the tenant `-`, and a shard that is deleted later is missed by it",
+    "heads log, under the tenant `-`, and a shard that is deleted later is missed by it",
+    AuditAction.ANCHOR_LATE: "an anchor has kept no checkpoint of the audit log for longer than "
+    "`EVERGRANT_AUDIT_ANCHOR_LATE`; recorded once a day, under the tenant `-`",
+    AuditAction.ANCHOR_REFUSED: "an anchor has kept another story than the log tells: it was rewritten, or "
+    "an older copy was put back; recorded once a day, under the tenant `-`",
+    AuditAction.HEAD_RECORDED: "a worker recorded the size and the root of a shard's tree in the heads log",
+    AuditAction.CHAIN_ENDED: "a tenant's log went over from hash chains to trees: the length and the last "
+    "hash of each chain, as first records of the first tree",
     AuditAction.SHARD_LOST: "an operator accepted that a shard of the log is missing",
     AuditAction.DENIES_CHANGED: "which of an app's permits deny has changed",
     AuditAction.APPROVAL_USED: "the approved command was carried out",
@@ -210,11 +217,18 @@ WHEN = {
     AuditAction.WEBHOOK_DISABLED: "a webhook's endpoint answered 410, or failed for too long; names which",
     AuditAction.WEBHOOK_TESTED: "an admin sent a ping to a webhook",
     AuditAction.DELIVERY_REPLAYED: "an admin replayed a delivery",
+    AuditAction.STREAM_PUT: "a stream of the audit log was created or changed; names origin and format",
+    AuditAction.STREAM_DELETED: "a stream of the audit log was deleted: nothing is sent to it any more",
+    AuditAction.STREAM_SECRET_ROTATED: "a stream of the audit log got a new signing secret",
     AuditAction.KEY_ROTATION_REQUESTED: "a rotation of the tenant's keys, or of its connections', was begun; "
     "names its id, kind and command",
     AuditAction.KEY_ROTATION_PAUSED: "a rotation of keys was paused, or gone on with",
     AuditAction.KEYS_ROTATED: "a rotation of keys is done; counts new keys, what was moved to them, and the "
     "older keys that were destroyed or kept",
+    AuditAction.SECRET_RETIRED: "an older client secret or signing secret was retired before its time; names "
+    "which",
+    AuditAction.ROOT_RETIRED: "a root key, or the row of what roles sign with, was retired; nothing stands "
+    "under it, and a row that denies it is refused",
     AuditAction.HOSTS_ACCEPTED: "the operator has accepted hosts for an integration's secrets; names them",
     AuditAction.AUTHORITY_BROKEN: "a row that says who may do what was not written by Evergrant; refused",
 }
@@ -296,7 +310,7 @@ def audit_actions() -> str:
             "names it, as that of a pipeline's `request_token`",
             "([why](../security/threat-model.md#the-temporal-namespace)), or a token request that was",
             "refused ([apps](../apps.md#what-is-recorded)).",
-            "Records are chained by hash within one shard, with gapless numbers;",
+            "Records are leaves of a Merkle tree for each shard, with gapless numbers;",
             "`python -m evergrant_server audit verify` checks them.",
             "",
             f"A record carries at most {SCOPES_LIMIT:,} characters of `scopes`. One that is cut has",

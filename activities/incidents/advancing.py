@@ -41,12 +41,14 @@ class IncidentActivities:
         link: TemporalLink,
         clock: Clock,
         origin: str,
+        log_name: str,
         *,
         page: int = 20,
         wave: int = WAVE,
         wave_s: timedelta = WAVE_S,
     ) -> None:
-        self._store, self._link, self._clock, self._origin = store, link, clock, origin
+        self._store, self._link, self._clock = store, link, clock
+        self._origin, self._log_name = origin, log_name
         self._page, self._wave, self._wave_s = page, wave, wave_s
 
     @activity.defn(name=jobs.ADVANCE_INCIDENT.name)
@@ -85,6 +87,6 @@ class IncidentActivities:
             case IncidentState.CLEANING:
                 return await leak.clean(incident)
             case IncidentState.REPORTING:
-                return await ReportWriter(rows, self._origin).advance(incident)
+                return await ReportWriter(rows, self._origin, self._log_name).advance(incident)
             case IncidentState.DONE:
                 return incident

@@ -9,7 +9,8 @@ from typing import Any
 
 from activities.incidents.rows import Rows
 from evergrant_server import audit
-from evergrant_server.audit.signed_notes import signed_note
+from evergrant_server.audit.checkpoints.heads import log_signer
+from evergrant_server.audit.checkpoints.notes import verifier_key
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.incidents import (
     REPORT_FORMAT,
@@ -32,8 +33,9 @@ _SECRET_ACTIONS = (AuditAction.SECRET_ROTATED, AuditAction.CLIENT_REGISTERED)
 
 
 class ReportWriter:
-    def __init__(self, rows: Rows, origin: str) -> None:
-        self._rows, self._origin = rows, origin
+    def __init__(self, rows: Rows, origin: str, log_name: str) -> None:
+        """`log_name` is the audit log's, whose key signs the report."""
+        self._rows, self._origin, self._log_name = rows, origin, log_name
 
     async def advance(self, incident: Incident) -> Incident:
         """The incident with the next lines; behind the last one it is signed, and done."""
@@ -89,13 +91,14 @@ class ReportWriter:
             facts["client_secrets"] = await _secrets(tx, incident)
         summary = report_line(facts)
         finished = finished.__replace__(summary=summary).with_lines([summary])
-        signed = signed_note(tx.ring, self._origin, note_text(finished))
+        signer = await log_signer(tx, self._log_name)
+        key = verifier_key(signer.name, signer.public)
         for outcome, count in incident.outcomes.items():
             metrics.count_incident_connections(count, outcome)
         detail = {"kind": incident.kind, **incident.scope, "connections": incident.selected}
-        detail |= {"outcomes": incident.outcomes, "digest": finished.digest, "key": signed.key}
+        detail |= {"outcomes": incident.outcomes, "digest": finished.digest, "key": key}
         await self._rows.record(tx, incident, AuditAction.INCIDENT_ENDED, incident.id, **detail)
-        return finished.__replace__(note=report_line({"note": signed.note, "key": signed.key}))
+        return finished.__replace__(note=report_line({"note": signer.note(note_text(finished)), "key": key}))
 
 
 async def _members(tx: Transaction, incident: Incident, connection: ListedConnection) -> dict[str, Any]:

@@ -25,7 +25,8 @@ Moment = Annotated[UtcDatetime | None, Query()]
 
 
 class AuditView(View):
-    """One record. `shard` and `seq` are its place in a hash chain; `workflow_…` the event that caused it."""
+    """One record. `shard` and `seq` are its place in the log, `hash` is its leaf there; `workflow_…` the
+    event that caused it."""
 
     seq: int
     shard: str
@@ -64,16 +65,16 @@ async def list_audit_records(
 
 @router.get("/v1/audit/verify")
 async def verify_audit_log(call: AuditorCall) -> dict[str, Any]:
-    """Verify every hash chain and report the first broken record. Keep `heads` outside the database."""
+    """Verify the whole log and report the first flaw. Keep `heads`, by shard the size and the root of its
+    tree, outside the database."""
     result = await audit.verify_log(call.api.store, call.tenant)
-    heads = {
-        shard: {"count": head.count, "last_hash": head.last_hash} for shard, head in result.heads.items()
-    }
+    heads = {shard: head._asdict() for shard, head in result.heads.items()}
     return {
         "ok": result.ok,
         "records": result.records,
         "shard": result.shard,
         "seq": result.seq,
+        "kind": result.kind,
         "problem": result.problem,
         "heads": heads,
     }

@@ -1,12 +1,11 @@
-"""The audit log: hash-chained records, written in the transaction of what they record.
+"""The audit log: records in Merkle trees, written in the transaction of what they record.
 
-Owns the canonical form of a record, the chains (one per tenant and shard, with gapless
+Owns the bodies of records, the trees (one per tenant and shard, with gapless
 numbers), their verification, the group commit of leases, and the events of webhooks.
 Doesn't own the tables (store), what is worth recording (its callers) or the words
 (`core.audit`, `core.events`).
 """
 
-from evergrant_server.audit.hash_chain import append, append_all
 from evergrant_server.audit.publishing import wake_webhook, write_event
 from evergrant_server.audit.records import (
     Window,
@@ -19,6 +18,7 @@ from evergrant_server.audit.records import (
     record_denies,
 )
 from evergrant_server.audit.shards import accept_heads, broken_heads
+from evergrant_server.audit.trees import append, append_all, append_heads, lock_heads
 from evergrant_server.audit.verifier import contains_checkpoint, newest_checkpoint, verify_log
 
 __all__ = [
@@ -26,8 +26,10 @@ __all__ = [
     "accept_heads",
     "append",
     "append_all",
+    "append_heads",
     "broken_heads",
     "contains_checkpoint",
+    "lock_heads",
     "newest_checkpoint",
     "newest_of_tenant",
     "newest_record",

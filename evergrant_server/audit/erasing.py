@@ -1,18 +1,19 @@
-"""Erases what records say. Their hashes stay, so that every chain is still whole.
+"""Erases what records say: their bodies. Their leaves stay, so that every tree is still whole.
 
-A record that was erased says so, with an authenticator over its place and its hash: who writes to the
+A record that was erased says so, with an authenticator over its place and its leaf: who writes to the
 database can't pass a record off as erased, nor fill an erased one. What was said can't be guessed from the
-hash: it covers the trace id, 128 random bits, which is erased as well.
+leaf: the body has 128 random bits, which are erased as well.
 """
 
 import hmac
-import json
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, bindparam, func, select, tuple_, update
+from sqlalchemy import Select, bindparam, func, literal, select, tuple_, union_all, update
 
+from evergrant_server.audit.bodies import ERASED
+from evergrant_server.audit.filing import records_about
 from evergrant_server.core.audit import INSTALLATION
 from evergrant_server.core.connections.erasure import LegalHold, TargetKind, targets_of
 from evergrant_server.core.ids import Tenant, has_id_shape
@@ -24,14 +25,14 @@ from evergrant_server.store.audit_tables import (
     EVIDENCE_ACTIONS,
     AuditRow,
     AuditShardRow,
+    AuditTreeRow,
+    detail_of,
 )
 from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, fetch_first, insert
 from evergrant_server.store.erasure.orders import AuditPruningRow
 from evergrant_server.store.erasure.rows import names, text_names
 
-ERASED = "erased"  # in the place of the requester, and of an object that is a subject
-_NOTHING: dict[str, str] = {"by": ERASED, "trace_id": "", "detail": "{}"}
 _AT_ONCE = 500  # records of a step
 _LOOKED_AT = 5_000  # records among which a step looks for a subject
 _AUDIT = table_of(AuditRow).c
@@ -40,27 +41,29 @@ _KEPT_BY_AGE = [*_KEPT, *(action.value for action in DECISIVE_ACTIONS)]
 _ERASE = (
     update(AuditRow)
     .where(*(_AUDIT[name] == bindparam(f"of_{name}") for name in ("tenant", "shard", "seq")))
-    .values(**_NOTHING, object=bindparam("left"), erased_mac=bindparam("made"))
+    .values(body=None, object=bindparam("left"), erased_mac=bindparam("made"))
 )
-_PAGE = select(
-    *(_AUDIT[name] for name in ("tenant", "shard", "seq", "at", "action", "object", "detail", "hash"))
-)
+_READ = [_AUDIT[name] for name in ("tenant", "shard", "seq", "at", "action", "object", "body", "leaf")]
+_PAGE = select(*_READ)
 _UNTOUCHED = _AUDIT.erased_mac.is_(None)
+_TREES, _CHAINS = table_of(AuditTreeRow).c, table_of(AuditShardRow).c
+_SHARDS = union_all(  # with the number of the first record of each
+    select(_TREES.tenant, _TREES.shard, literal(0).label("first")),
+    select(_CHAINS.tenant, _CHAINS.shard, literal(1).label("first")),
+).subquery()
 
 
 class Place(NamedTuple):
     """Behind which record a walk over a tenant's log goes on."""
 
     shard: str = ""
-    seq: int = 0
+    seq: int = -1
 
 
 def is_erased(ring: KeyRing, row: Mapping[str, Any]) -> bool:
     """Whether Evergrant has erased the record, and nothing was put in its place."""
     made = row["erased_mac"]
-    if made is None or any(row[name] != value for name, value in _NOTHING.items()):
-        return False
-    return hmac.compare_digest(made, _mac(ring, row))
+    return made is not None and row["body"] is None and hmac.compare_digest(made, _mac(ring, row))
 
 
 async def erase_object(
@@ -68,11 +71,8 @@ async def erase_object(
 ) -> tuple[int, datetime | None]:
     """Erase what the next records about this object say, from `since` on. Returns how many, and the moment of
     the last one, to go on from there; None when none is left."""
-    about = _PAGE.where(_AUDIT.tenant == tenant, _AUDIT.object == object, _UNTOUCHED)
-    about = about.where(_AUDIT.action.not_in(_KEPT))
-    if since is not None:
-        about = about.where(_AUDIT.at >= since)
-    rows = await fetch_all(tx.connection, about.order_by(_AUDIT.at).limit(_AT_ONCE))
+    erasable = _UNTOUCHED & _AUDIT.action.not_in(_KEPT)
+    rows = await records_about(tx, _READ, tenant, object, limit=_AT_ONCE, since=since, where=erasable)
     return await _erase(tx, rows), rows[-1]["at"] if len(rows) == _AT_ONCE else None
 
 
@@ -88,10 +88,10 @@ async def erase_naming(
     part = _PAGE.where(_AUDIT.tenant == tenant, _AUDIT.shard == after.shard, _UNTOUCHED)
     part = part.where(_AUDIT.seq > after.seq, _AUDIT.seq <= last, _AUDIT.action.not_in(_KEPT))
     if subject is not None:
-        part = part.where((_AUDIT.object == subject) | text_names(_AUDIT.detail, subject))
+        part = part.where((_AUDIT.object == subject) | text_names(_AUDIT.body, subject))
     rows = await fetch_all(tx.connection, part)
     if subject is not None:
-        rows = [row for row in rows if row["object"] == subject or names(json.loads(row["detail"]), subject)]
+        rows = [row for row in rows if row["object"] == subject or names(detail_of(row["body"]), subject)]
     return await _erase(tx, rows), after._replace(seq=last)
 
 
@@ -105,7 +105,7 @@ async def prune_bodies(
     done = await fetch_first(
         tx.connection, select(AuditPruningRow).where(columns_equal(AuditPruningRow, **key))
     )
-    since = 0 if done is None else done["seq"]
+    since = Place().seq if done is None else done["seq"]
     part = _PAGE.add_columns(_AUDIT.erased_mac).where(_AUDIT.tenant == tenant, _AUDIT.shard == shard)
     page = await fetch_all(tx.connection, part.where(_AUDIT.seq > since).order_by(_AUDIT.seq).limit(_AT_ONCE))
     old = [row for row in page if row["at"] < before]
@@ -130,10 +130,10 @@ async def shards_to_prune(
 
     The installation's own says which shards there are, and names no subject: it stays.
     """
-    shard, done, record = table_of(AuditShardRow), table_of(AuditPruningRow), table_of(AuditRow)
+    shard, done, record = _SHARDS, table_of(AuditPruningRow), table_of(AuditRow)
     of_shard = (done.c.tenant == shard.c.tenant) & (done.c.shard == shard.c.shard)
     is_next = (record.c.tenant == shard.c.tenant) & (record.c.shard == shard.c.shard)
-    is_next &= record.c.seq == func.coalesce(done.c.seq, 0) + 1
+    is_next &= record.c.seq == func.coalesce(done.c.seq + 1, shard.c.first)
     query = (
         select(shard.c.tenant, shard.c.shard)
         .select_from(shard.outerjoin(done, of_shard).join(record, is_next))
@@ -148,7 +148,7 @@ async def shards_to_prune(
 def _names_any(row: Values, subjects: Collection[str]) -> bool:
     if not subjects:
         return False
-    detail = json.loads(row["detail"])
+    detail = detail_of(row["body"])
     return row["object"] in subjects or any(names(detail, subject) for subject in subjects)
 
 
@@ -180,11 +180,11 @@ async def _last_of_step(tx: Transaction, tenant: Tenant, after: Place, step: int
 
 
 async def _next_shard(tx: Transaction, tenant: Tenant, after: Place) -> Place | None:
-    shard = table_of(AuditShardRow).c
-    query: Select[Any] = select(shard.shard).where(shard.tenant == tenant, shard.shard > after.shard)
-    row = await fetch_first(tx.connection, query.order_by(shard.shard).limit(1))
+    behind = (_SHARDS.c.tenant == tenant) & (_SHARDS.c.shard > after.shard)
+    query: Select[Any] = select(_SHARDS.c.shard).where(behind)
+    row = await fetch_first(tx.connection, query.order_by(_SHARDS.c.shard).limit(1))
     return None if row is None else Place(row["shard"])
 
 
 def _mac(ring: KeyRing, row: Mapping[str, Any]) -> str:
-    return ring.keyed_hash("audit erased", row["tenant"], row["shard"], row["seq"], row["hash"])
+    return ring.keyed_hash("audit erased", row["tenant"], row["shard"], row["seq"], row["leaf"].hex())

@@ -28,7 +28,7 @@ APPS = (  # from a set of ids: PostgreSQL would plan `= ANY` anew each time
     "SELECT app.id, app.tenant, app.revision, app.disabled OR s.disabled FROM {}"
     " JOIN app USING (id) JOIN tenant_standing s ON s.tenant = app.tenant AND s.id = app.tenant"
 )
-HEAD = "SELECT count, last_hash, mac FROM audit_shard WHERE tenant = {} AND shard = {}"
+END = "SELECT size, peaks, mac FROM audit_tree WHERE tenant = {} AND shard = {}"
 RAISED_USAGE = (
     " ON CONFLICT (tenant, connection_id) DO UPDATE"
     " SET leased_generation = excluded.leased_generation, revision = usage.revision + 1"
@@ -38,7 +38,7 @@ RAISED_USAGE = (
 
 class WaitingLease(NamedTuple):
     record: LeaseRecord
-    done: "asyncio.Future[None]"
+    done: "asyncio.Future[int]"  # its number in the tree
 
 
 class LeaseQueue:
@@ -100,14 +100,15 @@ def _next_awaited(leases: deque[WaitingLease]) -> WaitingLease | None:
 
 
 class Written(NamedTuple):
-    """The places of the leases that were written, and of those that wait for a change of what they name."""
+    """By their place in the batch: the numbers of the leases that were written, and those that wait for a
+    change of what they name."""
 
-    leased: frozenset[int]
+    leased: Mapping[int, int]
     busy: frozenset[int]
 
 
-class ChainMissing(Exception):
-    """The shard has no chain of this tenant yet. Nothing was written."""
+class TreeMissing(Exception):
+    """The shard has no tree of this tenant yet. Nothing was written."""
 
     def __init__(self, tenant: Tenant) -> None:
         super().__init__(tenant)
@@ -149,12 +150,17 @@ def is_unchanged(
     )
 
 
-def by_tenant(records: Iterable[LeaseRecord]) -> list[tuple[Tenant, list[LeaseRecord]]]:
+def by_tenant(records: Mapping[int, LeaseRecord]) -> list[tuple[Tenant, dict[int, LeaseRecord]]]:
     """Always in the same order: two ledgers never wait crosswise."""
-    of_tenants: dict[Tenant, list[LeaseRecord]] = {}
-    for record in records:
-        of_tenants.setdefault(record.facts.tenant, []).append(record)
+    of_tenants: dict[Tenant, dict[int, LeaseRecord]] = {}
+    for place, record in records.items():
+        of_tenants.setdefault(record.facts.tenant, {})[place] = record
     return sorted(of_tenants.items(), key=lambda item: item[0])
+
+
+def numbered(records: Mapping[int, LeaseRecord], size: int) -> dict[int, int]:
+    """The numbers of these records, by their place in the batch, behind `size` others."""
+    return {place: number for number, place in enumerate(records, size)}
 
 
 def newest_generations(records: Iterable[LeaseRecord]) -> Mapping[tuple[str, str], int]:

@@ -9,12 +9,13 @@ import asyncio
 import os
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
-from evergrant_server.audit.hash_chain import begin_chain
-from evergrant_server.audit.lease_batch import ChainMissing, LastUses, LeaseQueue, WaitingLease, Written
+from evergrant_server.audit.lease_batch import LastUses, LeaseQueue, TreeMissing, WaitingLease, Written
 from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts
 from evergrant_server.audit.lease_writer_postgresql import PostgresLeaseWriter
 from evergrant_server.audit.lease_writer_sqlite import SqliteLeaseWriter
+from evergrant_server.audit.trees import begin_tree
 from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -34,13 +35,21 @@ _MOST_USES = 10_000
 def new_lease_shard(role: Role = Role.API) -> str:
     """The audit shard of one process's leases, so that copies of it don't wait for each other.
 
-    All other records go to the shard `main` (see `hash_chain.append`).
+    All other records go to a shard that several processes have (see `trees.main_shard`).
     """
     return f"{role}-{os.getpid()}-{new_id('out')[-6:]}"
 
 
 class StaleClaim(Exception):
     """Connection or app changed since the claim was judged, or its key or permit ended: judge again."""
+
+
+class RecordedLease(NamedTuple):
+    """A lease that is committed to the log. Its facts can be kept for further leases of its pair, while
+    nothing of its claim has changed; `place` is `<shard>/<number>` of its record."""
+
+    facts: LeaseFacts
+    place: str
 
 
 class LeaseLedger:
@@ -77,27 +86,25 @@ class LeaseLedger:
             self._task = None
             await self._writer.close()
 
-    async def record(self, claim: LeaseClaim) -> LeaseFacts:
-        """Return once the lease is committed to the log. Only then may it leave. The facts can be kept for
-        further leases of the claim's pair, while nothing of it has changed.
+    async def record(self, claim: LeaseClaim) -> RecordedLease:
+        """Return once the lease is committed to the log. Only then may it leave.
 
         Raises StaleClaim when connection or app changed since the claim was judged or its key or permit
         has expired, Failure AUDIT_UNAVAILABLE when the log can't be written.
         """
-        facts = LeaseFacts(claim, self._shard)
-        await self.record_pair(facts, claim.at, claim.context.trace_id)
-        return facts
+        facts = LeaseFacts(claim)
+        return RecordedLease(facts, await self.record_pair(facts, claim.at, claim.context.trace_id))
 
-    async def record_pair(self, facts: LeaseFacts, at: datetime, trace_id: str) -> None:
-        """As `record`, of one more lease of a pair."""
+    async def record_pair(self, facts: LeaseFacts, at: datetime, trace_id: str) -> str:
+        """As `record`, of one more lease of a pair; returns the place of its record."""
         if facts.use_due is None or not (facts.use_due - _USE_INTERVAL <= at < facts.use_due):
             self._note_uses(facts)
         if self._task is None or self._task.done() or self._stopping:
             raise _unavailable("the lease ledger isn't running")
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._queue.add(WaitingLease(facts.record(at, trace_id), done))
         self._came.set()
-        await done
+        return f"{self._shard}/{await done}"
 
     def _note_uses(self, facts: LeaseFacts) -> None:
         claim, noted = facts.claim, self._clock.now()
@@ -156,7 +163,7 @@ class LeaseLedger:
                 if place in written.busy:
                     self._queue.add(waiting)
                 elif place in written.leased:
-                    waiting.done.set_result(None)
+                    waiting.done.set_result(written.leased[place])
                     self._note_lease(waiting.record.facts, waiting.record.at)
                 else:
                     waiting.done.set_exception(StaleClaim())
@@ -180,9 +187,9 @@ class LeaseLedger:
         while True:
             try:
                 return await self._write(batch, uses)
-            except ChainMissing as missing:
+            except TreeMissing as missing:
                 async with self._store.write() as tx:
-                    await begin_chain(tx, missing.tenant, self._shard)
+                    await begin_tree(tx, missing.tenant, self._shard)
 
     @staticmethod
     def _fail(batch: Sequence[WaitingLease], problem: Failure) -> None:

@@ -1,15 +1,12 @@
-"""The claim of a lease, and its audit record from ready pieces: the bytes and hash that `hash_chain` makes.
+"""The claim of a lease, and the body of its audit record from ready pieces, as `bodies.body_of` makes it.
 
-`LeaseFacts` has what all leases of one judged pair (caller, connection) share; a lease adds its moment and
-its trace. Its place, number and previous hash, is added last, under the lock of the chain. `LeaseRecord.body`
-is the rest: whole before the lock, and so is a hash of it, such as a leaf's of a Merkle tree (RFC 9162
-section 2.1.1).
+`LeaseFacts` has what all leases of one judged pair (caller, connection) share; a lease adds its moment, its
+trace and its salt. Body and leaf are whole before the lock of the tree; its place follows from the lock.
 
 A lease by delegation is compared with each delegation up to the root, and what began it. A row of them that
 was stopped, changed or deleted since the lease was judged has another revision, or none.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +14,8 @@ from datetime import datetime
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, NamedTuple
 
-from evergrant_server.audit.hash_chain import RECORD_FORMAT, canonical_json, format_timestamp
+from evergrant_server.audit.bodies import beginning, canonical_json, format_timestamp, salt
+from evergrant_server.audit.tree import leaf_hash
 from evergrant_server.core.access import Permit
 from evergrant_server.core.audit import AuditAction, bound_scopes
 from evergrant_server.core.ids import AppId, ConnectionId, KeyId, Tenant
@@ -88,24 +86,13 @@ class LeaseClaim:
 
 
 class LeaseRecord(NamedTuple):
-    """The record of one lease in a shard, up to its place: `head` and `tail` are the JSON text around it."""
+    """The record of one lease, up to its place."""
 
     facts: "LeaseFacts"
     at: datetime
-    moment: str  # `at` as it is hashed
-    trace_id: str
-    head: str
-    tail: str
-
-    @property
-    def body(self) -> str:
-        """The canonical JSON of the record without its place."""
-        return f'{self.head}"run_id":null,{self.tail}'
-
-    def hash_behind(self, previous: str, seq: int) -> str:
-        """`hash_chain.record_hash` of this record as number `seq`, behind the hash `previous`."""
-        place = f'"previous_hash":"{previous}","run_id":null,"seq":{seq},'
-        return hashlib.sha256(f"{self.head}{place}{self.tail}".encode()).hexdigest()
+    moment: str  # `at` as the body has it
+    body: str
+    leaf: bytes
 
 
 class LeaseFacts:
@@ -115,12 +102,11 @@ class LeaseFacts:
     """
 
     __slots__ = (
-        "_until_at", "_until_place", "_until_trace", "action", "app", "app_id", "by", "claim", "connection",
-        "connection_id", "delegated", "detail", "generation", "lease_due", "named", "tenant", "use_due",
-        "valid_until",
+        "_until_at", "_until_salt", "_until_trace", "action", "app", "app_id", "claim", "connection",
+        "connection_id", "delegated", "generation", "lease_due", "named", "tenant", "use_due", "valid_until",
     )  # fmt: skip
 
-    def __init__(self, claim: LeaseClaim, shard: str) -> None:
+    def __init__(self, claim: LeaseClaim) -> None:
         """Raises TypeError when the claim has a detail that JSON can't say."""
         self.claim = claim
         self.tenant, self.app_id, self.connection_id = claim.tenant, claim.app_id, claim.connection_id
@@ -133,21 +119,17 @@ class LeaseFacts:
         self.connection = (claim.connection_id, claim.tenant, claim.connection_revision, claim.generation)
         self.app = (claim.app_id, claim.tenant, claim.app_revision, False)
         action, detail = _recorded(claim)
-        self.action, self.by = action.value, claim.context.by
+        self.action = action.value
         named = {"app": claim.app_id, "generation": claim.generation, **detail}
-        self.detail = canonical_json(bound_scopes(named))
-        self._until_at = f'{{"action":{quoted(self.action)},"at":"'
-        self._until_place = (
-            f'","by":{quoted(self.by)},"detail":{self.detail},"event_id":null,"format":{RECORD_FORMAT},'
-            f'"object":{quoted(claim.connection_id)},'
-        )
-        self._until_trace = f'"shard":{quoted(shard)},"tenant":{quoted(claim.tenant)},"trace_id":'
+        self._until_at, until_trace = beginning("\0", self.action, claim.connection_id).split("\0")
+        self._until_trace = f'{until_trace}"by":{quoted(claim.context.by)},"trace":'
+        self._until_salt = f',"detail":{canonical_json(bound_scopes(named))},"s":"'
 
     def record(self, at: datetime, trace_id: str) -> LeaseRecord:
         moment = format_timestamp(at)
-        head = f"{self._until_at}{moment}{self._until_place}"
-        tail = f'{self._until_trace}{quoted(trace_id)},"workflow_id":null}}'
-        return LeaseRecord(self, at, moment, trace_id, head, tail)
+        head = f"{self._until_at}{moment}{self._until_trace}{quoted(trace_id)}"
+        body = f'{head}{self._until_salt}{salt()}"}}'
+        return LeaseRecord(self, at, moment, body, leaf_hash(body.encode()))
 
 
 def _recorded(claim: LeaseClaim) -> tuple[AuditAction, dict[str, object]]:

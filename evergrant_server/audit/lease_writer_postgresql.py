@@ -1,7 +1,7 @@
 """Writes batches of leases to PostgreSQL, on a connection of the ledger's own.
 
-The function `record_leases` (migrations/versions/0001) writes a tenant's leases in one round trip, behind the
-end of the chain that is remembered. It writes nothing when something isn't as it was: then the batch is
+The function `record_leases` (migrations/versions/0007) writes a tenant's leases in one round trip, behind the
+end of the tree that is remembered. It writes nothing when something isn't as it was: then the batch is
 written with care, statement by statement, which finds out what that is.
 
 A change of what a lease names waits for the batch: it commits before or after the lease is in the log, never
@@ -12,15 +12,14 @@ is being changed is judged with a later batch, and those beside it don't wait.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evergrant_server.audit.hash_chain import ChainHead
 from evergrant_server.audit.lease_batch import (
     APPS,
     CONNECTIONS,
-    HEAD,
+    END,
     LEASABLE,
     RAISED_USAGE,
-    ChainMissing,
     LastUses,
+    TreeMissing,
     WaitingLease,
     Written,
     app_ids,
@@ -29,9 +28,11 @@ from evergrant_server.audit.lease_batch import (
     delegated_uses,
     is_unchanged,
     newest_generations,
+    numbered,
     write_uses_postgresql,
 )
 from evergrant_server.audit.lease_record import LeaseRecord, rows_postgresql
+from evergrant_server.audit.trees import TreeEnd
 from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -40,22 +41,13 @@ from evergrant_server.crypto import KeyRing
 from evergrant_server.store.database.engine import KeptPostgres
 from evergrant_server.store.database.errors import translate_errors
 
-_MOST_REMEMBERED = 20_000  # ends of chains
+_MOST_REMEMBERED = 20_000  # ends of trees
 # The driver looks ten times at every element of a list, so arrays without an empty element go as one text.
-_AS_TEXT = (
-    7,
-    8,
-    11,
-    14,
-    15,
-    16,
-    18,
-    19,
-)  # locks, connections, apps, actions, objects, callers, details, hashes
-_SEPARATOR = "\x1f"  # in no id, name or hash, and JSON escapes it
+_AS_TEXT = (8, 9, 12, 15, 16, 17)  # locks, connections, apps, actions, objects, bodies
+_SEPARATOR = "\x1f"  # in no id or name, and JSON escapes it
 _RECORD = "SELECT record_leases({})".format(
     ", ".join(
-        f"string_to_array(${place}, E'\\x1f')" if place in _AS_TEXT else f"${place}" for place in range(1, 20)
+        f"string_to_array(${place}, E'\\x1f')" if place in _AS_TEXT else f"${place}" for place in range(1, 19)
     )
 )
 _LOCKS = (
@@ -64,14 +56,14 @@ _LOCKS = (
 )
 _CONNECTIONS = CONNECTIONS + "= ANY($1::varchar[])"
 _APPS = APPS.format("unnest($1::varchar[]) AS named(id)")
-_HEAD = HEAD.format("$1", "$2")
-_LOCKED_HEAD = _HEAD + " FOR UPDATE"
+_END = END.format("$1", "$2")
+_LOCKED_END = _END + " FOR UPDATE"
 _TYPES = {
-    "seq": "bigint", "at": "timestamptz", "action": "varchar", "object": "varchar", "by": "varchar",
-    "trace_id": "varchar", "detail": "text", "previous_hash": "varchar", "hash": "varchar",
+    "seq": "bigint", "at": "timestamptz", "action": "varchar", "object": "varchar", "body": "text",
+    "leaf": "bytea",
 }  # fmt: skip
 _RECORDS = (
-    f"WITH moved AS (UPDATE audit_shard SET count = $3, last_hash = $4, mac = $5, revision = revision + 1"
+    "WITH moved AS (UPDATE audit_tree SET size = $3, peaks = $4, mac = $5, revision = revision + 1"
     f" WHERE tenant = $1 AND shard = $2)"
     f" INSERT INTO audit (tenant, shard, revision, {', '.join(_TYPES)})"
     " SELECT $1, $2, 1, *"
@@ -86,21 +78,21 @@ _USAGE = (
 class PostgresLeaseWriter:
     def __init__(self, kept: KeptPostgres, shard: str, ring: KeyRing, clock: Clock) -> None:
         self._kept, self._shard, self._ring, self._clock = kept, shard, ring, clock
-        self._heads: Bounded[str, ChainHead] = Bounded(_MOST_REMEMBERED)  # authentic ones, by tenant
+        self._ends: Bounded[str, TreeEnd] = Bounded(_MOST_REMEMBERED)  # authentic ones, by tenant
 
     async def write(self, batch: Sequence[WaitingLease], uses: LastUses) -> Written:
-        """Commit what still holds and isn't being changed. Raises ChainMissing and Failure.
+        """Commit what still holds and isn't being changed. Raises TreeMissing and Failure.
 
         No caller may have its lease then, though it may be in the log: a commit's answer can be lost.
         """
         try:
             with translate_errors():
                 return await self._written(await self._kept.driver(), batch, uses)
-        except ChainMissing:
-            await self._kept.close()  # the chain is begun by a connection of the pool
+        except TreeMissing:
+            await self._kept.close()  # the tree is begun by a connection of the pool
             raise
         except BaseException as error:
-            self._heads.clear()
+            self._ends.clear()
             if not (isinstance(error, Failure) and error.code is ErrorCode.AUTHORITY_BROKEN):
                 await self._kept.drop()
             raise
@@ -110,30 +102,35 @@ class PostgresLeaseWriter:
 
     async def _written(self, raw: Any, batch: Sequence[WaitingLease], uses: LastUses) -> Written:
         waiting = awaited(batch, self._clock.now())
-        if await self._write_at_once(raw, by_tenant(waiting.values()), uses):
-            return Written(frozenset(waiting), frozenset())
-        self._heads.clear()
+        numbers = await self._write_at_once(raw, by_tenant(waiting), uses)
+        if numbers is not None:
+            return Written(numbers, frozenset())
+        self._ends.clear()
         async with raw.transaction(isolation="read_committed"):  # so that the rows are read after the locks
             return await self._write_with_care(raw, waiting, uses)
 
     async def _write_at_once(
-        self, raw: Any, tenants: Sequence[tuple[Tenant, list[LeaseRecord]]], uses: LastUses
-    ) -> bool:
-        """False when nothing was written, because something isn't as it was or needs care."""
-        calls: list[tuple[ChainHead, list[Any]]] = []
+        self, raw: Any, tenants: Sequence[tuple[Tenant, dict[int, LeaseRecord]]], uses: LastUses
+    ) -> dict[int, int] | None:
+        """The leases' numbers. None when nothing was written: something isn't as it was, or needs care."""
+        calls: list[tuple[TreeEnd, list[Any]]] = []
+        numbers: dict[int, int] = {}
         for tenant, records in tenants:
-            call = _call(self._ring, self._heads.get(tenant) or await self._head(raw, _HEAD, tenant), records)
+            end = self._ends.get(tenant) or await self._end(raw, _END, tenant)
+            call = _call(self._ring, end, [*records.values()])
             if call is None:
-                return False
+                return None
             calls.append(call)
+            numbers |= numbered(records, end.size)
         if len(calls) == 1 and not uses:
             written: bool = await raw.fetchval(_RECORD, *calls[0][1])
         else:
             written = await _call_each(raw, [arguments for _, arguments in calls], uses)
-        if written:
-            for end, _ in calls:
-                self._heads[end.tenant] = end
-        return written
+        if not written:
+            return None
+        for after, _ in calls:
+            self._ends[after.tenant] = after
+        return numbers
 
     async def _write_with_care(self, raw: Any, waiting: Mapping[int, LeaseRecord], uses: LastUses) -> Written:
         """Write the leases of which nothing has changed or is being changed, inside a transaction."""
@@ -154,25 +151,27 @@ class PostgresLeaseWriter:
             for place, record in waiting.items()
             if place not in busy and is_unchanged(record, connections, apps, delegations)
         }
-        for tenant, kept in by_tenant(good.values()):
-            head = await self._head(raw, _LOCKED_HEAD, tenant)
-            await raw.execute(_RECORDS, *_appended(self._ring, head, kept))
+        numbers: dict[int, int] = {}
+        for tenant, kept in by_tenant(good):
+            end = await self._end(raw, _LOCKED_END, tenant)
+            await raw.execute(_RECORDS, *_appended(self._ring, end, [*kept.values()]))
+            numbers |= numbered(kept, end.size)
         if good:
             generations = newest_generations(good.values())
             await raw.execute(_USAGE, *zip(*generations, strict=True), list(generations.values()))
         await write_uses_postgresql(raw, uses)
-        return Written(frozenset(good), busy)
+        return Written(numbers, busy)
 
-    async def _head(self, raw: Any, query: str, tenant: Tenant) -> ChainHead:
-        """Raises ChainMissing, and Failure AUTHORITY_BROKEN: no token leaves behind records that were cut or
+    async def _end(self, raw: Any, query: str, tenant: Tenant) -> TreeEnd:
+        """Raises TreeMissing, and Failure AUTHORITY_BROKEN: no token leaves behind records that were cut or
         rewritten."""
         row = await raw.fetchrow(query, tenant, self._shard)
         if row is None:
-            raise ChainMissing(tenant)
-        head = ChainHead(tenant, self._shard, *row)
-        if not head.is_authentic(self._ring):
-            raise head.broken
-        return head
+            raise TreeMissing(tenant)
+        end = TreeEnd(tenant, self._shard, *row)
+        if not end.is_authentic(self._ring):
+            raise end.broken
+        return end
 
 
 async def _call_each(raw: Any, calls: Sequence[Sequence[Any]], uses: LastUses) -> bool:
@@ -188,10 +187,8 @@ async def _call_each(raw: Any, calls: Sequence[Sequence[Any]], uses: LastUses) -
     return True
 
 
-def _call(
-    ring: KeyRing, head: ChainHead, records: Sequence[LeaseRecord]
-) -> tuple[ChainHead, list[Any]] | None:
-    """The new end of the chain, and the arguments of `record_leases`.
+def _call(ring: KeyRing, end: TreeEnd, records: Sequence[LeaseRecord]) -> tuple[TreeEnd, list[Any]] | None:
+    """The new end of the tree, and the arguments of `record_leases`.
 
     None when that can't judge them: a lease by delegation, or two of one row by two of its revisions.
     """
@@ -206,50 +203,30 @@ def _call(
         ):
             return None
         named |= facts.named
-    hashes = _hashes(head, records)
-    end = head.moved(ring, head.count + len(records), hashes[-1], authentic=True)
+    leaves = [record.leaf for record in records]
+    after = end.appended(ring, leaves)
     ids, _, revisions, generations = zip(*connections.values(), strict=True)
     app_ids, _, app_revisions, _ = zip(*apps.values(), strict=True)
-    of_head = (head.tenant, head.shard, head.count, head.last_hash, head.mac, end.mac)
+    of_end = (end.tenant, end.shard, end.size, end.peaks, end.mac, after.peaks, after.mac)
     judged_by = (sorted(named), ids, revisions, generations, app_ids, app_revisions)
-    arguments = [*of_head, *judged_by, *_texts(records), hashes]
+    arguments = [*of_end, *judged_by, *_texts(records), b"".join(leaves)]
     for place in _AS_TEXT:
         arguments[place - 1] = _SEPARATOR.join(arguments[place - 1])
-    return end, arguments
+    return after, arguments
 
 
-def _appended(ring: KeyRing, head: ChainHead, records: Sequence[LeaseRecord]) -> list[Any]:
+def _appended(ring: KeyRing, end: TreeEnd, records: Sequence[LeaseRecord]) -> list[Any]:
     """The arguments of `_RECORDS`."""
-    hashes = _hashes(head, records)
-    end = head.moved(ring, head.count + len(records), hashes[-1], authentic=True)
-    numbers = list(range(head.count + 1, end.count + 1))
-    previous = [head.last_hash, *hashes[:-1]]
-    return [
-        end.tenant,
-        end.shard,
-        end.count,
-        end.last_hash,
-        end.mac,
-        numbers,
-        *_texts(records),
-        previous,
-        hashes,
-    ]
-
-
-def _hashes(head: ChainHead, records: Sequence[LeaseRecord]) -> list[str]:
-    hashes: list[str] = []
-    previous = head.last_hash
-    for seq, record in enumerate(records, head.count + 1):
-        previous = record.hash_behind(previous, seq)
-        hashes.append(previous)
-    return hashes
+    leaves = [record.leaf for record in records]
+    after = end.appended(ring, leaves)
+    moved = (end.tenant, end.shard, after.size, after.peaks, after.mac)
+    return [*moved, list(range(end.size, after.size)), *_texts(records), leaves]
 
 
 def _texts(records: Sequence[LeaseRecord]) -> list[list[Any]]:
-    """What the records say, column by column: at, action, object, by, trace_id, detail."""
+    """What the rows of the records say, column by column: at, action, object, body."""
     columns = [
-        (record.at, facts.action, facts.connection_id, facts.by, record.trace_id, facts.detail)
+        (record.at, facts.action, facts.connection_id, record.body)
         for record in records
         for facts in (record.facts,)
     ]

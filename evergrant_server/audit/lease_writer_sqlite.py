@@ -1,23 +1,23 @@
 """Writes batches of leases to SQLite, on a connection of the ledger's own.
 
 `PRAGMA data_version` moves when another connection has committed, of any process. Inside an IMMEDIATE
-transaction none can: while the version is that of the last batch, the revisions and the ends of chains that
+transaction none can: while the version is that of the last batch, the revisions and the ends of trees that
 were read then still hold, and nothing is read again.
 """
 
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from evergrant_server.audit.hash_chain import ChainHead
 from evergrant_server.audit.lease_batch import (
     APPS,
     CONNECTIONS,
-    HEAD,
+    END,
     LEASABLE,
     RAISED_USAGE,
-    ChainMissing,
     LastUses,
+    TreeMissing,
     WaitingLease,
     Written,
     app_ids,
@@ -26,9 +26,11 @@ from evergrant_server.audit.lease_batch import (
     delegated_uses,
     is_unchanged,
     newest_generations,
+    numbered,
     write_uses_sqlite,
 )
 from evergrant_server.audit.lease_record import LeaseRecord, rows_sqlite
+from evergrant_server.audit.trees import TreeEnd
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto import KeyRing
@@ -36,16 +38,13 @@ from evergrant_server.store.database.errors import translate_errors
 from evergrant_server.store.database.kept_sqlite import KeptSqlite
 
 _MOST_REMEMBERED = 20_000  # rows of a kind
-_COLUMNS = (
-    "tenant", "shard", "seq", "at", "action", "object", "by", "trace_id", "detail", "previous_hash", "hash",
-    "revision",
-)  # fmt: skip
+_COLUMNS = ("tenant", "shard", "seq", "at", "action", "object", "body", "leaf", "revision")
 _CONNECTIONS = CONNECTIONS + "IN (SELECT value FROM json_each(?))"
 _APPS = APPS.format("(SELECT value AS id FROM json_each(?)) AS named")
-_HEAD = HEAD.format("?", "?")
+_END = END.format("?", "?")
 _RECORDS = f"INSERT INTO audit ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' for _ in _COLUMNS)})"
 _MOVED = (
-    "UPDATE audit_shard SET count = ?, last_hash = ?, mac = ?, revision = revision + 1"
+    "UPDATE audit_tree SET size = ?, peaks = ?, mac = ?, revision = revision + 1"
     " WHERE tenant = ? AND shard = ?"
 )
 _USAGE = (
@@ -58,14 +57,16 @@ class SqliteLeaseWriter:
     def __init__(self, kept: KeptSqlite, shard: str, ring: KeyRing, clock: Clock) -> None:
         self._kept, self._shard, self._ring, self._clock = kept, shard, ring, clock
         self._rows = _KnownRows()
+        self._expected: dict[Tenant, _Append] = {}
 
     async def write(self, batch: Sequence[WaitingLease], uses: LastUses) -> Written:
-        """Commit what still holds. Raises ChainMissing and Failure; then nothing is in the log.
+        """Commit what still holds. Raises TreeMissing and Failure; then nothing is in the log.
 
         All that is remembered is forgotten with a transaction that didn't commit.
         """
         try:
             with translate_errors():
+                self._expected = self._expect(batch)
                 async with self._kept.transaction() as raw:
                     return Written(self._written(raw, batch, uses), frozenset())
         except BaseException:
@@ -75,9 +76,18 @@ class SqliteLeaseWriter:
     async def close(self) -> None:
         await self._kept.close()
 
+    def _expect(self, batch: Sequence[WaitingLease]) -> dict[Tenant, "_Append"]:
+        """What the batch will append, if nothing has changed: hashed before the database is locked."""
+        records = awaited(batch, self._clock.now())
+        return {
+            tenant: _Append.of(end, [*of_tenant.values()], self._ring)
+            for tenant, of_tenant in by_tenant(records)
+            if (end := self._rows.ends.get(tenant)) is not None
+        }
+
     def _written(
         self, raw: sqlite3.Connection, batch: Sequence[WaitingLease], uses: LastUses
-    ) -> frozenset[int]:
+    ) -> dict[int, int]:
         waiting = awaited(batch, self._clock.now())
         rows = self._rows = self._rows.as_of(raw)
         rows.read(raw, waiting.values())
@@ -87,37 +97,41 @@ class SqliteLeaseWriter:
             for place, record in waiting.items()
             if is_unchanged(record, rows.connections, rows.apps, delegations)
         }
-        for tenant, records in by_tenant(good.values()):
-            self._append(raw, tenant, records)
+        numbers: dict[int, int] = {}
+        for tenant, records in by_tenant(good):
+            numbers |= numbered(records, self._append(raw, tenant, [*records.values()]))
         self._raise_usage(raw, good.values())
         write_uses_sqlite(raw, uses)
-        return frozenset(good)
+        return numbers
 
-    def _append(self, raw: sqlite3.Connection, tenant: Tenant, records: Sequence[LeaseRecord]) -> None:
-        head = self._rows.heads.get(tenant) or self._read_head(raw, tenant)
-        previous, rows = head.last_hash, list[tuple[object, ...]]()
-        for seq, record in enumerate(records, head.count + 1):
-            digest = record.hash_behind(previous, seq)
+    def _append(self, raw: sqlite3.Connection, tenant: Tenant, records: Sequence[LeaseRecord]) -> int:
+        """Write the records behind the tenant's last; returns the number of the first."""
+        end = self._rows.ends.get(tenant) or self._read_end(raw, tenant)
+        rows: list[tuple[object, ...]] = []
+        for number, record in enumerate(records, end.size):
             at = f"{record.moment[:10]} {record.moment[11:26]}"  # as SQLAlchemy writes it
             facts = record.facts
-            place = (tenant, self._shard, seq, at, facts.action, facts.connection_id)
-            rows.append((*place, facts.by, record.trace_id, facts.detail, previous, digest, 1))
-            previous = digest
+            place = (tenant, self._shard, number, at, facts.action, facts.connection_id)
+            rows.append((*place, record.body, record.leaf, 1))
         raw.executemany(_RECORDS, rows)
-        end = head.moved(self._ring, head.count + len(rows), previous, authentic=True)
-        raw.execute(_MOVED, (end.count, end.last_hash, end.mac, tenant, self._shard))
-        self._rows.heads[tenant] = end
+        expected = self._expected.get(tenant)
+        if expected is None or expected.end != end or expected.records != records:
+            expected = _Append.of(end, records, self._ring)
+        after = expected.after
+        raw.execute(_MOVED, (after.size, after.peaks, after.mac, tenant, self._shard))
+        self._rows.ends[tenant] = after
+        return end.size
 
-    def _read_head(self, raw: sqlite3.Connection, tenant: Tenant) -> ChainHead:
-        """Raises ChainMissing, and Failure AUTHORITY_BROKEN: no token leaves behind records that were cut or
+    def _read_end(self, raw: sqlite3.Connection, tenant: Tenant) -> TreeEnd:
+        """Raises TreeMissing, and Failure AUTHORITY_BROKEN: no token leaves behind records that were cut or
         rewritten."""
-        row = raw.execute(_HEAD, (tenant, self._shard)).fetchone()
+        row = raw.execute(_END, (tenant, self._shard)).fetchone()
         if row is None:
-            raise ChainMissing(tenant)
-        head = ChainHead(tenant, self._shard, *row)
-        if not head.is_authentic(self._ring):
-            raise head.broken
-        return head
+            raise TreeMissing(tenant)
+        end = TreeEnd(tenant, self._shard, *row)
+        if not end.is_authentic(self._ring):
+            raise end.broken
+        return end
 
     def _raise_usage(self, raw: sqlite3.Connection, records: Iterable[LeaseRecord]) -> None:
         generations = self._rows.generations
@@ -131,6 +145,18 @@ class SqliteLeaseWriter:
             generations.update(raised)
 
 
+class _Append(NamedTuple):
+    """The end of a tree before and after these records."""
+
+    end: TreeEnd
+    records: Sequence[LeaseRecord]
+    after: TreeEnd
+
+    @classmethod
+    def of(cls, end: TreeEnd, records: Sequence[LeaseRecord], ring: KeyRing) -> "_Append":
+        return cls(end, records, end.appended(ring, [record.leaf for record in records]))
+
+
 class _KnownRows:
     """What the ledger read, or wrote itself, while the data had one version."""
 
@@ -138,13 +164,13 @@ class _KnownRows:
         self._version = version
         self.connections: dict[str, tuple[object, ...]] = {}  # leasable ones
         self.apps: dict[str, tuple[object, ...]] = {}
-        self.heads: dict[str, ChainHead] = {}  # authentic ones
+        self.ends: dict[str, TreeEnd] = {}  # authentic ones
         self.generations: dict[tuple[str, str], int] = {}  # leased ones, by tenant and connection
 
     def as_of(self, raw: sqlite3.Connection) -> "_KnownRows":
         """These, unless another connection has committed since, or they have become too many."""
         (version,) = raw.execute("PRAGMA data_version").fetchone()
-        size = max(len(self.connections), len(self.apps), len(self.heads))
+        size = max(len(self.connections), len(self.apps), len(self.ends))
         return self if version == self._version and size < _MOST_REMEMBERED else _KnownRows(version)
 
     def read(self, raw: sqlite3.Connection, records: Iterable[LeaseRecord]) -> None:

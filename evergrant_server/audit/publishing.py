@@ -23,7 +23,7 @@ from evergrant_server.store import Transaction
 async def publish_events(tx: Transaction, entry: AuditEntry) -> None:
     """Write the events that this record is, with a delivery to each webhook that wants them.
 
-    The caller holds the lock of the hash chain: only new rows are written, so no other writer is delayed.
+    The caller holds the lock of the tree: only new rows are written, so no other writer is delayed.
     """
     types = events_of(entry.action, entry.detail)
     if not types:

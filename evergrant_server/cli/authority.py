@@ -30,7 +30,7 @@ async def verify(*, flags: Flags | None = None) -> None:
     """Check every row that says who may do what, and where secrets are sent. Exits 1 if one is broken.
 
     Apps, permits, integrations, definitions, exports, connections with their grants and pinned accounts, and
-    the ends of the audit chains, of every tenant. Needs the full key file.
+    the ends of the audit trees, of every tenant. Needs the full key file.
     """
     broken_count = 0
     async with _store(settings_of(flags)) as store:

@@ -70,7 +70,7 @@ class ProgressPrinter:
 
 @audit_log.command
 async def verify(*, flags: Flags | None = None) -> None:
-    """Check every hash chain of the audit log, and name the first record that doesn't match."""
+    """Check every tree of the audit log, and name the first record that doesn't match."""
     settings = settings_of(flags)
     async with open_store(settings, Role.API) as (store, _):
         verdict = await audit.verify_log(store, Tenant(settings.tenant))

@@ -164,13 +164,22 @@ class AuditAction(StrEnum):
     KEY_ROTATION_REQUESTED = "keys.rotation_requested"
     KEY_ROTATION_PAUSED = "keys.rotation_paused"
     KEYS_ROTATED = "keys.rotated"
+    STREAM_PUT = "audit_stream.put"
+    STREAM_DELETED = "audit_stream.deleted"
+    STREAM_SECRET_ROTATED = "audit_stream.secret_rotated"
+    ROOT_RETIRED = "keys.root_retired"
+    SECRET_RETIRED = "keys.secret_retired"
     SHARD_BEGUN = "audit.shard_begun"
     SHARD_LOST = "audit.shard_lost"
+    ANCHOR_LATE = "audit.anchor_late"
+    ANCHOR_REFUSED = "audit.anchor_refused"
+    HEAD_RECORDED = "audit.head_recorded"
+    CHAIN_ENDED = "audit.chain_ended"
     HOSTS_ACCEPTED = "authority.hosts_accepted"
 
 
 class AuditEntry(FrozenModel):
-    """What happened, before it has a place in a hash chain. `detail` holds facts, never a secret."""
+    """What happened, before it has a place in the log. `detail` holds facts, never a secret."""
 
     tenant: Tenant
     at: datetime
@@ -182,11 +191,14 @@ class AuditEntry(FrozenModel):
 
 
 class AuditRecord(AuditEntry):
-    """An entry in its chain: gapless `seq` per (tenant, shard), each hash covering the one before."""
+    """An entry at its place: number `seq` of the tree of (tenant, shard), counted from 0. `hash` is its leaf,
+    in hex.
+
+    In a chain of before the trees the records were counted from 1, and each hash covers the one before.
+    """
 
     shard: str
     seq: int
-    previous_hash: str
     hash: str
 
 

@@ -2,7 +2,7 @@
 
 Owns the schema, transactions, compare-and-set on `revision`, the outbox table, sealing
 of columns with keys of tenants and connections, and the lease path's query. Doesn't own
-the key ring (crypto), what a change means (core), hash chains over audit rows (audit) or
+the key ring (crypto), what a change means (core), trees over audit rows (audit) or
 the delivery of outbox messages (temporal_link). What it answers are values of `core`.
 
 Failures are `core.errors.Failure`: STORE_UNAVAILABLE when the database can't be reached,

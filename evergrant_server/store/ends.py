@@ -4,7 +4,6 @@ The log only moves forward: an earlier state of a row is authentic, but the reco
 deletes that record too breaks the log's chain, which `audit verify` names.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from sqlmodel import col
 from evergrant_server.core.access import App, AppCredential, AppKey, KeySession, Permit, TenantStanding
 from evergrant_server.core.agents.delegation_rules import DelegationRule
 from evergrant_server.core.agents.delegations import Delegation
-from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.audit import INSTALLATION, AuditAction
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.decisions import Approval, CallApproval
 from evergrant_server.core.model import CheckedModel
@@ -23,9 +22,16 @@ from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.core.workloads.issuer import TrustedIssuer
-from evergrant_server.store.audit_tables import END_CONDITION, AuditRow
+from evergrant_server.crypto.root_keys import RootKey
+from evergrant_server.store.audit_tables import (
+    CHAINED,
+    END_CONDITION,
+    NO_LEASE_CONDITION,
+    AuditRow,
+    detail_of,
+)
 from evergrant_server.store.database.engine import DatabaseConnection
-from evergrant_server.store.database.rows import columns_equal, fetch_all
+from evergrant_server.store.database.rows import Values, columns_equal, fetch_all
 
 
 class Record(NamedTuple):
@@ -92,15 +98,22 @@ _ENDS: dict[type[CheckedModel], tuple[_Contradiction, ...]] = {
     AccessToken: (_ended(None, AuditAction.RESOURCE_TOKEN_REVOKED),),
     TokenFamily: (_ended("ended_at", AuditAction.TOKEN_FAMILY_ENDED, AuditAction.TOKEN_FAMILY_REPLAYED),),
     Connection: (_ended("has_ended", AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED),),
+    RootKey: (_ended("retired_at", AuditAction.ROOT_RETIRED),),
 }
-_RECORDS = (
-    select(col(AuditRow.object), col(AuditRow.action), col(AuditRow.detail))
-    .where(
-        columns_equal(AuditRow, tenant=bindparam("tenant")),
-        col(AuditRow.object).in_(bindparam("ids", expanding=True)),
-        text(END_CONDITION),
-    )
-    .order_by(col(AuditRow.shard), col(AuditRow.seq))
+_OF_OBJECTS = select(
+    *(
+        col(column)
+        for column in (AuditRow.object, AuditRow.action, AuditRow.at, AuditRow.shard, AuditRow.seq)
+    ),
+    col(AuditRow.body),
+).where(
+    columns_equal(AuditRow, tenant=bindparam("tenant")),
+    col(AuditRow.object).in_(bindparam("ids", expanding=True)),
+)
+_RECORDS = _OF_OBJECTS.where(text(END_CONDITION))  # which have an index of their own
+# the installation's, found by the index of all records but leases
+_RECORDS_OF_ROOTS = _OF_OBJECTS.where(
+    col(AuditRow.action) == AuditAction.ROOT_RETIRED.value, text(NO_LEASE_CONDITION)
 )
 
 
@@ -110,12 +123,22 @@ async def put_back(connection: DatabaseConnection, models: Sequence[CheckedModel
     if not by_id:
         return []
     query = _RECORDS.params(tenant=vars(models[0])["tenant"], ids=sorted(by_id))
+    if isinstance(models[0], RootKey):
+        query = _RECORDS_OF_ROOTS.params(tenant=INSTALLATION, ids=sorted(by_id))
     contradicted: dict[tuple[str, int], bool] = {}
-    for row in await fetch_all(connection, query):
+    for row in sorted(await fetch_all(connection, query), key=_order_of):
         model = by_id[row["object"]]
-        record = Record(AuditAction(row["action"]), json.loads(row["detail"]))
+        record = Record(AuditAction(row["action"]), detail_of(row["body"]))
         for place, contradicts in enumerate(_ENDS[type(model)]):
             answer = contradicts(record, model)
             if answer is not None:
                 contradicted[row["object"], place] = answer
     return sorted({id for (id, _), is_contradicted in contradicted.items() if is_contradicted})
+
+
+def _order_of(row: Values) -> tuple[object, ...]:
+    """Records of chains are in the order of their numbers, and older than those of trees; there the ends of
+    one object are in the order of their moments."""
+    if row["shard"] in CHAINED:
+        return False, row["shard"], row["seq"]
+    return True, row["at"], row["shard"], row["seq"]

@@ -5,6 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from activities.agents import AgentStopActivities
+from activities.anchors import anchors_of
+from activities.audit_log import AuditLogKeeper
+from activities.audit_streams import (
+    ANSWER_TIMEOUT_S as STREAM_TIMEOUT_S,
+)
+from activities.audit_streams import AuditStreamSender, InstallationReceiver, StreamReceiver
 from activities.consents.accounts import AccountActivities
 from activities.consents.code_exchange import CodeExchangeActivities
 from activities.consents.consent_end import ConfirmationActivities, ConsentEndActivities, ExpiryActivities
@@ -39,11 +45,14 @@ from activities.single_use.protocol import SingleUseProtocol
 from activities.support.provider_context import ProviderContextLoader
 from activities.webhooks import ANSWER_TIMEOUT_S, WebhookDeliveryActivities
 from activities.workloads import TrustedIssuerActivities
+from evergrant_server.audit.checkpoints.heads import HeadsLog
+from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
 from evergrant_server.core.single_use.retry_budget import BreakerRules
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal import Journal
-from evergrant_server.settings import Settings
+from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.store.audit_streams import StreamAccess
 from evergrant_server.telemetry import traces
 from evergrant_server.telemetry.traces import TracingTransport
 from evergrant_server.wiring.platform import Platform
@@ -54,10 +63,12 @@ Activity = Callable[..., Any]
 
 @dataclass(frozen=True)
 class WorkerParts:
-    """Activities for Temporal, and the replayer that a worker runs by itself."""
+    """Activities for Temporal, and what a worker runs by itself."""
 
     activities: list[Activity]
     replayer: JournalReplayer
+    audit_log: AuditLogKeeper
+    streams: AuditStreamSender
 
 
 def build_worker_parts(
@@ -84,6 +95,8 @@ def build_worker_parts(
     )
     replays[AttemptKind.REGISTRATION] = discovery.replay_answer
     decisions = DecisionActivities(store, clock)
+    log_name = settings.log_name(settings.public_url)
+    incidents = IncidentActivities(store, platform.link, clock, settings.public_url, log_name)
     keys = KeyRotationActivities(store, clock, settings.key_rotation, platform.key_services)
     activities = [
         *grants,
@@ -95,11 +108,24 @@ def build_worker_parts(
         PermitReviewActivities(store, clock, settings.unused_permit_after).review_permits,
         AgentStopActivities(store, clock).advance_agent_stop,
         ErasureActivities(store, platform.link, clock).advance_erasure,
-        IncidentActivities(store, platform.link, clock, settings.public_url).advance_incident,
+        incidents.advance_incident,
         keys.advance_key_rotation,
         keys.rotate_due_keys,
     ]
-    return WorkerParts(activities, JournalReplayer(store, clock, journal, sections, replays))
+    replayer = JournalReplayer(store, clock, journal, sections, replays)
+    streams = _audit_streams(platform, make_egress)
+    return WorkerParts(activities, replayer, _audit_log(platform, egress), streams)
+
+
+def _audit_log(platform: Platform, egress: Egress) -> AuditLogKeeper:
+    """Raises BadSettings for an anchor that can't be used."""
+    settings, store = platform.settings, platform.store
+    try:
+        anchors = anchors_of(settings, egress, platform.clock)
+    except (ValueError, OSError) as error:
+        raise BadSettings(f"an anchor of the audit log: {error}") from None
+    heads = HeadsLog(store, platform.clock, settings.log_name(settings.public_url))
+    return AuditLogKeeper(store, platform.clock, heads, anchors, settings.audit_anchor_late)
 
 
 def _grant_activities(
@@ -216,8 +242,26 @@ def _webhook_deliveries(platform: Platform, make_egress: Callable[..., Egress]) 
     )
 
 
-def _policy(platform: Platform) -> EgressPolicy:
-    return EgressPolicy(allow=platform.settings.egress_allow)
+def _audit_streams(platform: Platform, make_egress: Callable[..., Egress]) -> AuditStreamSender:
+    """Raises BadSettings for a file that can't be used."""
+    settings = platform.settings
+    limits: dict[str, Any] = {"answer_timeout_s": STREAM_TIMEOUT_S, "wrapper": _wrapper()}
+    installation = None
+    if settings.audit_stream_url:
+        access = StreamAccess(
+            Secret(settings.audit_stream_url), settings.stream_headers(), settings.stream_secrets()
+        )
+        installation = InstallationReceiver(
+            StreamReceiver(settings.stream_format, access),
+            settings.stream_begin,
+            make_egress(_policy(platform, settings.stream_host_port), **limits),
+        )
+    egress = make_egress(_policy(platform), **limits)
+    return AuditStreamSender(platform.store, egress, platform.clock, settings.public_url, installation)
+
+
+def _policy(platform: Platform, *further: str) -> EgressPolicy:
+    return EgressPolicy(allow=(*platform.settings.egress_allow, *further))
 
 
 def _wrapper() -> type[TracingTransport] | None:

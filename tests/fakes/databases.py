@@ -34,8 +34,9 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 _TEMPLATE = "evergrant_template"
 _TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
 _TRANSACTION = "SELECT pg_current_xact_id()::text::bigint"
-_OLDER_SNAPSHOTS = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
-AND pid <> pg_backend_pid() AND backend_xmin IS NOT NULL AND backend_xmin::text::bigint <= CAST(:now AS bigint)"""
+_OLDER_SNAPSHOTS = """SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+AND backend_xmin IS NOT NULL AND backend_xmin::text::bigint <= CAST(:now AS bigint)"""
 _migrated: list[bytes] = []  # the first migrated SQLite file, copied from then on
 _numbers = itertools.count(1)
 

@@ -30,7 +30,7 @@ async def test_attack_16_one_app_with_500_requests_open_takes_a_few_places_of_a_
     write = ledger._write
 
     async def noting(batch: Any, *uses: Any) -> Any:
-        batches.append([waiting.record.facts.by for waiting in batch])
+        batches.append([waiting.record.facts.claim.context.by for waiting in batch])
         return await write(batch, *uses)
 
     monkeypatch.setattr(ledger, "_write", noting)

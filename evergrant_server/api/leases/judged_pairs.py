@@ -27,6 +27,7 @@ from evergrant_server.access.callers import Caller
 from evergrant_server.access.context import ApiContext
 from evergrant_server.access.decision import JUDGED, JudgedLease, LeaseIssuer
 from evergrant_server.access.judged_request import JudgedRequest
+from evergrant_server.access.refusals import LeaseRequest
 from evergrant_server.api.http.middleware import ARRIVED, LEASE_SLACK_S
 from evergrant_server.api.leases.routes import LEASE_PATH, TOKEN_PATH, rest_of_lease
 from evergrant_server.audit.lease_ledger import StaleClaim
@@ -53,10 +54,11 @@ class JudgedPair(NamedTuple):
     """What the next lease of a pair is made from. The token stays sealed."""
 
     caller: Caller
+    request: LeaseRequest
     facts: LeaseFacts
     counted: LeaseCells
     token: ReadySeal
-    rest: str  # of the answer, behind the token
+    rest: str  # of the answer, behind the token and the place of its record
     since: datetime
     until: datetime
     expires_at: datetime | None
@@ -86,11 +88,15 @@ class JudgedPairs:
             return None
         now = self._api.clock.now()
         try:
-            await self._api.ledger.record_pair(pair.facts, now, trace.trace_id)
+            place = await self._api.ledger.record_pair(pair.facts, now, trace.trace_id)
             if self._issuer.leased.reaches_alarm(app_id, pair.facts.connection_id, now):
                 await self._raise_alarm(pair.caller, scope, trace)
             token = pair.token.open().decode()
-        except (StaleClaim, Failure):
+        except StaleClaim:
+            self._pairs.pop(key, None)
+            self._issuer.forget(pair.caller, pair.request)
+            return None
+        except Failure:
             self._pairs.pop(key, None)
             return None
         finally:
@@ -98,7 +104,7 @@ class JudgedPairs:
         left = None if pair.expires_at is None else (pair.expires_at - self._api.clock.now()).total_seconds()
         pair.counted.count(left)
         self.leased += 1
-        return f'{{"access_token": {quoted(token)}, {pair.rest}'.encode()
+        return f'{{"access_token": {quoted(token)}, "audit": "{place}", {pair.rest}'.encode()
 
     def remember(self, key: bytes, judged: JudgedLease) -> None:
         """Keep what the application has leased, if its next lease is judged in the same way."""
@@ -127,6 +133,7 @@ class JudgedPairs:
             return None
         return JudgedPair(
             caller,
+            judged.request,
             judged.facts,
             lease_cells(row.provider),
             row.ready_token(self._api.ring),

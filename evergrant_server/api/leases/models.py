@@ -110,7 +110,8 @@ class ProofBody(Body):
 
 
 class LeaseView(View):
-    """The only response that contains an access token.
+    """The only response that contains an access token. `audit` is the place of its audit record,
+    `<shard>/<number>`.
 
     `grant_over`: its grant has ended, and the provider may refuse the token before its date. Report a 401
     (`POST /v1/connections/{id}/refresh`), which ends the token.
@@ -123,10 +124,12 @@ class LeaseView(View):
     generation: int
     connection_id: str
     grant_over: bool
+    audit: str
 
 
 class ProofView(View):
-    """The value of a `DPoP` header for one request with the token of `generation`."""
+    """The value of a `DPoP` header for one request with the token of `generation`. `audit` is the place of
+    its audit record."""
 
     proof: str
     token_type: str
@@ -135,3 +138,4 @@ class ProofView(View):
     expires_at: datetime | None
     connection_id: str
     grant_over: bool
+    audit: str

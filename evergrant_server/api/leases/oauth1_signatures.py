@@ -60,11 +60,13 @@ class SignatureBody(Body):
 
 
 class SignatureView(View):
-    """Headers to send the request with. They are valid for this request, for some minutes."""
+    """Headers to send the request with. They are valid for this request, for some minutes. `audit` is the
+    place of the audit record."""
 
     headers: dict[str, str]
     generation: int
     connection_id: str
+    audit: str
 
 
 async def _require_visible(connection_id: str, call: Call) -> None:
@@ -81,11 +83,14 @@ async def sign_request(
     await _require_no_provider_endpoint(call, connection_id, body.url)
     ask = LeaseRequest(ConnectionId(connection_id), signs=body.audit_text)
     issuer: LeaseIssuer = call.request.app.state.lease_issuer
-    row = await issuer.issue(call.request, ask, (call.caller, False))
+    row, place = await issuer.issue(call.request, ask, (call.caller, False))
     response.headers["Cache-Control"] = "no-store"
     header = await _authorization_header(call.api, row, body)
     return SignatureView(
-        headers={"Authorization": header}, generation=row.generation, connection_id=row.connection_id
+        headers={"Authorization": header},
+        generation=row.generation,
+        connection_id=row.connection_id,
+        audit=place,
     )
 
 

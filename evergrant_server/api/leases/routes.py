@@ -12,7 +12,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from evergrant_server.access.context import ApiContext
-from evergrant_server.access.decision import LeaseIssuer
+from evergrant_server.access.decision import IssuedLease, LeaseIssuer
 from evergrant_server.access.refusals import LeaseRequest, ProvedRequest
 from evergrant_server.api.http.models import Body
 from evergrant_server.api.leases.models import LeaseBody, ProofBody, TokenBody
@@ -78,23 +78,24 @@ def routes(api: ApiContext, issuer: LeaseIssuer) -> list[LeaseRoute]:
     async def by_names(request: Request) -> Response:
         caller = await api.authenticator.authenticate_cached(request)
         body = (await _parse_body(request, LeaseBody)).with_challenged_scopes()
-        row = await issuer.issue(request, body.lease_request_by_names(), caller)
-        return _lease_response(row, api)
+        lease = await issuer.issue(request, body.lease_request_by_names(), caller)
+        return _lease_response(lease, api)
 
     async def by_id(request: Request) -> Response:
         caller = await api.authenticator.authenticate_cached(request)
         body = (await _parse_body(request, TokenBody)).with_challenged_scopes()
-        row = await issuer.issue(request, body.lease_request(_connection_id(request)), caller)
-        return _lease_response(row, api)
+        lease = await issuer.issue(request, body.lease_request(_connection_id(request)), caller)
+        return _lease_response(lease, api)
 
     async def proof_by_id(request: Request) -> Response:
         caller = await api.authenticator.authenticate_cached(request)
         body = await _parse_body(request, ProofBody)
         proved = ProvedRequest(body.htm, body.proved_url)
         lease_request = LeaseRequest(_connection_id(request), proof=proved)
-        row = await issuer.issue(request, lease_request, caller)
+        row, place = await issuer.issue(request, lease_request, caller)
         proof = await _create_proof(api, row, body)
-        return _no_store(json.dumps({"proof": proof, "htu": body.proved_url, **_grant_members(row)}))
+        members = {"proof": proof, "htu": body.proved_url, **_grant_members(row), "audit": place}
+        return _no_store(json.dumps(members))
 
     return [
         LeaseRoute(LEASE_PATH, _counting_refusals(by_names, base_url), methods=["POST"]),
@@ -126,17 +127,18 @@ def _connection_id(request: Request) -> ConnectionId:
     return ConnectionId(request.path_params["connection_id"])
 
 
-def _lease_response(row: LeaseRow, api: ApiContext) -> Response:
+def _lease_response(lease: IssuedLease, api: ApiContext) -> Response:
     """Open the seal. The lease is in the audit log by now (docs/architecture.md, rule 8)."""
+    row, place = lease
     expires_at = row.grant.expires_at if row.grant else None
     left = (expires_at - api.clock.now()).total_seconds() if expires_at else None
     metrics.lease_cells(row.provider).count(left)
     token = row.open_access_token(api.ring).reveal()
-    return _no_store(f'{{"access_token": {json.dumps(token)}, {rest_of_lease(row)}')
+    return _no_store(f'{{"access_token": {json.dumps(token)}, "audit": "{place}", {rest_of_lease(row)}')
 
 
 def rest_of_lease(row: LeaseRow) -> str:
-    """The JSON of a lease's answer behind the token."""
+    """The JSON of a lease's answer behind the token and the place of its record."""
     assert row.grant is not None
     return json.dumps({"scopes": row.grant.scopes, **_grant_members(row)})[1:]
 

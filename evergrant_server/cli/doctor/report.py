@@ -11,6 +11,7 @@ from typing import Literal
 
 from evergrant_server.cli.doctor import (
     CheckFailed,
+    audit_log,
     configuration,
     database,
     host,
@@ -43,6 +44,7 @@ CHECKS: dict[str, Check] = {
     "hosts": configuration.hosts,
     "database role": database.role_of_database,
     "outbox": database.outbox,
+    "checkpoints": audit_log.checkpoints,
     "revocations": database.revocations,
     "client certificates": database.certificates,
     "admin key": installation.admin_key,
@@ -54,6 +56,7 @@ CHECKS: dict[str, Check] = {
     "callers' addresses": configuration.addresses,
     "exchanges": configuration.exchanges,
     "confirmations": configuration.confirmations,
+    "audit streams": configuration.audit_streams,
     "clock, database": database.clock,
     "temporal": temporal.reachable,
     "temporal program": temporal.program,
@@ -64,6 +67,7 @@ CHECKS: dict[str, Check] = {
     "schedules": temporal.schedules,
     "stories": temporal.stories,
     "workflows": installation.workflows,
+    "erasures": installation.erasures,
     "clock, Temporal": temporal.clock,
     "public URL": host.public_url,
     "mTLS listener": mtls.listener,
@@ -79,12 +83,12 @@ NEEDS: dict[str, tuple[str, ...]] = {
     ),
     **dict.fromkeys(("revocations", "client certificates", "admin key", "API keys"), _ROWS),
     **dict.fromkeys(("bindings", "logins", "trusted issuers", "callers' addresses", "exchanges"), _ROWS),
-    **dict.fromkeys(("confirmations", "token limits"), _ROWS),
+    **dict.fromkeys(("confirmations", "audit streams", "checkpoints", "token limits"), _ROWS),
     "clock, database": _ROWS,
     "temporal": ("processes",),
     "namespace": ("temporal",),
     **dict.fromkeys(("retention", "search attributes", "workers", "schedules", "clock, Temporal"), _TEMPORAL),
-    "workflows": (*_ROWS, *_TEMPORAL),
+    **dict.fromkeys(("workflows", "erasures"), (*_ROWS, *_TEMPORAL)),
     "public URL": ("processes",),
 }
 

@@ -10,6 +10,7 @@ class AuditCheckpoint(Message):
     """A record that the store had in its audit log. A store that lacks it came from an older backup."""
 
     tenant: Tenant
+    shard: str = "main"  # of the hash chain of before the trees
     seq: int
     hash: str
 

@@ -48,6 +48,7 @@ class Sent:
 
     id: str
     row: LeaseRow
+    place: str  # of its audit record
     filter: EchoFilter
     began: float = field(default_factory=time.monotonic)
     status: int = 0
@@ -147,8 +148,8 @@ class ProxyCall:
         names = query_names(self.outgoing.query)
         proxied = ProxiedCall(id, self.outgoing.line, names, self.judged, self._prepare)
         ask = LeaseRequest(self.connection_id, proxied=proxied)
-        row = await self._parts.issuer.issue(self._request, ask, self._caller)
-        return Sent(id, row, EchoFilter(()))
+        row, place = await self._parts.issuer.issue(self._request, ask, self._caller)
+        return Sent(id, row, place, EchoFilter(()))
 
     async def judged(self, row: LeaseRow) -> ProxiedRequest:
         """The request as permits judge it, with what its connection's API takes for another method."""

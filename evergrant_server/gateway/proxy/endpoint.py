@@ -182,6 +182,7 @@ async def _hand_answer_on(call: ProxyCall, body: CallerBody, send: Send, watch: 
 def _head(answer: StreamedResponse, sent: Sent, answer_headers: RawHeaders) -> dict[str, object]:
     """The response's beginning. A status that HTTP doesn't know becomes 502."""
     headers = sent.filter.clean(response_headers(answer_headers))
+    headers.append((b"Evergrant-Audit", sent.place.encode()))
     lengths = values_of(b"content-length", answer.headers)
     if lengths and answer.status not in _BODILESS and not values_of(b"content-encoding", answer.headers):
         headers.append((b"Content-Length", lengths[0]))

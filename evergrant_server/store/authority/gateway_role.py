@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.store.access import AppKeyUseRow, LeaseUseRow
-from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
+from evergrant_server.store.audit_tables import AuditRow, AuditTreeRow
 from evergrant_server.store.authentication import AppAssertionRow
 from evergrant_server.store.authority.covered_fields import GATEWAY_MAY_WRITE
 from evergrant_server.store.authority.scan import ALL
@@ -36,9 +36,9 @@ from evergrant_server.store.webhooks import DeliveryRow
 
 # Records and what they lead to, the key that seals an approval's call, and request states that are used up.
 _ADDED: tuple[type[Row], ...] = (AuditRow, OutboxRow, DeliveryRow, KeyRow, AppAssertionRow)
-# The ends of chains, and when and what was used.
+# The ends of trees, and when and what was used.
 _COUNTED: tuple[type[Row], ...] = (
-    *(AuditShardRow, UsageRow, AppKeyUseRow, PermitUseRow, LeaseUseRow),
+    *(AuditTreeRow, UsageRow, AppKeyUseRow, PermitUseRow, LeaseUseRow),
     ProcessRow,  # who lives: a gateway says so of itself
 )
 # The columns of other rows. Those of an integration and of a root decide nothing: a row lock needs a column

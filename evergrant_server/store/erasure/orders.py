@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, exists, select, update
+from sqlalchemy import ColumnElement, SQLColumnExpression, delete, exists, select
 from sqlalchemy.orm import aliased
 from sqlmodel import Field, col
 
@@ -159,8 +159,7 @@ class LegalHolds(AuthenticatedRepository[LegalHold, LegalHoldId]):
 
     async def begin_pruning_anew(self, tenant: Tenant) -> None:
         """Have the audit records that a hold has kept looked at again: to be called where one ends."""
-        anew = update(AuditPruningRow).where(columns_equal(AuditPruningRow, tenant=tenant))
-        await self._run(anew.values(seq=0))
+        await self._run(delete(AuditPruningRow).where(columns_equal(AuditPruningRow, tenant=tenant)))
 
     async def _subject_of(self, tenant: Tenant, id: ConnectionId) -> str | None:
         query = select(col(ConnectionRow.subject)).where(columns_equal(ConnectionRow, tenant=tenant, id=id))

@@ -17,7 +17,14 @@ from evergrant_server.core.connections.erasure import TargetKind
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.names import connection_workflow_id, replaced_grants_workflow_id
 from evergrant_server.store.access import AppRow
-from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
+from evergrant_server.store.audit_tables import (
+    AuditFiledRow,
+    AuditNodeRow,
+    AuditRow,
+    AuditShardRow,
+    AuditTreeRow,
+)
+from evergrant_server.store.checkpoints import AuditHeadRow
 from evergrant_server.store.connections.tables import AttemptRow, ConnectionRow
 from evergrant_server.store.database.columns import METADATA, table_of
 from evergrant_server.store.database.rows import Repository, fetch_all
@@ -30,11 +37,15 @@ from evergrant_server.store.permits import PermitRow
 from evergrant_server.store.tenants import TenantStandingRow
 from evergrant_server.store.webhooks import DeliveryRow, EventRow
 
-# Evidence, without personal values: what was erased when, that the chains are whole, and that the tenant has
+# Evidence, without personal values: what was erased when, that the log is whole, and that the tenant has
 # ended.
 _EVIDENCE = tuple(
     table_of(row)
-    for row in (AuditRow, AuditShardRow, AuditPruningRow, ErasureRow, LegalHoldRow, TenantStandingRow)
+    for row in (
+        *(AuditRow, AuditTreeRow, AuditNodeRow, AuditHeadRow, AuditShardRow, AuditFiledRow),
+        AuditPruningRow,
+        *(ErasureRow, LegalHoldRow, TenantStandingRow),
+    )
 )
 _CONNECTION = table_of(ConnectionRow)
 # JSON that may name a subject, in rows that stay while their tenant does

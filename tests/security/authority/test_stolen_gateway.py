@@ -10,6 +10,7 @@ from sqlmodel import col
 
 from evergrant_server import audit
 from evergrant_server.access.credentials import new_key
+from evergrant_server.audit.trees import TreeEnd, main_shard
 from evergrant_server.core.access import Action, App, Permit
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode
@@ -17,7 +18,7 @@ from evergrant_server.core.ids import AppId, PermitId, new_id
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role, Signer
 from evergrant_server.crypto.bundle import GATEWAY_SECRETS
 from evergrant_server.store.access import AppKeyRow, AppRow, PermitRow
-from evergrant_server.store.audit_tables import AuditRow, AuditShardRow
+from evergrant_server.store.audit_tables import AuditRow, AuditTreeRow
 from evergrant_server.store.authority.authenticators import connection_parts, row_mac
 from evergrant_server.store.authority.covered_fields import COVERED, GATEWAY_MAY_WRITE
 from evergrant_server.store.authority.scan import ALL
@@ -106,18 +107,19 @@ async def test_another_subjects_connection_is_not_renamed_with_its_key(api: Api,
         assert answer.json()["code"] in ("authority_broken", "consent_required", "seal_broken")
 
 
-async def test_it_writes_no_end_of_a_chain_but_its_own(api: Api, stolen: KeyRing):
+async def test_it_writes_no_end_of_a_tree_but_its_own(api: Api, stolen: KeyRing):
     await api.active_for("sync", Action.TOKEN, Action.ADMIN)
     boss = await api.app_with("boss", Action.ADMIN)
     assert (await api.call("PUT", "/v1/apps/sync", boss, json={})).status_code == 200
     assert (await audit.verify_log(api.worker, TENANT)).ok
+    main = main_shard(Role.API)
     with fails(ErrorCode.KEY_UNAVAILABLE, "audit head"):
-        stolen.keyed_hash("audit head", TENANT, "main", 1, "f" * 64)
-    forged = stolen.keyed_hash("audit head gateway", TENANT, "main", 0, "0" * 64)
+        TreeEnd.first(stolen, TENANT, main)
+    forged = stolen.keyed_hash("audit head gateway", "tree", TENANT, main, 0, "")
     async with api.worker.write() as tx:
         await tx.connection.execute(delete(AuditRow).where(col(AuditRow.tenant) == TENANT))
-        ours = update(AuditShardRow).where(col(AuditShardRow.tenant) == TENANT)
-        await tx.connection.execute(ours.values(count=0, last_hash="0" * 64, mac=forged))
+        ours = update(AuditTreeRow).where(col(AuditTreeRow.tenant) == TENANT)
+        await tx.connection.execute(ours.values(size=0, peaks=b"", mac=forged))
     assert not (await audit.verify_log(api.worker, TENANT)).ok
 
 

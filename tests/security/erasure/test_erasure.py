@@ -341,7 +341,7 @@ async def test_a_tenant_is_erased_with_its_keys_and_no_other_tenant_loses_a_row(
             if "tenant" in table.c
             and (await tx.connection.execute(table.select().where(table.c.tenant == TENANT).limit(1))).first()
         }
-    assert left == {"audit", "audit_shard", "erasure", "tenant_standing"}
+    assert left == {"audit", "audit_tree", "erasure", "tenant_standing"}
     assert (await audit.verify_log(api.worker, TENANT)).problem is None
     assert (await api.row(OTHER, other.id)).state is LifecycleState.ACTIVE
     assert (await api.lease(person.app)).status_code == 401

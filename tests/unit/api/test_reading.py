@@ -95,10 +95,10 @@ async def test_audit_pages_in_order_and_verifies(api: Api):
         if page["next_cursor"] is None:
             break
         cursor = f"&cursor={page['next_cursor']}"
-    assert seen == [1, 2, 3, 4, 5]
+    assert seen == [0, 1, 2, 3, 4]
     verdict = (await api.get("/v1/audit/verify", admin)).json()
     assert (verdict["ok"], verdict["records"]) == (True, 5)
-    assert verdict["heads"]["api-test"]["count"] == 5
+    assert verdict["heads"]["api-test"]["size"] == 5
 
 
 async def test_health(api: Api):

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from evergrant_server.audit.lease_batch import APP_SHARE, LARGEST_BATCH, LeaseQueue, WaitingLease
-from evergrant_server.audit.lease_ledger import LeaseClaim, LeaseLedger, StaleClaim
+from evergrant_server.audit.lease_ledger import LeaseClaim, LeaseLedger, RecordedLease, StaleClaim
 from evergrant_server.audit.lease_record import LeaseFacts
 from evergrant_server.store import Store
 from tests.conformance.store.samples import a_connection, an_app, an_app_of, granted
@@ -56,7 +56,7 @@ async def test_leases_do_not_overtake_a_change_that_waits_for_one(
         pytest.skip("on SQLite one transaction writes at a time")
     connection, app = await granted(store), await an_app_of(store)
     await ledger.record(a_claim(connection, app))
-    held = text("SELECT FROM audit_shard WHERE shard = 'lease-1' FOR UPDATE")
+    held = text("SELECT FROM audit_tree WHERE shard = 'lease-1' FOR UPDATE")
 
     async def stop() -> None:
         async with store.write() as tx:
@@ -95,7 +95,7 @@ async def test_a_disabled_tenant_stops_the_next_lease_and_no_other_tenants(store
         await disable_tenant(tx, app.tenant)
     late, alive = a_claim(connection, app), a_claim(beside, other)
     ended = await asyncio.gather(*(ledger.record(it) for it in (late, alive)), return_exceptions=True)
-    assert [type(it) for it in ended] == [StaleClaim, LeaseFacts]
+    assert [type(it) for it in ended] == [StaleClaim, RecordedLease]
     async with store.write() as tx:
         await tx.connection.execute(text("DELETE FROM tenant_standing WHERE tenant = 'other'"))
     with pytest.raises(StaleClaim):
@@ -125,7 +125,7 @@ async def test_a_greedy_app_waits_for_itself(store: Store, ledger: LeaseLedger):
 def queue_of(*claims: LeaseClaim) -> LeaseQueue:
     queue = LeaseQueue()
     for claim in claims:
-        record = LeaseFacts(claim, "lease-1").record(claim.at, claim.context.trace_id)
+        record = LeaseFacts(claim).record(claim.at, claim.context.trace_id)
         queue.add(WaitingLease(record, asyncio.get_running_loop().create_future()))
     return queue
 

@@ -12,8 +12,7 @@ import pytest
 from sqlalchemy import make_url, text
 
 from evergrant_server import audit
-from evergrant_server.audit.lease_ledger import LeaseLedger, StaleClaim
-from evergrant_server.audit.lease_record import LeaseFacts
+from evergrant_server.audit.lease_ledger import LeaseLedger, RecordedLease, StaleClaim
 from evergrant_server.audit.lease_writer_postgresql import PostgresLeaseWriter
 from evergrant_server.audit.lease_writer_sqlite import SqliteLeaseWriter
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -47,7 +46,7 @@ async def test_what_is_remembered_is_read_again_after_any_other_commit(
 ):
     writer = sqlite_writer(ledger)
     connection, app = await granted(store), await an_app_of(store)
-    for _ in range(2):  # the first begins the chain
+    for _ in range(2):  # the first begins the tree
         await ledger.record(a_claim(connection, app))
     driver, statements = writer._kept._driver, list[str]()
     assert driver is not None
@@ -102,7 +101,7 @@ async def test_a_commit_that_fails_leases_nothing(
     )
     assert [it.code for it in ended if isinstance(it, Failure)] == [ErrorCode.AUDIT_UNAVAILABLE] * 3
     await ledger.record(a_claim(connection, app))
-    assert [seq for _, seq in await leases_in_the_log(store)] == [1, 2]
+    assert [seq for _, seq in await leases_in_the_log(store)] == [0, 1]
     assert (await audit.verify_log(store, ACME)).ok
 
 
@@ -196,7 +195,7 @@ async def test_leases_are_written_at_once_also_of_several_tenants_and_with_last_
         a_claim(await granted(store, tenant=tenant), await an_app_of(store, tenant=tenant))
         for tenant in tenants
     ]
-    await asyncio.gather(*(ledger.record(claim) for claim in claims))  # which begins the chains
+    await asyncio.gather(*(ledger.record(claim) for claim in claims))  # which begins the trees
 
     async def with_care(*_: object) -> Any:
         raise AssertionError("nothing has changed")
@@ -215,11 +214,11 @@ async def test_an_end_that_another_moved_is_read_again(store: Store, ledger: Lea
     writer = postgres_writer(ledger)
     connection, app = await granted(store), await an_app_of(store)
     await ledger.record(a_claim(connection, app))
-    before = dict(writer._heads)
+    before = dict(writer._ends)
     await ledger.record(a_claim(connection, app))
-    writer._heads = before
+    writer._ends = before
     await ledger.record(a_claim(connection, app))
-    assert [seq for _, seq in await leases_in_the_log(store)] == [1, 2, 3]
+    assert [seq for _, seq in await leases_in_the_log(store)] == [0, 1, 2]
     assert (await audit.verify_log(store, ACME)).ok
 
 
@@ -229,7 +228,7 @@ async def test_two_revisions_of_one_row_in_a_batch_are_told_apart(store: Store, 
     for row, revision in (("app_revision", app.revision), ("generation", connection.generation)):
         claims = [a_claim(connection, app, **{row: revision + more}) for more in (0, 1)]
         ended = await asyncio.gather(*(ledger.record(claim) for claim in claims), return_exceptions=True)
-        assert [type(it) for it in ended] == [LeaseFacts, StaleClaim]
+        assert [type(it) for it in ended] == [RecordedLease, StaleClaim]
         with pytest.raises(StaleClaim):
             await ledger.record(claims[1])
 

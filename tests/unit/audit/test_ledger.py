@@ -8,8 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from evergrant_server import audit
-from evergrant_server.audit.lease_ledger import LeaseLedger, StaleClaim
-from evergrant_server.audit.lease_record import LeaseFacts
+from evergrant_server.audit.lease_ledger import LeaseLedger, RecordedLease, StaleClaim
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto import KeyRing
@@ -32,14 +31,14 @@ from tests.unit.audit.claims import a_claim, count_commits, leases_in_the_log
 
 async def test_a_lease_is_in_the_log_when_record_returns(store: Store, ledger: LeaseLedger):
     connection, app = await granted(store), await an_app_of(store)
-    await ledger.record(a_claim(connection, app))
+    recorded = await ledger.record(a_claim(connection, app))
     async with store.read() as tx:
         (record,) = await audit.page(tx, ACME, object=connection.id, limit=5)
         rows = await tx.context_rows.connection(ACME, connection.id)
         assert rows is not None
         assert rows.leased_generation == 1
         assert await tx.connections.get(ACME, connection.id) == connection  # its revision didn't move
-    assert record.shard == "lease-1"
+    assert (record.shard, record.seq, recorded.place) == ("lease-1", 0, "lease-1/0")
     assert record.context == RequestContext(by="app:billing", trace_id="b" * 32)
     assert record.detail == {"app": app.id, "generation": 1, "scopes": ["repo"]}
 
@@ -58,7 +57,7 @@ async def test_a_lease_of_50_000_scopes_leaves_a_bounded_record(store: Store, le
     assert (await audit.verify_log(store, ACME)).ok
 
 
-async def test_fifty_leases_at_once_make_one_gapless_chain_in_few_commits(
+async def test_fifty_leases_at_once_make_one_gapless_tree_in_few_commits(
     store: Store, ledger: LeaseLedger, monkeypatch: pytest.MonkeyPatch
 ):
     connections = [await granted(store, subject=f"s{n}") for n in range(5)]
@@ -66,7 +65,7 @@ async def test_fifty_leases_at_once_make_one_gapless_chain_in_few_commits(
     commits = count_commits(ledger, monkeypatch)
     await asyncio.gather(*(ledger.record(a_claim(connections[n % 5], app)) for n in range(50)))
     assert len(commits) <= 5
-    assert [seq for _, seq in await leases_in_the_log(store)] == list(range(1, 51))
+    assert [seq for _, seq in await leases_in_the_log(store)] == list(range(50))
     assert (await audit.verify_log(store, ACME)).ok
 
 
@@ -112,7 +111,7 @@ async def test_a_claim_outlives_its_key_in_no_batch(store: Store, ledger: LeaseL
     connection, app = await granted(store), await an_app_of(store)
     ends = [a_claim(connection, app, valid_until=NOW + timedelta(microseconds=more)) for more in (0, 1)]
     ended = await asyncio.gather(*(ledger.record(it) for it in ends), return_exceptions=True)
-    assert [type(it) for it in ended] == [StaleClaim, LeaseFacts]
+    assert [type(it) for it in ended] == [StaleClaim, RecordedLease]
 
 
 async def test_the_last_use_of_a_key_is_written_once_a_minute(
@@ -197,8 +196,8 @@ async def test_the_stale_do_not_hold_up_the_good(store: Store, ledger: LeaseLedg
     connection, app = await granted(store), await an_app_of(store)
     good, stale = a_claim(connection, app), a_claim(connection, app, connection_revision=99)
     ended = await asyncio.gather(*(ledger.record(it) for it in [good, stale] * 5), return_exceptions=True)
-    assert [type(it) for it in ended] == [LeaseFacts, StaleClaim] * 5
-    assert [seq for _, seq in await leases_in_the_log(store)] == [1, 2, 3, 4, 5]
+    assert [type(it) for it in ended] == [RecordedLease, StaleClaim] * 5
+    assert [seq for _, seq in await leases_in_the_log(store)] == [0, 1, 2, 3, 4]
 
 
 async def test_a_broken_log_of_one_tenant_stops_no_lease_of_another(store: Store, ledger: LeaseLedger):
@@ -208,7 +207,7 @@ async def test_a_broken_log_of_one_tenant_stops_no_lease_of_another(store: Store
     ]
     await ledger.record(broken)
     async with store.write() as tx:
-        await tx.connection.execute(text("UPDATE audit_shard SET mac = NULL WHERE tenant = 'other'"))
+        await tx.connection.execute(text("UPDATE audit_tree SET mac = NULL WHERE tenant = 'other'"))
     batch = [good, broken] * 5
     ended = await asyncio.gather(*(ledger.record(it) for it in batch), return_exceptions=True)
     codes = [it.code if isinstance(it, Failure) else None for it in ended]
@@ -270,7 +269,7 @@ async def test_two_processes_lease_beside_each_other(
     await second.close()
     verdict = await audit.verify_log(store, ACME)
     assert verdict.ok
-    assert {shard: head.count for shard, head in verdict.heads.items()} == {"lease-1": 20, "lease-2": 20}
+    assert {shard: head.size for shard, head in verdict.heads.items()} == {"lease-1": 20, "lease-2": 20}
 
 
 async def test_a_session_that_the_database_ended_is_replaced(store: Store, clock: SetClock):

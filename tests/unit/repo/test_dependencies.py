@@ -28,7 +28,8 @@ OURS = {"evergrant", "evergrant-server"}
 IMPORT = re.compile(r"^ *(?:import|from) (\w+)", re.MULTILINE)  # a line of prose names no distribution
 FRAMEWORKS = tuple(f"frameworks/{path.stem}" for path in (ROOT / "requirements/frameworks").glob("*.txt"))
 KEY_SERVICES = tuple(f"key-services/{it.stem}" for it in (ROOT / "requirements/key-services").glob("*.txt"))
-LOCKS = ("build", "demo", "mutations", "server", "test", *sorted(FRAMEWORKS), *sorted(KEY_SERVICES))
+OWN = ("build", "demo", "mutations", "server", "test", "timestamps")
+LOCKS = (*OWN, *sorted(FRAMEWORKS), *sorted(KEY_SERVICES))
 
 # used without an import statement, and how
 USED_OTHERWISE = {
@@ -145,7 +146,7 @@ def test_every_pin_has_a_hash(lock: str) -> None:
         assert "--hash=sha256:" in entry, entry
 
 
-@pytest.mark.parametrize("lock", ["build", "demo", "server", *sorted(KEY_SERVICES)])
+@pytest.mark.parametrize("lock", ["build", "demo", "server", "timestamps", *sorted(KEY_SERVICES)])
 def test_locks_agree_on_versions(lock: str) -> None:
     everything = pins("test")
     differing = {name for name, version in pins(lock).items() if everything.get(name, version) != version}
@@ -154,9 +155,8 @@ def test_locks_agree_on_versions(lock: str) -> None:
 
 def test_each_extra_for_a_key_service_has_a_lock() -> None:
     extras = tomllib.loads(PROJECTS[0].read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert {f"key-services/{name}" for name in extras.keys() - {"demo", "embedded", "test"}} == set(
-        KEY_SERVICES
-    )
+    services = extras.keys() - {"demo", "embedded", "test", "timestamps"}
+    assert {f"key-services/{name}" for name in services} == set(KEY_SERVICES)
     for lock in KEY_SERVICES:
         assert {name_of(it) for it in extras[lock.partition("/")[2]]} <= pins(lock).keys()
 

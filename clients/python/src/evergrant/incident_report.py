@@ -1,7 +1,7 @@
 """Checks the signed report of an incident without Evergrant: every line, their digest, and the signature.
 
 A report is JSON Lines: what was ordered, a line for each connection, a summary, and the signed note
-(c2sp.org/signed-note). Needs the extra `sealed`. Reads a file of any size in constant memory.
+(c2sp.org/signed-note). Needs the extra `audit`. Reads a file of any size in constant memory.
 """
 
 import base64
@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from evergrant.audit.notes import PLAIN, Note, NoteError, VerifierKey
+
 FORMAT = "evergrant-incident/v1"
-_ED25519 = b"\x01"
 _LONGEST = 1024 * 1024  # bytes of a line
 
 
@@ -81,7 +82,7 @@ def _verified(
     key: str | None,
 ) -> Report:
     count, digest = body
-    text, _, signature_line = str(last["note"]).rpartition("\n\n")
+    text, _, _ = str(last["note"]).rpartition("\n\n")
     signed = text.split("\n")
     names = [FORMAT, header.get("tenant"), header.get("incident")]
     if header.get("report") != FORMAT or signed[:3] != names or len(signed) != 6:
@@ -90,8 +91,7 @@ def _verified(
         raise ReportError(f"the note: {signed[3]} lines were signed, the report has {count}")
     if signed[4] != base64.b64encode(digest).decode():
         raise ReportError("the note: a line was changed, or moved: the digest of all lines is another one")
-    signer = (key or str(last.get("key"))).strip()
-    _require_signed(f"{text}\n", signature_line, signer)
+    signer = _signer(str(last["note"]), key or str(last.get("key")))
     if summary.get("outcomes") != dict(outcomes) or summary.get("reported") != sum(outcomes.values()):
         raise ReportError("the summary: it counts other outcomes than the lines have")
     return Report(
@@ -102,32 +102,20 @@ def _verified(
         connections=sum(outcomes.values()),
         outcomes=dict(outcomes),
         finished_at=signed[5],
-        key=signer,
+        key=str(signer),
         compared=key is not None,
     )
 
 
-def _require_signed(text: str, line: str, key: str) -> None:
-    """Raise ReportError unless this public key has signed the text."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    words = line.rstrip("\n").split(" ")
-    if len(words) != 3 or words[0] != "\u2014":
-        raise ReportError("the note: it has no line of signature")
-    _, name, encoded = words
+def _signer(note: str, key: str) -> VerifierKey:
+    """The public key, if it has signed the note. Raises ReportError."""
     try:
-        key_name, id, key_bytes = key.split("+", 2)
-        public = base64.b64decode(key_bytes, validate=True)
-        signature = base64.b64decode(encoded, validate=True)
-    except ValueError:
-        raise ReportError("a public key is <name>+<id>+<base64>") from None
-    made = hashlib.sha256(key_name.encode() + b"\n" + public).digest()[:4]
-    if public[:1] != _ED25519 or len(public) != 33 or made.hex() != id:
-        raise ReportError("the public key isn't one of Ed25519, or its id is another key's")
-    if (key_name, made) != (name, signature[:4]):
-        raise ReportError(f"the note: {name} has signed it with another key than {key_name}+{id}")
-    try:
-        Ed25519PublicKey.from_public_bytes(public[1:]).verify(signature[4:], text.encode())
-    except InvalidSignature:
-        raise ReportError(f"the note: the signature of {name} is wrong") from None
+        signer, signed = VerifierKey.parse(key), Note.parse(note)
+        if signer.type == PLAIN and signed.signed_by([signer]):
+            return signer
+    except NoteError as error:
+        raise ReportError(f"the note: {error}") from None
+    names = ", ".join(signature.name for signature in signed.signatures)
+    raise ReportError(
+        f"the note: {names} has signed it with another key than {signer.name}+{signer.id.hex()}"
+    )

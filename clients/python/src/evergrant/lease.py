@@ -16,12 +16,14 @@ class Lease:
 
     `expires_at` has a time zone, and is None for a token that never expires. `generation` numbers
     the grant the token is from; `grant_over` says that it has ended, and that the provider may refuse the
-    token before its date. Not a dataclass, and without a `__dict__`: `dataclasses.asdict`,
-    `vars`, json, pydantic and Temporal's converters would otherwise write the token out.
+    token before its date. `audit` is the place of the lease in the audit log, `<shard>/<number>`.
+
+    Not a dataclass, and without a `__dict__`: `dataclasses.asdict`, `vars`, json, pydantic and Temporal's
+    converters would otherwise write the token out.
     """
 
     __slots__ = (
-        *("access_token", "connection_id", "expires_at", "generation", "grant_over", "scopes"),
+        *("access_token", "audit", "connection_id", "expires_at", "generation", "grant_over", "scopes"),
         "token_type",
     )
 
@@ -32,6 +34,7 @@ class Lease:
     generation: int
     connection_id: str
     grant_over: bool
+    audit: str
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class Lease:
         generation: int,
         connection_id: str,
         grant_over: bool = False,
+        audit: str = "",
     ) -> None:
         write = object.__setattr__
         write(self, "access_token", access_token)
@@ -52,6 +56,7 @@ class Lease:
         write(self, "generation", generation)
         write(self, "connection_id", connection_id)
         write(self, "grant_over", grant_over)
+        write(self, "audit", audit)
 
     def __repr__(self) -> str:
         until = self.expires_at.isoformat() if self.expires_at else "never"
@@ -77,7 +82,7 @@ class Lease:
 class Proof:
     """The `DPoP` header of one request (RFC 9449) with the access token of `generation`.
 
-    Valid once, for the URL `htu` and the method it was made for.
+    Valid once, for the URL `htu` and the method it was made for. `audit` is the place of its audit record.
     """
 
     proof: str = field(repr=False)
@@ -85,6 +90,7 @@ class Proof:
     generation: int
     expires_at: datetime | None
     connection_id: str
+    audit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +100,4 @@ class Signature:
     headers: Mapping[str, str] = field(repr=False)
     generation: int
     connection_id: str
+    audit: str = ""  # the place of its audit record

@@ -14,10 +14,12 @@ from tests.security.isolation.world import a_world
 # Whose authenticator isn't that of a value of core: checked where they are read.
 SIGNED_OTHERWISE = {
     "connection_grant": "lease rows, and the context of what a worker sends (`require_grant`)",
-    "audit_shard": "the end of a chain (`ChainHead`)",
+    "audit_shard": "the end of a chain of before (`ChainEnd`)",
+    "audit_tree": "the end of a tree (`TreeEnd`)",
     "outbox": "the relay (`outbox_mac`)",
 }
 SEALED = {
+    "audit_log_key": "the seed of the key that signs checkpoints: who uses it compares the public key",
     "export_line": "a JWE for the recipient, whose key is signed with the export",
     "idempotency": "the stored response, bound to its row",
     "key": "wrapped keys, bound to tenant, purpose and connection",
@@ -30,7 +32,12 @@ DECIDES_NOTHING = {
     "app_assertion": "remembers used assertions for their five minutes: who deletes one needs the assertion",
     "app_key_use": "when a key was last used",
     "attempt": "which sends are open: a changed one may cost a grant, and gives nobody one",
-    "audit": "records in chains, whose ends are signed",
+    "audit": "records in trees, whose ends are signed",
+    "audit_anchor": "what was kept outside: who asks an anchor hears from it what it has kept",
+    "audit_checkpoint": "notes that the log's key has signed",
+    "audit_filed": "finds the leases of a connection: a missing one is still in the log",
+    "audit_head": "notes that the log's key has signed, and the place of a signed head",
+    "audit_node": "a hash of a tree's tile: a proof that is made of a changed one leads to no signed root",
     "audit_pruning": "up to where a log was pruned: a changed one keeps more, or is looked at again",
     "delivery": "which event goes to which webhook of the tenant: both are signed",
     "history": "an export of what Temporal has",

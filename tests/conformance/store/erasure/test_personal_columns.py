@@ -124,7 +124,7 @@ async def filled(store: Store) -> Filled:
                 action=AuditAction.LEASE_REFUSED,
                 object=object,
                 context=RequestContext(by="app:crm", trace_id=secrets.token_hex(16)),
-                detail={**detail, "canary": "canary:audit.detail:" if object != "per_of_others" else ""},
+                detail={**detail, "canary": "canary:audit.body:" if object != "per_of_others" else ""},
             )
             for object, detail in about.items()
         ]
@@ -196,7 +196,7 @@ async def found(store: Store, url: str) -> set[str]:
 async def test_what_is_left_of_a_person_is_what_was_decided(store: Store, database_url: str):
     person = await filled(store)
     before = await found(store, database_url)
-    assert {"connection.label", "consent.return_to", "history.events", "audit.detail"} <= before
+    assert {"connection.label", "consent.return_to", "history.events", "audit.body"} <= before
     await erased(store, person)
     decided = {f"{table}.{column}" for table, (_, columns) in STAYS.items() for column in columns.split()}
     assert await found(store, database_url) == decided
@@ -232,9 +232,9 @@ async def test_a_record_that_was_erased_by_hand_or_filled_again_is_found(store: 
         return problem
 
     async with store.read() as tx:
-        first = record.select().where(record.c.tenant == ACME, record.c.seq == 1)
+        first = record.select().where(record.c.tenant == ACME, record.c.seq == 0)
         good = (await tx.connection.execute(first)).mappings().one()["erased_mac"]
-    empty = {"by": "erased", "trace_id": "", "detail": "{}"}
+    empty = {"body": None}
     assert good is not None
     assert await problem_after() is None
     assert await problem_after(**empty) is not None

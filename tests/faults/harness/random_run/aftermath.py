@@ -30,7 +30,7 @@ _OF_ATTEMPTS = """
     ) AS what FROM attempt a WHERE connection_id = $1
 """
 _OF_AUDIT = """
-    SELECT at, 'our clock' AS clock, action || ' ' || detail AS what FROM audit
+    SELECT at, 'our clock' AS clock, action || ' ' || coalesce(body, 'erased') AS what FROM audit
     WHERE object = $1 AND action <> 'lease.issued'
 """
 _OF_CHANGES = "SELECT at, 'true' AS clock, change AS what FROM witness_change WHERE row_id = $1"

@@ -88,10 +88,10 @@ async def test_requests_beyond_those_that_an_app_may_have_open_are_refused(
         go_on = asyncio.Event()
         record = api.parts.ledger.record_pair
 
-        async def waiting(facts: LeaseFacts, at: datetime, trace_id: str) -> None:
-            if facts.by == "app:pipeline":
+        async def waiting(facts: LeaseFacts, at: datetime, trace_id: str) -> str:
+            if facts.claim.context.by == "app:pipeline":
                 await go_on.wait()
-            await record(facts, at, trace_id)
+            return await record(facts, at, trace_id)
 
         monkeypatch.setattr(api.parts.ledger, "record_pair", waiting)
         leases = [asyncio.create_task(api.lease(key)) for _ in range(4)]

@@ -32,9 +32,11 @@ async def test_a_fresh_lease_says_what_the_token_can_do(api: Api):
         "generation": 1,
         "connection_id": connection.id,
         "grant_over": False,
+        "audit": "api-test/0",
     }
     assert answer.headers["cache-control"] == "no-store"
-    assert [it.action for it in await api.records(of=connection.id)] == [AuditAction.LEASE_ISSUED]
+    (record,) = await api.records(of=connection.id)
+    assert (record.action, record.shard, record.seq) == (AuditAction.LEASE_ISSUED, "api-test", 0)
     async with api.worker.read() as tx:
         rows = await tx.context_rows.connection(TENANT, connection.id)
         assert rows is not None
@@ -239,7 +241,7 @@ async def test_one_who_waits_gets_a_typed_answer_when_time_is_up(tmp_path: Path)
 
 async def test_a_refresh_says_whether_its_caller_waits(api: Api):
     _, key = await api.active_for("pipeline", Action.TOKEN)
-    assert (await api.lease(key)).status_code == 200  # which begins the chain of the ledger's shard
+    assert (await api.lease(key)).status_code == 200  # which begins the tree of the ledger's shard
     api.refreshes_with("at-2", "at-3")
     api.clock.advance(3590)
     assert (await api.lease(key)).json()["access_token"] == "at-1"

@@ -52,7 +52,7 @@ async def locked(api: Api, server: Postgres, table: str) -> AsyncIterator[Callab
 async def test_lists_that_hang_keep_no_lease_waiting(api: Api, postgres_server: Postgres):
     _, key = await api.active_for("pipeline", Action.TOKEN)
     admin = await api.app_with("admin", Action.ADMIN)
-    assert (await api.lease(key)).status_code == 200  # which begins the chain of the ledger's shard
+    assert (await api.lease(key)).status_code == 200  # which begins the tree of the ledger's shard
     async with locked(api, postgres_server, "webhook") as until_hanging:
         lists = [asyncio.create_task(api.get("/v1/webhooks", admin)) for _ in range(40)]
         await until_hanging(4)  # all that one app may have at once

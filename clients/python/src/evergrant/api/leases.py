@@ -115,6 +115,7 @@ def _parse_lease(response: Response) -> LeaseResponse:
         generation=body.read("generation", int),
         connection_id=body.text("connection_id"),
         grant_over=body.members.get("grant_over") is True,
+        audit=str(body.members.get("audit", "")),
     )
     return LeaseResponse(leased, answered_at)
 

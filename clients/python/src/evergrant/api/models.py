@@ -180,8 +180,37 @@ class ApprovedCall:
     params: Facts | None = None
 
 @dataclass(frozen=True, slots=True)
+class AuditCheckpoint:
+    """The newest checkpoint, with the signatures of witnesses that it has (a signed note of C2SP).
+
+    `log` is the public key. `consistency` proves that this tree extends the one of the size `since`.
+    """
+    log: str
+    size: int
+    checkpoint: str
+    consistency: Texts
+
+@dataclass(frozen=True, slots=True)
+class AuditProof:
+    """The receipt of a record: checked offline, with the log's public key from elsewhere than here.
+
+    `body` is the record as it was hashed, null once it was erased. `proof` leads from its leaf to the head of
+    its shard's tree, `head_proof` from that head to a checkpoint of the heads log (tlog-proof@v1 of C2SP).
+    """
+    format: str
+    tenant: str
+    record: str
+    body: str | None
+    leaf: str
+    proof: str
+    head: str
+    head_proof: str
+
+@dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """One record. `shard` and `seq` are its place in a hash chain; `workflow_…` the event that caused it."""
+    """One record. `shard` and `seq` are its place in the log, `hash` is its leaf there; `workflow_…` the
+    event that caused it.
+    """
     seq: int
     shard: str
     at: datetime
@@ -194,6 +223,31 @@ class AuditRecord:
     workflow_run_id: str | None
     workflow_event_id: int | None
     hash: str
+
+@dataclass(frozen=True, slots=True)
+class AuditStream:
+    """`unsent` counts the records that wait; `failures` consecutive batches that weren't taken, of which
+    `problem` says why; `paused_until` is when the next one is sent. `sent` counts records.
+    """
+    id: str
+    name: str
+    url: str
+    format: str
+    header_names: Texts
+    disabled: bool
+    unsent: int
+    sent: int
+    sent_at: datetime | None
+    failures: int
+    failing_since: datetime | None
+    paused_until: datetime | None
+    problem: str | None
+    response_status: int | None
+    secret_changed_at: datetime
+    created_at: datetime
+    changed_at: datetime
+    revision: int
+    secret: str | None = field(default=None, repr=False)
 
 @dataclass(frozen=True, slots=True)
 class CallApproval(Decision):
@@ -744,6 +798,21 @@ class Obstacle:
     """What stops the app apart from its permits, with the code of a request that meets it."""
     code: str
     detail: str
+
+@dataclass(frozen=True, slots=True)
+class OlderSecret:
+    """A secret that was replaced and is still accepted, of the app, integration or webhook `name`.
+
+    `in_use`: retiring it is refused. An API key is in use for an hour after its last use, and until the newer
+    one is used; a client secret while the provider refuses the newer one. What a webhook's receiver verifies
+    with isn't known here: `in_use` is false.
+    """
+    kind: str
+    name: str
+    accepted_until: datetime | None
+    in_use: bool
+    key_id: str | None = None
+    last_used_at: datetime | None = None
 
 @dataclass(frozen=True, slots=True)
 class OtherPermit:

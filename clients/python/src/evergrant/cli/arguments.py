@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -151,3 +152,10 @@ def name_and_value(text: str) -> tuple[str, str]:
 
 
 Days = Annotated[float, Parameter(validator=Number(gt=0))]
+
+
+def require_audit_extra() -> None:
+    """Raise BadRequest where the extra `audit` isn't installed."""
+    if find_spec("cryptography") is None:
+        repair = "Install it: pip install 'evergrant[audit]'."
+        raise BadRequest("this needs the package cryptography", code="extra_missing", repair=repair)

@@ -25,6 +25,7 @@ NOUNS: Mapping[str, tuple[str, str]] = {
         "Commands that a second admin must approve (EVERGRANT_FOUR_EYES), and agents' calls.",
     ),
     "apps": ("apps:apps", "Consumers of Evergrant, their API keys and credentials."),
+    "audit": ("audit:audit", "What happened: records, receipts to check offline, and a witness."),
     "clients": ("clients:clients", "OAuth clients of the gateway, such as coding agents."),
     "connections": ("connections:connections", "Subjects' grants."),
     "delegations": ("agents:delegations", "Apps that act for one person: who for whom, and its end."),
@@ -44,12 +45,12 @@ NOUNS: Mapping[str, tuple[str, str]] = {
     "people": ("people:people", "People who administer: where they log in, their roles and sessions."),
     "permits": ("permits:permits", "What apps may do. A deny wins."),
     "providers": ("providers:providers", "The catalogue, and definitions of your own."),
+    "streams": ("streams:streams", "Streams of the audit log to receivers, such as a SIEM."),
     "subjects": ("erasures:subjects", "Erase a person for good."),
     "webhooks": ("webhooks:webhooks", "Subscriptions to events, and their deliveries."),
 }
 # each command without verbs, and the first line of its docstring
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "audit": ("leases:audit", "Show the audit records of a connection, or of the whole tenant."),
     "completion": ("leases:completion", "Print what a shell needs to complete commands and options."),
     "connect": (
         "connections:connect",

@@ -96,6 +96,7 @@ def _leased(connection: FakeConnection, body: Body) -> FakeResponse:
             "generation": connection.generation,
             "connection_id": connection.id,
             "grant_over": False,
+            "audit": f"fake/{connection.leases - 1}",
         },
     )
 
@@ -211,6 +212,7 @@ def _proof(connection: FakeConnection, body: Body) -> FakeResponse:
             "expires_at": rfc3339(connection.expires_at),
             "connection_id": connection.id,
             "grant_over": False,
+            "audit": f"fake/{connection.leases - 1}",
         },
     )
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from cyclopts import App
 
+from evergrant.cli.arguments import require_audit_extra
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.tables import show_one, show_rows
 from evergrant.cli.verbs import verb
@@ -140,8 +141,9 @@ def verify(file: Path, /, *, key: str | None = None, options: Options = DEFAULTS
 
     Args:
         file: As `evergrant incident report` has written it.
-        key: The public key that you have kept, such as from the first drill: `<name>+<id>+<base64>`.
+        key: The public key of the audit log that you have kept (`evergrant audit key`).
     """
+    require_audit_extra()
     from evergrant.incident_report import ReportError, verify_report
 
     with file.open("rb") as lines:

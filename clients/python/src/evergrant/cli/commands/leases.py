@@ -1,4 +1,4 @@
-"""`evergrant token`, `proof`, `audit`, `proxy` and `mcp`: what an app gets, and the gateway."""
+"""`evergrant token`, `proof`, `proxy` and `mcp`: what an app gets, and the gateway."""
 
 import sys
 from datetime import timedelta
@@ -11,13 +11,11 @@ from evergrant.api.leases import LeaseOptions
 from evergrant.cli.arguments import Scopes, Seconds, argument_error, header_of
 from evergrant.cli.main import build_app
 from evergrant.cli.options import DEFAULTS, Options, environment, line_to_copy
-from evergrant.cli.tables import Format, Row, members_of, show_one, show_rows
+from evergrant.cli.tables import Format, Row, members_of, show_one
 from evergrant.errors import BadRequest, EvergrantError, ReconnectNeeded
 from evergrant.gateway.clients import gateway_address
 from evergrant.lease import Lease
 from evergrant.models import ConsentRequired, State
-
-_AUDIT = ("seq", "shard", "at", "action", "by", "detail")
 
 
 def token(
@@ -83,12 +81,6 @@ def proof(
         print(made.proof)
     else:
         show_one(made, options.output)
-
-
-def audit(connection_id: str | None = None, /, *, options: Options = DEFAULTS) -> None:
-    """Show the audit records of a connection, or of the whole tenant."""
-    with options.client() as client:
-        show_rows(client.audit(connection_id), _AUDIT, options.output)
 
 
 class ApiRefused(EvergrantError):
@@ -200,7 +192,7 @@ def lease_row(lease: Lease, *, show_token: bool) -> Row:
     return {"access_token": token, **members_of(lease, _LEASE)}
 
 
-_LEASE = ("token_type", "expires_at", "scopes", "generation", "connection_id", "grant_over")
+_LEASE = ("token_type", "expires_at", "scopes", "generation", "connection_id", "grant_over", "audit")
 
 
 def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:

@@ -1,0 +1,239 @@
+"""`evergrant audit`: records, receipts that are checked offline, kept checkpoints, and a witness."""
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from evergrant.cli.arguments import Seconds, argument_error, read_text, require_audit_extra
+from evergrant.cli.options import DEFAULTS, Options
+from evergrant.cli.tables import Format, show_one, show_rows
+from evergrant.errors import BadRequest, EvergrantError
+from evergrant.grant_files import write_private_file
+
+if TYPE_CHECKING:
+    from evergrant.audit.notes import VerifierKey
+
+audit = App(name="audit")
+
+_RECORDS = ("seq", "shard", "at", "action", "by", "detail")
+_RETRY_S = 1.0
+_NOT_FOUND = "not_found"
+
+LogKey = Annotated[str | None, Parameter(env_var="EVERGRANT_AUDIT_LOG")]
+
+
+class NotProven(EvergrantError):
+    """What was offered doesn't show what it should."""
+
+    default_code = "not_proven"
+    default_repair = "Ask the installation's security team; keep this file, it may be the evidence."
+
+
+@audit.default
+def show(connection_id: str | None = None, /, *, options: Options = DEFAULTS) -> None:
+    """Show the audit records of a connection, or of the whole tenant."""
+    with options.client() as client:
+        show_rows(client.audit(connection_id), _RECORDS, options.output)
+
+
+@audit.command
+def receipt(
+    record: str, /, *, out: Path | None = None, wait: Seconds = 30.0, options: Options = DEFAULTS
+) -> None:
+    """Fetch the receipt of a record, and print it or write it to a file.
+
+    Args:
+        record: Its place, as a lease and `evergrant audit -o json` name it: SHARD/INDEX.
+        out: The file to write.
+        wait: How long to wait for the next checkpoint, which covers a record that is new.
+    """
+    end = time.monotonic() + wait
+    with options.client() as client:
+        while True:
+            try:
+                proof = client.audit_proof(record)
+                break
+            except BadRequest as error:
+                if error.code != _NOT_FOUND or time.monotonic() >= end:
+                    raise
+                time.sleep(_RETRY_S)
+    text = json.dumps(asdict(proof), indent=1) + "\n"
+    if out is None:
+        print(text, end="")
+    else:
+        out.write_text(text, encoding="utf-8")
+
+
+@audit.command
+def verify(
+    file: Path,
+    /,
+    *,
+    log: LogKey = None,
+    tenant: str | None = None,
+    record: str | None = None,
+    witness: tuple[str, ...] = (),
+    least: int | None = None,
+    output: Annotated[Format, Parameter(name=["--output", "-o"])] = Format.TABLE,
+) -> None:
+    """Check a receipt offline: that the installation's log has exactly this record, at this place.
+
+    Args:
+        file: The receipt, as `evergrant audit receipt` wrote it; - is the standard input.
+        log: The public key of the installation's log, or a file that holds it: from its security team.
+        tenant: The tenant whose record it should be.
+        record: The place that it should be of, as a lease named it.
+        witness: The public key of a witness, or a file that holds it; may be repeated.
+        least: How many of these witnesses must have signed too; all of them by default.
+    """
+    require_audit_extra()
+    from evergrant.audit.receipts import Receipt, ReceiptError
+
+    keys = [_key(text) for text in witness]
+    try:
+        verified = Receipt.parse(read_text(file)).verified(
+            _key(log),
+            tenant=tenant,
+            record=record,
+            witnesses=keys,
+            least=len(keys) if least is None else least,
+        )
+    except ReceiptError as error:
+        raise NotProven(f"{file}: {error}", code=f"receipt_{error.kind}") from None
+    times = {name: datetime.fromtimestamp(at, UTC).isoformat() for name, at in verified.witnesses.items()}
+    show_one({"ok": True, **asdict(verified), "witnesses": times}, output)
+
+
+@audit.command
+def key(*, options: Options = DEFAULTS) -> None:
+    """Print the public key of the installation's log: once, for those who check it from then on.
+
+    It is as trustworthy as the server that gives it. Compare it with what others were given.
+    """
+    with options.client() as client:
+        print(client.audit_checkpoint().log)
+
+
+@audit.command
+def checkpoint(*, kept: Path | None = None, log: LogKey = None, options: Options = DEFAULTS) -> None:
+    """Fetch the log's newest checkpoint; with `--kept`, only if it extends the one in that file.
+
+    A log that was rewritten, cut, or put back from an older copy doesn't. Keep the file where no operator of
+    the installation can write.
+
+    Args:
+        kept: The file of the checkpoint that was fetched the last time. It is made, or replaced at once.
+        log: The public key of the installation's log, or a file that holds it: from its security team.
+    """
+    require_audit_extra()
+    from evergrant.audit.notes import Checkpoint, NoteError
+    from evergrant.audit.tree import ProofError
+
+    log_key, before = _key(log), None
+    try:
+        if kept is not None and kept.exists():
+            before = Checkpoint.parse(read_text(kept))
+            before.require_signed(log_key)
+        with options.client() as client:
+            reply = client.audit_checkpoint(since=None if before is None else before.size)
+        newest = Checkpoint.parse(reply.checkpoint)
+        newest.require_signed(log_key)
+        if before is not None:
+            newest.require_extends(before, reply.consistency)
+    except BadRequest as error:
+        if error.code != _NOT_FOUND or before is None:
+            raise
+        why = f"the log is smaller than {kept} says: it was cut, or an older copy was put back"
+        raise NotProven(why, code="checkpoint") from None
+    except (NoteError, ProofError) as error:
+        raise NotProven(f"the log doesn't extend {kept}: {error}", code="checkpoint") from None
+    if kept is None:
+        print(str(newest.note), end="")
+        return
+    _replace(kept, str(newest.note))
+    show_one({"log": newest.origin, "size": newest.size, "kept": str(kept)}, options.output)
+
+
+@audit.command
+def witness(
+    *,
+    log: tuple[str, ...],
+    name: str | None = None,
+    key_file: Path = Path("witness.key"),
+    state: Path = Path("witness.db"),
+    host: str = "127.0.0.1",
+    port: int = 8484,
+) -> None:
+    """Run a witness: it signs the checkpoints of a log that only append to what it has signed before.
+
+    It is for a machine of the security team's own, which nobody else administers. Readers of the log then
+    know that it tells all of them one story. C2SP's protocol tlog-witness; Ctrl-C ends it.
+
+    Args:
+        log: The public key of a log, or a file that holds it; may be repeated.
+        name: The witness's own name, which its signatures carry; needed once, when its key is made.
+        key_file: The file of its private key, made when there is none.
+        state: The file of what it has signed. Never put an older copy of it back: the witness would sign an
+            older story again. Where it is lost, begin a new witness.
+        host: The address to listen on.
+        port: The port to listen on.
+    """
+    require_audit_extra()
+    from evergrant.audit.witness import Witness, serving
+
+    if key_file.exists() and not state.exists():
+        why = f"{state} is gone: without it this witness would sign an older story again"
+        raise argument_error(f"{why}. Put it back, or begin a new witness with another key file.")
+    own_name, private = _own_key(key_file, name)
+    signer = Witness(own_name, private, [_key(text) for text in log], state)
+    with serving(signer, host, port) as server:
+        print(f"witness {signer.key}", flush=True)
+        print(f"listens on http://{host}:{server.server_port}", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+    signer.close()
+
+
+def _own_key(path: Path, name: str | None) -> tuple[str, Any]:
+    """The witness's name and private key, made once. Raises BadRequest."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    if not path.exists():
+        if name is None or not name.strip() or any(sign in name for sign in " +\n\t"):
+            raise argument_error("a new witness needs --name, without spaces: such as security.example/w1")
+        seed = Ed25519PrivateKey.generate().private_bytes_raw().hex()
+        write_private_file(path, f"{name}\n{seed}\n")
+    words = read_text(path).split()
+    with suppress(ValueError):
+        if len(words) == 2 and name in (None, words[0]):
+            return words[0], Ed25519PrivateKey.from_private_bytes(bytes.fromhex(words[1]))
+    raise argument_error(f"{path} holds no key of a witness{'' if name is None else f' named {name}'}")
+
+
+def _key(text: str | None) -> "VerifierKey":
+    """The key that the text is, or that the file of this name holds. Raises BadRequest."""
+    from evergrant.audit.notes import NoteError, VerifierKey
+
+    if text is None:
+        raise argument_error("name the log's public key: --log KEY, or EVERGRANT_AUDIT_LOG")
+    try:
+        return VerifierKey.parse(text if "+" in text else read_text(Path(text)))
+    except NoteError as error:
+        raise argument_error(f"{text}: {error}") from None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write the file whole: a reader sees the old one or the new one."""
+    beside = path.with_name(f".{path.name}.new")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
