@@ -14,14 +14,15 @@ RULES: tuple[tuple[str, str, str], ...] = (
     (r"POST", r"/console/", "calls one of the API's commands, and is judged as that is"),
     (r"POST", r"/v1/access/simulate|/temporal/decode", "changes nothing"),
     (r"POST", r"/v1/(access-requests|call-approvals)", "asks, withdraws, refuses, or uses what is approved"),
+    (r"POST", r"/v1/questions", "has what an auditor reads anyway put together"),
     (r"POST", r"/v1/providers", "proposes, refuses, or returns to the version before"),
     (r"POST", r"/v1/connections/import", "adds grants that the caller holds already; replaces none in use"),
     (r"POST", r"/v1/(lease|connections)", "is about one connection, by the permits of an app"),
     (r"POST", r"/v1/webhooks/\{name\}/", "sends to the URL that is there already"),
     (r"POST", r"/v1/token-families/end", "ends what was authorized"),
     (r"POST", r"/v1/keys/rotations/", "lets a rotation wait, or go on"),
-    (r"POST", r"/v1/incidents/", "lets an incident wait, or go on"),
     (r"POST", r"/v1/keys/secrets/retire", "takes away what was replaced; what replaced it was judged"),
+    (r"POST", r"/v1/incidents/", "lets an incident wait, or go on"),
     (r"DELETE", r"/", "takes away; what is made in its place is judged as new"),
 )  # fmt: skip
 _IN_A_FLOW = "belongs to the flow of a subject, a client or a person who logs in"
