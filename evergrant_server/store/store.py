@@ -18,7 +18,7 @@ from evergrant_server.store.access import Access
 from evergrant_server.store.agents.agents import Agents, AgentStops
 from evergrant_server.store.agents.delegations import DelegationRules, Delegations
 from evergrant_server.store.authentication import AppCredentials, AppTokens, KeySessions
-from evergrant_server.store.checkpoints import Checkpoints
+from evergrant_server.store.checkpoints import AuditCheckpoints
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
 from evergrant_server.store.connections.connections import Connections
@@ -168,7 +168,7 @@ class Transaction:
     account_identifiers = _with_ring(AccountIdentifiers)
     introspections = _with_connection(Introspections)
     idempotency = _with_sealer(Idempotency)
-    checkpoints = _with_sealer(Checkpoints)
+    checkpoints = _with_sealer(AuditCheckpoints)
     processes = cached_property(lambda tx: Processes(tx.connection, tx.now))
     root_moves = cached_property(lambda tx: RootMoves(tx.connection, tx.ring, tx.now))
     tenant_keys = cached_property(lambda tx: TenantKeyRotation(tx.connection, tx.ring, tx.now))
