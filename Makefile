@@ -34,8 +34,8 @@ unit: $(TEST_READY) ## the unit tests alone
 
 # Most tests wait for timers, workers and browsers: more of them at once than there are cores, and the linters
 # beside them. A new clone's tests are compiled first: else each process would do it for itself.
-AT_ONCE ?= 6
-test: $(TEST_READY) ## every check and every test but the slow proofs, PostgreSQL and Temporal included (AT_ONCE=6: files of tests)
+AT_ONCE ?= 4
+test: $(TEST_READY) ## every check and every test but the slow proofs, PostgreSQL and Temporal included (AT_ONCE=4: files of tests)
 	@$(MAKE) --no-print-directory lint & linters=$$!; \
 	ls tests/__pycache__/conftest.* > /dev/null 2>&1 || $(PY) -m pytest --collect-only -qq > /dev/null 2>&1; \
 	echo "==> tests"; \

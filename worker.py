@@ -51,6 +51,7 @@ async def run(
             asyncio.create_task(platform.relay.run()),
             asyncio.create_task(parts.replayer.run()),
             asyncio.create_task(parts.audit_log.run()),
+            asyncio.create_task(parts.streams.run()),
         ]
         if with_schedules:
             background.append(asyncio.create_task(keep_schedules(platform.client, settings)))

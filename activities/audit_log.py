@@ -1,4 +1,4 @@
-"""A worker's part in the audit log: heads and checkpoints every few seconds, and their anchors.
+"""A worker's part in the audit log: heads and checkpoints every few seconds, and their anchors; and filing.
 
 An anchor that is away, or refuses, stops nothing: a checkpoint that it hasn't kept for long is an alarm.
 """
@@ -13,6 +13,7 @@ from activities.anchors import AnchorError, AnchorPort, AnchorRefusal, PathFrom
 from evergrant_server import audit
 from evergrant_server.audit.checkpoints.heads import HeadsLog
 from evergrant_server.audit.checkpoints.proofs import extension_path
+from evergrant_server.audit.filing import file_leases
 from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import Failure
@@ -31,7 +32,8 @@ _LIMIT_S = 60.0  # of one anchor's turn
 
 
 class AuditLogKeeper:
-    """Records heads, signs checkpoints, and has each anchor keep the newest. Belongs to one event loop."""
+    """Records heads, signs checkpoints, files leases by their objects, and has each anchor keep the newest
+    checkpoint. Belongs to one event loop."""
 
     def __init__(
         self, store: Store, clock: Clock, heads: HeadsLog, anchors: Sequence[AnchorPort], late: timedelta
@@ -50,6 +52,7 @@ class AuditLogKeeper:
         try:
             while True:
                 await self.advance()
+                await self.file()
                 await self.anchor_due()
                 await asyncio.sleep(interval.total_seconds())
         finally:
@@ -71,6 +74,15 @@ class AuditLogKeeper:
         except Exception as error:  # nothing would start it again
             self._log_once("", f"{type(error).__name__} at {stack_frames(error)[-1]}")
         return None
+
+    async def file(self) -> None:
+        """File the leases that are new. Another worker may be faster."""
+        try:
+            await file_leases(self._store)
+        except Failure:
+            pass
+        except Exception as error:
+            self._log_once("", f"{type(error).__name__} at {stack_frames(error)[-1]}")
 
     async def anchor_due(self) -> None:
         """Begin the turn of each anchor that has a new checkpoint to keep, and look which are late."""

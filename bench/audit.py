@@ -7,6 +7,7 @@ the lock of the tree, and under it. Then a log of N leases is written and verifi
 import argparse
 import asyncio
 import hashlib
+import json
 import resource
 import tempfile
 from collections.abc import Sequence
@@ -15,15 +16,18 @@ from datetime import datetime
 from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from sqlalchemy import insert, update
 
 from bench.ledger import lease_claim
 from bench.processes import postgresql
 from evergrant_server import audit
-from evergrant_server.audit.bodies import canonical_json, format_timestamp
+from evergrant_server.audit.bodies import body_of, canonical_json, format_timestamp
 from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts, LeaseRecord
+from evergrant_server.audit.tree import leaf_hash
 from evergrant_server.audit.trees import TreeEnd, begin_tree
+from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.ids import AppId, ConnectionId, Tenant, new_id
 from evergrant_server.core.messages.base import RequestContext
@@ -36,7 +40,7 @@ from evergrant_server.store.database.rows import columns_equal
 
 TENANT, SHARD = Tenant("bench"), "bench-1"
 _BATCH = 64  # leases of a commit
-_APPENDED = 100_000  # of each side
+_APPENDED = 50_000  # of each side
 _PAGE = 4_096  # records of a transaction that fills the log
 
 
@@ -63,13 +67,19 @@ class ChainedLease:
 
 
 def _append_costs(ring: KeyRing, claims: Sequence[LeaseClaim]) -> dict[str, tuple[float, float]]:
-    """Microseconds for each record, before the lock and under it, of the chain and of the tree."""
+    """Microseconds for each record, before the lock and under it: of leases in the chain and in the tree, and
+    of other records in both."""
     traces = [new_id("out")[-8:] * 4 for _ in range(_BATCH)]
-    now = SystemClock().now()
+    now, spent, count = SystemClock().now(), dict[str, tuple[float, float]](), 0
     chained, facts = [ChainedLease(claim) for claim in claims], [LeaseFacts(claim) for claim in claims]
-    spent = {"chain": [0.0, 0.0], "tree": [0.0, 0.0]}
-    previous, count, end = "0" * 64, 0, TreeEnd.first(ring, TENANT, SHARD)
-    for _ in range(_APPENDED // _BATCH):  # in turns, so that the machine's load is that of both
+    entries = [_entry(claim, now) for claim in claims[:1] * _BATCH]
+    previous, end = "0" * 64, TreeEnd.first(ring, TENANT, SHARD)
+
+    def note(side: str, began: float, locked: float) -> None:
+        before, under = spent.get(side, (0.0, 0.0))
+        spent[side] = before + locked - began, under + perf_counter() - locked
+
+    for _ in range(_APPENDED // _BATCH):  # in turns, so that the machine's load is that of all
         began = perf_counter()
         pieces = [chained[n % len(claims)].record(now, traces[n]) for n in range(_BATCH)]
         locked = perf_counter()
@@ -77,15 +87,57 @@ def _append_costs(ring: KeyRing, claims: Sequence[LeaseClaim]) -> dict[str, tupl
             count += 1
             previous = ChainedLease.hash_behind(piece, previous, count)
         ring.keyed_hash("audit head", TENANT, SHARD, count, previous)
-        spent["chain"][0] += locked - began
-        spent["chain"][1] += perf_counter() - locked
+        note("leases, chain", began, locked)
+
         began = perf_counter()
         records = [facts[n % len(claims)].record(now, traces[n]) for n in range(_BATCH)]
+        expected = end.appended(
+            ring, [record.leaf for record in records]
+        )  # both writers do so before the lock
         locked = perf_counter()
-        end = end.appended(ring, [record.leaf for record in records])
-        spent["tree"][0] += locked - began
-        spent["tree"][1] += perf_counter() - locked
-    return {side: (before * 1e6 / count, under * 1e6 / count) for side, (before, under) in spent.items()}
+        end = expected if expected.size == end.size + len(records) else end
+        note("leases, tree", began, locked)
+
+        began = locked = perf_counter()
+        for entry in entries:
+            count += 1
+            previous = chained_hash(entry, previous, count)
+        ring.keyed_hash("audit head", TENANT, SHARD, count, previous)
+        note("other records, chain", began, locked)
+
+        began = perf_counter()
+        leaves = [leaf_hash(body_of(entry).encode()) for entry in entries]
+        locked = perf_counter()
+        end = end.appended(ring, leaves)
+        note("other records, tree", began, locked)
+    records_of_each = _APPENDED // _BATCH * _BATCH
+    return {
+        side: (before * 1e6 / records_of_each, under * 1e6 / records_of_each)
+        for side, (before, under) in spent.items()
+    }
+
+
+def chained_hash(entry: AuditEntry, previous: str, seq: int) -> str:
+    """The hash of any record in the chain of before, made of its row: JSON twice, under the lock."""
+    row: dict[str, Any] = {
+        **{"tenant": entry.tenant, "shard": SHARD, "seq": seq, "action": entry.action.value},
+        **{"object": entry.object, "by": entry.context.by, "trace_id": entry.context.trace_id},
+        **{"workflow_id": None, "run_id": None, "event_id": None, "previous_hash": previous},
+    }
+    detail = canonical_json(entry.detail)
+    content = {**row, "format": 1, "at": format_timestamp(entry.at), "detail": json.loads(detail)}
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def _entry(claim: LeaseClaim, at: datetime) -> AuditEntry:
+    return AuditEntry(
+        tenant=claim.tenant,
+        at=at,
+        action=AuditAction.GRANT_REFRESHED,
+        object=claim.connection_id,
+        context=claim.context,
+        detail={"generation": 7, "scopes": list(claim.scopes), "expires_at": at.isoformat()},
+    )
 
 
 async def _filled(store: Store, claims: Sequence[LeaseClaim], records: int) -> None:
@@ -157,7 +209,9 @@ async def run(records: int, *, on_postgresql: bool) -> None:
         costs = _append_costs(KeyRing.open(key_file, Role.API), _claims())
         for side, (before, under) in costs.items():
             print(f"{side}: {before:.2f} µs before the lock, {under:.2f} µs under it, for each record")
-        print(f"under the lock: {costs['tree'][1] / costs['chain'][1]:.0%} of the chain", flush=True)
+        for kind in ("leases", "other records"):
+            share = costs[f"{kind}, tree"][1] / costs[f"{kind}, chain"][1]
+            print(f"{kind}, under the lock: {share:.1%} of the chain", flush=True)
         if on_postgresql:
             async with postgresql() as empty_database:
                 await measure("PostgreSQL", await empty_database(), key_file, records)

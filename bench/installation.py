@@ -15,7 +15,13 @@ from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, PermitId, Tenant, new_id
-from evergrant_server.core.integrations import NOTHING_PINNED, Endpoints, Integration, PinnedHosts
+from evergrant_server.core.integrations import (
+    NOTHING_PINNED,
+    Endpoints,
+    Integration,
+    PinnedHosts,
+    RefreshRules,
+)
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
@@ -27,6 +33,7 @@ from providers.requests.hosts import hosts_to_pin
 TENANT = Tenant("bench")
 _CLOCK = SystemClock()
 _SCOPES = ("read", "write")
+_NO_RULES = RefreshRules()
 _LIFETIME_S = 3600.0
 _ROWS_AT_ONCE = 200
 
@@ -68,6 +75,7 @@ async def prepare(
     *,
     issuer: str = "https://crm.test",
     client_secret: str = "hush",
+    refresh: RefreshRules = _NO_RULES,
     **settings: Any,
 ) -> Installation:
     """Prepare it. Each token reply in `grants` becomes one active connection."""
@@ -82,7 +90,7 @@ async def prepare(
             other_app, other_key = await _app(tx, "other")
             _, admin_key = await _app(tx, "admin", admin=True)
             integration = await tx.integrations.put(
-                _integration(issuer), Secret(client_secret), expected=None
+                _integration(issuer, refresh), Secret(client_secret), expected=None
             )
             hosts = _hosts(integration)
             connections = [
@@ -141,7 +149,7 @@ async def _app(tx: Transaction, name: str, *, admin: bool = False) -> tuple[App,
     return current, shown
 
 
-def _integration(issuer: str) -> Integration:
+def _integration(issuer: str, refresh: RefreshRules) -> Integration:
     now = _CLOCK.now()
     return Integration(
         tenant=TENANT,
@@ -151,6 +159,7 @@ def _integration(issuer: str) -> Integration:
         client_id="client-1",
         issuer=issuer,
         default_scopes=_SCOPES,
+        refresh=refresh,
         endpoints=Endpoints(
             issuer=issuer,
             authorization_endpoint=f"{issuer}/authorize",

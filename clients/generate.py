@@ -38,12 +38,19 @@ MODELS = {
     "StopView": "AgentStop",
 }
 # Responses of a creation, and the schema that every other response about the same thing has.
-CREATED = {"NewKeyView": "KeyView", "WebhookSecretView": "WebhookView"}
+CREATED = {
+    "NewKeyView": "KeyView",
+    "WebhookSecretView": "WebhookView",
+    "AuditStreamSecretView": "AuditStreamView",
+}
 ALSO = ("AuditView", "CommandSessionView", "ExportView")  # parsed by calls that are written by hand
 BASES = {"CallApprovalView": "Decision"}  # classes of `evergrant.models`
 EXTENDED = {"ReachView": "AccessView"}  # schemas that begin with all members of another
 # Members that a model's `repr` leaves out.
-SECRETS = {"KeyView.key", "WebhookView.secret", "ConnectionView.connect_url", "CommandSessionView.token"}
+SECRETS = {
+    *("KeyView.key", "WebhookView.secret", "AuditStreamView.secret", "ConnectionView.connect_url"),
+    "CommandSessionView.token",
+}
 SECONDS = {"lifetime", "overlap", "decide_within", "wait"}  # numbers that the client takes as a timedelta
 # Operations whose name in the client isn't the server's without `get_` or `list_`.
 OPERATIONS = {
@@ -80,6 +87,7 @@ BY_HAND = frozenset(
         "get_incident_report",  # as those
         "delete_connection",  # the same as revoke
         "get_provider",  # a definition as the catalogue writes it: for its authors, who have the file
+        "export_audit_log",  # evergrant.api.commands: a page is kept as it came
         "verify_audit_log",  # `evergrant_server audit verify` does it, where the operator is
         "receive_event",  # for providers
     }

@@ -217,11 +217,18 @@ WHEN = {
     AuditAction.WEBHOOK_DISABLED: "a webhook's endpoint answered 410, or failed for too long; names which",
     AuditAction.WEBHOOK_TESTED: "an admin sent a ping to a webhook",
     AuditAction.DELIVERY_REPLAYED: "an admin replayed a delivery",
+    AuditAction.STREAM_PUT: "a stream of the audit log was created or changed; names origin and format",
+    AuditAction.STREAM_DELETED: "a stream of the audit log was deleted: nothing is sent to it any more",
+    AuditAction.STREAM_SECRET_ROTATED: "a stream of the audit log got a new signing secret",
     AuditAction.KEY_ROTATION_REQUESTED: "a rotation of the tenant's keys, or of its connections', was begun; "
     "names its id, kind and command",
     AuditAction.KEY_ROTATION_PAUSED: "a rotation of keys was paused, or gone on with",
     AuditAction.KEYS_ROTATED: "a rotation of keys is done; counts new keys, what was moved to them, and the "
     "older keys that were destroyed or kept",
+    AuditAction.SECRET_RETIRED: "an older client secret or signing secret was retired before its time; names "
+    "which",
+    AuditAction.ROOT_RETIRED: "a root key, or the row of what roles sign with, was retired; nothing stands "
+    "under it, and a row that denies it is refused",
     AuditAction.HOSTS_ACCEPTED: "the operator has accepted hosts for an integration's secrets; names them",
     AuditAction.AUTHORITY_BROKEN: "a row that says who may do what was not written by Evergrant; refused",
 }

@@ -18,6 +18,8 @@ from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 from httpx2._transports import default
 from pydantic import BaseModel
 
+from evergrant_server.egress import Egress, EgressPolicy
+from evergrant_server.egress.transport import default_tls_context
 from evergrant_server.process import exit_process
 from tests.fakes import leftovers
 from tests.fakes.patience import PATIENCE_S
@@ -32,16 +34,36 @@ _ended: list[int] = []
 vars(DEFAULT_TIMEOUT_CONFIG).update(httpx2.Timeout(PATIENCE_S).as_dict())
 
 # Each client reads the system's authorities, for five milliseconds, and most of those here speak plain http.
+# So does each `Egress`: one that presents certificates makes contexts of its own for them.
 _ssl_context = default.create_ssl_context
 _system_authorities = cache(_ssl_context)
 
 
+def _trusted() -> tuple[str | None, str | None]:
+    return os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+
+
+_TRUSTED = _trusted()
+
+
 def _shared_ssl_context(**options: Any) -> ssl.SSLContext:
-    usual = options.get("verify") is True and not options.get("cert") and "SSL_CERT_FILE" not in os.environ
+    usual = options.get("verify") is True and not options.get("cert") and _trusted() == _TRUSTED
     return _system_authorities() if usual else _ssl_context(**options)
 
 
 default.create_ssl_context = _shared_ssl_context
+
+_egress = Egress.__init__
+_authorities_of_egress = cache(default_tls_context)
+
+
+def _egress_with_shared_context(self: Egress, policy: EgressPolicy, **options: Any) -> None:
+    if options.get("tls") is None and _trusted() == _TRUSTED:
+        options["tls"] = _authorities_of_egress()
+    _egress(self, policy, **options)
+
+
+Egress.__init__ = _egress_with_shared_context
 
 # httpx2 looks for it at each request to an app in this process, in every folder of the path.
 sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]  # what is None there is no module

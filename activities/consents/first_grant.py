@@ -41,7 +41,10 @@ from evergrant_server.core.messages.activities import ConsentCall, GrantResult
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
 from evergrant_server.store import Transaction
 
-_RETRIED_BY_TEMPORAL = (ErrorCode.REFRESH_PENDING, ErrorCode.JOURNAL_UNAVAILABLE)
+_RETRIED_BY_TEMPORAL = (
+    *(ErrorCode.REFRESH_PENDING, ErrorCode.JOURNAL_UNAVAILABLE),
+    *(ErrorCode.KEY_UNAVAILABLE, ErrorCode.KEY_DENIED, ErrorCode.KEY_GONE),
+)
 _MAX_TRIES = 200  # three seconds apart: longer than a reply may be waited for
 
 
@@ -140,10 +143,10 @@ def _is_overtaken(current: Connection, attempt: Attempt) -> bool:
 def may_be_sent_later(failure: Failure) -> bool:
     """True for a failure before anything was sent, which a later try may not meet.
 
-    A missing key says when to try again only while a key service is away: the code is good meanwhile.
+    Keys that can't be had are among them, also when an operator has to give them back: a key that was taken
+    away by mistake ends no consent while its code is good.
     """
-    away = failure.code is ErrorCode.KEY_UNAVAILABLE and failure.retry_after is not None
-    return away or failure.code in _RETRIED_BY_TEMPORAL
+    return failure.code in _RETRIED_BY_TEMPORAL
 
 
 class FirstGrantActivities(ABC):

@@ -37,7 +37,6 @@ class KeyRotation(ABC):
     def __init__(self, store: Store, call: KeyRotationCall, page_rows: int) -> None:
         self._store, self._call, self._page_rows = store, call, page_rows
         self._tenant = call.tenant
-        self._purposes = tuple(map(KeyPurpose, call.purposes)) or tuple(KeyPurpose)
         self._steps = steps_of(call.command, call.kind)
 
     async def advance(self, progress: KeyRotationProgress) -> KeyRotationProgress:
@@ -110,11 +109,27 @@ class KeyRotation(ABC):
         detail = {
             "rotation": self._call.rotation_id,
             "kind": self._call.kind,
-            "purposes": list(self._purposes),
+            "purposes": list(self._call.purposes or KeyPurpose),
             **{name: getattr(ended, name) for name in names},
         }
-        await self.write(lambda tx: _record(tx, self._call, detail))
+        named = self._call.connection_id or self._tenant
+        await self.write(lambda tx: self.record(tx, AuditAction.KEYS_ROTATED, named, detail))
         return ended
+
+    async def record(
+        self, tx: Transaction, action: AuditAction, object_id: str, detail: dict[str, object]
+    ) -> None:
+        call = self._call
+        entry = AuditEntry(
+            tenant=call.tenant,
+            at=tx.now,
+            action=action,
+            object=object_id,
+            context=call.context,
+            detail=detail,
+            provenance=call.provenance,
+        )
+        await audit.append(tx, entry)
 
     @staticmethod
     def repeated(progress: KeyRotationProgress) -> KeyRotationProgress:
@@ -156,16 +171,3 @@ def with_page(progress: KeyRotationProgress, moved: Moved) -> KeyRotationProgres
         skipped=progress.skipped + moved.skipped,
         broken=progress.broken + len(moved.broken),
     )
-
-
-async def _record(tx: Transaction, call: KeyRotationCall, detail: dict[str, object]) -> None:
-    entry = AuditEntry(
-        tenant=call.tenant,
-        at=tx.now,
-        action=AuditAction.KEYS_ROTATED,
-        object=call.connection_id or call.tenant,
-        context=call.context,
-        detail=detail,
-        provenance=call.provenance,
-    )
-    await audit.append(tx, entry)

@@ -10,11 +10,15 @@ from evergrant_server.store import Store, Transaction
 from evergrant_server.store.rotation.resealing import Moved, purposes_of_connections
 from evergrant_server.store.rotation.tenant_keys import Destroyed
 
-_KEYS_OF_CONNECTION = 4  # and values
+_ROWS_OF_CONNECTION = 16  # of a page: keys and values, which are made and sealed anew, not only wrapped
 
 
 class TenantRotation(KeyRotation):
     """A tenant's own keys, of one purpose after another."""
+
+    def __init__(self, store: Store, call: KeyRotationCall, page_rows: int) -> None:
+        super().__init__(store, call, page_rows)
+        self._purposes = _purposes_of(call)
 
     async def total(self) -> int:
         async with self._store.read() as tx:
@@ -63,8 +67,10 @@ class ConnectionRotation(KeyRotation):
 
     def __init__(self, store: Store, call: KeyRotationCall, page_rows: int) -> None:
         super().__init__(store, call, page_rows)
-        self._purposes = tuple(purpose for purpose in self._purposes if purpose in purposes_of_connections())
-        self._connections = max(1, page_rows // _KEYS_OF_CONNECTION)
+        self._purposes = tuple(
+            purpose for purpose in _purposes_of(call) if purpose in purposes_of_connections()
+        )
+        self._connections = max(1, page_rows // _ROWS_OF_CONNECTION)
 
     async def total(self) -> int:
         async with self._store.read() as tx:
@@ -111,3 +117,7 @@ class ConnectionRotation(KeyRotation):
         after = progress.after[0] if progress.after else ""
         page = await self.write(lambda tx: tx.connection_keys.destroy(self._tenant, after, self._page_rows))
         return await self.destroyed(progress if after else progress.__replace__(kept=0), page)
+
+
+def _purposes_of(call: KeyRotationCall) -> tuple[KeyPurpose, ...]:
+    return tuple(map(KeyPurpose, call.purposes)) or tuple(KeyPurpose)

@@ -29,6 +29,7 @@ from evergrant_server.access.refusals import (
 from evergrant_server.audit.lease_ledger import StaleClaim
 from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts
 from evergrant_server.core.bounded import Bounded
+from evergrant_server.core.clock import seconds_since_boot
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
@@ -42,7 +43,7 @@ from evergrant_server.telemetry import metrics
 from providers.requests.dpop import origin_of
 
 JUDGED = "evergrant.judged_lease"  # of the ASGI scope: the JudgedLease, where the key is there
-_MAX_TRIES = 4  # for a row that keeps changing
+_MAX_TRIES = 4  # for a newer row, while narrower tokens come beside the one that is waited for
 _MAX_CACHED = 50_000
 
 
@@ -82,12 +83,14 @@ class LeaseIssuer:
     ) -> IssuedLease:
         """Decide and record a lease. `known` is the caller as cached.
 
-        Raises Failure; a refusal of an authenticated app is in the audit log too.
+        One whose connection or app changes before it is recorded is decided again, for as long as a lease
+        waits for a refresh. Raises Failure; a refusal of an authenticated app is in the audit log too.
         """
         caller, from_cache = known
+        ends = seconds_since_boot() + self._api.settings.lease_wait.total_seconds()
         try:
             with self.limits.admit(request.scope, caller.app):
-                for _ in range(_MAX_TRIES):
+                while True:
                     call = JudgedRequest.of(self._api, request, caller)
                     with suppress(StaleClaim):
                         try:
@@ -99,9 +102,11 @@ class LeaseIssuer:
                                 await self._refusals.record(refusal_entry(call, lease_request, failure))
                                 raise
                     # what is stale, and a refusal from the cache, is decided again from the store
-                    self._forget(caller, lease_request)
+                    self.forget(caller, lease_request)
                     caller, from_cache = await self._api.authenticator.authenticate(request), False
                     self._api.authenticator.cache(caller)
+                    if seconds_since_boot() >= ends:
+                        break
         except RateLimited as failure:
             call = JudgedRequest.of(self._api, request, known[0])
             await self._refusals.record(refusal_entry(call, lease_request, failure))
@@ -193,7 +198,8 @@ class LeaseIssuer:
             ends.append(grant.expires_at - grant.refresh_margin(self._margin))
         return min(ends)
 
-    def _forget(self, caller: Caller, lease_request: LeaseRequest) -> None:
+    def forget(self, caller: Caller, lease_request: LeaseRequest) -> None:
+        """Have the caller and its connection's row read again: something of them has changed."""
         self._rows.pop(lease_request.cache_key(caller.tenant), None)
         self._api.authenticator.evict(caller)
 

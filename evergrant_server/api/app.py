@@ -15,12 +15,15 @@ from evergrant_server.access.recording import RefusalLog
 from evergrant_server.access.refreshes import RefreshWaiter
 from evergrant_server.api import (
     audit,
+    audit_export,
     audit_proofs,
+    audit_streams,
     erasures,
     health,
     incidents,
     key_rotations,
     openapi,
+    secret_rotations,
     stories,
     webhooks,
 )
@@ -47,6 +50,7 @@ from evergrant_server.api.console import integrations as console_integrations
 from evergrant_server.api.console import keys as console_keys
 from evergrant_server.api.console import login as console_login
 from evergrant_server.api.console import requests as console_requests
+from evergrant_server.api.console import streams as console_streams
 from evergrant_server.api.decisions import access_requests, approvals, call_approvals
 from evergrant_server.api.http.client_certificates import TrustedHop
 from evergrant_server.api.http.middleware import Deadline, Envelope
@@ -129,8 +133,11 @@ ROUTERS = (
     stories.router,
     audit.router,
     audit_proofs.router,
+    audit_export.router,
+    audit_streams.router,
     webhooks.router,
     key_rotations.router,
+    secret_rotations.router,
     receivers.router,
     inbound.router,
     connect.router,
@@ -144,6 +151,7 @@ ROUTERS = (
     console_requests.router,
     console_keys.router,
     console_incidents.router,
+    console_streams.router,
     openapi.router,
 )
 

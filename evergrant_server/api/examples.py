@@ -12,6 +12,7 @@ _NAMES = {
     "apps": "report",
     "agents": "support",
     "webhooks": "alerts",
+    "streams": "siem",
     "issuers": "github",
     "logos": "x",
 }
@@ -51,6 +52,7 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /v1/keys/rotations": {"kind": "tenant", "purposes": ["lease", "refresh", "intake"]},
     "POST /v1/keys/rotations/pause": {"kind": "tenant"},
     "POST /v1/keys/rotations/resume": {"kind": "tenant"},
+    "POST /v1/keys/secrets/retire": {"kind": "app_key", "name": "report"},
     "POST /v1/integrations/{name}/rotate-secret": {"client_secret": "…", "overlap_s": 86400},
     "PUT /v1/integrations/{name}/security-events": {"kind": "set", "issuer": "https://login.example.com"},
     "PUT /v1/apps/{name}": {"return_to": ["https://app.example/evergrant/connected"]},
@@ -118,6 +120,11 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /v1/incidents": {"kind": "breach", "integration": "crm", "confirm": "crm", "reason": "INC-9"},
     "POST /v1/legal-holds": {"subject": "alice", "reason": "CASE-7", "until": "2027-01-31T00:00:00Z"},
     "POST /v1/legal-holds/{hold_id}/end": {"reason": "CASE-7 is closed"},
+    "PUT /v1/audit/streams/{name}": {
+        "url": "https://siem.example/in",
+        "format": "ocsf",
+        "headers": {"Authorization": "…"},
+    },
     "PUT /v1/webhooks/{name}": {"url": "https://app.example/events", "events": ["connection.needs_reauth"]},
     "POST /v1/webhooks/{name}/rotate-secret": {"overlap": 86400},
 }

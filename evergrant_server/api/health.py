@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 
 from evergrant_server.access.context import readiness
 from evergrant_server.api.http.call import ApiDep
-from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry import metric_export
 
 router = APIRouter(tags=["health"])
 
@@ -18,7 +18,7 @@ async def livez() -> dict[str, str]:
 @router.get("/metrics", response_class=Response)
 async def get_metrics() -> Response:
     """Metrics of this process in Prometheus's text format, without tenants, ids or subjects."""
-    return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+    return Response(metric_export.exposition(), media_type=metric_export.CONTENT_TYPE)
 
 
 @router.get("/readyz", responses={503: {"model": dict[str, object], "description": "Not ready"}})

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Select, bindparam, func, literal, select, tuple_, union_all, update
 
 from evergrant_server.audit.bodies import ERASED
+from evergrant_server.audit.filing import records_about
 from evergrant_server.core.audit import INSTALLATION
 from evergrant_server.core.connections.erasure import LegalHold, TargetKind, targets_of
 from evergrant_server.core.ids import Tenant, has_id_shape
@@ -42,9 +43,8 @@ _ERASE = (
     .where(*(_AUDIT[name] == bindparam(f"of_{name}") for name in ("tenant", "shard", "seq")))
     .values(body=None, object=bindparam("left"), erased_mac=bindparam("made"))
 )
-_PAGE = select(
-    *(_AUDIT[name] for name in ("tenant", "shard", "seq", "at", "action", "object", "body", "leaf"))
-)
+_READ = [_AUDIT[name] for name in ("tenant", "shard", "seq", "at", "action", "object", "body", "leaf")]
+_PAGE = select(*_READ)
 _UNTOUCHED = _AUDIT.erased_mac.is_(None)
 _TREES, _CHAINS = table_of(AuditTreeRow).c, table_of(AuditShardRow).c
 _SHARDS = union_all(  # with the number of the first record of each
@@ -71,11 +71,8 @@ async def erase_object(
 ) -> tuple[int, datetime | None]:
     """Erase what the next records about this object say, from `since` on. Returns how many, and the moment of
     the last one, to go on from there; None when none is left."""
-    about = _PAGE.where(_AUDIT.tenant == tenant, _AUDIT.object == object, _UNTOUCHED)
-    about = about.where(_AUDIT.action.not_in(_KEPT))
-    if since is not None:
-        about = about.where(_AUDIT.at >= since)
-    rows = await fetch_all(tx.connection, about.order_by(_AUDIT.at).limit(_AT_ONCE))
+    erasable = _UNTOUCHED & _AUDIT.action.not_in(_KEPT)
+    rows = await records_about(tx, _READ, tenant, object, limit=_AT_ONCE, since=since, where=erasable)
     return await _erase(tx, rows), rows[-1]["at"] if len(rows) == _AT_ONCE else None
 
 

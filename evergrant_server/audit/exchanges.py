@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import select, text, tuple_
 from sqlmodel import col
 
 from evergrant_server.audit.bodies import record_of
@@ -16,7 +16,7 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.provider_words import PROVIDER_SAID
 from evergrant_server.core.single_use.recurring_errors import UNDECIDED
 from evergrant_server.store import Transaction
-from evergrant_server.store.audit_tables import AuditRow
+from evergrant_server.store.audit_tables import NO_LEASE_CONDITION, AuditRow
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database.rows import columns_equal, fetch_all
 
@@ -59,7 +59,7 @@ async def records_of_failures(
     if not failed_at:
         return {}
     places = tuple_(col(AuditRow.object), col(AuditRow.at)).in_([*failed_at.items()])
-    mine = select(AuditRow).where(columns_equal(AuditRow, tenant=tenant), places)
+    mine = select(AuditRow).where(columns_equal(AuditRow, tenant=tenant), places, text(NO_LEASE_CONDITION))
     records = map(record_of, await fetch_all(tx.connection, mine))
     return {
         ConnectionId(record.object): record

@@ -6,21 +6,43 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Select, String, Tuple, select, text, tuple_
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Select,
+    String,
+    Subquery,
+    Tuple,
+    literal,
+    literal_column,
+    select,
+    text,
+    tuple_,
+    union_all,
+)
 from sqlmodel import col
 
 from evergrant_server.audit.bodies import canonical_json, record_of
+from evergrant_server.audit.filing import records_about
 from evergrant_server.audit.trees import append
 from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Transaction
-from evergrant_server.store.audit_tables import ACCESS_CONDITION, AuditRow
-from evergrant_server.store.database.columns import UtcDateTime
+from evergrant_server.store.audit_tables import (
+    ACCESS_CONDITION,
+    NO_LEASE_CONDITION,
+    AuditRow,
+    AuditShardRow,
+    AuditTreeRow,
+)
+from evergrant_server.store.database.columns import UtcDateTime, table_of
 from evergrant_server.store.database.rows import columns_equal, fetch_all
 
 _MOST_NEWEST = 20
+_NO_LEASE: ColumnElement[bool] = literal_column(NO_LEASE_CONDITION, Boolean())
 
 
 class Window(NamedTuple):
@@ -41,6 +63,45 @@ class Window(NamedTuple):
 ALL = Window()
 
 
+class StoredRecord(NamedTuple):
+    """A record with its body, the text that its hash covers; None where it was erased."""
+
+    record: AuditRecord
+    body: str | None
+
+    @property
+    def place(self) -> str:
+        """`<shard>/<number>`, as receipts name it."""
+        return f"{self.record.shard}/{self.record.seq}"
+
+
+def shard_ends() -> Subquery:
+    """The columns tenant, shard, first and last, the numbers of its first and last record, of every shard
+    that has a record.
+
+    Within a shard records are committed in the order of their numbers, without a gap: a reader who has seen
+    one has seen all before it.
+    """
+    chain, tree = AuditShardRow, AuditTreeRow
+    of_chains = select(
+        col(chain.tenant), col(chain.shard), literal(1).label("first"), col(chain.count).label("last")
+    ).where(col(chain.count) > 0)
+    of_trees = select(col(tree.tenant), col(tree.shard), literal(0), col(tree.size) - 1)
+    return union_all(of_chains, of_trees.where(col(tree.size) > 0)).subquery()
+
+
+async def following(
+    tx: Transaction, tenant: Tenant, shard: str, after: int, limit: int
+) -> list[StoredRecord]:
+    """The next records of a shard behind the number `after`, by their numbers; -1: from the first on.
+
+    Raises nothing for a number beyond the end: there is no record.
+    """
+    rest = columns_equal(AuditRow, tenant=tenant, shard=shard) & (col(AuditRow.seq) > after)
+    query = select(AuditRow).where(rest).order_by(col(AuditRow.seq)).limit(limit)
+    return [StoredRecord(record_of(row), row["body"]) for row in await fetch_all(tx.connection, query)]
+
+
 async def page(
     tx: Transaction,
     tenant: Tenant,
@@ -55,10 +116,17 @@ async def page(
 
     Cursors come from `page_cursor`. Raises Failure INVALID_REQUEST for any other.
     """
+    if object is not None and not window.access_only:
+        start = None if after is None else _place_after(after)
+        bounds = {"since": window.since, "until": window.until, "after": start}
+        rows = await records_about(
+            tx, [*table_of(AuditRow).c], tenant, object, limit=limit, newest_first=newest_first, **bounds
+        )
+        return [record_of(row) for row in rows]
     order = (col(AuditRow.at), col(AuditRow.shard), col(AuditRow.seq))
     query = window.narrow(select(AuditRow).where(columns_equal(AuditRow, tenant=tenant)))
     if object is not None:
-        query = query.where(col(AuditRow.object) == object)
+        query = query.where(col(AuditRow.object) == object, _NO_LEASE)
     if after is not None:
         place, start = tuple_(*order), _after(after)
         query = query.where(place < start if newest_first else place > start)
@@ -66,11 +134,21 @@ async def page(
     return [record_of(row) for row in await fetch_all(tx.connection, query.order_by(*sorting).limit(limit))]
 
 
+async def shard_after(tx: Transaction, tenant: Tenant, shard: str | None) -> str | None:
+    """The tenant's next shard that has records, by name, behind `shard`; None: there is no other."""
+    ends = shard_ends()
+    names = select(ends.c.shard).where(ends.c.tenant == tenant)
+    if shard is not None:
+        names = names.where(ends.c.shard > shard)
+    rows = await fetch_all(tx.connection, names.order_by(ends.c.shard).limit(1))
+    return rows[0]["shard"] if rows else None
+
+
 async def newest_record(
     tx: Transaction, tenant: Tenant, object: str, action: AuditAction
 ) -> AuditRecord | None:
-    """The last record of this action about an object, or None."""
-    mine = columns_equal(AuditRow, tenant=tenant, object=object, action=action.value)
+    """The last record of this action, which is no lease's, about an object, or None."""
+    mine = columns_equal(AuditRow, tenant=tenant, object=object, action=action.value) & _NO_LEASE
     rows = await fetch_all(
         tx.connection, select(AuditRow).where(mine).order_by(col(AuditRow.at).desc()).limit(1)
     )
@@ -78,8 +156,10 @@ async def newest_record(
 
 
 async def record_before(tx: Transaction, record: AuditRecord) -> AuditRecord | None:
-    """The last record of the same action about the same object before this one, or None."""
+    """The last record of the same action, which is no lease's, about the same object before this one, or
+    None."""
     mine = columns_equal(AuditRow, tenant=record.tenant, object=record.object, action=record.action.value)
+    mine &= _NO_LEASE
     order = (col(AuditRow.at), col(AuditRow.shard), col(AuditRow.seq))
     mine &= tuple_(*order) < _after(page_cursor(record))
     query = select(AuditRow).where(mine).order_by(*(column.desc() for column in order)).limit(1)
@@ -90,8 +170,8 @@ async def record_before(tx: Transaction, record: AuditRecord) -> AuditRecord | N
 async def newest_records(
     tx: Transaction, tenant: Tenant, object: str, actions: Iterable[AuditAction], since: datetime
 ) -> list[AuditRecord]:
-    """The last twenty records of these actions about an object, the newest first."""
-    condition = columns_equal(AuditRow, tenant=tenant, object=object)
+    """The last twenty records of these actions, which are no leases', about an object, the newest first."""
+    condition = columns_equal(AuditRow, tenant=tenant, object=object) & _NO_LEASE
     condition &= (col(AuditRow.at) >= since) & col(AuditRow.action).in_([action.value for action in actions])
     order = (col(AuditRow.at).desc(), col(AuditRow.shard), col(AuditRow.seq).desc())
     query = select(AuditRow).where(condition).order_by(*order).limit(_MOST_NEWEST)
@@ -115,6 +195,10 @@ def page_cursor(record: AuditRecord) -> str:
 
 
 def _after(cursor: str) -> Tuple:
+    return tuple_(*_place_after(cursor), types=[UtcDateTime(), String(), BigInteger()])
+
+
+def _place_after(cursor: str) -> tuple[datetime, str, int]:
     try:
         at, shard, seq = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         position = datetime.fromisoformat(at), shard, seq
@@ -122,7 +206,7 @@ def _after(cursor: str) -> Tuple:
         position = None
     if position is None or position[0].tzinfo is None or type(shard) is not str or type(seq) is not int:
         raise Failure(ErrorCode.INVALID_REQUEST, "The cursor is not one of ours.", field="after")
-    return tuple_(*position, types=[UtcDateTime(), String(), BigInteger()])
+    return position
 
 
 async def record_denies(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import bindparam, exists, func, select, text, update
+from sqlalchemy import bindparam, case, exists, func, select, text, update
 
 from evergrant_server.audit.bodies import Head, body_of, record_of
 from evergrant_server.audit.publishing import publish_events
@@ -24,6 +24,7 @@ from evergrant_server.store import Transaction
 from evergrant_server.store.audit_tables import (
     END_ACTIONS,
     END_CONDITION,
+    LEASE_ACTIONS,
     AuditRow,
     AuditShardRow,
     AuditTreeRow,
@@ -111,6 +112,7 @@ _MOVE_END = (
         size=bindparam("size"),
         peaks=bindparam("peaks"),
         mac=bindparam("mac"),
+        filed=case((_TREES.c.filed == _TREES.c.size, bindparam("filed_to")), else_=_TREES.c.filed),
         revision=_TREES.c.revision + 1,
     )
 )
@@ -206,7 +208,9 @@ async def _append(tx: Transaction, end: TreeEnd, rows: Sequence[Values]) -> None
     else:
         await tx.connection.execute(_ADD_RECORD, rows)
     after = end.appended(tx.sealer.ring, [row["leaf"] for row in rows], authentic=authentic)
+    has_leases = any(row["action"] in LEASE_ACTIONS for row in rows)
     moved = {"size": after.size, "peaks": after.peaks, "mac": after.mac}
+    moved["filed_to"] = end.size if has_leases else after.size
     await change(tx.connection, _MOVE_END, {"of_tenant": end.tenant, "of_shard": end.shard, **moved})
 
 
@@ -255,7 +259,7 @@ async def _locked_end(tx: Transaction, tenant: str, shard: str, at: datetime) ->
     row = await fetch_first(tx.connection, _LOCK_END, which)
     if row is None:
         first = TreeEnd.first(tx.sealer.ring, tenant, shard)
-        if await insert(tx.connection, AuditTreeRow, {**first._asdict(), "revision": 1}):
+        if await insert(tx.connection, AuditTreeRow, {**first._asdict(), "filed": 0, "revision": 1}):
             await _record_birth(tx, tenant, shard, at)
         row = await fetch_first(tx.connection, _LOCK_END, which)
         assert row is not None

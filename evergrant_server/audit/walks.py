@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import select, text, tuple_
 
 from evergrant_server.audit.bodies import Head, beginning, format_timestamp
 from evergrant_server.audit.chains import GENESIS_HASH, ChainEnd, link_of
@@ -19,7 +19,13 @@ from evergrant_server.audit.trees import HEADS, TreeEnd, is_heads_log, is_of_gat
 from evergrant_server.core.audit import INSTALLATION, AuditAction
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Store
-from evergrant_server.store.audit_tables import AuditNodeRow, AuditRow, AuditTreeRow, detail_of
+from evergrant_server.store.audit_tables import (
+    NO_LEASE_CONDITION,
+    AuditNodeRow,
+    AuditRow,
+    AuditTreeRow,
+    detail_of,
+)
 from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import fetch_all, fetch_first
 
@@ -159,7 +165,11 @@ class Walk:
         query = select(_AUDIT.at, _AUDIT.seq, _AUDIT.body).where(
             _AUDIT.tenant == INSTALLATION, _AUDIT.object == end.name, _AUDIT.shard == HEADS
         )
-        query = query.where(_AUDIT.seq < self._heads_size).order_by(*order).limit(_STRIDE)
+        query = (
+            query.where(text(NO_LEASE_CONDITION), _AUDIT.seq < self._heads_size)
+            .order_by(*order)
+            .limit(_STRIDE)
+        )
         page = query
         while True:
             async with self._store.read() as tx:

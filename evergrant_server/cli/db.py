@@ -6,6 +6,7 @@ from cyclopts import App
 
 from evergrant_server.cli.flags import Flags, settings_of
 from evergrant_server.cli.keys import create_wrapped_keys, renew_gateway_bundle
+from evergrant_server.cli.roots import has_rows
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store.authority.gateway_role import grants, put_gateway_role
 from evergrant_server.store.database import schema
@@ -35,8 +36,7 @@ async def upgrade(
     password = gateway_password(settings, gateway_role, gateway_password_file)
     before = await schema.upgrade(settings.database_url)
     print(f"schema {before or 'none'} -> {schema.expected_version()}")
-    if settings.key_service != "file" and not await create_wrapped_keys(settings):
-        await renew_gateway_bundle(settings)
+    await _prepare_roots(settings)
     if gateway_role is not None:
         await put_gateway_role(settings.database_url, gateway_role, password)
         print(f"role {gateway_role}: what a gateway reads and writes, and nothing else")
@@ -46,6 +46,16 @@ async def upgrade(
         print(
             f"namespace {client.namespace}: search attributes, retention {settings.history_retention.days} d"
         )
+
+
+async def _prepare_roots(settings: Settings) -> None:
+    """Have the key service wrap the first root keys, and what this version derives more for gateways."""
+    if settings.key_service != "file":
+        if await create_wrapped_keys(settings):
+            return
+    elif not settings.key_path.exists() or not await has_rows(settings):
+        return
+    await renew_gateway_bundle(settings)
 
 
 @db.command

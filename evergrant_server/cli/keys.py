@@ -35,10 +35,15 @@ for command in (roots.status, roots.rotate, roots.rewrap, roots.retire):
 async def create(*, flags: Flags | None = None) -> None:
     """Create the key file. Never overwrites an existing one, nor replaces one that a database needs.
 
-    With EVERGRANT_KEY_SERVICE: have the service wrap the first root keys, in the database.
+    With EVERGRANT_KEY_SERVICE: have the service wrap the first root keys, in the database. With a service as
+    EVERGRANT_KEY_SERVICE_BEFORE: create the key file to which root keys are moved.
     """
     settings = settings_of(flags)
-    if settings.key_service == "file":
+    if settings.key_service == "file" and settings.key_service_before:
+        KeyRing.create(settings.key_path)
+        print(f"created {settings.key_path}; back it up. Give each role its copy, restart all with these ")
+        print("settings, then move to it: python -m evergrant_server keys rotate all")
+    elif settings.key_service == "file":
         await create_keys(settings)
     elif not await create_wrapped_keys(settings):
         raise Failure(ErrorCode.ALREADY_EXISTS, "The database has its root keys already.")
@@ -89,16 +94,6 @@ async def create_wrapped_keys(settings: Settings) -> bool:
     return True
 
 
-async def has_wrapped_keys(settings: Settings) -> bool:
-    """Whether the database has rows of root keys. Raises as Store.open does."""
-    store = await Store.open(settings.database_url, new_ring(settings, Role.OPERATOR), SystemClock())
-    try:
-        async with store.read() as tx:
-            return bool(await tx.root_keys.all())
-    finally:
-        await store.close()
-
-
 async def renew_gateway_bundle(settings: Settings) -> bool:
     """Have the key service wrap what gateways derive anew, where this version derives more; else False.
 
@@ -116,8 +111,8 @@ async def renew_gateway_bundle(settings: Settings) -> bool:
             raw = await service.unwrap(root.purpose, current.wrapped, Context(root.id))
             if read_bundle(raw, f"root_key {root.id}").derived.keys() >= GATEWAY_SECRETS:
                 return False
-            bundle = store.ring.bundle_of_gateway()
-            renewed, wrapped = await bundle_root(service, root.purpose, bundle, SystemClock().now())
+            bundle = store.ring.bundle_for(root.purpose)
+            renewed, wrapped = await bundle_root(services[0], root.purpose, bundle, SystemClock().now())
         finally:
             for service in services:
                 await service.close()

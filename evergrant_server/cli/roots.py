@@ -3,12 +3,14 @@
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from evergrant_server.cli.flags import Flags, settings_of
 from evergrant_server.core.audit import INSTALLATION
+from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import KeyRotationId, new_id
 from evergrant_server.core.key_rotation import RotationCommand, RotationKind
@@ -16,14 +18,17 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.keys import KeyRotationStart
 from evergrant_server.core.messages.names import key_rotation_workflow_id
 from evergrant_server.core.outbox import key_rotation_message
+from evergrant_server.crypto.key_services.port import ServicePurpose
 from evergrant_server.crypto.keyring import ROOT_PURPOSES, KeyPurpose, KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
-from evergrant_server.store import Transaction
-from evergrant_server.wiring.platform import Platform, open_platform, open_store
+from evergrant_server.store import Store, Transaction
+from evergrant_server.wiring.platform import Platform, new_ring, open_platform, open_store
 
 Output = Annotated[Literal["text", "json"], Parameter(name=["--output", "-o"])]
 _POLL_S = 0.5
 _WIDTH = 30  # of the bar
+_ALL = "all"
+_WITH_ROOTS = tuple(map(ServicePurpose, ROOT_PURPOSES))
 
 
 async def status(*, output: Output = "text", flags: Flags | None = None) -> None:
@@ -49,22 +54,26 @@ async def status(*, output: Output = "text", flags: Flags | None = None) -> None
 async def rotate(
     purpose: str, *, wait: bool = True, output: Output = "text", flags: Flags | None = None
 ) -> None:
-    """Make a new current root key of a purpose: lease, refresh or intake.
+    """Make a new current root key of a purpose: lease, refresh or intake; `all` of them.
 
     A key service wraps it, and a worker moves everything to it and retires the old one. To a key file it is
     added: restart the processes with it, then run `keys rewrap`. What the old one wrapped opens all along.
+    `authority` and `gateway` are wrapped anew, unchanged; `all` is these too. So `all` moves an installation
+    from EVERGRANT_KEY_SERVICE_BEFORE to EVERGRANT_KEY_SERVICE.
 
     Args:
         wait: Wait for the end, with a progress bar.
         output: `text` or `json`.
     """
-    settings, of = settings_of(flags), _purpose(purpose)
-    if not await _has_rows(settings, of):
-        current = KeyRing.open(settings.key_path, Role.OPERATOR).rotate(of).current_root_id(of)
-        print(f"{of}: the current key is now {current}; restart API, workers and gateways with the new file")
-        print(f"then move what stands under the older one: python -m evergrant_server keys rewrap {of}")
-        return
-    await _run(settings, RotationCommand.ROTATE, of, wait, output)
+    settings, purposes = settings_of(flags), _purposes(purpose, tuple(ServicePurpose))
+    if await has_rows(settings):
+        return await _run(settings, RotationCommand.ROTATE, purposes, wait, output)
+    of = _purposes(purpose, _WITH_ROOTS, one=True)[0]
+    current = (
+        KeyRing.open(settings.key_path, Role.OPERATOR).rotate(KeyPurpose(of)).current_root_id(KeyPurpose(of))
+    )
+    print(f"{of}: the current key is now {current}; restart API, workers and gateways with the new file")
+    print(f"then move what stands under the older one: python -m evergrant_server keys rewrap {of}")
 
 
 async def rewrap(
@@ -76,7 +85,7 @@ async def rewrap(
         wait: Wait for the end, with a progress bar.
         output: `text` or `json`.
     """
-    await _run(settings_of(flags), RotationCommand.REWRAP, _purpose(purpose), wait, output)
+    await _run(settings_of(flags), RotationCommand.REWRAP, _purposes(purpose, _WITH_ROOTS), wait, output)
 
 
 async def retire(
@@ -89,24 +98,48 @@ async def retire(
         wait: Wait for the end, with a progress bar.
         output: `text` or `json`.
     """
-    settings, of = settings_of(flags), _purpose(purpose)
-    if not await _has_rows(settings, of):
-        why = f"The roots of {of} lie in the key file, and stay there: older backups open with them alone."
+    settings, purposes = settings_of(flags), _purposes(purpose, tuple(ServicePurpose))
+    if not await has_rows(settings):
+        why = "The roots lie in the key file, and stay there: older backups open with them alone."
         raise Failure(ErrorCode.INVALID_REQUEST, why)
-    await _run(settings, RotationCommand.RETIRE, of, wait, output)
+    await _run(settings, RotationCommand.RETIRE, purposes, wait, output)
+
+
+async def has_rows(settings: Settings) -> bool:
+    """Whether root keys are rows of the database. Without a database the key file alone decides.
+
+    Raises as `Store.open`, where the settings name a key service.
+    """
+    try:
+        store = await Store.open(settings.database_url, new_ring(settings, Role.OPERATOR), SystemClock())
+    except Failure as failure:
+        no_database = failure.code in (ErrorCode.STORE_UNAVAILABLE, ErrorCode.SCHEMA_MISMATCH)
+        if no_database and settings.key_service_urls == ("file",):
+            return False
+        raise
+    try:
+        async with store.read() as tx:
+            return bool(await tx.root_keys.all())
+    finally:
+        await store.close()
 
 
 async def _run(
-    settings: Settings, command: RotationCommand, purpose: KeyPurpose, wait: bool, output: Output
+    settings: Settings,
+    command: RotationCommand,
+    purposes: Sequence[ServicePurpose],
+    wait: bool,
+    output: Output,
 ) -> None:
     async with open_platform(settings, Role.OPERATOR) as platform:
-        now = platform.clock.now()
+        now, service = platform.clock.now(), platform.key_services[0]
         rotation = KeyRotationStart(
             tenant=INSTALLATION,
             rotation_id=KeyRotationId(new_id("rot")),
             kind=RotationKind.ROOT,
             command=command,
-            purposes=(purpose.value,),
+            purposes=tuple(purpose.value for purpose in purposes),
+            wrapped_by=tuple(service.key_name(purpose) for purpose in purposes),
             begun_at=now,
             context=RequestContext(by="operator"),
         )
@@ -143,7 +176,7 @@ async def _require_none_running(platform: Platform) -> None:
 
 def _line(rotation: KeyRotationStart) -> str:
     progress = rotation.progress
-    line = f"{rotation.purposes[0]}, {'done' if progress.done else progress.step or 'begins'}: "
+    line = f"{', '.join(rotation.purposes)}, {'done' if progress.done else progress.step or 'begins'}: "
     line += f"{progress.moved:,} of {progress.total:,} moved, {progress.left:,} left under older roots, "
     line += f"{progress.destroyed} roots retired"
     return f"{line}; waits for {', '.join(progress.waits_for)}" if progress.waits_for else line
@@ -156,31 +189,27 @@ def _show_bar(rotation: KeyRotationStart) -> None:
         print(f"\r{bar:<{_WIDTH}} {_line(rotation)}\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _purpose(purpose: str) -> KeyPurpose:
-    """Raises BadSettings."""
-    if purpose not in ROOT_PURPOSES:
-        raise BadSettings(f"there is no key purpose {purpose!r}: use {', '.join(ROOT_PURPOSES)}")
-    return KeyPurpose(purpose)
-
-
-async def _has_rows(settings: Settings, purpose: KeyPurpose) -> bool:
-    """Whether roots of this purpose are rows. Without a database the key file alone decides."""
-    if settings.key_service == "file" and not settings.key_service_before:
-        return False
-    async with open_store(settings, Role.OPERATOR) as (store, _), store.read() as tx:
-        return any(stored.root.purpose.value == purpose.value for stored in await tx.root_keys.all())
+def _purposes(name: str, known: Sequence[ServicePurpose], *, one: bool = False) -> Sequence[ServicePurpose]:
+    """The purposes of this name, or `all` that are known. Raises BadSettings."""
+    if name == _ALL and not one:
+        return known
+    if name not in known:
+        names = [*known] if one else [*known, _ALL]
+        raise BadSettings(f"there is no key purpose {name!r} here: use {', '.join(names)}")
+    return (ServicePurpose(name),)
 
 
 async def _roots(tx: Transaction) -> list[dict[str, Any]]:
+    """The roots, and the rows that wrap what roles sign and derive with."""
     under, ring = await tx.root_moves.tenant_keys_by_root(), tx.ring
+    held = {purpose.value: (ids, ring.current_root_id(purpose)) for purpose, ids in ring.root_ids().items()}
     rows = {stored.root.id: stored.root for stored in await tx.root_keys.all()}
     shown: list[dict[str, Any]] = []
-    for purpose, ids in ring.root_ids().items():
-        of = {id for id, root in rows.items() if root.purpose.value == purpose.value}
-        for id in sorted({*ids, *of}):
+    for purpose in ServicePurpose:
+        ids, current = held.get(purpose, ((), ""))
+        for id in sorted({*ids, *(id for id, root in rows.items() if root.purpose is purpose)}):
             root = rows.get(id)
-            seals = id == ring.current_root_id(purpose)
-            state = root.state.value if root else "current" if seals else "open"
+            state = root.state.value if root else "current" if id == current else "open"
             named = {"purpose": purpose.value, "id": id, "state": state, "tenant_keys": under.get(id, 0)}
             shown.append({**named, "service": root.service if root else f"file:{purpose}"})
     return shown

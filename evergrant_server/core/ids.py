@@ -51,6 +51,7 @@ ErasureId = NewType("ErasureId", str)
 LegalHoldId = NewType("LegalHoldId", str)
 KeyRotationId = NewType("KeyRotationId", str)
 IncidentId = NewType("IncidentId", str)
+StreamId = NewType("StreamId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -94,6 +95,7 @@ PREFIXES = (
     "hld",
     "rot",
     "inc",
+    "stm",
 )
 
 

@@ -168,10 +168,13 @@ class Delivery(TenantRow):
         return self.__replace__(attempts=self.attempts + 1, tries=self.tries + 1, by_hand=False)
 
 
-def signed_headers(secrets: tuple[Secret, ...], id: EventId, at: datetime, body: str) -> dict[str, str]:
+def signed_headers(
+    secrets: tuple[Secret, ...], id: EventId, at: datetime, body: str | bytes
+) -> dict[str, str]:
     """Standard Webhooks' three headers; with two secrets, a signature by each (its section on rotation)."""
     timestamp = str(int(at.timestamp()))
-    signed = f"{id}.{timestamp}.{body}".encode()
+    content = body.encode() if isinstance(body, str) else body
+    signed = f"{id}.{timestamp}.".encode() + content
     return {
         "webhook-id": id,
         "webhook-timestamp": timestamp,

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.crypto.envelope import SealingKey, encode_parts
-from evergrant_server.crypto.key_services.port import KeyServiceFailure
+from evergrant_server.crypto.key_services.port import KeyServiceFailure, ServicePurpose
 from evergrant_server.crypto.keyfile import KeyFile
 
 
@@ -148,9 +148,10 @@ class Bundle:
             for signer in Signer
         }
 
-    def bundle_of_gateway(self) -> KeyFile:
-        """What gateways of this version derive and verify with."""
-        return gateway_bundle(self._held_bundle())
+    def bundle_for(self, purpose: ServicePurpose) -> KeyFile:
+        """What the key service wraps for a purpose without roots: for gateways, what this version derives."""
+        bundle = self._held_bundle()
+        return gateway_bundle(bundle) if purpose is ServicePurpose.GATEWAY else bundle
 
     def _held_bundle(self) -> KeyFile:
         if self._bundle is None:

@@ -76,12 +76,14 @@ def widest_role(file: KeyFile) -> Role:
 class HeldKeys:
     """What a ring holds, replaced as one value: roots by purpose, and what the role signs and derives with.
 
-    `lacking` says why it lacks a key: by the id of a root, or BUNDLE.
+    `lacking` says why it lacks a key: by the id of a root, or BUNDLE. `bundle_rows`: the ids of the rows that
+    wrap the bundle and were unwrapped, the current one first.
     """
 
     roots: Mapping[str, RootKeys]
     bundle: KeyFile | None
     lacking: Mapping[str, Failure] = field(default_factory=dict[str, Failure])
+    bundle_rows: tuple[str, ...] = ()
 
 
 class KeyRing(Bundle):
@@ -95,6 +97,8 @@ class KeyRing(Bundle):
         super().__init__(source, Signer.GATEWAY if role is Role.GATEWAY else Signer.AUTHORITY)
         self.role = role
         self.when_outdated: Callable[[], None] = lambda: None  # set by who keeps the ring
+        self.when_held: Callable[[], None] = lambda: None  # set by who reports what the ring holds
+        self.when_held: Callable[[], None] = lambda: None  # set by who reports what it holds
         self._holds = {purpose: Hold() for purpose in PURPOSES_OF_ROLE[role]}
         self._roots: Mapping[str, RootKeys] = {
             purpose.value: RootKeys("", {}) for purpose in sorted(PURPOSES_OF_ROLE[role])
@@ -146,13 +150,14 @@ class KeyRing(Bundle):
             if self._roots[purpose].keys.keys() - keys.roots[purpose].keys.keys():
                 hold.over = True  # what was unwrapped with them opens no longer
                 self._holds[purpose] = Hold()
-        self._roots, self._lacking = keys.roots, keys.lacking
+        self._roots, self._lacking, self.bundle_rows = keys.roots, keys.lacking, keys.bundle_rows
         self._hold_bundle(keys.bundle)
         refresh = self._roots.get(KeyPurpose.REFRESH)
         self._worker_mac_keys = {
             id: hkdf(key, encode_parts("authority", "worker"))
             for id, key in (refresh.keys.items() if refresh else ())
         }
+        self.when_held()
 
     def require(self, purpose: KeyPurpose) -> None:
         """Raise the Failure with which this role lacks the purpose's roots, or what it signs with, now."""

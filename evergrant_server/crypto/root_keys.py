@@ -17,6 +17,7 @@ from evergrant_server.crypto.keyfile import KeyFile, bundle_bytes
 from evergrant_server.crypto.keyring import PURPOSES_OF_ROLE, Role
 
 INSTALLATION = Tenant("")  # whose the rows are that no tenant has
+BUNDLE_PURPOSES = (ServicePurpose.AUTHORITY, ServicePurpose.GATEWAY)  # what is wrapped is no root
 BUNDLE_OF_ROLE = {role: ServicePurpose.AUTHORITY for role in Role} | {Role.GATEWAY: ServicePurpose.GATEWAY}
 
 
@@ -84,12 +85,23 @@ async def bundle_root(
 
     Raises KeyServiceFailure.
     """
+    id, value = f"{purpose}_{secrets.token_hex(12)}", bundle_bytes(bundle)
+    root, wrapped = await announced_root(service, purpose, id, value, now)
+    return root.__replace__(state=RootState.CURRENT, current_at=now), wrapped
+
+
+async def announced_root(
+    service: BoundKeyService, purpose: ServicePurpose, id: str, value: bytes, now: datetime
+) -> tuple[RootKey, bytes]:
+    """The row of a new root, or of a bundle, and its value as the service has wrapped it.
+
+    Raises KeyServiceFailure.
+    """
     root = RootKey(
-        id=f"{purpose}_{secrets.token_hex(12)}",
+        id=id,
         purpose=purpose,
         service=service.key_name(purpose),
-        state=RootState.CURRENT,
+        state=RootState.ANNOUNCED,
         created_at=now,
-        current_at=now,
     )
-    return root, await service.wrap(purpose, bundle_bytes(bundle), Context(root.id))
+    return root, await service.wrap(purpose, value, Context(id))

@@ -22,7 +22,7 @@ from evergrant_server.gateway.proxy.endpoint import PREFIX, ProxyEndpoint, Respo
 from evergrant_server.gateway.tools.endpoint import PATH as TOOLS_PATH
 from evergrant_server.gateway.tools.endpoint import ToolsEndpoint
 from evergrant_server.problems import problem_response
-from evergrant_server.telemetry import metrics
+from evergrant_server.telemetry import metric_export
 from evergrant_server.telemetry.traces import begin_trace
 
 _PROXY_ROUTE = SimpleNamespace(path="/v1/proxy/{connection}/{path}")  # for its span: the path isn't
@@ -98,7 +98,7 @@ class GatewayApp:
         if path == b"/livez":
             return JSONResponse({"status": "ok"})
         if path == b"/metrics":
-            return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+            return Response(metric_export.exposition(), media_type=metric_export.CONTENT_TYPE)
         if path == b"/readyz":
             is_ready, checks = await readiness(self.parts.api)
             headers = {} if is_ready else {"Retry-After": "1"}

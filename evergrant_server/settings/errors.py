@@ -14,6 +14,11 @@ from pydantic import ValidationError
 
 PREFIX = "EVERGRANT_"
 SETTINGS_FILE = "evergrant.env"
+_CLIENT_VARIABLES = {
+    *("EVERGRANT_URL", "EVERGRANT_GATEWAY_URL", "EVERGRANT_API_KEY", "EVERGRANT_API_KEY_FILE"),
+    *("EVERGRANT_APP_ID", "EVERGRANT_PRIVATE_KEY_FILE", "EVERGRANT_ISSUER"),
+    *("EVERGRANT_CERTIFICATE_FILE", "EVERGRANT_CERTIFICATE_KEY_FILE", "EVERGRANT_AUDIT_LOG"),
+}
 _PLAIN = {
     "bool_parsing": "use true or false",
     "int_parsing": "must be an integer: digits alone",
@@ -34,11 +39,14 @@ def errors_in_words(error: ValidationError) -> Iterator[str]:
         yield f"{PREFIX}{name.upper()}: {message}" if name else message
 
 
-def suspicious_variables(known: Collection[str], others: Collection[str]) -> list[str]:
+class BadSettings(ValueError):
+    """A setting that can't be used; the message names it and says what would be right."""
+
+
+def suspicious_variables(known: Collection[str]) -> list[str]:
     """One line per variable that would be ignored, or whose quotes would be a part of its value.
 
-    `known` are the server's settings, `others` the variables of its clients. A file that can't be read is
-    the only line.
+    `known` are the server's settings. A file that can't be read is the only line.
     """
     try:
         bindings = _bindings(Path(SETTINGS_FILE))
@@ -52,7 +60,7 @@ def suspicious_variables(known: Collection[str], others: Collection[str]) -> lis
     ]
     in_file = {binding.key.upper() for binding in bindings if binding.key}
     for name in sorted({*(name.upper() for name in os.environ), *in_file}):
-        if name in known or name in others:
+        if name in known or name in _CLIENT_VARIABLES:
             continue
         bare = [f"{PREFIX}{name}"] if name in in_file and f"{PREFIX}{name}" in known else []
         if near := bare or _meant(name, known):

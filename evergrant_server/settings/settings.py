@@ -15,7 +15,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from evergrant_server.core.messages.names import TASK_QUEUE
 from evergrant_server.core.model import CheckedModel
 from evergrant_server.settings.audit import AuditSettings
-from evergrant_server.settings.errors import PREFIX, SETTINGS_FILE, errors_in_words, suspicious_variables
+from evergrant_server.settings.audit_streams import AuditStreamSettings
+from evergrant_server.settings.errors import (
+    PREFIX,
+    SETTINGS_FILE,
+    BadSettings,
+    errors_in_words,
+    suspicious_variables,
+)
 from evergrant_server.settings.types import (
     CertificateHeader,
     DatabaseUrl,
@@ -34,16 +41,6 @@ from evergrant_server.settings.types import (
     read_duration,
     with_password,
 )
-
-_CLIENT_VARIABLES = {
-    *("EVERGRANT_URL", "EVERGRANT_GATEWAY_URL", "EVERGRANT_API_KEY", "EVERGRANT_API_KEY_FILE"),
-    *("EVERGRANT_APP_ID", "EVERGRANT_PRIVATE_KEY_FILE", "EVERGRANT_ISSUER"),
-    *("EVERGRANT_CERTIFICATE_FILE", "EVERGRANT_CERTIFICATE_KEY_FILE", "EVERGRANT_AUDIT_LOG"),
-}
-
-
-class BadSettings(ValueError):
-    """A setting that can't be used; the message names it and says what would be right."""
 
 
 class MtlsSettings(CheckedModel):
@@ -155,7 +152,9 @@ class OAuthSettings(CheckedModel):
     minute."""
 
 
-class Settings(MtlsSettings, GatewaySettings, OAuthSettings, AuditSettings, BaseSettings):
+class Settings(
+    MtlsSettings, GatewaySettings, OAuthSettings, AuditSettings, AuditStreamSettings, BaseSettings
+):
     """What an operator may set. Durations are read by `read_duration`."""
 
     model_config = SettingsConfigDict(
@@ -182,7 +181,7 @@ class Settings(MtlsSettings, GatewaySettings, OAuthSettings, AuditSettings, Base
     `pkcs11:…`, `gcp-kms:…`, `azure:…`. Its credentials are found as its vendor's own library finds them."""
     key_service_before: str = ""
     """The key service, or `file`, that wrapped the root keys before: what it has wrapped opens, and it wraps
-    nothing more."""
+    nothing more. `keys rotate all` moves to EVERGRANT_KEY_SERVICE; then it isn't needed any more."""
     key_hold: Duration = timedelta(minutes=5)
     """How long a process goes on with its root keys after its key service last answered. Then it answers 503
     until the service is there. A service that refuses a key ends it at once."""
@@ -392,7 +391,7 @@ def load_settings(**flags: Any) -> Settings:
     """
     overrides = {name: value for name, value in flags.items() if value is not None}
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
-    if lines := suspicious_variables(known, _CLIENT_VARIABLES):
+    if lines := suspicious_variables(known):
         raise BadSettings("\n  ".join(lines))
     try:
         return Settings(**overrides)

@@ -142,6 +142,14 @@ class Access(AuthenticatedRepository[App, AppId]):
         live = [key for key in await self.keys(tenant, app_id) if key.is_live(now)]
         return sorted(live, key=lambda key: key.created_at)
 
+    async def apps_with_two_keys(self, tenant: Tenant, now: datetime) -> list[App]:
+        """Apps of which a newer key is to replace the older one, by name."""
+        live = columns_equal(AppKeyRow, tenant=tenant, revoked_at=None) & (col(AppKeyRow.expires_at) > now)
+        two = select(col(AppKeyRow.app_id)).where(live).group_by(col(AppKeyRow.app_id))
+        ids = two.having(func.count() > 1)
+        mine = self._where(col(AppRow.id).in_(ids), tenant=tenant)
+        return await self._all_unchecked(mine.order_by(col(AppRow.name)))
+
     async def last_uses(self, tenant: Tenant, app_id: AppId) -> dict[str, datetime]:
         """When each key and credential of an app last authenticated a request, by its id, to the minute."""
         query = select(col(AppKeyUseRow.key_id), col(AppKeyUseRow.used_at)).where(

@@ -38,12 +38,18 @@ BIRTH_ACTIONS = (AuditAction.SHARD_BEGUN, AuditAction.SHARD_LOST)
 BIRTH_CONDITION = "action IN ({})".format(", ".join(f"'{action.value}'" for action in BIRTH_ACTIONS))
 
 
+# the actions of the records that a lease ledger writes. They are filed by their objects a little later
+# (`AuditFiledRow`): an index by object costs as much as all the rest of a record.
+LEASE_ACTIONS = (AuditAction.LEASE_ISSUED, AuditAction.DPOP_PROOF_ISSUED, AuditAction.PROXY_CALLED)
+NO_LEASE_CONDITION = "action NOT IN ({})".format(", ".join(f"'{action.value}'" for action in LEASE_ACTIONS))
+
+
 class AuditRow(columns.TenantTable, table=True):
     """A record. `at`, `action` and `object` are copies of what its body says, for queries."""
 
     __table_args__ = (
-        Index(None, "tenant", "object", "at"),
         Index(None, "tenant", "at"),
+        columns.partial_index("ix_audit_object", "tenant", "object", "at", where=NO_LEASE_CONDITION),
         columns.partial_index("ix_audit_end", "tenant", "object", where=END_CONDITION),
         columns.partial_index("ix_audit_access", "tenant", "at", where=ACCESS_CONDITION),
         columns.partial_index("ix_audit_birth", "tenant", "object", where=BIRTH_CONDITION),
@@ -59,15 +65,30 @@ class AuditRow(columns.TenantTable, table=True):
 
 
 class AuditTreeRow(columns.TenantTable, table=True):
-    """The tree of a shard, as far as appending needs it (`audit.tree.Frontier`)."""
+    """The tree of a shard, as far as appending needs it (`audit.tree.Frontier`). Its records before number
+    `filed` are found by their objects."""
 
-    __table_args__ = (columns.partial_index("ix_audit_tree_grown", "tenant", "shard", where="grown"),)
+    __table_args__ = (
+        columns.partial_index("ix_audit_tree_unfiled", "tenant", "shard", where="filed < size"),
+        columns.partial_index("ix_audit_tree_grown", "tenant", "shard", where="grown"),
+    )
     shard: str = Field(primary_key=True)
     size: int = Field(sa_type=BigInteger)
     peaks: bytes = Field(sa_type=LargeBinary)
     mac: str | None = None
+    filed: int = Field(default=0, sa_type=BigInteger)
     # whether it may have records that no head covers: a trigger sets it when the tree grows
     grown: bool = Field(default=True, sa_column_kwargs={"server_default": true()})
+
+
+class AuditFiledRow(columns.TenantTable, table=True):
+    """The place of a lease's record, by its object."""
+
+    __table_args__ = ({"sqlite_with_rowid": False},)
+    object: str = Field(primary_key=True)
+    at: datetime = Field(primary_key=True, sa_type=columns.UtcDateTime)
+    shard: str = Field(primary_key=True)
+    seq: int = Field(primary_key=True, sa_type=BigInteger)
 
 
 class AuditNodeRow(columns.TenantTable, table=True):

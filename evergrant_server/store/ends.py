@@ -13,7 +13,7 @@ from sqlmodel import col
 from evergrant_server.core.access import App, AppCredential, AppKey, KeySession, Permit, TenantStanding
 from evergrant_server.core.agents.delegation_rules import DelegationRule
 from evergrant_server.core.agents.delegations import Delegation
-from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.audit import INSTALLATION, AuditAction
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.decisions import Approval, CallApproval
 from evergrant_server.core.model import CheckedModel
@@ -22,7 +22,14 @@ from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.core.workloads.issuer import TrustedIssuer
-from evergrant_server.store.audit_tables import CHAINED, END_CONDITION, AuditRow, detail_of
+from evergrant_server.crypto.root_keys import RootKey
+from evergrant_server.store.audit_tables import (
+    CHAINED,
+    END_CONDITION,
+    NO_LEASE_CONDITION,
+    AuditRow,
+    detail_of,
+)
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, fetch_all
 
@@ -91,8 +98,9 @@ _ENDS: dict[type[CheckedModel], tuple[_Contradiction, ...]] = {
     AccessToken: (_ended(None, AuditAction.RESOURCE_TOKEN_REVOKED),),
     TokenFamily: (_ended("ended_at", AuditAction.TOKEN_FAMILY_ENDED, AuditAction.TOKEN_FAMILY_REPLAYED),),
     Connection: (_ended("has_ended", AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED),),
+    RootKey: (_ended("retired_at", AuditAction.ROOT_RETIRED),),
 }
-_RECORDS = select(
+_OF_OBJECTS = select(
     *(
         col(column)
         for column in (AuditRow.object, AuditRow.action, AuditRow.at, AuditRow.shard, AuditRow.seq)
@@ -101,7 +109,11 @@ _RECORDS = select(
 ).where(
     columns_equal(AuditRow, tenant=bindparam("tenant")),
     col(AuditRow.object).in_(bindparam("ids", expanding=True)),
-    text(END_CONDITION),
+)
+_RECORDS = _OF_OBJECTS.where(text(END_CONDITION))  # which have an index of their own
+# the installation's, found by the index of all records but leases
+_RECORDS_OF_ROOTS = _OF_OBJECTS.where(
+    col(AuditRow.action) == AuditAction.ROOT_RETIRED.value, text(NO_LEASE_CONDITION)
 )
 
 
@@ -111,6 +123,8 @@ async def put_back(connection: DatabaseConnection, models: Sequence[CheckedModel
     if not by_id:
         return []
     query = _RECORDS.params(tenant=vars(models[0])["tenant"], ids=sorted(by_id))
+    if isinstance(models[0], RootKey):
+        query = _RECORDS_OF_ROOTS.params(tenant=INSTALLATION, ids=sorted(by_id))
     contradicted: dict[tuple[str, int], bool] = {}
     for row in sorted(await fetch_all(connection, query), key=_order_of):
         model = by_id[row["object"]]

@@ -1,5 +1,6 @@
 """The root keys of the installation: which service wraps each, and which one of a purpose seals."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -10,7 +11,11 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import KeyRing
 from evergrant_server.crypto.key_services.port import ServicePurpose
 from evergrant_server.crypto.root_keys import INSTALLATION, RootKey, RootState
-from evergrant_server.store.authority.authenticators import AuthenticatedRepository, authentic
+from evergrant_server.store.authority.authenticators import (
+    AuthenticatedRepository,
+    authentic,
+    was_put_back,
+)
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import (
@@ -21,6 +26,7 @@ from evergrant_server.store.database.rows import (
     not_found,
     read_model,
 )
+from evergrant_server.store.ends import put_back
 
 
 class RootKeyRow(columns.IdTable, table=True):
@@ -68,6 +74,11 @@ class WrappedRoots(AuthenticatedRepository[RootKey, str]):
         query = select(table_of(RootKeyRow)).order_by(col(RootKeyRow.created_at), col(RootKeyRow.id))
         rows = await fetch_all(self._connection, query)
         return [StoredRoot(read_model(RootKey, RootKeyRow, row), row["wrapped"], row) for row in rows]
+
+    async def put_back(self, rows: Sequence[StoredRoot]) -> dict[str, Failure]:
+        """Why these roots may not be used that were retired, by their ids: their rows deny it."""
+        ids = await put_back(self._connection, [stored.root for stored in rows])
+        return {id: was_put_back(RootKeyRow, id) for id in ids}
 
     async def add(self, root: RootKey, wrapped: bytes | None) -> RootKey:
         """Add a root. `wrapped` None: it lies in the key file.

@@ -35,6 +35,7 @@ from evergrant_server.store.database.rows import (
     Model,
     ModelRepository,
     Repository,
+    Values,
     columns_equal,
     fetch_all,
     fetch_first,
@@ -143,6 +144,16 @@ def _opened(
     return open_sealed(unwrap(ring, place.tenant, purpose, row), place, sealed)
 
 
+def _wrapped_key(row: Values) -> WrappedKey | None:
+    """The key of this row with the one above it; None: that one is not in the store."""
+    key = (row["id"], row["connection_id"], row["sealed_key"])
+    if row["connection_id"] == NO_CONNECTION:
+        return WrappedKey(*key, row["id"], row["sealed_key"])
+    return (
+        None if row["wrapping_key"] is None else WrappedKey(*key, row["wrapping_key_id"], row["wrapping_key"])
+    )
+
+
 class ColumnSealer:
     """Seals and opens columns within one transaction; makes missing keys in the same one."""
 
@@ -160,15 +171,11 @@ class ColumnSealer:
     ) -> KeyRows:
         """The current keys of a connection and its tenant, and those that have sealed these columns."""
         parameters = {"tenant": tenant, "connection_id": connection_id}
-        rows = await fetch_all(self._connection, CURRENT_KEYS, parameters)
-        tenants = {row["id"]: row["sealed_key"] for row in rows if row["connection_id"] == NO_CONNECTION}
         keys = KeyRows(self.ring, tenant)
-        for row in rows:
-            above = row["id"] if row["connection_id"] == NO_CONNECTION else row["wrapping_key_id"]
-            if above in tenants:
-                key = (row["id"], row["connection_id"], row["sealed_key"])
-                wrapped = WrappedKey(*key, above, tenants[above])
-                keys.add(KeyPurpose(row["purpose"]), wrapped, current=row["retired_at"] is None)
+        for row in await fetch_all(self._connection, CURRENT_KEYS, parameters):
+            wrapped = _wrapped_key(row)
+            if wrapped is not None:
+                keys.add(KeyPurpose(row["purpose"]), wrapped, current=True)
         for purpose, column in sealed:
             if column is None:
                 continue
@@ -318,13 +325,11 @@ class ColumnSealer:
         row = await fetch_first(self._connection, query, parameters)
         if row is None:
             return None
-        key = (row["id"], row["connection_id"], row["sealed_key"])
-        if row["connection_id"] == NO_CONNECTION:
-            return WrappedKey(*key, row["id"], row["sealed_key"])
-        if row["wrapping_key"] is None:
+        wrapped = _wrapped_key(row)
+        if wrapped is None:
             place = key_associated_data(tenant, row["id"], purpose, row["connection_id"])
             raise key_unavailable(place, "the tenant key that wraps it is not in the store")
-        return WrappedKey(*key, row["wrapping_key_id"], row["wrapping_key"])
+        return wrapped
 
 
 class RowOwner(Protocol):

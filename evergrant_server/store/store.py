@@ -17,6 +17,7 @@ from evergrant_server.crypto import ROOT_PURPOSES, KeyPurpose, KeyRing, Role, Se
 from evergrant_server.store.access import Access
 from evergrant_server.store.agents.agents import Agents, AgentStops
 from evergrant_server.store.agents.delegations import DelegationRules, Delegations
+from evergrant_server.store.audit_streams import AuditStreams, StreamStates
 from evergrant_server.store.authentication import AppCredentials, AppTokens, KeySessions
 from evergrant_server.store.checkpoints import AuditCheckpoints
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
@@ -164,6 +165,8 @@ class Transaction:
     histories = _with_connection(Histories)
     webhooks = _with_sealer(Webhooks)
     deliveries = _with_ring(Deliveries)
+    audit_streams = _with_sealer(AuditStreams)
+    stream_states = _with_connection(StreamStates)
     receivers = _with_sealer(Receivers)
     account_identifiers = _with_ring(AccountIdentifiers)
     introspections = _with_connection(Introspections)

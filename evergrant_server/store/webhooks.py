@@ -157,6 +157,10 @@ class Webhooks(IntakeRepository[Webhook, WebhookId], AuthenticatedRepository[Web
         sealed = await self._sealed(webhook, {_SECRET: new, _PREVIOUS: kept})
         return await self._change(webhook, expected, **sealed)
 
+    async def forget_previous_secret(self, webhook: Webhook, *, expected: int) -> Webhook:
+        """Sign with the current secret alone. Raises Failure STORE_CONFLICT, NOT_FOUND."""
+        return await self._change(webhook, expected, **{_PREVIOUS: None})
+
     async def signing_secrets(self, webhook: Webhook, now: datetime) -> tuple[Secret, ...]:
         """The secrets that sign messages now: the current one and, during a rotation, the previous one.
 

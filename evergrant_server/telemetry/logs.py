@@ -32,6 +32,7 @@ class LogEvent(StrEnum):
     ANCHOR_LATE = "anchor late"
     BULK_READ = "bulk read"
     BREAK_GLASS = "break-glass session"
+    AUDIT_STREAM_FAILED = "audit stream failed"
     AUTHORITY_BROKEN = "authority broken"
     CALLBACK_REFUSED = "callback refused"
     CERTIFICATE_UNREADABLE = "certificate unreadable"

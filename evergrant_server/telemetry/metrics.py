@@ -1,14 +1,12 @@
-"""Metrics: the instruments, functions that record with attributes, and how values leave the process.
+"""Metrics: the instruments, and functions that record with attributes.
 
-Recording costs next to nothing until `start` has been called. Attributes are few and have few
+Recording costs next to nothing until `metric_export.start` has been called. Attributes are few and have few
 values: providers, outcomes and codes; never a tenant, an id or a subject.
 """
 
 import logging
 from collections.abc import Iterable
-from contextlib import suppress
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from opentelemetry import metrics
 
@@ -20,11 +18,9 @@ from evergrant_server.telemetry.plain_metrics import (
     HistogramCell,
     PlainCounter,
     PlainHistogram,
-    reading,
 )
-from evergrant_server.telemetry.traces import ERROR_TYPE, exports_changes, otlp_enabled, resource
+from evergrant_server.telemetry.traces import ERROR_TYPE
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 ACTIVITY = "evergrant.activity"
 OUTCOME = "evergrant.outcome"
 PROVIDER = "evergrant.provider"
@@ -114,6 +110,25 @@ _broken_authority = _meter.create_counter(
 DELIVERIES = _meter.create_counter(
     "evergrant.webhook.delivery.count", "{delivery}", "attempts to deliver an event to a webhook"
 )
+STREAM_BATCHES = _meter.create_counter(
+    "evergrant.audit.stream.batch.count", "{batch}", "batches of audit records that were sent to a receiver"
+)
+STREAM_RECORDS = _meter.create_counter(
+    "evergrant.audit.stream.record.count",
+    "{record}",
+    "audit records that a receiver has taken (sent), that it says it has dropped (rejected), and numbers "
+    "without a record (missing)",
+)
+STREAM_UNSENT = _meter.create_gauge(
+    "evergrant.audit.stream.unsent",
+    "{record}",
+    "audit records that wait for the stream with most of them, as of its last batch",
+)
+STREAM_AGE = _meter.create_gauge(
+    "evergrant.audit.stream.oldest_age",
+    "s",
+    "age of the oldest audit record that waits for a stream; 0 when none waits",
+)
 TOKENS = _meter.create_counter(
     "evergrant.token.count", "{token}", "requests for an access token of an app, issued or refused"
 )
@@ -199,6 +214,11 @@ def count_incident_connections(number: int, outcome: str) -> None:
     _incident_connections.add(number, {OUTCOME: outcome})
 
 
+def count_stream_records(outcome: str, number: int) -> None:
+    if number:
+        STREAM_RECORDS.add(number, {OUTCOME: outcome})
+
+
 def count_confirmation(outcome: str, requested_by: str) -> None:
     """Count how the confirmation of a consent ended, by the name of its app."""
     _confirmations.add(1, {OUTCOME: outcome, APP: requested_by.removeprefix("app:")})
@@ -251,61 +271,6 @@ def count_double_send(outcome: str) -> None:
 
 def record_send_window(seconds: float) -> None:
     _double_send_window.record(seconds)
-
-
-# --- export ---------------------------------------------------------------------------------
-
-
-_state = SimpleNamespace(provider=None, registry=None)  # the SDK's provider can be set only once a process
-
-
-def start(service: str) -> Any:
-    """Start to collect: for `exposition`, and over OTLP when the environment asks for it.
-
-    Returns the SDK's meter provider. A second call changes nothing.
-    """
-    if _state.provider is not None:
-        return _state.provider
-    from opentelemetry.exporter.prometheus import PrometheusMetricReader
-    from opentelemetry.sdk.metrics import MeterProvider
-    from prometheus_client import CollectorRegistry
-
-    registry = CollectorRegistry()
-    readers: list[Any] = [reading(PrometheusMetricReader)(scope_info_enabled=False, registry=registry)]
-    if otlp_enabled("METRICS"):
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-
-        readers.append(
-            reading(PeriodicExportingMetricReader, changes=exports_changes())(OTLPMetricExporter())
-        )
-    provider = MeterProvider(readers, resource(service), shutdown_on_exit=False)
-    metrics.set_meter_provider(provider)
-    _state.provider, _state.registry = provider, registry
-    return provider
-
-
-def flush(limit_ms: float = 2000) -> None:
-    """Export what is buffered, within the limit."""
-    if _state.provider is not None:
-        with suppress(Exception):  # the last values are not worth a failed shutdown
-            _state.provider.force_flush(limit_ms)
-
-
-def exposition() -> bytes:
-    """This process's metrics in Prometheus's text format; empty before `start`."""
-    if _state.registry is None:
-        return b""
-    from prometheus_client import generate_latest
-
-    return generate_latest(_state.registry)
-
-
-def serve(host: str, port: int) -> Any:
-    """Serve `exposition` on a port of its own, from a thread. Raises OSError when it is taken."""
-    from prometheus_client import start_http_server
-
-    return start_http_server(port, host, _state.registry)
 
 
 CALL_APPROVALS = _meter.create_counter(

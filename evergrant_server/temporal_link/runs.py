@@ -227,6 +227,12 @@ class WorkflowRuns:
         async for run in self._listed(query):
             yield run.id, run.run_id
 
+    async def ended_erasures(self) -> AsyncIterator[str]:
+        """Ids of the workflows of erasures that were carried out, as far as Temporal retains them."""
+        which = f"WorkflowType = '{WorkflowName.ERASURE}' AND ExecutionStatus = 'Completed'"
+        async for run in self._listed(f"{which} AND TaskQueue = '{self._task_queue}'"):
+            yield run.id
+
     async def is_closed(self, workflow: str, run_id: str) -> bool:
         handle = self._client.get_workflow_handle(workflow, run_id=run_id)
         return (await call_temporal(handle.describe())).close_time is not None

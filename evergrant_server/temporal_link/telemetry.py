@@ -27,7 +27,7 @@ from temporalio.workflow import ActivityHandle
 
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.settings import BadSettings, Settings
-from evergrant_server.telemetry import metrics, traces
+from evergrant_server.telemetry import metric_export, traces
 from evergrant_server.telemetry.logs import configure_logging
 from evergrant_server.telemetry.traces import BadTelemetry
 
@@ -87,9 +87,9 @@ async def serve_worker_metrics(settings: Settings, service: str) -> AsyncIterato
     if settings.metrics_port is None:
         yield {}
         return
-    provider = metrics.start(service)
+    provider = metric_export.start(service)
     try:
-        server, _ = metrics.serve(settings.metrics_host, settings.metrics_port)
+        server, _ = metric_export.serve(settings.metrics_host, settings.metrics_port)
     except OSError as error:
         raise BadSettings(
             f"EVERGRANT_METRICS_PORT: {settings.metrics_host}:{settings.metrics_port} can't be used "
@@ -113,7 +113,7 @@ def start_telemetry(settings: Settings, service: str) -> None:
     configure_logging(settings.log_level, settings.log_format)
     try:
         traces.start(service, _replay_safe_provider)
-        metrics.start(service)
+        metric_export.start(service)
     except BadTelemetry as error:
         raise BadSettings(str(error)) from None
 
@@ -121,7 +121,7 @@ def start_telemetry(settings: Settings, service: str) -> None:
 def flush_telemetry() -> None:
     """Export what is buffered. An unreachable collector delays this by a few seconds at most."""
     traces.flush()
-    metrics.flush()
+    metric_export.flush()
 
 
 def _replay_safe_provider(resource: Any) -> Any:

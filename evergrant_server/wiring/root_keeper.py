@@ -60,6 +60,7 @@ class RootKeeper:
         self._rows: list[StoredRoot] | None = None
         self._unwrapped: dict[str, _Unwrapped] = {}
         self._failures: dict[str, KeyServiceFailure] = {}
+        self._put_back: Mapping[str, Failure] = {}  # roots that were retired, whose rows deny it
         self._lacking: Mapping[str, Failure] = {}
         self._turn, self._woken = asyncio.Lock(), asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -129,6 +130,7 @@ class RootKeeper:
         try:
             async with self._store.read() as tx:
                 rows = await tx.root_keys.all()
+                self._put_back = await tx.root_keys.put_back(rows) if rows else {}
         except Failure:
             if self._rows is None:
                 raise
@@ -191,32 +193,43 @@ class RootKeeper:
             id: kept.value for id, kept in self._unwrapped.items() if now < kept.answered_at + self._hold_s
         }
         lacking: dict[str, Failure] = {}
-        bundle = self._bundle(held, lacking)
+        bundle, bundle_rows = self._bundle(held, lacking)
         roots = {
             purpose: self._roots(ServicePurpose(purpose), held, lacking) for purpose in self._root_purposes
         }
-        self._ring.hold(HeldKeys(roots, bundle, lacking))
+        self._ring.hold(HeldKeys(roots, bundle, lacking, bundle_rows))
         self._report(lacking)
         if self._timer is not None:
             self._timer.cancel()
         ends = [kept.answered_at + self._hold_s for id, kept in self._unwrapped.items() if id in held]
         self._timer = asyncio.get_running_loop().call_at(min(ends), self._hold) if ends else None
 
-    def _bundle(self, held: Mapping[str, bytes], lacking: dict[str, Failure]) -> KeyFile | None:
-        """What the role signs with: of the row, or where there is none, of the key file."""
+    def _bundle(
+        self, held: Mapping[str, bytes], lacking: dict[str, Failure]
+    ) -> tuple[KeyFile | None, tuple[str, ...]]:
+        """What the role signs with, and the rows that wrap it: the current one, and those that opened.
+
+        Where there are no rows, it is that of the key file.
+        """
         purpose = BUNDLE_OF_ROLE[self._ring.role]
-        for stored in self._rows or ():
-            if stored.root.purpose is not purpose or stored.root.state is not RootState.CURRENT:
+        rows = [stored for stored in self._rows or () if stored.root.purpose is purpose]
+        opened = tuple(
+            stored.root.id
+            for stored in rows
+            if stored.root.state is not RootState.CURRENT and self._opens(stored, held)
+        )
+        for stored in rows:
+            if stored.root.state is not RootState.CURRENT:
                 continue
             id = stored.root.id
             try:
                 bundle = keyfile.read_bundle(held[id], f"root_key {id}") if id in held else self._ring.file
                 if bundle is not None and self._is_signed_with(bundle, stored):
-                    return bundle
+                    return bundle, (id, *opened) if id in held else opened
                 lacking[BUNDLE] = self._why_lacking(stored.root)
             except Failure as failure:
                 lacking[BUNDLE] = failure
-            return None
+            return None, ()
         self._probe.hold(HeldKeys(self._no_roots, self._ring.file))
         if self._ring.file is None:
             lacking[BUNDLE] = Failure(
@@ -224,7 +237,17 @@ class RootKeeper:
                 f"The database has no keys that {self._ring.source} wraps. "
                 "Run: python -m evergrant_server keys create",
             )
-        return self._ring.file
+        return self._ring.file, ()
+
+    def _opens(self, stored: StoredRoot, held: Mapping[str, bytes]) -> bool:
+        """Whether this process could go on with the bundle that the row wraps."""
+        id = stored.root.id
+        if id not in held:
+            return False
+        try:
+            return self._is_signed_with(keyfile.read_bundle(held[id], f"root_key {id}"), stored)
+        except Failure:
+            return False
 
     def _is_signed_with(self, bundle: KeyFile, stored: StoredRoot) -> bool:
         """Whether the row of a bundle is signed with it. What a key file holds may be another's."""
@@ -240,19 +263,20 @@ class RootKeeper:
     def _roots(
         self, purpose: ServicePurpose, held: Mapping[str, bytes], lacking: dict[str, Failure]
     ) -> RootKeys:
-        """The roots of the key file and of the rows. Where there are rows, they say which one seals."""
+        """The roots of the rows. Without rows those of the key file, which else only wraps others."""
+        rows = [stored for stored in self._rows or () if stored.root.purpose is purpose]
         file = self._ring.file
         of_file = RootKeys("", {}) if file is None else file.purposes[purpose.value]
-        current, keys = of_file.current, dict(of_file.keys)
-        for stored in self._rows or ():
+        if not rows and file is not None:
+            return of_file
+        current, keys = "", dict[str, SealingKey]()
+        for stored in rows:
             root = stored.root
-            if root.purpose is not purpose:
-                continue
             if root.state is RootState.CURRENT:
                 current = root.id
-            lies_in_file = keys.pop(root.id, None)
-            if BUNDLE in lacking:  # nothing can be verified
-                lacking[root.id] = lacking[BUNDLE]
+            lies_in_file = of_file.keys.get(root.id)
+            if BUNDLE in lacking or root.id in self._put_back:  # without the bundle nothing can be verified
+                lacking[root.id] = self._put_back.get(root.id) or lacking[BUNDLE]
                 continue
             try:
                 require_authentic(self._probe, stored)

@@ -7,6 +7,10 @@ from typing import Any
 from activities.agents import AgentStopActivities
 from activities.anchors import AnchorPort, ObjectStoreAnchor, TimestampAnchor, WitnessAnchor
 from activities.audit_log import AuditLogKeeper
+from activities.audit_streams import (
+    ANSWER_TIMEOUT_S as STREAM_TIMEOUT_S,
+)
+from activities.audit_streams import AuditStreamSender, InstallationReceiver, StreamReceiver
 from activities.consents.accounts import AccountActivities
 from activities.consents.code_exchange import CodeExchangeActivities
 from activities.consents.consent_end import ConfirmationActivities, ConsentEndActivities, ExpiryActivities
@@ -44,11 +48,13 @@ from activities.workloads import TrustedIssuerActivities
 from evergrant_server.audit.checkpoints.heads import HeadsLog
 from evergrant_server.audit.checkpoints.notes import WitnessKey
 from evergrant_server.core.clock import Clock
+from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
 from evergrant_server.core.single_use.retry_budget import BreakerRules
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.journal import Journal
 from evergrant_server.settings import BadSettings, Settings
+from evergrant_server.store.audit_streams import StreamAccess
 from evergrant_server.telemetry import traces
 from evergrant_server.telemetry.traces import TracingTransport
 from evergrant_server.wiring.platform import Platform
@@ -64,6 +70,7 @@ class WorkerParts:
     activities: list[Activity]
     replayer: JournalReplayer
     audit_log: AuditLogKeeper
+    streams: AuditStreamSender
 
 
 def build_worker_parts(
@@ -108,7 +115,8 @@ def build_worker_parts(
         keys.rotate_due_keys,
     ]
     replayer = JournalReplayer(store, clock, journal, sections, replays)
-    return WorkerParts(activities, replayer, _audit_log(platform, egress))
+    streams = _audit_streams(platform, make_egress)
+    return WorkerParts(activities, replayer, _audit_log(platform, egress), streams)
 
 
 def _audit_log(platform: Platform, egress: Egress) -> AuditLogKeeper:
@@ -251,8 +259,26 @@ def _webhook_deliveries(platform: Platform, make_egress: Callable[..., Egress]) 
     )
 
 
-def _policy(platform: Platform) -> EgressPolicy:
-    return EgressPolicy(allow=platform.settings.egress_allow)
+def _audit_streams(platform: Platform, make_egress: Callable[..., Egress]) -> AuditStreamSender:
+    """Raises BadSettings for a file that can't be used."""
+    settings = platform.settings
+    limits: dict[str, Any] = {"answer_timeout_s": STREAM_TIMEOUT_S, "wrapper": _wrapper()}
+    installation = None
+    if settings.audit_stream_url:
+        access = StreamAccess(
+            Secret(settings.audit_stream_url), settings.stream_headers(), settings.stream_secrets()
+        )
+        installation = InstallationReceiver(
+            StreamReceiver(settings.stream_format, access),
+            settings.stream_begin,
+            make_egress(_policy(platform, settings.stream_host_port), **limits),
+        )
+    egress = make_egress(_policy(platform), **limits)
+    return AuditStreamSender(platform.store, egress, platform.clock, settings.public_url, installation)
+
+
+def _policy(platform: Platform, *further: str) -> EgressPolicy:
+    return EgressPolicy(allow=(*platform.settings.egress_allow, *further))
 
 
 def _wrapper() -> type[TracingTransport] | None:

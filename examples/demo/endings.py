@@ -4,7 +4,7 @@ from rich.table import Table
 from temporalio.client import Client
 
 from examples.demo.claims import Claim, expect
-from examples.demo.histories import TimelineEntry, search, timeline
+from examples.demo.histories import TimelineEntry, search, timeline, until_closed
 from examples.demo.story import Story
 
 _STEPS = ("begins", "consent_granted", "exchange_code", "refresh_grant", "revoke_grant", "ends")
@@ -12,6 +12,7 @@ _STEPS = ("begins", "consent_granted", "exchange_code", "refresh_grant", "revoke
 
 async def show_history(story: Story, client: Client) -> None:
     """Print the connection's timeline, and check that no step is missing."""
+    await until_closed(client, story.workflow_id)  # its row says that it is revoked before the run has ended
     entries = await timeline(client, story.workflow_id, story.admin.decode)
     story.console.print(_table(entries))
     text = " ".join(entry.what for entry in entries)

@@ -1,8 +1,10 @@
 """Reads Temporal's histories: a connection's timeline, and a search for secrets."""
 
+import asyncio
 import base64
 import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from temporalio.api.common.v1 import Payload
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
-from temporalio.client import Client, WorkflowHistory
+from temporalio.client import Client, WorkflowHistory, WorkflowHistoryEventFilterType
 
 _PREFIX = "EVENT_TYPE_"
 _SEALED = b"binary/evergrant-sealed"
@@ -53,6 +55,16 @@ def _sealed_in(value: Any) -> Iterator[JsonPayload]:
                 yield from _sealed_in(member)
         case _:
             pass
+
+
+async def until_closed(client: Client, workflow_id: str) -> None:
+    """Wait until a workflow's newest run has ended, half a minute at most."""
+    closing = WorkflowHistoryEventFilterType.CLOSE_EVENT
+    with suppress(TimeoutError):
+        async with asyncio.timeout(30):
+            handle = client.get_workflow_handle(workflow_id)
+            async for _ in handle.fetch_history_events(wait_new_event=True, event_filter_type=closing):
+                return
 
 
 async def timeline(client: Client, workflow_id: str, decode: Decode | None = None) -> list[TimelineEntry]:

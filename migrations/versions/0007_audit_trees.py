@@ -36,12 +36,13 @@ _ENDS = (
     ")"
 )
 _BIRTHS = "action IN ('audit.shard_begun', 'audit.shard_lost')"
+_LEASES = "('lease.issued', 'lease.dpop_proof_issued', 'proxy.called')"
 _INDEXES = (
     ("ix_audit_access", ("tenant", "at"), _ACCESS),
     ("ix_audit_birth", ("tenant", "object"), _BIRTHS),
     ("ix_audit_end", ("tenant", "object"), _ENDS),
     ("ix_audit_tenant_at", ("tenant", "at"), None),
-    ("ix_audit_tenant_object_at", ("tenant", "object", "at"), None),
+    ("ix_audit_object", ("tenant", "object", "at"), f"action NOT IN {_LEASES}"),
 )
 _MOMENT = sa.DateTime(timezone=True)
 _BEFORE = sa.table(
@@ -56,6 +57,11 @@ _AUDIT = sa.table(
     *(sa.column(name) for name in ("tenant", "shard", "seq", "action", "object", "body", "leaf")),
     sa.column("at", _MOMENT),
     *(sa.column(name) for name in ("erased_mac", "revision")),
+)
+_FILED = (
+    "INSERT INTO audit_filed (tenant, revision, object, at, shard, seq)"
+    f" SELECT tenant, 1, object, at, shard, seq FROM audit WHERE action IN {_LEASES}"
+    " ORDER BY tenant, object, at, shard, seq"
 )
 # One tenant's leases in one statement: looked at once more, appended, counted. False: something isn't as it
 # was, or is being changed; nothing is written then. Each statement of a VOLATILE function sees, in READ
@@ -133,6 +139,7 @@ def upgrade() -> None:
     for rows in _pages(op.get_bind()):
         op.get_bind().execute(sa.insert(_AUDIT), [_rewritten(row) for row in rows])
     op.drop_table("audit_chained")
+    op.execute(_FILED)
     for name, columns, where in _INDEXES:
         condition = None if where is None else sa.text(where)
         op.create_index(name, "audit", list(columns), sqlite_where=condition, postgresql_where=condition)
@@ -164,7 +171,27 @@ def _make_tables() -> None:
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("peaks", sa.LargeBinary(), nullable=False),
         sa.Column("mac", sa.String(), nullable=True),
+        sa.Column("filed", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("tenant", "shard", name="pk_audit_tree"),
+    )
+    unfiled = sa.text("filed < size")
+    op.create_index(
+        "ix_audit_tree_unfiled",
+        "audit_tree",
+        ["tenant", "shard"],
+        sqlite_where=unfiled,
+        postgresql_where=unfiled,
+    )
+    op.create_table(
+        "audit_filed",
+        sa.Column("tenant", sa.String(), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("object", sa.String(), nullable=False),
+        sa.Column("at", _MOMENT, nullable=False),
+        sa.Column("shard", sa.String(), nullable=False),
+        sa.Column("seq", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("tenant", "object", "at", "shard", "seq", name="pk_audit_filed"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "audit_node",

@@ -98,11 +98,18 @@ async def wrapped_by(keys: ScriptedKeys, store: Store) -> None:
 
 @asynccontextmanager
 async def ring_of(
-    keys: ScriptedKeys, url: str, role: Role, hold: timedelta, clock: Clock
+    keys: ScriptedKeys,
+    url: str,
+    role: Role,
+    hold: timedelta,
+    clock: Clock,
+    *,
+    before: ScriptedKeys | None = None,
 ) -> AsyncIterator[tuple[Store, RootKeeper]]:
     """The store of a role whose ring the service fills, and its keeper, which looks when it is told to."""
     store = await Store.open(url, KeyRing("scripted", role, None), clock)
-    keeper = RootKeeper(store, [keys.of(role)], hold)
+    services = [keys.of(role)] + ([] if before is None else [before.of(role)])
+    keeper = RootKeeper(store, services, hold)
     try:
         yield store, keeper
     finally:

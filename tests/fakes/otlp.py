@@ -1,4 +1,4 @@
-"""A real OTLP receiver (oteltap) on loopback that keeps every span it gets."""
+"""A real OTLP receiver (oteltap) on loopback that keeps every span and log record it gets."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -22,7 +22,9 @@ class Received:
             "OTEL_METRIC_EXPORT_INTERVAL": "500",
         }
         self.endpoint = f"http://127.0.0.1:{port}/v1/traces"
+        self.logs_endpoint = f"http://127.0.0.1:{port}/v1/logs"
         self.spans: list[Span] = []
+        self.logs: list[Any] = []
         self.metrics: list[Any] = []
 
     def trace(self, trace_id: str) -> list[Span]:
@@ -41,7 +43,7 @@ async def running_receiver() -> AsyncIterator[Received]:
     received = Received(port)
     settings = OtelTapHttpProtobufReceiverSettings(http_port=port, listen_on_all_interfaces=False)
     async with OtelTapHttpProtobufReceiver(settings) as receiver:
-        spans, metrics = receiver.stream_traces(), receiver.stream_metrics()
+        spans, metrics, logs = receiver.stream_traces(), receiver.stream_metrics(), receiver.stream_logs()
 
         async def keep(stream: AsyncIterator[Any], into: list[Any]) -> None:
             async for it in stream:
@@ -50,6 +52,7 @@ async def running_receiver() -> AsyncIterator[Received]:
         keeping = [
             asyncio.create_task(keep(spans, received.spans)),
             asyncio.create_task(keep(metrics, received.metrics)),
+            asyncio.create_task(keep(logs, received.logs)),
         ]
         try:
             yield received

@@ -23,6 +23,7 @@ ON_BOTH = {
     "test_takeover",
     "test_store_restored",
     "test_delivery_rounds",
+    "test_stream_batches",
     "test_outbox_relay",
     "test_retry_walk",
 }

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from temporalio.client import Client, WorkflowHandle
-from temporalio.worker import Worker
+from temporalio.worker import Worker, WorkflowRunner
 
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import ConnectionId, ConsentId, IntegrationId, Tenant, new_id
@@ -52,13 +52,18 @@ def a_consent() -> m.ConsentGranted:
     return m.ConsentGranted(consent_id=ConsentId(new_id("cns")), context=ASKED)
 
 
-def a_worker(client: Client, activities: Sequence[Callable[..., Any]], task_queue: str) -> Worker:
+def a_worker(
+    client: Client,
+    activities: Sequence[Callable[..., Any]],
+    task_queue: str,
+    runner: WorkflowRunner = SANDBOX,
+) -> Worker:
     return Worker(
         client,
         task_queue=task_queue,
         workflows=WORKFLOWS,
         activities=activities,
-        workflow_runner=SANDBOX,
+        workflow_runner=runner,
         interceptors=[ReceivedInterceptor()],
     )
 

@@ -21,6 +21,7 @@ from temporalio.client import (
 )
 from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
+from temporalio.worker import UnsandboxedWorkflowRunner
 
 from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.connections.erasure import ErasureState
@@ -51,6 +52,7 @@ from tests.workflows.sampled_messages import plain_type, sample
 from workflows.registry import WORKFLOWS
 
 NOW = datetime.now(UTC)
+AS_IN_PRODUCTION = UnsandboxedWorkflowRunner()  # a sandbox for each of 1,500 runs would be most of the work
 of_each_workflow = pytest.mark.parametrize("kind", WORKFLOWS, ids=lambda it: it.__name__)
 # of activities without which a workflow would go on, or whose result has no default
 RESULTS: dict[str, Message] = {
@@ -170,7 +172,7 @@ async def running(
     """A run whose first activity hasn't ended, with a worker of its own."""
     held, name = HeldActivities(), definition(kind).name
     queue = f"queue-{new_id('out')}"
-    async with a_worker(client, [held.function()], queue):
+    async with a_worker(client, [held.function()], queue, AS_IN_PRODUCTION):
         start = as_json(sample(taken(definition(kind))))
         yield (
             await client.start_workflow(name, RawValue(start), id=f"run-{queue}", task_queue=queue),
@@ -248,7 +250,7 @@ async def test_hostile_updates_are_rejected_by_name_and_queries_do_no_harm(clien
 async def test_a_run_whose_input_cant_be_read_fails_for_good(client: Client, kind: type):
     queue = f"queue-{new_id('out')}"
     name = definition(kind).name
-    async with a_worker(client, [HeldActivities().function()], queue):
+    async with a_worker(client, [HeldActivities().function()], queue, AS_IN_PRODUCTION):
 
         async def fails(number: int, what: str, payloads: list[Payload]) -> None:
             handle = await client.start_workflow(

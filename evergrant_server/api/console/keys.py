@@ -1,4 +1,4 @@
-"""`/console/keys`: the tenant's keys, and rotations of them with their progress."""
+"""`/console/keys`: the tenant's keys, rotations with their progress, and secrets that were replaced."""
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -15,6 +15,7 @@ from evergrant_server.api.key_rotations import (
     rotate_keys,
 )
 from evergrant_server.api.pages.browser import redirect_response
+from evergrant_server.api.secret_rotations import RetireSecretBody, list_older_secrets, retire_secret
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import Failure
 from evergrant_server.policy import Target
@@ -38,6 +39,7 @@ async def show_keys(visit: VisitDep) -> Response:
         "keys.html",
         "Keys",
         keys=keys.keys,
+        secrets=(await list_older_secrets(call)).items,
         rotations=rotations,
         answers=answers,
         administers=visit.call.allows(Action.ADMIN, Target()),
@@ -65,6 +67,16 @@ async def pause(visit: VisitDep) -> Response:
 @console_page
 async def resume(visit: VisitDep) -> Response:
     await resume_key_rotation(await _named(visit), await require_tenant_admin(visit.call))
+    return redirect_response(_KEYS)
+
+
+@router.post(f"{_KEYS}/secrets/retire")
+@console_page
+async def retire(visit: VisitDep) -> Response:
+    """Retire an older secret of an app, an integration or a webhook."""
+    fields = await visit.read_form()
+    named = {name: fields.get(name, "") for name in ("kind", "name")}
+    await retire_secret(RetireSecretBody.model_validate(named), await require_tenant_admin(visit.call))
     return redirect_response(_KEYS)
 
 

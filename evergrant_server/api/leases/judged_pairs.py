@@ -27,6 +27,7 @@ from evergrant_server.access.callers import Caller
 from evergrant_server.access.context import ApiContext
 from evergrant_server.access.decision import JUDGED, JudgedLease, LeaseIssuer
 from evergrant_server.access.judged_request import JudgedRequest
+from evergrant_server.access.refusals import LeaseRequest
 from evergrant_server.api.http.middleware import ARRIVED, LEASE_SLACK_S
 from evergrant_server.api.leases.routes import LEASE_PATH, TOKEN_PATH, rest_of_lease
 from evergrant_server.audit.lease_ledger import StaleClaim
@@ -53,6 +54,7 @@ class JudgedPair(NamedTuple):
     """What the next lease of a pair is made from. The token stays sealed."""
 
     caller: Caller
+    request: LeaseRequest
     facts: LeaseFacts
     counted: LeaseCells
     token: ReadySeal
@@ -90,7 +92,11 @@ class JudgedPairs:
             if self._issuer.leased.reaches_alarm(app_id, pair.facts.connection_id, now):
                 await self._raise_alarm(pair.caller, scope, trace)
             token = pair.token.open().decode()
-        except (StaleClaim, Failure):
+        except StaleClaim:
+            self._pairs.pop(key, None)
+            self._issuer.forget(pair.caller, pair.request)
+            return None
+        except Failure:
             self._pairs.pop(key, None)
             return None
         finally:
@@ -127,6 +133,7 @@ class JudgedPairs:
             return None
         return JudgedPair(
             caller,
+            judged.request,
             judged.facts,
             lease_cells(row.provider),
             row.ready_token(self._api.ring),

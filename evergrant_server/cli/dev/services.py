@@ -73,13 +73,13 @@ async def _prepare_namespace(settings: Settings) -> None:
 
 async def _wait_for_api(settings: Settings) -> None:
     """Until the API has brought the keys and the schema."""
-    from evergrant_server.cli import keys
+    from evergrant_server.cli import roots
 
     async with asyncio.timeout(_WAIT_LIMIT_S):
         while not (
             (settings.key_path.exists() or not settings.uses_key_file)
             and await _has_schema(settings)
-            and (settings.key_service == "file" or await keys.has_wrapped_keys(settings))
+            and (settings.key_service == "file" or await roots.has_rows(settings))
         ):
             await asyncio.sleep(_POLL_S)
 

@@ -9,6 +9,7 @@ from evergrant_server.cli.doctor import COMMAND, CheckFailed
 from evergrant_server.cli.doctor.keys import open_store, reading
 from evergrant_server.cli.pinned_hosts.waiting import waiting
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.audit_streams.state import StreamState
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.errors import FAILURES, Failure
@@ -17,6 +18,7 @@ from evergrant_server.core.integrations import require_pinned_login
 from evergrant_server.core.workloads.issuer import KEYS_SERVE, TrustedIssuer
 from evergrant_server.settings import Settings
 from evergrant_server.settings.types import is_loopback
+from evergrant_server.store import Transaction
 from providers.definition.registry import Registry
 
 _MOST_NAMED = 5
@@ -162,6 +164,39 @@ async def exchanges(settings: Settings) -> str:
         f"the last exchange of {len(failed)} of {len(newest)} integrations failed: {' '.join(named)}",
         f"{FAILURES[code].repair} What the provider said: evergrant audit {newest[first].connection}",
     )
+
+
+async def audit_streams(settings: Settings) -> str:
+    """The receivers of the audit log's streams take what they are sent."""
+    async with reading(settings) as tx:
+        states = [
+            state
+            for state in (*await tx.stream_states.failing(_MOST_LOOKED_AT), *await tx.stream_states.behind())
+            if settings.audit_stream_url or not state.is_of_installation
+        ]
+        failing = list({state.id: state for state in states if state.failures}.values())
+        named = [f"{await _stream_name(tx, state)}: {_why_behind(state)}" for state in failing[:_MOST_NAMED]]
+    if not failing:
+        unsent = max((state.unsent for state in states), default=0)
+        return f"every receiver takes what it is sent; at most {unsent} records wait for one"
+    raise CheckFailed(
+        "; ".join(named) + (", and more" if len(failing) > _MOST_NAMED else ""),
+        "Repair the receiver, or correct the stream: evergrant streams put NAME URL, or the settings "
+        "EVERGRANT_AUDIT_STREAM_…; nothing is lost meanwhile",
+    )
+
+
+async def _stream_name(tx: Transaction, state: StreamState) -> str:
+    if state.is_of_installation:
+        return "EVERGRANT_AUDIT_STREAM_URL"
+    stream = await tx.audit_streams.unchecked(state.tenant, state.id)
+    return f"{stream.name if stream else state.id} (tenant {state.tenant})"
+
+
+def _why_behind(state: StreamState) -> str:
+    status = "" if state.response_status is None else f" with {state.response_status}"
+    since = "" if state.failing_since is None else f" since {state.failing_since:%Y-%m-%d %H:%M} UTC"
+    return f"{state.problem}{status}{since}, {state.unsent} records wait"
 
 
 async def confirmations(settings: Settings) -> str:

@@ -1,5 +1,6 @@
 """Checks of the installation as a whole: what `dev` runs here, its admin key, the connections' workflows."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ from evergrant_server.cli.doctor.keys import open_store, reading
 from evergrant_server.cli.doctor.temporal import open_client
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import Failure
-from evergrant_server.core.messages.names import connection_workflow_id
+from evergrant_server.core.ids import ErasureId, Tenant
+from evergrant_server.core.messages.names import connection_workflow_id, erasure_workflow_id
 from evergrant_server.settings import Settings
-from evergrant_server.store import Store
-from evergrant_server.temporal_link.runs import WorkflowRuns
+from evergrant_server.store import Store, Transaction
+from evergrant_server.temporal_link.runs import NewestRun, WorkflowRuns
 
 _PARTS = ("temporal", "api", "worker")
+_MOST_NAMED = 5
+_BEGUN_BY = timedelta(minutes=10)  # after the order, an erasure has a workflow
+_OVERDUE = timedelta(hours=1)  # after the time for which it waits for providers
 _SAMPLE = 100  # connections whose workflows are looked up: where Temporal's database is lost, none is there
 
 
@@ -103,6 +108,43 @@ async def workflows(settings: Settings) -> str:
     return f"each of {len(live)} live connections has one"
 
 
+async def erasures(settings: Settings) -> str:
+    """Erasures go on, and none is undone: Temporal knows those that ended after a backup was made."""
+    now = SystemClock().now()
+    runs = WorkflowRuns(await open_client(settings), settings.temporal_task_queue)
+    async with reading(settings) as tx:
+        unfinished = await tx.erasures.unfinished(now - _BEGUN_BY, _SAMPLE)
+        undone = [id async for id in runs.ended_erasures() if await _is_unknown(tx, id)]
+    if undone:
+        why = f"{len(undone)} erasures have ended that the store doesn't know: it was restored from a backup"
+        raise CheckFailed(
+            f"{why}. What they had erased is back: {', '.join(undone[:_MOST_NAMED])}",
+            "Order each again, by the list that you keep outside the database (docs/security/erasure.md): "
+            f"evergrant connections erase, evergrant subjects erase, {COMMAND} tenants erase; "
+            f"then: temporal workflow delete --workflow-id {undone[0]}",
+        )
+    stuck = [
+        f"{erasure.id} (tenant {erasure.tenant}, {erasure.state}, of {erasure.created_at:%Y-%m-%d %H:%M} UTC)"
+        for erasure in unfinished
+        if erasure.waits_until + _OVERDUE < now
+        or not _goes_on(await runs.newest_run(erasure_workflow_id(erasure.tenant, erasure.id)))
+    ]
+    if stuck:
+        raise CheckFailed(
+            f"{len(stuck)} erasures don't go on: {', '.join(stuck[:_MOST_NAMED])}",
+            f"{COMMAND} worker    # whose log says why; a pass of reconcile starts what has no workflow",
+        )
+    return f"{len(unfinished)} go on, and the store knows each that has ended"
+
+
+async def _is_unknown(tx: Transaction, workflow: str) -> bool:
+    tenant, _, id = workflow.removeprefix("erasure:").rpartition(":")
+    return await tx.erasures.get(Tenant(tenant), ErasureId(id)) is None
+
+
 async def _has_workflow(runs: WorkflowRuns, connection: Any) -> bool:
-    newest = await runs.newest_run(connection_workflow_id(connection.tenant, connection.id))
+    return _goes_on(await runs.newest_run(connection_workflow_id(connection.tenant, connection.id)))
+
+
+def _goes_on(newest: NewestRun | None) -> bool:
     return newest is not None and newest.running and not (newest.is_foreign or newest.is_stuck)

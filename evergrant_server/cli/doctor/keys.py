@@ -19,7 +19,7 @@ from evergrant_server.crypto.key_services.port import (
     ServicePurpose,
 )
 from evergrant_server.crypto.keyring import PURPOSES_OF_ROLE, widest_role
-from evergrant_server.crypto.root_keys import service_purposes
+from evergrant_server.crypto.root_keys import RootState, service_purposes
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.database.rows import fetch_all
@@ -161,9 +161,30 @@ async def keys_open(settings: Settings) -> str:
                     f"{store.ring.source} doesn't open this database's keys: {failure.detail}",
                     "Set EVERGRANT_KEY_FILE to the key file of this database, or restore that file",
                 ) from None
+        before = await _before(settings, store)
     if not opened:
-        return "the database holds no sealed value yet"
-    return f"opened a tenant's key for {', '.join(opened)}"
+        return f"the database holds no sealed value yet{before}"
+    return f"opened a tenant's key for {', '.join(opened)}{before}"
+
+
+async def _before(settings: Settings, store: Store) -> str:
+    """Whether the service of before is needed, where the settings name one."""
+    if not settings.key_service_before:
+        return ""
+    service, *_ = services = platform.key_services(settings)
+    async with store.read() as tx:
+        roots = [row.root for row in await tx.root_keys.all()]
+    needed = [
+        root
+        for root in roots
+        if root.state is not RootState.RETIRED and root.service != service.key_name(root.purpose)
+    ]
+    for opened in services:
+        await opened.close()
+    if needed:
+        why = f"{len(needed)} rows of root_key need EVERGRANT_KEY_SERVICE_BEFORE"
+        return f"; {why}: {COMMAND} keys rotate all moves them"
+    return "; nothing needs EVERGRANT_KEY_SERVICE_BEFORE any more"
 
 
 async def _hold_roots_in_use(settings: Settings, store: Store) -> None:

@@ -37,6 +37,7 @@ class KeyRotationStart(RequestMessage):
     command: RotationCommand
     purposes: tuple[str, ...] = ()  # none: all
     connection_id: str | None = None  # None: of all of the tenant's connections
+    wrapped_by: tuple[str, ...] = ()  # of roots: the service's key that wraps, for each of the purposes
     begun_at: datetime
     progress: KeyRotationProgress = KeyRotationProgress()  # of the run before
     paused: bool = False

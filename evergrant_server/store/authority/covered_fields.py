@@ -15,6 +15,7 @@ from evergrant_server.core.access import (
 from evergrant_server.core.agents.delegation_rules import DelegationRule
 from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.agents.stops import AgentStop
+from evergrant_server.core.audit_streams.stream import AuditStream
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
@@ -92,6 +93,7 @@ COVERED: dict[type[CheckedModel], set[str]] = {
     AccessToken: set(AccessToken.model_fields) - {"revision"},
     KeySession: set(KeySession.model_fields) - {"revision"},
     Webhook: {"tenant", "id", "name", "url", "events", "integration", "disabled_by"},
+    AuditStream: {"tenant", "id", "name", "url", "format", "header_names", "disabled"},
     WebhookEvent: set(WebhookEvent.model_fields) - {"revision"},
     RootKey: set(RootKey.model_fields) - {"revision", "created_at"},
     Receiver: set(Receiver.model_fields) - _FACTS_OF_RECEIVERS,

@@ -47,6 +47,14 @@ class Histories(ModelRepository[HistoryExport, str]):
         mine = self._where(tenant=tenant, connection_id=connection_id)
         return await self._all(mine.order_by(col(HistoryRow.exported_at), col(HistoryRow.run_id)))
 
+    async def page(self, tenant: Tenant, after: tuple[str, str] | None, limit: int) -> list[HistoryExport]:
+        """Exported runs of a tenant by workflow and run, behind the run `after` (workflow id, run id)."""
+        key = (col(HistoryRow.workflow_id), col(HistoryRow.run_id))
+        query = self._where(tenant=tenant)
+        if after is not None:
+            query = query.where(tuple_(*key) > after)
+        return await self._all(query.order_by(*key).limit(limit))
+
     async def prune(self, before: datetime, limit: int = 100, *, now: datetime) -> int:
         """Delete exports from before this moment that no legal hold keeps, `limit` at the most; returns how
         many."""

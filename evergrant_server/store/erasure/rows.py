@@ -17,7 +17,13 @@ from evergrant_server.core.connections.erasure import TargetKind
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.names import connection_workflow_id, replaced_grants_workflow_id
 from evergrant_server.store.access import AppRow
-from evergrant_server.store.audit_tables import AuditNodeRow, AuditRow, AuditShardRow, AuditTreeRow
+from evergrant_server.store.audit_tables import (
+    AuditFiledRow,
+    AuditNodeRow,
+    AuditRow,
+    AuditShardRow,
+    AuditTreeRow,
+)
 from evergrant_server.store.checkpoints import AuditHeadRow
 from evergrant_server.store.connections.tables import AttemptRow, ConnectionRow
 from evergrant_server.store.database.columns import METADATA, table_of
@@ -36,7 +42,8 @@ from evergrant_server.store.webhooks import DeliveryRow, EventRow
 _EVIDENCE = tuple(
     table_of(row)
     for row in (
-        *(AuditRow, AuditTreeRow, AuditNodeRow, AuditHeadRow, AuditShardRow, AuditPruningRow),
+        *(AuditRow, AuditTreeRow, AuditNodeRow, AuditHeadRow, AuditShardRow, AuditFiledRow),
+        AuditPruningRow,
         *(ErasureRow, LegalHoldRow, TenantStandingRow),
     )
 )

@@ -189,6 +189,15 @@ class Integrations(
         after = i.__replace__(**_OVER)
         return await self._change(after, expected, **await self._sealed(i, {_SECRET: kept, _PREVIOUS: None}))
 
+    async def forget_previous_secret(self, i: Integration, *, expected: int) -> Integration:
+        """The current secret is the only one. Raises Failure STORE_CONFLICT, NOT_FOUND."""
+        return await self._change(i.__replace__(**_OVER), expected, **{_PREVIOUS: None})
+
+    async def with_previous_secrets(self, tenant: Tenant, limit: int) -> list[Integration]:
+        """Those of the tenant that keep the secret of before a rotation, by name."""
+        kept = self._where(col(IntegrationRow.previous_secret_until).is_not(None), tenant=tenant)
+        return await self._all_unchecked(kept.order_by(col(IntegrationRow.name)).limit(limit))
+
     async def request_registration(self, i: Integration, initial: Secret | None) -> Integration:
         """Request a registration by a worker; `initial` is the token the server demands for it, used once.
 

@@ -78,7 +78,9 @@ def old_log(ring: KeyRing) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The records and the ends of several tenants' chains, some records erased as Evergrant did."""
     shards = {
         (ACME, "main"): [a_row(ACME, "main", number) for number in range(1, 8)],
-        (ACME, "api-1-abcdef"): [a_row(ACME, "api-1-abcdef", number) for number in range(1, MANY + 1)],
+        (ACME, "api-1-abcdef"): [
+            a_row(ACME, "api-1-abcdef", number, action="lease.issued") for number in range(1, MANY + 1)
+        ],
         (ACME, "gateway"): [a_row(ACME, "gateway", 1, detail=canonical({"subject": "alice"}))],
         (OTHER, "main"): [a_row(OTHER, "main", 1)],
     }

@@ -1,16 +1,19 @@
 """What docker-compose.yml says our services run, run here: from an empty database to a lease."""
 
 import json
-import socket
+import re
 import stat
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from examples.demo.evergrant_api import EvergrantApi
 from examples.demo.subject import Subject
 from tests.e2e.world import at
+from tests.fakes.key_services.openbao import OpenBaoWorld
 from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.platform.compose import Running
-from tests.fakes.platform.docker import Site, site
+from tests.fakes.platform.docker import Site, answers, site
+from tests.fakes.platform.warm import warm_python
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
 
@@ -21,7 +24,8 @@ async def test_the_services_of_the_file_serve_a_lease(tmp_path):
         first = await place.compose.run("init", extra=place.own("init"))
         assert "search attributes, retention 365 d" in first
         keys = (tmp_path / "keys/worker/keys.json").read_bytes()
-        await place.compose.run("init", extra=place.own("init"))
+        again = {"PATH": f"{warm_python()}:{place.compose.environment('init')['PATH']}"}
+        await place.compose.run("init", extra=place.own("init") | again)
         assert (tmp_path / "keys/worker/keys.json").read_bytes() == keys
         of_api = tmp_path / "keys/api/keys.json"
         purposes = (set(json.loads(it)["purposes"]) for it in (keys, of_api.read_bytes()))
@@ -43,6 +47,39 @@ async def test_the_services_of_the_file_serve_a_lease(tmp_path):
         assert [await process.stop() for process in started] == [0, 0, 0]
 
 
+async def test_with_a_key_service_no_service_has_a_key_file_and_each_role_its_own_principal(tmp_path: Path):
+    """By the page's `.env` and `compose.override.yaml`, with a real OpenBao at another address."""
+    page = (Path(__file__).parents[3] / "docs/guide/operations.md").read_text(encoding="utf-8")
+    (variables,) = re.findall(r"```\n(KEY_SERVICE=.*?)```", page, re.DOTALL)
+    (override,) = re.findall(r"```yaml principals\n(.*?)```", page, re.DOTALL)
+    async with AsyncExitStack() as stack:
+        (tmp_path / "bao").mkdir()
+        bao = await stack.enter_async_context(OpenBaoWorld.running(tmp_path / "bao"))
+        idp = await stack.enter_async_context(ScriptedProvider())
+        place = await stack.enter_async_context(site(tmp_path, idp))
+        desk = tmp_path / "desk"
+        for role in ("worker", "api", "gateway"):
+            (desk / "principals" / role).mkdir(parents=True)
+            (desk / "principals" / role / "token").write_text(await bao.principal(role))
+        address = bao.url.partition("/transit")[0]
+        assert "vault:https://vault.example:8200" in variables
+        (desk / ".env").write_text(variables.replace("vault:https://vault.example:8200", address))
+        (desk / "compose.override.yaml").write_text(override)
+        first = await place.compose.run("init", extra=place.own("init"))
+        assert "authority: authority_" in first
+        await place.compose.run("init", extra=place.own("init"))
+        assert [path for path in (tmp_path / "keys").rglob("*") if path.is_file()] == []
+        await _worker(place, stack, "worker-1")
+        await _api(place, stack)
+        await _gateway(place, stack)
+        admin = await place.compose.run("worker-1", "keys", "bootstrap", extra=place.own("worker-1"))
+        await _lease(place, idp, admin.strip(), stack)
+        for service, role in {"worker-1": "worker", "api": "api", "gateway": "gateway"}.items():
+            words = ("doctor", "--role", role, "-o", "json")
+            findings = json.loads(await place.compose.run(service, *words, extra=place.own(service)))
+            assert [finding for finding in findings if not finding["ok"]] == []
+
+
 async def _worker(place: Site, stack: AsyncExitStack, name: str) -> Running:
     process = await place.compose.start(name, place.folder / f"{name}.log", place.own(name))
     stack.push_async_callback(process.stop)
@@ -50,17 +87,12 @@ async def _worker(place: Site, stack: AsyncExitStack, name: str) -> Running:
     return process
 
 
-async def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 async def _api(place: Site, stack: AsyncExitStack) -> Running:
     own = place.own("api")
     process = await place.compose.start("api", place.folder / "api.log", own)
     stack.push_async_callback(process.stop)
-    await process.until(lambda: _listens(place.port))
-    await process.until(lambda: place.compose.healthy("api", own))
+    await process.until(lambda: answers(place.port))
+    assert await place.compose.healthy("api", own)
     return process
 
 
@@ -68,7 +100,8 @@ async def _gateway(place: Site, stack: AsyncExitStack) -> Running:
     own = place.own("gateway")
     process = await place.compose.start("gateway", place.folder / "gateway.log", own)
     stack.push_async_callback(process.stop)
-    await process.until(lambda: place.compose.healthy("gateway", own))
+    await process.until(lambda: answers(place.gateway_port))
+    assert await place.compose.healthy("gateway", own)
     return process
 
 

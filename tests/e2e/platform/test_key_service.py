@@ -1,10 +1,18 @@
 """An installation whose keys a real OpenBao wraps: from its first keys to a lease, without a key file; the
-service goes away and comes back, its admin takes a right away and gives it back, without a restart."""
+service goes away and comes back, and the server's commands replace its roots, without a restart.
 
+What API and gateway answer meanwhile: `tests/e2e/servers/test_key_service.py`.
+"""
+
+import asyncio
+import json
+import os
 import sqlite3
+import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +21,7 @@ from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.evergrant_api import ApiProblem
 from tests.e2e.world import World, at, running
 from tests.fakes.key_services.openbao import OpenBaoWorld
-from tests.fakes.patience import eventually
+from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.providers.authorization_server import running_authorization_server
 
 HOLD_S = 10  # for which keys are held while the service is away
@@ -72,10 +80,28 @@ async def test_keys_that_can_be_taken_away(world: Kept, tmp_path: Path) -> None:
     await eventually(world.outcome, lambda outcome: outcome == "leased")
     assert (await world.refreshed(connection))["generation"] > 1
 
-    async with world.bao.without_policy(ServicePurpose.LEASE):
-        await eventually(world.outcome, lambda outcome: outcome == "503 key_denied")
-    await eventually(world.outcome, lambda outcome: outcome == "leased")
+    roots = await commanded(tmp_path, "keys", "status")
+    before = {root["id"] for root in roots["roots"]}
+    rotation = await commanded(tmp_path, "keys", "rotate", "all")
+    progress = rotation["progress"]
+    assert (progress["done"], progress["replaced"], progress["destroyed"]) == (True, 5, 5)
+    shown = (await commanded(tmp_path, "keys", "status"))["roots"]
+    assert {root["id"] for root in shown if root["state"] == "retired"} == before
+    for command in ("rewrap", "retire"):
+        assert (await commanded(tmp_path, "keys", command, "refresh"))["progress"]["done"]
+    assert await world.outcome() == "leased"
+    assert (await world.refreshed(connection))["generation"] > 2
 
-    async with world.bao.soft_deleted(ServicePurpose.LEASE):
-        await eventually(world.outcome, lambda outcome: outcome == "503 key_gone")
-    await eventually(world.outcome, lambda outcome: outcome == "leased")
+
+async def commanded(folder: Path, *words: str) -> Any:
+    """A command of the server's, as JSON, with the settings that `dev` has written."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("EVERGRANT_")}
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "evergrant_server", *words, "-o", "json"),
+        env=kept | {"EVERGRANT_DATA_DIR": str(folder / "data")},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await asyncio.wait_for(child.communicate(), PATIENCE_S * 3)
+    assert child.returncode == 0, errors.decode()
+    return json.loads(output)

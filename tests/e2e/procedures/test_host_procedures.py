@@ -21,7 +21,7 @@ from tests.e2e.world import refused
 from tests.fakes.databases import database_url
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.docker import blocks
-from tests.fakes.platform.warm import warm_output
+from tests.fakes.platform.warm import warm_output, warm_python
 from tests.fakes.platform.warm_dev import start_dev
 
 __all__ = ["database_url"]
@@ -33,7 +33,7 @@ COPIES = {Role.API: "api-keys.json", Role.GATEWAY: "gateway-keys.json"}
 
 async def shell(block: str, folder: Path, **env: str) -> None:
     """Run lines of the page in this folder."""
-    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    path = f"{warm_python()}:{Path(sys.executable).parent}:/usr/bin:/bin"
     child = await asyncio.create_subprocess_exec(
         "sh", "-euc", block, cwd=folder, env={"PATH": path, "PYTHONPATH": str(ROOT), **env},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,

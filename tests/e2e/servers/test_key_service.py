@@ -97,6 +97,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 
 
 async def test_they_serve_until_the_service_is_away_too_long_and_again_when_it_is_back(served: Served):
+    """Away, refused to the API's principal, gone: each ends by itself, without a restart."""
     api = served.api
     _, key = await api.active_for("reader", Action.TOKEN)
     async with served.running("api") as http, served.running("gateway") as gateway:
@@ -118,10 +119,15 @@ async def test_they_serve_until_the_service_is_away_too_long_and_again_when_it_i
         answer = await eventually(lease, lambda answer: answer.status_code == 200)
         assert answer.json()["access_token"] == "at-1"
         await eventually(lambda: keys_of(gateway), lambda keys: keys == "ok")
-        async with served.world.deleted(ServicePurpose.LEASE):
-            gone = await eventually(lease, lambda answer: answer.status_code != 200)
-            assert (gone.json()["code"], gone.headers.get("Retry-After")) == ("key_gone", None)
-            assert "evergrant-lease" not in gone.text
+        for taken_away, code in (
+            (served.world.without_right("api", ServicePurpose.LEASE), "key_denied"),
+            (served.world.soft_deleted(ServicePurpose.LEASE), "key_gone"),
+        ):
+            async with taken_away:
+                refused = await eventually(lease, lambda answer: answer.status_code != 200)
+                assert (refused.json()["code"], refused.headers.get("Retry-After")) == (code, None)
+                assert "evergrant-lease" not in refused.text
+            await eventually(lease, lambda answer: answer.status_code == 200)
 
 
 @pytest.mark.parametrize("role", ["api", "gateway"])

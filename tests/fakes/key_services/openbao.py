@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -89,13 +90,22 @@ class OpenBaoWorld(World):
         body = {"policies": [f"evergrant-{role}"], "no_default_policy": True, "display_name": role}
         return (await self._sent("auth/token/create", body))["auth"]["client_token"]
 
+    async def url_of(self, role: str) -> str:
+        """The setting of a process of this role, which has a token of its own."""
+        token_file = self._token_file.with_name(f"token-{role}")
+        token_file.write_text(await self.principal(role))
+        return self.url.replace(str(self._token_file), str(token_file))
+
+    @property
+    def calls(self) -> Counter[str]:
+        """How often each key was used, such as `decrypt lease`."""
+        places = (request.target.split("/") for request in self._front.requests)
+        return Counter(f"{place[-2]} {place[-1].removeprefix('evergrant-')}" for place in places)
+
     @asynccontextmanager
     async def as_role(self, role: str) -> AsyncIterator[BoundKeyService]:
         """The service as a process of this role opens it."""
-        token_file = self._token_file.with_name(f"token-{role}")
-        token_file.write_text(await self.principal(role))
-        url = self.url.replace(str(self._token_file), str(token_file))
-        service = open_key_service(url, self.key_file, PATIENCE_S)
+        service = open_key_service(await self.url_of(role), self.key_file, PATIENCE_S)
         yield service
         await service.close()
 
@@ -165,13 +175,18 @@ class OpenBaoWorld(World):
 
     @asynccontextmanager
     async def without_policy(self, purpose: ServicePurpose) -> AsyncIterator[None]:
-        policy = (POLICIES / "vault-worker.hcl").read_text(encoding="utf-8")
+        async with self.without_right("worker", purpose):
+            yield
+
+    @asynccontextmanager
+    async def without_right(self, role: str, purpose: ServicePurpose) -> AsyncIterator[None]:
+        policy = (POLICIES / f"vault-{role}.hcl").read_text(encoding="utf-8")
         lines = [line for line in policy.splitlines() if f"evergrant-{purpose}" not in line]
-        await self._policy("worker", "\n".join(lines))
+        await self._policy(role, "\n".join(lines))
         try:
             yield
         finally:
-            await self._policy("worker", policy)
+            await self._policy(role, policy)
 
     @asynccontextmanager
     async def with_other_token(self, purpose: ServicePurpose) -> AsyncIterator[None]:

@@ -21,16 +21,22 @@ ROOT = Path(__file__).parents[3]
 
 
 class Compose:
-    """The file, with `given` as the environment of `docker compose up`."""
+    """The file, with `given` as the environment of `docker compose up`, and what an operator has put into the
+    files `.env` and `compose.override.yaml` of `project`: variables, and volumes."""
 
-    def __init__(self, replaced: Mapping[str, str], given: Mapping[str, str]) -> None:
+    def __init__(self, replaced: Mapping[str, str], given: Mapping[str, str], project: Path) -> None:
         self.document = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
         self._replaced = replaced
         self._given = given
+        self._project = project
 
     def environment(self, service: str) -> dict[str, str]:
         """What the container would see, on this machine."""
         own = {name: self.here(str(value)) for name, value in self._of(service)["environment"].items()}
+        for folder, volume in self.mounts(service).items():
+            if volume.startswith("./"):  # of the host
+                here = str(self._project / volume.removesuffix(":ro"))
+                own = {name: value.replace(folder, here) for name, value in own.items()}
         python = str(Path(sys.executable).parent)  # the image's `python`
         home = os.environ.get("HOME", "/")
         return {"PATH": f"{python}:{os.defpath}", "HOME": home, "PYTHONUNBUFFERED": "1", **own}
@@ -79,11 +85,23 @@ class Compose:
         return True
 
     def _of(self, service: str) -> dict[str, Any]:
-        return {"environment": {}, **self.document["services"][service]}
+        known = {"environment": {}, "volumes": [], **self.document["services"][service]}
+        override = self._project / "compose.override.yaml"
+        if override.exists():
+            added = yaml.safe_load(override.read_text(encoding="utf-8"))["services"].get(service, {})
+            assert set(added) <= {"volumes"}, added
+            known["volumes"] = [*known["volumes"], *added.get("volumes", [])]
+        return known
+
+    def _variables(self) -> dict[str, str]:
+        file = self._project / ".env"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        return {**{name: value for name, _, value in (line.partition("=") for line in lines)}, **self._given}
 
     def here(self, text: str) -> str:
         """The same text with the host names and folders of this machine."""
-        filled = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda it: self._given.get(it[1]) or it[2], text)
+        variables = self._variables()
+        filled = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda it: variables.get(it[1]) or it[2], text)
         filled = filled.replace("$$", "$")
         for there, here in self._replaced.items():
             filled = filled.replace(there, here)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from tests.fakes.databases import postgres
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.compose import Compose, Running, image_entrypoint
-from tests.fakes.platform.warm import ROOT, WarmProcess
+from tests.fakes.platform.warm import ROOT, WarmProcess, warm_python
 from tests.fakes.ports import free_port
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import TemporalServer, running_temporal
@@ -185,8 +185,10 @@ class Site:
         if service != "api":  # where its container is, localhost is no API
             env["EVERGRANT_PUBLIC_URL"] = "http://127.0.0.1:9"
         image = image_entrypoint()
-        if command[: len(image)] != image or stdin:
+        if stdin:
             return await _ended(command, env, stdin)
+        if command[: len(image)] != image:
+            return await _ended(command, {**env, "PATH": f"{warm_python()}:{env['PATH']}"}, stdin)
         with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
             out, err = Path(folder) / "out", Path(folder) / "err"
             status = await (await WarmProcess.start(command[len(image) :], env, out, err)).wait()
@@ -210,7 +212,7 @@ class Site:
         process = self.running[service]
         if service in ("api", "gateway"):
             port = self.port if service == "api" else self.gateway_port
-            await process.until(lambda: _answers(port))
+            await process.until(lambda: answers(port))
         else:
             await process.says("worker ready")
 
@@ -271,7 +273,7 @@ async def _ended(command: list[str], environment: dict[str, str], stdin: bytes) 
     return Ended(child.returncode, output, errors.decode())
 
 
-async def _answers(port: int) -> bool:
+async def answers(port: int) -> bool:
     """Whether `/readyz` of this port says 200: the file's health checks ask the same."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -331,7 +333,7 @@ async def site(folder: Path, idp: ScriptedProvider) -> AsyncIterator[Site]:
             "8483": str(gateway_port),
             "otel-collector:4318": f"127.0.0.1:{free_port()}",
         }
-        compose = Compose(replaced, {"EVERGRANT_EGRESS_ALLOW": idp.allowance})
+        compose = Compose(replaced, {"EVERGRANT_EGRESS_ALLOW": idp.allowance}, folder / "desk")
         trusted = idp.tls.authorities if idp.tls else None
         place = Site(compose, temporal, folder, database_socket, port, gateway_port, trusted)
         await compose.run("secrets")

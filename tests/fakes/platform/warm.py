@@ -13,6 +13,7 @@ import gc
 import importlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,6 +39,21 @@ _IMPORTED = (
 )
 
 
+_PYTHON = """#!{python} -IS
+import json, os, socket, sys
+if sys.argv[1:3] != ["-m", "evergrant_server"]:
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+line = socket.socket(socket.AF_UNIX)
+line.connect({address!r})
+here, umask = f"/proc/{{os.getpid()}}/fd", os.umask(0o077)
+order = {{"arguments": sys.argv[3:], "env": dict(os.environ), "out": here + "/1", "err": here + "/2"}}
+line.sendall(json.dumps({{**order, "folder": os.getcwd(), "umask": umask}}).encode() + b"\\n")
+with line.makefile() as told:
+    pid, status = told.readline(), told.readline()
+sys.exit(max(int(status), 0) or bool(int(status)))
+"""
+
+
 class WarmProcess:
     """A command that runs, or has run: what of `asyncio.subprocess.Process` tests use."""
 
@@ -50,6 +66,8 @@ class WarmProcess:
     @classmethod
     async def start(cls, arguments: list[str], env: Mapping[str, str], out: Path, err: Path) -> Self:
         """Start `python -m evergrant_server` with these arguments; its output is added to the files."""
+        for path in (out, err):
+            path.touch(0o600)  # it can be read at once
         told, line = await asyncio.open_unix_connection(str(_forking()))
         order = {"arguments": arguments, "env": dict(env), "out": str(out), "err": str(err)}
         line.write(json.dumps(order).encode() + b"\n")
@@ -86,6 +104,19 @@ async def warm_output(arguments: list[str], env: Mapping[str, str]) -> str:
 
 
 @cache
+def warm_python() -> Path:
+    """A folder for the front of PATH, whose `python -m evergrant_server` is a fork: for the commands of a
+    page, which read nothing from their standard input.
+    """
+    folder = _forking().parent / "bin"
+    folder.mkdir()
+    program = folder / "python"
+    program.write_text(_PYTHON.format(python=sys.executable, address=str(_forking())), encoding="utf-8")
+    program.chmod(0o755)
+    return folder
+
+
+@cache
 def _forking() -> Path:
     """Start the process that forks, at the first use. Returns the path of its socket."""
     folder = Path(tempfile.mkdtemp(prefix="evergrant-warm-"))
@@ -98,8 +129,7 @@ def _forking() -> Path:
     def stop() -> None:
         child.kill()
         child.communicate()
-        (folder / "socket").unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
 
     atexit.register(stop)
     return folder / "socket"
@@ -144,7 +174,14 @@ def _say(told: IO[str], number: int) -> None:
         print(number, file=told, flush=True)
 
 
-def _become(arguments: list[str], env: dict[str, str], out: str, err: str) -> NoReturn:
+def _become(
+    arguments: list[str],
+    env: dict[str, str],
+    out: str,
+    err: str,
+    folder: str = str(ROOT),
+    umask: int | None = None,
+) -> NoReturn:
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, path in ((1, out), (2, err)):
@@ -153,7 +190,9 @@ def _become(arguments: list[str], env: dict[str, str], out: str, err: str) -> No
     sys.argv = ["evergrant_server", *arguments]
     os.environ.clear()
     os.environ.update(env)
-    os.chdir(ROOT)
+    os.chdir(folder)
+    if umask is not None:
+        os.umask(umask)
     app: Any = importlib.import_module("evergrant_server.cli.app")
     app.main(arguments)
     os._exit(0)

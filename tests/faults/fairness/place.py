@@ -168,8 +168,12 @@ def keep_apart(pid: int) -> None:
 
 
 @asynccontextmanager
-async def running_place(folder: Path, allow: tuple[str, ...]) -> AsyncIterator[Place]:
-    """Everything running; ends every process that it started."""
+async def running_place(folder: Path, allow: tuple[str, ...], *, forks: bool) -> AsyncIterator[Place]:
+    """Everything running; ends every process that it started.
+
+    `forks`: API, worker and commands are forks of a process that has imported them, and of which nothing is
+    measured.
+    """
     (folder / "temporal").mkdir()
     url = await postgres().fresh()
     temporal = await TemporalServer.start(folder / "temporal")
@@ -177,12 +181,11 @@ async def running_place(folder: Path, allow: tuple[str, ...]) -> AsyncIterator[P
     try:
         keep_apart(temporal.pid)
         await prepare_namespace(await temporal.client(), timedelta(days=1))
-        path = os.pathsep.join(str(entry) for entry in (ROOT, ROOT / "clients/python/src"))
-        env = {"EVERGRANT_DATABASE_URL": url, "PYTHONPATH": path, "EVERGRANT_RECONCILE_INTERVAL": "P365D"}
+        env = {"EVERGRANT_DATABASE_URL": url, "EVERGRANT_RECONCILE_INTERVAL": "P365D"}
+        if not forks:
+            env["PYTHONPATH"] = os.pathsep.join(str(entry) for entry in (ROOT, ROOT / "clients/python/src"))
         async with running_platform(folder, temporal.address, allow=allow, env=env) as platform:
-            worker = platform.children["worker"]
-            assert isinstance(worker, asyncio.subprocess.Process)
-            keep_apart(worker.pid)
+            keep_apart(platform.children["worker"].pid)
             store = await Store.open(url, KeyRing.open(platform.key_file, Role.OPERATOR), SystemClock())
             place = Place(folder, temporal, platform, store)
             try:

@@ -189,13 +189,16 @@ async def run(
 ) -> FairnessResult:
     """Measure each trouble, or those with one of the words `only`.
 
-    `compares`: with the moments before each, and this process is kept apart from the API.
+    `compares`: with the moments before each, and this process is kept apart from the API. Else no duration
+    counts, and the processes are forks.
     """
     began, result, providers = time.monotonic(), FairnessResult(), Providers()
     async with AsyncExitStack() as opened:
         for server in providers.servers:
             await opened.enter_async_context(server)
-        place = await opened.enter_async_context(running_place(folder, providers.allowances))
+        place = await opened.enter_async_context(
+            running_place(folder, providers.allowances, forks=not compares)
+        )
         others, troubles = Others(place, seconds), Troubles(place, providers, sizes)
         await others.prepare(providers)
         await troubles.prepare()

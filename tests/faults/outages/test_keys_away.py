@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
+import pytest
 import pytest_asyncio
 
 from evergrant_server.core.connections.connection import Connection
@@ -112,6 +113,23 @@ async def test_a_code_is_exchanged_once_the_service_is_back(place: Installation)
         keys.away = False
         await keeper.look()
         assert (await worker.exchange(connection, consent)).generation == 1
+
+
+@pytest.mark.parametrize("purpose", [ServicePurpose.INTAKE, ServicePurpose.REFRESH, ServicePurpose.AUTHORITY])
+async def test_a_key_that_was_taken_away_by_mistake_ends_no_consent(
+    place: Installation, served: ServedWorker, purpose: ServicePurpose
+):
+    connection = await place.begin()
+    consent = await place.consent(connection, tell=False)
+    served.keys.disabled = {purpose}
+    await served.keeper.look(confirm=True)
+    with fails(ErrorCode.KEY_GONE):  # Temporal tries again
+        await served.worker.exchange(connection, consent)
+    assert (await place.consent_of(consent)).status is ConsentStatus.CODE_RECEIVED
+    assert place.idp.count("token") == 0
+    served.keys.disabled = set()
+    await served.keeper.look()
+    assert (await served.worker.exchange(connection, consent)).generation == 1
 
 
 async def lacks_keys(store: Store) -> bool:

@@ -18,6 +18,7 @@ from tests.security.isolation.world import A_CREDENTIAL, PUBLIC_KEY, document
 
 # What `{name}` names in each collection.
 NAMED = {"/v1/integrations/": "integration", "/v1/apps/": "app", "/v1/webhooks/": "webhook"}
+NAMED |= {"/v1/audit/streams/": "audit_stream"}
 NAMED |= {"/v1/issuers/": "trusted_issuer", "/v1/agents/": "agent"}
 NAMED |= {"/v1/delegation-rules/": "delegation_rule"}
 NAMED |= {"/console/integrations/": "integration", "/console/apps/": "app", "/console/agents/": "agent"}
@@ -78,6 +79,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "PUT /v1/oauth-clients/{oauth_client_id}": ({"disabled": True},),
     "POST /v1/token-families/end": ({"app": "{app}"},),
     "PUT /v1/admin-login": ({"integration": "{issuer}", "roles": {"auditor": ["board"]}},),
+    "PUT /v1/audit/streams/{name}": ({"url": "https://siem.example.com/in", "headers": {"DD-API-KEY": "s"}},),
     "PUT /v1/webhooks/{name}": ({"url": "https://hooks.example.com/in", "integration": "{integration}"},),
     "POST /v1/connections": (
         {"integration": "{integration}", "subject": "new"},
@@ -97,6 +99,11 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "POST /v1/keys/rotations": (_ROTATION,),
     "POST /v1/keys/rotations/pause": (_ROTATION,),
     "POST /v1/keys/rotations/resume": (_ROTATION,),
+    "POST /v1/keys/secrets/retire": (
+        {"kind": "app_key", "name": "{app}"},
+        {"kind": "client_secret", "name": "{integration}"},
+        {"kind": "webhook_secret", "name": "{webhook}"},
+    ),
     "POST /v1/lease": ({"integration": "{integration}", "subject": "{subject}", "label": "{label}"},),
     "POST /temporal/decode": ({"payloads": [_SEALED]},),
     f"POST {_CON}/choose": ({"choice": "acc-1"},),
@@ -153,6 +160,7 @@ CONSOLE_FORMS = {
     "POST /console/keys": {"kind": "tenant"},
     "POST /console/keys/pause": {"kind": "tenant"},
     "POST /console/keys/resume": {"kind": "tenant"},
+    "POST /console/keys/secrets/retire": {"kind": "app_key", "name": "{app}"},
 }
 BODIES |= {route: (form,) for route, form in CONSOLE_FORMS.items()}
 _OPEN = PUBLIC | PROVED_OTHERWISE
@@ -162,6 +170,7 @@ ONE_OF_THE_TENANT = {"DELETE /v1/admin-login", "DELETE /v1/client-login"}
 CREATES = {
     *("PUT /v1/agents/{name}", "PUT /v1/delegation-rules/{name}"),
     *("PUT /v1/integrations/{name}", "PUT /v1/apps/{name}", "PUT /v1/webhooks/{name}", "POST /v1/providers"),
+    "PUT /v1/audit/streams/{name}",
     *("POST /v1/connections/import", "POST /v1/connections/export", "POST /v1/access-requests"),
     *("PUT /v1/admin-login", "PUT /v1/client-login", "POST /v1/oauth-clients"),
     *("PUT /v1/apps/{name}/permits/{permit_name}", "PUT /v1/apps/{name}/credentials/{credential_name}"),

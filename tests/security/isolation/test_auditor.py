@@ -45,7 +45,7 @@ async def test_an_auditor_reads_every_list_and_changes_nothing(api: Api):
 async def test_an_auditor_of_one_integration_reads_no_configuration_of_the_tenant(api: Api):
     await api.integration()
     key = await api.app_with("auditor", Action.AUDIT, integration="crm")
-    for path in ("apps", "access", "audit", "webhooks", "approvals"):
+    for path in ("apps", "access", "audit", "audit/streams", "webhooks", "approvals"):
         assert (await api.get(f"/v1/{path}", key)).status_code == 403
     await api.integration("other")
     assert [it["name"] for it in (await api.get("/v1/integrations", key)).json()["items"]] == ["crm"]

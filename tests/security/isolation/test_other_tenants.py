@@ -46,7 +46,7 @@ ODD = (
     "\udcff",
 )
 _MADE = re.compile(
-    r"\b(?:era|hld|con|int|app|key|per|cns|exp|whk|evt|dlv|rcv|def|apr|crd|iss|req|dru|cli|clg)_[0-9a-z]{22}"
+    r"\b(?:era|hld|con|int|app|key|per|cns|exp|whk|evt|dlv|rcv|def|apr|crd|iss|req|dru|cli|clg|stm)_[0-9a-z]{22}"
     r"|req-[0-9a-z]{22}|whsec_[\w+/=]+"
     r"|evg_key_\w+|/connect/[\w-]+|\"revision\":\d+"
 )

@@ -19,6 +19,7 @@ ALLOWED = {
     ("NewKeyView", "key"),
     ("CommandSessionView", "token"),  # a person's, which leases nothing
     ("WebhookSecretView", "secret"),
+    ("AuditStreamSecretView", "secret"),
     ("ExportView", "key"),  # the thumbprint of a public one
     ("DeviceView", "user_code"),  # for a person's eyes (RFC 8628), with the action connect
     ("SignatureView", "headers"),  # OAuth 1.0a, for one request

@@ -36,6 +36,7 @@ _NAMED = (
     "permit",
     "credential",
     "webhook",
+    "audit_stream",
     "provider",
     "subject",
     "label",
@@ -93,6 +94,8 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         await made("PUT", f"/v1/agents/{agent}", {"purpose": "a test", "ends_at": ends_at})
     for webhook in (own["webhook"], "second"):
         await made("PUT", f"/v1/webhooks/{webhook}", {"url": f"https://hooks.example.com/{tenant}"})
+    for stream in (own["audit_stream"], "second"):
+        await made("PUT", f"/v1/audit/streams/{stream}", {"url": f"https://siem.example.com/{tenant}"})
     for issuer in (own["trusted_issuer"], "second"):
         await made("PUT", f"/v1/issuers/{issuer}", {"kind": "oidc", "issuer": f"https://{issuer}.example"})
     rule = {

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,13 +15,17 @@ from evergrant_server.cli.dev.leftovers import only_dev_of
 from evergrant_server.cli.doctor import CheckFailed, configuration, database, installation, report
 from evergrant_server.cli.keys import create_keys, make_admin_key
 from evergrant_server.cli.process import ChildProcess
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
+from evergrant_server.core.audit_streams.state import StreamState
+from evergrant_server.core.audit_streams.stream import INSTALLATION_STREAM, StreamProblem
 from evergrant_server.core.clock import SystemClock
-from evergrant_server.core.ids import Tenant
+from evergrant_server.core.connections.erasure import Erasure, TargetKind
+from evergrant_server.core.ids import ErasureId, StreamId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.store import Store
+from evergrant_server.temporal_link.runs import NewestRun
 from tests.fakes.databases import migrated_sqlite
 from tests.fakes.ports import free_port
 from tests.fakes.rows import a_connection, an_integration
@@ -129,3 +134,82 @@ async def test_an_integration_whose_last_exchange_failed_is_named(audited: Setti
 async def test_a_consent_that_no_app_confirmed_is_named(audited: Settings):
     with pytest.raises(CheckFailed, match=r"^1 consents came back .*: con_"):
         await configuration.confirmations(audited)
+
+
+async def test_a_stream_whose_receiver_takes_nothing_is_named(settings: Settings):
+    now = datetime.now(UTC)
+    assert "at most 0 records wait" in await configuration.audit_streams(settings)
+    ring = KeyRing.open(settings.key_path, Role.OPERATOR)
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    async with store.write() as tx:
+        for tenant, id in ((HERE, StreamId("stm_0")), (INSTALLATION, INSTALLATION_STREAM)):
+            state = StreamState(tenant=tenant, id=id).waiting(7, now)
+            await tx.stream_states.add(state.failed(StreamProblem.REFUSED, 401, None, now))
+    await store.close()
+    with pytest.raises(CheckFailed, match=r"^stm_0 \(tenant default\): refused with 401 .* 7 records wait$"):
+        await configuration.audit_streams(settings)
+    of_installation = load_settings(data_dir=settings.data_dir, audit_stream_url="http://siem:4318/v1/logs")
+    with pytest.raises(CheckFailed, match="EVERGRANT_AUDIT_STREAM_URL: refused"):
+        await configuration.audit_streams(of_installation)
+
+
+class ScriptedRuns:
+    """Stands where WorkflowRuns stands: which erasures have ended, and which of them run."""
+
+    def __init__(self, ended: list[str], running: list[str]) -> None:
+        self._ended, self._running = ended, running
+
+    async def ended_erasures(self) -> AsyncIterator[str]:
+        for id in self._ended:
+            yield f"erasure:default:{id}"
+
+    async def newest_run(self, workflow: str) -> NewestRun | None:
+        return NewestRun("run-1", workflow.rpartition(":")[2] in self._running, None)
+
+
+@pytest.mark.parametrize(
+    ("ended", "running", "waits_for", "problem"),
+    [
+        (["era_1"], ["era_1"], timedelta(days=30), ""),
+        (["era_1", "era_2"], ["era_1"], timedelta(days=30), r"1 erasures have ended .*erasure:default:era_2"),
+        ([], [], timedelta(days=30), r"1 erasures don't go on: era_1 \(tenant default, revoking"),
+        ([], ["era_1"], timedelta(), r"1 erasures don't go on: era_1"),
+    ],
+    ids=["good", "restored", "no workflow", "overdue"],
+)
+async def test_an_erasure_that_stopped_or_was_undone_is_named(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    ended: list[str],
+    running: list[str],
+    waits_for: timedelta,
+    problem: str,
+):
+    ordered = datetime.now(UTC) - timedelta(hours=2)
+    erasure = Erasure(
+        tenant=HERE,
+        id=ErasureId("era_1"),
+        kind=TargetKind.CONNECTION,
+        target="con_1",
+        target_hash="con_1",
+        reason="INC-9",
+        by="app:admin",
+        created_at=ordered,
+        waits_until=ordered + waits_for,
+    )
+    ring = KeyRing.open(settings.key_path, Role.OPERATOR)
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    async with store.write() as tx:
+        await tx.erasures.add(erasure)
+    await store.close()
+
+    async def no_client(_: Settings) -> None:
+        return None
+
+    monkeypatch.setattr(installation, "open_client", no_client)
+    monkeypatch.setattr(installation, "WorkflowRuns", lambda *_: ScriptedRuns(ended, running))
+    if not problem:
+        assert await installation.erasures(settings) == "1 go on, and the store knows each that has ended"
+        return
+    with pytest.raises(CheckFailed, match=problem):
+        await installation.erasures(settings)

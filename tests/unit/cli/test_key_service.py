@@ -6,6 +6,7 @@ import pytest
 import pytest_asyncio
 
 from evergrant_server.cli import keys as commands
+from evergrant_server.cli import roots
 from evergrant_server.cli.doctor import CheckFailed
 from evergrant_server.cli.doctor import keys as doctor
 from evergrant_server.core.clock import SystemClock
@@ -84,9 +85,44 @@ async def test_a_used_database_keeps_its_key_file_beside_the_service(
         async with platform.open_store(both, role) as (store, _):
             await require_matching_key_ring(store, store.ring)
             assert store.ring.subject_hash("acme", "ann") == ring.subject_hash("acme", "ann")
+    said = await doctor.keys_open(both)
+    assert "3 rows of root_key need EVERGRANT_KEY_SERVICE_BEFORE: python -m evergrant_server keys" in said
     with fails(ErrorCode.KEY_UNAVAILABLE, "lies in a key file.*EVERGRANT_KEY_SERVICE_BEFORE"):
         async with platform.open_store(settings, Role.OPERATOR):
             pass
+
+
+async def test_the_key_file_of_the_way_back_is_made_beside_the_service_that_is_left(
+    settings: Settings, service: ScriptedKeys
+):
+    await commands.create_wrapped_keys(settings)
+    back = load_settings(data_dir=settings.data_dir, key_service="file", key_service_before=URL)
+    with fails(ErrorCode.KEY_UNAVAILABLE, "doesn't exist"):
+        platform.new_ring(back, Role.OPERATOR)
+    KeyRing.create(back.key_path)  # as `keys create`
+    assert await roots.has_rows(back)
+    for role in Role:
+        async with platform.open_store(back, role) as (store, _):
+            assert store.ring.subject_hash("acme", "ann")
+            held = {id for ids in store.ring.root_ids().values() for id in ids}
+            assert store.ring.file is not None
+            of_file = {id for keys in store.ring.file.purposes.values() for id in keys.keys}
+            assert not held & of_file, "the file only wraps"
+    assert "5 rows of root_key need EVERGRANT_KEY_SERVICE_BEFORE" in await doctor.keys_open(back)
+
+
+@pytest.mark.parametrize("before", ["", URL])
+async def test_a_rotation_of_the_key_file_looks_for_rows(settings: Settings, before: str):
+    """Without rows, and without a database, the file is rotated by itself."""
+    KeyRing.create(settings.key_path)
+    alone = load_settings(data_dir=settings.data_dir, key_service="file", key_service_before=before)
+    assert not await roots.has_rows(alone)
+    (settings.data_dir / "evergrant.db").unlink()
+    if before:
+        with fails(ErrorCode.SCHEMA_MISMATCH):
+            await roots.has_rows(alone)
+    else:
+        assert not await roots.has_rows(alone)
 
 
 async def test_another_key_file_is_named_with_the_root_that_the_database_needs(settings: Settings):

@@ -18,6 +18,7 @@ import yaml
 from evergrant_server.crypto import Role, keyfile
 from evergrant_server.crypto.keyring import widest_role
 from tests.fakes.platform.docker import blocks
+from tests.fakes.platform.warm import warm_python
 
 ROOT = Path(__file__).parents[3]
 GUIDE = ROOT / "docs/guide"
@@ -183,7 +184,7 @@ class Desk:
     folder: Path
 
     def follow(self, block: str) -> None:
-        path = f"{self.folder / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin"
+        path = f"{self.folder / 'bin'}:{warm_python()}:{Path(sys.executable).parent}:/usr/bin:/bin"
         env = {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(self.folder)}
         ran = subprocess.run(
             ["sh", "-euc", block], cwd=self.folder, env=env, capture_output=True, text=True, check=False

@@ -1,5 +1,8 @@
-"""The manifests of deploy/kubernetes: valid, unprivileged, with the keys that each process may have."""
+"""The manifests of deploy/kubernetes: valid, unprivileged, with the keys that each process may have. Those of
+deploy/key-services/kubernetes have no key file at all."""
 
+import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +81,87 @@ def test_a_gateway_connects_as_the_role_that_the_preparing_job_gives_its_rights(
     url = settings["gateway"]["EVERGRANT_DATABASE_URL"]
     role = PODS["prepare"]["containers"][0]["args"][-1]
     assert url == settings["evergrant"]["EVERGRANT_DATABASE_URL"].replace("evergrant@", f"{role}@")
+
+
+# --- with a key service ---------------------------------------------------------------------
+
+OVERLAY = ROOT / "deploy/key-services/kubernetes"
+
+
+def patched() -> list[dict[str, Any]]:
+    """The manifests as the overlay's patches (RFC 6902: `add` and `remove`) leave them, and its own."""
+    kustomization = yaml.safe_load((OVERLAY / "kustomization.yaml").read_text())
+    base, *files = kustomization["resources"]
+    assert (OVERLAY / base).resolve() == FOLDER
+    manifests = copy.deepcopy(MANIFESTS)
+    for entry in kustomization["patches"]:
+        target = entry["target"]
+        targets = [
+            manifest
+            for manifest in manifests
+            if manifest["kind"] == target["kind"]
+            and re.fullmatch(target["name"], manifest["metadata"]["name"])
+        ]
+        assert targets, target
+        for manifest in targets:
+            for change in yaml.safe_load(entry["patch"]):
+                _apply(manifest, change)
+    accounts = [manifest for name in files for manifest in yaml.safe_load_all((OVERLAY / name).read_text())]
+    return [*manifests, *accounts]
+
+
+def _apply(manifest: Any, change: dict[str, Any]) -> None:
+    *path, last = (part for part in change["path"].split("/")[1:])
+    parent = manifest
+    for part in path:
+        parent = parent[int(part) if isinstance(parent, list) else part]
+    if change["op"] == "remove":
+        del parent[int(last) if isinstance(parent, list) else last]
+    elif last == "-":
+        parent.append(copy.deepcopy(change["value"]))
+    else:
+        assert change["op"] == "add"
+        assert last not in parent
+        parent[last] = change["value"]
+
+
+def _named(manifests: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    return {manifest["metadata"]["name"]: manifest for manifest in manifests if manifest["kind"] == kind}
+
+
+def test_what_the_patches_leave_follows_the_schema_of_kubernetes() -> None:
+    import kubernetes_validate
+
+    for manifest in patched():
+        kubernetes_validate.validate(manifest, "1.34", strict=True)
+
+
+def test_with_a_key_service_no_pod_has_a_key_file_and_each_role_an_account_of_its_own() -> None:
+    manifests = patched()
+    accounts = dict.fromkeys(_named(manifests, "ServiceAccount"), 0)
+    for manifest in manifests:
+        pod = manifest.get("spec", {}).get("template", {}).get("spec")
+        if pod is None:
+            continue
+        name = manifest["metadata"]["name"]
+        assert pod["serviceAccountName"] == ("worker" if name == "prepare" else name)
+        accounts[pod["serviceAccountName"]] += 1
+        secrets = {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
+        assert secrets == {"gateway-database" if name == "gateway" else "database"}
+        volumes = {volume["name"] for volume in pod["volumes"]} | {"journal"}
+        for container in (*pod["initContainers"], *pod["containers"]):
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+        before = [container["name"] for container in pod["initContainers"]]
+        assert before == (["journal-folder"] if name == "worker" else [])
+    assert accounts == {"worker": 2, "api": 1, "gateway": 1}
+    settings = _named(manifests, "ConfigMap")["evergrant"]["data"]
+    assert "{purpose}" in settings["EVERGRANT_KEY_SERVICE"]
+
+
+def test_api_and_gateways_reach_the_key_service_and_nothing_else_more() -> None:
+    before, after = (_named(manifests, "NetworkPolicy") for manifests in (MANIFESTS, patched()))
+    ways = {
+        name: len(policy["spec"].get("egress", [])) - len(before[name]["spec"].get("egress", []))
+        for name, policy in after.items()
+    }
+    assert ways == {"api": 1, "gateway": 1, "worker": 0}

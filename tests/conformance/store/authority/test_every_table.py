@@ -35,6 +35,7 @@ DECIDES_NOTHING = {
     "audit": "records in trees, whose ends are signed",
     "audit_anchor": "what was kept outside: who asks an anchor hears from it what it has kept",
     "audit_checkpoint": "notes that the log's key has signed",
+    "audit_filed": "finds the leases of a connection: a missing one is still in the log",
     "audit_head": "notes that the log's key has signed, and the place of a signed head",
     "audit_node": "a hash of a tree's tile: a proof that is made of a changed one leads to no signed root",
     "audit_pruning": "up to where a log was pruned: a changed one keeps more, or is looked at again",

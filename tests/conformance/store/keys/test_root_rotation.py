@@ -5,6 +5,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
+from sqlmodel import col
 
 from activities.keys.roots import RootRotation
 from evergrant_server.core.audit import INSTALLATION
@@ -12,9 +14,12 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.key_rotation import RotationCommand, RotationKind, RotationStep
 from evergrant_server.core.messages.keys import KeyRotationCall, KeyRotationProgress
 from evergrant_server.crypto import KeyPurpose, Role
+from evergrant_server.crypto.key_services.port import ServicePurpose
 from evergrant_server.store import LeaseRows, Store
+from evergrant_server.store.authority.scan import broken_configuration
 from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow
 from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.root_keys import RootKeyRow
 from evergrant_server.store.rotation.processes import MAY_COME_BACK
 from evergrant_server.wiring.heartbeat import Heartbeat
 from evergrant_server.wiring.root_keeper import RootKeeper
@@ -49,7 +54,7 @@ async def rotated(
 
 
 def of_root(purpose: KeyPurpose, **changes: Any) -> KeyRotationCall:
-    return a_rotation(RotationKind.ROOT, tenant=INSTALLATION, purposes=(purpose.value,), **changes)
+    return a_rotation(RotationKind.ROOT, **{"tenant": INSTALLATION, "purposes": (purpose.value,), **changes})
 
 
 async def with_rows(store: Store) -> Any:
@@ -144,6 +149,73 @@ async def test_a_new_root_waits_for_every_live_process_and_retiring_for_those_th
             worker, keys, (its_keeper,), call.__replace__(progress=progress.__replace__(waits_for=()))
         )
         assert (progress.done, progress.destroyed) == (True, 1)
+
+
+async def test_a_retired_root_whose_earlier_row_is_put_back_opens_and_seals_nothing(
+    store: Store, database_url: str, clock: SetClock
+):
+    keys = ScriptedKeys()
+    await with_rows(store)
+    await wrapped_by(keys, store)
+    async with ring_of(keys, database_url, Role.WORKER, LONG, clock) as (worker, keeper):
+        await keeper.begin()
+        before = worker.ring.current_root_id(KeyPurpose.LEASE)
+        earlier = await columns_of(store, RootKeyRow, id=before)
+        await rotated(worker, keys, (keeper,), of_root(KeyPurpose.LEASE))
+        new = worker.ring.current_root_id(KeyPurpose.LEASE)
+        async with store.write() as tx:
+            mine = update(RootKeyRow)
+            await tx.connection.execute(mine.where(col(RootKeyRow.id) == new).values(state="open"))
+            await tx.connection.execute(mine.where(col(RootKeyRow.id) == before).values(earlier))
+        await keeper.look()
+        assert before not in worker.ring.root_ids()[KeyPurpose.LEASE]
+        with fails(ErrorCode.AUTHORITY_BROKEN, before):
+            worker.ring.require(KeyPurpose.LEASE)
+        assert before in {row.row for row in await broken_configuration(store)}
+
+
+async def test_what_roles_sign_with_is_wrapped_anew_by_another_service(
+    store: Store, database_url: str, clock: SetClock
+):
+    """From one service to another: afterwards nothing needs the one of before."""
+    first, second = ScriptedKeys(), ScriptedKeys(name="second")
+    await with_rows(store)
+    await wrapped_by(first, store)
+    services = [second.of(Role.WORKER), first.of(Role.WORKER)]
+    purposes = tuple(purpose.value for purpose in ServicePurpose)
+    names = tuple(f"second:{purpose}" for purpose in purposes)
+    async with ring_of(second, database_url, Role.WORKER, LONG, clock, before=first) as (worker, keeper):
+        await keeper.begin()
+        signed, derived = worker.ring.sign("row"), worker.ring.derive("api.csrf")
+        call = of_root(KeyPurpose.LEASE, purposes=purposes, wrapped_by=names)
+        progress = call.progress
+        for _ in range(200):
+            if progress.done:
+                break
+            call = call.__replace__(progress=progress)
+            progress = await RootRotation(worker, call, 3, services).advance(progress)
+            await keeper.look()
+        assert (progress.done, progress.left, progress.replaced, progress.destroyed) == (True, 0, 5, 5)
+    first.away = True
+    for role in Role:
+        async with ring_of(second, database_url, role, LONG, clock) as (opened, its_keeper):
+            await its_keeper.begin()
+            opened.ring.require_all()
+            assert opened.ring.sign("row") == signed or role is Role.GATEWAY
+            assert role is Role.GATEWAY or opened.ring.derive("api.csrf") == derived
+
+
+async def test_a_worker_with_the_settings_of_before_leaves_a_move_to_another(
+    store: Store, database_url: str, clock: SetClock
+):
+    keys = ScriptedKeys()
+    await wrapped_by(keys, store)
+    async with ring_of(keys, database_url, Role.WORKER, LONG, clock) as (worker, keeper):
+        await keeper.begin()
+        call = of_root(KeyPurpose.LEASE, wrapped_by=("second:lease",))
+        progress = await rotated(worker, keys, (keeper,), call)
+        assert progress.step is RotationStep.ANNOUNCE
+        assert progress.waits_for == ("a worker whose EVERGRANT_KEY_SERVICE has the key second:lease",)
 
 
 async def test_a_process_that_was_asleep_wraps_nothing_under_a_root_that_was_replaced(

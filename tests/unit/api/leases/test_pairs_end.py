@@ -123,7 +123,8 @@ async def test_a_change_takes_effect_on_the_very_next_lease_of_a_judged_pair(
     if change is observe:
         assert [record.detail.get("would_be_denied_by") for record in issued][-1] == ["deny"]
     if change is limit_app:
-        assert (await api.lease(key)).headers["ratelimit"] == '"app";r=99;t=1'
+        assert changed.headers["ratelimit"] == '"app";r=99;t=1'
+        assert (await api.lease(key)).headers["ratelimit"] == '"app";r=98;t=2'
         assert leased(api) == 2
 
 

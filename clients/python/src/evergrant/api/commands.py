@@ -61,6 +61,14 @@ class SealedPage:
     exported: int
 
 
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """A page of the audit log as JSON Lines, as it came. `next` is where it goes on; None: that was all."""
+
+    content: bytes
+    next: str | None
+
+
 class ApiMethods(Operations):
     """Methods of `Evergrant` that block, and of `AsyncEvergrant` that are awaited."""
 
@@ -261,6 +269,15 @@ class ApiMethods(Operations):
         return post("/v1/connections/export", object_parser(Export), body)
 
     @built
+    def export_audit(self, cursor: str | None = None, *, histories: bool = False) -> Call[AuditPage]:
+        """A page of the whole audit log as JSON Lines: from the beginning, or behind a page's `next`.
+
+        With `histories` the exported runs of connections' workflows follow the records.
+        """
+        query = {"cursor": cursor, "histories": "true" if histories else None}
+        return Call("GET", "/v1/audit/export", _parse_audit_page, query=without_none(**query))
+
+    @built
     def export_lines(self, export_id: str, after: int = 0) -> Call[Export | SealedPage]:
         """The sealed lines behind the first `after`, or the progress while the server still seals."""
         query = {"id": export_id, "after": str(after), "limit": str(_LINES_PER_PAGE)}
@@ -340,6 +357,13 @@ def _parse_csv(response: Response) -> Page[str]:
     require_success(response)
     query = parse_qs(urlsplit(response.links.get("next", {}).get("url") or "").query)
     return Page((response.text,), next(iter(query.get("cursor", ())), None))
+
+
+def _parse_audit_page(response: Response) -> AuditPage:
+    """The page with its last line's cursor. A page that was cut on its way has no last line."""
+    *_, last = response.content.splitlines() or [b""]
+    end = Fields.of(Fields.of_json(last, "page's last line").members.get("page"), "page's end")
+    return AuditPage(response.content, end.text_or_none("next"))
 
 
 def _parse_lines(response: Response) -> Export | SealedPage:

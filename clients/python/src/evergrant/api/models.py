@@ -225,6 +225,31 @@ class AuditRecord:
     hash: str
 
 @dataclass(frozen=True, slots=True)
+class AuditStream:
+    """`unsent` counts the records that wait; `failures` consecutive batches that weren't taken, of which
+    `problem` says why; `paused_until` is when the next one is sent. `sent` counts records.
+    """
+    id: str
+    name: str
+    url: str
+    format: str
+    header_names: Texts
+    disabled: bool
+    unsent: int
+    sent: int
+    sent_at: datetime | None
+    failures: int
+    failing_since: datetime | None
+    paused_until: datetime | None
+    problem: str | None
+    response_status: int | None
+    secret_changed_at: datetime
+    created_at: datetime
+    changed_at: datetime
+    revision: int
+    secret: str | None = field(default=None, repr=False)
+
+@dataclass(frozen=True, slots=True)
 class CallApproval(Decision):
     """`call` is what is to be called, null in lists, where `name` is its method or tool. An approved call may
     be made once, until `use_by`.
@@ -773,6 +798,21 @@ class Obstacle:
     """What stops the app apart from its permits, with the code of a request that meets it."""
     code: str
     detail: str
+
+@dataclass(frozen=True, slots=True)
+class OlderSecret:
+    """A secret that was replaced and is still accepted, of the app, integration or webhook `name`.
+
+    `in_use`: retiring it is refused. An API key is in use for an hour after its last use, and until the newer
+    one is used; a client secret while the provider refuses the newer one. What a webhook's receiver verifies
+    with isn't known here: `in_use` is false.
+    """
+    kind: str
+    name: str
+    accepted_until: datetime | None
+    in_use: bool
+    key_id: str | None = None
+    last_used_at: datetime | None = None
 
 @dataclass(frozen=True, slots=True)
 class OtherPermit:

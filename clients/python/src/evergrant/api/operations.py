@@ -256,6 +256,40 @@ class Operations:
         A new record has one within seconds. With `Accept: application/cose` it is a COSE receipt (RFC 9942).
         """
 
+    @lists("/v1/audit/streams", models.AuditStream)
+    def audit_streams(self) -> None:
+        """All streams of the tenant's audit log, sorted by name."""
+
+    @sends("DELETE", "/v1/audit/streams/{name}", None)
+    def delete_audit_stream(self, name: str) -> None:
+        """Delete the stream with its secrets, and forget how far it was. Nothing is sent from then on."""
+
+    @sends("GET", "/v1/audit/streams/{name}", models.AuditStream)
+    def audit_stream(self, name: str) -> None:
+        """A stream and how far it is. Never its secrets."""
+
+    @sends("PUT", "/v1/audit/streams/{name}", models.AuditStream)
+    def put_audit_stream(
+        self, name: str, url: str, *, format: str | None = None, headers: Facts | None = None,
+        begin: str | None = None, disabled: bool | None = None
+    ) -> None:
+        """Create or change a stream of the audit log. Only the response that creates it contains the secret
+        that signs batches (Standard Webhooks).
+
+        What a changed stream hasn't sent yet is sent at once. The URL's query and the headers are sealed:
+        answers show `***` in place of the query, and a request with that URL leaves it as it is.
+
+        A receiver. `headers` are sent with each batch, such as `Authorization`; absent, they stay as they
+        are. `begin` counts when the stream is created: behind all records that are there, or at the oldest
+        one.
+        """
+
+    @sends("POST", "/v1/audit/streams/{stream}/rotate-secret", models.AuditStream, once=True)
+    def rotate_audit_stream_secret(self, stream: str) -> None:
+        """Create a new signing secret and return it once. Batches that the receiver refuses until it knows it
+        are sent again.
+        """
+
     @lists("/v1/call-approvals", models.CallApproval)
     def call_approvals(self, *, state: str | None = None) -> None:
         """Calls, sorted by id: all of the tenant for an admin or an auditor, else the app's own."""
@@ -557,6 +591,19 @@ class Operations:
         """Have a paused rotation go on.
 
         Whose keys: the `tenant`'s own, or those of its connections, or of one.
+        """
+
+    @lists("/v1/keys/secrets", models.OlderSecret)
+    def older_secrets(self) -> None:
+        """Every secret that was replaced and is still accepted."""
+
+    @sends("POST", "/v1/keys/secrets/retire", models.OlderSecret, once=True)
+    def retire_secret(self, kind: str, name: str) -> None:
+        """Retire an older secret before its time ends. Only the newer one is accepted from then on.
+
+        Refused while the older one is in use.
+
+        Which one: of the app, integration or webhook `name`.
         """
 
     @lists("/v1/legal-holds", models.LegalHold)

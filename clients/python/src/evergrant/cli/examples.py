@@ -88,6 +88,8 @@ evergrant keys rotate tenant --purpose refresh
 evergrant keys rewrap tenant
 evergrant keys retire connection
 evergrant keys rotations -o json
+evergrant keys secrets
+evergrant keys retire-secret app_key report
 evergrant keys pause connection
 evergrant keys resume connection
 evergrant clients login staff --app agents
@@ -142,6 +144,11 @@ evergrant people show
 evergrant people rm
 evergrant people sessions
 evergrant people end ses_…
+evergrant streams ls
+evergrant streams get siem
+evergrant streams put siem https://siem.example.com/in --format ocsf -H "Authorization: Bearer …"
+evergrant streams rotate siem
+evergrant streams delete siem
 evergrant webhooks ls
 evergrant webhooks get hooks
 evergrant webhooks put hooks https://app.example.com/events --event connection.needs_reauth

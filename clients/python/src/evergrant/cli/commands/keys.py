@@ -23,12 +23,17 @@ _ROTATIONS = (
     *("kind", "command", "step", "done", "paused", "moved", "total"),
     *("left", "destroyed", "kept", "broken", "begun_at"),
 )
+_SECRETS = ("kind", "name", "key_id", "accepted_until", "last_used_at", "in_use")
 _EVERY_S = 0.5
 _WIDTH = 30  # of the bar
 
 keys = App(name="keys")
 
 verb(keys, "rotations", "key_rotations", "Show how far the newest rotation of each kind is.", _ROTATIONS)
+verb(keys, "secrets", "older_secrets", "Show secrets that were replaced and are still accepted.", _SECRETS)
+verb(
+    keys, "retire-secret", "retire_secret", "Retire an older secret that nothing uses."
+)
 verb(keys, "pause", "pause_key_rotation", "Pause the rotation of a kind at the end of its page.")
 verb(keys, "resume", "resume_key_rotation", "Have a paused rotation go on.")
 
