@@ -18,7 +18,6 @@ from evergrant_server.core.ids import IncidentId, Tenant, new_id
 from evergrant_server.core.integrations import Integration, Rotation
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.outbox import incident_message
-from evergrant_server.problems import invalid_request
 from evergrant_server.store import Transaction
 from evergrant_server.store.incidents import CountedIntegration
 from providers.definition.registry import Registry
@@ -93,21 +92,21 @@ class PlannedIntegration:
 
 
 async def named_app(tx: Transaction, scope: Scope) -> App | None:
-    """The app that the scope names. Raises Failure INVALID_REQUEST: there is none."""
+    """The app that the scope names. Raises Failure NOT_FOUND: there is none."""
     if scope.app is None:
         return None
     app = await tx.access.app_by_name(scope.tenant, scope.app)
     if app is None:
-        raise invalid_request("app", f"There is no app {scope.app!r}. See: evergrant apps ls")
+        raise Failure(ErrorCode.NOT_FOUND, f"There is no app {scope.app!r}. See: evergrant apps ls")
     return app
 
 
 async def plan(tx: Transaction, registry: Registry, scope: Scope) -> IncidentPlan:
-    """What would follow. Changes nothing. Raises Failure INVALID_REQUEST."""
+    """What would follow. Changes nothing. Raises Failure NOT_FOUND."""
     app = await named_app(tx, scope)
     name = scope.integration
     if name is not None and await tx.integrations.by_name(scope.tenant, name) is None:
-        raise invalid_request("integration", f"There is no integration {name!r}: evergrant integrations ls")
+        raise Failure(ErrorCode.NOT_FOUND, f"There is no integration {name!r}: evergrant integrations ls")
     app_id = None if app is None else app.id
     since = scope.since or scope.until
     counts = await tx.incident_items.counts(scope.tenant, scope.integration, app_id, scope.since)

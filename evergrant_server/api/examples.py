@@ -116,7 +116,6 @@ BODIES: dict[str, Mapping[str, Any]] = {
     },
     "POST /v1/connections/export": {"public_key": _PUBLIC_KEY, "filters": {"integration": "crm"}},
     "POST /v1/erasures": {"subject": "alice", "reason": "INC-9"},
-    "POST /v1/incidents/plan": {"kind": "breach", "integration": "crm"},
     "POST /v1/incidents": {"kind": "breach", "integration": "crm", "confirm": "crm", "reason": "INC-9"},
     "POST /v1/legal-holds": {"subject": "alice", "reason": "CASE-7", "until": "2027-01-31T00:00:00Z"},
     "POST /v1/legal-holds/{hold_id}/end": {"reason": "CASE-7 is closed"},

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import Field, model_validator
+from pydantic import Field
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from evergrant_server import audit
@@ -29,6 +29,9 @@ from evergrant_server.store.incidents import ListedConnection
 
 router = APIRouter(tags=["incidents"])
 
+Name = Annotated[str | None, Query(max_length=63)]
+Moment = Annotated[UtcDatetime | None, Query()]
+
 _PAUSE_TRIES = 100
 _LINES = 500  # of a report, read in one transaction
 _ROOTS_FIRST = (
@@ -37,11 +40,17 @@ _ROOTS_FIRST = (
 )
 
 
-class IncidentScopeBody(Body):
+class IncidentBody(Body):
     """Which connections, of the tenant if nothing is named.
 
     `breach`: those of `integration`; those whose tokens `app` has leased; those whose tokens were leased from
     `since` on, before `until`; or what all of these say. `leak`, of keys of Evergrant: `integration` alone.
+
+    `confirm` repeats the name of what it is about: the integration's, else the app's, else the tenant's.
+
+    `reason` stays in the audit log and in the report: name a ticket there, and no person. `wait`: after as
+    many seconds it is reported how far the connections are; null: `EVERGRANT_INCIDENT_WAIT`.
+    `roots_replaced`: after a leak, that the roots are new.
     """
 
     kind: IncidentKind
@@ -49,25 +58,6 @@ class IncidentScopeBody(Body):
     app: Slug | None = None
     since: UtcDatetime | None = None
     until: UtcDatetime | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> "IncidentScopeBody":
-        by_lease = self.app is not None or self.since is not None or self.until is not None
-        if self.kind is IncidentKind.LEAK and by_lease:
-            raise ValueError("a leak of keys is about the tenant or an integration")
-        if self.since is not None and self.until is not None and self.until <= self.since:
-            raise ValueError("until must be after since")
-        return self
-
-
-class IncidentBody(IncidentScopeBody):
-    """`confirm` repeats the name of what it is about: the integration's, else the app's, else the tenant's.
-
-    `reason` stays in the audit log and in the report: name a ticket there, and no person. `wait`: after as
-    many seconds it is reported how far the connections are; null: `EVERGRANT_INCIDENT_WAIT`.
-    `roots_replaced`: after a leak, that the roots are new.
-    """
-
     reason: Text
     confirm: str
     wait: Annotated[float | None, Field(ge=1, le=90 * 86_400)] = None
@@ -168,10 +158,17 @@ class IncidentConnectionView(View):
     reconnected: bool | None
 
 
-@router.post("/v1/incidents/plan")
-async def plan_incident(body: IncidentScopeBody, call: AuditorCall) -> IncidentPlanView:
+@router.get("/v1/incidents/plan")
+async def get_incident_plan(
+    call: AuditorCall,
+    kind: IncidentKind,
+    integration: Name = None,
+    app: Name = None,
+    since: Moment = None,
+    until: Moment = None,
+) -> IncidentPlanView:
     """What an incident would be about, and what would follow. Changes nothing."""
-    scope = _scope(call, body)
+    scope = _checked(Scope(call.tenant, kind, integration, app, since, until))
     async with call.api.store.read() as tx:
         return IncidentPlanView.of_plan(scope, await orders.plan(tx, call.api.registry, scope))
 
@@ -302,8 +299,17 @@ async def _report(call: ApiCall, incident: Incident) -> AsyncIterator[str]:
     yield f"{incident.summary}\n{incident.note}\n"
 
 
-def _scope(call: ApiCall, body: IncidentScopeBody) -> Scope:
-    return Scope(call.tenant, body.kind, body.integration, body.app, body.since, body.until)
+def _scope(call: ApiCall, body: IncidentBody) -> Scope:
+    return _checked(Scope(call.tenant, body.kind, body.integration, body.app, body.since, body.until))
+
+
+def _checked(scope: Scope) -> Scope:
+    """Raise Failure INVALID_REQUEST for one that can't be."""
+    if scope.kind is IncidentKind.LEAK and (scope.app, scope.since, scope.until) != (None, None, None):
+        raise invalid_request("kind", "A leak of keys is about the tenant or an integration.")
+    if scope.since is not None and scope.until is not None and scope.until <= scope.since:
+        raise invalid_request("until", "It must be after since.")
+    return scope
 
 
 async def _require_confirmed(call: ApiCall, body: IncidentBody, scope: Scope) -> None:

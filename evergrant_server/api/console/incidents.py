@@ -7,28 +7,38 @@ from starlette.responses import Response
 
 from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, console_page, pages_of
 from evergrant_server.api.http.call import require_auditor, require_tenant_admin
+from evergrant_server.api.http.models import Body, Slug, UtcDatetime
 from evergrant_server.api.incidents import (
     IncidentBody,
-    IncidentScopeBody,
     IncidentView,
     get_incident,
+    get_incident_plan,
     get_incident_report,
     list_incident_connections,
     list_incidents,
     open_incident,
     pause_incident,
-    plan_incident,
     resume_incident,
 )
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.core.access import Action
+from evergrant_server.core.connections.incidents import IncidentKind
 from evergrant_server.policy import Target
 
 router = APIRouter(include_in_schema=False)
 
 _INCIDENTS = "/console/incidents"
-_SCOPE = ("kind", "integration", "app", "since", "until")
 _MOMENTS = ("since", "until")
+
+
+class _Scope(Body):
+    """As the form of a plan has it."""
+
+    kind: IncidentKind
+    integration: Slug | None = None
+    app: Slug | None = None
+    since: UtcDatetime | None = None
+    until: UtcDatetime | None = None
 
 
 @router.get(_INCIDENTS)
@@ -49,7 +59,7 @@ async def show_incidents(visit: VisitDep, cursor: str = "") -> Response:
 @console_page
 async def show_plan(
     visit: VisitDep,
-    kind: str = "",
+    kind: str = IncidentKind.BREACH.value,
     integration: str = "",
     app: str = "",
     since: str = "",
@@ -57,8 +67,8 @@ async def show_plan(
 ) -> Response:
     """What an incident would be about and what would follow, and the form that orders it."""
     fields = {"kind": kind, "integration": integration, "app": app, "since": since, "until": until}
-    body = IncidentScopeBody.model_validate(_scope(fields))
-    planned = await plan_incident(body, await require_auditor(visit.call))
+    scope = _Scope.model_validate(_filled(fields))
+    planned = await get_incident_plan(await require_auditor(visit.call), **dict(scope))
     return visit.show(
         "incident_plan.html",
         "What would follow",
@@ -73,7 +83,7 @@ async def show_plan(
 async def order(visit: VisitDep) -> Response:
     """Order what was planned."""
     fields = await visit.read_form()
-    values = _scope(fields)
+    values = _filled(fields)
     values |= {name: fields.get(name, "") for name in ("reason", "confirm")}
     body = IncidentBody.model_validate(values | {"roots_replaced": fields.get("roots_replaced") == "yes"})
     answer = await open_incident(body, await require_tenant_admin(visit.call))
@@ -121,9 +131,9 @@ async def download_report(visit: VisitDep, incident_id: str) -> Response:
     return await get_incident_report(incident_id, await require_auditor(visit.call))
 
 
-def _scope(fields: dict[str, str]) -> dict[str, Any]:
+def _filled(fields: dict[str, str]) -> dict[str, Any]:
     """The fields of a scope that are filled in; a moment of a form is in UTC."""
-    values = {name: fields[name] for name in _SCOPE if fields.get(name)}
+    values = {name: fields[name] for name in _Scope.model_fields if fields.get(name)}
     return values | {name: f"{text}Z" for name, text in values.items() if name in _MOMENTS}
 
 

@@ -97,7 +97,7 @@ async def prove(
 async def _ordered(drill: Drill, kills: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], float]:
     """Order the drill, kill each process halfway, pause and resume it; how it is in the end."""
     scope = {"kind": "breach", "integration": "crm"}
-    plan = (await drill.send("POST", "/v1/incidents/plan", json=scope)).json()
+    plan = (await drill.send("GET", "/v1/incidents/plan", params=scope)).json()
     say(f"the plan: {plan['connections']} connections, {plan['integrations'][0]}")
     began = time.monotonic()
     body = {**scope, "confirm": "crm", "reason": "a drill"}

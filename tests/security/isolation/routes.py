@@ -48,7 +48,8 @@ QUERIES = {
     "GET /console/access": ("app={app}&connection={connection_id}",),
     "GET /console/connect": ("integration={integration}&subject={subject}",),
     "GET /v1/erasures": ("", "subject={subject}"),
-    "GET /console/incidents/plan": ("kind=breach&integration={integration}",),
+    "GET /v1/incidents/plan": ("kind=breach&integration={integration}",),
+    "GET /console/incidents/plan": ("", "integration={integration}"),
     "GET /v1/token-families": ("", "app={app}", "subject={subject}"),
     "GET /v1/connections": ("", "integration={integration}", "provider={provider}", "subject={subject}"),
 }
@@ -90,7 +91,6 @@ BODIES: dict[str, tuple[Any, ...]] = {
         {"public_key": PUBLIC_KEY, "filters": {"integration": "{integration}", "subject": "{subject}"}},
     ),
     "POST /v1/erasures": ({"subject": "{subject}", "reason": "a test"},),
-    "POST /v1/incidents/plan": ({"kind": "breach", "integration": "{integration}"},),
     "POST /v1/incidents": (
         {"kind": "breach", "integration": "{integration}", "confirm": "{integration}", "reason": "a test"},
     ),

@@ -58,7 +58,7 @@ def report(outcomes: tuple[str, ...] = ("confirmed", "unknown"), **changes: Any)
 @pytest.mark.parametrize(
     ("line", "route", "body", "answer", "shown"),
     [
-        ("incident plan breach --integration crm", "POST incidents/plan", BREACH, PLAN, "--confirm crm"),
+        ("incident plan breach --integration crm", "GET incidents/plan", None, PLAN, "--confirm crm"),
         (
             "incident start breach --integration crm --confirm crm --reason INC-9 --wait 60",
             "POST incidents",

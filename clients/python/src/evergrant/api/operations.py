@@ -457,18 +457,15 @@ class Operations:
         Of a breach no token of a connection is leased from the moment at which it is listed; the app that it
         names is disabled at once. It can't be undone.
 
-        `confirm` repeats the name of what it is about: the integration's, else the app's, else the tenant's.
+        Which connections, of the tenant if nothing is named.
         """
 
-    @sends("POST", "/v1/incidents/plan", models.IncidentPlan)
-    def plan_incident(
+    @sends("GET", "/v1/incidents/plan", models.IncidentPlan)
+    def incident_plan(
         self, kind: str, *, integration: str | None = None, app: str | None = None,
         since: datetime | None = None, until: datetime | None = None
     ) -> None:
-        """What an incident would be about, and what would follow. Changes nothing.
-
-        Which connections, of the tenant if nothing is named.
-        """
+        """What an incident would be about, and what would follow. Changes nothing."""
 
     @sends("GET", "/v1/incidents/{incident_id}", models.IncidentDetail)
     def incident(self, incident_id: str) -> None:

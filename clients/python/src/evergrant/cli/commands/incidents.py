@@ -48,7 +48,7 @@ def plan(
         until: Of a breach: only what was leased before then, in UTC.
     """
     with options.client() as client:
-        planned = client.plan_incident(
+        planned = client.incident_plan(
             kind, integration=integration, app=app, since=_in_utc(since), until=_in_utc(until)
         )
     if options.output != "table":
