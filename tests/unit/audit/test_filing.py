@@ -165,6 +165,6 @@ async def test_the_records_of_an_object_are_read_by_indexes(store: Store, ledger
         for query, order in await filing.queries_about(tx, *about):
             statement = query.order_by(*order).limit(5).compile(compile_kwargs={"literal_binds": True})
             rows = await tx.connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")
-            plan = [row[3] for row in rows.all()]
+            plan = [str(row["detail"]) for row in rows.mappings()]
             assert not [step for step in plan if step.startswith("SCAN")], plan
             assert not [step for step in plan if "ix_audit_tenant_at" in step], plan
