@@ -22,6 +22,7 @@ _ENDED_FAMILY_AGE = timedelta(days=30)
 _SPENT_AGE = timedelta(days=1)  # codes and access tokens of gateways' clients
 _NEVER_USED_AGE, _UNUSED_AGE = timedelta(days=1), timedelta(days=180)  # gateways' clients
 _UNUSED_CONSENT_AGE = timedelta(days=90)
+_DETECTION_AGE, _NETWORK_AGE = timedelta(days=365), timedelta(days=180)
 _LIMIT_S = 60.0  # of one pass and one kind of row
 _ANEW = timedelta(days=1)  # how often rows that stayed are looked at again: a hold may have ended
 _LAPSED = 100  # holds in one step
@@ -104,7 +105,8 @@ async def prune_store(store: Store, clock: Clock, periods: Periods) -> None:
         deleted += await tx.idempotency.prune(now - periods.idempotency, now=now)
         return deleted + await tx.histories.prune(now - periods.histories, now=now)
 
-    for prune in (messages, _prune_authorizations, _prune_clients, _prune_sessions, _prune_credentials):
+    by_age = (messages, _prune_authorizations, _prune_clients, _prune_sessions, _prune_credentials)
+    for prune in (*by_age, _prune_answers):
         ends = seconds_since_boot() + _LIMIT_S
         while seconds_since_boot() < ends:
             async with store.write() as tx:
@@ -153,6 +155,13 @@ async def _prune_credentials(tx: Transaction, now: datetime) -> int:
     deleted = await tx.tokens.prune(now - _ENDED_TOKEN_AGE)
     deleted += await tx.key_sessions.prune(now)
     return deleted + await tx.delegations.prune(now - _ENDED_DELEGATION_AGE)
+
+
+async def _prune_answers(tx: Transaction, now: datetime) -> int:
+    """Answers to questions, what was detected, and networks from which nobody calls any more."""
+    deleted = await tx.questions.prune(now)
+    deleted += await tx.detections.prune(now - _DETECTION_AGE)
+    return deleted + await tx.app_activities.prune_networks(now - _NETWORK_AGE)
 
 
 async def _prune_deliveries(store: Store, before: datetime) -> None:

@@ -44,6 +44,9 @@ WHEN = {
     "`subject`, `reason`. Only for webhooks of every integration",
     EventType.BREAK_GLASS: "a session that administers the tenant was made on the host; `data`: `tenant`, "
     "`who`, `reason`, `until`. Only for webhooks of every integration",
+    EventType.DETECTED: "a worker noticed a use that is unlike those before; `data`: `tenant`, `object` (an "
+    "app or a connection), `app`, `kind` and its facts. Once a day for an object and a kind, and only for "
+    "webhooks of every integration",
     EventType.TENANT_DISABLED: "the operator has disabled the tenant; `data`: `tenant`, `reason`. Only for "
     "webhooks of every integration",
     EventType.TENANT_ENABLED: "the operator has enabled it again; the same `data`, for the same webhooks",

@@ -62,6 +62,8 @@ WHEN = {
     "within a minute after the first",
     AuditAction.BULK_READ: "an app requested an export, or leased as many connections within an hour as "
     "`EVERGRANT_BULK_READ_ALARM` says",
+    AuditAction.DETECTED: "a worker noticed a use that is unlike those before: `kind`",
+    AuditAction.QUESTION_ASKED: "an admin or auditor asked a question, or for everything about a subject",
     AuditAction.CONNECTION_CREATED: "a connection was created",
     AuditAction.CONNECTION_IMPORTED: "an existing grant was imported with its tokens",
     AuditAction.CONNECTION_EXPORTED: "a connection's tokens were sealed to the key of an export",

@@ -14,7 +14,7 @@ from evergrant_server.access.judged_request import JudgedRequest, refusal
 from evergrant_server.access.judgement import lacks, state_refusal, target_of
 from evergrant_server.access.limits import LeaseLimits, RateLimited
 from evergrant_server.access.narrowing import NarrowedLeases
-from evergrant_server.access.recording import LeasedConnections, RefusalLog, record_bulk_read
+from evergrant_server.access.recording import CallerNetworks, LeasedConnections, RefusalLog, record_bulk_read
 from evergrant_server.access.refreshes import RefreshKey, RefreshWaiter
 from evergrant_server.access.refusals import (
     LeaseRequest,
@@ -67,8 +67,15 @@ class IssuedLease(NamedTuple):
 class LeaseIssuer:
     """Issues leases. Sealed rows are cached; no token leaves before the ledger's commit."""
 
-    def __init__(self, api: ApiContext, refresher: RefreshWaiter, refusals: RefusalLog) -> None:
-        self._api = api
+    def __init__(
+        self,
+        api: ApiContext,
+        refresher: RefreshWaiter,
+        refusals: RefusalLog,
+        networks: CallerNetworks | None = None,
+    ) -> None:
+        """Without `networks` nothing is noted of where callers are: a gateway writes no such row."""
+        self._api, self._networks = api, networks
         self._refresher = refresher
         self._narrowed = NarrowedLeases(api, refresher)
         self._refusals = refusals
@@ -147,6 +154,8 @@ class LeaseIssuer:
         recorded = await self._api.ledger.record(claim_of(call, lease_request, row, decision))
         if not narrower:
             self._remember(call, lease_request, row, recorded.facts, hold)
+        if self._networks is not None:
+            self._networks.note(call)
         if self.leased.reaches_alarm(call.caller.app.id, row.connection_id, self._now()):
             await self.raise_alarm(call)
         return IssuedLease(row, recorded.place)

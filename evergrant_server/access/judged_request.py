@@ -68,8 +68,10 @@ class JudgedRequest:
     @property
     def address(self) -> str | None:
         """The caller's address, read only where a permit asks for it; None: not known."""
-        if not self.caller.names_sources:
-            return None
+        return self.known_address if self.caller.names_sources else None
+
+    @property
+    def known_address(self) -> str | None:
         client = self.request.client
         forwarded = self.request.headers.getlist("x-forwarded-for")
         return caller_address(client and client.host, forwarded, self.api.settings.trusted_proxies)

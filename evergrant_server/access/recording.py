@@ -1,4 +1,4 @@
-"""What is recorded besides leases: refusals, and the alarm on bulk reads.
+"""What is recorded besides leases: refusals, the alarm on bulk reads, and the networks that apps call from.
 
 A refusal is recorded at once, its repetitions of a minute as one: a caller that retries in a loop would
 otherwise write to the tenant's main chain with every call. An app that leases many connections within an
@@ -16,8 +16,10 @@ from typing import NamedTuple
 from evergrant_server import audit
 from evergrant_server.access.judged_request import JudgedRequest
 from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ConnectionId, Tenant
+from evergrant_server.policy.networks import network_of
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event
@@ -25,6 +27,9 @@ from evergrant_server.telemetry.logs import LogEvent, log_event
 log = logging.getLogger("evergrant.api")
 
 WINDOW_S = 60.0
+NETWORK_PERIOD = timedelta(days=1)  # between two notes of the same network of an app
+_NETWORKS_S = 5.0  # until what was noted is written
+_MOST_CALLERS = 10_000
 PERIOD = timedelta(hours=1)
 
 
@@ -120,6 +125,53 @@ class LeasedConnections:
             return False
         leased.add(connection_id)
         return len(leased) == self._alarm_at
+
+
+class CallerNetworks:
+    """Notes from which networks apps call, once a day for each, behind the answers. Best effort.
+
+    A worker judges what is new (`activities.detection`); nothing is refused here.
+    """
+
+    def __init__(self, store: Store, *, enabled: bool) -> None:
+        self._store, self._enabled = store, enabled
+        self._noted = Bounded[tuple[AppId, str], datetime](_MOST_CALLERS)
+        self._new: set[tuple[Tenant, AppId, str]] = set()
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def note(self, call: JudgedRequest) -> None:
+        """Have the network of this request written, unless that was within the last day."""
+        address = call.known_address if self._enabled and call.caller.session is None else None
+        if address is None:
+            return
+        caller, now = (call.caller.app.id, address), call.now
+        noted = self._noted.get(caller)
+        if noted is not None and abs(now - noted) < NETWORK_PERIOD:
+            return
+        self._noted[caller] = now
+        network = network_of(address)
+        if network is not None:
+            self._new.add((call.tenant, call.caller.app.id, network))
+            if self._task is None:
+                self._task = asyncio.create_task(self._write())
+
+    async def stop(self) -> None:
+        """Write what waits."""
+        self._stopping.set()
+        if self._task is not None:
+            await self._task
+
+    async def _write(self) -> None:
+        while self._new:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_NETWORKS_S):
+                    await self._stopping.wait()
+            seen, self._new = self._new, set()
+            with suppress(Failure):
+                async with self._store.write() as tx:
+                    await tx.app_activities.note_networks(seen, tx.now)
+        self._task = None
 
 
 async def record_bulk_read(tx: Transaction, call: JudgedRequest, kind: str, **detail: object) -> None:

@@ -11,18 +11,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from evergrant_server.access.context import ApiContext
 from evergrant_server.access.decision import LeaseIssuer
-from evergrant_server.access.recording import RefusalLog
+from evergrant_server.access.recording import CallerNetworks, RefusalLog
 from evergrant_server.access.refreshes import RefreshWaiter
 from evergrant_server.api import (
     audit,
     audit_export,
     audit_proofs,
     audit_streams,
+    detections,
     erasures,
+    evidence,
     health,
     incidents,
     key_rotations,
     openapi,
+    questions,
     secret_rotations,
     stories,
     webhooks,
@@ -49,6 +52,7 @@ from evergrant_server.api.console import incidents as console_incidents
 from evergrant_server.api.console import integrations as console_integrations
 from evergrant_server.api.console import keys as console_keys
 from evergrant_server.api.console import login as console_login
+from evergrant_server.api.console import questions as console_questions
 from evergrant_server.api.console import requests as console_requests
 from evergrant_server.api.console import streams as console_streams
 from evergrant_server.api.decisions import access_requests, approvals, call_approvals
@@ -138,6 +142,10 @@ ROUTERS = (
     webhooks.router,
     key_rotations.router,
     secret_rotations.router,
+    questions.router,
+    questions.access_router,
+    detections.router,
+    evidence.router,
     receivers.router,
     inbound.router,
     connect.router,
@@ -150,6 +158,7 @@ ROUTERS = (
     console_agents.router,
     console_requests.router,
     console_keys.router,
+    console_questions.router,
     console_incidents.router,
     console_streams.router,
     openapi.router,
@@ -187,13 +196,15 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
     """
     refresher = RefreshWaiter(api.lease_rows, api.link, api.settings.lease_wait)
     refusals = RefusalLog(api.store)
-    issuer = LeaseIssuer(api, refresher, refusals)
+    networks = CallerNetworks(api.store, enabled=api.settings.detect_new_networks)
+    issuer = LeaseIssuer(api, refresher, refusals, networks)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await refresher.stop()
         await refusals.stop()
+        await networks.stop()
         await api.limits.close()
 
     app = EvergrantApi(
@@ -207,6 +218,7 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
         telemetry=_NO_TELEMETRY,
     )
     app.state.api, app.state.refresher, app.state.refusals = api, refresher, refusals
+    app.state.networks = networks
     app.state.lease_issuer, app.state.judged_pairs = issuer, JudgedPairs(api, issuer)
     app.state.templates, app.state.console = Pages(Logos(api.settings.data_dir / "logos")), ConsolePages()
     app.state.browsers = BrowserSessions(api.settings.public_url, api.ring)

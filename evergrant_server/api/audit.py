@@ -18,7 +18,11 @@ from evergrant_server.store import Transaction
 router = APIRouter(tags=["audit"])
 access_router = APIRouter(tags=["apps"])
 
-_PUTS = (AuditAction.APP_PUT, AuditAction.PERMIT_PUT, AuditAction.INTEGRATION_PUT)
+_PUTS = (
+    *(AuditAction.APP_PUT, AuditAction.PERMIT_PUT, AuditAction.INTEGRATION_PUT),
+    *(AuditAction.ADMIN_LOGIN_PUT, AuditAction.CLIENT_LOGIN_PUT, AuditAction.TRUSTED_ISSUER_PUT),
+    *(AuditAction.DELEGATION_RULE_PUT, AuditAction.DENIES_CHANGED),
+)
 
 Limit = Annotated[int, Query(ge=1, le=500)]
 Moment = Annotated[UtcDatetime | None, Query()]
@@ -140,7 +144,8 @@ async def list_access_changes(
     limit: PageLimit = 100,
     cursor: PageCursor = None,
 ) -> Page[AccessChangeView]:
-    """Changes of apps, keys, permits, approvals, requests for access and integrations, oldest first.
+    """Changes of apps, keys, permits, approvals, requests for access, integrations, issuers, OAuth clients,
+    and of where people and subjects log in, oldest first.
 
     From `since` on, and before `until`, as the audit log has them.
     """

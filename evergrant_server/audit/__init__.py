@@ -9,6 +9,8 @@ Doesn't own the tables (store), what is worth recording (its callers) or the wor
 from evergrant_server.audit.publishing import wake_webhook, write_event
 from evergrant_server.audit.records import (
     Window,
+    count_actions,
+    following,
     newest_of_tenant,
     newest_record,
     newest_records,
@@ -16,6 +18,7 @@ from evergrant_server.audit.records import (
     page_cursor,
     record_before,
     record_denies,
+    tree_ends,
 )
 from evergrant_server.audit.shards import accept_heads, broken_heads
 from evergrant_server.audit.trees import append, append_all, append_heads, lock_heads
@@ -29,6 +32,8 @@ __all__ = [
     "append_heads",
     "broken_heads",
     "contains_checkpoint",
+    "count_actions",
+    "following",
     "lock_heads",
     "newest_checkpoint",
     "newest_of_tenant",
@@ -38,6 +43,7 @@ __all__ = [
     "page_cursor",
     "record_before",
     "record_denies",
+    "tree_ends",
     "verify_log",
     "wake_webhook",
     "write_event",

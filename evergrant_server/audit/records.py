@@ -14,6 +14,7 @@ from sqlalchemy import (
     String,
     Subquery,
     Tuple,
+    func,
     literal,
     literal_column,
     select,
@@ -26,7 +27,7 @@ from sqlmodel import col
 from evergrant_server.audit.bodies import canonical_json, record_of
 from evergrant_server.audit.filing import records_about
 from evergrant_server.audit.trees import append
-from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
+from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant
 from evergrant_server.core.messages.base import RequestContext
@@ -46,17 +47,21 @@ _NO_LEASE: ColumnElement[bool] = literal_column(NO_LEASE_CONDITION, Boolean())
 
 
 class Window(NamedTuple):
-    """Which records: from `since` on, before `until`; `access_only`: those about who may do what."""
+    """Which records: from `since` on, before `until`; `access_only`: those about who may do what; `actions`:
+    those of these actions."""
 
     since: datetime | None = None
     until: datetime | None = None
     access_only: bool = False
+    actions: tuple[AuditAction, ...] = ()
 
     def narrow(self, query: Select[Any]) -> Select[Any]:
         if self.since is not None:
             query = query.where(col(AuditRow.at) >= self.since)
         if self.until is not None:
             query = query.where(col(AuditRow.at) < self.until)
+        if self.actions:
+            query = query.where(col(AuditRow.action).in_([action.value for action in self.actions]))
         return query.where(text(ACCESS_CONDITION)) if self.access_only else query
 
 
@@ -186,6 +191,31 @@ async def newest_of_tenant(
     mine = select(AuditRow).where(columns_equal(AuditRow, tenant=tenant)).order_by(*order).limit(among)
     wanted = {action.value for action in actions}
     return [record_of(row) for row in await fetch_all(tx.connection, mine) if row["action"] in wanted]
+
+
+async def count_actions(tx: Transaction, tenant: Tenant, window: Window) -> dict[str, int]:
+    """How many records of each action there are."""
+    mine = columns_equal(AuditRow, tenant=tenant)
+    counts: tuple[ColumnElement[Any], ...] = (col(AuditRow.action), func.count().label("number"))
+    counted = window.narrow(select(*counts).where(mine))
+    rows = await fetch_all(tx.connection, counted.group_by(col(AuditRow.action)))
+    return {row["action"]: int(row["number"]) for row in rows}
+
+
+class ShardPlace(NamedTuple):
+    """Where the records of a shard end: those with a lower number than `end` are there."""
+
+    tenant: Tenant
+    shard: str
+    end: int
+
+
+async def tree_ends(tx: Transaction) -> list[ShardPlace]:
+    """The end of every shard of every tenant, without the installation's own. Chains of before have none."""
+    tree = table_of(AuditTreeRow).c
+    query = select(tree.tenant, tree.shard, tree.size).where(tree.tenant != INSTALLATION)
+    rows = await tx.connection.execute(query)
+    return [ShardPlace(Tenant(tenant), name, size) for tenant, name, size in rows]
 
 
 def page_cursor(record: AuditRecord) -> str:

@@ -169,6 +169,8 @@ class AuditAction(StrEnum):
     STREAM_SECRET_ROTATED = "audit_stream.secret_rotated"
     ROOT_RETIRED = "keys.root_retired"
     SECRET_RETIRED = "keys.secret_retired"
+    DETECTED = "detection.raised"
+    QUESTION_ASKED = "question.asked"
     SHARD_BEGUN = "audit.shard_begun"
     SHARD_LOST = "audit.shard_lost"
     ANCHOR_LATE = "audit.anchor_late"

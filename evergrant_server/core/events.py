@@ -47,6 +47,7 @@ class EventType(StrEnum):
     AGENT_STOPPED = "agent.stopped"
     TOKEN_FAMILY_REPLAYED = "token_family.replayed"  # about what a subject authorized
     BREAK_GLASS = "session.break_glass"  # about a person
+    DETECTED = "detection.raised"  # about an app or a connection
     TENANT_DISABLED = "tenant.disabled"
     TENANT_ENABLED = "tenant.enabled"
     ACCOUNT_MISMATCH = "connection.account_mismatch"
@@ -63,7 +64,9 @@ APP_EVENTS = (
     *(
         type_
         for type_ in EventType
-        if type_.startswith(("access.", "call_approval.", "agent.", "token_family.", "incident."))
+        if type_.startswith(
+            ("access.", "call_approval.", "agent.", "token_family.", "detection.", "incident.")
+        )
     ),
 )
 # without what happens hourly to each connection
@@ -76,6 +79,7 @@ _Detail = Mapping[str, Any]
 # what the id of an event's object is called in its data
 _NAMED_BY = (
     *(("call_approval.", "approval_id"), ("agent.", "app_id"), ("token_family.", "family_id")),
+    ("detection.", "object"),
     ("incident.", "incident_id"),
 )
 
@@ -104,6 +108,7 @@ EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
     AuditAction.AGENT_STOPPED: EventType.AGENT_STOPPED,
     AuditAction.TOKEN_FAMILY_REPLAYED: EventType.TOKEN_FAMILY_REPLAYED,
     AuditAction.BREAK_GLASS: EventType.BREAK_GLASS,
+    AuditAction.DETECTED: EventType.DETECTED,
     AuditAction.INCIDENT_OPENED: EventType.INCIDENT_OPENED,
     AuditAction.INCIDENT_ENDED: EventType.INCIDENT_ENDED,
     AuditAction.TENANT_DISABLED: EventType.TENANT_DISABLED,
@@ -195,8 +200,8 @@ def event_body(type: EventType, entry: AuditEntry, connection: Connection, grant
 def app_event_body(type: EventType, entry: AuditEntry) -> str:
     """The event of a record about no connection: a bulk read, a session that was made on the host, a tenant
     that is disabled or enabled, an agent that is stopped, an incident (`incident_id`), a family of tokens
-    that a replay ended (`family_id`), a call that waits for an approval (`approval_id`), or a request for
-    access (`request_id`)."""
+    that a replay ended (`family_id`), a call that waits for an approval (`approval_id`), what was detected
+    about an `object`, or a request for access (`request_id`)."""
     if type is EventType.BULK_READ:
         data = {"tenant": entry.tenant, "app": entry.detail["app"], "kind": entry.detail["kind"]}
     elif type is EventType.BREAK_GLASS:

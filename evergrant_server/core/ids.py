@@ -50,6 +50,8 @@ DelegationRuleId = NewType("DelegationRuleId", str)
 ErasureId = NewType("ErasureId", str)
 LegalHoldId = NewType("LegalHoldId", str)
 KeyRotationId = NewType("KeyRotationId", str)
+QuestionId = NewType("QuestionId", str)
+DetectionId = NewType("DetectionId", str)
 IncidentId = NewType("IncidentId", str)
 StreamId = NewType("StreamId", str)
 
@@ -94,6 +96,8 @@ PREFIXES = (
     "era",
     "hld",
     "rot",
+    "qst",
+    "det",
     "inc",
     "stm",
 )

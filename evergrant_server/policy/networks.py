@@ -40,6 +40,21 @@ def parse_network(text: str) -> Network:
     return network
 
 
+_SHOWN_BITS = {4: 24, 6: 48}  # of an address: its neighbours are one network
+
+
+def network_of(text: str) -> str | None:
+    """The network of an address, of which a caller may have many; `private` for one that isn't public. None:
+    no address."""
+    try:
+        address = parse_address(text)
+    except ValueError:
+        return None
+    if not address.is_global:
+        return "private"
+    return str(ip_network((address, _SHOWN_BITS[address.version]), strict=False))
+
+
 def network_texts(texts: Iterable[str]) -> tuple[str, ...]:
     """The networks in their usual notation, each once. Raises ValueError."""
     return tuple(dict.fromkeys(str(parse_network(text)) for text in texts))

@@ -16,6 +16,7 @@ from evergrant_server.core.messages.names import TASK_QUEUE
 from evergrant_server.core.model import CheckedModel
 from evergrant_server.settings.audit import AuditSettings
 from evergrant_server.settings.audit_streams import AuditStreamSettings
+from evergrant_server.settings.detection import DetectionSettings
 from evergrant_server.settings.errors import (
     PREFIX,
     SETTINGS_FILE,
@@ -153,7 +154,13 @@ class OAuthSettings(CheckedModel):
 
 
 class Settings(
-    MtlsSettings, GatewaySettings, OAuthSettings, AuditSettings, AuditStreamSettings, BaseSettings
+    MtlsSettings,
+    GatewaySettings,
+    OAuthSettings,
+    AuditSettings,
+    AuditStreamSettings,
+    DetectionSettings,
+    BaseSettings,
 ):
     """What an operator may set. Durations are read by `read_duration`."""
 
@@ -314,11 +321,6 @@ class Settings(
     four_eyes: bool = False
     """Another app or person with `admin` must approve dangerous commands: keys, credentials, weighty permits,
     exports, what says where people log in and where secrets are sent. There must be two such admins."""
-    bulk_read_alarm: int = Field(default=1000, ge=0)
-    """How many connections an app leases within an hour from one API process when `tokens.bulk_read` is
-    recorded, sent to webhooks, logged and counted. 0 switches it off for leases; an export always does it."""
-    unused_permit_after: Duration = timedelta(days=90)
-    """How long a permit may go unused until its removal is proposed to admins (`/v1/access-requests`)."""
     key_rotation: Duration | None = None
     """How old a tenant's own keys may become before a worker rotates them, such as 90d; empty: they are
     rotated by command alone, as keys of connections are."""

@@ -107,11 +107,13 @@ class Access(AuthenticatedRepository[App, AppId]):
         return await self._page(self._where(tenant=tenant), "name", after, limit)
 
     async def delete_app(self, tenant: Tenant, id: AppId) -> None:
-        """Delete an app with its keys, credentials and permits. Raises Failure NOT_FOUND."""
+        """Delete an app with its keys, credentials and permits. Raises Failure NOT_FOUND.
+
+        Which connections it has leased stays: an incident may be of an app that is gone.
+        """
         used = columns_equal(AppKeyUseRow, tenant=tenant) & col(AppKeyUseRow.key_id).in_(_keys_of(tenant, id))
         await self._run(delete(AppKeyUseRow).where(used))
         await self._permits.delete_uses(tenant=tenant, app_id=id)
-        await self._run(delete(LeaseUseRow).where(columns_equal(LeaseUseRow, tenant=tenant, app_id=id)))
         await self._run(delete(ApprovalRow).where(columns_equal(ApprovalRow, tenant=tenant, app_id=id)))
         await self._delete(id, tenant=tenant, id=id)
 

@@ -14,6 +14,7 @@ from evergrant_server.store.database import columns
 _ACCESS_WORDS = (
     *("access", "app", "approval", "credential", "integration", "issuer", "key", "permit"),
     *("person", "role", "session"),
+    *("admin_login", "client_login", "delegation_rule", "oauth_client", "tenant", "trusted_issuer"),
 )
 ACCESS_CONDITION = "({})".format(" OR ".join(f"action LIKE '{word}.%'" for word in _ACCESS_WORDS))
 

@@ -70,6 +70,9 @@ from evergrant_server.store.oauth.requests import (
 from evergrant_server.store.outbox import Outbox
 from evergrant_server.store.people.people import AdminLogins, PersonLogins, PersonSessions
 from evergrant_server.store.provider_events import Introspections, Receivers
+from evergrant_server.store.questions.detections import AppActivities, Detections
+from evergrant_server.store.questions.evidence import EvidenceCounts
+from evergrant_server.store.questions.questions import PersonalFacts, Questions, Uses
 from evergrant_server.store.root_keys import WrappedRoots
 from evergrant_server.store.rotation.connection_keys import ConnectionKeyRotation
 from evergrant_server.store.rotation.processes import Processes
@@ -171,6 +174,12 @@ class Transaction:
     account_identifiers = _with_ring(AccountIdentifiers)
     introspections = _with_connection(Introspections)
     idempotency = _with_sealer(Idempotency)
+    questions = _with_connection(Questions)
+    evidence = _with_connection(EvidenceCounts)
+    detections = _with_connection(Detections)
+    app_activities = _with_connection(AppActivities)
+    uses = _with_connection(Uses)
+    personal_facts = _with_connection(PersonalFacts)
     checkpoints = _with_sealer(AuditCheckpoints)
     processes = cached_property(lambda tx: Processes(tx.connection, tx.now))
     root_moves = cached_property(lambda tx: RootMoves(tx.connection, tx.ring, tx.now))

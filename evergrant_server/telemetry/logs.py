@@ -39,6 +39,7 @@ class LogEvent(StrEnum):
     CHECKPOINT_FAILED = "checkpoint failed"
     COMMIT_WAITS = "commit waits"
     CREDENTIAL_ECHOED = "credential echoed"
+    DETECTED = "detected"
     DISCOVERY_FAILED = "discovery failed"
     ENSURE_FRESH_FAILED = "ensure_fresh failed"
     FOREIGN_ACTIVITY = "foreign activity"

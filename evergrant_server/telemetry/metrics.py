@@ -99,6 +99,9 @@ BULK_READS = _meter.create_counter(
     "{alarm}",
     "apps that leased many connections within an hour (lease), and exports (export)",
 )
+DETECTIONS = _meter.create_counter(
+    "evergrant.detection.count", "{detection}", "what workers noticed in the audit log, by its kind"
+)
 _unreadable = _meter.create_counter(
     "evergrant.store.unreadable", "{row}", "rows that a list or a pass left out because they can't be read"
 )

@@ -18,6 +18,7 @@ from activities.consents.first_tokens import ClientGrantActivities, DeviceActivi
 from activities.consents.import_export import ExportActivities
 from activities.consents.login import LoginActivities
 from activities.decisions import DecisionActivities, PermitReviewActivities
+from activities.detection import DetectionActivities
 from activities.erasure import ErasureActivities
 from activities.grants import GrantServices
 from activities.grants.late_tokens import LateTokenActivities
@@ -37,6 +38,7 @@ from activities.oauth import ClientDocumentActivities
 from activities.people import PersonLoginActivities
 from activities.provider_events import IntrospectionActivities, ReceiverKeysActivities
 from activities.pruning import Periods, Pruning
+from activities.questions import QuestionActivities
 from activities.reconcile import ReconcileActivities
 from activities.single_use.intent import CriticalSections
 from activities.single_use.journal_replay import JournalReplayer, Replay
@@ -110,6 +112,8 @@ def build_worker_parts(
         PermitReviewActivities(store, clock, settings.unused_permit_after).review_permits,
         AgentStopActivities(store, clock).advance_agent_stop,
         ErasureActivities(store, platform.link, clock).advance_erasure,
+        QuestionActivities(store, clock).answer_question,
+        DetectionActivities(store, clock, settings.detection_rules).detect_patterns,
         incidents.advance_incident,
         keys.advance_key_rotation,
         keys.rotate_due_keys,

@@ -102,7 +102,9 @@ async def _any_app(request: Request, _: Annotated[object, Depends(bearer_scheme)
     caller = await authenticated(api, request)
     await api.limits.count_request(request.scope, caller.app)
     require_known_query(request)
-    return ApiCall.of(api, request, caller)
+    call = ApiCall.of(api, request, caller)
+    request.app.state.networks.note(call)
+    return call
 
 
 async def authenticated(api: ApiContext, request: Request, further_origins: Collection[str] = ()) -> Caller:
@@ -155,6 +157,10 @@ async def _admin_command(call: AdminCall, key: _Key = None) -> ApiCall:
     return replace(call, key=key)
 
 
+async def _auditor_command(call: AuditorCall, key: _Key = None) -> ApiCall:
+    return replace(call, key=key)
+
+
 async def _export_command(call: ExportCall, key: _Key = None) -> ApiCall:
     return replace(call, key=key)
 
@@ -162,4 +168,5 @@ async def _export_command(call: ExportCall, key: _Key = None) -> ApiCall:
 ApiDep = Annotated[ApiContext, Depends(api_context)]
 Command = Annotated[ApiCall, Depends(_command)]
 AdminCommand = Annotated[ApiCall, Depends(_admin_command)]
+AuditorCommand = Annotated[ApiCall, Depends(_auditor_command)]  # for what is made to be read
 ExportCommand = Annotated[ApiCall, Depends(_export_command)]

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 from evergrant_server.api.http.models import Page
@@ -17,6 +18,11 @@ ViewT = TypeVar("ViewT")
 
 _TAG_BYTES = 16
 _MAX_LENGTH = 2048
+
+
+def moment_place(at: datetime, id: str) -> str:
+    """The place of a row in a list by moment and id."""
+    return f"{at.isoformat()}/{id}"
 
 
 class Listing:
@@ -45,6 +51,14 @@ class Listing:
     def cursor_after(self, place: str) -> str:
         body = place.encode()
         return base64.urlsafe_b64encode(self._tag(body) + body).decode().rstrip("=")
+
+    @property
+    def after_moment(self) -> tuple[datetime, str] | None:
+        """The place after which the page begins, in a list by `moment_place`."""
+        if self.after is None:
+            return None
+        at, _, id = self.after.partition("/")
+        return datetime.fromisoformat(at), id
 
     def _decode(self, cursor: str) -> str:
         padded = cursor[:_MAX_LENGTH] + "=" * (-len(cursor) % 4)

@@ -3,9 +3,6 @@
 A job is an activity with a run of its own, of the generic workflow (`workflows.jobs`). Workflows read a
 row's limits here; workers the turns; the relay, the API and the schedules how a job is started. A name is a
 contract: it stands in histories, in workflow ids and in the outbox. Add, never rename.
-
-A failure of the provider, the client or the subject comes back as a result, so that `core` decides about it.
-What an activity raises is the platform's own trouble, which Temporal retries.
 """
 
 import hashlib
@@ -23,6 +20,7 @@ from evergrant_server.core.messages import (
     integrations,
     keys,
     maintenance,
+    questions,
 )
 from evergrant_server.core.messages.names import WORKFLOW_OF_PREFIX
 from evergrant_server.core.messages.work import (
@@ -41,24 +39,6 @@ from evergrant_server.core.single_use.attempt import LIMITS
 _JUDGE_AND_COMMIT = timedelta(seconds=30)
 PROVIDER_TIMEOUT = LIMITS.send + LIMITS.answer + _JUDGE_AND_COMMIT  # a critical section is never cut
 
-
-def _of_tenant(request: Any) -> TurnKey:
-    return TurnKey(request.tenant)
-
-
-def _of_integration(request: Any) -> TurnKey:
-    return TurnKey(request.tenant, request.integration_id or "")
-
-
-def _of_webhook(request: Any) -> TurnKey:
-    return TurnKey(request.tenant, request.webhook_id)
-
-
-def _of_installation(request: Any) -> TurnKey:
-    """A pass over all tenants takes a turn of none of them."""
-    return TurnKey("")
-
-
 # after a missed heartbeat the next worker decides about the attempt of the one that died
 _PROVIDER = Limits(PROVIDER_TIMEOUT, heartbeat=SECOND * 5)
 _STORE = Limits(SECOND * 20, first_wait=SECOND / 2)
@@ -71,7 +51,7 @@ EXCHANGE_CODE = Activity(
     m.GrantResult,
     _PROVIDER,
     lambda request: f"code of {request.consent_id}",
-    _of_integration,
+    TurnKey.of_integration,
 )
 REQUEST_CLIENT_GRANT = Activity(
     "request_client_grant",
@@ -79,7 +59,7 @@ REQUEST_CLIENT_GRANT = Activity(
     m.GrantResult,
     _PROVIDER,
     lambda request: f"for {request.consent_id}",
-    _of_integration,
+    TurnKey.of_integration,
 )
 POLL_DEVICE_TOKEN = Activity(
     "poll_device_token",
@@ -87,7 +67,7 @@ POLL_DEVICE_TOKEN = Activity(
     m.GrantResult,
     _PROVIDER,
     lambda request: f"for {request.consent_id}",
-    _of_integration,
+    TurnKey.of_integration,
 )
 REFRESH_GRANT = Activity(
     "refresh_grant",
@@ -97,7 +77,7 @@ REFRESH_GRANT = Activity(
     lambda request: (
         f"from generation {request.generation}" + (" if leased" if request.only_if_leased else "")
     ),
-    _of_integration,
+    TurnKey.of_integration,
 )
 VERIFY_LATE_TOKENS = Activity(
     "verify_late_tokens",
@@ -105,7 +85,7 @@ VERIFY_LATE_TOKENS = Activity(
     m.GrantResult,
     _PROVIDER,
     lambda request: f"of {request.attempt_id}",
-    _of_integration,
+    TurnKey.of_integration,
 )
 LOOK_UP_ACCOUNTS = Activity(
     "look_up_accounts",
@@ -113,10 +93,10 @@ LOOK_UP_ACCOUNTS = Activity(
     m.GrantResult,
     _PROVIDER,
     "which accounts the grant reaches",
-    _of_integration,
+    TurnKey.of_integration,
 )
 REVOKE_GRANT = Activity(
-    "revoke_grant", m.RevokeGrant, m.RevocationResult, _PROVIDER, "at the provider", _of_integration
+    "revoke_grant", m.RevokeGrant, m.RevocationResult, _PROVIDER, "at the provider", TurnKey.of_integration
 )
 REVOKE_REPLACED_GRANTS = Activity(
     "revoke_replaced_grants",
@@ -124,7 +104,7 @@ REVOKE_REPLACED_GRANTS = Activity(
     m.ReplacedRevocationResult,
     _PROVIDER,
     "at the provider",
-    _of_integration,
+    TurnKey.of_integration,
 )
 BEGIN_REVOCATION = Activity[m.BeginRevocation, None](
     "begin_revocation", m.BeginRevocation, None, _STORE, "no lease from here on"
@@ -139,7 +119,7 @@ END_CONSENT = Activity[m.EndConsent, m.GrantResult | None](
     # it revokes late tokens at the provider
     Limits(PROVIDER_TIMEOUT, first_wait=SECOND / 2),
     lambda request: "denied" if request.denied else "deadline passed",
-    _of_integration,
+    TurnKey.of_integration,
 )
 LAPSE_CONSENT = Activity(
     "lapse_consent",
@@ -160,7 +140,7 @@ CHECK_DEFINITION = Activity(
     integrations.DefinitionResult,
     Limits(MINUTE * 3, heartbeat=SECOND * 10),
     "schema, hosts, endpoints",
-    _of_tenant,
+    TurnKey.of_tenant,
 )
 APPLY_DEFINITION_DECISION = Activity(
     "apply_definition_decision",
@@ -215,7 +195,7 @@ DELIVER_WEBHOOKS = Activity(
     maintenance.DeliveryRound,
     Limits(MINUTE * 3, heartbeat=SECOND * 10, longest_wait=MINUTE),
     "one round of deliveries",
-    _of_webhook,
+    TurnKey.of_webhook,
     urgent=False,
 )
 
@@ -244,7 +224,7 @@ DISCOVER_ENDPOINTS = Job(
     integrations.DiscoveryResult,
     Limits(MINUTE, tries=3),
     lambda request: request.integration_id,
-    _of_integration,
+    TurnKey.of_integration,
     title="endpoints of an integration",
     id_parts=lambda request: (request.tenant, request.integration_id),
 )
@@ -254,7 +234,7 @@ FETCH_RECEIVER_KEYS = Job(
     integrations.ReceiverKeysResult,
     Limits(MINUTE, tries=5),
     lambda request: request.receiver_id,
-    _of_tenant,
+    TurnKey.of_tenant,
     title="keys of a security event transmitter",
     id_parts=lambda request: (request.tenant, request.receiver_id),
 )
@@ -264,7 +244,7 @@ FETCH_ISSUER_KEYS = Job(
     maintenance.IssuerKeysResult,
     Limits(MINUTE, tries=5),
     lambda request: request.issuer_id,
-    _of_tenant,
+    TurnKey.of_tenant,
     title="keys of a trusted issuer",
     id_parts=lambda request: (request.tenant, request.issuer_id),
 )
@@ -274,7 +254,7 @@ PUSH_AUTHORIZATION_REQUEST = Job(
     integrations.PushResult,
     Limits(LIMITS.answer + _JUDGE_AND_COMMIT, heartbeat=SECOND * 5, tries=5),
     lambda request: f"of {request.consent_id}",
-    _of_tenant,
+    TurnKey.of_tenant,
     title="a pushed authorization request",
     # one for each click: a click that follows makes another request
     id_parts=lambda request: (request.tenant, request.consent_id, request.revision),
@@ -287,7 +267,7 @@ REQUEST_TEMPORARY_CREDENTIALS = Job(
     integrations.TemporaryCredentialsResult,
     Limits(MINUTE, tries=2, first_wait=SECOND / 2),
     lambda request: f"for {request.consent_id}",
-    _of_tenant,
+    TurnKey.of_tenant,
     title="temporary credentials before the redirect to the provider",
     id_parts=lambda request: (request.tenant, request.consent_id, request.revision),
 )
@@ -297,7 +277,7 @@ VERIFY_LOGIN = Job(
     integrations.LoginResult,
     Limits(MINUTE, tries=1),  # its code is good for one use; the subject logs in again
     lambda request: f"of {request.consent_id}",
-    _of_tenant,
+    TurnKey.of_tenant,
     title="the subject's login before the redirect to the provider",
     id_parts=lambda request: (request.tenant, request.consent_id, request.revision),
 )
@@ -307,7 +287,7 @@ VERIFY_PERSON = Job(
     integrations.LoginResult,
     Limits(MINUTE, tries=1),  # likewise
     lambda request: f"of {request.login_id}",
-    _of_tenant,
+    TurnKey.of_tenant,
     title="the login of a person who administers",
     id_parts=lambda request: (request.tenant, request.login_id, request.revision),
 )
@@ -317,12 +297,23 @@ READ_CLIENT_DOCUMENT = Job(
     integrations.ClientDocumentResult,
     Limits(MINUTE, tries=2, first_wait=SECOND / 2),
     "metadata document of a client",
-    _of_tenant,
+    TurnKey.of_tenant,
     title="the metadata document of an OAuth client",
     # one for each document, for all who ask for it
     id_parts=lambda request: (
         hashlib.sha256(request.client_id.encode("utf-8", "surrogatepass")).hexdigest(),
     ),
+)
+
+ANSWER_QUESTION = Job(
+    "answer_question",
+    questions.AnswerQuestion,
+    questions.AnswerProgress,
+    Limits(HOUR * 6, heartbeat=SECOND * 20),
+    lambda request: request.question_id,
+    urgent=False,
+    title="answers a question about uses of connections, or about a subject",
+    id_parts=lambda request: (request.tenant, request.question_id),
 )
 
 # --- jobs that recur ----------------------------------------------------------------------
@@ -346,7 +337,7 @@ REREAD_METADATA = Job(
     maintenance.RereadMetadataResult,
     Limits(MINUTE * 30, heartbeat=SECOND * 20, tries=3, first_wait=SECOND * 5),
     "discovered metadata",
-    _of_installation,
+    TurnKey.of_installation,
     title="compares discovered metadata with what issuers publish now",
     recurrence=Recurrence(maintenance.RereadMetadata(), lambda settings: settings.metadata_interval),
 )
@@ -356,7 +347,7 @@ INTROSPECT_GRANTS = Job(
     maintenance.IntrospectGrantsResult,
     Limits(MINUTE * 50, heartbeat=MINUTE * 2, tries=3, first_wait=SECOND * 10),
     "grants that introspection can check",
-    _of_installation,
+    TurnKey.of_installation,
     urgent=False,
     title="introspects grants (RFC 7662) at providers that offer it",
     # a run takes the connections whose turn it is: each comes once in an interval
@@ -385,6 +376,17 @@ ROTATE_DUE_KEYS = Job(
     recurrence=Recurrence(keys.RotateDueKeys(), lambda _: HOUR),
 )
 
+DETECT_PATTERNS = Job(
+    "detect_patterns",
+    questions.DetectPatterns,
+    questions.DetectPatternsResult,
+    Limits(MINUTE * 30, heartbeat=SECOND * 20, tries=3),
+    "audit records since the last pass",
+    urgent=False,
+    title="looks for uses that are unlike those before (EVERGRANT_DETECT_…)",
+    recurrence=Recurrence(questions.DetectPatterns(), lambda settings: settings.detect_interval),
+)
+
 _ROWS: list[Activity[Any, Any]] = [row for row in tuple(globals().values()) if isinstance(row, Activity)]
 ACTIVITIES: Mapping[str, Activity[Any, Any]] = {row.name: row for row in _ROWS}
 JOBS: Mapping[str, Job[Any, Any]] = {row.name: row for row in _ROWS if isinstance(row, Job)}
@@ -394,6 +396,5 @@ def workflow_type_of(workflow_id: str) -> str | None:
     """The type of the only workflow that may run under this id; None when the id isn't Evergrant's."""
     prefix = workflow_id.partition(":")[0]
     job = JOBS.get(prefix)
-    if job is not None and job.id_parts is not None:
-        return job.name
-    return WORKFLOW_OF_PREFIX.get(prefix)
+    is_job = job is not None and job.id_parts is not None
+    return prefix if is_job else WORKFLOW_OF_PREFIX.get(prefix)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from types import UnionType
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from evergrant_server.core.messages.base import Message, RequestMessage
 
@@ -35,10 +35,30 @@ class TurnKey(NamedTuple):
     tenant: str
     part: str = ""
 
+    @classmethod
+    def of_tenant(cls, request: Any) -> "TurnKey":
+        return cls(request.tenant)
+
+    @classmethod
+    def of_integration(cls, request: Any) -> "TurnKey":
+        return cls(request.tenant, request.integration_id or "")
+
+    @classmethod
+    def of_webhook(cls, request: Any) -> "TurnKey":
+        return cls(request.tenant, request.webhook_id)
+
+    @classmethod
+    def of_installation(cls, request: Any) -> "TurnKey":
+        """A pass over all tenants takes a turn of none of them."""
+        return cls("")
+
 
 @dataclass(frozen=True)
 class Activity(Generic[RequestT, ResultT]):
     """One row. `summary` is what the Temporal UI shows of a call.
+
+    A failure of the provider, the client or the subject comes back as a result, so that `core` decides about
+    it. What an activity raises is the platform's own trouble, which Temporal retries.
 
     `turn` None: it calls nobody outside, and a worker's egress refuses to send anything for it. `urgent`
     False: it waits in the task queue behind the others.
@@ -62,6 +82,8 @@ class Intervals(Protocol):
     def metadata_interval(self) -> timedelta: ...
     @property
     def introspection_interval(self) -> timedelta: ...
+    @property
+    def detect_interval(self) -> timedelta: ...
 
 
 @dataclass(frozen=True)

@@ -96,12 +96,14 @@ class AgentStops(AuthenticatedRepository[AgentStop, AgentStopId]):
     async def used_connections(
         self, tenant: Tenant, app_id: AppId, after: str, limit: int
     ) -> list[tuple[ConnectionId, bool]]:
-        """Connections that the app has leased, by id after `after`, and whether another app has too."""
+        """Connections that the app has leased, by id after `after`, and whether another app, which is
+        there, has too."""
         use = aliased(LeaseUseRow)
         shared = exists().where(
             col(use.tenant) == col(LeaseUseRow.tenant),
             col(use.connection_id) == col(LeaseUseRow.connection_id),
             col(use.app_id) != app_id,
+            col(use.app_id).in_(select(col(AppRow.id)).where(columns_equal(AppRow, tenant=tenant))),
         )
         mine = columns_equal(LeaseUseRow, tenant=tenant, app_id=app_id)
         query = (

@@ -49,7 +49,7 @@ _EVIDENCE = tuple(
 )
 _CONNECTION = table_of(ConnectionRow)
 # JSON that may name a subject, in rows that stay while their tenant does
-_NAMING = (
+NAMING = (
     (table_of(ApprovalRow), "body"),
     (table_of(AccessRequestRow), "permit"),
     (table_of(ExportRow), "filters"),
@@ -83,7 +83,7 @@ class PersonalRows(Repository):
     async def erase_subject(self, tenant: Tenant, subject: str) -> Erased:
         """Delete every row that names the subject, but its connections, and what was asked about it."""
         rows = sum((await self._delete_all("subject", tenant, subject)).values())
-        for table, column in _NAMING:
+        for table, column in NAMING:
             naming = await self._naming(table, column, tenant, subject)
             for some in _parts(naming):
                 rows += await self._run(delete(table).where(table.c.tenant == tenant, table.c.id.in_(some)))
@@ -99,7 +99,7 @@ class PersonalRows(Repository):
         """The same of what the subject did, beside its connections."""
         ids = await self._ids(_with("subject", without=(_CONNECTION,)), tenant, "subject", subject)
         return ids + [
-            id for table, column in _NAMING for id in await self._naming(table, column, tenant, subject)
+            id for table, column in NAMING for id in await self._naming(table, column, tenant, subject)
         ]
 
     async def erase_of_tenant(self, tenant: Tenant) -> Erased:

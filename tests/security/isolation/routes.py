@@ -91,6 +91,10 @@ BODIES: dict[str, tuple[Any, ...]] = {
         {"public_key": PUBLIC_KEY, "filters": {"integration": "{integration}", "subject": "{subject}"}},
     ),
     "POST /v1/erasures": ({"subject": "{subject}", "reason": "a test"},),
+    "POST /v1/questions": (
+        {"question": "connection_uses", "connection_id": "{connection_id}"},
+        {"question": "app_reach", "app": "{app}"},
+    ),
     "POST /v1/incidents": (
         {"kind": "breach", "integration": "{integration}", "confirm": "{integration}", "reason": "a test"},
     ),
@@ -152,6 +156,7 @@ CONSOLE_FORMS = {
     "POST /console/requests/{request_id}/deny": {},
     "POST /console/requests/{request_id}/withdraw": {},
     "POST /console/approvals/{approval_id}": {},
+    "POST /console/questions": {"question": "app_reach", "app": "{app}"},
     "POST /console/incidents": {
         **{"kind": "breach", "integration": "{integration}", "confirm": "{integration}", "reason": "a test"}
     },

@@ -16,10 +16,21 @@ from evergrant_server.core.connections.erasure import Erasure, ErasureState, Leg
 from evergrant_server.core.connections.incidents import Incident, IncidentKind
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.export import Export, ExportStatus
-from evergrant_server.core.ids import ErasureId, IncidentId, LegalHoldId, Tenant, is_id, new_id
+from evergrant_server.core.ids import (
+    DetectionId,
+    ErasureId,
+    IncidentId,
+    LegalHoldId,
+    QuestionId,
+    Tenant,
+    is_id,
+    new_id,
+)
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.people.roles import PersonRole
+from evergrant_server.core.questions.detection import Detection, DetectionKind
+from evergrant_server.core.questions.questions import AnswerPage, Question, QuestionKind
 from evergrant_server.core.secret import Secret
 from tests.fakes.api import Api
 from tests.fakes.rows import a_consent, a_definition, a_delegation, a_family, an_approval
@@ -144,6 +155,14 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         holds = [a_hold(tenant, now) for _ in range(2)]
         for hold in holds:
             await tx.legal_holds.add(hold)
+        questions = [a_question(tenant, now) for _ in range(2)]
+        for question in questions:
+            await tx.questions.add(question)
+            page = AnswerPage()
+            for number in range(2):
+                page.add("record", None, {"object": f"of-{tenant}", "number": number})
+            await tx.questions.write_page(question, page, now)
+            await tx.detections.add(a_detection(tenant, now))
     await made("PUT", "/v1/admin-login", {"integration": own["issuer"], "roles": {"auditor": ["board"]}})
     await made("PUT", "/v1/client-login", {"app": own["app"], "integration": own["issuer"]})
     client = {"name": f"of-{tenant}", "redirect_uris": [f"https://{tenant}.example/cb"]}
@@ -168,6 +187,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         "receiver_id": receiver_id,
         "export_id": export.id,
         "erasure_id": min(erasure.id for erasure in erasures),
+        "question_id": min(question.id for question in questions),
         "incident_id": min(incident.id for incident in incidents),
         "hold_id": min(hold.id for hold in holds),
         "delegation_id": min(it.id for it in delegations),
@@ -209,6 +229,26 @@ def a_hold(tenant: Tenant, now: datetime) -> LegalHold:
     id = LegalHoldId(new_id("hld"))
     who = {"kind": TargetKind.SUBJECT, "target": f"held-in-{tenant}", "target_hash": id}
     return LegalHold(tenant=tenant, id=id, **who, by="app:boss", reason="a case", created_at=now)  # type: ignore[arg-type]  # facts of each type
+
+
+def a_question(tenant: Tenant, now: datetime) -> Question:
+    return Question(
+        tenant=tenant,
+        id=QuestionId(new_id("qst")),
+        kind=QuestionKind.SUBJECT,
+        subject=f"asked-about-in-{tenant}",
+        by="app:boss",
+        trace_id="",
+        created_at=now,
+        expires_at=now + timedelta(days=7),
+    )
+
+
+def a_detection(tenant: Tenant, now: datetime) -> Detection:
+    id, facts = DetectionId(new_id("det")), {"network": f"of-{tenant}"}
+    return Detection(
+        tenant=tenant, id=id, kind=DetectionKind.NEW_NETWORK, object=f"app-of-{tenant}", at=now, facts=facts
+    )
 
 
 def _export(tenant: Tenant, now: Any) -> Export:

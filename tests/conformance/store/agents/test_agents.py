@@ -79,6 +79,8 @@ async def test_a_stop_finds_the_connections_that_only_its_agent_has_used(store: 
         used_by_it = await tx.agent_stops.used_connections(ACME, bot.id, "", 5)
         assert used_by_it == [("con_a", False), ("con_b", True)]
         assert await tx.agent_stops.used_connections(ACME, bot.id, "con_a", 5) == [("con_b", True)]
+        await tx.access.delete_app(ACME, other.id)
+        assert await tx.agent_stops.used_connections(ACME, bot.id, "con_a", 5) == [("con_b", False)]
         assert await tx.agent_stops.unfinished(NOW + MINUTE, 5) == [stop]
         ended = stop.model_copy(update={"finished_at": NOW})
         assert await tx.agent_stops.replace(ended, expected=1) == await tx.agent_stops.newest(ACME, bot.id)

@@ -20,7 +20,7 @@ from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.crypto import Sealed
 from evergrant_server.store import Store
 from evergrant_server.store.database.columns import METADATA
-from evergrant_server.store.erasure.rows import _NAMING
+from evergrant_server.store.erasure.rows import NAMING
 from tests.fakes.databases import NOW, files_of, values_in
 
 ACME = Tenant("acme")
@@ -37,17 +37,20 @@ STAYS: dict[str, tuple[str, str]] = {
     "admin_login": (_CONFIGURATION, "groups_claim integration issuer mac roles scopes"),
     "agent_stop": (_STAFF, "after by mac reason"),
     "app": (_CONFIGURATION, "denies mac name purpose return_to sponsor sponsor_app"),
+    "app_activity": (_MACHINES, "before day"),
     "app_assertion": (_MACHINES, "jti_hash"),
     "app_credential": (_CONFIGURATION, "mac method name parameters"),
     "app_key": (_MACHINES, "mac secret_hash"),
     "app_key_use": (_MACHINES, "key_id"),
     "app_token": (_MACHINES, "app_id confirmation mac method secret_hash"),
+    "caller_network": (_MACHINES, "network"),
     "client_login": (_CONFIGURATION, "claim domains integration issuer mac"),
     "definition": (_CONFIGURATION, "decided_by document findings mac name proposed_by reason rollout state"),
     "delegation_rule": (
         _CONFIGURATION,
         "actors audience claim clients domains issuer_id mac name token_type",
     ),
+    "detection_place": (_MACHINES, "shard"),
     "erasure": (_EVIDENCE, "after by hold_id kind mac reason shard state target target_hash"),
     "event_receiver": (
         _CONFIGURATION,
@@ -162,7 +165,7 @@ def _value(table: Table, column: Column[Any], person: Filled) -> Any:
         case LargeBinary():
             return Sealed(place.encode())
         case JSON():
-            goes = any(name in table.c for name in _BY_NAME) or (table, column.name) in _NAMING
+            goes = any(name in table.c for name in _BY_NAME) or (table, column.name) in NAMING
             return {"note": place, "of": {"subject": person.subject if goes else "bob"}}
         case _:
             return place

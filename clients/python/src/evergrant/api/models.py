@@ -125,6 +125,17 @@ class AgentStop:
     finished_at: datetime | None
 
 @dataclass(frozen=True, slots=True)
+class AnswerLine:
+    """A line of an answer. `kind` `use`: what one app was handed of one connection; `export`: an export in
+    that time; `record`: an audit record that is about the subject; else what is stored about it, by the
+    name of its table. No line has a token or a secret.
+    """
+    number: int
+    kind: str
+    connection_id: str | None
+    facts: Facts
+
+@dataclass(frozen=True, slots=True)
 class ApiKey:
     """`live`: the key is accepted. One without `expires_at` is of an earlier version, and isn't.
 
@@ -358,6 +369,16 @@ class Connection:
     differs: Texts | None = None
 
 @dataclass(frozen=True, slots=True)
+class Control:
+    """A control: what it is `shown_by`, and what this tenant can't show (`lacks`). It isn't said that a
+    control is met.
+    """
+    control: str
+    title: str
+    shown_by: tuple[Evidence, ...]
+    lacks: Texts
+
+@dataclass(frozen=True, slots=True)
 class CoveredConnection:
     """A connection that a permit covers."""
     id: str
@@ -450,6 +471,19 @@ class DelegationStop:
     delegations_ended: int
 
 @dataclass(frozen=True, slots=True)
+class Detection:
+    """What was noticed about `object`: an app, a connection, or what a subject authorized. `app` is the name
+    of the app that it is about or that did it; null: none, or one that is gone. `facts` depend on `kind`.
+    """
+    id: str
+    kind: str
+    object: str
+    connection_id: str | None
+    app: str | None
+    at: datetime
+    facts: Facts
+
+@dataclass(frozen=True, slots=True)
 class DeviceCode:
     """The subject enters `user_code` at `verification_uri` (RFC 8628 section 3.2)."""
     user_code: str
@@ -504,6 +538,14 @@ class EventReceiver:
     created_at: datetime
     changed_at: datetime
     revision: int
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What one query says now: `query` is the route and `command` the command that give it whole."""
+    what: str
+    query: str
+    command: str
+    answer: Facts
 
 @dataclass(frozen=True, slots=True)
 class ExplainedLink:
@@ -570,6 +612,15 @@ class Finding:
     check: str
     level: str
     detail: str
+
+@dataclass(frozen=True, slots=True)
+class FrameworkEvidence:
+    """The evidence for a framework at one moment; counts of the past are since `since`."""
+    framework: str
+    tenant: str
+    at: datetime
+    since: datetime
+    controls: tuple[Control, ...]
 
 @dataclass(frozen=True, slots=True)
 class Incident:
@@ -958,6 +1009,28 @@ class ProviderVersion:
     revision: int
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """A question and how far its answer is: `connections` and `records` were looked at, `items` are the lines
+    of the answer. It is kept until `expires_at`. `app` is a name, or the id of one that is gone.
+    """
+    id: str
+    question: str
+    connection_id: str | None
+    app: str | None
+    integration: str | None
+    subject: str | None
+    since: datetime | None
+    until: datetime | None
+    by: str
+    state: str
+    connections: int
+    records: int
+    items: int
+    created_at: datetime
+    answered_at: datetime | None
+    expires_at: datetime
+
+@dataclass(frozen=True, slots=True)
 class ReachedPermit(PermitAccess):
     """A permit as `GET /v1/access` shows it, with `words` that say what it means. `covered` has the first ten
     of its `live_connections`, by subject. `stopped_by`: the code with which every request of the app is
@@ -1096,6 +1169,20 @@ class TrustedIssuer:
     created_at: datetime
     changed_at: datetime
     revision: int
+
+@dataclass(frozen=True, slots=True)
+class UnusedConnection:
+    """A connection with a grant, or that waits for its subject, which no app has leased. `used_at` is the
+    last lease, to the hour; null: there was none.
+    """
+    id: str
+    integration: str
+    provider: str
+    subject: str
+    label: str
+    state: str
+    created_at: datetime
+    used_at: datetime | None
 
 @dataclass(frozen=True, slots=True)
 class Webhook:

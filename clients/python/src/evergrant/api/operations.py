@@ -60,7 +60,8 @@ class Operations:
 
     @lists("/v1/access/changes", models.AccessChange)
     def access_changes(self, *, since: datetime | None = None, until: datetime | None = None) -> None:
-        """Changes of apps, keys, permits, approvals, requests for access and integrations, oldest first.
+        """Changes of apps, keys, permits, approvals, requests for access, integrations, issuers, OAuth
+        clients, and of where people and subjects log in, oldest first.
 
         From `since` on, and before `until`, as the audit log has them.
         """
@@ -87,6 +88,12 @@ class Operations:
         addresses aren't recorded.
 
         `permits`: by name what each would become; null removes it. The app's others stay as they are.
+        """
+
+    @lists("/v1/access/unused", models.UnusedConnection)
+    def unused_connections(self, *, since: datetime | None = None) -> None:
+        """Connections that were never used; with `since` those that are older and were not used since then.
+        Sorted by id.
         """
 
     @sends("DELETE", "/v1/admin-login", None)
@@ -247,6 +254,11 @@ class Operations:
         """The newest checkpoint of the installation's log, and that it extends an older one.
 
         Keep it where nobody who administers Evergrant can write.
+        """
+
+    @sends("GET", "/v1/audit/evidence", models.FrameworkEvidence)
+    def evidence(self, framework: str) -> None:
+        """For each control of the framework what this tenant can show now, with the queries, and what not.
         """
 
     @sends("GET", "/v1/audit/proof", models.AuditProof)
@@ -418,6 +430,10 @@ class Operations:
         call nothing, in every process, and open streams are cut within seconds. For an admin, and each app
         of its chain; a whole session for an admin, and the app at its root.
         """
+
+    @lists("/v1/detections", models.Detection)
+    def detections(self, *, kind: str | None = None, since: datetime | None = None) -> None:
+        """What was noticed in the last year, the newest first; from `since` on, or of one `kind`."""
 
     @lists("/v1/erasures", models.Erasure)
     def erasures(self, *, subject: str | None = None) -> None:
@@ -678,6 +694,31 @@ class Operations:
     @lists("/v1/providers/{provider}/versions", models.ProviderVersion)
     def provider_versions(self, provider: str) -> None:
         """The tenant's versions, newest first, with check results and decision."""
+
+    @lists("/v1/questions", models.Question)
+    def questions(self) -> None:
+        """The tenant's questions of the last week, the newest first."""
+
+    @sends("POST", "/v1/questions", models.Question, once=True)
+    def ask_question(
+        self, question: str, *, connection_id: str | None = None, app: str | None = None,
+        integration: str | None = None, subject: str | None = None, since: datetime | None = None,
+        until: datetime | None = None
+    ) -> None:
+        """Have a worker answer a question, page by page; that it was asked is recorded.
+
+        A question. `connection_uses` needs a `connection_id`: who used it. `app_reach` needs an `app`, by its
+        name or its id: what it was handed. `incident` needs `since`: which tokens were handed out. `subject`
+        needs a `subject`: everything about it. Each use happened from `since` on and before `until`.
+        """
+
+    @sends("GET", "/v1/questions/{question_id}", models.Question)
+    def question(self, question_id: str) -> None:
+        """How far an answer is."""
+
+    @lists("/v1/questions/{question_id}/answer", models.AnswerLine)
+    def answer(self, question_id: str) -> None:
+        """The lines of an answer, in their order, as far as they are there."""
 
     @lists("/v1/sessions", models.PersonSession)
     def sessions(self) -> None:

@@ -12,6 +12,14 @@ evergrant proof con_… GET https://api.example.com/me
 evergrant proxy con_… GET /user/repos?per_page=5
 evergrant mcp url tools alice
 evergrant audit con_… -o json
+evergrant audit evidence --framework soc2 > evidence.md
+evergrant detections --kind new_network
+evergrant questions uses con_… --since 2026-05-01T00:00:00
+evergrant questions reach report --since 2026-05-01T00:00:00 --until 2026-06-01T00:00:00
+evergrant questions incident --since 2026-05-03T12:00:00 --integration crm
+evergrant questions subject alice -o json
+evergrant questions ls
+evergrant questions answer qst_…
 evergrant audit key > log.pub
 evergrant audit receipt main-3/17 --out receipt.json
 evergrant audit verify receipt.json --log log.pub --record main-3/17
@@ -129,6 +137,7 @@ evergrant permits ls report
 evergrant permits get report crm
 evergrant permits put report crm --integration crm --action token --subject alice
 evergrant permits rm report crm
+evergrant access unused --since 2026-01-01T00:00:00
 evergrant access explain report con_… read
 evergrant access reach support
 evergrant access report --csv > access.csv

@@ -25,7 +25,7 @@ NOUNS: Mapping[str, tuple[str, str]] = {
         "Commands that a second admin must approve (EVERGRANT_FOUR_EYES), and agents' calls.",
     ),
     "apps": ("apps:apps", "Consumers of Evergrant, their API keys and credentials."),
-    "audit": ("audit:audit", "What happened: records, receipts to check offline, and a witness."),
+    "audit": ("audit:audit", "What happened: records, receipts to check offline, evidence, and a witness."),
     "clients": ("clients:clients", "OAuth clients of the gateway, such as coding agents."),
     "connections": ("connections:connections", "Subjects' grants."),
     "delegations": ("agents:delegations", "Apps that act for one person: who for whom, and its end."),
@@ -46,6 +46,7 @@ NOUNS: Mapping[str, tuple[str, str]] = {
     "permits": ("permits:permits", "What apps may do. A deny wins."),
     "providers": ("providers:providers", "The catalogue, and definitions of your own."),
     "streams": ("streams:streams", "Streams of the audit log to receivers, such as a SIEM."),
+    "questions": ("questions:questions", "Who used what, which tokens were handed out, all of a subject."),
     "subjects": ("erasures:subjects", "Erase a person for good."),
     "webhooks": ("webhooks:webhooks", "Subscriptions to events, and their deliveries."),
 }
@@ -55,6 +56,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "connect": (
         "connections:connect",
         "Begin a connection and print the subject's next step, if there is one.",
+    ),
+    "detections": (
+        "questions:detections",
+        "List what was noticed of uses that are unlike those before, the newest first.",
     ),
     "export": (
         "transfer:export_file",

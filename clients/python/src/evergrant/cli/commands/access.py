@@ -28,6 +28,7 @@ _NAMED = 3  # connections of a permit
 _OTHER = {"expiry": "has ended", "exact_scopes": "insists on a token without more scopes"}
 _SIMULATED = ("app", "since", "judged", "complete", "lost")
 _LOST = ("connection_id", "integration", "subject", "leased_at", "reason", "permit")
+_UNUSED = ("id", "integration", "subject", "label", "state", "created_at", "used_at")
 _CHANGES = ("at", "action", "object", "by", "detail", "before")
 
 access = App(name="access")
@@ -118,6 +119,17 @@ def changes(
     since, until = _in_utc(since), _in_utc(until)
     with options.client() as client:
         show_rows(client.access_changes(since=since, until=until), _CHANGES, options.output)
+
+
+@access.command
+def unused(*, since: datetime | None = None, options: Options = DEFAULTS) -> None:
+    """List connections that were never used; with `--since` those that were not used since then.
+
+    Args:
+        since: A moment, for example 2026-05-01T00:00:00Z; without a zone it is UTC.
+    """
+    with options.client() as client:
+        show_rows(client.unused_connections(since=_in_utc(since)), _UNUSED, options.output)
 
 
 @access.command

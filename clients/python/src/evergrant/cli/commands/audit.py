@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from evergrant.cli.arguments import Seconds, argument_error, read_text, require_audit_extra
+from evergrant.cli.commands.questions import evidence
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.tables import Format, show_one, show_rows
 from evergrant.errors import BadRequest, EvergrantError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from evergrant.audit.notes import VerifierKey
 
 audit = App(name="audit")
+audit.command(evidence)
 
 _RECORDS = ("seq", "shard", "at", "action", "by", "detail")
 _RETRY_S = 1.0

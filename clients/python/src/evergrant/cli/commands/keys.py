@@ -31,9 +31,7 @@ keys = App(name="keys")
 
 verb(keys, "rotations", "key_rotations", "Show how far the newest rotation of each kind is.", _ROTATIONS)
 verb(keys, "secrets", "older_secrets", "Show secrets that were replaced and are still accepted.", _SECRETS)
-verb(
-    keys, "retire-secret", "retire_secret", "Retire an older secret that nothing uses."
-)
+verb(keys, "retire-secret", "retire_secret", "Retire an older secret that nothing uses.")
 verb(keys, "pause", "pause_key_rotation", "Pause the rotation of a kind at the end of its page.")
 verb(keys, "resume", "resume_key_rotation", "Have a paused rotation go on.")
 
