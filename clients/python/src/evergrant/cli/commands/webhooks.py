@@ -1,4 +1,4 @@
-"""`evergrant webhooks` and `streams`: what is sent to receivers of events and of audit records."""
+"""`evergrant webhooks` and `streams`: receivers of events and of audit records, and what they were sent."""
 
 from datetime import timedelta
 from typing import Annotated
