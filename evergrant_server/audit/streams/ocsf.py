@@ -79,7 +79,7 @@ _ACTIVITIES: Mapping[EventClass, Mapping[str, int]] = {
     },
     EventClass.ENTITY_MANAGEMENT: {
         **dict.fromkeys(("created", "imported", "registered", "discovered", "proposed", "installed"), 1),
-        **dict.fromkeys(("exported", "connections_exported", "checked", "tested"), 2),  # Read
+        **dict.fromkeys(("exported", "connections_exported", "checked", "tested", "asked"), 2),  # Read
         **dict.fromkeys(("put", "refreshed", "replaced", "rotated", "secret_rotated"), 3),  # Update
         **dict.fromkeys(("deleted", "erased", "revoked"), 4),  # Delete
         "opened": 1,
@@ -99,7 +99,7 @@ _FAILED = frozenset(
 )
 _ALARMS = frozenset(
     {
-        *(AuditAction.BULK_READ, AuditAction.AUTHORITY_BROKEN, AuditAction.SHARD_LOST),
+        *(AuditAction.BULK_READ, AuditAction.DETECTED, AuditAction.AUTHORITY_BROKEN, AuditAction.SHARD_LOST),
         *(AuditAction.TOKEN_FAMILY_REPLAYED, AuditAction.BREAK_GLASS, AuditAction.SUBJECT_MISMATCH),
         *(AuditAction.ACCOUNT_MISMATCH, AuditAction.SENT_TWICE),
     }
