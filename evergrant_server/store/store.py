@@ -17,9 +17,9 @@ from evergrant_server.crypto import ROOT_PURPOSES, KeyPurpose, KeyRing, Role, Se
 from evergrant_server.store.access import Access
 from evergrant_server.store.agents.agents import Agents, AgentStops
 from evergrant_server.store.agents.delegations import DelegationRules, Delegations
+from evergrant_server.store.audit.checkpoints import AuditCheckpoints
 from evergrant_server.store.audit_streams import AuditStreams, StreamStates
 from evergrant_server.store.authentication import AppCredentials, AppTokens, KeySessions
-from evergrant_server.store.checkpoints import AuditCheckpoints
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
 from evergrant_server.store.connections.connections import Connections
