@@ -60,9 +60,15 @@ class Window(NamedTuple):
             query = query.where(col(AuditRow.at) >= self.since)
         if self.until is not None:
             query = query.where(col(AuditRow.at) < self.until)
-        if self.actions:
-            query = query.where(col(AuditRow.action).in_([action.value for action in self.actions]))
+        if (named := self.is_of_actions) is not None:
+            query = query.where(named)
         return query.where(text(ACCESS_CONDITION)) if self.access_only else query
+
+    @property
+    def is_of_actions(self) -> ColumnElement[bool] | None:
+        """True for records of its actions; None: of every action."""
+        named = [action.value for action in self.actions]
+        return col(AuditRow.action).in_(named) if named else None
 
 
 ALL = Window()
@@ -124,6 +130,7 @@ async def page(
     if object is not None and not window.access_only:
         start = None if after is None else _place_after(after)
         bounds = {"since": window.since, "until": window.until, "after": start}
+        bounds["where"] = window.is_of_actions
         rows = await records_about(
             tx, [*table_of(AuditRow).c], tenant, object, limit=limit, newest_first=newest_first, **bounds
         )
