@@ -27,6 +27,7 @@ from evergrant_server.store.connections.consents import Consents
 from evergrant_server.store.connections.context_rows import ContextRowsOf
 from evergrant_server.store.connections.grants import Grants
 from evergrant_server.store.connections.histories import Histories
+from evergrant_server.store.connections.incidents import IncidentItems, Incidents
 from evergrant_server.store.connections.narrowed_tokens import NarrowedTokens
 from evergrant_server.store.connections.proof_keys import ProofKeys
 from evergrant_server.store.connections.replaced_grants import ReplacedGrants
@@ -48,7 +49,6 @@ from evergrant_server.store.erasure.orders import Erasures, LegalHolds
 from evergrant_server.store.erasure.rows import PersonalRows
 from evergrant_server.store.exports import Exports
 from evergrant_server.store.idempotency import Idempotency
-from evergrant_server.store.incidents import IncidentItems, Incidents
 from evergrant_server.store.integrations.definitions import Definitions
 from evergrant_server.store.integrations.destinations import Destinations
 from evergrant_server.store.integrations.integrations import Integrations

@@ -15,21 +15,12 @@ from evergrant_server.core.agents.delegations import Reach
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import AccountOption, FollowUp
-from evergrant_server.core.connections.incidents import (
-    Incident,
-    IncidentItem,
-    IncidentKind,
-    IncidentState,
-    ItemOutcome,
-    ItemStep,
-)
 from evergrant_server.core.decisions import AccessRequest, AccessRequestKind
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import (
     AccessRequestId,
     ConnectionId,
     DetectionId,
-    IncidentId,
     KeyRotationId,
     QuestionId,
     new_id,
@@ -41,6 +32,7 @@ from evergrant_server.core.messages.keys import KeyRotationProgress, KeyRotation
 from evergrant_server.core.messages.names import key_rotation_workflow_id
 from evergrant_server.core.messages.questions import AnswerQuestion
 from evergrant_server.core.questions.detection import Detection, DetectionKind
+from tests.e2e.pages.filled_incidents import fill_incidents
 from tests.fakes.api import TENANT, Api
 from tests.fakes.rows import a_delegation
 
@@ -95,7 +87,7 @@ async def fill(api: Api) -> Filled:
         removal,
         key_id,
         call,
-        await _incidents(api, (told, choosing, failing, pending)),
+        await fill_incidents(api, (told, choosing, failing, pending), NOON),
         uses,
         about,
     )
@@ -145,55 +137,6 @@ async def _questions(api: Api, key: str, told: Connection) -> tuple[str, str]:
             )
             await tx.detections.add(detection)
     return ids[0], ids[1]
-
-
-async def _incidents(api: Api, connections: Iterable[Connection]) -> str:
-    """One that waits for a provider, of these connections, and a drill that is done; the id of the first."""
-    outcomes = (ItemOutcome.CONFIRMED, ItemOutcome.NOT_SUPPORTED, ItemOutcome.UNKNOWN, None)
-    begun, facts = (
-        NOON - timedelta(minutes=9),
-        {"tenant": TENANT, "kind": IncidentKind.BREACH, "by": "app:console"},
-    )
-    incident = Incident.model_validate(
-        {
-            **facts,
-            "id": new_id("inc"),
-            "reason": "INC-2291",
-            "state": IncidentState.WORKING,
-            "created_at": begun,
-            "waits_until": begun + timedelta(days=1),
-            "selected": 1_204,
-            "ended": 1_187,
-            "outcomes": {"confirmed": 1_102, "not_supported": 61, "unknown": 24},
-        }
-    )
-    drill = incident.__replace__(
-        id=IncidentId(new_id("inc")),
-        integration="crm",
-        reason="the drill of March",
-        state=IncidentState.DONE,
-        selected=3,
-        ended=3,
-        outcomes={"confirmed": 3},
-        created_at=begun - timedelta(days=12),
-        finished_at=begun - timedelta(days=12),
-    )
-    async with api.worker.write() as tx:
-        await tx.incidents.add(incident)
-        await tx.incidents.add(drill)
-        for connection, outcome in zip(connections, outcomes, strict=True):
-            item = IncidentItem(
-                tenant=TENANT,
-                incident_id=incident.id,
-                connection_id=connection.id,
-                integration=connection.integration,
-                provider=connection.provider,
-                used_at=NOON - timedelta(hours=2),
-                step=ItemStep.TOLD if outcome is None else ItemStep.ENDED,
-                outcome=outcome,
-            )
-            await tx.incident_items.add(item)
-    return incident.id
 
 
 def _rotations(api: Api) -> None:
