@@ -42,7 +42,7 @@ class Mapped(NamedTuple):
 
 OTHER = 99
 _CLASSES: Mapping[EventClass, frozenset[str]] = {
-    EventClass.API_ACTIVITY: frozenset({"lease", "tokens", "proxy", "callback", "detection"}),
+    EventClass.API_ACTIVITY: frozenset({"lease", "tokens", "proxy", "callback", "question"}),
     EventClass.USER_ACCESS: frozenset(
         {
             *("permit", "access", "approval", "call_approval", "consent", "authorization"),
@@ -57,14 +57,14 @@ _CLASSES: Mapping[EventClass, frozenset[str]] = {
             *("connection", "connections", "grant", "history", "security_event", "security_events"),
             *("integration", "definition", "tenant", "erasure", "legal_hold", "app", "key", "keys"),
             *("credential", "trusted_issuer", "admin_login", "client_login", "oauth_client", "webhook"),
-            *("authority", "audit", "audit_stream", "question"),
+            *("authority", "audit", "audit_stream", "incident", "detection"),
         }
     ),
 }
 _CLASS_OF_WORD = {word: event_class for event_class, words in _CLASSES.items() for word in words}
 _CLASS_OF_ACTION = {AuditAction.KEY_LOGGED_IN: EventClass.AUTHENTICATION}  # whose first word says another
 _ACTIVITIES: Mapping[EventClass, Mapping[str, int]] = {
-    EventClass.API_ACTIVITY: {"issued": 2, "refused": 2, "bulk_read": 2},
+    EventClass.API_ACTIVITY: {"issued": 2, "refused": 2, "bulk_read": 2, "asked": 2},
     EventClass.USER_ACCESS: {
         **dict.fromkeys(
             ("put", "given", "approved", "issued", "granted", "confirmed"), 1
@@ -82,9 +82,11 @@ _ACTIVITIES: Mapping[EventClass, Mapping[str, int]] = {
         **dict.fromkeys(("exported", "connections_exported", "checked", "tested", "asked"), 2),  # Read
         **dict.fromkeys(("put", "refreshed", "replaced", "rotated", "secret_rotated"), 3),  # Update
         **dict.fromkeys(("deleted", "erased", "revoked"), 4),  # Delete
+        "opened": 1,
         "enabled": 8,
         "disabled": 9,
         "activated": 10,
+        "paused": 12,
     },
 }
 _OF_REFUSED = {EventClass.AUTHENTICATION: {"token": 3, "subject": 1, "person": 1}}  # what was tried
@@ -132,7 +134,7 @@ def mapped(action: AuditAction, detail: Mapping[str, Any] = {}) -> Mapped:
 
 
 def severity_of(action: AuditAction) -> int:
-    if action in _ALARMS:
+    if action in _ALARMS or action.startswith("detection."):
         return _HIGH
     return _MEDIUM if mapped(action).failed else _INFORMATIONAL
 
