@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from temporalio.testing import ActivityEnvironment
-
-from activities.questions import QuestionActivities
 from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.agents.delegations import Reach
@@ -20,9 +17,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import (
     AccessRequestId,
     ConnectionId,
-    DetectionId,
     KeyRotationId,
-    QuestionId,
     new_id,
 )
 from evergrant_server.core.integrations import Integration, IntegrationState
@@ -30,9 +25,8 @@ from evergrant_server.core.key_rotation import RotationCommand, RotationKind, Ro
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.keys import KeyRotationProgress, KeyRotationStart
 from evergrant_server.core.messages.names import key_rotation_workflow_id
-from evergrant_server.core.messages.questions import AnswerQuestion
-from evergrant_server.core.questions.detection import Detection, DetectionKind
 from tests.e2e.pages.filled_incidents import fill_incidents
+from tests.e2e.pages.filled_questions import questions_of
 from tests.fakes.api import TENANT, Api
 from tests.fakes.rows import a_delegation
 
@@ -76,7 +70,7 @@ async def fill(api: Api) -> Filled:
     _at(api, NOON)
     _rotations(api)
     call = await _agent(api, key, told)
-    uses, about = await _questions(api, key, told)
+    uses, about = await questions_of(api, key, told, NOON)
     return Filled(
         key,
         told.id,
@@ -91,52 +85,6 @@ async def fill(api: Api) -> Filled:
         uses,
         about,
     )
-
-
-async def _questions(api: Api, key: str, told: Connection) -> tuple[str, str]:
-    """One about uses and one about a subject, answered; one that is being answered; and what was noticed."""
-    used = {"integration": told.integration, "subject": told.subject, "label": told.label}
-    await api.post("/v1/lease", key, used)
-    await api.parts.ledger.stop()  # last uses are written with the last batch
-    await api.parts.ledger.start()
-    ids: list[str] = []
-    for body in (
-        {"question": "connection_uses", "connection_id": told.id},
-        {"question": "subject", "subject": told.subject},
-        {"question": "incident", "since": "2026-03-18T09:00:00Z", "integration": "crm"},
-    ):
-        ids.append((await api.post("/v1/questions", key, body)).json()["id"])
-    worker = QuestionActivities(api.worker, api.clock)
-    for id in ids[:2]:
-        request = AnswerQuestion(
-            tenant=TENANT, question_id=QuestionId(id), context=RequestContext(by="app:console")
-        )
-        await ActivityEnvironment().run(worker.answer_question, request)
-    app = await api.app_named("crm-sync")
-    found = (
-        (DetectionKind.BULK_READS, {"connections": 412, "usual": 36}, None),
-        (DetectionKind.AFTER_SILENCE, {"used_before": "2025-11-02T08:00:00+00:00", "days": 136}, told.id),
-        (
-            DetectionKind.REPEATED_REFUSALS,
-            {"refused": 140, "codes": {"not_found": 139}},
-            None,
-        ),
-        (DetectionKind.NEW_NETWORK, {"network": "203.0.113.0/24"}, None),
-    )
-    async with api.worker.write() as tx:
-        for hours, (kind, facts, connection) in enumerate(found):
-            detection = Detection(
-                tenant=TENANT,
-                id=DetectionId(new_id("det")),
-                kind=kind,
-                object=connection or app.id,
-                connection_id=connection,
-                app_id=app.id,
-                at=NOON - timedelta(hours=hours),
-                facts=facts,
-            )
-            await tx.detections.add(detection)
-    return ids[0], ids[1]
 
 
 def _rotations(api: Api) -> None:
