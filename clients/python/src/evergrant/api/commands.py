@@ -156,10 +156,9 @@ class ApiMethods(Operations):
         client_key: Mapping[str, str] | None = None,
         overlap: timedelta | None = None,
     ) -> Call[Integration]:
-        """Put a new secret, or a new `client_key` to sign with, first; the previous one is tried too for
-        `overlap` (None: a day)."""
-        key = None if client_key is None else dict(client_key)
-        body = without_none(client_secret=client_secret, client_key=key, overlap_s=seconds_or_none(overlap))
+        """Put a new secret or signing key first; the one before is tried too for `overlap` (None: a day)."""
+        secrets = without_none(client_secret=client_secret, client_key=client_key and dict(client_key))
+        body = {**secrets, **without_none(overlap_s=seconds_or_none(overlap))}
         return post(path_of("integrations", name, "rotate-secret"), object_parser(Integration), body)
 
     @built
