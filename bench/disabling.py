@@ -32,6 +32,7 @@ from tests.fakes.ports import free_port
 PROCESSES = 5
 _CONNECTIONS = 20
 _CALLERS = 16  # in each process
+_LEASED = b"leased\n"  # what a process says of its first lease
 _LOAD_S = 2.0  # before the app is disabled
 
 
@@ -80,7 +81,8 @@ class _Crowd:
             assert child.stdin is not None
             child.stdin.write(_claims(self.ready, app))
         for child in self.children:
-            await _told(child)  # it leases
+            if (told := await _told(child)) != _LEASED:
+                raise RuntimeError(f"a process leases nothing: {told.decode()}")
         await asyncio.sleep(min(_LOAD_S, bounds.seconds))
         began = perf_counter()
         async with self.store.write() as tx:
@@ -160,10 +162,11 @@ async def lease_flat_out(store: Store, clock: SystemClock, facts: Sequence[Seque
                 await ledger.record(replace(next(claims), at=clock.now()))
             except StaleClaim:
                 return
+            if not leases:
+                print(_LEASED.decode(), end="", flush=True)
             leases, last = leases + 1, perf_counter()
 
     await ledger.start()
-    print("leasing", flush=True)
     await asyncio.gather(*(call() for _ in range(_CALLERS)))
     await ledger.stop()
     return {"leases": leases, "last": last}

@@ -6,11 +6,10 @@ import os
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.processes import python_module, running_process
 from evergrant_server.audit import verify_log
 from evergrant_server.cli.serve import settings_environment
 from evergrant_server.core.audit import AuditAction
@@ -23,8 +22,11 @@ from evergrant_server.wiring.platform import Platform, open_platform
 from tests.e2e.world import COMMAND, run
 from tests.fakes.databases import sqlite_url
 from tests.fakes.patience import PATIENCE_S
+from tests.fakes.platform.compose import Running
+from tests.fakes.platform.docker import answers
 from tests.fakes.platform.installation import admin_key, prepared
 from tests.fakes.platform.observations import TENANT
+from tests.fakes.platform.warm import WarmProcess
 from tests.fakes.ports import free_port
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.rows import an_integration, discovered
@@ -74,10 +76,19 @@ def line(number: int) -> str:
 @asynccontextmanager
 async def api_and_worker(settings: Settings, folder: Path) -> AsyncIterator[list[int]]:
     """Both in processes of their own; yields their process ids."""
-    env = settings_environment(settings)
-    api, worker = (python_module(name, folder, env=env) for name in ("evergrant_server serve", "worker"))
-    async with running_process(api, port=settings.port), running_process(worker, words="worker ready"):
-        yield [int(it.pid_file.read_text().split()[0]) for it in (api, worker)]
+    env = {**os.environ, **settings_environment(settings)}
+    async with AsyncExitStack() as stack:
+        running, pids = dict[str, Running](), list[int]()
+        for name in ("serve", "worker"):
+            log = folder / f"{name}.log"
+            log.write_bytes(b"")
+            child = await WarmProcess.start([name], env, log, log)
+            running[name] = Running(name, child, log)
+            stack.push_async_callback(running[name].stop)
+            pids.append(child.pid)
+        await running["serve"].until(lambda: answers(settings.port))
+        await running["worker"].says("worker ready")
+        yield pids
 
 
 async def test_an_import_whose_processes_are_killed_goes_on_where_it_was(
@@ -110,7 +121,7 @@ async def test_an_import_whose_processes_are_killed_goes_on_where_it_was(
                 async with asyncio.timeout(PATIENCE_S):
                     while (await counts(parts))["connection"] < GRANTS // 4:
                         assert not first.done()
-                        await asyncio.sleep(0.005)
+                        await asyncio.sleep(0.05)
                 for pid in pids:
                     os.killpg(pid, signal.SIGKILL)
                 opened.writelines(lines[BEFORE:])

@@ -34,6 +34,7 @@ from tests.fakes.mtls.apps import client_cert
 from tests.fakes.mtls.proxies import program, proxied
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.compose import ROOT
+from tests.fakes.platform.warm import WarmProcess
 from tests.fakes.ports import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # two servers and two proxies for all of them
@@ -149,14 +150,12 @@ async def _listener(folder: Path, name: str, env: dict[str, str]) -> AsyncIterat
     clean = {key: it for key, it in os.environ.items() if not key.startswith(("EVERGRANT_", "OTEL_"))}
     given = {
         **clean,
-        "PYTHONPATH": str(ROOT),
         "EVERGRANT_DATA_DIR": str(folder),
         "EVERGRANT_TEMPORAL_ADDRESS": "127.0.0.1:9",
         **env,
     }
-    command = [sys.executable, "-m", "evergrant_server", "serve", "--mtls"]
-    with (folder / f"{name}-listener.log").open("wb") as log:
-        child = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=given, stdout=log, stderr=log)
+    log = folder / f"{name}-listener.log"
+    child = await WarmProcess.start(["serve", "--mtls"], given, log, log)
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TextIO
 
 from providers.definition.registry import Registry
 
@@ -37,6 +37,11 @@ _IMPORTED = (
     "evergrant_server.cli.tenants",
     "worker",
 )
+# for the first of these commands that a run needs
+_IMPORTED_FOR = {
+    "db": ("alembic.command", "alembic.config"),
+    "gateway": ("evergrant_server.cli.serve_gateway",),
+}
 
 
 _PYTHON = """#!{python} -IS
@@ -149,17 +154,21 @@ def _serve(path: str) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes away who watches
     while True:
         line, _ = listening.accept()
-        if not os.fork():
-            listening.close()
-            _watch(line)
+        told = line.makefile("rw", encoding="utf-8")
+        if text := told.readline():  # else the test has ended
+            order = json.loads(text)
+            for name in _IMPORTED_FOR.get(order["arguments"][0], ()):
+                importlib.import_module(name)
+            if not os.fork():
+                listening.close()
+                _watch(line, told, order)
+        told.close()
         line.close()
 
 
-def _watch(line: socket.socket) -> NoReturn:
+def _watch(line: socket.socket, told: TextIO, order: dict[str, Any]) -> NoReturn:
     """Run one command in a process of its own, and say its pid and its status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    told = line.makefile("rw", encoding="utf-8")
-    order = json.loads(told.readline())
     if not (pid := os.fork()):
         told.close()
         line.close()
@@ -169,7 +178,7 @@ def _watch(line: socket.socket) -> NoReturn:
     os._exit(0)
 
 
-def _say(told: IO[str], number: int) -> None:
+def _say(told: TextIO, number: int) -> None:
     with contextlib.suppress(BrokenPipeError):  # the test has ended
         print(number, file=told, flush=True)
 
