@@ -20,7 +20,6 @@ from evergrant_server.audit.checkpoints.notes import WitnessKey, hash_lines
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import Failure
 from evergrant_server.egress import Egress
-from evergrant_server.settings import Settings
 from evergrant_server.store.checkpoints import WITNESS, Anchor, SignedTree
 
 _ANSWER_BYTES = 64 * 1024
@@ -85,7 +84,7 @@ class WitnessAnchor:
 class ObjectStoreAnchor:
     """A bucket with object lock (S3): a checkpoint is an object that nobody can delete before its time."""
 
-    def __init__(self, url: str, origin: Callable[[SignedTree], str], every: timedelta, clock: Clock) -> None:
+    def __init__(self, url: str, every: timedelta, clock: Clock) -> None:
         """`s3://BUCKET/PREFIX?days=400&region=…&endpoint=…`. Raises ValueError."""
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
@@ -95,7 +94,7 @@ class ObjectStoreAnchor:
         self.name, self.every = f"store {parts.netloc}", every
         self._bucket, self._prefix = parts.netloc, parts.path.strip("/")
         self._region, self._endpoint = options.get("region"), options.get("endpoint")
-        self._origin, self._clock = origin, clock
+        self._clock = clock
         self._opened: Any = None
 
     async def keep(self, checkpoint: SignedTree, before: Anchor | None, path_from: PathFrom) -> bytes:
@@ -109,7 +108,7 @@ class ObjectStoreAnchor:
         from botocore.exceptions import BotoCoreError, ClientError
 
         folder = f"{self._prefix}/" if self._prefix else ""
-        key = f"{folder}{self._origin(checkpoint)}/{checkpoint.size:019}"
+        key = f"{folder}{_origin_of(checkpoint)}/{checkpoint.size:019}"
         lock = {"ObjectLockMode": "COMPLIANCE", "ObjectLockRetainUntilDate": until}
         try:
             client = self._client()
@@ -191,21 +190,6 @@ async def _posted(egress: Egress, name: str, url: str, body: bytes, kind: str) -
 def _number(text: str) -> int:
     digits = text.strip()
     return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 20 else 0
-
-
-def anchors_of(settings: Settings, egress: Egress, clock: Clock) -> list[AnchorPort]:
-    """The anchors of the settings. Raises ValueError, OSError."""
-    every = settings.audit_anchor_interval
-    anchors: list[AnchorPort] = []
-    for key, url in settings.audit_witnesses:
-        anchors.append(WitnessAnchor(egress, WitnessKey.parse(key), url, every))
-    if settings.audit_store:
-        anchors.append(ObjectStoreAnchor(settings.audit_store, _origin_of, every, clock))
-    if settings.audit_timestamps and settings.audit_timestamps_ca is not None:
-        hourly = max(every, settings.audit_timestamp_interval)
-        stamps = (settings.audit_timestamps, settings.audit_timestamps_ca, hourly)
-        anchors.append(TimestampAnchor(egress, *stamps))
-    return anchors
 
 
 def _origin_of(checkpoint: SignedTree) -> str:

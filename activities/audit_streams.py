@@ -1,8 +1,8 @@
 """Sends audit records to the receivers of streams, at least once: signed, through the egress guard.
 
 A task of its own in each worker, beside Temporal: a batch needs no history, and a lease waits for none of it.
-`audit.streams` says what waits, `core.audit_streams` when a stream goes on after a failure. A stream belongs
-to the worker that has claimed it; its cursors move in the transaction after the receiver's answer.
+`audit.streams.cursors` says what waits, `core.audit_streams` when a stream goes on after a failure. A stream
+belongs to the worker that has claimed it; its cursors move in the transaction after the receiver's answer.
 """
 
 import asyncio
@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 import httpx2
 
-from evergrant_server.audit import streams
-from evergrant_server.audit.formats import EncodedBatch, encode
+from evergrant_server.audit.streams import EncodedBatch, cursors, encode
 from evergrant_server.core.audit import INSTALLATION
 from evergrant_server.core.audit_streams.state import StreamState
 from evergrant_server.core.audit_streams.stream import (
@@ -151,7 +150,7 @@ class AuditStreamSender:
                 self._quiet_at = commits
                 return max(self._interval_s, _IDLE_INTERVAL_S)
             has_installation = self._installation is not None
-            due = await streams.due_streams(tx, self._name, now, installation=has_installation)
+            due = await cursors.due_streams(tx, self._name, now, installation=has_installation)
             await self._report(tx)
             is_quiet = not due and not await tx.stream_states.any_that_time_frees(self._name)
         self._quiet_at = commits if is_quiet else None
@@ -169,7 +168,7 @@ class AuditStreamSender:
         state = StreamState(tenant=INSTALLATION, id=INSTALLATION_STREAM)
         async with self._write() as tx:
             if await tx.stream_states.add(state) and self._installation.begin is StreamBegin.NOW:
-                await streams.begin_at_end(tx, state)
+                await cursors.begin_at_end(tx, state)
         self._has_begun = True
 
     async def _report(self, tx: Transaction) -> None:
@@ -234,7 +233,7 @@ class AuditStreamSender:
         move, and what was sent is sent again.
         """
         async with self._read() as tx:
-            batch = await streams.next_batch(tx, state)
+            batch = await cursors.next_batch(tx, state)
             receiver = await self._receiver(tx, state) if batch is not None else None
         if batch is None:
             await self._replace(state.drained(), state)
@@ -259,7 +258,7 @@ class AuditStreamSender:
         after = waiting.advanced(len(batch.records), outcome.status, now)
         async with self._write() as tx:
             after = await tx.stream_states.replace(after, expected=state.revision)
-            await streams.advance(tx, state.id, batch.ends)
+            await cursors.advance(tx, state.id, batch.ends)
         metrics.count_stream_records("sent", len(batch.records) - outcome.rejected)
         metrics.count_stream_records("rejected", outcome.rejected)
         metrics.count_stream_records("missing", batch.missing)
@@ -319,7 +318,7 @@ class AuditStreamSender:
 def _rejected(format: StreamFormat, reply: bytes) -> int:
     if format is not StreamFormat.OTLP:
         return 0
-    from evergrant_server.audit.formats.otlp import rejected_records
+    from evergrant_server.audit.streams.otlp import rejected_records
 
     return rejected_records(reply)
 

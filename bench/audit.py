@@ -24,6 +24,7 @@ from bench.ledger import lease_claim
 from bench.processes import postgresql
 from evergrant_server import audit
 from evergrant_server.audit.bodies import body_of, canonical_json, format_timestamp
+from evergrant_server.audit.filing import file_leases
 from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts, LeaseRecord
 from evergrant_server.audit.tree import leaf_hash
 from evergrant_server.audit.trees import TreeEnd, begin_tree
@@ -40,7 +41,7 @@ from evergrant_server.store.database.rows import columns_equal
 
 TENANT, SHARD = Tenant("bench"), "bench-1"
 _BATCH = 64  # leases of a commit
-_APPENDED = 50_000  # of each side
+_BATCHES = 800  # of each side
 _PAGE = 4_096  # records of a transaction that fills the log
 
 
@@ -66,55 +67,68 @@ class ChainedLease:
         return hashlib.sha256(f"{record[0]}{place}{record[1]}".encode()).hexdigest()
 
 
-def _append_costs(ring: KeyRing, claims: Sequence[LeaseClaim]) -> dict[str, tuple[float, float]]:
-    """Microseconds for each record, before the lock and under it: of leases in the chain and in the tree, and
-    of other records in both."""
-    traces = [new_id("out")[-8:] * 4 for _ in range(_BATCH)]
-    now, spent, count = SystemClock().now(), dict[str, tuple[float, float]](), 0
-    chained, facts = [ChainedLease(claim) for claim in claims], [LeaseFacts(claim) for claim in claims]
-    entries = [_entry(claim, now) for claim in claims[:1] * _BATCH]
-    previous, end = "0" * 64, TreeEnd.first(ring, TENANT, SHARD)
+class _Appending:
+    """Appends batches to the chain and to the tree, and measures each before the lock and under it."""
 
-    def note(side: str, began: float, locked: float) -> None:
-        before, under = spent.get(side, (0.0, 0.0))
-        spent[side] = before + locked - began, under + perf_counter() - locked
+    def __init__(self, ring: KeyRing, claims: Sequence[LeaseClaim]) -> None:
+        self._ring, self._now = ring, SystemClock().now()
+        self._traces = [new_id("out")[-8:] * 4 for _ in range(_BATCH)]
+        self._chained = [ChainedLease(claim) for claim in claims[:_BATCH]]
+        self._facts = [LeaseFacts(claim) for claim in claims[:_BATCH]]
+        self._entries = [_entry(claim, self._now) for claim in claims[:_BATCH]]
+        self._previous, self._count, self._end = "0" * 64, 0, TreeEnd.first(ring, TENANT, SHARD)
 
-    for _ in range(_APPENDED // _BATCH):  # in turns, so that the machine's load is that of all
-        began = perf_counter()
-        pieces = [chained[n % len(claims)].record(now, traces[n]) for n in range(_BATCH)]
+    def run(self, batches: int) -> dict[str, tuple[float, float]]:
+        """Microseconds for each record, in turns, so that the machine's load is that of all sides."""
+        sides = (self.leases_in_chain, self.leases_in_tree, self.others_in_chain, self.others_in_tree)
+        spent = {side.__name__: [0.0, 0.0] for side in sides}
+        for _ in range(batches):
+            for side in sides:
+                began = perf_counter()
+                locked = side()
+                spent[side.__name__][0] += locked - began
+                spent[side.__name__][1] += perf_counter() - locked
+        each = 1e6 / (batches * _BATCH)
+        return {name: (before * each, under * each) for name, (before, under) in spent.items()}
+
+    def leases_in_chain(self) -> float:
+        """As each of these: returns when the lock was taken."""
+        pieces = [
+            facts.record(self._now, trace) for facts, trace in zip(self._chained, self._traces, strict=True)
+        ]
         locked = perf_counter()
         for piece in pieces:
-            count += 1
-            previous = ChainedLease.hash_behind(piece, previous, count)
-        ring.keyed_hash("audit head", TENANT, SHARD, count, previous)
-        note("leases, chain", began, locked)
+            self._count += 1
+            self._previous = ChainedLease.hash_behind(piece, self._previous, self._count)
+        self._sign_chain()
+        return locked
 
-        began = perf_counter()
-        records = [facts[n % len(claims)].record(now, traces[n]) for n in range(_BATCH)]
-        expected = end.appended(
-            ring, [record.leaf for record in records]
-        )  # both writers do so before the lock
+    def leases_in_tree(self) -> float:
+        records = [
+            facts.record(self._now, trace) for facts, trace in zip(self._facts, self._traces, strict=True)
+        ]
+        expected = self._end, self._end.appended(self._ring, [record.leaf for record in records])
+        locked = perf_counter()  # what both writers append is made before, and compared with the end
+        if expected[0] == self._end:
+            self._end = expected[1]
+        return locked
+
+    def others_in_chain(self) -> float:
         locked = perf_counter()
-        end = expected if expected.size == end.size + len(records) else end
-        note("leases, tree", began, locked)
+        for entry in self._entries:
+            self._count += 1
+            self._previous = chained_hash(entry, self._previous, self._count)
+        self._sign_chain()
+        return locked
 
-        began = locked = perf_counter()
-        for entry in entries:
-            count += 1
-            previous = chained_hash(entry, previous, count)
-        ring.keyed_hash("audit head", TENANT, SHARD, count, previous)
-        note("other records, chain", began, locked)
-
-        began = perf_counter()
-        leaves = [leaf_hash(body_of(entry).encode()) for entry in entries]
+    def others_in_tree(self) -> float:
+        leaves = [leaf_hash(body_of(entry).encode()) for entry in self._entries]
         locked = perf_counter()
-        end = end.appended(ring, leaves)
-        note("other records, tree", began, locked)
-    records_of_each = _APPENDED // _BATCH * _BATCH
-    return {
-        side: (before * 1e6 / records_of_each, under * 1e6 / records_of_each)
-        for side, (before, under) in spent.items()
-    }
+        self._end = self._end.appended(self._ring, leaves)
+        return locked
+
+    def _sign_chain(self) -> None:
+        self._ring.keyed_hash("audit head", TENANT, SHARD, self._count, self._previous)
 
 
 def chained_hash(entry: AuditEntry, previous: str, seq: int) -> str:
@@ -198,6 +212,17 @@ async def measure(kind: str, url: str, key_file: Path, records: int) -> None:
             f" {_peak_mb():.0f} MB after",
             flush=True,
         )
+        began = perf_counter()
+        await file_leases(store)
+        print(f"filed by their objects in {(perf_counter() - began) * 1e6 / verdict.records:.1f} µs each")
+        for object in (None, claims[0].connection_id):
+            for newest_first in (False, True):
+                began = perf_counter()
+                async with store.read() as tx:
+                    page = await audit.page(tx, TENANT, object=object, limit=100, newest_first=newest_first)
+                about = "of a connection" if object else "of the tenant"
+                took = (perf_counter() - began) * 1000
+                print(f"a page of {len(page)} records {about}, newest first {newest_first}: {took:.1f} ms")
     finally:
         await store.close()
 
@@ -206,11 +231,11 @@ async def run(records: int, *, on_postgresql: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="evergrant-bench-") as folder:
         key_file = Path(folder) / "keys.json"
         KeyRing.create(key_file)
-        costs = _append_costs(KeyRing.open(key_file, Role.API), _claims())
+        costs = _Appending(KeyRing.open(key_file, Role.API), _claims()).run(_BATCHES)
         for side, (before, under) in costs.items():
             print(f"{side}: {before:.2f} µs before the lock, {under:.2f} µs under it, for each record")
-        for kind in ("leases", "other records"):
-            share = costs[f"{kind}, tree"][1] / costs[f"{kind}, chain"][1]
+        for kind in ("leases", "others"):
+            share = costs[f"{kind}_in_tree"][1] / costs[f"{kind}_in_chain"][1]
             print(f"{kind}, under the lock: {share:.1%} of the chain", flush=True)
         if on_postgresql:
             async with postgresql() as empty_database:

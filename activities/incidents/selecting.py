@@ -85,14 +85,13 @@ class Selection:
 async def _leased_then(tx: Transaction, incident: Incident) -> _Candidates:
     """The connections of which the next records of the time say that a token was leased, by the app if the
     incident names one."""
-    window = audit.Window(incident.since, incident.until)
+    window = audit.Window(incident.since, incident.until, actions=_LEASES)
     after = incident.after or None
     records = await audit.page(tx, incident.tenant, window=window, after=after, limit=_RECORDS)
     ids = {
         ConnectionId(record.object): None
         for record in records
-        if record.action in _LEASES
-        and (incident.app_id is None or record.detail.get("app") == incident.app_id)
+        if incident.app_id is None or record.detail.get("app") == incident.app_id
     }
     return _Candidates(list(ids), audit.page_cursor(records[-1]) if len(records) == _RECORDS else None)
 

@@ -309,22 +309,23 @@ class ProviderContextLoader:
         return context if key is None else context.with_proof_key(key)
 
     def _clients(self, spec: ProviderSpec, endpoints: Endpoints, client: SealedClient) -> list[OAuthClient]:
-        """The client with the secret to try first, then with the other one, if there is one."""
+        """The client with the secret or key to try first, then with the other one, if there is one."""
         integration, now = client.integration, self._clock.now()
-        secrets = [client.secret()]
+        pairs = [(client.secret(), client.key())]
         if integration.previous_secret_is_usable(now):
-            secrets.append(client.previous_secret())
+            secret, key = client.previous_secret(), client.previous_key()
+            pairs.append((secret or pairs[0][0], key or pairs[0][1]))
         if integration.secret_refused_at is not None:
-            secrets.reverse()
-        key = client.key()
+            pairs.reverse()
         if spec.client_secret_generator is not None:
-            secrets = [generate_client_secret(spec, integration.client_id, integration.params, key, now)]
+            id, params = integration.client_id, integration.params
+            pairs = [(generate_client_secret(spec, id, params, key, now), key) for _, key in pairs]
         certificate = client.certificate()
         auth = client_auth_of(spec, integration)
         audience = assertion_audience(spec, endpoints)
         return [
             OAuthClient(integration.client_id, secret, auth, key, audience, self._clock.now, certificate)
-            for secret in secrets
+            for secret, key in pairs
         ]
 
     def _specs(

@@ -97,7 +97,7 @@ async def named_app(tx: Transaction, scope: Scope) -> App | None:
         return None
     app = await tx.access.app_by_name(scope.tenant, scope.app)
     if app is None:
-        raise Failure(ErrorCode.NOT_FOUND, f"There is no app {scope.app!r}. See: evergrant apps ls")
+        raise Failure(ErrorCode.NOT_FOUND, "There is no such app. See: evergrant apps ls")
     return app
 
 
@@ -106,7 +106,7 @@ async def plan(tx: Transaction, registry: Registry, scope: Scope) -> IncidentPla
     app = await named_app(tx, scope)
     name = scope.integration
     if name is not None and await tx.integrations.by_name(scope.tenant, name) is None:
-        raise Failure(ErrorCode.NOT_FOUND, f"There is no integration {name!r}: evergrant integrations ls")
+        raise Failure(ErrorCode.NOT_FOUND, "There is no such integration. See: evergrant integrations ls")
     app_id = None if app is None else app.id
     since = scope.since or scope.until
     counts = await tx.incident_items.counts(scope.tenant, scope.integration, app_id, scope.since)

@@ -2,10 +2,11 @@
 
 A page ends with a line that names the next one: a file of pages says by itself how far it is, and is gone on
 with after whatever cut it. No page is built in parts: its records are bounded, and the server keeps nothing
-between two pages. Each line is a JSON object of one of three kinds:
+between two pages. Each line is a JSON object of one of four kinds:
 
 - `{"shard": …, "index": …, "hash": …, "body": …}`: a record. `body` is the text that `hash` covers, or null
   where it was erased.
+- `{"receipt": {…}}`: before the records of a shard; the receipt of the last one that a signed head covers.
 - `{"history": {"workflow_id": …, "run_id": …, "events": […], …}}`: a connection's run, where asked.
 - `{"page": {"tenant": …, "at": …, "next": …}}`: the end of a page; `next` is null behind the last line.
 """
@@ -17,9 +18,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
+from evergrant_server.api.audit_proofs import receipt_view
 from evergrant_server.api.http.call import ApiCall, AuditorCall
 from evergrant_server.api.http.models import PageCursor
+from evergrant_server.audit.checkpoints import proofs
 from evergrant_server.audit.records import StoredRecord, following, shard_after
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.problems import invalid_request
 from evergrant_server.store import HistoryExport, Transaction
 
@@ -50,8 +54,7 @@ async def export_audit_log(
     place = (_RECORDS, "", "") if listing.after is None else _place(listing.after)
     async with call.api.store.read() as tx:
         if place[0] == _RECORDS:
-            records, following_place = await _records(tx, call, place, limit)
-            lines = [_record_line(stored) for stored in records]
+            lines, following_place = await _records(tx, call, place, limit)
             if following_place is None and histories:
                 following_place = (_RUNS, "", "")
             runs: Sequence[HistoryExport] = ()
@@ -79,20 +82,39 @@ def _place(text: str) -> Place:
 
 async def _records(
     tx: Transaction, call: ApiCall, place: Place, limit: int
-) -> tuple[list[StoredRecord], Place | None]:
-    """The next records, and behind which place it goes on; None: these were the last."""
-    records: list[StoredRecord] = []
+) -> tuple[list[str], Place | None]:
+    """The lines of the next records, and behind which place it goes on; None: these were the last."""
+    lines: list[str] = []
+    left = limit
     shard = place[1] or await shard_after(tx, call.tenant, None)
     seq, size = int(place[2] or -1), 0
-    while shard is not None and len(records) < limit and size < _MOST_BYTES:
-        page = await following(tx, call.tenant, shard, seq, limit - len(records))
-        records += page
+    while shard is not None and left and size < _MOST_BYTES:
+        if seq < 0:
+            lines += await _receipt_lines(tx, call, shard)
+        page = await following(tx, call.tenant, shard, seq, left)
+        lines += [_record_line(stored) for stored in page]
+        left -= len(page)
         size += sum(len(stored.body or "") for stored in page)
         if page:
             seq = page[-1].record.seq
-        if len(records) < limit and size < _MOST_BYTES:
+        if left and size < _MOST_BYTES:
             shard, seq = await shard_after(tx, call.tenant, shard), -1
-    return records, None if shard is None else (_RECORDS, shard, str(seq))
+    return lines, None if shard is None else (_RECORDS, shard, str(seq))
+
+
+async def _receipt_lines(tx: Transaction, call: ApiCall, shard: str) -> list[str]:
+    """The receipt of the last record that the shard's newest head covers; none where no head is signed
+    yet, or what is stored doesn't lead to it: whoever verifies the export is told so, by the record."""
+    head = await tx.checkpoints.head(call.tenant, shard)
+    if head is None or not head.tree.size:
+        return []
+    try:
+        receipt = await proofs.receipt(tx, call.tenant, shard, head.tree.size - 1)
+    except Failure as failure:
+        if failure.code is not ErrorCode.AUTHORITY_BROKEN:
+            raise
+        return []
+    return [] if receipt is None else [_line({"receipt": receipt_view(receipt).model_dump()})]
 
 
 def _record_line(stored: StoredRecord) -> str:

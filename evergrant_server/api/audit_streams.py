@@ -1,6 +1,6 @@
 """`/v1/audit/streams`: where the tenant's audit records are sent, and how far each stream is. For admins.
 
-Doesn't own sending (a worker's) nor what waits (`audit.streams`).
+Doesn't own sending (a worker's) nor what waits (`audit.streams.cursors`).
 """
 
 import re
@@ -26,7 +26,7 @@ from evergrant_server.api.http.models import (
     View,
     absolute_url,
 )
-from evergrant_server.audit import streams
+from evergrant_server.audit.streams import cursors
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.audit_streams.state import StreamState
 from evergrant_server.core.audit_streams.stream import AuditStream, StreamBegin, StreamFormat, StreamProblem
@@ -188,7 +188,7 @@ async def _add(
     added = await tx.audit_streams.add(stream, secret, body.headers or {})
     await tx.stream_states.add(state)
     if body.begin is StreamBegin.NOW:
-        await streams.begin_at_end(tx, state)
+        await cursors.begin_at_end(tx, state)
     return added
 
 
@@ -259,7 +259,7 @@ async def rotate_audit_stream_secret(name: Slug, call: AdminCommand) -> Response
 async def _view(tx: Transaction, stream: AuditStream) -> AuditStreamView:
     state = await tx.stream_states.get(stream.tenant, stream.id)
     state = state or StreamState(tenant=stream.tenant, id=stream.id)
-    unsent = await streams.backlog(tx, state)
+    unsent = await cursors.backlog(tx, state)
     progress = state.model_dump(
         include={
             *("sent", "sent_at", "failures", "failing_since", "paused_until", "problem", "response_status")

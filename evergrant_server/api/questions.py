@@ -220,9 +220,9 @@ async def list_unused_connections(
     cursor: PageCursor = None,
 ) -> Page[UnusedConnectionView]:
     """Connections that were never used; with `since` those that are older and were not used since then.
-    Sorted by id."""
+    Sorted by id; a page may be short although more follow."""
     listing = call.listing("unused", limit, cursor, since=None if since is None else since.isoformat())
     async with call.api.store.read() as tx:
-        unused = await tx.uses.unused(call.tenant, since, listing.after or "", listing.most)
+        unused, last = await tx.uses.unused(call.tenant, since, listing.after or "", limit)
     views = [UnusedConnectionView(**vars(connection)) for connection in unused]
-    return listing.page(views, unused, lambda connection: connection.id)
+    return Page(items=views, next_cursor=None if last is None else listing.cursor_after(last))

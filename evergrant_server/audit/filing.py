@@ -71,8 +71,8 @@ async def _file_some(tx: Transaction, tenant: str, shard: str) -> bool:
     return until < tree["size"]
 
 
-def queries_about(
-    columns: Sequence[ColumnElement[Any]], tenant: str, object: str
+async def queries_about(
+    tx: Transaction, columns: Sequence[ColumnElement[Any]], tenant: str, object: str
 ) -> list[tuple[Select[Any], Order]]:
     """The queries that together have all records about an object, and the columns that each is sorted by:
     moment, shard, number. For the order of a short tail no database may walk an index of all moments."""
@@ -83,11 +83,16 @@ def queries_about(
     same = [records[name] == filed[name] for name in ("tenant", "shard", "seq")]
     leases = select(*columns).select_from(_FILED).join(_RECORDS, same[0] & same[1] & same[2])
     leases = leases.where(filed.tenant == tenant, filed.object == object)
-    tail = (records.tenant == trees.tenant) & (records.shard == trees.shard) & (records.seq >= trees.filed)
-    newest = select(*columns).select_from(_TREES).join(_RECORDS, tail)
-    newest = newest.where(trees.tenant == tenant, trees.filed < trees.size, of_object, _LEASES)
+    queries: list[tuple[Select[Any], Order]] = [
+        (others, order),
+        (leases, (filed.at, filed.shard, filed.seq)),
+    ]
     unindexed = (func.coalesce(records.at, records.at), records.shard, records.seq)
-    return [(others, order), (leases, (filed.at, filed.shard, filed.seq)), (newest, unindexed)]
+    unfiled = select(trees.shard, trees.filed).where(trees.tenant == tenant, _UNFILED)
+    for tree in await fetch_all(tx.connection, unfiled):
+        tail = (records.shard == tree["shard"]) & (records.seq >= tree["filed"])
+        queries.append((select(*columns).where(of_object, tail, _LEASES), unindexed))
+    return queries
 
 
 async def records_about(
@@ -105,7 +110,7 @@ async def records_about(
 ) -> list[Values]:
     """Rows of the records about an object by moment, shard and number; `columns` has these."""
     rows: list[Values] = []
-    for query, order in queries_about(columns, tenant, object):
+    for query, order in await queries_about(tx, columns, tenant, object):
         if since is not None:
             query = query.where(order[0] >= since)
         if until is not None:

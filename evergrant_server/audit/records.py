@@ -60,9 +60,15 @@ class Window(NamedTuple):
             query = query.where(col(AuditRow.at) >= self.since)
         if self.until is not None:
             query = query.where(col(AuditRow.at) < self.until)
-        if self.actions:
-            query = query.where(col(AuditRow.action).in_([action.value for action in self.actions]))
+        if (named := self.is_of_actions) is not None:
+            query = query.where(named)
         return query.where(text(ACCESS_CONDITION)) if self.access_only else query
+
+    @property
+    def is_of_actions(self) -> ColumnElement[bool] | None:
+        """True for records of its actions; None: of every action."""
+        named = [action.value for action in self.actions]
+        return col(AuditRow.action).in_(named) if named else None
 
 
 ALL = Window()
@@ -124,6 +130,7 @@ async def page(
     if object is not None and not window.access_only:
         start = None if after is None else _place_after(after)
         bounds = {"since": window.since, "until": window.until, "after": start}
+        bounds["where"] = window.is_of_actions
         rows = await records_about(
             tx, [*table_of(AuditRow).c], tenant, object, limit=limit, newest_first=newest_first, **bounds
         )
@@ -196,8 +203,9 @@ async def newest_of_tenant(
 async def count_actions(tx: Transaction, tenant: Tenant, window: Window) -> dict[str, int]:
     """How many records of each action there are."""
     mine = columns_equal(AuditRow, tenant=tenant)
-    counted: Select[Any] = select(col(AuditRow.action), func.count().label("number")).where(mine)
-    rows = await fetch_all(tx.connection, window.narrow(counted).group_by(col(AuditRow.action)))
+    counts: tuple[ColumnElement[Any], ...] = (col(AuditRow.action), func.count().label("number"))
+    counted = window.narrow(select(*counts).where(mine))
+    rows = await fetch_all(tx.connection, counted.group_by(col(AuditRow.action)))
     return {row["action"]: int(row["number"]) for row in rows}
 
 

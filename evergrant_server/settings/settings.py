@@ -313,8 +313,7 @@ class Settings(
     """host:port pairs that may be private or plain http. This opens the egress guard: use it for tests and
     internal servers only."""
     allow_tokens_in_browser: bool = False
-    """Allows the flow `implicit`, which passes the access token through the subject's browser (RFC 9700
-    section 2.1.2 advises against it)."""
+    """Allows the flow `implicit`: the access token passes the subject's browser (against RFC 9700, 2.1.2)."""
     allow_unbound_consent: bool = False
     """Allows the binding `none`: any person who opens a connect link connects their own account. `dev` on a
     loopback address sets it."""

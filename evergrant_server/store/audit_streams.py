@@ -2,7 +2,7 @@
 
 Secrets are sealed by the tenant's intake key: admins make them, workers sign. A stream that the operator's
 settings make has no row of a receiver; its state is the installation's. What waits for a stream is counted in
-`audit.streams`.
+`audit.streams.cursors`.
 """
 
 import json

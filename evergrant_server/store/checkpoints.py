@@ -123,7 +123,7 @@ _TREES, _NODES, _AUDIT = table_of(AuditTreeRow), table_of(AuditNodeRow), table_o
 _OF_INSTALLATION = {"tenant": INSTALLATION, "revision": 1}
 
 
-class Checkpoints:
+class AuditCheckpoints:
     """Within one transaction."""
 
     def __init__(self, connection: DatabaseConnection, sealer: ColumnSealer) -> None:

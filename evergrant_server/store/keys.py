@@ -5,7 +5,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Table, and_, bindparam, func, literal, select
+from sqlalchemy import String, Table, and_, bindparam, func, literal, select
 
 from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, Sealed, SealingKey, open_sealed
 from evergrant_server.store.database import columns
@@ -58,7 +58,7 @@ KEY_BY_ID = _KEY.where(_KEYS.c.id == bindparam("id"))
 # of a tenant with a million connections.
 CURRENT_KEYS = _KEY_COLUMNS.where(
     _KEYS.c.tenant == bindparam("tenant"),
-    _KEYS.c.connection_id.in_((literal(NO_CONNECTION), bindparam("connection_id"))),
+    _KEYS.c.connection_id.in_((literal(NO_CONNECTION), bindparam("connection_id", type_=String()))),
     _KEYS.c.retired_at.is_(None),
 )
 # under which roots tenants' keys stand, and how many

@@ -19,7 +19,7 @@ from evergrant_server.store.agents.agents import Agents, AgentStops
 from evergrant_server.store.agents.delegations import DelegationRules, Delegations
 from evergrant_server.store.audit_streams import AuditStreams, StreamStates
 from evergrant_server.store.authentication import AppCredentials, AppTokens, KeySessions
-from evergrant_server.store.checkpoints import Checkpoints
+from evergrant_server.store.checkpoints import AuditCheckpoints
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
 from evergrant_server.store.connections.connections import Connections
@@ -180,7 +180,7 @@ class Transaction:
     app_activities = _with_connection(AppActivities)
     uses = _with_connection(Uses)
     personal_facts = _with_connection(PersonalFacts)
-    checkpoints = _with_sealer(Checkpoints)
+    checkpoints = _with_sealer(AuditCheckpoints)
     processes = cached_property(lambda tx: Processes(tx.connection, tx.now))
     root_moves = cached_property(lambda tx: RootMoves(tx.connection, tx.ring, tx.now))
     tenant_keys = cached_property(lambda tx: TenantKeyRotation(tx.connection, tx.ring, tx.now))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from activities.agents import AgentStopActivities
-from activities.anchors import anchors_of
+from activities.anchors import AnchorPort, ObjectStoreAnchor, TimestampAnchor, WitnessAnchor
 from activities.audit_log import AuditLogKeeper
 from activities.audit_streams import (
     ANSWER_TIMEOUT_S as STREAM_TIMEOUT_S,
@@ -48,6 +48,8 @@ from activities.support.provider_context import ProviderContextLoader
 from activities.webhooks import ANSWER_TIMEOUT_S, WebhookDeliveryActivities
 from activities.workloads import TrustedIssuerActivities
 from evergrant_server.audit.checkpoints.heads import HeadsLog
+from evergrant_server.audit.checkpoints.notes import WitnessKey
+from evergrant_server.core.clock import Clock
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import LIMITS, AttemptKind, TimeLimits
 from evergrant_server.core.single_use.retry_budget import BreakerRules
@@ -130,6 +132,21 @@ def _audit_log(platform: Platform, egress: Egress) -> AuditLogKeeper:
         raise BadSettings(f"an anchor of the audit log: {error}") from None
     heads = HeadsLog(store, platform.clock, settings.log_name(settings.public_url))
     return AuditLogKeeper(store, platform.clock, heads, anchors, settings.audit_anchor_late)
+
+
+def anchors_of(settings: Settings, egress: Egress, clock: Clock) -> list[AnchorPort]:
+    """The anchors of the settings. Raises ValueError, OSError."""
+    every = settings.audit_anchor_interval
+    anchors: list[AnchorPort] = []
+    for key, url in settings.audit_witnesses:
+        anchors.append(WitnessAnchor(egress, WitnessKey.parse(key), url, every))
+    if settings.audit_store:
+        anchors.append(ObjectStoreAnchor(settings.audit_store, every, clock))
+    if settings.audit_timestamps and settings.audit_timestamps_ca is not None:
+        hourly = max(every, settings.audit_timestamp_interval)
+        stamps = (settings.audit_timestamps, settings.audit_timestamps_ca, hourly)
+        anchors.append(TimestampAnchor(egress, *stamps))
+    return anchors
 
 
 def _grant_activities(

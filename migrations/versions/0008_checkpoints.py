@@ -1,5 +1,7 @@
 """Checkpoints of the audit log: the key that signs them, the newest head of each tree, anchors."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -78,7 +80,7 @@ def _create_tables() -> None:
     )
 
 
-def _tenant_columns(name: str, kind: sa.types.TypeEngine[object]) -> tuple[sa.Column[object], ...]:
+def _tenant_columns(name: str, kind: "sa.types.TypeEngine[Any]") -> "tuple[sa.Column[Any], ...]":
     return (
         sa.Column("tenant", sa.String(), nullable=False),
         sa.Column("revision", sa.Integer(), nullable=False),
@@ -86,7 +88,7 @@ def _tenant_columns(name: str, kind: sa.types.TypeEngine[object]) -> tuple[sa.Co
     )
 
 
-def _signed_columns() -> tuple[sa.Column[object], ...]:
+def _signed_columns() -> "tuple[sa.Column[Any], ...]":
     return (
         sa.Column("note", sa.Text(), nullable=False),
         sa.Column("cose", sa.LargeBinary(), nullable=False),

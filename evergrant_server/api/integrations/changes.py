@@ -18,6 +18,7 @@ from evergrant_server.api.integrations.checks import (
     require_nonempty,
 )
 from evergrant_server.api.integrations.models import IntegrationBody, RotateSecretBody
+from evergrant_server.core.connections.credentials import ClientKey
 from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import IntegrationId, Tenant, new_id
@@ -172,22 +173,25 @@ def _with_registration(
 async def change_client_secret(
     tx: Transaction, before: Integration, body: RotateSecretBody, now: datetime
 ) -> Integration:
-    """Rotate or roll back the client secret. Raises Failure INVALID_REQUEST."""
-    if body.roll_back is (body.client_secret is not None):
-        raise invalid_request("client_secret", "Give either a client secret or roll_back.")
-    stored = await tx.integrations.client_secret(before)
+    """Rotate or roll back the client secret, or the key that signs. Raises Failure INVALID_REQUEST."""
+    if [body.roll_back, body.client_secret is not None, body.client_key is not None].count(True) != 1:
+        raise invalid_request("client_secret", "Give one of a client secret, a client key and roll_back.")
+    new = client_key_of(body) if body.client_secret is None else body.client_secret
+    stored: Secret | ClientKey | None = await tx.integrations.client_secret(before)
+    if isinstance(new, ClientKey) or (stored is None and new is None):
+        stored = await tx.integrations.client_key(before)
     if before.client_auth == ClientAuth.NONE or stored is None:
-        raise invalid_request("client_secret", "A public client has no secret to rotate.")
+        what = "key" if isinstance(new, ClientKey) else "secret"
+        raise invalid_request(f"client_{what}", f"A client without a {what} has none to rotate.")
     after = before.__replace__(changed_at=now)
-    if body.client_secret is None:
+    if new is None:
         return await tx.integrations.restore_previous_secret(after, expected=before.revision)
-    require_nonempty(body.client_secret)
-    if body.client_secret == stored:
+    if isinstance(new, Secret):
+        require_nonempty(new)
+    if new == stored:
         return before  # a repeated request: the overlap stays
     until = now + timedelta(seconds=body.overlap_s)
-    return await tx.integrations.rotate_secret(
-        after, body.client_secret, until=until, expected=before.revision
-    )
+    return await tx.integrations.rotate_secret(after, new, until=until, expected=before.revision)
 
 
 async def retry_failing_connections(

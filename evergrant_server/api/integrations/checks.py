@@ -8,7 +8,7 @@ from datetime import datetime
 
 from evergrant_server.access.context import ApiContext
 from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.integrations.models import IntegrationBody
+from evergrant_server.api.integrations.models import IntegrationBody, RotateSecretBody
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey
@@ -86,7 +86,7 @@ def require_binding_allowed(binding: Binding, api: ApiContext) -> None:
         raise Failure(ErrorCode.INVALID_REQUEST, detail, field="binding", setting=UNBOUND_SETTING)
 
 
-def client_key_of(body: IntegrationBody) -> ClientKey | None:
+def client_key_of(body: IntegrationBody | RotateSecretBody) -> ClientKey | None:
     """The client key of the body. Raises Failure INVALID_REQUEST for one that can't sign."""
     if body.client_key is None:
         return None

@@ -117,9 +117,11 @@ class IntegrationBody(Body):
 
 
 class RotateSecretBody(Body):
-    """Either a new `client_secret`, or `roll_back` to the previous one. `overlap_s` is seconds."""
+    """Either a new `client_secret`, a new `client_key` to sign with, or `roll_back` to the previous one.
+    `overlap_s` is seconds."""
 
     client_secret: StorableSecret | None = None
+    client_key: ClientKeyBody | None = None
     overlap_s: Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)] = 86_400
     roll_back: bool = False
 

@@ -158,13 +158,13 @@ async def _write(
 @router.post("/v1/integrations/{name}/rotate-secret", response_model=IntegrationView)
 @dangerous("another secret than the one that is stored, and the way back")
 async def rotate_client_secret(name: Slug, body: RotateSecretBody, call: Command) -> Response:
-    """Use a new client secret first, and keep the previous one for `overlap_s` seconds.
+    """Use a new client secret or signing key first, and keep the previous one for `overlap_s` seconds.
 
-    Workers repeat a refused request with the other secret, so that no lease fails whichever of the
-    two the provider accepts. `roll_back` makes the previous secret the only one again.
+    Workers repeat a refused request with the other one, so that no lease fails whichever of the
+    two the provider accepts. `roll_back` makes the previous one the only one again.
     """
     call.require_permit(Action.ADMIN, of=await call.integration_target(name))
-    without_secret = body.__replace__(client_secret=None)
+    without_secret = body.__replace__(client_secret=None, client_key=None)
 
     async def rotate(tx: Transaction) -> CommandResponse:
         before = await _require_integration(tx, call, name)
@@ -174,6 +174,7 @@ async def rotate_client_secret(name: Slug, body: RotateSecretBody, call: Command
             facts = {
                 "integration": await integration_facts(tx, call.api.registry, before),
                 "client_secret": fingerprint(call, body.client_secret),
+                "client_key": fingerprint(call, body.client_key and body.client_key.private),
             }
             approved = await use_approval(tx, call, without_secret, facts)
         action = AuditAction.SECRET_ROLLED_BACK if body.roll_back else AuditAction.SECRET_ROTATED

@@ -1,4 +1,4 @@
 """Streams of the audit log to receivers: what one is (`stream`) and how far it is (`state`). Pure.
 
-Doesn't own what a record becomes (`audit.formats`), what waits (`audit.streams`) nor sending (a worker).
+Doesn't own what waits and what a record becomes (`audit.streams`) nor sending (a worker).
 """

@@ -28,7 +28,10 @@ from evergrant_server.store.sealing import ColumnSealer, IntakeRepository, KeyRo
 _SECRET, _PREVIOUS = "sealed_client_secret", "sealed_previous_secret"
 _INITIAL, _MANAGEMENT = "sealed_initial_token", "sealed_registration_token"
 _KEY, _CERTIFICATE = "sealed_client_key", "sealed_client_certificate"
+_PREVIOUS_KEY = "sealed_previous_key"
+_SLOTS = {_SECRET: _PREVIOUS, _KEY: _PREVIOUS_KEY}  # of which a rotation keeps the one before
 _OVER: Values = {"previous_secret_until": None, "secret_refused_at": None}
+_NONE_BEFORE: Values = dict.fromkeys(_SLOTS.values())
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class SealedClient:
     @staticmethod
     def columns(row: Values) -> list[tuple[KeyPurpose, Sealed | None]]:
         """What the keys have to open."""
-        return [(KeyPurpose.INTAKE, row[column]) for column in (_SECRET, _PREVIOUS, _KEY, _CERTIFICATE)]
+        sealed = (_SECRET, _PREVIOUS, _KEY, _PREVIOUS_KEY, _CERTIFICATE)
+        return [(KeyPurpose.INTAKE, row[column]) for column in sealed]
 
     def secret(self) -> Secret | None:
         return self._open(_SECRET)
@@ -52,8 +56,10 @@ class SealedClient:
         return self._open(_PREVIOUS)
 
     def key(self) -> ClientKey | None:
-        text = self._open(_KEY)
-        return None if text is None else ClientKey.from_secret(text)
+        return _key_of(self._open(_KEY))
+
+    def previous_key(self) -> ClientKey | None:
+        return _key_of(self._open(_PREVIOUS_KEY))
 
     def certificate(self) -> ClientCertificate | None:
         text = self._open(_CERTIFICATE) if self.integration.client_certificate_expires_at else None
@@ -90,9 +96,12 @@ class Integrations(
         or NOT_FOUND when changing.
         """
         secrets: dict[str, Secret | None] = {}
-        if client_secret is not None:  # at once, without an overlap: `rotate_secret` is the other way
+        # at once, without an overlap: `rotate_secret` is the other way
+        if client_secret is not None or client_key is not None:
             i = i.__replace__(**_OVER)
-            secrets |= {_SECRET: client_secret, _PREVIOUS: None}
+            secrets |= {_PREVIOUS: None, _PREVIOUS_KEY: None}
+        if client_secret is not None:
+            secrets[_SECRET] = client_secret
         if client_key is not None:
             secrets[_KEY] = client_key.as_secret()
         if client_certificate is not None:
@@ -153,8 +162,7 @@ class Integrations(
 
     async def client_key(self, i: Integration) -> ClientKey | None:
         """Our key at the provider, or None. Raises as `client_secret`."""
-        text = await self._opened(i, _KEY)
-        return None if text is None else ClientKey.from_secret(text)
+        return _key_of(await self._opened(i, _KEY))
 
     async def sealed_client(self, i: Integration) -> SealedClient:
         """Every credential of its client. Raises Failure NOT_FOUND."""
@@ -169,29 +177,38 @@ class Integrations(
         return await self._opened(i, _PREVIOUS)
 
     async def rotate_secret(
-        self, i: Integration, new: Secret, *, until: datetime, expected: int
+        self, i: Integration, new: Secret | ClientKey, *, until: datetime, expected: int
     ) -> Integration:
-        """Put `new` first and keep the secret before it until `until`.
+        """Put `new`, a secret or a signing key, first and keep the one before it until `until`.
 
-        A secret that the provider refuses is not worth keeping: the one before it stays instead.
+        One that the provider refuses is not worth keeping: the one before it stays instead.
         Raises Failure STORE_CONFLICT, NOT_FOUND, SEAL_BROKEN, KEY_UNAVAILABLE.
         """
-        kept = await self._opened(i, _PREVIOUS if i.secret_refused_at is not None else _SECRET)
+        slot = _KEY if isinstance(new, ClientKey) else _SECRET
+        value = new.as_secret() if isinstance(new, ClientKey) else new
+        kept = await self._opened(i, _SLOTS[slot]) if i.secret_refused_at is not None else None
+        kept = await self._opened(i, slot) if kept is None else kept
         after = i.__replace__(previous_secret_until=until if kept else None, secret_refused_at=None)
-        return await self._change(after, expected, **await self._sealed(i, {_SECRET: new, _PREVIOUS: kept}))
+        secrets: dict[str, Secret | None] = {
+            **dict.fromkeys(_SLOTS.values()),
+            slot: value,
+            _SLOTS[slot]: kept,
+        }
+        return await self._change(after, expected, **await self._sealed(i, secrets))
 
     async def restore_previous_secret(self, i: Integration, *, expected: int) -> Integration:
-        """The secret before the rotation is the only one again. Raises as `rotate_secret`, and
+        """The secret or key before the rotation is the only one again. Raises as `rotate_secret`, and
         Failure INVALID_REQUEST when none is kept."""
-        kept = await self._opened(i, _PREVIOUS)
-        if kept is None:
+        kept = {slot: await self._opened(i, previous) for slot, previous in _SLOTS.items()}
+        secrets: dict[str, Secret | None] = {slot: value for slot, value in kept.items() if value is not None}
+        if not secrets:
             raise Failure(ErrorCode.INVALID_REQUEST, "No previous client secret is kept.", field="roll_back")
-        after = i.__replace__(**_OVER)
-        return await self._change(after, expected, **await self._sealed(i, {_SECRET: kept, _PREVIOUS: None}))
+        sealed = await self._sealed(i, secrets)
+        return await self._change(i.__replace__(**_OVER), expected, **sealed, **_NONE_BEFORE)
 
     async def forget_previous_secret(self, i: Integration, *, expected: int) -> Integration:
-        """The current secret is the only one. Raises Failure STORE_CONFLICT, NOT_FOUND."""
-        return await self._change(i.__replace__(**_OVER), expected, **{_PREVIOUS: None})
+        """The current secret or key is the only one. Raises Failure STORE_CONFLICT, NOT_FOUND."""
+        return await self._change(i.__replace__(**_OVER), expected, **_NONE_BEFORE)
 
     async def with_previous_secrets(self, tenant: Tenant, limit: int) -> list[Integration]:
         """Those of the tenant that keep the secret of before a rotation, by name."""
@@ -246,12 +263,12 @@ class Integrations(
         over = and_(
             col(IntegrationRow.previous_secret_until) <= now, col(IntegrationRow.secret_refused_at).is_(None)
         )
-        changes = {_PREVIOUS: None, **_OVER, "revision": IntegrationRow.revision + 1}
+        changes = {**_NONE_BEFORE, **_OVER, "revision": IntegrationRow.revision + 1}
         return await self._run(update(IntegrationRow).where(over).values(changes))
 
     async def delete_client_credentials(self, i: Integration, *, expected: int) -> Integration:
         """Make it a public client: the old secrets, the key and the certificate are gone."""
-        gone = dict.fromkeys((_SECRET, _PREVIOUS, _KEY, _CERTIFICATE))
+        gone = dict.fromkeys((_SECRET, _PREVIOUS, _KEY, _PREVIOUS_KEY, _CERTIFICATE))
         after = i.__replace__(**_OVER, client_certificate_expires_at=None)
         return await self._change(after, expected, **gone)
 
@@ -260,3 +277,7 @@ class Integrations(
         if before is not None:
             columns |= await Destinations(self._connection, self._ring).after_change(before, model)
         return await super()._change(model, expected, **columns)
+
+
+def _key_of(text: Secret | None) -> ClientKey | None:
+    return None if text is None else ClientKey.from_secret(text)

@@ -43,6 +43,7 @@ class IntegrationRow(columns.IdTable, table=True):
     sealed_initial_token: Sealed | None = columns.sealed(columns.BY_INTAKE)
     sealed_registration_token: Sealed | None = columns.sealed(columns.BY_INTAKE)
     sealed_client_key: Sealed | None = columns.sealed(columns.BY_INTAKE)
+    sealed_previous_key: Sealed | None = columns.sealed(columns.BY_INTAKE)  # with the same end as a secret
     sealed_client_certificate: Sealed | None = columns.sealed(columns.BY_INTAKE)
     created_at: datetime = columns.timestamp()
     changed_at: datetime = columns.timestamp()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Index, Select, Table, and_, delete, func, or_, select
+from sqlalchemy import ColumnElement, Index, Select, Table, and_, delete, func, select
 from sqlmodel import Field, ForeignKeyConstraint, col
 
 from evergrant_server.core.ids import ConnectionId, QuestionId, Tenant
@@ -25,6 +25,7 @@ from evergrant_server.store.permits import PermitRow
 
 # a lease's use is written once an hour for each app and connection: the last use may be that much later
 USE_PRECISION = timedelta(hours=1)
+MOST_LOOKED_AT = 1000  # connections, for one page of unused ones
 
 
 class QuestionRow(columns.IdTable, table=True):
@@ -152,6 +153,11 @@ class UnusedConnection:
     created_at: datetime
     used_at: datetime | None
 
+    def is_unused(self, since: datetime | None) -> bool:
+        if since is None:
+            return self.used_at is None
+        return self.created_at < since and (self.used_at is None or self.used_at < since)
+
 
 class Uses(Repository):
     """Which app leased which connection, and when last: to the hour."""
@@ -207,8 +213,9 @@ class Uses(Repository):
 
     async def unused(
         self, tenant: Tenant, since: datetime | None, after: str, limit: int
-    ) -> list[UnusedConnection]:
-        """Connections that haven't ended and that no app has leased since then, or ever (None), by id."""
+    ) -> tuple[list[UnusedConnection], str | None]:
+        """Connections that haven't ended and that no app has leased since then, or ever (None), by id; and
+        the id behind which more may follow, None at the end. Few may be found among those looked at."""
         use, connection = table_of(LeaseUseRow), table_of(ConnectionRow).c
         last = (
             select(func.max(use.c.used_at))
@@ -216,19 +223,19 @@ class Uses(Repository):
             .correlate(table_of(ConnectionRow))
             .scalar_subquery()
         )
-        unused: ColumnElement[bool] = last.is_(None)
-        if since is not None:
-            unused = or_(unused, last < since) & (connection.created_at < since)
         names = ("id", "integration", "provider", "subject", "label", "state", "created_at")
         query = (
             select(*(connection[name] for name in names), last.label("used_at"))
-            .where(connection.tenant == tenant, connection.id > after, unused)
+            .where(connection.tenant == tenant, connection.id > after)
             .where(connection.state.in_(("active", "needs_reauth")))
             .order_by(connection.id)
-            .limit(limit)
+            .limit(MOST_LOOKED_AT)
         )
-        rows = await fetch_all(self._connection, query)
-        return [UnusedConnection(**row) for row in rows]
+        looked_at = [UnusedConnection(**row) for row in await fetch_all(self._connection, query)]
+        unused = [each for each in looked_at if each.is_unused(since)]
+        if len(unused) > limit:
+            return unused[:limit], unused[limit - 1].id
+        return unused, looked_at[-1].id if len(looked_at) == MOST_LOOKED_AT else None
 
     async def apps(self, tenant: Tenant) -> dict[str, str]:
         """The names of the tenant's apps by their ids."""

@@ -16,7 +16,7 @@ from standardwebhooks import Webhook as Judge
 
 from activities.audit_streams import AuditStreamSender, InstallationReceiver, StreamReceiver
 from evergrant_server import audit
-from evergrant_server.audit import streams
+from evergrant_server.audit.streams import cursors
 from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
 from evergrant_server.core.audit_streams.state import MOST_RECORDS, StreamState
 from evergrant_server.core.audit_streams.stream import (
@@ -42,7 +42,7 @@ from tests.fakes.patience import PATIENCE_S, eventually
 ACME, OTHER = Tenant("acme"), Tenant("other")
 SOURCE = "https://evergrant.example"
 SECRET = new_signing_secret(b"a secret of a stream, 32 bytes !")
-FIRST = 1  # the number of a shard's first record
+FIRST = 0  # the number of a shard's first record
 Places = dict[str, list[int]]
 
 
@@ -99,7 +99,7 @@ class Streams:
             stream = await tx.audit_streams.add(stream, SECRET, {"Authorization": Secret("Splunk hush")})
             await tx.stream_states.add(state)
             if now:
-                await streams.begin_at_end(tx, state)
+                await cursors.begin_at_end(tx, state)
         return stream
 
     def sender(self, installation: InstallationReceiver | None = None, **limits: Any) -> AuditStreamSender:

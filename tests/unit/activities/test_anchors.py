@@ -18,7 +18,6 @@ from evergrant.audit.witness import Witness, last_signed, serving
 from moto.server import ThreadedMotoServer
 from rfc3161_client import decode_timestamp_response
 
-from activities import anchors
 from activities.anchors import (
     AnchorError,
     AnchorPort,
@@ -41,10 +40,11 @@ from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store
 from evergrant_server.store.checkpoints import WITNESS, Anchor, SignedTree
+from evergrant_server.wiring.worker_parts import anchors_of
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.timestamps import timestamp_authority
+from tests.unit.activities.timestamps import timestamp_authority
 
 ACME, NAME = Tenant("acme"), "evergrant.example/audit"
 KEY, WITNESS_KEY = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (3, 4))
@@ -135,7 +135,7 @@ def buckets(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def store_anchor(bucket: str, address: str, clock: SetClock) -> ObjectStoreAnchor:
     url = f"s3://{bucket}/evergrant?days=400&region=us-east-1&endpoint={address}"
-    return ObjectStoreAnchor(url, lambda tree: tree.note.partition("\n")[0], EVERY, clock)
+    return ObjectStoreAnchor(url, EVERY, clock)
 
 
 async def test_a_bucket_keeps_each_checkpoint_locked(buckets: str, clock: SetClock):
@@ -159,7 +159,7 @@ async def test_a_bucket_without_lock_keeps_nothing(buckets: str, clock: SetClock
 @pytest.mark.parametrize("url", ["s3:bucket", "https://bucket", "s3://bucket?dayz=3"])
 def test_what_is_no_bucket(url: str, clock: SetClock):
     with pytest.raises(ValueError, match="s3://BUCKET"):
-        ObjectStoreAnchor(url, str, EVERY, clock)
+        ObjectStoreAnchor(url, EVERY, clock)
 
 
 async def test_a_timestamp_is_verified(tmp_path: Path):
@@ -340,5 +340,5 @@ def test_the_anchors_of_the_settings(tmp_path: Path, clock: SetClock):
         audit_witnesses=f"{witness} https://witness.example/",  # type: ignore[arg-type]  # as the environment has it
         audit_store="s3://bucket/evergrant",
     )
-    names = [anchor.name for anchor in anchors.anchors_of(settings, egress_to(), clock)]
+    names = [anchor.name for anchor in anchors_of(settings, egress_to(), clock)]
     assert names == [f"{WITNESS}security.example/w1", "store bucket"]

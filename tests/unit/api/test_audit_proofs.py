@@ -75,7 +75,7 @@ async def test_a_cose_receipt_by_accept(api: Api, log: HeadsLog):
 
 
 async def test_a_checkpoint_extends_an_older_one(api: Api, log: HeadsLog):
-    auditor = await api.app_for("auditor", Action.AUDIT)
+    auditor = await api.app_with("auditor", Action.AUDIT)
     assert (await api.get("/v1/audit/checkpoint", auditor)).status_code == 404, "no worker has signed yet"
     await a_lease(api)
     await log.advance()

@@ -14,6 +14,7 @@ from evergrant_server.audit.erasing import erase_object
 from evergrant_server.audit.filing import file_leases
 from evergrant_server.audit.lease_ledger import LeaseLedger
 from evergrant_server.audit.records import Window
+from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -30,17 +31,25 @@ from tests.unit.audit.test_trees import an_entry
 _FILED, _TREES = table_of(AuditFiledRow), table_of(AuditTreeRow)
 
 
-async def lived(store: Store, ledger: LeaseLedger) -> list[Connection]:
+class Life:
     """Two connections with leases and other records, of which some have the same moment."""
-    connections = [await granted(store, subject=f"s{number}") for number in range(2)]
-    app = await an_app_of(store)
-    for step in range(6):
-        at = NOW + timedelta(seconds=step // 2)
-        for connection in connections:
-            await ledger.record(a_claim(connection, app, at=at))
-        async with store.write() as tx:
-            await audit.append(tx, an_entry(connections[step % 2].id, at=at))
-    return connections
+
+    def __init__(self, store: Store, ledger: LeaseLedger, connections: list[Connection], app: App) -> None:
+        self._store, self._ledger, self.connections, self.app = store, ledger, connections, app
+
+    @classmethod
+    async def of(cls, store: Store, ledger: LeaseLedger) -> "Life":
+        connections = [await granted(store, subject=f"s{number}") for number in range(2)]
+        return cls(store, ledger, connections, await an_app_of(store))
+
+    async def go_on(self) -> None:
+        """Twelve leases, and six other records."""
+        for step in range(6):
+            at = NOW + timedelta(seconds=step // 2)
+            for connection in self.connections:
+                await self._ledger.record(a_claim(connection, self.app, at=at))
+            async with self._store.write() as tx:
+                await audit.append(tx, an_entry(self.connections[step % 2].id, at=at))
 
 
 async def of_object(store: Store, object: str, *, newest_first: bool = False) -> list[AuditRecord]:
@@ -68,17 +77,16 @@ async def filed(store: Store) -> int:
 async def test_the_records_of_an_object_are_the_same_whatever_is_filed(
     store: Store, ledger: LeaseLedger, after: int
 ):
-    for _ in range(max(after, 1)):
-        connections = await lived(store, ledger)
-        if after:
-            await file_leases(store)
-    if after == 3:
-        connections = await lived(store, ledger)  # a tail that isn't filed
+    life = await Life.of(store, ledger)
+    for _ in range(after):
+        await life.go_on()
+        await file_leases(store)
+    await life.go_on()  # a tail that isn't filed
     async with store.read() as tx:
         everything = await audit.page(tx, ACME, limit=500)
-    for connection in connections:
+    for connection in life.connections:
         expected = [record for record in everything if record.object == connection.id]
-        assert len(expected) == 9
+        assert len(expected) == 9 * (after + 1)
         assert await of_object(store, connection.id) == expected
         assert await of_object(store, connection.id, newest_first=True) == expected[::-1]
         async with store.read() as tx:
@@ -93,7 +101,7 @@ async def test_each_lease_is_filed_once_by_workers_that_race(
     store: Store, ledger: LeaseLedger, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(filing, "_AT_ONCE", 2)
-    await lived(store, ledger)
+    await (await Life.of(store, ledger)).go_on()
     ended = await asyncio.gather(*(file_leases(store) for _ in range(3)), return_exceptions=True)
     assert all(error is None or is_conflict(error) for error in ended)
     await file_leases(store)
@@ -120,10 +128,11 @@ async def test_records_that_no_ledger_writes_leave_nothing_to_file(store: Store)
 
 
 async def test_leases_are_erased_with_their_object_filed_or_not(store: Store, ledger: LeaseLedger):
-    first, second = await lived(store, ledger)
+    life = await Life.of(store, ledger)
+    await life.go_on()
     await file_leases(store)
-    app = await an_app_of(store)
-    await ledger.record(a_claim(first, app))
+    first, second = life.connections
+    await ledger.record(a_claim(first, life.app))
     async with store.write() as tx:
         erased, last = await erase_object(tx, ACME, first.id, None)
     assert (erased, last) == (10, None)
@@ -133,7 +142,7 @@ async def test_leases_are_erased_with_their_object_filed_or_not(store: Store, le
 
 
 async def test_a_worker_files_what_is_leased(store: Store, ledger: LeaseLedger, clock: SetClock):
-    await lived(store, ledger)
+    await (await Life.of(store, ledger)).go_on()
     keeper = AuditLogKeeper(store, clock, HeadsLog(store, clock, "log.example"), [], timedelta(minutes=15))
     working = asyncio.create_task(keeper.run(timedelta(milliseconds=10)))
     try:
@@ -148,10 +157,12 @@ async def test_a_worker_files_what_is_leased(store: Store, ledger: LeaseLedger, 
 async def test_the_records_of_an_object_are_read_by_indexes(store: Store, ledger: LeaseLedger):
     if not store.is_sqlite:
         pytest.skip("of SQLite, whose plans need no rows")
-    connection = (await lived(store, ledger))[0]
+    life = await Life.of(store, ledger)
+    await life.go_on()
     async with store.write() as tx:
         await tx.connection.execute(update(_TREES).values(filed=3))
-        for query, order in filing.queries_about([table_of(AuditRow).c.seq], ACME, connection.id):
+        about = [table_of(AuditRow).c.seq], ACME, life.connections[0].id
+        for query, order in await filing.queries_about(tx, *about):
             statement = query.order_by(*order).limit(5).compile(compile_kwargs={"literal_binds": True})
             rows = await tx.connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")
             plan = [row[3] for row in rows.all()]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from evergrant_server.audit.formats import encode
-from evergrant_server.audit.formats.ocsf import OTHER, EventClass, mapped, ocsf_event
-from evergrant_server.audit.formats.otlp import rejected_records
 from evergrant_server.audit.records import StoredRecord
+from evergrant_server.audit.streams import encode
+from evergrant_server.audit.streams.ocsf import OTHER, EventClass, mapped, ocsf_event
+from evergrant_server.audit.streams.otlp import rejected_records
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.audit_streams.stream import StreamFormat
 from evergrant_server.core.ids import Tenant

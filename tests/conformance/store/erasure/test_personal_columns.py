@@ -67,7 +67,7 @@ STAYS: dict[str, tuple[str, str]] = {
         "endpoints identity_provider issuer login mac name on_reconnect params pinned_hosts "
         "problem provider refresh refresh_overrides registration registration_url scope_ceiling "
         "sealed_client_certificate sealed_client_key sealed_client_secret sealed_initial_token "
-        "sealed_previous_secret sealed_registration_token state",
+        "sealed_previous_key sealed_previous_secret sealed_registration_token state",
     ),
     "key_session": (_MACHINES, "mac secret_hash"),
     "legal_hold": (_EVIDENCE, "by end_reason ended_by kind mac reason target target_hash"),

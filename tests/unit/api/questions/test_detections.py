@@ -84,7 +84,9 @@ async def test_a_use_after_silence_is_noticed_of_the_app_and_of_the_connection(a
     connection = await api.active(integration, subject="user-1", lifetime=None)
     await leased(api, key, 1)
     assert (await passed(api)).detections == 0, "a first use follows nothing"
-    api.clock.advance((31 * DAY).total_seconds())
+    api.clock.advance((20 * DAY).total_seconds())
+    await recorded(api, AuditAction.GRANT_REFRESHED, connection.id, generation=2)  # which is no use
+    api.clock.advance((11 * DAY).total_seconds())
     await leased(api, key, 1)
     await passed(api)
     alarms = {alarm["object"]: alarm for alarm in await noticed(api, kind="after_silence")}

@@ -9,6 +9,7 @@ from activities import questions
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.store.database.columns import METADATA
+from evergrant_server.store.questions import questions as store
 from tests.fakes.api import OTHER, Api
 from tests.unit.api.questions.asking import QUESTIONS, answered, asked, lines_of, worked
 
@@ -215,6 +216,22 @@ async def test_unused_connections_are_those_that_nothing_has_leased(api: Api):
     second = (await api.get("/v1/access/unused", keys["auditor"], params=rest)).json()
     assert [each["id"] for each in (*first["items"], *second["items"])] == sorted(ids)
     assert {each["used_at"] is None for each in first["items"] + second["items"]} == {True, False}
+
+
+async def test_a_page_of_unused_connections_looks_at_a_bounded_number(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store, "MOST_LOOKED_AT", 2)
+    ids, keys = await three_connections(api)
+    pages, more = 0, dict[str, Any]()
+    found: list[str] = []
+    while True:
+        page = (await api.get("/v1/access/unused", keys["auditor"], params=more)).json()
+        pages, found = pages + 1, found + [connection["id"] for connection in page["items"]]
+        if page["next_cursor"] is None:
+            break
+        more = {"cursor": page["next_cursor"]}
+    assert (pages, found) == (2, [ids[2]])
 
 
 async def test_changes_of_access_have_rules_and_logins_too(api: Api, admin: str):

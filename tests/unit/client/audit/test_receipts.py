@@ -157,7 +157,7 @@ def test_what_is_no_receipt(text: str):
         ({"record": "main-4/17"}, Flaw.RECORD),
     ],
 )
-def test_a_receipt_of_something_else_is_refused(asked: dict[str, str], kind: Flaw):
+def test_a_receipt_of_something_else_is_refused(asked: dict[str, Any], kind: Flaw):
     with pytest.raises(ReceiptError) as error:
         parsed().verified(LOG_VKEY, **asked)
     assert error.value.kind is kind

@@ -149,10 +149,17 @@ class ApiMethods(Operations):
 
     @built
     def rotate_client_secret(
-        self, name: str, client_secret: str, *, overlap: timedelta | None = None
+        self,
+        name: str,
+        client_secret: str | None = None,
+        *,
+        client_key: Mapping[str, str] | None = None,
+        overlap: timedelta | None = None,
     ) -> Call[Integration]:
-        """Put a new secret first; the previous one is tried too for `overlap` (None: a day)."""
-        body = without_none(client_secret=client_secret, overlap_s=seconds_or_none(overlap))
+        """Put a new secret, or a new `client_key` to sign with, first; the previous one is tried too for
+        `overlap` (None: a day)."""
+        key = None if client_key is None else dict(client_key)
+        body = without_none(client_secret=client_secret, client_key=key, overlap_s=seconds_or_none(overlap))
         return post(path_of("integrations", name, "rotate-secret"), object_parser(Integration), body)
 
     @built

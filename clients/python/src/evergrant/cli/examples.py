@@ -22,6 +22,7 @@ evergrant questions ls
 evergrant questions answer qst_…
 evergrant audit key > log.pub
 evergrant audit receipt main-3/17 --out receipt.json
+evergrant audit export log.jsonl --histories
 evergrant audit verify receipt.json --log log.pub --record main-3/17
 evergrant audit checkpoint --kept log.checkpoint --log log.pub
 evergrant audit witness --name security.example/w1 --log log.pub

@@ -45,7 +45,7 @@ NOUNS: Mapping[str, tuple[str, str]] = {
     "people": ("people:people", "People who administer: where they log in, their roles and sessions."),
     "permits": ("permits:permits", "What apps may do. A deny wins."),
     "providers": ("providers:providers", "The catalogue, and definitions of your own."),
-    "streams": ("streams:streams", "Streams of the audit log to receivers, such as a SIEM."),
+    "streams": ("webhooks:streams", "Streams of the audit log to receivers, such as a SIEM."),
     "questions": ("questions:questions", "Who used what, which tokens were handed out, all of a subject."),
     "subjects": ("erasures:subjects", "Erase a person for good."),
     "webhooks": ("webhooks:webhooks", "Subscriptions to events, and their deliveries."),

@@ -1,4 +1,4 @@
-"""`evergrant audit`: records, receipts that are checked offline, kept checkpoints, and a witness."""
+"""`evergrant audit`: records, exports and receipts that are checked offline, kept checkpoints, a witness."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 from cyclopts import App, Parameter
 
@@ -16,7 +16,7 @@ from evergrant.cli.commands.questions import evidence
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.tables import Format, show_one, show_rows
 from evergrant.errors import BadRequest, EvergrantError
-from evergrant.grant_files import write_private_file
+from evergrant.grant_files import file_error, write_private_file
 
 if TYPE_CHECKING:
     from evergrant.audit.notes import VerifierKey
@@ -26,6 +26,8 @@ audit.command(evidence)
 
 _RECORDS = ("seq", "shard", "at", "action", "by", "detail")
 _RETRY_S = 1.0
+_END = b'{"page":'  # how the last line of a page begins
+_BEGINNINGS = (_END, b'{"shard":', b'{"receipt":', b'{"history":')
 _NOT_FOUND = "not_found"
 
 LogKey = Annotated[str | None, Parameter(env_var="EVERGRANT_AUDIT_LOG")]
@@ -85,10 +87,10 @@ def verify(
     least: int | None = None,
     output: Annotated[Format, Parameter(name=["--output", "-o"])] = Format.TABLE,
 ) -> None:
-    """Check a receipt offline: that the installation's log has exactly this record, at this place.
+    """Check a receipt or an export offline: that the installation's log has exactly these records.
 
     Args:
-        file: The receipt, as `evergrant audit receipt` wrote it; - is the standard input.
+        file: What `evergrant audit receipt` or `export` wrote; - is the standard input, for a receipt.
         log: The public key of the installation's log, or a file that holds it: from its security team.
         tenant: The tenant whose record it should be.
         record: The place that it should be of, as a lease named it.
@@ -99,6 +101,9 @@ def verify(
     from evergrant.audit.receipts import Receipt, ReceiptError
 
     keys = [_key(text) for text in witness]
+    if record is None and _is_export(file):
+        _verify_export(file, _key(log), tenant, keys, len(keys) if least is None else least, output)
+        return
     try:
         verified = Receipt.parse(read_text(file)).verified(
             _key(log),
@@ -111,6 +116,27 @@ def verify(
         raise NotProven(f"{file}: {error}", code=f"receipt_{error.kind}") from None
     times = {name: datetime.fromtimestamp(at, UTC).isoformat() for name, at in verified.witnesses.items()}
     show_one({"ok": True, **asdict(verified), "witnesses": times}, output)
+
+
+@audit.command(name="export")
+def export_audit(out: Path, /, *, histories: bool = False, options: Options = DEFAULTS) -> None:
+    """Write the whole audit log to a file, as JSON Lines: each record with the text that its hash covers.
+
+    Running it again with a file that was cut goes on behind its last whole page, and changes nothing else.
+
+    Args:
+        out: The file; made when it isn't there.
+        histories: The exported runs of connections' workflows too.
+    """
+    with _opened(out) as file, options.client() as client:
+        cursor, pages, is_whole = _end_of(file, out)
+        while not is_whole:
+            page = client.export_audit(cursor, histories=histories)
+            file.write(page.content)
+            file.flush()
+            os.fsync(file.fileno())
+            cursor, pages, is_whole = page.next, pages + 1, page.next is None
+    show_one({"file": str(out), "pages": pages, "bytes": out.stat().st_size}, options.output)
 
 
 @audit.command
@@ -239,3 +265,72 @@ def _replace(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def _is_export(path: Path) -> bool:
+    """Whether the file begins as an export does."""
+    try:
+        with path.open("rb") as file:
+            return file.readline().startswith(_BEGINNINGS)
+    except OSError:
+        return False  # whoever reads it says why
+
+
+def _verify_export(
+    path: Path,
+    log: "VerifierKey",
+    tenant: str | None,
+    witnesses: "list[VerifierKey]",
+    least: int,
+    output: Format,
+) -> None:
+    """Check an export line by line. Raises NotProven that names the record, and for a file without its
+    end."""
+    from evergrant.audit.exports import ExportVerifier
+    from evergrant.audit.receipts import ReceiptError
+
+    verifier = ExportVerifier(log, tenant=tenant, witnesses=witnesses, least=least)
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                verifier.read(line)
+        verified = verifier.verified()
+    except ReceiptError as error:
+        raise NotProven(f"{path}: {error}", code=f"export_{error.kind}") from None
+    if not verified.whole:
+        why = f"{path}: its last page is missing; `evergrant audit export` goes on with it"
+        raise NotProven(why, code="export_cut")
+    show_one({"ok": True, **asdict(verified)}, output)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+    except OSError as error:
+        raise file_error(path, error) from None
+
+
+def _end_of(file: BinaryIO, path: Path) -> tuple[str | None, int, bool]:
+    """The cursor behind the last whole page, how many pages there are, and whether they are all.
+
+    What stands behind that page is cut off. Raises BadRequest for a file that isn't an export.
+    """
+    cursor, pages, end, is_whole = None, 0, 0, False
+    for line in file:
+        if line.startswith(_END) and line.endswith(b"\n"):
+            try:
+                cursor = json.loads(line)["page"]["next"]
+            except (ValueError, KeyError, TypeError):
+                raise _no_export(path) from None
+            pages, end, is_whole = pages + 1, file.tell(), cursor is None
+    if pages == 0 and file.tell():
+        file.seek(0)
+        if not file.readline().startswith(_BEGINNINGS):
+            raise _no_export(path)
+    file.seek(end)
+    file.truncate()
+    return cursor, pages, is_whole
+
+
+def _no_export(path: Path) -> Exception:
+    return argument_error(f"{path} is no export of the audit log; name a new file, or one that was cut")

@@ -1,10 +1,11 @@
-"""`evergrant webhooks`: subscriptions to events, and the log of their deliveries."""
+"""`evergrant webhooks` and `streams`: receivers of events and of audit records, and what they were sent."""
 
 from datetime import timedelta
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
-from evergrant.cli.arguments import Seconds
+from evergrant.cli.arguments import Seconds, header_of
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.tables import show_one, show_rows
 from evergrant.cli.verbs import verb
@@ -14,6 +15,7 @@ _DELIVERIES = (
     *("id", "event_type", "status", "attempts"),
     *("response_status", "problem", "next_at", "created_at"),
 )
+_STREAMS = ("name", "url", "format", "disabled", "unsent", "sent", "failures", "problem", "failing_since")
 
 webhooks = App(name="webhooks")
 
@@ -71,3 +73,38 @@ def deliveries(name: str, /, *, status: str | None = None, options: Options = DE
     with options.client() as client:
         log = client.webhook_deliveries(name, status=status)
         show_rows(log, _DELIVERIES, options.output)
+
+
+streams = App(name="streams")
+
+verb(streams, "ls list", "audit_streams", "List the streams of the tenant's audit log.", _STREAMS)
+verb(streams, "get", "audit_stream", "Show one stream, and how far it is.")
+verb(streams, "delete rm", "delete_audit_stream", "Delete a stream: nothing is sent from then on.")
+verb(streams, "rotate", "rotate_audit_stream_secret", "Make a new signing secret and show it, once.")
+
+
+@streams.command(name="put")
+def put_stream(
+    name: str,
+    url: str,
+    /,
+    *,
+    format: str | None = None,
+    header: Annotated[tuple[str, ...], Parameter(name=["--header", "-H"])] = (),
+    begin: str | None = None,
+    disabled: bool = False,
+    options: Options = DEFAULTS,
+) -> None:
+    """Create or change a stream. The signing secret is shown when it is created, and never again.
+
+    Args:
+        format: cloudevents (the default), ocsf or otlp.
+        header: NAME: VALUE, once for each; sent with every batch. Without any they stay as they are.
+        begin: now (the default), or oldest: where a new stream begins.
+    """
+    headers = dict(header_of(line) for line in header)
+    with options.client() as client:
+        made = client.put_audit_stream(
+            name, url, format=format, headers=headers or None, begin=begin, disabled=disabled
+        )
+    show_one(made, options.output)

@@ -15,9 +15,9 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeL
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from evergrant_server import __version__
-from evergrant_server.audit.formats.cloudevents import TYPE_PREFIX
-from evergrant_server.audit.formats.ocsf import mapped
 from evergrant_server.audit.records import StoredRecord
+from evergrant_server.audit.streams.cloudevents import TYPE_PREFIX
+from evergrant_server.audit.streams.ocsf import mapped
 
 CONTENT_TYPE = "application/x-protobuf"
 _TRACE_ID = re.compile("[0-9a-f]{32}")

@@ -1,7 +1,6 @@
-"""What receivers of audit records are sent: CloudEvents, OCSF and OpenTelemetry logs. Pure.
+"""What waits for streams of the audit log (`cursors`), and what is sent: CloudEvents, OCSF, OTLP logs.
 
-Owns how a record becomes an event of each format. Doesn't own which records (`audit.streams`) nor how they
-are sent (the worker).
+Doesn't own how a batch is sent, and when (the worker).
 """
 
 from collections.abc import Sequence
@@ -23,15 +22,15 @@ def encode(format: StreamFormat, records: Sequence[StoredRecord], source: str) -
     # protobuf takes a while to load: a process that sends none doesn't
     match format:
         case StreamFormat.CLOUDEVENTS:
-            from evergrant_server.audit.formats.cloudevents import encode_cloudevents
+            from evergrant_server.audit.streams.cloudevents import encode_cloudevents
 
             content, content_type = encode_cloudevents(records, source)
         case StreamFormat.OCSF:
-            from evergrant_server.audit.formats.ocsf import encode_ocsf
+            from evergrant_server.audit.streams.ocsf import encode_ocsf
 
             content, content_type = encode_ocsf(records)
         case StreamFormat.OTLP:
-            from evergrant_server.audit.formats.otlp import encode_otlp
+            from evergrant_server.audit.streams.otlp import encode_otlp
 
             content, content_type = encode_otlp(records, source)
     return EncodedBatch(content, content_type)

@@ -42,7 +42,7 @@ class Mapped(NamedTuple):
 
 OTHER = 99
 _CLASSES: Mapping[EventClass, frozenset[str]] = {
-    EventClass.API_ACTIVITY: frozenset({"lease", "tokens", "proxy", "callback"}),
+    EventClass.API_ACTIVITY: frozenset({"lease", "tokens", "proxy", "callback", "question"}),
     EventClass.USER_ACCESS: frozenset(
         {
             *("permit", "access", "approval", "call_approval", "consent", "authorization"),
@@ -57,14 +57,14 @@ _CLASSES: Mapping[EventClass, frozenset[str]] = {
             *("connection", "connections", "grant", "history", "security_event", "security_events"),
             *("integration", "definition", "tenant", "erasure", "legal_hold", "app", "key", "keys"),
             *("credential", "trusted_issuer", "admin_login", "client_login", "oauth_client", "webhook"),
-            *("authority", "audit", "audit_stream"),
+            *("authority", "audit", "audit_stream", "incident", "detection"),
         }
     ),
 }
 _CLASS_OF_WORD = {word: event_class for event_class, words in _CLASSES.items() for word in words}
 _CLASS_OF_ACTION = {AuditAction.KEY_LOGGED_IN: EventClass.AUTHENTICATION}  # whose first word says another
 _ACTIVITIES: Mapping[EventClass, Mapping[str, int]] = {
-    EventClass.API_ACTIVITY: {"issued": 2, "refused": 2, "bulk_read": 2},
+    EventClass.API_ACTIVITY: {"issued": 2, "refused": 2, "bulk_read": 2, "asked": 2},
     EventClass.USER_ACCESS: {
         **dict.fromkeys(
             ("put", "given", "approved", "issued", "granted", "confirmed"), 1
@@ -79,12 +79,14 @@ _ACTIVITIES: Mapping[EventClass, Mapping[str, int]] = {
     },
     EventClass.ENTITY_MANAGEMENT: {
         **dict.fromkeys(("created", "imported", "registered", "discovered", "proposed", "installed"), 1),
-        **dict.fromkeys(("exported", "connections_exported", "checked", "tested"), 2),  # Read
+        **dict.fromkeys(("exported", "connections_exported", "checked", "tested", "asked"), 2),  # Read
         **dict.fromkeys(("put", "refreshed", "replaced", "rotated", "secret_rotated"), 3),  # Update
         **dict.fromkeys(("deleted", "erased", "revoked"), 4),  # Delete
+        "opened": 1,
         "enabled": 8,
         "disabled": 9,
         "activated": 10,
+        "paused": 12,
     },
 }
 _OF_REFUSED = {EventClass.AUTHENTICATION: {"token": 3, "subject": 1, "person": 1}}  # what was tried
@@ -97,7 +99,7 @@ _FAILED = frozenset(
 )
 _ALARMS = frozenset(
     {
-        *(AuditAction.BULK_READ, AuditAction.AUTHORITY_BROKEN, AuditAction.SHARD_LOST),
+        *(AuditAction.BULK_READ, AuditAction.DETECTED, AuditAction.AUTHORITY_BROKEN, AuditAction.SHARD_LOST),
         *(AuditAction.TOKEN_FAMILY_REPLAYED, AuditAction.BREAK_GLASS, AuditAction.SUBJECT_MISMATCH),
         *(AuditAction.ACCOUNT_MISMATCH, AuditAction.SENT_TWICE),
     }
@@ -132,7 +134,7 @@ def mapped(action: AuditAction, detail: Mapping[str, Any] = {}) -> Mapped:
 
 
 def severity_of(action: AuditAction) -> int:
-    if action in _ALARMS:
+    if action in _ALARMS or action.startswith("detection."):
         return _HIGH
     return _MEDIUM if mapped(action).failed else _INFORMATIONAL
 

@@ -156,7 +156,8 @@ def _unsent(ends: Subquery, id: ColumnElement[str] | str) -> Select[Any]:
     mine = and_(_CURSOR.tenant == ends.c.tenant, _CURSOR.shard == ends.c.shard, _CURSOR.stream_id == id)
     after = func.coalesce(_CURSOR.seq, ends.c.first - 1)
     joined = ends.outerjoin(table_of(AuditStreamCursorRow), mine)
-    query = select(ends.c.tenant, ends.c.shard, after.label("after"), ends.c.last).select_from(joined)
+    columns: tuple[ColumnElement[Any], ...] = (ends.c.tenant, ends.c.shard, after.label("after"), ends.c.last)
+    query = select(*columns).select_from(joined)
     is_heads = and_(ends.c.tenant == INSTALLATION, ends.c.shard.in_(_HEADS))
     return query.where(ends.c.last > after, ~is_heads)
 
