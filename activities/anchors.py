@@ -20,7 +20,7 @@ from evergrant_server.audit.checkpoints.notes import WitnessKey, hash_lines
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import Failure
 from evergrant_server.egress import Egress
-from evergrant_server.store.checkpoints import WITNESS, Anchor, SignedTree
+from evergrant_server.store.audit.checkpoints import WITNESS, Anchor, SignedTree
 
 _ANSWER_BYTES = 64 * 1024
 _SIZE = "text/x.tlog.size"

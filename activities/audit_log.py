@@ -19,7 +19,7 @@ from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Store
-from evergrant_server.store.checkpoints import Anchor, Checkpoint
+from evergrant_server.store.audit.checkpoints import Anchor, Checkpoint
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.alarms import report_broken_authority
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames

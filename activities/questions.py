@@ -11,13 +11,13 @@ from temporalio import activity
 from activities.support.temporal import heartbeating
 from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
-from evergrant_server.audit.uses import AppUses, sum_up
 from evergrant_server.core.audit import AuditRecord
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.questions import AnswerProgress, AnswerQuestion
 from evergrant_server.core.questions.questions import USES, AnswerPage, Question, QuestionKind, QuestionState
+from evergrant_server.core.questions.uses import AppUses, sum_up
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.erasure.rows import names
 from evergrant_server.store.questions.questions import UsedConnection

@@ -17,7 +17,7 @@ from evergrant_server.core.messages.names import SignalName, key_rotation_workfl
 from evergrant_server.core.outbox import key_rotation_message
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.store import Transaction
-from evergrant_server.store.incidents import ListedConnection, connections_of
+from evergrant_server.store.connections.incidents import ListedConnection, connections_of
 from evergrant_server.temporal_link.link import TemporalLink
 
 _LOOKED_AT = 100  # connections of one look

@@ -23,7 +23,7 @@ from evergrant_server.core.connections.incidents import (
 )
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Transaction
-from evergrant_server.store.incidents import ListedConnection
+from evergrant_server.store.connections.incidents import ListedConnection
 from evergrant_server.telemetry import metrics
 
 _LINES = 100  # of one transaction

@@ -11,7 +11,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.incidents import Incident, IncidentItem, IncidentKind
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.store import Transaction
-from evergrant_server.store.incidents import ListedPlace
+from evergrant_server.store.connections.incidents import ListedPlace
 
 _IDS = 200  # connections of one query
 _RECORDS = 500  # of the audit log

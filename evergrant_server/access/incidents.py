@@ -19,7 +19,7 @@ from evergrant_server.core.integrations import Integration, Rotation
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.outbox import incident_message
 from evergrant_server.store import Transaction
-from evergrant_server.store.incidents import CountedIntegration
+from evergrant_server.store.connections.incidents import CountedIntegration
 from providers.definition.registry import Registry
 from providers.definition.templates import client_auth_of, integration_endpoints
 

@@ -15,7 +15,7 @@ from evergrant_server.audit.checkpoints.notes import cose_receipt, hash_lines, l
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.policy import Target
-from evergrant_server.store.checkpoints import LogKey
+from evergrant_server.store.audit.checkpoints import LogKey
 
 router = APIRouter(tags=["audit"])
 

@@ -25,7 +25,7 @@ from evergrant_server.core.connections.incidents import (
 from evergrant_server.core.ids import IncidentId
 from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
-from evergrant_server.store.incidents import ListedConnection
+from evergrant_server.store.connections.incidents import ListedConnection
 
 router = APIRouter(tags=["incidents"])
 

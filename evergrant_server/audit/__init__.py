@@ -22,7 +22,7 @@ from evergrant_server.audit.records import (
 )
 from evergrant_server.audit.shards import accept_heads, broken_heads
 from evergrant_server.audit.trees import append, append_all, append_heads, lock_heads
-from evergrant_server.audit.verifier import contains_checkpoint, newest_checkpoint, verify_log
+from evergrant_server.audit.verification.verifier import contains_checkpoint, newest_checkpoint, verify_log
 
 __all__ = [
     "Window",

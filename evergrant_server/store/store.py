@@ -17,9 +17,9 @@ from evergrant_server.crypto import ROOT_PURPOSES, KeyPurpose, KeyRing, Role, Se
 from evergrant_server.store.access import Access
 from evergrant_server.store.agents.agents import Agents, AgentStops
 from evergrant_server.store.agents.delegations import DelegationRules, Delegations
+from evergrant_server.store.audit.checkpoints import AuditCheckpoints
 from evergrant_server.store.audit_streams import AuditStreams, StreamStates
 from evergrant_server.store.authentication import AppCredentials, AppTokens, KeySessions
-from evergrant_server.store.checkpoints import AuditCheckpoints
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
 from evergrant_server.store.connections.connections import Connections
@@ -27,6 +27,7 @@ from evergrant_server.store.connections.consents import Consents
 from evergrant_server.store.connections.context_rows import ContextRowsOf
 from evergrant_server.store.connections.grants import Grants
 from evergrant_server.store.connections.histories import Histories
+from evergrant_server.store.connections.incidents import IncidentItems, Incidents
 from evergrant_server.store.connections.narrowed_tokens import NarrowedTokens
 from evergrant_server.store.connections.proof_keys import ProofKeys
 from evergrant_server.store.connections.replaced_grants import ReplacedGrants
@@ -48,7 +49,6 @@ from evergrant_server.store.erasure.orders import Erasures, LegalHolds
 from evergrant_server.store.erasure.rows import PersonalRows
 from evergrant_server.store.exports import Exports
 from evergrant_server.store.idempotency import Idempotency
-from evergrant_server.store.incidents import IncidentItems, Incidents
 from evergrant_server.store.integrations.definitions import Definitions
 from evergrant_server.store.integrations.destinations import Destinations
 from evergrant_server.store.integrations.integrations import Integrations

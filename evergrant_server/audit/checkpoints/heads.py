@@ -19,8 +19,8 @@ from evergrant_server.core.audit import INSTALLATION
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Store, Transaction
+from evergrant_server.store.audit.checkpoints import Checkpoint, LogKey, SignedHead, SignedTree
 from evergrant_server.store.authority.authenticators import authority_broken
-from evergrant_server.store.checkpoints import Checkpoint, LogKey, SignedHead, SignedTree
 from evergrant_server.telemetry.alarms import report_broken_authority
 
 KEY_ID = "alk_1"

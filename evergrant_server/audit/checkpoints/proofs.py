@@ -23,8 +23,8 @@ from evergrant_server.audit.trees import HEADS
 from evergrant_server.core.audit import INSTALLATION
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Store, Transaction
+from evergrant_server.store.audit.checkpoints import LogKey, SignedTree
 from evergrant_server.store.authority.authenticators import authority_broken
-from evergrant_server.store.checkpoints import LogKey, SignedTree
 
 _AT_ONCE = 32  # nodes of a transaction, each of 256 hashes
 

@@ -17,6 +17,7 @@ from evergrant_server.core.connections.erasure import TargetKind
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.names import connection_workflow_id, replaced_grants_workflow_id
 from evergrant_server.store.access import AppRow
+from evergrant_server.store.audit.checkpoints import AuditHeadRow
 from evergrant_server.store.audit_tables import (
     AuditFiledRow,
     AuditNodeRow,
@@ -24,7 +25,6 @@ from evergrant_server.store.audit_tables import (
     AuditShardRow,
     AuditTreeRow,
 )
-from evergrant_server.store.checkpoints import AuditHeadRow
 from evergrant_server.store.connections.tables import AttemptRow, ConnectionRow
 from evergrant_server.store.database.columns import METADATA, table_of
 from evergrant_server.store.database.rows import Repository, fetch_all

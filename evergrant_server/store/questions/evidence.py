@@ -7,12 +7,12 @@ from sqlalchemy import ColumnElement, Table, func, select
 
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store.access import AppCredentialRow, AppKeyRow, AppRow
+from evergrant_server.store.connections.incidents import IncidentRow
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database.columns import Row, table_of
 from evergrant_server.store.database.rows import Repository
 from evergrant_server.store.decisions import AccessRequestRow, ApprovalRow
 from evergrant_server.store.erasure.orders import ErasureRow, LegalHoldRow
-from evergrant_server.store.incidents import IncidentRow
 from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.people.people import AdminLoginRow
 from evergrant_server.store.permits import PermitRow, PermitUseRow

@@ -6,32 +6,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from temporalio.testing import ActivityEnvironment
-
-from activities.questions import QuestionActivities
 from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.agents.delegations import Reach
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.grant import AccountOption, FollowUp
-from evergrant_server.core.connections.incidents import (
-    Incident,
-    IncidentItem,
-    IncidentKind,
-    IncidentState,
-    ItemOutcome,
-    ItemStep,
-)
 from evergrant_server.core.decisions import AccessRequest, AccessRequestKind
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import (
     AccessRequestId,
     ConnectionId,
-    DetectionId,
-    IncidentId,
     KeyRotationId,
-    QuestionId,
     new_id,
 )
 from evergrant_server.core.integrations import Integration, IntegrationState
@@ -39,8 +25,8 @@ from evergrant_server.core.key_rotation import RotationCommand, RotationKind, Ro
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.keys import KeyRotationProgress, KeyRotationStart
 from evergrant_server.core.messages.names import key_rotation_workflow_id
-from evergrant_server.core.messages.questions import AnswerQuestion
-from evergrant_server.core.questions.detection import Detection, DetectionKind
+from tests.e2e.pages.filled_incidents import fill_incidents
+from tests.e2e.pages.filled_questions import questions_of
 from tests.fakes.api import TENANT, Api
 from tests.fakes.rows import a_delegation
 
@@ -84,7 +70,7 @@ async def fill(api: Api) -> Filled:
     _at(api, NOON)
     _rotations(api)
     call = await _agent(api, key, told)
-    uses, about = await _questions(api, key, told)
+    uses, about = await questions_of(api, key, told, NOON)
     return Filled(
         key,
         told.id,
@@ -95,105 +81,10 @@ async def fill(api: Api) -> Filled:
         removal,
         key_id,
         call,
-        await _incidents(api, (told, choosing, failing, pending)),
+        await fill_incidents(api, (told, choosing, failing, pending), NOON),
         uses,
         about,
     )
-
-
-async def _questions(api: Api, key: str, told: Connection) -> tuple[str, str]:
-    """One about uses and one about a subject, answered; one that is being answered; and what was noticed."""
-    used = {"integration": told.integration, "subject": told.subject, "label": told.label}
-    await api.post("/v1/lease", key, used)
-    await api.parts.ledger.stop()  # last uses are written with the last batch
-    await api.parts.ledger.start()
-    ids: list[str] = []
-    for body in (
-        {"question": "connection_uses", "connection_id": told.id},
-        {"question": "subject", "subject": told.subject},
-        {"question": "incident", "since": "2026-03-18T09:00:00Z", "integration": "crm"},
-    ):
-        ids.append((await api.post("/v1/questions", key, body)).json()["id"])
-    worker = QuestionActivities(api.worker, api.clock)
-    for id in ids[:2]:
-        request = AnswerQuestion(
-            tenant=TENANT, question_id=QuestionId(id), context=RequestContext(by="app:console")
-        )
-        await ActivityEnvironment().run(worker.answer_question, request)
-    app = await api.app_named("crm-sync")
-    found = (
-        (DetectionKind.BULK_READS, {"connections": 412, "usual": 36}, None),
-        (DetectionKind.AFTER_SILENCE, {"used_before": "2025-11-02T08:00:00+00:00", "days": 136}, told.id),
-        (
-            DetectionKind.REPEATED_REFUSALS,
-            {"refused": 140, "codes": {"not_found": 139}},
-            None,
-        ),
-        (DetectionKind.NEW_NETWORK, {"network": "203.0.113.0/24"}, None),
-    )
-    async with api.worker.write() as tx:
-        for hours, (kind, facts, connection) in enumerate(found):
-            detection = Detection(
-                tenant=TENANT,
-                id=DetectionId(new_id("det")),
-                kind=kind,
-                object=connection or app.id,
-                connection_id=connection,
-                app_id=app.id,
-                at=NOON - timedelta(hours=hours),
-                facts=facts,
-            )
-            await tx.detections.add(detection)
-    return ids[0], ids[1]
-
-
-async def _incidents(api: Api, connections: Iterable[Connection]) -> str:
-    """One that waits for a provider, of these connections, and a drill that is done; the id of the first."""
-    outcomes = (ItemOutcome.CONFIRMED, ItemOutcome.NOT_SUPPORTED, ItemOutcome.UNKNOWN, None)
-    begun, facts = (
-        NOON - timedelta(minutes=9),
-        {"tenant": TENANT, "kind": IncidentKind.BREACH, "by": "app:console"},
-    )
-    incident = Incident.model_validate(
-        {
-            **facts,
-            "id": new_id("inc"),
-            "reason": "INC-2291",
-            "state": IncidentState.WORKING,
-            "created_at": begun,
-            "waits_until": begun + timedelta(days=1),
-            "selected": 1_204,
-            "ended": 1_187,
-            "outcomes": {"confirmed": 1_102, "not_supported": 61, "unknown": 24},
-        }
-    )
-    drill = incident.__replace__(
-        id=IncidentId(new_id("inc")),
-        integration="crm",
-        reason="the drill of March",
-        state=IncidentState.DONE,
-        selected=3,
-        ended=3,
-        outcomes={"confirmed": 3},
-        created_at=begun - timedelta(days=12),
-        finished_at=begun - timedelta(days=12),
-    )
-    async with api.worker.write() as tx:
-        await tx.incidents.add(incident)
-        await tx.incidents.add(drill)
-        for connection, outcome in zip(connections, outcomes, strict=True):
-            item = IncidentItem(
-                tenant=TENANT,
-                incident_id=incident.id,
-                connection_id=connection.id,
-                integration=connection.integration,
-                provider=connection.provider,
-                used_at=NOON - timedelta(hours=2),
-                step=ItemStep.TOLD if outcome is None else ItemStep.ENDED,
-                outcome=outcome,
-            )
-            await tx.incident_items.add(item)
-    return incident.id
 
 
 def _rotations(api: Api) -> None:

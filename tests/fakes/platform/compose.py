@@ -64,7 +64,9 @@ class Compose:
     async def run(self, service: str, *command: str, extra: Mapping[str, str] | None = None) -> str:
         """Run a one-shot service (or another command of its image) to its end; returns what it printed."""
         env = {**self.environment(service), **(extra or {})}
-        return await (warm_output([*command], env) if command else finished(self.arguments(service), env))
+        if command:
+            return await warm_output([*command], env)
+        return await finished(self.arguments(service), env, 4 * PATIENCE_S)  # `init` starts four processes
 
     async def start(self, service: str, log: Path, extra: Mapping[str, str]) -> "Running":
         """Start a long-running service; `Running.until` waits for what says that it is ready."""

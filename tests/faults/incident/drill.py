@@ -21,7 +21,6 @@ from evergrant.incident_report import ReportError, verify_report
 
 from bench import installation
 from bench.load import HOST
-from bench.processes import python_module
 from evergrant_server.cli.serve import settings_environment
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.integrations import Endpoints
@@ -34,7 +33,7 @@ from examples.demo.subject import Subject
 from tests.fakes.ports import free_port
 from tests.fakes.providers.authorization_server import running_authorization_server
 from tests.fakes.temporal import running_temporal
-from tests.faults.rotation.place import Member
+from tests.faults.rotation.members import Member
 
 REDIRECT = "http://127.0.0.1:1/callback"  # no server listens there: the subject stops before it
 _LONGEST_S = 1800.0
@@ -121,7 +120,7 @@ async def _kill_halfway(drill: Drill, place: str, say: Callable[[str], None]) ->
     for member in reversed(drill.members):  # the worker first: it works on until then
         await member.kill()
         ended = (await drill.send("GET", place)).json()["ended"]
-        say(f"halfway: SIGKILL of {member.process.pid_file.parent.name}; {ended} have ended by its restart")
+        say(f"halfway: SIGKILL of {member.name}; {ended} have ended by its restart")
     await drill.send("POST", f"{place}/pause")
     await asyncio.sleep(2)
     before = (await drill.send("GET", place)).json()
@@ -197,17 +196,14 @@ async def running_drill(folder: Path, database_url: str, number: int) -> AsyncIt
         )
         env = settings_environment(ready.settings)
         members = [
-            Member(python_module("evergrant_server serve", folder / "api", env=env), port=port),
-            Member(
-                python_module("evergrant_server worker", folder / "worker", env=env), words="worker ready"
-            ),
+            Member("api", "evergrant_server serve", folder, lambda: env, port),
+            Member("worker", "evergrant_server worker", folder, lambda: env),
         ]
         async with open_platform(ready.settings, Role.OPERATOR) as parts:
             await _know_server(parts, server)
             added = await installation.populate(ready, range(number), iter(replies).__next__)
             await prepare_namespace(parts.client, ready.settings.history_retention)
             for member in members:
-                member.process.pid_file.parent.mkdir(exist_ok=True)
                 await member.start()
             for connection in added:
                 await parts.reconciler.start_workflow(connection.tenant, connection.id)

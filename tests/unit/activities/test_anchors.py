@@ -39,7 +39,7 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store
-from evergrant_server.store.checkpoints import WITNESS, Anchor, SignedTree
+from evergrant_server.store.audit.checkpoints import WITNESS, Anchor, SignedTree
 from evergrant_server.wiring.worker_parts import anchors_of
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW

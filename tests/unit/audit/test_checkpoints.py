@@ -22,8 +22,8 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Store
+from evergrant_server.store.audit.checkpoints import AuditCheckpointRow, AuditLogKeyRow
 from evergrant_server.store.audit_tables import AuditNodeRow, AuditRow, AuditTreeRow
-from evergrant_server.store.checkpoints import AuditCheckpointRow, AuditLogKeyRow
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails

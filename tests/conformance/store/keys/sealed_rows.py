@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import JSON, Boolean, Column, Integer, Table, select
+from sqlalchemy import JSON, Boolean, Column, Integer, LargeBinary, Table, select
 
 from evergrant_server.core.secret import Secret
 from evergrant_server.store import NO_CONNECTION, Store
@@ -32,6 +32,8 @@ def _value(column: Column[Any]) -> Any:
             return False
         case Integer():
             return 1
+        case LargeBinary():
+            return b"bytes"
         case _:
             return f"{column.name}-{next(_numbers)}"
 

@@ -149,17 +149,12 @@ class ApiMethods(Operations):
 
     @built
     def rotate_client_secret(
-        self,
-        name: str,
-        client_secret: str | None = None,
-        *,
-        client_key: Mapping[str, str] | None = None,
-        overlap: timedelta | None = None,
-    ) -> Call[Integration]:
-        """Put a new secret, or a new `client_key` to sign with, first; the previous one is tried too for
-        `overlap` (None: a day)."""
-        key = None if client_key is None else dict(client_key)
-        body = without_none(client_secret=client_secret, client_key=key, overlap_s=seconds_or_none(overlap))
+        self, name: str, client_secret: str | None = None, *,
+        client_key: Mapping[str, str] | None = None, overlap: timedelta | None = None,
+    ) -> Call[Integration]:  # fmt: skip
+        """Put a new secret or signing key first; the one before is tried too for `overlap` (None: a day)."""
+        key, overlap_s = client_key and dict(client_key), seconds_or_none(overlap)
+        body = without_none(client_secret=client_secret, client_key=key, overlap_s=overlap_s)
         return post(path_of("integrations", name, "rotate-secret"), object_parser(Integration), body)
 
     @built

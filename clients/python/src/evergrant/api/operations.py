@@ -93,7 +93,7 @@ class Operations:
     @lists("/v1/access/unused", models.UnusedConnection)
     def unused_connections(self, *, since: datetime | None = None) -> None:
         """Connections that were never used; with `since` those that are older and were not used since then.
-        Sorted by id.
+        Sorted by id; a page may be short although more follow.
         """
 
     @sends("DELETE", "/v1/admin-login", None)

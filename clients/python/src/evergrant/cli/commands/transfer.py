@@ -19,7 +19,7 @@ from rich.text import Text
 from evergrant.api.commands import SealedPage
 from evergrant.api.imports import IMPORT_BATCH_SIZE, ImportItem, ImportOutcome
 from evergrant.api.models import Export
-from evergrant.cli.commands.import_report import Report
+from evergrant.cli.import_report import Report
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.tables import Format, show_one
 from evergrant.errors import BadRequest, EvergrantError

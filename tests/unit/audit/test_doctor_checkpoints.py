@@ -15,7 +15,7 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store
-from evergrant_server.store.checkpoints import Anchor
+from evergrant_server.store.audit.checkpoints import Anchor
 from tests.fakes.api import TENANT
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import migrated_sqlite, sqlite_url

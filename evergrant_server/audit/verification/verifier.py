@@ -10,7 +10,7 @@ from sqlmodel import col
 from evergrant_server.audit.chains import ChainEnd
 from evergrant_server.audit.shards import Births, Shard, births_of, ends
 from evergrant_server.audit.trees import HEADS, TreeEnd, is_heads_log
-from evergrant_server.audit.walks import Flaw, FlawKind, ShardHead, Told, Walk
+from evergrant_server.audit.verification.walks import Flaw, FlawKind, ShardHead, Told, Walk
 from evergrant_server.core.audit import INSTALLATION
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.maintenance import AuditCheckpoint

@@ -1,0 +1,63 @@
+"""Incidents of the small tenant that the pages show."""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from evergrant_server.core.connections.connection import Connection
+from evergrant_server.core.connections.incidents import (
+    Incident,
+    IncidentItem,
+    IncidentKind,
+    IncidentState,
+    ItemOutcome,
+    ItemStep,
+)
+from evergrant_server.core.ids import IncidentId, new_id
+from tests.fakes.api import TENANT, Api
+
+
+async def fill_incidents(api: Api, connections: Iterable[Connection], noon: datetime) -> str:
+    """One that waits for a provider, of these connections, and a drill that is done; the id of the first."""
+    outcomes = (ItemOutcome.CONFIRMED, ItemOutcome.NOT_SUPPORTED, ItemOutcome.UNKNOWN, None)
+    begun = noon - timedelta(minutes=9)
+    facts = {"tenant": TENANT, "kind": IncidentKind.BREACH, "by": "app:console"}
+    incident = Incident.model_validate(
+        {
+            **facts,
+            "id": new_id("inc"),
+            "reason": "INC-2291",
+            "state": IncidentState.WORKING,
+            "created_at": begun,
+            "waits_until": begun + timedelta(days=1),
+            "selected": 1_204,
+            "ended": 1_187,
+            "outcomes": {"confirmed": 1_102, "not_supported": 61, "unknown": 24},
+        }
+    )
+    drill = incident.__replace__(
+        id=IncidentId(new_id("inc")),
+        integration="crm",
+        reason="the drill of March",
+        state=IncidentState.DONE,
+        selected=3,
+        ended=3,
+        outcomes={"confirmed": 3},
+        created_at=begun - timedelta(days=12),
+        finished_at=begun - timedelta(days=12),
+    )
+    async with api.worker.write() as tx:
+        await tx.incidents.add(incident)
+        await tx.incidents.add(drill)
+        for connection, outcome in zip(connections, outcomes, strict=True):
+            item = IncidentItem(
+                tenant=TENANT,
+                incident_id=incident.id,
+                connection_id=connection.id,
+                integration=connection.integration,
+                provider=connection.provider,
+                used_at=noon - timedelta(hours=2),
+                step=ItemStep.TOLD if outcome is None else ItemStep.ENDED,
+                outcome=outcome,
+            )
+            await tx.incident_items.add(item)
+    return incident.id
