@@ -18,13 +18,18 @@ MOST_TRANSACTIONS = 3  # a read, the intent, the commit
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every statement that an activity sends from here on."""
+    """Every statement that an activity sends from here on. SQLite tells of one again for a trigger that it
+    fires."""
     statements: list[str] = []
     configure = sqlite.configure
 
+    def note(text: str) -> None:
+        if activity.in_activity() and statements[-1:] != [text]:
+            statements.append(text)
+
     def traced(driver: sqlite3.Connection, record: object) -> None:
         configure(driver, record)
-        driver.set_trace_callback(lambda text: statements.append(text) if activity.in_activity() else None)
+        driver.set_trace_callback(note)
 
     monkeypatch.setattr(sqlite, "configure", traced)
     return statements
