@@ -148,7 +148,7 @@ AUDIT_BATCH = PlainHistogram(
     "evergrant.audit.batch.size", "{record}", "leases in one commit of the audit log", _BATCH_BUCKETS
 )
 CHECKPOINTS = _meter.create_counter(
-    "evergrant.audit.checkpoint.count", "{checkpoint}", "checkpoints of the audit log that were signed"
+    "evergrant.audit.checkpoints", "{checkpoint}", "checkpoints of the audit log that were signed"
 )
 ANCHORED = _meter.create_counter(
     "evergrant.audit.anchor.count", "{checkpoint}", "checkpoints given to anchors: kept, failed or refused"

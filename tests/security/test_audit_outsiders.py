@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
@@ -235,7 +234,7 @@ async def a_witness(outsider: Outsider, port: int) -> AsyncIterator[tuple[str, W
         url = f"http://127.0.0.1:{port}"
         yield key, WitnessAnchor(egress, WitnessKey.parse(key), url, timedelta(0))
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         await process.wait()
 
 
