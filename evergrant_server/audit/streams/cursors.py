@@ -151,7 +151,7 @@ async def begin_at_end(tx: Transaction, state: StreamState) -> None:
     await tx.connection.execute(table_of(AuditStreamCursorRow).insert().from_select(names, here))
 
 
-def _unsent(ends: Subquery, id: ColumnElement[str] | str) -> Select[Any]:
+def _unsent(ends: Subquery, id: ColumnElement[str] | str) -> Select[Any, Any, Any, Any]:
     """The shards in which a stream has something to send: tenant, shard, `after`, `last`."""
     mine = and_(_CURSOR.tenant == ends.c.tenant, _CURSOR.shard == ends.c.shard, _CURSOR.stream_id == id)
     after = func.coalesce(_CURSOR.seq, ends.c.first - 1)
@@ -162,6 +162,8 @@ def _unsent(ends: Subquery, id: ColumnElement[str] | str) -> Select[Any]:
     return query.where(ends.c.last > after, ~is_heads)
 
 
-def _of_stream(query: Select[Any], ends: Subquery, state: StreamState) -> Select[Any]:
+def _of_stream(
+    query: Select[Any, Any, Any, Any], ends: Subquery, state: StreamState
+) -> Select[Any, Any, Any, Any]:
     """Those shards that the stream covers: all, where it is the installation's."""
     return query if state.is_of_installation else query.where(ends.c.tenant == state.tenant)
