@@ -74,9 +74,8 @@ __all__ = [
     "test_without_a_permit_for_it_nothing_is_sent",
 ]
 
-_OF_TEMPORAL = {name for name, check in CHECKS.items() if check.__module__.endswith(".temporal")} | {
-    "workflows"
-}
+_OF_TEMPORAL = {name for name, check in CHECKS.items() if check.__module__.endswith(".temporal")}
+_OF_TEMPORAL |= {"workflows", "erasures"}
 ROLE = f"gateway of {os.getpid()}"  # has to be quoted
 
 
