@@ -191,9 +191,7 @@ class EvergrantApi(FastAPI):
 
 def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -> EvergrantApi:
     """The ASGI application over `context`. The caller starts and stops the lease ledger and the relay.
-
-    `certificates`: how the proxy hands on those of apps, for a listener that only the proxy reaches.
-    """
+    `certificates`: how the proxy hands on those of apps, for a listener that only the proxy reaches."""
     refresher = RefreshWaiter(api.lease_rows, api.link, api.settings.lease_wait)
     refusals = RefusalLog(api.store)
     networks = CallerNetworks(api.store, enabled=api.settings.detect_new_networks)
@@ -202,9 +200,8 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await refresher.stop()
-        await refusals.stop()
-        await networks.stop()
+        for part in (refresher, refusals, networks):
+            await part.stop()
         await api.limits.close()
 
     app = EvergrantApi(
@@ -217,8 +214,8 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
         redirect_slashes=False,
         telemetry=_NO_TELEMETRY,
     )
-    app.state.api, app.state.refresher, app.state.refusals = api, refresher, refusals
-    app.state.networks = networks
+    app.state.api, app.state.refresher = api, refresher
+    app.state.refusals, app.state.networks = refusals, networks
     app.state.lease_issuer, app.state.judged_pairs = issuer, JudgedPairs(api, issuer)
     app.state.templates, app.state.console = Pages(Logos(api.settings.data_dir / "logos")), ConsolePages()
     app.state.browsers = BrowserSessions(api.settings.public_url, api.ring)

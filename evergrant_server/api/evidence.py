@@ -23,7 +23,7 @@ _OLD = timedelta(days=365)
 class EvidenceView(View):
     """What one query says now: `query` is the route and `command` the command that give it whole."""
 
-    what: str
+    topic: str
     query: str
     command: str
     answer: dict[str, Any]
@@ -86,8 +86,8 @@ async def _access(tx: Transaction, call: ApiCall) -> TopicEvidence:
         unused,
         "connections that nothing has used for 90 days have a grant: GET /v1/access/unused names them",
     )
-    what = "Which app reaches what, through which permit, and when it was last used"
-    return TopicEvidence(what, "GET /v1/access", "evergrant access report", counts, lacks)
+    topic = "Which app reaches what, through which permit, and when it was last used"
+    return TopicEvidence(topic, "GET /v1/access", "evergrant access report", counts, lacks)
 
 
 async def _has_unused(tx: Transaction, call: ApiCall) -> bool:
@@ -113,9 +113,9 @@ async def _changes(tx: Transaction, call: ApiCall) -> TopicEvidence:
         f"{decisions.get('requests_waiting')} requests wait for a decision",
     )
     answer = {**decisions, "changes": counts, "four_eyes": settings.four_eyes}
-    what = "What changed about who may do what in 90 days, who asked and who approved"
+    topic = "What changed about who may do what in 90 days, who asked and who approved"
     query = f"GET /v1/access/changes?since={_day(since)}"
-    return TopicEvidence(what, query, f"evergrant access changes --since {_day(since)}", answer, lacks)
+    return TopicEvidence(topic, query, f"evergrant access changes --since {_day(since)}", answer, lacks)
 
 
 async def _keys(tx: Transaction, call: ApiCall) -> TopicEvidence:
@@ -137,8 +137,8 @@ async def _keys(tx: Transaction, call: ApiCall) -> TopicEvidence:
     if rotation is None:
         lacks.append("no rotation is due by itself: EVERGRANT_KEY_ROTATION is empty")
     answer["rotated_after_days"] = None if rotation is None else rotation.days
-    what = "What seals secrets, of each purpose: its age, and what still stands under older keys"
-    return TopicEvidence(what, "GET /v1/keys", "evergrant keys status", answer, tuple(lacks))
+    topic = "What seals secrets, of each purpose: its age, and what still stands under older keys"
+    return TopicEvidence(topic, "GET /v1/keys", "evergrant keys status", answer, tuple(lacks))
 
 
 async def _ends(tx: Transaction, call: ApiCall) -> TopicEvidence:
@@ -151,8 +151,8 @@ async def _ends(tx: Transaction, call: ApiCall) -> TopicEvidence:
         counts["erased_unconfirmed"],
         f"{counts['erased_unconfirmed']} connections were erased before their provider confirmed",
     )
-    what = "What was revoked and erased, and how far providers have confirmed it"
-    return TopicEvidence(what, "GET /v1/erasures", "evergrant erasures ls", counts, lacks)
+    topic = "What was revoked and erased, and how far providers have confirmed it"
+    return TopicEvidence(topic, "GET /v1/erasures", "evergrant erasures ls", counts, lacks)
 
 
 async def _authentication(tx: Transaction, call: ApiCall) -> TopicEvidence:
@@ -167,8 +167,8 @@ async def _authentication(tx: Transaction, call: ApiCall) -> TopicEvidence:
         not counts["people_log_in"],
         "nobody administers as a person: admins and auditors share the keys of apps",
     )
-    what = "How apps and people prove who they are, and how consents are bound to their person"
-    return TopicEvidence(what, "GET /v1/apps, GET /v1/integrations", "evergrant apps ls", counts, lacks)
+    topic = "How apps and people prove who they are, and how consents are bound to their person"
+    return TopicEvidence(topic, "GET /v1/apps, GET /v1/integrations", "evergrant apps ls", counts, lacks)
 
 
 async def _monitoring(tx: Transaction, call: ApiCall) -> TopicEvidence:
@@ -189,9 +189,9 @@ async def _monitoring(tx: Transaction, call: ApiCall) -> TopicEvidence:
         "the log isn't verified here: GET /v1/audit/verify, evergrant_server audit verify",
     )
     answer = {"noticed": noticed, "webhooks_that_get_it": listeners, "checkpoint_signed_at": signed_at}
-    what = "What was noticed in 90 days of uses that are unlike those before"
+    topic = "What was noticed in 90 days of uses that are unlike those before"
     query = f"GET /v1/detections?since={_day(since)}"
-    return TopicEvidence(what, query, f"evergrant detections --since {_day(since)}", answer, lacks)
+    return TopicEvidence(topic, query, f"evergrant detections --since {_day(since)}", answer, lacks)
 
 
 async def _incidents(tx: Transaction, call: ApiCall) -> TopicEvidence:
@@ -209,8 +209,8 @@ async def _incidents(tx: Transaction, call: ApiCall) -> TopicEvidence:
         ends["revoking"],
         f"{ends['revoking']} revocations aren't confirmed yet",
     )
-    what = "Incidents and drills of a year with their signed reports, and how far revocations are"
-    return TopicEvidence(what, "GET /v1/incidents", "evergrant incident ls", answer, lacks)
+    topic = "Incidents and drills of a year with their signed reports, and how far revocations are"
+    return TopicEvidence(topic, "GET /v1/incidents", "evergrant incident ls", answer, lacks)
 
 
 async def _records(tx: Transaction, call: ApiCall) -> TopicEvidence:
@@ -222,8 +222,8 @@ async def _records(tx: Transaction, call: ApiCall) -> TopicEvidence:
         "oldest_record_at": oldest[0].at.isoformat() if oldest else None,
     }
     lacks = _some(not counts["legal_holds_active"], "no legal hold is set: records go at their age")
-    what = "How long records are kept, what is held, and what a person was told"
-    return TopicEvidence(what, "GET /v1/legal-holds", "evergrant holds ls", answer, lacks)
+    topic = "How long records are kept, what is held, and what a person was told"
+    return TopicEvidence(topic, "GET /v1/legal-holds", "evergrant holds ls", answer, lacks)
 
 
 _FINDERS: Mapping[Topic, Callable[[Transaction, ApiCall], Awaitable[TopicEvidence]]] = {

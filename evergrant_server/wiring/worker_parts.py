@@ -99,9 +99,6 @@ def build_worker_parts(
     )
     replays[AttemptKind.REGISTRATION] = discovery.replay_answer
     decisions = DecisionActivities(store, clock)
-    log_name = settings.log_name(settings.public_url)
-    incidents = IncidentActivities(store, platform.link, clock, settings.public_url, log_name)
-    keys = KeyRotationActivities(store, clock, settings.key_rotation, platform.key_services)
     activities = [
         *grants,
         *_integration_activities(platform, contexts, egress, sender, discovery),
@@ -110,6 +107,20 @@ def build_worker_parts(
         decisions.advance_access_request,
         decisions.advance_call_approval,
         PermitReviewActivities(store, clock, settings.unused_permit_after).review_permits,
+        *_order_activities(platform),
+    ]
+    replayer = JournalReplayer(store, clock, journal, sections, replays)
+    streams = _audit_streams(platform, make_egress)
+    return WorkerParts(activities, replayer, _audit_log(platform, egress), streams)
+
+
+def _order_activities(platform: Platform) -> list[Activity]:
+    """Those that carry out what a person has ordered, page by page, and look at the whole log."""
+    settings, store, clock = platform.settings, platform.store, platform.clock
+    log_name = settings.log_name(settings.public_url)
+    incidents = IncidentActivities(store, platform.link, clock, settings.public_url, log_name)
+    keys = KeyRotationActivities(store, clock, settings.key_rotation, platform.key_services)
+    return [
         AgentStopActivities(store, clock).advance_agent_stop,
         ErasureActivities(store, platform.link, clock).advance_erasure,
         QuestionActivities(store, clock).answer_question,
@@ -118,9 +129,6 @@ def build_worker_parts(
         keys.advance_key_rotation,
         keys.rotate_due_keys,
     ]
-    replayer = JournalReplayer(store, clock, journal, sections, replays)
-    streams = _audit_streams(platform, make_egress)
-    return WorkerParts(activities, replayer, _audit_log(platform, egress), streams)
 
 
 def _audit_log(platform: Platform, egress: Egress) -> AuditLogKeeper:

@@ -35,7 +35,7 @@ class Control(NamedTuple):
 class TopicEvidence(NamedTuple):
     """What was found out about a topic. `query` and `command` give it whole; `lacks` can't be shown."""
 
-    what: str
+    topic: str
     query: str
     command: str
     answer: Mapping[str, object]

@@ -542,7 +542,7 @@ class EventReceiver:
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What one query says now: `query` is the route and `command` the command that give it whole."""
-    what: str
+    topic: str
     query: str
     command: str
     answer: Facts

@@ -150,7 +150,7 @@ def evidence(*, framework: Literal["soc2", "iso27001"], options: Options = DEFAU
     for control in shown.controls:
         print(f"\n## {control.control} {control.title}\n")
         for each in control.shown_by:
-            print(f"- {each.what}: {_facts(each.answer)}. `{each.query}`, `{each.command}`")
+            print(f"- {each.topic}: {_facts(each.answer)}. `{each.query}`, `{each.command}`")
         print("\nCan't be shown:" if control.lacks else "\nCan't be shown: nothing that is known here.")
         for line in control.lacks:
             print(f"- {line}")
