@@ -59,7 +59,11 @@ class AuditCheckpointView(View):
     consistency: list[str]
 
 
-@router.get("/v1/audit/proof", response_model=AuditProofView, responses={200: {"content": {COSE: {}}}})
+@router.get(
+    "/v1/audit/proof",
+    response_model=AuditProofView,
+    responses={200: {"content": {COSE: {"schema": {"type": "string", "format": "binary"}}}}},
+)
 async def get_audit_proof(record: RecordPlace, request: Request, call: Call) -> AuditProofView | Response:
     """The receipt of a record, `SHARD/INDEX`: for an admin or auditor, and the app that the record is of.
 

@@ -117,6 +117,7 @@ BODIES: dict[str, Mapping[str, Any]] = {
     "POST /v1/connections/export": {"public_key": _PUBLIC_KEY, "filters": {"integration": "crm"}},
     "POST /v1/erasures": {"subject": "alice", "reason": "INC-9"},
     "POST /v1/incidents": {"kind": "breach", "integration": "crm", "confirm": "crm", "reason": "INC-9"},
+    "POST /v1/questions": {"question": "connection_uses", "connection_id": "con_5f0c2n8v3k7qmx1d9rtzab"},
     "POST /v1/legal-holds": {"subject": "alice", "reason": "CASE-7", "until": "2027-01-31T00:00:00Z"},
     "POST /v1/legal-holds/{hold_id}/end": {"reason": "CASE-7 is closed"},
     "PUT /v1/audit/streams/{name}": {

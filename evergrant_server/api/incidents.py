@@ -34,6 +34,7 @@ Moment = Annotated[UtcDatetime | None, Query()]
 
 _PAUSE_TRIES = 100
 _LINES = 500  # of a report, read in one transaction
+_VIEW = {"$ref": "#/components/schemas/IncidentView"}
 _ROOTS_FIRST = (
     "What leaked opens all that stands under the roots: on the host, first replace them (keys rotate, and "
     "keys rewrap, of lease, refresh and intake); then send roots_replaced: true."
@@ -270,7 +271,7 @@ async def _pause(incident_id: str, call: ApiCall, *, paused: bool) -> IncidentVi
 @router.get(
     "/v1/incidents/{incident_id}/report",
     response_class=PlainTextResponse,
-    responses={202: {"model": IncidentView, "description": "It isn't done"}},
+    responses={202: {"description": "It isn't done", "content": {"application/json": {"schema": _VIEW}}}},
 )
 async def get_incident_report(incident_id: str, call: AuditorCall) -> Response:
     """The signed report of an incident: JSON Lines, the signature in the last one. 202 before it is done.

@@ -25,7 +25,10 @@ _BY_STATUS = {
 }
 _PAGES = ("/connect/", "/oauth/callback/")
 _PEOPLE = ("/login", "/logout")
-_OWN = ("/v1/sessions/current", "/v1/admin-login", "/v1/client-login")  # there may be none
+_OWN = (  # there may be none
+    *("/v1/sessions/current", "/v1/admin-login", "/v1/client-login"),
+    "/v1/audit/checkpoint",
+)
 _NAMING = ("app",)  # parameters that name what there may not be, where they are given
 _CLIENTS = ("/v1/lease", "/v1/connections", "/v1/integrations")  # what an integration's client is used for
 _HEADERS: dict[int, dict[str, Any]] = {

@@ -38,7 +38,8 @@ _SEALED = {
 # The query, after `?`, and the body of routes that need one.
 QUERIES = {
     "GET /v1/access/explain": ("app={app}&connection={connection_id}",),
-    "GET /v1/audit/proof": ("record=nothing-0/0",),
+    "GET /v1/audit/evidence": ("framework=soc2",),
+    "GET /v1/audit/proof": ("record={audit_record}",),
     "GET /v1/keys/rotations": ("", "connection={connection_id}"),
     "GET /v1/delegations": ("", "app={app}"),
     "GET /v1/delegations/{delegation_id}/explain": ("connection={connection_id}",),
@@ -185,7 +186,7 @@ CREATES = {
 
 _FILTERED = {
     *("GET /v1/connections", "GET /v1/token-families", "GET /v1/erasures"),
-    "GET /v1/keys/rotations",
+    *("GET /v1/keys/rotations", "GET /v1/audit/evidence"),
 }
 
 

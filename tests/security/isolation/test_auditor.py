@@ -18,7 +18,7 @@ async def rows(api: Api) -> dict[str, list]:
     """Everything the database holds, but last uses and the audit log."""
     async with api.worker.read() as tx:
         names = await tx.connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'table'"))
-        own = ("app_key_use", "permit_use", "audit", *_OF_QUESTIONS)
+        own = ("app_key_use", "permit_use", "caller_network", "audit", *_OF_QUESTIONS)
         kept = [name for (name,) in names if not name.startswith(own)]
         return {it: [*await tx.connection.execute(text(f'SELECT * FROM "{it}"'))] for it in kept}
 

@@ -46,7 +46,7 @@ ODD = (
     "\udcff",
 )
 _MADE = re.compile(
-    r"\b(?:era|hld|con|int|app|key|per|cns|exp|whk|evt|dlv|rcv|def|apr|crd|iss|req|dru|cli|clg|stm)_[0-9a-z]{22}"
+    r"\b(?:era|hld|con|int|app|key|per|cns|exp|whk|evt|dlv|rcv|def|apr|crd|iss|req|dru|cli|clg|stm|inc|qst|det|rot)_[0-9a-z]{22}"
     r"|req-[0-9a-z]{22}|whsec_[\w+/=]+"
     r"|evg_key_\w+|/connect/[\w-]+|\"revision\":\d+"
 )
@@ -62,8 +62,9 @@ async def with_every_action(api: Api, tenant: Tenant) -> Headers:
 
 
 async def rows_of(api: Api, tenant: Tenant) -> dict[str, list[Any]]:
-    """All that the store has of a tenant, but when its keys and permits were used."""
-    tables = [it for it in METADATA.sorted_tables if "tenant" in it.c and not it.name.endswith("_use")]
+    """All that the store has of a tenant, but when and from where its keys and permits were used."""
+    uses = ("_use", "caller_network")
+    tables = [it for it in METADATA.sorted_tables if "tenant" in it.c and not it.name.endswith(uses)]
     async with api.worker.read() as tx:
         read = tx.connection.execute
         return {

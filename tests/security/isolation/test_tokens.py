@@ -14,6 +14,7 @@ from tests.security.isolation.world import a_world
 ALLOWED = {
     ("LeaseView", "access_token"),
     ("ProofView", "proof"),  # for one request, DPoP (RFC 9449)
+    *(("AuditProofView", it) for it in ("proof", "head_proof")),  # of a record, by Merkle trees
     ("TokenView", "access_token"),  # of Evergrant's own API
     *(("FamilyTokenView", it) for it in ("access_token", "refresh_token")),  # for the gateway alone
     ("NewKeyView", "key"),

@@ -9,7 +9,10 @@ from joserfc import jwk
 from temporalio.api.common.v1 import Payload
 from temporalio.converter import WorkflowSerializationContext
 
+from evergrant_server import audit
+from evergrant_server.audit.checkpoints.heads import HeadsLog
 from evergrant_server.core.access import Action
+from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.binding import hash_confirm_code
 from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.erasure import Erasure, ErasureState, LegalHold, TargetKind
@@ -27,6 +30,7 @@ from evergrant_server.core.ids import (
     new_id,
 )
 from evergrant_server.core.integrations import Endpoints
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.people.roles import PersonRole
 from evergrant_server.core.questions.detection import Detection, DetectionKind
@@ -167,11 +171,16 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
     await made("PUT", "/v1/client-login", {"app": own["app"], "integration": own["issuer"]})
     client = {"name": f"of-{tenant}", "redirect_uris": [f"https://{tenant}.example/cb"]}
     oauth_client = await made("POST", "/v1/oauth-clients", client)
+    record = f"shard-of-{tenant}"  # each tenant's other shards are named alike
+    async with api.worker.write() as tx:
+        await audit.append(tx, an_entry(tenant, now), shard=record)
+    await HeadsLog(api.worker, api.clock, "evergrant.example/audit").advance()
     session_id, _ = await put_session(api, tenant, PersonRole.AUDITOR)
     workflow = connection_workflow_id(tenant, connection.id)
     context = WorkflowSerializationContext(api.parts.settings.temporal_namespace, workflow)
     (sealed,) = await api.link.codec.with_context(context).encode([Payload(data=b"{}")])
     return own | {
+        "audit_record": f"{record}/0",
         "story": _base64(workflow.encode()),
         "sealed_payload": _base64(sealed.data),
         "session_id": session_id,
@@ -208,6 +217,11 @@ def document(name: str) -> dict[str, Any]:
 
 def _base64(value: bytes) -> str:
     return base64.b64encode(value).decode()
+
+
+def an_entry(tenant: Tenant, now: datetime) -> AuditEntry:
+    action, context = AuditAction.QUESTION_ASKED, RequestContext(by="app:boss")
+    return AuditEntry(tenant=tenant, at=now, action=action, object=f"of-{tenant}", context=context)
 
 
 def an_erasure(tenant: Tenant, now: datetime) -> Erasure:

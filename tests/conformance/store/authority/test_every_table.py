@@ -40,6 +40,8 @@ DECIDES_NOTHING = {
     "audit_head": "notes that the log's key has signed, and the place of a signed head",
     "audit_node": "a hash of a tree's tile: a proof that is made of a changed one leads to no signed root",
     "audit_pruning": "up to where a log was pruned: a changed one keeps more, or is looked at again",
+    "audit_stream_cursor": "up to where a stream has sent: its receiver sees the gap, or a record again",
+    "audit_stream_state": "when a stream is sent next, and why it waits",
     "caller_network": "whence an app has called: a changed one raises an alarm, or none",
     "delivery": "which event goes to which webhook of the tenant: both are signed",
     "detection": "what was noticed, for people; its record is in the log",
