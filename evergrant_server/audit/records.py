@@ -203,9 +203,8 @@ async def newest_of_tenant(
 async def count_actions(tx: Transaction, tenant: Tenant, window: Window) -> dict[str, int]:
     """How many records of each action there are."""
     mine = columns_equal(AuditRow, tenant=tenant)
-    counts: tuple[ColumnElement[Any], ...] = (table_of(AuditRow).c.action, func.count().label("number"))
-    counted = window.narrow(select(*counts).where(mine))
-    rows = await fetch_all(tx.connection, counted.group_by(col(AuditRow.action)))
+    actions = window.narrow(select(table_of(AuditRow).c.action).where(mine)).subquery().c.action
+    rows = await fetch_all(tx.connection, select(actions, func.count().label("number")).group_by(actions))
     return {row["action"]: int(row["number"]) for row in rows}
 
 

@@ -132,7 +132,10 @@ class SqliteDatabase:
             async with self._free:  # the engine's pool would block the thread
                 watch = await self._in_thread(self._engine.connect, discard=Connection.close)
                 watch.detach()  # kept beside the pool
-            self._watch = watch
+            if self._watch is None:
+                self._watch = watch
+            else:  # another task was faster
+                watch.close()
         (version,) = _driver_of(self._watch).execute("PRAGMA data_version").fetchone()
         return version
 

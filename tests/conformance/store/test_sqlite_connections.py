@@ -195,6 +195,18 @@ async def test_a_commit_of_any_connection_is_seen_and_nothing_else(database: Sql
     assert await database.commits_seen() not in (first, own)
 
 
+async def test_tasks_that_look_for_commits_at_once_leave_no_connection_open(database: SqliteDatabase):
+    made: list[sqlite3.Connection] = []
+    event.listen(database._engine, "connect", lambda driver, _: made.append(driver))
+    versions = await asyncio.gather(*(database.commits_seen() for _ in range(3)))
+    assert len(set(versions)) == 1
+    await database.close()
+    assert made
+    for driver in made:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            driver.execute("SELECT 1")
+
+
 async def test_the_first_look_for_commits_waits_for_a_connection_and_keeps_none(database: SqliteDatabase):
     ends = asyncio.Event()
 
