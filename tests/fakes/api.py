@@ -338,6 +338,7 @@ async def running_api(
         await api.client.aclose()
         await api.app.state.refresher.stop()
         await api.app.state.refusals.stop()
+        await api.app.state.networks.stop()
         await ledger.stop()
         await store.close()
         await worker.close()

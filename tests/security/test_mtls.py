@@ -47,9 +47,11 @@ async def admin(hop: Api) -> str:
 @pytest.fixture
 async def plain(hop: Api) -> AsyncIterator[httpx2.AsyncClient]:
     """The listener that every client reaches, over the same store."""
-    transport = httpx2.ASGITransport(app=create_app(hop.parts))
+    app = create_app(hop.parts)
+    transport = httpx2.ASGITransport(app=app)
     async with httpx2.AsyncClient(transport=transport, base_url=hop.parts.settings.public_url) as client:
         yield client
+    await app.state.networks.stop()
 
 
 @pytest.fixture

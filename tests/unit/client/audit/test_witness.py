@@ -1,6 +1,7 @@
 """The witness signs what extends what it has signed, also when requests race, and after a restart."""
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
@@ -21,13 +22,20 @@ REWRITTEN = [bytes(32), *LEAVES[1:]]
 AT = 1_800_000_000
 
 
+OPEN: list[Witness] = []
+
+
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "witness.db"
+def file(tmp_path: Path) -> Iterator[Path]:
+    """Of the witness's memory; each that has opened it is closed."""
+    yield tmp_path / "witness.db"
+    while OPEN:
+        OPEN.pop().close()
 
 
 def witness_of(file: Path, *logs: VerifierKey) -> Witness:
-    return Witness(WITNESS, WITNESS_KEY, logs or [vkey(LOG, LOG_KEY)], file, now=lambda: AT)
+    OPEN.append(Witness(WITNESS, WITNESS_KEY, logs or [vkey(LOG, LOG_KEY)], file, now=lambda: AT))
+    return OPEN[-1]
 
 
 def checkpoint(size: int, leaves: list[bytes] = LEAVES, key: Ed25519PrivateKey = LOG_KEY) -> str:
@@ -57,7 +65,6 @@ def test_it_signs_each_tree_that_extends_the_last(file: Path):
         answer = witness.add_checkpoint(request(older, newer))
         assert answer.status == HTTPStatus.OK, answer
         assert cosigned(answer, newer)
-    witness.close()
     assert last_signed(file) == [(LOG, 40, AT)]
 
 
@@ -104,7 +111,6 @@ def test_what_it_refuses_it_doesnt_keep(file: Path, body: str, status: HTTPStatu
     answer = witness.add_checkpoint(body)
     assert answer.status == status
     assert answer.body.strip()
-    witness.close()
     assert last_signed(file) == []
 
 
@@ -115,7 +121,6 @@ def test_of_requests_that_race_one_wins(file: Path):
     with ThreadPoolExecutor(8) as pool:
         statuses = [answer.status for answer in pool.map(witness.add_checkpoint, bodies)]
     assert sorted(statuses) == [HTTPStatus.OK] + [HTTPStatus.CONFLICT] * 15
-    witness.close()
     ((_, size, _),) = last_signed(file)
     assert statuses[size - 9] == HTTPStatus.OK
 
