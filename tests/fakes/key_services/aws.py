@@ -63,6 +63,7 @@ class AwsWorld(World):
         finally:
             await asyncio.to_thread(server.stop)
             del KmsResponse._determine_resource
+            moto_settings.INITIAL_NO_AUTH_ACTION_COUNT = float("inf")  # as other tests of the process find it
 
     def environment_of(self, user: dict[str, str]) -> dict[str, str]:
         """What boto3 reads to be this user."""
