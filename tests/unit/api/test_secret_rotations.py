@@ -20,6 +20,7 @@ async def test_an_older_api_key_is_retired_once_the_newer_one_is_used_and_it_is_
     admin = await api.app_with("boss", Action.ADMIN)
     _, used = await api.active_for("report", Action.TOKEN)
     assert await older(api, admin) == [], "an app with one key replaces none"
+    api.clock.advance(1)  # else neither key is the older one
     newer = (await api.post("/v1/apps/report/keys", admin)).json()
     assert (await api.lease(used)).status_code == 200
     # a use is written with the next batch of leases
