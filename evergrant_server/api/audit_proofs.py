@@ -99,11 +99,12 @@ async def get_audit_checkpoint(call: AuditorCall, since: Since = None) -> AuditC
 
 
 def _may_read(call: ApiCall, body: str | None) -> bool:
-    """An admin or auditor, or the app whose lease or call the record is."""
+    """An admin or auditor, or the app whose lease or call the record is: by its id, for a name is given
+    again once an app is deleted."""
     if call.may_audit(Target()):
         return True
     record = json.loads(body) if body is not None and body.startswith("{") else {}
-    return record.get("action") in _OWN and record.get("by") == call.context.by
+    return record.get("action") in _OWN and record["detail"].get("app") == call.caller.app.id
 
 
 def receipt_view(receipt: proofs.Receipt) -> AuditProofView:

@@ -59,6 +59,15 @@ async def test_nobody_else_learns_that_there_is_a_record(api: Api, log: HeadsLog
     assert answers.pop()[0] == 404
 
 
+async def test_a_later_app_of_the_same_name_has_no_receipt_of_the_earlier_one(api: Api, log: HeadsLog):
+    _, place = await a_lease(api)
+    await log.advance()
+    admin = await api.app_with("boss", Action.ADMIN)
+    assert (await api.call("DELETE", "/v1/apps/pipeline", admin)).is_success
+    later = await api.app_with("pipeline", Action.TOKEN)
+    assert (await proof(api, later, place)).status_code == 404
+
+
 @pytest.mark.parametrize("record", ["", "main-1", "main-1/", "main-1/01", "main-1/-1", "../1/2", "m 1/2"])
 async def test_what_is_no_place(api: Api, record: str):
     key = await api.app_for("auditor", Action.AUDIT)
