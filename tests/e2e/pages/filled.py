@@ -71,6 +71,8 @@ async def fill(api: Api) -> Filled:
     _rotations(api)
     call = await _agent(api, key, told)
     uses, about = await questions_of(api, key, told, NOON)
+    stream = {"url": "https://siem.example.com/in?source=evergrant", "format": "ocsf"}
+    assert (await api.call("PUT", "/v1/audit/streams/siem", key, json=stream)).is_success
     return Filled(
         key,
         told.id,

@@ -97,6 +97,7 @@ CONSOLE = (
     _console("agent-stop", "agents/invoice-helper/stop"),
     _console("reach", "apps/invoice-helper/reach"),
     _console("reach-nothing", "apps/an-importer-that-was-replaced/reach"),
+    _console("streams", "streams"),
     _console("questions", "questions"),
     _console("answer-uses", "questions/{uses}"),
     _console("answer-subject", "questions/{about}"),
