@@ -20,6 +20,37 @@ STATIC = {
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
+class MenuEntry(NamedTuple):
+    """A page that the console's menu leads to. `whole`: only for who sees what is the whole tenant's."""
+
+    name: str
+    path: str
+    text: str
+    whole: bool = True
+
+
+# a group's link leads to the first of its pages that the visitor sees
+MENU: dict[str, tuple[MenuEntry, ...]] = {
+    "Connections": (MenuEntry("connections", "connections", "Connections", whole=False),),
+    "Setup": (
+        MenuEntry("integrations", "integrations", "Integrations", whole=False),
+        MenuEntry("providers", "providers", "Catalogue", whole=False),
+    ),
+    "Access": (
+        MenuEntry("apps", "apps", "Apps"),
+        MenuEntry("access", "access", "Who may"),
+        MenuEntry("agents", "agents", "Agents"),
+        MenuEntry("requests", "requests", "Requests", whole=False),
+    ),
+    "Trust": (
+        MenuEntry("questions", "questions", "Questions"),
+        MenuEntry("incidents", "incidents", "Incidents"),
+        MenuEntry("keys", "keys", "Keys"),
+        MenuEntry("streams", "streams", "Streams"),
+    ),
+}
+
+
 class Visitor(NamedTuple):
     """Who is there, for the head of each page. `audits`: sees what is the whole tenant's."""
 
@@ -42,10 +73,20 @@ class ConsolePages:
             "state_words": state_words,
             "step_of": step_of,
             "failures": FAILURES,
+            "menu_of": menu_of,
         }
 
     def render(self, template: str, *, title: str, **values: Any) -> str:
         return self._templates.get_template(f"console/{template}").render(title=title, **values)
+
+
+def menu_of(visitor: Visitor) -> dict[str, list[MenuEntry]]:
+    """The groups of the menu, each with the places that the visitor sees."""
+    groups = {
+        group: [place for place in places if visitor.audits or not place.whole]
+        for group, places in MENU.items()
+    }
+    return {group: places for group, places in groups.items() if places}
 
 
 def moment(at: datetime) -> str:
