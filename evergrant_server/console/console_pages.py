@@ -31,7 +31,10 @@ class MenuEntry(NamedTuple):
 
 # a group's link leads to the first of its pages that the visitor sees
 MENU: dict[str, tuple[MenuEntry, ...]] = {
-    "Connections": (MenuEntry("connections", "connections", "Connections", whole=False),),
+    "Connections": (
+        MenuEntry("connections", "connections", "Connections", whole=False),
+        MenuEntry("imports", "imports", "Imports"),
+    ),
     "Setup": (
         MenuEntry("integrations", "integrations", "Integrations", whole=False),
         MenuEntry("providers", "providers", "Catalogue", whole=False),

@@ -55,6 +55,7 @@ DetectionId = NewType("DetectionId", str)
 IncidentId = NewType("IncidentId", str)
 StreamId = NewType("StreamId", str)
 DeviceAuthorizationId = NewType("DeviceAuthorizationId", str)
+ImportId = NewType("ImportId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -102,6 +103,7 @@ PREFIXES = (
     "inc",
     "stm",
     "dva",
+    "imp",
 )
 
 

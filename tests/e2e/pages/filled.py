@@ -27,6 +27,7 @@ from evergrant_server.core.messages.keys import KeyRotationProgress, KeyRotation
 from evergrant_server.core.messages.names import key_rotation_workflow_id
 from tests.e2e.pages.filled_incidents import fill_incidents
 from tests.e2e.pages.filled_questions import questions_of
+from tests.e2e.pages.filled_work import fill_work
 from tests.fakes.api import TENANT, Api
 from tests.fakes.rows import a_delegation
 
@@ -55,6 +56,8 @@ class Filled:
     incident: str
     uses: str
     about: str
+    rehearsed: str
+    ordered: str
 
 
 async def fill(api: Api) -> Filled:
@@ -86,6 +89,7 @@ async def fill(api: Api) -> Filled:
         await fill_incidents(api, (told, choosing, failing, pending), NOON),
         uses,
         about,
+        *await fill_work(api, key, NOON),
     )
 
 

@@ -22,6 +22,7 @@ NAMED |= {"/v1/audit/streams/": "audit_stream"}
 NAMED |= {"/v1/issuers/": "trusted_issuer", "/v1/agents/": "agent"}
 NAMED |= {"/v1/delegation-rules/": "delegation_rule"}
 NAMED |= {"/console/integrations/": "integration", "/console/apps/": "app", "/console/agents/": "agent"}
+NAMED |= {"/console/webhooks/": "webhook"}
 NAMED |= {"/console/static/": "app"}  # no file has this name
 _NAME = re.compile(r"\{(\w+)\}")
 _CON = "/v1/connections/{connection_id}"
@@ -47,6 +48,7 @@ QUERIES = {
     "DELETE /v1/connections/export": ("id={export_id}",),
     "GET /console/connections": ("", "integration={integration}", "subject={subject}"),
     "GET /console/access": ("app={app}&connection={connection_id}",),
+    "GET /console/new/definition": ("", "provider={provider}"),
     "GET /console/connect": ("integration={integration}&subject={subject}",),
     "GET /v1/erasures": ("", "subject={subject}"),
     "GET /v1/incidents/plan": ("kind=breach&integration={integration}",),
@@ -88,6 +90,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
         {"integration": "{integration}", "subject": "new", "source": "{connection_id}", **_EXCHANGE},
     ),
     "POST /v1/connections/import": ({"items": [_ITEM], "verify": False},),
+    "POST /v1/imports": ({"items": [_ITEM]},),
     "POST /v1/connections/export": (
         {"public_key": PUBLIC_KEY, "filters": {"integration": "{integration}", "subject": "{subject}"}},
     ),
@@ -145,6 +148,17 @@ PROVED_OTHERWISE = {
 }
 # A browser's cookie again, for the console: test_console.py, tests/security/pages/test_console_sessions.py.
 _CONSOLE_LOGIN = {"GET /console/login", "POST /console/login", "POST /console/logout"}
+_WEBHOOK = {"url": "https://hooks.example.com/in", "events": "connection.failing"}
+_CLIENT = {"client_id": "c", "client_secret": "s"}
+_DEFINITION = "\n".join(
+    (
+        *("name: {provider}", "display_name: {provider}", "auth_modes: [authorization_code]"),
+        *(
+            "authorization_endpoint: https://idp.example/authorize",
+            "token_endpoint: https://idp.example/token",
+        ),
+    )
+)
 CONSOLE_FORMS = {
     "POST /console/connect": {"integration": "{integration}", "subject": "new"},
     "POST /console/connections/{connection_id}/reconnect": {},
@@ -172,6 +186,25 @@ CONSOLE_FORMS = {
     "POST /console/keys/pause": {"kind": "tenant"},
     "POST /console/keys/resume": {"kind": "tenant"},
     "POST /console/keys/secrets/retire": {"kind": "app_key", "name": "{app}"},
+    "POST /console/new/webhook": {"name": "{webhook}", **_WEBHOOK},
+    "POST /console/webhooks/{name}/edit": _WEBHOOK,
+    "POST /console/webhooks/{name}/rotate-secret": {"once": "once-of-this-very-form"},
+    "POST /console/webhooks/{name}/test": {},
+    "POST /console/webhooks/{name}/replay-failed": {},
+    "POST /console/webhooks/{name}/deliveries/{delivery_id}/replay": {},
+    "POST /console/webhooks/{name}/delete": {"confirm": "{webhook}"},
+    "POST /console/new/integration": {"name": "{integration}", "provider": "gitlab", **_CLIENT},
+    "POST /console/integrations/{name}/edit": _CLIENT,
+    "POST /console/integrations/{name}/rotate-secret": {"client_secret": "s2"},
+    "POST /console/integrations/{name}/try": {"subject": "new"},
+    "POST /console/integrations/{name}/delete": {"confirm": "{integration}"},
+    "POST /console/new/definition": {"definition": _DEFINITION},
+    "POST /console/definitions/{provider}/approve": {"version": "3"},
+    "POST /console/definitions/{provider}/reject": {"version": "4", "reason": "no"},
+    "POST /console/definitions/{provider}/roll-back": {"version": "2"},
+    "POST /console/imports": {"grants": "no grants"},
+    "POST /console/imports/{import_id}/begin": {"refresher_stopped": "yes"},
+    "POST /console/imports/{import_id}/forget": {},
 }
 BODIES |= {route: (form,) for route, form in CONSOLE_FORMS.items()}
 _OPEN = PUBLIC | PROVED_OTHERWISE
@@ -183,6 +216,7 @@ CREATES = {
     *("PUT /v1/integrations/{name}", "PUT /v1/apps/{name}", "PUT /v1/webhooks/{name}", "POST /v1/providers"),
     "PUT /v1/audit/streams/{name}",
     *("POST /v1/connections/import", "POST /v1/connections/export", "POST /v1/access-requests"),
+    "POST /v1/imports",
     *("PUT /v1/admin-login", "PUT /v1/client-login", "POST /v1/oauth-clients"),
     *("PUT /v1/apps/{name}/permits/{permit_name}", "PUT /v1/apps/{name}/credentials/{credential_name}"),
     *("PUT /v1/issuers/{name}", "POST /v1/erasures", "POST /v1/legal-holds"),
