@@ -140,7 +140,7 @@ async def show_versions(visit: VisitDep, provider: str) -> Response:
 @console_page
 async def show_version(visit: VisitDep, provider: str, version: str = "", done: str = "") -> Response:
     """One version, by default the newest: what it changes, what the checks found, the forms to decide."""
-    return await _version_page(visit, provider, version, Form(), said=DONE.get(done))
+    return await _version_page(visit, provider, version, Form(), notice=DONE.get(done))
 
 
 @router.get(_NEW)
@@ -215,7 +215,7 @@ async def roll_back(visit: VisitDep, provider: str) -> Response:
 
 
 async def _version_page(
-    visit: ConsoleVisit, provider: str, number: str, form: Form, said: str | None = None
+    visit: ConsoleVisit, provider: str, number: str, form: Form, notice: str | None = None
 ) -> Response:
     call = await require_auditor(visit.call)
     versions = (await list_definition_versions(provider, call)).items
@@ -234,7 +234,7 @@ async def _version_page(
         states=STATES,
         names=await visit.names_of(_actors([version])),
         decides=visit.call.allows(Action.ADMIN, Target()),
-        said=said,
+        notice=notice,
     )
 
 

@@ -46,7 +46,7 @@ DONE = {"forgotten": "The import is forgotten. Connections that it made stay."}
 @console_page
 async def show_imports(visit: VisitDep, done: str = "") -> Response:
     """The form of a new import, and those of the visitor's last day."""
-    return await _imports_page(visit, Form(), said=DONE.get(done))
+    return await _imports_page(visit, Form(), notice=DONE.get(done))
 
 
 @router.post(_IMPORTS)
@@ -97,7 +97,7 @@ async def forget(visit: VisitDep, import_id: str) -> Response:
     return redirect_response(f"{_IMPORTS}?done=forgotten")
 
 
-async def _imports_page(visit: ConsoleVisit, form: Form, said: str | None = None) -> Response:
+async def _imports_page(visit: ConsoleVisit, form: Form, notice: str | None = None) -> Response:
     call = await require_auditor(visit.call)
     administers = call.allows(Action.ADMIN, Target())
     return visit.show_form(
@@ -107,7 +107,7 @@ async def _imports_page(visit: ConsoleVisit, form: Form, said: str | None = None
         administers=administers,
         imports=(await list_imports(call)).items if administers else [],
         most=MAX_ROWS,
-        said=said,
+        notice=notice,
     )
 
 

@@ -74,7 +74,7 @@ class Offer(NamedTuple):
 
 def offer_of(spec: ProviderSpec, integration: Integration | None = None) -> Offer:
     """The provider's parts, with the scopes that its definition or the read metadata names."""
-    own = () if integration is None else integration.default_scopes
+    chosen = () if integration is None else integration.default_scopes
     endpoints = None if integration is None else integration.endpoints
     listed = () if endpoints is None else endpoints.resource_scopes
     resource = spec.protected_resource is not None
@@ -85,7 +85,7 @@ def offer_of(spec: ProviderSpec, integration: Integration | None = None) -> Offe
         takes_issuer=spec.discovery and not resource,
         registers=spec.discovery or spec.client_registration == "per_host",
         params={name: rule for name, rule in spec.template_params.items() if rule.source == "integration"},
-        scopes=tuple(dict.fromkeys((*spec.default_scopes, *listed, *own))),
+        scopes=tuple(dict.fromkeys((*spec.default_scopes, *listed, *chosen))),
         offline_scope=spec.offline_scope,
     )
 

@@ -48,9 +48,9 @@ async def fill_work(api: Api, key: str, now: datetime) -> tuple[str, str]:
     await made("POST", "/v1/providers", {"definition": _ACME | _CHANGED})
     await _definition(api, 2, now)
     jobs = []
-    for subjects in (("ida@acme.example", "jo@acme.example"), ("kai@acme.example",)):
+    for subjects in (("nina@acme.example", "omar@acme.example"), ("pia@acme.example",)):
         items = [{"integration": "crm", "subject": subject, **_GRANT} for subject in subjects]
-        lost = {"integration": "payroll", "subject": "lee@acme.example", **_GRANT}
+        lost = {"integration": "payroll", "subject": "quentin@acme.example", **_GRANT}
         jobs.append((await made("POST", "/v1/imports", {"items": [*items, lost]}))["id"])
     await made("POST", f"/v1/imports/{jobs[1]}/begin")
     return jobs[0], jobs[1]

@@ -98,12 +98,14 @@ async def test_a_refusal_stands_at_its_field_and_the_text_stays(
     browser = await an_admin(api)
     answer = await browser.send(NEW, **{"definition": yaml.safe_dump(ACME), field: typed})
     assert answer.status_code == 400
-    said = re.search(r'<p class="problem" id="(definition|rollout[\w.]*)-problem">([^<]+)</p>', answer.text)
-    if said is None:
+    problem_text = re.search(
+        r'<p class="problem" id="(definition|rollout[\w.]*)-problem">([^<]+)</p>', answer.text
+    )
+    if problem_text is None:
         assert 'role="alert"' in answer.text
         assert problem in answer.text
     else:
-        assert problem in said[2]
+        assert problem in problem_text[2]
     assert "acme-crm" in answer.text or field == "definition"
     async with api.worker.read() as tx:
         assert await tx.definitions.names(TENANT) == []

@@ -10,6 +10,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.people.roles import PersonRole
 from tests.fakes.api import TENANT, Api
 from tests.security.console import ConsoleBrowser, at_console, person_at_console
@@ -44,12 +45,12 @@ async def rehearsed(browser: ConsoleBrowser, grants: str = CSV, **fields: str) -
 
 async def connections(api: Api) -> dict[str, Connection]:
     records = await api.records(AuditAction.CONNECTION_IMPORTED)
-    rows = [await api.row(TENANT, record.object) for record in records]
+    rows = [await api.row(TENANT, ConnectionId(record.object)) for record in records]
     return {connection.subject: connection for connection in rows}
 
 
-def counted(page: str, what: str) -> int:
-    number = re.search(rf"<dt>{what}</dt><dd>([\d,]+)", page)
+def counted(page: str, term: str) -> int:
+    number = re.search(rf"<dt>{term}</dt><dd>([\d,]+)", page)
     assert number is not None, page
     return int(number[1])
 
@@ -128,8 +129,8 @@ async def test_a_rehearsal_is_forgotten_by_hand_and_after_an_hour(api: Api):
     late = await rehearsed(browser)
     api.clock.advance(3590)
     assert (await browser.browser.get(late)).status_code == 200
-    other = await at_console(api, await api.app_with("second", Action.ADMIN))
-    assert (await other.browser.get(late)).status_code == 404, "another app's"
+    stranger = await at_console(api, await api.app_with("second", Action.ADMIN))
+    assert (await stranger.browser.get(late)).status_code == 404, "another app's"
     api.clock.advance(10)
     browser = await at_console(api, await api.app_with("third", Action.ADMIN))
     for old in (path, late):
@@ -141,11 +142,13 @@ async def test_json_lines_a_list_a_file_and_what_the_form_says_of_all_rows(api: 
     browser = await an_admin(api)
     page = await browser.page(await rehearsed(browser, LINES))
     assert counted(page, "Are invalid") == 2
-    said = {"integration": "crm", "without_expiry": "unknown"}
-    page = await browser.page(await rehearsed(browser, LINES, **said))
+    defaults = {"integration": "crm", "without_expiry": "unknown"}
+    page = await browser.page(await rehearsed(browser, LINES, **defaults))
     assert counted(page, "Would be imported") == 2
     as_list = json.dumps([json.loads(line) for line in LINES.splitlines()])
-    assert counted(await browser.page(await rehearsed(browser, as_list, **said)), "Would be imported") == 2
+    assert (
+        counted(await browser.page(await rehearsed(browser, as_list, **defaults)), "Would be imported") == 2
+    )
     semicolons = CSV.replace(",", ";")
     assert counted(await browser.page(await rehearsed(browser, semicolons)), "Would be imported") == 2
     answer = await browser.browser.post(
@@ -175,9 +178,9 @@ async def test_json_lines_a_list_a_file_and_what_the_form_says_of_all_rows(api: 
 async def test_what_cant_be_read_is_refused_by_its_line(api: Api, grants: str, problem: str):
     browser = await an_admin(api)
     answer = await browser.send(IMPORTS, grants=grants)
-    said = re.search(r'<p class="problem" id="grants-problem">([^<]+)</p>', answer.text)
-    assert said is not None, answer.text
-    assert (answer.status_code, problem in said[1]) == (400, True)
+    problem_text = re.search(r'<p class="problem" id="grants-problem">([^<]+)</p>', answer.text)
+    assert problem_text is not None, answer.text
+    assert (answer.status_code, problem in problem_text[1]) == (400, True)
 
 
 async def test_a_member_that_is_given_twice_is_invalid_and_stays_so(api: Api):
@@ -194,8 +197,8 @@ async def test_a_member_that_is_given_twice_is_invalid_and_stays_so(api: Api):
 @pytest.mark.parametrize("act", ["", "/{id}/begin", "/{id}/forget"])
 async def test_an_auditor_and_another_sites_form_import_nothing(api: Api, act: str):
     browser = await an_admin(api)
-    own = await rehearsed(browser)
-    path = IMPORTS + act.replace("{id}", own.rpartition("/")[2])
+    kept = await rehearsed(browser)
+    path = IMPORTS + act.replace("{id}", kept.rpartition("/")[2])
     fields = {"grants": CSV, "refresher_stopped": "yes"}
     auditor = await person_at_console(api, PersonRole.AUDITOR)
     assert "<textarea" not in await auditor.page(IMPORTS)
@@ -203,4 +206,4 @@ async def test_an_auditor_and_another_sites_form_import_nothing(api: Api, act: s
     stranger = await browser.browser.post(path, data={**fields, "csrf": "0" * 64}, headers={"Origin": ORIGIN})
     assert stranger.status_code == 400
     assert await connections(api) == {}
-    assert (await browser.browser.get(own)).status_code == 200, "it is kept"
+    assert (await browser.browser.get(kept)).status_code == 200, "it is kept"

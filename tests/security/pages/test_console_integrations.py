@@ -8,9 +8,10 @@ import pytest
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.account import OnReconnect
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.integrations import Integration, IntegrationState
+from evergrant_server.core.integrations import AfterGrantOver, Integration, IntegrationState
 from evergrant_server.core.messages.integrations import DiscoveryResult
 from evergrant_server.core.messages.jobs import DISCOVER_ENDPOINTS
 from evergrant_server.core.people.roles import PersonRole
@@ -60,9 +61,9 @@ async def secrets_of(api: Api) -> list[str]:
 
 
 def problem_at(page: str, field: str) -> str:
-    said = re.search(rf'<p class="problem" id="{re.escape(field)}-problem">([^<]+)</p>', page)
-    assert said is not None, page
-    return said[1]
+    shown_problem = re.search(rf'<p class="problem" id="{re.escape(field)}-problem">([^<]+)</p>', page)
+    assert shown_problem is not None, page
+    return shown_problem[1]
 
 
 async def test_one_is_made_from_the_catalogue_and_its_secret_is_sent_back_by_no_page(api: Api):
@@ -171,8 +172,8 @@ async def test_a_change_loses_nothing_that_it_doesnt_name(api: Api):
             scope_ceiling=("read:user", "repo"),
             refresh_overrides={"rotation": "strict", "refresh_token_idle_s": 86_400.0 * 30},
             dpop=False,
-            on_reconnect="any",
-            after_grant_over="refuse",
+            on_reconnect=OnReconnect.ANY,
+            after_grant_over=AfterGrantOver.REFUSE,
         )
         await tx.integrations.put(rich, None, expected=before.revision)
     form = await browser.page(f"{CRM}/edit")
