@@ -25,6 +25,7 @@ from evergrant_server.api import (
     incidents,
     key_rotations,
     openapi,
+    overview,
     questions,
     secret_rotations,
     stories,
@@ -43,15 +44,17 @@ from evergrant_server.api.apps import (
     trusted_issuers,
 )
 from evergrant_server.api.apps import routes as apps
-from evergrant_server.api.connections import commands, history
+from evergrant_server.api.connections import bulk, commands, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.console import agents as console_agents
 from evergrant_server.api.console import apps as console_apps
+from evergrant_server.api.console import bulk as console_bulk
 from evergrant_server.api.console import connections as console_connections
 from evergrant_server.api.console import incidents as console_incidents
 from evergrant_server.api.console import integrations as console_integrations
 from evergrant_server.api.console import keys as console_keys
 from evergrant_server.api.console import login as console_login
+from evergrant_server.api.console import overview as console_overview
 from evergrant_server.api.console import questions as console_questions
 from evergrant_server.api.console import requests as console_requests
 from evergrant_server.api.console import streams as console_streams
@@ -94,6 +97,7 @@ _NO_TELEMETRY: TelemetryConfig = {
 
 ROUTERS = (
     health.router,
+    overview.router,
     definitions.router,
     integrations.metadata_router,
     integrations.router,
@@ -129,6 +133,7 @@ ROUTERS = (
     people.router,
     people.command_router,
     transfer.router,  # before /v1/connections/{id}, which would match import and export
+    bulk.router,  # likewise
     connections.router,
     commands.router,
     refresh_command.router,
@@ -152,7 +157,9 @@ ROUTERS = (
     callback.router,
     callback.fragment_router,
     console_login.router,
+    console_overview.router,
     console_connections.router,
+    console_bulk.router,
     console_integrations.router,
     console_apps.router,
     console_agents.router,

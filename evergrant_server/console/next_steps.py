@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.token_state import TokenState
 from evergrant_server.core.errors import FAILURES, ErrorCode
 from evergrant_server.core.failure_kinds import Repairer
 from evergrant_server.core.integrations import IntegrationState
@@ -42,6 +43,7 @@ class Shown(Protocol):
     repairer: Repairer | None
     last_failure: ErrorCode | None
     expires_at: datetime | None
+    token: TokenState
 
 
 class NextStep(NamedTuple):
@@ -73,6 +75,34 @@ def step_of(shown: Shown) -> NextStep:
             return NextStep("The provider confirms the revocation.", "a worker", tone)
         case LifecycleState.NEEDS_REAUTH:
             return NextStep("Consent again.", "the subject", tone)
+        case _:
+            return _step_of_active(shown.token, tone)
+
+
+# an active connection whose access token has expired, beside its state
+TOKEN_NOTES = {
+    TokenState.IDLE: "token expired, not asked for",
+    TokenState.DUE: "token expired, refresh under way",
+    TokenState.LATE: "token expired, refresh overdue",
+    TokenState.FAILING: "token expired, refreshes fail",
+    TokenState.OVER: "token expired for good",
+}
+_DOCTOR = "If it stays so, doctor on the host says why: python -m evergrant_server doctor"
+
+
+def _step_of_active(token: TokenState, tone: str) -> NextStep:
+    """Of a connection that is active, and whose refreshes don't fail."""
+    match token:
+        case TokenState.IDLE:
+            text = "None: no app has asked for a token since it expired. The next that asks gets a new one."
+            return NextStep(text, "", tone)
+        case TokenState.DUE:
+            return NextStep("A worker refreshes its token, which has just expired.", "a worker", tone)
+        case TokenState.LATE:
+            return NextStep(f"A worker should have refreshed its token. {_DOCTOR}.", "the operator", "wait")
+        case TokenState.OVER:
+            text = "Consent again: its token has expired, and nothing refreshes it."
+            return NextStep(text, "the subject", "bad")
         case _:
             return NextStep("None: it is refreshed when it is due.", "", tone)
 

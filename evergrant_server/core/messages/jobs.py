@@ -206,6 +206,14 @@ ADVANCE_INCIDENT = Activity(
     Limits(MINUTE * 3, heartbeat=SECOND * 10, first_wait=SECOND / 2),
     "the next part",
 )
+ADVANCE_BULK = Activity(
+    "advance_bulk",
+    incidents.BulkCall,
+    incidents.IncidentProgress,
+    Limits(MINUTE * 3, heartbeat=SECOND * 10, first_wait=SECOND / 2),
+    "the next part",
+    urgent=False,
+)
 ADVANCE_KEY_ROTATION = Activity(
     "advance_key_rotation",
     keys.KeyRotationCall,

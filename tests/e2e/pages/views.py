@@ -55,8 +55,10 @@ def _console(name: str, path: str, *presses: str) -> View:
 
 
 CONSOLE = (
+    View("console-overview", "/console"),
     _console("connections", "connections"),
-    _console("connections-none", "connections?subject=zoe"),
+    _console("connections-none", "connections?search=zoe"),
+    _console("connections-failing", "connections?state=active&failing=yes"),
     _console("story", "connections/{told}"),
     _console("choosing", "connections/{choosing}"),
     _console("failing", "connections/{failing}"),
@@ -141,7 +143,7 @@ class Site:
         await page.goto(f"{self.url}/console/login")
         await page.get_by_label("API key").fill(self.filled.key)
         await page.get_by_role("button", name="Log in", exact=True).click()
-        await page.get_by_role("heading", name="Connections").wait_for()
+        await page.get_by_role("heading", name="Overview").wait_for()
 
     async def revoke_keys(self, name: str) -> None:
         """An app has two live keys at most."""

@@ -191,6 +191,22 @@ class ApprovedCall:
     params: Facts | None = None
 
 @dataclass(frozen=True, slots=True)
+class Attention:
+    """Connections of one integration that fail, or wait, for one cause: whose turn it is, and since when.
+
+    `code` null: they wait for the subject's first consent, or for the provider to confirm a revocation.
+    """
+    integration: str
+    provider: str
+    state: State
+    code: str | None
+    repairer: str
+    meaning: str
+    repair: str
+    connections: int
+    since: datetime
+
+@dataclass(frozen=True, slots=True)
 class AuditCheckpoint:
     """The newest checkpoint, with the signatures of witnesses that it has (a signed note of C2SP).
 
@@ -323,9 +339,11 @@ class Connection:
     expects. `consented_with` is set for a further token slot: the connection whose consent brings its grants.
     `revoking` is set until the provider has confirmed a revocation. `revocation` is how it ended: `confirmed`
     speaks of every token; `unknown` says that an answer was lost, whose token may live on at the provider.
-    `provider_said` explains one connection's failure to an admin, and is null elsewhere. `failing_since` is
-    set while refreshes keep failing; the token is valid until it expires. `live` (with the next attempt as
-    `next_at`) and `differs` are null unless the request had `live=true` and the workflow answered.
+    `token` says what the access token is: of an active connection `idle`, `due`, `late` or `failing` where it
+    has expired. `idle`: no app has asked since, and the next one that asks gets a new one. `provider_said`
+    explains one connection's failure to an admin, and is null elsewhere. `failing_since` is set while
+    refreshes keep failing; the token is valid until it expires. `live` (with the next attempt as `next_at`)
+    and `differs` are null unless the request had `live=true` and the workflow answered.
     """
     id: str
     integration: str
@@ -337,6 +355,7 @@ class Connection:
     scopes: Texts
     requested_scopes: Texts
     expires_at: datetime | None
+    token: str
     reason: str | None
     repairer: str | None
     failures: int
@@ -367,6 +386,16 @@ class Connection:
     provider_said: ProviderSaid | None = None
     live: LiveStatus | None = None
     differs: Texts | None = None
+
+@dataclass(frozen=True, slots=True)
+class ConnectionTotals:
+    """How many connections a filter has, by their state. `failing` are active ones whose refresh fails, or
+    whose account is to be chosen. `complete` false: a count has stopped, and there are more.
+    """
+    total: int
+    states: Facts
+    failing: int
+    complete: bool
 
 @dataclass(frozen=True, slots=True)
 class Control:
@@ -490,6 +519,18 @@ class DeviceCode:
     verification_uri: str
     verification_uri_complete: str | None
     expires_at: datetime
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """What ends within 30 days. `kind`: `key`, `permit` and `agent` (`owner` is the app); `client_secret`,
+    `certificate` and `rotation` of the integration `name`; `refresh_token` of `connections` at it, unless
+    a refresh moves that end; `access_token` of those that nothing refreshes. `at` is the first of several.
+    """
+    kind: str
+    name: str
+    owner: str
+    at: datetime
+    connections: int
 
 @dataclass(frozen=True, slots=True)
 class EndedFamilies:
@@ -621,6 +662,14 @@ class FrameworkEvidence:
     at: datetime
     since: datetime
     controls: tuple[Control, ...]
+
+@dataclass(frozen=True, slots=True)
+class Hour:
+    """What was counted in an hour, a few seconds late. `leases`: tokens, proofs and calls of the gateway."""
+    hour: datetime
+    leases: int
+    refreshes: int
+    failed: int
 
 @dataclass(frozen=True, slots=True)
 class Incident:
@@ -761,6 +810,15 @@ class IntegrationHealth:
     causes: tuple[FailureCause, ...]
 
 @dataclass(frozen=True, slots=True)
+class KeyAge:
+    """Since when a key is the current one of its purpose. `service` null: a key of the tenant; else a root,
+    and the service that wraps it.
+    """
+    purpose: str
+    service: str | None
+    at: datetime | None
+
+@dataclass(frozen=True, slots=True)
 class KeyRotation:
     """How far a rotation is. `moved` of `total` keys and values; `kept` older keys may still be needed by a
     provider's late reply in a worker's journal; `broken` values are opened by no key.
@@ -872,6 +930,27 @@ class OtherPermit:
     effect: str
     field: str
     scopes: Texts
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """`whole`: the caller sees everything of the tenant; else `waiting`, `ends`, `hours` and `keys` are
+    empty. `complete` false: counts have stopped at 20,000 connections of a state, or at 100,000 in all.
+
+    `hours` begins with the first hour that workers have counted. `key_rotation` is the setting, in seconds;
+    null: keys are rotated by hand. `archived_at`: when PostgreSQL has last archived a piece of its log; null:
+    it says nothing, and of other backups Evergrant knows nothing.
+    """
+    at: datetime
+    whole: bool
+    complete: bool
+    attention: tuple[Attention, ...]
+    waiting: tuple[Waiting, ...]
+    ends: tuple[End, ...]
+    hours: tuple[Hour, ...]
+    integrations: tuple[Standing, ...]
+    keys: tuple[KeyAge, ...]
+    key_rotation: float | None
+    archived_at: datetime | None
 
 @dataclass(frozen=True, slots=True)
 class Permit:
@@ -1093,6 +1172,25 @@ class Simulation:
     would_lose: tuple[LostAccess, ...]
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """How an integration is: what `GET /v1/integrations/{name}` says of it, and its live connections."""
+    name: str
+    provider: str
+    state: str
+    problem: str | None
+    binding: str
+    secret_refused_at: datetime | None
+    previous_secret_until: datetime | None
+    client_secret_expires_at: datetime | None
+    client_certificate_expires_at: datetime | None
+    failed_exchange: FailedExchange | None
+    active: int
+    failing: int
+    needs_reauth: int
+    pending_consent: int
+    revoking: int
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What follows. `by`: who does it; `done` null: it can't be seen."""
     by: str
@@ -1183,6 +1281,15 @@ class UnusedConnection:
     state: str
     created_at: datetime
     used_at: datetime | None
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Decisions or repairs that wait for an admin: `access_request`, `call`, `approval`, `definition`,
+    `webhook` (it fails, or is disabled).
+    """
+    kind: str
+    number: int
+    since: datetime
 
 @dataclass(frozen=True, slots=True)
 class Webhook:

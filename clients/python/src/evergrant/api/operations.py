@@ -349,12 +349,24 @@ class Operations:
     @lists("/v1/connections", models.Connection)
     def connections(
         self, *, integration: str | None = None, provider: str | None = None, subject: str | None = None,
-        state: str | None = None, expiring_before: datetime | None = None, reference: str | None = None
+        state: str | None = None, expiring_before: datetime | None = None, failing: bool | None = None,
+        search: str | None = None, order: str | None = None, reference: str | None = None
     ) -> None:
         """The connections that the app's permits cover, sorted by id.
 
+        With `order` `urgency` those that need somebody come first. `failing`: active ones whose refresh
+        fails, or whose account is to be chosen. `search` sorts what it finds by subject, and then by label.
+
         With the `reference` from a subject's page only the connection whose consent failed there; no other
         filter may come with it.
+        """
+
+    @sends("GET", "/v1/connections/totals", models.ConnectionTotals)
+    def connection_totals(self, *, integration: str | None = None, search: str | None = None) -> None:
+        """How many connections the app's permits cover, by state.
+
+        Counts stop at 100,000 of a state. An app whose permits don't cover every connection gets those among
+        the first 2,000 of the filter.
         """
 
     @sends("GET", "/v1/connections/{connection_id}", models.Connection)
@@ -659,6 +671,12 @@ class Operations:
     @sends("PUT", "/v1/oauth-clients/{oauth_client_id}", models.OAuthClient)
     def switch_oauth_client(self, oauth_client_id: str, disabled: bool) -> None:
         """Turn a client off, or on again. Its tokens count no more while it is off."""
+
+    @sends("GET", "/v1/overview", models.Overview)
+    def overview(self) -> None:
+        """What needs somebody and whose turn it is; what ends soon; leases and refreshes of two days; how
+        each integration is, and how old keys are. Of what the caller's permits cover.
+        """
 
     @sends("POST", "/v1/providers", models.ProviderVersion, once=True)
     def propose_provider(self, definition: Facts, *, rollout: Facts | None = None) -> None:

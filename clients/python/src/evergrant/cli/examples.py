@@ -50,6 +50,7 @@ evergrant integrations delete crm
 evergrant integrations rotate-secret crm --client-secret-file new-secret.txt
 evergrant integrations roll-secret-back crm
 evergrant integrations health crm
+evergrant overview
 evergrant connections ls --state needs_reauth
 evergrant connections get con_… --live
 evergrant connections connect crm alice --open --wait
