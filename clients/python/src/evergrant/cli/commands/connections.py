@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 from evergrant.api.models import Connection, ProviderSaid
 from evergrant.cli.arguments import Generation, Scopes, Seconds
 from evergrant.cli.commands.erasures import until_erased
+from evergrant.cli.commands.incidents import bulk
 from evergrant.cli.consent import announce, connect_here, say_who
 from evergrant.cli.options import DEFAULTS, Options, line_to_copy, note_missing_integration
 from evergrant.cli.tables import Format, Row, members_of, row_of, show_one, show_rows
@@ -25,6 +26,7 @@ _STANDINGS = ("name", "provider", "state", "active", "failing", "needs_reauth", 
 _BELOW = {"subject": ("label",), "state": ("reason", "repairer")}
 
 connections = App(name="connections")
+connections.command(bulk)
 
 
 def overview(*, options: Options = DEFAULTS) -> None:
