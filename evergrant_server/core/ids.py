@@ -55,6 +55,7 @@ DetectionId = NewType("DetectionId", str)
 IncidentId = NewType("IncidentId", str)
 StreamId = NewType("StreamId", str)
 BulkId = NewType("BulkId", str)
+DeviceAuthorizationId = NewType("DeviceAuthorizationId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -102,6 +103,7 @@ PREFIXES = (
     "inc",
     "stm",
     "blk",
+    "dva",
 )
 
 
