@@ -277,6 +277,60 @@ class AuditStream:
     secret: str | None = field(default=None, repr=False)
 
 @dataclass(frozen=True, slots=True)
+class BulkConnection:
+    """One connection of an order."""
+    connection_id: str
+    integration: str
+    provider: str
+    step: str
+    outcome: str | None
+    state: str
+
+@dataclass(frozen=True, slots=True)
+class BulkFilter:
+    """Which connections: these ids; or else those of the integration, in the state, whose last refresh
+    failed, whose subject or label begins with `subject`. What is None narrows nothing.
+    """
+    connections: Texts | None = None
+    integration: str | None = None
+    state: State | None = None
+    failing: bool = False
+    subject: str | None = None
+
+@dataclass(frozen=True, slots=True)
+class BulkOrder:
+    """How far an order is. `outcomes`: how many connections ended how. Of `refresh`: `renewed`, `failed`,
+    `reconnect` (a new consent is needed), `not_supported` (nothing refreshes it), `nothing_held`; of
+    `reconnect`: `asked`, `well`; of `revoke`: `confirmed`, `not_supported`, `unknown`, `nothing_held`; of
+    `label`: `labelled`, `taken`, `not_supported`; `gone` had ended before.
+    """
+    id: str
+    action: str
+    filters: BulkFilter
+    label: str | None
+    reason: str
+    by: str
+    state: str
+    paused: bool
+    created_at: datetime
+    waits_until: datetime
+    selected: int
+    ended: int
+    outcomes: Facts
+    finished_at: datetime | None
+
+@dataclass(frozen=True, slots=True)
+class BulkPlan:
+    """What an order would be about. `confirm` is what it repeats, null where it needs to repeat nothing.
+    `listening`: webhooks that hear of it; of `reconnect` alone.
+    """
+    action: str
+    how: str
+    totals: ConnectionTotals
+    confirm: str | None
+    listening: int | None
+
+@dataclass(frozen=True, slots=True)
 class CallApproval(Decision):
     """`call` is what is to be called, null in lists, where `name` is its method or tool. An approved call may
     be made once, until `use_by`.
@@ -321,6 +375,18 @@ class ClientLogin:
     mcp_url: str
 
 @dataclass(frozen=True, slots=True)
+class ComingEnd:
+    """What ends within 30 days. `kind`: `key`, `permit` and `agent` (`owner` is the app); `client_secret`,
+    `certificate` and `rotation` of the integration `name`; `refresh_token` of `connections` at it, unless
+    a refresh moves that end; `access_token` of those that nothing refreshes. `at` is the first of several.
+    """
+    kind: str
+    name: str
+    owner: str
+    at: datetime
+    connections: int
+
+@dataclass(frozen=True, slots=True)
 class CommandSession:
     """The only response that contains the session's token."""
     token: str
@@ -356,7 +422,6 @@ class Connection:
     scopes: Texts
     requested_scopes: Texts
     expires_at: datetime | None
-    token: str
     reason: str | None
     repairer: str | None
     failures: int
@@ -369,6 +434,7 @@ class Connection:
     created_at: datetime
     changed_at: datetime
     revision: int
+    token: str = "none"
     resources: Texts = ()
     audience: str | None = None
     metadata: Facts = field(default_factory=dict[str, Any])
@@ -407,6 +473,14 @@ class Control:
     title: str
     shown_by: tuple[Evidence, ...]
     lacks: Texts
+
+@dataclass(frozen=True, slots=True)
+class CountedHour:
+    """What was counted in an hour, a few seconds late. `leases`: tokens, proofs and calls of the gateway."""
+    hour: datetime
+    leases: int
+    refreshes: int
+    failed: int
 
 @dataclass(frozen=True, slots=True)
 class CoveredConnection:
@@ -520,18 +594,6 @@ class DeviceCode:
     verification_uri: str
     verification_uri_complete: str | None
     expires_at: datetime
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """What ends within 30 days. `kind`: `key`, `permit` and `agent` (`owner` is the app); `client_secret`,
-    `certificate` and `rotation` of the integration `name`; `refresh_token` of `connections` at it, unless
-    a refresh moves that end; `access_token` of those that nothing refreshes. `at` is the first of several.
-    """
-    kind: str
-    name: str
-    owner: str
-    at: datetime
-    connections: int
 
 @dataclass(frozen=True, slots=True)
 class EndedFamilies:
@@ -663,14 +725,6 @@ class FrameworkEvidence:
     at: datetime
     since: datetime
     controls: tuple[Control, ...]
-
-@dataclass(frozen=True, slots=True)
-class Hour:
-    """What was counted in an hour, a few seconds late. `leases`: tokens, proofs and calls of the gateway."""
-    hour: datetime
-    leases: int
-    refreshes: int
-    failed: int
 
 @dataclass(frozen=True, slots=True)
 class Incident:
@@ -811,6 +865,25 @@ class IntegrationHealth:
     causes: tuple[FailureCause, ...]
 
 @dataclass(frozen=True, slots=True)
+class IntegrationStanding:
+    """How an integration is: what `GET /v1/integrations/{name}` says of it, and its live connections."""
+    name: str
+    provider: str
+    state: str
+    problem: str | None
+    binding: str
+    secret_refused_at: datetime | None
+    previous_secret_until: datetime | None
+    client_secret_expires_at: datetime | None
+    client_certificate_expires_at: datetime | None
+    failed_exchange: FailedExchange | None
+    active: int
+    failing: int
+    needs_reauth: int
+    pending_consent: int
+    revoking: int
+
+@dataclass(frozen=True, slots=True)
 class KeyAge:
     """Since when a key is the current one of its purpose. `service` null: a key of the tenant; else a root,
     and the service that wraps it.
@@ -945,10 +1018,10 @@ class Overview:
     whole: bool
     complete: bool
     attention: tuple[Attention, ...]
-    waiting: tuple[Waiting, ...]
-    ends: tuple[End, ...]
-    hours: tuple[Hour, ...]
-    integrations: tuple[Standing, ...]
+    waiting: tuple[WaitingDecisions, ...]
+    ends: tuple[ComingEnd, ...]
+    hours: tuple[CountedHour, ...]
+    integrations: tuple[IntegrationStanding, ...]
     keys: tuple[KeyAge, ...]
     key_rotation: float | None
     archived_at: datetime | None
@@ -1173,25 +1246,6 @@ class Simulation:
     would_lose: tuple[LostAccess, ...]
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """How an integration is: what `GET /v1/integrations/{name}` says of it, and its live connections."""
-    name: str
-    provider: str
-    state: str
-    problem: str | None
-    binding: str
-    secret_refused_at: datetime | None
-    previous_secret_until: datetime | None
-    client_secret_expires_at: datetime | None
-    client_certificate_expires_at: datetime | None
-    failed_exchange: FailedExchange | None
-    active: int
-    failing: int
-    needs_reauth: int
-    pending_consent: int
-    revoking: int
-
-@dataclass(frozen=True, slots=True)
 class Step:
     """What follows. `by`: who does it; `done` null: it can't be seen."""
     by: str
@@ -1284,7 +1338,7 @@ class UnusedConnection:
     used_at: datetime | None
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitingDecisions:
     """Decisions or repairs that wait for an admin: `access_request`, `call`, `approval`, `definition`,
     `webhook` (it fails, or is disabled).
     """
