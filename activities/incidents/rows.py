@@ -11,10 +11,10 @@ from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.bulk import BulkOrder
 from evergrant_server.core.connections.incidents import (
+    ConnectionsOrder,
     IncidentItem,
     ItemOutcome,
     ItemStep,
-    Order,
     wait_before_look,
 )
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -25,7 +25,7 @@ from evergrant_server.core.outbox import signal_message
 from evergrant_server.store import Store, Transaction
 
 T = TypeVar("T")
-OrderT = TypeVar("OrderT", bound=Order[Any])
+OrderT = TypeVar("OrderT", bound=ConnectionsOrder[Any])
 
 WORK_S = 10.0  # of one try; then the workflow calls again
 _MOST_TOLD = 100  # in one transaction
@@ -62,12 +62,18 @@ class Rows:
 
         return await self.write(write)
 
-    def context(self, order: Order[Any]) -> RequestContext:
+    def context(self, order: ConnectionsOrder[Any]) -> RequestContext:
         """The requester of what is done for it: who has ordered it."""
         return RequestContext(by=order.by, trace_id=self._call.context.trace_id)
 
     async def record(
-        self, tx: Transaction, order: Order[Any], action: AuditAction, object_id: str, /, **detail: object
+        self,
+        tx: Transaction,
+        order: ConnectionsOrder[Any],
+        action: AuditAction,
+        object_id: str,
+        /,
+        **detail: object,
     ) -> None:
         entry = AuditEntry(
             tenant=order.tenant,
@@ -81,7 +87,7 @@ class Rows:
         await audit.append(tx, entry)
 
     async def tell(
-        self, tx: Transaction, order: Order[Any], item: IncidentItem, name: str, message: Message
+        self, tx: Transaction, order: ConnectionsOrder[Any], item: IncidentItem, name: str, message: Message
     ) -> None:
         """Signal the connection's workflow, once for the order, and note that it was told."""
         id = OutboxId(derived_id("out", order.id, name, item.connection_id))
@@ -94,7 +100,7 @@ class Rows:
         ended = item.__replace__(step=ItemStep.ENDED, outcome=outcome)
         await tx.incident_items.replace(ended, expected=item.revision)
 
-    def is_over(self, order: Order[Any]) -> bool:
+    def is_over(self, order: ConnectionsOrder[Any]) -> bool:
         """Whether it is reported once each was told, with what is still under way."""
         return self.now >= order.waits_until
 
@@ -105,7 +111,7 @@ class Waves:
     def __init__(self, rows: Rows, size: int, longest: timedelta) -> None:
         self._rows, self._size, self._longest = rows, size, longest
 
-    async def next(self, tx: Transaction, order: Order[Any], step: ItemStep) -> list[IncidentItem]:
+    async def next(self, tx: Transaction, order: ConnectionsOrder[Any], step: ItemStep) -> list[IncidentItem]:
         """Connections at this step whose turn it is. One that takes long keeps its place for a while; at the
         end of the order's time all that are left have theirs."""
         under_way = await tx.incident_items.told_since(order, self._rows.now - self._longest)
@@ -136,7 +142,7 @@ async def for_a_while(
     )
 
 
-def reason_of(order: Order[Any]) -> str:
+def reason_of(order: ConnectionsOrder[Any]) -> str:
     """Why a connection is revoked or refreshed."""
     kind = "bulk order" if isinstance(order, BulkOrder) else "incident"
     return f"{kind}: {order.id}"

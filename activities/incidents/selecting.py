@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from activities.incidents.rows import Rows, chunks, reason_of
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.incidents import Incident, IncidentItem, IncidentKind, Order
+from evergrant_server.core.connections.incidents import ConnectionsOrder, Incident, IncidentItem, IncidentKind
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.store import Transaction
 from evergrant_server.store.connections.incidents import ListedPlace
@@ -96,7 +96,9 @@ async def _leased_then(tx: Transaction, incident: Incident) -> _Candidates:
     return _Candidates(list(ids), audit.page_cursor(records[-1]) if len(records) == _RECORDS else None)
 
 
-def listed_item(order: Order[Any], place: ListedPlace, uses: Mapping[str, datetime]) -> IncidentItem:
+def listed_item(
+    order: ConnectionsOrder[Any], place: ListedPlace, uses: Mapping[str, datetime]
+) -> IncidentItem:
     """The row of a connection that an order is about."""
     return IncidentItem.model_validate(
         {

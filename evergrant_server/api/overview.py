@@ -6,6 +6,7 @@ its permits cover, of the first rows that wait.
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
 from fastapi import APIRouter
 
@@ -160,10 +161,10 @@ async def get_overview(call: Call) -> OverviewView:
     )
 
 
-_NOTHING: Mapping[str, object] = {"waiting": (), "ends": (), "hours": (), "keys": (), "archived_at": None}
+_NOTHING: Mapping[str, Any] = {"waiting": (), "ends": (), "hours": (), "keys": (), "archived_at": None}
 
 
-async def _facts_of_tenant(tx: Transaction, call: ApiCall, ends: list[ComingEnd]) -> dict[str, object]:
+async def _facts_of_tenant(tx: Transaction, call: ApiCall, ends: list[ComingEnd]) -> dict[str, Any]:
     """What is the whole tenant's."""
     tenant, now = call.tenant, call.now
     ends = sorted([*ends, *await tx.overviews.ends(tenant, now, SOON)], key=lambda end: end.at)

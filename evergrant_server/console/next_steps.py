@@ -43,7 +43,7 @@ class Shown(Protocol):
     repairer: Repairer | None
     last_failure: ErrorCode | None
     expires_at: datetime | None
-    token: TokenState
+    token_state: TokenState
 
 
 class NextStep(NamedTuple):
@@ -76,7 +76,7 @@ def step_of(shown: Shown) -> NextStep:
         case LifecycleState.NEEDS_REAUTH:
             return NextStep("Consent again.", "the subject", tone)
         case _:
-            return _step_of_active(shown.token, tone)
+            return _step_of_active(shown.token_state, tone)
 
 
 # an active connection whose access token has expired, beside its state

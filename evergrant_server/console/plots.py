@@ -5,9 +5,8 @@ A plot has a title and a description for who doesn't see it; its page has the nu
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from html import escape
 from typing import NamedTuple
-
-from markupsafe import Markup, escape
 
 _WIDTH, _HEIGHT = 360, 118
 _LEFT, _TOP, _BASE = 4, 16, 96  # where the bars begin, the highest ends, and all stand
@@ -22,8 +21,8 @@ class Bars(NamedTuple):
     values: Sequence[int]
 
 
-def bar_plot(name: str, title: str, moments: Sequence[datetime], stack: Sequence[Bars]) -> Markup:
-    """Bars of each moment, one kind above another. `name` is the id of its title in the page."""
+def bar_plot(name: str, title: str, moments: Sequence[datetime], stack: Sequence[Bars]) -> str:
+    """Bars of each moment, one kind above another; every text is escaped. `name` is the id of its title."""
     totals = [sum(values) for values in zip(*(bars.values for bars in stack), strict=True)]
     top = _ceiling(max(totals, default=0))
     parts = [
@@ -36,7 +35,7 @@ def bar_plot(name: str, title: str, moments: Sequence[datetime], stack: Sequence
         *_times(moments),
         "</svg>",
     ]
-    return Markup("".join(parts))
+    return "".join(parts)
 
 
 def _ceiling(most: int) -> int:

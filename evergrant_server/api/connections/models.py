@@ -237,8 +237,8 @@ class ConnectionView(View):
     `consented_with` is set for a further token slot: the connection whose consent brings its grants.
     `revoking` is set until the provider has confirmed a revocation. `revocation` is how it ended: `confirmed`
     speaks of every token; `unknown` says that an answer was lost, whose token may live on at the provider.
-    `token` says what the access token is: of an active connection `idle`, `due`, `late` or `failing` where it
-    has expired. `idle`: no app has asked since, and the next one that asks gets a new one.
+    `token_state` says what the access token is: of an active connection `idle`, `due`, `late` or `failing`
+    where it has expired. `idle`: no app has asked since, and the next one that asks gets a new one.
     `provider_said` explains one connection's failure to an admin, and is null elsewhere.
     `failing_since` is set while refreshes keep failing; the token is valid until it expires.
     `live` (with the next attempt as `next_at`) and `differs` are null unless the request had
@@ -255,7 +255,7 @@ class ConnectionView(View):
     scopes: tuple[str, ...]
     requested_scopes: tuple[str, ...]
     expires_at: datetime | None
-    token: TokenState = TokenState.NONE
+    token_state: TokenState = TokenState.NONE
     reason: ErrorCode | None
     repairer: Repairer | None
     failures: int

@@ -60,7 +60,7 @@ async def connection_view(
         audience=connection.target.audience,
         scopes=current.scopes if current else (),
         expires_at=current.expires_at if current else None,
-        token=await _token_state(tx, connection, current),
+        token_state=await _token_state(tx, connection, current),
         metadata=current.metadata if current else {},
         choices=current.options if current else (),
         expected_account=tuple(sorted(connection.expected_account or {})),

@@ -117,7 +117,7 @@ def _number_of(totals: ConnectionTotals | None, state: str | None, is_failing: b
     return totals.total if state is None else totals.states.get(LifecycleState(state), 0)
 
 
-class Share(NamedTuple):
+class StateShare(NamedTuple):
     """How many connections of the filter are in a state, and their list."""
 
     words: str
@@ -127,7 +127,7 @@ class Share(NamedTuple):
     link: str
 
 
-def _shares(totals: ConnectionTotals, narrowing: dict[str, str]) -> list[Share]:
+def _shares(totals: ConnectionTotals, narrowing: dict[str, str]) -> list[StateShare]:
     """All of them, then by state, the failing among the active ones before these."""
     shares = [("all", "", "", totals.total)]
     for state in LifecycleState:
@@ -136,7 +136,7 @@ def _shares(totals: ConnectionTotals, narrowing: dict[str, str]) -> list[Share]:
         if totals.states.get(state):
             shares.append((state_words(state), state.value, "", totals.states[state]))
     return [
-        Share(words, state, failing, number, f"/console/connections?{_query(narrowing, state, failing)}")
+        StateShare(words, state, failing, number, f"/console/connections?{_query(narrowing, state, failing)}")
         for words, state, failing, number in shares
     ]
 

@@ -6,7 +6,7 @@ It is carried out as an incident is (`core.connections.incidents`), without a si
 from enum import StrEnum
 
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.connections.incidents import Order
+from evergrant_server.core.connections.incidents import ConnectionsOrder
 from evergrant_server.core.ids import BulkId, ConnectionId
 from evergrant_server.core.model import FrozenModel
 
@@ -51,7 +51,7 @@ class BulkFilter(FrozenModel):
         return facts
 
 
-class BulkOrder(Order[BulkId]):
+class BulkOrder(ConnectionsOrder[BulkId]):
     """One order. `label` is the one that connections get."""
 
     action: BulkAction

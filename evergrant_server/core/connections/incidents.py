@@ -90,7 +90,7 @@ def outcome_of_revocation(revocation: str | None) -> ItemOutcome:
     return _OF_REVOCATION[RevocationOutcome(revocation)]
 
 
-class Order(TenantRow, Generic[IdT]):
+class ConnectionsOrder(TenantRow, Generic[IdT]):
     """What is done with many connections, one after another, and how far it has come.
 
     `waits_until`: then it is said how far the connections are. `after` is where the walk of the state goes
@@ -130,7 +130,7 @@ class Order(TenantRow, Generic[IdT]):
         return self.__replace__(outcomes=counts, ended=ended)
 
 
-class Incident(Order[IncidentId]):
+class Incident(ConnectionsOrder[IncidentId]):
     """One order about a breach or a leak.
 
     Its connections: those of `integration`, those whose tokens `app` has leased, those whose tokens were

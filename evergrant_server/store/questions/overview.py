@@ -236,7 +236,7 @@ def _attention(row: Values, number: int, since: datetime) -> Attention:
 def _rows_that_wait(tenant: Tenant, most: int) -> Subquery:
     """Connections that need somebody, of each state up to so many: with the cause, and since when."""
 
-    def of(condition: Any, code: ColumnElement[Any], since: ColumnElement[Any]) -> Select[Any]:
+    def of(condition: Any, code: ColumnElement[Any], since: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:
         names = (_ROW.id, _ROW.integration, _ROW.provider, _ROW.subject, _ROW.state)
         rows = select(*names, code.label("code"), since.label("since"))
         return select(rows.where(_ROW.tenant == tenant, condition).limit(most).subquery())
@@ -248,11 +248,11 @@ def _rows_that_wait(tenant: Tenant, most: int) -> Subquery:
     return union_all(*parts).subquery()
 
 
-def _named_ends(tenant: Tenant, now: datetime, until: datetime) -> Iterable[Select[Any]]:
+def _named_ends(tenant: Tenant, now: datetime, until: datetime) -> Iterable[Select[*tuple[Any, ...]]]:
     """Of keys, permits and agents: one row each."""
     app, key, permit = (table_of(row).c for row in (AppRow, AppKeyRow, PermitRow))
 
-    def end(kind: str, name: ColumnElement[Any], at: ColumnElement[Any]) -> Select[Any]:
+    def end(kind: str, name: ColumnElement[Any], at: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:
         columns = (literal(kind).label("kind"), name.label("name"), app.name.label("owner"))
         rows = select(*columns, at.label("at"), literal(0).label("connections"))
         return rows.where(app.tenant == tenant, at > now, at <= until)
@@ -266,10 +266,10 @@ def _of_app(row: Any, app: Any) -> tuple[ColumnElement[bool], ...]:
     return row.tenant == app.tenant, row.app_id == app.id
 
 
-def _grant_ends(tenant: Tenant, now: datetime, until: datetime) -> Iterable[Select[Any]]:
+def _grant_ends(tenant: Tenant, now: datetime, until: datetime) -> Iterable[Select[*tuple[Any, ...]]]:
     """Of grants: refresh tokens, and access tokens that no refresh follows."""
 
-    def ends(kind: str, at: ColumnElement[Any], *conditions: Any) -> Select[Any]:
+    def ends(kind: str, at: ColumnElement[Any], *conditions: Any) -> Select[*tuple[Any, ...]]:
         live = (_ROW.tenant == _GRANT.tenant, _ROW.id == _GRANT.connection_id, _ROW.state == "active")
         columns = (literal(kind).label("kind"), _ROW.integration.label("name"), _ROW.provider.label("owner"))
         rows = select(*columns, at.label("at")).where(*live, _GRANT.tenant == tenant, at > now, at <= until)

@@ -183,7 +183,7 @@ async def test_an_active_connection_with_an_expired_token_says_why(api: Api):
     connection, key = await api.active_for("boss", Action.ADMIN, Action.TOKEN)
 
     async def token() -> str:
-        return (await api.get(f"/v1/connections/{connection.id}", key)).json()["token"]
+        return (await api.get(f"/v1/connections/{connection.id}", key)).json()["token_state"]
 
     assert await token() == "valid"
     api.clock.advance(3601)

@@ -18,7 +18,7 @@ from evergrant_server.core.integrations import IntegrationState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NOTHING = {"reason": None, "repairer": None, "last_failure": None, "expires_at": None}
-NOTHING |= {"token": TokenState.VALID}
+NOTHING |= {"token_state": TokenState.VALID}
 
 
 def step(state: LifecycleState, flow: Flow = Flow.AUTHORIZATION_CODE, **more: Any) -> tuple[str, str]:
@@ -65,7 +65,7 @@ def test_who_acts_for_some():
     ],
 )
 def test_an_active_connection_with_an_expired_token_says_why(token: TokenState, actor: str, said: str):
-    shown = SimpleNamespace(state=LifecycleState.ACTIVE, flow=Flow.OAUTH1, **NOTHING | {"token": token})
+    shown = SimpleNamespace(state=LifecycleState.ACTIVE, flow=Flow.OAUTH1, **NOTHING | {"token_state": token})
     step = step_of(shown)
     assert (step.actor, said in step.text) == (actor, True)
     assert (token in TOKEN_NOTES) == (token is not TokenState.VALID)
