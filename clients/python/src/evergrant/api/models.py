@@ -406,11 +406,11 @@ class Connection:
     expects. `consented_with` is set for a further token slot: the connection whose consent brings its grants.
     `revoking` is set until the provider has confirmed a revocation. `revocation` is how it ended: `confirmed`
     speaks of every token; `unknown` says that an answer was lost, whose token may live on at the provider.
-    `token` says what the access token is: of an active connection `idle`, `due`, `late` or `failing` where it
-    has expired. `idle`: no app has asked since, and the next one that asks gets a new one. `provider_said`
-    explains one connection's failure to an admin, and is null elsewhere. `failing_since` is set while
-    refreshes keep failing; the token is valid until it expires. `live` (with the next attempt as `next_at`)
-    and `differs` are null unless the request had `live=true` and the workflow answered.
+    `token_state` says what the access token is: of an active connection `idle`, `due`, `late` or `failing`
+    where it has expired. `idle`: no app has asked since, and the next one that asks gets a new one.
+    `provider_said` explains one connection's failure to an admin, and is null elsewhere. `failing_since` is
+    set while refreshes keep failing; the token is valid until it expires. `live` (with the next attempt as
+    `next_at`) and `differs` are null unless the request had `live=true` and the workflow answered.
     """
     id: str
     integration: str
@@ -434,7 +434,7 @@ class Connection:
     created_at: datetime
     changed_at: datetime
     revision: int
-    token: str = "none"
+    token_state: str = "none"
     resources: Texts = ()
     audience: str | None = None
     metadata: Facts = field(default_factory=dict[str, Any])
