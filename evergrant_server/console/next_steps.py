@@ -65,7 +65,7 @@ def step_of(shown: Shown) -> NextStep:
         return NextStep("None: it has ended.", "", tone)
     failure = shown.reason or shown.last_failure
     if failure is not None and shown.state is not LifecycleState.REVOKING:
-        return _step_after(failure, shown.repairer or FAILURES[failure].repairer, shown.state)
+        return step_after(failure, shown.repairer or FAILURES[failure].repairer, shown.state)
     match shown.state:
         case LifecycleState.PENDING_CONSENT if shown.flow.is_client_grant or shown.flow.is_static:
             return NextStep("A worker gets the first token.", "a worker", tone)
@@ -79,13 +79,13 @@ def step_of(shown: Shown) -> NextStep:
             return _step_of_active(shown.token_state, tone)
 
 
-# an active connection whose access token has expired, beside its state
+# of an active connection whose access token has expired: what follows when, beside its state
 TOKEN_NOTES = {
-    TokenState.IDLE: "token expired, not asked for",
-    TokenState.DUE: "token expired, refresh under way",
-    TokenState.LATE: "token expired, refresh overdue",
-    TokenState.FAILING: "token expired, refreshes fail",
-    TokenState.OVER: "token expired for good",
+    TokenState.IDLE: "not asked for since",
+    TokenState.DUE: "a refresh is under way",
+    TokenState.LATE: "a refresh is overdue",
+    TokenState.FAILING: "refreshes fail",
+    TokenState.OVER: "nothing refreshes it",
 }
 _DOCTOR = "If it stays so, doctor on the host says why: python -m evergrant_server doctor"
 
@@ -118,7 +118,7 @@ class ShownCause(Protocol):
 
 def turn_of(cause: ShownCause) -> NextStep:
     """What has to happen for the connections that fail for one cause, and who does it."""
-    step = _step_after(cause.code, cause.repairer, cause.state)
+    step = step_after(cause.code, cause.repairer, cause.state)
     if not cause.is_sole:
         return step
     alone = "It can't be decided yet whose fault this is: it is the only connection here. "
@@ -126,7 +126,7 @@ def turn_of(cause: ShownCause) -> NextStep:
     return step._replace(text=text, actor="not known yet")
 
 
-def _step_after(failure: ErrorCode, repairer: Repairer, state: LifecycleState) -> NextStep:
+def step_after(failure: ErrorCode, repairer: Repairer, state: LifecycleState) -> NextStep:
     """What repairs a failure."""
     _, tone = _STATES[state]
     text = _REPAIRS.get(failure, FAILURES[failure].repair)

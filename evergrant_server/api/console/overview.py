@@ -8,9 +8,10 @@ from starlette.responses import Response
 
 from evergrant_server.api.console.visit import VisitDep, console_page
 from evergrant_server.api.overview import AttentionView, HourView, get_overview
-from evergrant_server.console.next_steps import Finding, findings
+from evergrant_server.console.next_steps import Finding, findings, state_words, step_after
 from evergrant_server.console.plots import Bars, bar_plot
 from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode
 
 router = APIRouter(include_in_schema=False)
 
@@ -18,11 +19,17 @@ _MOST_INTEGRATIONS = 25
 _TONES = ("bad", "wait", "good")
 # what waits for an admin: in words, and the page where that is decided
 WAITING = {
-    "access_request": ("requests for access wait for a decision", "/console/requests"),
-    "call": ("calls of agents wait for a decision", "/console/agents"),
-    "approval": ("commands wait for a second admin", "/console/requests"),
-    "definition": ("providers of your own wait for a decision", "/console/providers"),
-    "webhook": ("webhooks fail, or are disabled", None),
+    "access_request": ("request for access waits", "requests for access wait", "/console/requests"),
+    "call": ("call of an agent waits", "calls of agents wait", "/console/agents"),
+    "approval": (
+        *("command waits for a second admin", "commands wait for a second admin"),
+        "/console/requests",
+    ),
+    "definition": (
+        *("provider of your own waits for a decision", "providers of your own wait for a decision"),
+        "/console/providers",
+    ),
+    "webhook": ("webhook fails, or is disabled", "webhooks fail, or are disabled", None),
 }
 # what ends, in words, and the collection of the page that repairs it
 ENDS = {
@@ -49,7 +56,7 @@ async def show_overview(visit: VisitDep) -> Response:
         "overview.html",
         "Overview",
         overview=overview,
-        causes=[(group, _link(group)) for group in overview.attention],
+        causes=[(group, _words(group), _step(group), _link(group)) for group in overview.attention],
         standings=standings[:_MOST_INTEGRATIONS],
         more=max(0, len(standings) - _MOST_INTEGRATIONS),
         plots=_plots(overview.hours),
@@ -62,6 +69,18 @@ async def show_overview(visit: VisitDep) -> Response:
 
 def _worst(found: list[Finding]) -> str:
     return found[0].tone
+
+
+def _words(group: AttentionView) -> str:
+    """What the connections are, in the words of their list."""
+    if group.state is not LifecycleState.ACTIVE:
+        return state_words(group.state)
+    return "to choose an account for" if group.code is ErrorCode.CHOICE_REQUIRED else "failing"
+
+
+def _step(group: AttentionView) -> str:
+    """What has to happen, for who looks at the console."""
+    return group.repair if group.code is None else step_after(group.code, group.repairer, group.state).text
 
 
 def _link(group: AttentionView) -> str:

@@ -30,7 +30,7 @@ async def test_the_overview_leads_to_the_connections_that_need_somebody(api: Api
     browser = await at_console(api, await api.app_with("boss", Action.ADMIN))
     page = await browser.page("/console")
     assert 'aria-current="page"' in page or 'aria-current="true"' in page
-    link = re.search(r'href="(/console/connections\?[^"]+)">1 active', page)
+    link = re.search(r'href="(/console/connections\?[^"]+)">1 failing', page)
     assert link is not None
     listed = await browser.page(link[1].replace("&amp;", "&"))
     assert "&lt;b&gt;ann&lt;/b&gt;" in listed
@@ -87,7 +87,7 @@ async def test_an_expired_token_says_why_beside_active(api: Api):
     api.clock.advance(4000)
     browser = await at_console(api, await api.app_with("auditor", Action.AUDIT))
     page = await browser.page("/console/connections")
-    assert "token expired, not asked for" in page
+    assert "not asked for since" in page
     assert "no app has asked for a token since it expired" in page
 
 
