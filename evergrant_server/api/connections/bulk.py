@@ -30,6 +30,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.bulk import MOST_TICKED, BulkAction, BulkFilter, BulkOrder
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.incidents import IncidentState, ItemOutcome, ItemStep
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.events import EventType
 from evergrant_server.core.ids import BulkId, ConnectionId, new_id
 from evergrant_server.core.outbox import bulk_message
@@ -193,6 +194,7 @@ async def open_bulk_order(body: BulkBody, call: AdminCommand) -> Response:
         integration = None
         if filters.integration is not None:
             integration = require_found(await tx.integrations.by_name(call.tenant, filters.integration))
+        await _require_ticked(tx, call, filters)
         approved: dict[str, str] = {}
         if body.action.is_dangerous:
             names = {"integration": integration and integration.id}
@@ -293,6 +295,13 @@ async def _require_confirmed(call: ApiCall, body: BulkBody, filters: BulkFilter)
     most = "" if totals.complete else "at least "
     why = f"confirm must be {name!r}: it is about {most}{totals.total:,} connections."
     raise invalid_request("confirm", why)
+
+
+async def _require_ticked(tx: Transaction, call: ApiCall, filters: BulkFilter) -> None:
+    """Raise Failure NOT_FOUND unless each connection that is named is there."""
+    named = filters.connections or ()
+    if len(await tx.incident_items.places(call.tenant, named)) < len(named):
+        raise Failure(ErrorCode.NOT_FOUND)
 
 
 async def _totals(tx: Transaction, call: ApiCall, filters: BulkFilter) -> ConnectionTotals:

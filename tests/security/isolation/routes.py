@@ -116,7 +116,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
         {"kind": "breach", "integration": "{integration}", "confirm": "{integration}", "reason": "a test"},
     ),
     "POST /v1/connections/bulk": (
-        {"action": "refresh", "integration": "{integration}", "reason": "a test"},
+        {"action": "revoke", "integration": "{integration}", "confirm": "{integration}", "reason": "a test"},
         {"action": "refresh", "connections": ["{connection_id}"], "reason": "a test"},
     ),
     "POST /v1/legal-holds": ({"subject": "{label}", "reason": "a test"},),
