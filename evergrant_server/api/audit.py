@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from evergrant_server import audit
 from evergrant_server.api.http.call import ApiCall, AuditorCall, Call
 from evergrant_server.api.http.cursors import Listing
-from evergrant_server.api.http.models import Page, PageCursor, PageLimit, UtcDatetime, View
+from evergrant_server.api.http.models import Page, PageCursor, PageLimit, RecordPlace, UtcDatetime, View
 from evergrant_server.core.access import STORY_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.binding import Binding
@@ -28,9 +28,6 @@ _PUTS = (
 )
 
 _LOOKED_AT_ONCE, _MOST_LOOKED_AT = 500, 2000  # records, for those of one actor
-_RECORD = r"^[a-z0-9][a-z0-9_.-]{0,99}/(0|[1-9][0-9]{0,17})$"
-
-RecordPlace = Annotated[str, Query(pattern=_RECORD)]
 Limit = Annotated[int, Query(ge=1, le=500)]
 Moment = Annotated[UtcDatetime | None, Query()]
 
@@ -171,19 +168,19 @@ async def _page_by(
     tx: Transaction, call: ApiCall, listing: Listing, by: str, chosen: dict[str, Any]
 ) -> Page[AuditView]:
     """The records of one actor among the next 2,000: who did it stands in bodies, which no index has."""
-    found: list[AuditView] = []
+    views: list[AuditView] = []
     after = listing.after
     for _ in range(_MOST_LOOKED_AT // _LOOKED_AT_ONCE):
         records = await audit.page(tx, call.tenant, after=after, limit=_LOOKED_AT_ONCE, **chosen)
         for record in records:
             after = audit.page_cursor(record)
             if record.context.by == by:
-                found.append(AuditView.of_record(record))
-            if len(found) == listing.limit:
-                return Page(items=found, next_cursor=listing.cursor_after(after))
+                views.append(AuditView.of_record(record))
+            if len(views) == listing.limit:
+                return Page(items=views, next_cursor=listing.cursor_after(after))
         if len(records) < _LOOKED_AT_ONCE:
-            return Page(items=found)
-    return Page(items=found, next_cursor=None if after is None else listing.cursor_after(after))
+            return Page(items=views)
+    return Page(items=views, next_cursor=None if after is None else listing.cursor_after(after))
 
 
 class AccessChangeView(View):

@@ -8,9 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from evergrant_server.api.audit import RecordPlace
 from evergrant_server.api.http.call import ApiCall, AuditorCall, Call
-from evergrant_server.api.http.models import View
+from evergrant_server.api.http.models import RecordPlace, View
 from evergrant_server.audit.checkpoints import proofs
 from evergrant_server.audit.checkpoints.notes import cose_receipt, hash_lines, log_proof, verifier_key
 from evergrant_server.core.audit import AuditAction

@@ -39,7 +39,7 @@ _MOST_JUDGED = 5000
 _MOST_SHOWN = 200
 _MOST_REACHED = 50
 # of the audit log: the newest records of the connections that were leased last
-_MOST_READ_CONNECTIONS, _MOST_READ = 100, 2000
+_MOST_READ_CONNECTIONS, _MOST_READ, _MOST_READ_OF_ONE = 100, 2000, 500
 
 
 class SimulationBody(Body):
@@ -255,14 +255,16 @@ async def _recorded_uses(
     alike: dict[tuple[object, ...], _Uses] = {}
     room, complete = _MOST_READ, len(leased) <= _MOST_READ_CONNECTIONS
     for lease in leased[:_MOST_READ_CONNECTIONS]:
+        most = min(room, _MOST_READ_OF_ONE)
         records = await audit.page(
-            tx, app.tenant, window=window, object=lease.id, limit=room + 1, newest_first=True
+            tx, app.tenant, window=window, object=lease.id, limit=most + 1, newest_first=True
         )
-        complete = complete and len(records) <= room
-        for record in records[:room]:
+        for record in records[:most]:
             if record.detail.get("app") == app.id:
                 _add(alike, lease, record)
-        room -= min(len(records), room)
+        complete, room = complete and len(records) <= most, room - min(len(records), most)
+        if not room:
+            return _Recorded([*alike.values()], complete=complete and lease is leased[-1])
     return _Recorded([*alike.values()], complete)
 
 

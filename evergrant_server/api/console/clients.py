@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from evergrant_server.api.console.forms import Form, require_typed
-from evergrant_server.api.console.typed import json_object, lines_of
+from evergrant_server.api.console.typed import json_object, lines_of, without_private_keys
 from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, console_page, pages_of
 from evergrant_server.api.http.call import require_auditor, require_tenant_admin
 from evergrant_server.api.oauth.clients import (
@@ -34,6 +34,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.oauth.clients import ClientKind
 from evergrant_server.policy import Target
+from evergrant_server.problems import invalid_request
 
 router = APIRouter(include_in_schema=False)
 
@@ -96,7 +97,7 @@ async def make_client(visit: VisitDep) -> Response:
     try:
         client = await create_oauth_client(OAuthClientBody.model_validate(_members(fields)), call)
     except (Failure, ValidationError) as refusal:
-        return _client_form(visit, Form.refused(fields, refusal, _FIELDS), None)
+        return _client_form(visit, Form.refused(without_private_keys(fields), refusal, _FIELDS), None)
     return redirect_response(f"{_CLIENTS}/{client.id}?done=made")
 
 
@@ -138,7 +139,7 @@ async def edit_client(visit: VisitDep, oauth_client_id: str) -> Response:
         body = OAuthClientSwitchBody.model_validate({"disabled": client.disabled, **_members(fields)})
         await switch_oauth_client(oauth_client_id, body, call)
     except (Failure, ValidationError) as refusal:
-        return _client_form(visit, Form.refused(fields, refusal, _FIELDS), client)
+        return _client_form(visit, Form.refused(without_private_keys(fields), refusal, _FIELDS), client)
     return redirect_response(f"{_CLIENTS}/{oauth_client_id}?done=changed")
 
 
@@ -146,10 +147,12 @@ async def edit_client(visit: VisitDep, oauth_client_id: str) -> Response:
 @console_page
 async def switch_client(visit: VisitDep, oauth_client_id: str) -> Response:
     """Turn a client off, or on again."""
-    disabled = (await visit.read_form()).get("disabled") == "yes"
-    body = OAuthClientSwitchBody(disabled=disabled)
+    wanted = (await visit.read_form()).get("disabled", "")
+    if wanted not in ("yes", "no"):
+        raise invalid_request("disabled", "disabled: say yes or no.")
+    body = OAuthClientSwitchBody(disabled=wanted == "yes")
     await switch_oauth_client(oauth_client_id, body, await require_tenant_admin(visit.call))
-    return redirect_response(f"{_CLIENTS}/{oauth_client_id}?done={'off' if disabled else 'on'}")
+    return redirect_response(f"{_CLIENTS}/{oauth_client_id}?done={'off' if body.disabled else 'on'}")
 
 
 @router.get(f"{_CLIENTS}/{{oauth_client_id}}/delete")

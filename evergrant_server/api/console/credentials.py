@@ -24,7 +24,7 @@ from evergrant_server.api.apps.keys import KeyBody, NewKeyView, create_key, list
 from evergrant_server.api.apps.routes import get_app
 from evergrant_server.api.apps.trusted_issuers import list_issuers
 from evergrant_server.api.console.forms import Form, new_once, once_of, require_typed, slug_of
-from evergrant_server.api.console.typed import json_object, pairs_of
+from evergrant_server.api.console.typed import json_object, pairs_of, without_private_keys
 from evergrant_server.api.console.visit import ConsoleVisit, VisitDep, console_page
 from evergrant_server.api.http.call import require_tenant_admin
 from evergrant_server.api.pages.browser import redirect_response
@@ -142,7 +142,9 @@ async def make_credential(visit: VisitDep, name: str) -> Response:
         body = _BODIES[method].model_validate({"method": method, "parameters": _parameters(method, fields)})
         await put_credential(name, credential_name, body, Response(), call)
     except (Failure, ValidationError) as refusal:
-        return await _credential_form(visit, name, method, Form.refused(fields, refusal, names))
+        return await _credential_form(
+            visit, name, method, Form.refused(without_private_keys(fields), refusal, names)
+        )
     return redirect_response(f"/console/apps/{name}?done=credential-made")
 
 

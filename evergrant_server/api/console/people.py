@@ -28,7 +28,7 @@ from evergrant_server.policy import Target
 router = APIRouter(include_in_schema=False)
 
 _PEOPLE, _LOGIN = "/console/people", "/console/people-login"
-_MOST_INTEGRATIONS = 200
+_MOST_INTEGRATIONS = _MOST_COUNTED = 200
 _FIELDS = ("integration", "groups_claim", "scopes", *(f"roles.{role.value}" for role in PersonRole))
 DONE = {
     "ended": "The session has ended. Requests with it are refused at once.",
@@ -145,9 +145,9 @@ async def _login_form(visit: ConsoleVisit, form: Form, login: AdminLoginView | N
 
 async def _login_deletion(visit: ConsoleVisit, form: Form) -> Response:
     login = await get_admin_login(await require_tenant_admin(visit.call))
-    sessions = await list_sessions(visit.call, limit=_MOST_INTEGRATIONS)
+    sessions = await list_sessions(visit.call, limit=_MOST_COUNTED)
     live = sum(session.live for session in sessions.items)
-    counts = [(live, "live sessions")]
+    counts = [(live, f"live sessions{' at least' if sessions.next_cursor else ''}")]
     return visit.show_form(
         "people_login_delete.html", "Let no people log in?", form, login=login, counts=counts
     )

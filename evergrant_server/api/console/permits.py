@@ -152,8 +152,8 @@ async def _form_values(visit: ConsoleVisit, name: str, before: PermitView | None
 def _body_of(fields: Mapping[str, str]) -> PermitBody:
     """The permit that is typed. Raises Failure INVALID_REQUEST, ValidationError."""
     values: dict[str, Any] = {name: text for name in _TEXTS if (text := fields.get(name, ""))}
-    values |= {name: found for name in _LINES if (found := lines_of(fields, name))}
-    values |= {name: found for name in _WORDS if (found := words_in(fields, name))}
+    values |= {name: lines for name in _LINES if (lines := lines_of(fields, name))}
+    values |= {name: words for name in _WORDS if (words := words_in(fields, name))}
     values.setdefault("subjects", [])
     if "no_scopes" in fields:
         if "scope_ceiling" in values:

@@ -1,10 +1,19 @@
 """What is typed into the console's forms, as the bodies of the API take it."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from evergrant_server.problems import invalid_request
+
+# a member of a JWK that only its owner has (RFC 7518 section 6), or the first line of a private key's PEM
+_PRIVATE = re.compile(r'"(?:d|p|q|dp|dq|qi|oth|k)"\s*:|PRIVATE KEY')
+
+
+def without_private_keys(fields: Mapping[str, str]) -> dict[str, str]:
+    """The fields without those that hold a private key: what is sent back to a browser."""
+    return {name: text for name, text in fields.items() if not _PRIVATE.search(text)}
 
 
 def lines_of(fields: Mapping[str, str], field: str) -> list[str]:

@@ -160,8 +160,9 @@ def _described(client: GatewayClient, body: OAuthClientSwitchBody) -> GatewayCli
     if client.kind is not ClientKind.ADMIN:
         why = "What this client says of itself is its own: turn it off, or delete it."
         raise invalid_request("name", f"name: {why}")
-    uris, keys = body.redirect_uris or client.redirect_uris, body.jwks or client.jwks
-    return client.__replace__(**_metadata(body.name or client.name, uris, keys))
+    members = {"name": body.name, "redirect_uris": body.redirect_uris, "jwks": body.jwks}
+    kept = {name: getattr(client, name) for name, value in members.items() if value is None}
+    return client.__replace__(**_metadata(**{**members, **kept}))
 
 
 def _metadata(name: str, redirect_uris: Sequence[str], jwks: dict[str, Any] | None) -> dict[str, Any]:
