@@ -76,7 +76,7 @@ async def fill(api: Api) -> Filled:
     _rotations(api)
     call = await _agent(api, key, told)
     uses, about = await questions_of(api, key, told, NOON)
-    rights = await fill_rights(api, key, NOON)
+    rights = await fill_rights(api, key, made["crm"], NOON)
     stream = {"url": "https://siem.example.com/in?source=evergrant", "format": "ocsf"}
     assert (await api.call("PUT", "/v1/audit/streams/siem", key, json=stream)).is_success
     return Filled(

@@ -5,7 +5,8 @@ from typing import Any
 
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.integrations import Endpoints
+from evergrant_server.core.integrations import Endpoints, Integration
+from evergrant_server.core.oauth.authorizations import FamilyEnd
 from evergrant_server.core.people.roles import Person, PersonRole
 from evergrant_server.core.people.sessions import SESSION_LASTS, SessionKind
 from tests.fakes.api import TENANT, Api
@@ -16,15 +17,19 @@ _STAFF = "https://login.acme.example"
 _GATEWAY = "https://gateway.acme.example/mcp"
 
 
-async def fill_rights(api: Api, key: str, noon: datetime) -> tuple[str, str, str, str]:
+async def fill_rights(api: Api, key: str, crm: Integration, noon: datetime) -> tuple[str, str, str, str]:
     """The ids of a client, of what a person authorized, and of a session; the place of a record."""
 
     async def put(path: str, body: dict[str, Any]) -> None:
         answer = await api.call("PUT", f"/v1/{path}", key, json=body)
         assert answer.is_success, answer.text
 
-    names = ("authorization_endpoint", "token_endpoint", "jwks_uri")
-    endpoints = Endpoints(issuer=_STAFF, **{name: f"{_STAFF}/{name}" for name in names})
+    endpoints = Endpoints(
+        issuer=_STAFF,
+        authorization_endpoint=f"{_STAFF}/authorize",
+        token_endpoint=f"{_STAFF}/token",
+        jwks_uri=f"{_STAFF}/keys",
+    )
     await api.integration("staff", provider="generic", issuer=_STAFF, endpoints=endpoints)
     await put("issuers/staff", {"kind": "oidc", "issuer": _STAFF})
     await put(
@@ -43,7 +48,7 @@ async def fill_rights(api: Api, key: str, noon: datetime) -> tuple[str, str, str
     await api.post("/v1/oauth-clients", key, {"name": "Release bot", "redirect_uris": uris[:1]})
     families = await _families(api, client["client_id"], noon)
     session = await _people(api, noon)
-    await _leases(api, key)
+    await _leases(api, key, crm)
     async with api.worker.read() as tx:
         (record,) = await audit.newest_of_tenant(tx, TENANT, [AuditAction.DELEGATION_RULE_PUT], among=500)
     return client["id"], families, session, f"{record.shard}:{record.seq}"
@@ -61,7 +66,7 @@ async def _families(api: Api, client_id: str, noon: datetime) -> str:
     ended = a_family(
         app, "cyd@acme.example", noon - timedelta(days=9), client_id=client_id, resource=_GATEWAY
     )
-    ended = ended.__replace__(ended_at=noon - timedelta(days=2), end="revoked")
+    ended = ended.__replace__(ended_at=noon - timedelta(days=2), end=FamilyEnd.REVOKED)
     async with api.worker.write() as tx:
         for family in (*live, ended):
             await tx.token_families.add(family)
@@ -86,12 +91,11 @@ async def _people(api: Api, noon: datetime) -> str:
     return ids[0]
 
 
-async def _leases(api: Api, key: str) -> None:
+async def _leases(api: Api, key: str, crm: Integration) -> None:
     """Some of an app, so that a change of its permits would lose something."""
     made = await api.post("/v1/apps/crm-sync/keys", key)
     assert made.is_success, made.text
+    await api.active(crm, "at-pat", subject="pat@acme.example", lifetime=None)
     for _ in range(3):
-        lease = await api.post(
-            "/v1/lease", made.json()["key"], {"integration": "crm", "subject": "ann@acme.example"}
-        )
+        lease = await api.lease(made.json()["key"], subject="pat@acme.example")
         assert lease.is_success, lease.text

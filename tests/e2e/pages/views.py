@@ -43,15 +43,17 @@ LONG_SCOPES = ("https://www.googleapis.com/auth/calendar.readonly", "crm.objects
 
 @dataclass(frozen=True)
 class View:
-    """A page: its name, its path, and the buttons that are pressed there. `{…}` are ids of `Filled`."""
+    """A page: its name, its path, what is typed there by labels, and the buttons that are pressed there.
+    `{…}` are ids of `Filled`."""
 
     name: str
     path: str
     presses: tuple[str, ...] = ()
+    typed: tuple[tuple[str, str], ...] = ()
 
 
-def _console(name: str, path: str, *presses: str) -> View:
-    return View(f"console-{name}", f"/console/{path}", presses)
+def _console(name: str, path: str, *presses: str, **typed: str) -> View:
+    return View(f"console-{name}", f"/console/{path}", presses, tuple(typed.items()))
 
 
 CONSOLE = (
@@ -80,7 +82,7 @@ CONSOLE = (
     _console("app", "apps/crm-sync"),
     _console("app-disabled", "apps/an-importer-that-was-replaced"),
     _console("app-new", "new/app"),
-    _console("app-new-refused", "new/app", "Make the app"),
+    _console("app-new-refused", "new/app", "Make the app", Name="CRM sync"),
     _console("app-edit", "apps/crm-sync/edit"),
     _console("app-disable", "apps/crm-sync/disable"),
     _console("app-delete", "apps/crm-sync/delete"),
@@ -88,7 +90,7 @@ CONSOLE = (
     _console("credential-new", "apps/crm-sync/new/credential?method=workload_identity"),
     _console("credential-certificate", "apps/crm-sync/new/credential?method=tls_client_auth"),
     _console("permit-new", "apps/crm-sync/new/permit"),
-    _console("permit-new-refused", "apps/crm-sync/new/permit", "Show what it reaches"),
+    _console("permit-new-refused", "apps/crm-sync/new/permit", "Show what it reaches", Name="Calls"),
     _console("permit-edit", "apps/invoice-helper/permits/notes"),
     _console("permit-preview", "apps/invoice-helper/permits/notes", "Show what it reaches"),
     _console("permit-remove", "apps/crm-sync/permits/use/remove"),
@@ -112,6 +114,7 @@ CONSOLE = (
     _console("client-new", "new/client"),
     _console("client-edit", "clients/{client}/edit"),
     _console("client-delete", "clients/{client}/delete"),
+    _console("client-login", "client-login"),
     _console("authorizations", "authorizations"),
     _console("authorization-end", "authorizations/{family}/end"),
     _console("people", "people"),
@@ -190,6 +193,8 @@ class Site:
 
     async def show(self, page: Page, view: View) -> None:
         await page.goto(self.url + view.path.format_map(vars(self.filled)))
+        for label, text in view.typed:
+            await page.get_by_label(label, exact=True).fill(text)
         for name in view.presses:
             if name == "Make the key":
                 await self.revoke_keys("report")

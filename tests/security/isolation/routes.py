@@ -181,6 +181,8 @@ RIGHTS = {
     "POST /console/authorizations/{family_id}/end": {},
     "POST /console/people/{session_id}/end": {},
     "POST /console/people-login": {"integration": "{issuer}", "roles.auditor": "board"},
+    "POST /console/client-login": {"app": "{app}", "integration": "{issuer}"},
+    "POST /console/client-login/delete": {"confirm": "{app}"},
     "POST /console/people-login/delete": {"confirm": "{issuer}"},
 }
 CONSOLE_FORMS = {

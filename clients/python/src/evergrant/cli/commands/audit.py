@@ -66,7 +66,8 @@ def show(
     if connection_id is not None and any(filters.values()):
         raise argument_error("filters are of the whole tenant's log: name the connection with --object")
     with options.client() as client:
-        show_rows(client.audit(connection_id, **filters), _RECORDS, options.output)
+        records = client.audit_records(**filters) if connection_id is None else client.audit(connection_id)
+        show_rows(records, _RECORDS, options.output)
 
 
 @audit.command

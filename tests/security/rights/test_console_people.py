@@ -140,6 +140,31 @@ async def test_a_client_is_registered_with_an_id_and_no_secret_and_changed(api: 
     assert (await api.get(f"/v1/oauth-clients/{id}", admin)).status_code == 404
 
 
+async def test_as_which_app_clients_act_is_set_and_taken_away(api: Api):
+    own = await a_world(api, TENANT)
+    browser, admin = await an_admin(api)
+    path = "/console/client-login"
+    page = await browser.page(path)
+    assert (f'value="{own["app"]}"' in page, page.count(" checked")) == (True, 2)
+    typed = {"app": own["app"], "integration": own["issuer"], "claim": "email", "domains": "acme.example"}
+    answer = await browser.send(path, **typed, documents="yes")
+    assert answer.headers["location"] == "/console/clients?done=login-saved", answer.text
+    login = (await api.get("/v1/client-login", admin)).json()
+    assert (login["claim"], login["registration"], login["documents"]) == ("email", False, True)
+    assert "whose id is the URL" in await browser.page("/console/clients")
+    for wrong, field in (
+        ({"app": "none"}, "app"),
+        ({"integration": "none"}, "integration"),
+        ({"domains": ""}, "domains"),
+    ):
+        refused = await browser.send(path, **{**typed, **wrong})
+        assert (refused.status_code, f'id="{field}-problem"' in refused.text) == (400, True), wrong
+    answer = await browser.send(f"{path}/delete", confirm=own["app"])
+    assert answer.headers["location"] == "/console/clients?done=login-deleted"
+    assert (await api.get("/v1/client-login", admin)).status_code == 404
+    assert "No client may act yet" in await browser.page("/console/clients")
+
+
 async def a_client_of_its_own(api: Api, kind: str, id: str) -> None:
     facts: dict[str, Any] = {"tenant": TENANT, "kind": ClientKind(kind), "created_at": api.clock.now()}
     client = GatewayClient(

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from evergrant_server.api.console.forms import Form, require_typed
-from evergrant_server.api.console.typed import json_object, lines_of, without_private_keys
+from evergrant_server.api.console.typed import json_object, lines_of, without_private_keys, words_in
 from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, console_page, pages_of
 from evergrant_server.api.http.call import require_auditor, require_tenant_admin
+from evergrant_server.api.integrations.routes import list_integrations
 from evergrant_server.api.oauth.clients import (
     OAuthClientBody,
     OAuthClientSwitchBody,
@@ -29,7 +30,13 @@ from evergrant_server.api.oauth.family_routes import (
     list_token_families,
 )
 from evergrant_server.api.pages.browser import redirect_response
-from evergrant_server.api.people.login_rules import ClientLoginView, get_client_login
+from evergrant_server.api.people.login_rules import (
+    ClientLoginBody,
+    ClientLoginView,
+    delete_client_login,
+    get_client_login,
+    put_client_login,
+)
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.oauth.clients import ClientKind
@@ -38,10 +45,11 @@ from evergrant_server.problems import invalid_request
 
 router = APIRouter(include_in_schema=False)
 
-_CLIENTS, _AUTHORIZATIONS = "/console/clients", "/console/authorizations"
+_CLIENTS, _LOGIN, _AUTHORIZATIONS = "/console/clients", "/console/client-login", "/console/authorizations"
 _LONGEST = 2000
 _MOST_COUNTED = 200
 _FIELDS = ("name", "redirect_uris", "jwks")
+_LOGIN_FIELDS = ("app", "integration", "claim", "domains", "registration", "documents")
 _FILTERS = ("app", "client_id", "subject")
 DONE = {
     "made": "The client is registered. Give it its id.",
@@ -49,6 +57,8 @@ DONE = {
     "off": "The client is turned off. Its tokens count no more.",
     "on": "The client is turned on.",
     "deleted": "The client is deleted. Its tokens count no more.",
+    "login-saved": "It is saved. What people authorized before has ended.",
+    "login-deleted": "No client may act any more, and what people authorized has ended.",
     "ended": "The authorization has ended, with its access tokens.",
 }
 
@@ -205,6 +215,89 @@ def _members(fields: Mapping[str, str]) -> dict[str, Any]:
     if fields.get("jwks"):
         members["jwks"] = json_object(fields, "jwks")
     return members
+
+
+# --- as which app clients act ---------------------------------------------------------------------
+
+
+@router.get(_LOGIN)
+@console_page
+async def show_client_login(visit: VisitDep) -> Response:
+    """The form of the app that clients act as, and of where the people behind them log in."""
+    await require_tenant_admin(visit.call)
+    login = await _client_login(visit)
+    values = {"registration": "yes", "documents": "yes"} if login is None else _values_of(login)
+    return await _login_form(visit, Form(values), login)
+
+
+@router.post(_LOGIN)
+@console_page
+async def save_client_login(visit: VisitDep) -> Response:
+    """Let clients act so, which ends what was authorized before."""
+    fields = await visit.read_form()
+    call = await require_tenant_admin(visit.call)
+    try:
+        await put_client_login(_login_body(fields), Response(), call)
+    except (Failure, ValidationError) as refusal:
+        form = Form.refused(fields, refusal, _LOGIN_FIELDS)
+        return await _login_form(visit, form, await _client_login(visit))
+    return redirect_response(f"{_CLIENTS}?done=login-saved")
+
+
+@router.get(f"{_LOGIN}/delete")
+@console_page
+async def show_delete_client_login(visit: VisitDep) -> Response:
+    """What would end if no client could act."""
+    return await _login_deletion(visit, Form())
+
+
+@router.post(f"{_LOGIN}/delete")
+@console_page
+async def end_client_login(visit: VisitDep) -> Response:
+    """Let no client act, where the app's name was typed."""
+    fields = await visit.read_form()
+    call = await require_tenant_admin(visit.call)
+    try:
+        require_typed(fields, (await get_client_login(call)).app, "app")
+        await delete_client_login(call)
+    except Failure as refusal:
+        return await _login_deletion(visit, Form.refused(fields, refusal, ("confirm",)))
+    return redirect_response(f"{_CLIENTS}?done=login-deleted")
+
+
+async def _login_form(visit: ConsoleVisit, form: Form, login: ClientLoginView | None) -> Response:
+    call = await require_tenant_admin(visit.call)
+    integrations = (await list_integrations(call, limit=_MOST_COUNTED)).items
+    return visit.show_form(
+        "client_login.html",
+        "As which app clients act",
+        form,
+        login=login,
+        integrations=[integration.name for integration in integrations if integration.issuer],
+    )
+
+
+async def _login_deletion(visit: ConsoleVisit, form: Form) -> Response:
+    login = await get_client_login(await require_tenant_admin(visit.call))
+    families = await list_token_families(visit.call, app=login.app, limit=_MOST_COUNTED)
+    most = " at least" if families.next_cursor else ""
+    counts = [(sum(family.live for family in families.items), f"live authorizations of people{most}")]
+    return visit.show_form("client_login_delete.html", "Let no client act?", form, login=login, counts=counts)
+
+
+def _login_body(fields: Mapping[str, str]) -> ClientLoginBody:
+    """Raises ValidationError."""
+    values: dict[str, Any] = {name: fields.get(name, "") for name in ("app", "integration")}
+    values |= {"claim": fields["claim"]} if fields.get("claim") else {}
+    values |= {name: name in fields for name in ("registration", "documents")}
+    return ClientLoginBody.model_validate({**values, "domains": words_in(fields, "domains")})
+
+
+def _values_of(login: ClientLoginView) -> dict[str, str]:
+    values = {"app": login.app, "integration": login.integration, "claim": login.claim.value}
+    values["domains"] = " ".join(login.domains)
+    chosen = {"registration": login.registration, "documents": login.documents}
+    return values | {name: "yes" for name, is_chosen in chosen.items() if is_chosen}
 
 
 # --- what people authorized -----------------------------------------------------------------------

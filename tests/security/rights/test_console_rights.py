@@ -23,7 +23,7 @@ PAGES = (
 GIVES = (
     *("new/credential", "new/permit", "new/rule", "rules/{name}", "rules/{name}/delete", "new/issuer"),
     *("issuers/{name}/delete", "new/client", "clients/{oauth_client_id}/edit", "people-login"),
-    "people-login/delete",
+    *("people-login/delete", "client-login", "client-login/delete"),
 )
 
 
