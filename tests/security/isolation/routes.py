@@ -23,6 +23,7 @@ NAMED |= {"/v1/issuers/": "trusted_issuer", "/v1/agents/": "agent"}
 NAMED |= {"/v1/delegation-rules/": "delegation_rule"}
 NAMED |= {"/console/integrations/": "integration", "/console/apps/": "app", "/console/agents/": "agent"}
 NAMED |= {"/console/rules/": "delegation_rule", "/console/issuers/": "trusted_issuer"}
+NAMED |= {"/console/webhooks/": "webhook"}
 NAMED |= {"/console/static/": "app"}  # no file has this name
 _NAME = re.compile(r"\{(\w+)\}")
 _CON = "/v1/connections/{connection_id}"
@@ -209,6 +210,13 @@ CONSOLE_FORMS = {
     "POST /console/incidents/{incident_id}/pause": {},
     "POST /console/incidents/{incident_id}/resume": {},
     **RIGHTS,
+    "POST /console/new/webhook": {"name": "new", "url": "https://hooks.example.com/new"},
+    "POST /console/webhooks/{name}/edit": {"url": "https://hooks.example.com/new"},
+    "POST /console/webhooks/{name}/delete": {"confirm": "{webhook}"},
+    "POST /console/webhooks/{name}/rotate-secret": {"once": "once-of-this-very-form"},
+    "POST /console/webhooks/{name}/test": {},
+    "POST /console/webhooks/{name}/replay-failed": {},
+    "POST /console/webhooks/{name}/deliveries/{delivery_id}/replay": {},
     "POST /console/keys": {"kind": "tenant"},
     "POST /console/keys/pause": {"kind": "tenant"},
     "POST /console/keys/resume": {"kind": "tenant"},

@@ -249,6 +249,18 @@ class Operations:
         permits reaches nothing.
         """
 
+    @lists("/v1/audit", models.AuditRecord)
+    def audit_records(
+        self, *, action: str | None = None, object: str | None = None, by: str | None = None,
+        since: datetime | None = None, until: datetime | None = None, newest_first: bool | None = None
+    ) -> None:
+        """The tenant's audit log, oldest first, or those of its records that fit.
+
+        `object` is the id of what happened to something, `by` who did it, such as `app:sync`. Records are of
+        `since` on, and before `until`. With `by` a page may be short although more follow: at most 2,000
+        records are looked at for it.
+        """
+
     @sends("GET", "/v1/audit/checkpoint", models.AuditCheckpoint)
     def audit_checkpoint(self, *, since: int | None = None) -> None:
         """The newest checkpoint of the installation's log, and that it extends an older one.
