@@ -39,10 +39,15 @@ MENU: dict[str, tuple[MenuEntry, ...]] = {
     "Access": (
         MenuEntry("apps", "apps", "Apps"),
         MenuEntry("access", "access", "Who may"),
+        MenuEntry("rules", "rules", "Delegation"),
         MenuEntry("agents", "agents", "Agents"),
+        MenuEntry("clients", "clients", "Clients"),
+        MenuEntry("people", "people", "People"),
         MenuEntry("requests", "requests", "Requests", whole=False),
+        MenuEntry("approvals", "approvals", "Approvals"),
     ),
     "Trust": (
+        MenuEntry("audit", "audit", "Audit log"),
         MenuEntry("questions", "questions", "Questions"),
         MenuEntry("incidents", "incidents", "Incidents"),
         MenuEntry("keys", "keys", "Keys"),

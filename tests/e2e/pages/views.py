@@ -44,15 +44,17 @@ LONG_SCOPES = ("https://www.googleapis.com/auth/calendar.readonly", "crm.objects
 
 @dataclass(frozen=True)
 class View:
-    """A page: its name, its path, and the buttons that are pressed there. `{…}` are ids of `Filled`."""
+    """A page: its name, its path, what is typed there by labels, and the buttons that are pressed there.
+    `{…}` are ids of `Filled`."""
 
     name: str
     path: str
     presses: tuple[str, ...] = ()
+    typed: tuple[tuple[str, str], ...] = ()
 
 
-def _console(name: str, path: str, *presses: str) -> View:
-    return View(f"console-{name}", f"/console/{path}", presses)
+def _console(name: str, path: str, *presses: str, **typed: str) -> View:
+    return View(f"console-{name}", f"/console/{path}", presses, tuple(typed.items()))
 
 
 CONSOLE = (
@@ -80,6 +82,19 @@ CONSOLE = (
     _console("apps", "apps"),
     _console("app", "apps/crm-sync"),
     _console("app-disabled", "apps/an-importer-that-was-replaced"),
+    _console("app-new", "new/app"),
+    _console("app-new-refused", "new/app", "Make the app", Name="CRM sync"),
+    _console("app-edit", "apps/crm-sync/edit"),
+    _console("app-disable", "apps/crm-sync/disable"),
+    _console("app-delete", "apps/crm-sync/delete"),
+    _console("credential-methods", "apps/crm-sync/new/credential"),
+    _console("credential-new", "apps/crm-sync/new/credential?method=workload_identity"),
+    _console("credential-certificate", "apps/crm-sync/new/credential?method=tls_client_auth"),
+    _console("permit-new", "apps/crm-sync/new/permit"),
+    _console("permit-new-refused", "apps/crm-sync/new/permit", "Show what it reaches", Name="Calls"),
+    _console("permit-edit", "apps/invoice-helper/permits/notes"),
+    _console("permit-preview", "apps/invoice-helper/permits/notes", "Show what it reaches"),
+    _console("permit-remove", "apps/crm-sync/permits/use/remove"),
     _console("key", "apps/report/keys"),
     _console("key-made", "apps/report/keys", "Make the key"),
     _console("key-revoke", "apps/crm-sync/keys/{key_id}/revoke"),
@@ -88,6 +103,25 @@ CONSOLE = (
     _console("request", "requests/{request}"),
     _console("request-removal", "requests/{removal}"),
     _console("integration-circuit", "integrations/tickets"),
+    _console("approvals", "approvals"),
+    _console("rules", "rules"),
+    _console("rule-new", "new/rule"),
+    _console("rule-edit", "rules/portal"),
+    _console("rule-delete", "rules/portal/delete"),
+    _console("issuer-new", "new/issuer"),
+    _console("issuer-delete", "issuers/staff/delete"),
+    _console("clients", "clients"),
+    _console("client", "clients/{client}"),
+    _console("client-new", "new/client"),
+    _console("client-edit", "clients/{client}/edit"),
+    _console("client-delete", "clients/{client}/delete"),
+    _console("client-login", "client-login"),
+    _console("authorizations", "authorizations"),
+    _console("authorization-end", "authorizations/{family}/end"),
+    _console("people", "people"),
+    _console("people-login", "people-login"),
+    _console("people-login-delete", "people-login/delete"),
+    _console("session-end", "people/{session}/end"),
     _console("agents", "agents"),
     _console("keys", "keys"),
     _console("incidents", "incidents"),
@@ -99,6 +133,10 @@ CONSOLE = (
     _console("reach", "apps/invoice-helper/reach"),
     _console("reach-nothing", "apps/an-importer-that-was-replaced/reach"),
     _console("streams", "streams"),
+    _console("audit", "audit"),
+    _console("audit-filtered", "audit?action=permit.put&by=app:console"),
+    _console("audit-none", "audit?by=app:nobody"),
+    _console("audit-record", "audit/{record}"),
     _console("questions", "questions"),
     _console("answer-uses", "questions/{uses}"),
     _console("answer-subject", "questions/{about}"),
@@ -108,6 +146,9 @@ CONSOLE = (
     _console("evidence", "evidence?framework=soc2"),
     _console("access", "access"),
     _console("access-allowed", "access?app=crm-sync&connection={told}"),
+    _console(
+        "access-call", "access?app=invoice-helper&connection={told}&action=proxy&method=POST&path=/crm/v3"
+    ),
     _console("access-refused", "access?app=report&connection={told}"),
 )
 _STRANGERS = (
@@ -153,6 +194,8 @@ class Site:
 
     async def show(self, page: Page, view: View) -> None:
         await page.goto(self.url + view.path.format_map(vars(self.filled)))
+        for label, text in view.typed:
+            await page.get_by_label(label, exact=True).fill(text)
         for name in view.presses:
             if name == "Make the key":
                 await self.revoke_keys("report")
