@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic import ValidationError
 from starlette.responses import Response
 
 from evergrant_server.api.connections.bulk import (
@@ -16,19 +17,21 @@ from evergrant_server.api.connections.bulk import (
     pause_bulk_order,
     resume_bulk_order,
 )
+from evergrant_server.api.console.forms import Form
 from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, chosen, console_page, pages_of
 from evergrant_server.api.http.call import require_auditor, require_tenant_admin
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.bulk import BulkAction
 from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import Failure
 from evergrant_server.policy import Target
-from evergrant_server.problems import invalid_request
 
 router = APIRouter(include_in_schema=False)
 
 _BULK = "/console/bulk"
-_FILTER = ("integration", "state", "failing", "search")
+_FILTER = ("integration", "state", "failing", "search", "connections")
+_TYPED = ("label", "confirm", "reason")
 WORDS = {
     BulkAction.REFRESH: ("Refresh", "refreshed"),
     BulkAction.RECONNECT: ("Ask for new consents", "asked for"),
@@ -62,7 +65,7 @@ async def show_bulk_orders(visit: VisitDep, cursor: str = "") -> Response:
 @console_page
 async def show_bulk_plan(
     visit: VisitDep,
-    action: str = "",
+    action: str = BulkAction.REFRESH.value,
     whole: str = "",
     integration: str = "",
     state: str = "",
@@ -70,20 +73,27 @@ async def show_bulk_plan(
     search: str = "",
 ) -> Response:
     """What an order would be about, and the form that gives it: for the ticked rows, or for a filter."""
-    call = await require_auditor(visit.call)
     ticked = [] if whole == "yes" else visit.request.query_params.getlist("connection")
-    if not ticked and whole != "yes":
-        raise invalid_request("connection", "Tick some connections first, or choose all of the list.")
     fields = {"integration": integration, "state": state, "failing": failing, "search": search}
-    fields = {"connections": " ".join(ticked)} if ticked else fields
-    fields = {name: text for name, text in fields.items() if text}
-    plan = await get_bulk_plan(call, chosen(BulkAction, action, "action"), **_filter(fields))
-    return visit.show(
+    if whole != "yes":
+        fields = {"connections": " ".join(ticked)}
+    return await _show_plan(visit, Form({"action": action, **fields}))
+
+
+async def _show_plan(visit: ConsoleVisit, form: Form) -> Response:
+    """The page of a plan: of nothing, where nothing is ticked."""
+    call = await require_auditor(visit.call)
+    action = chosen(BulkAction, form.values.get("action", ""), "action")
+    fields = {name: form.values[name] for name in _FILTER if form.values.get(name)}
+    is_of_nothing = form.values.get("connections") == ""
+    plan = None if is_of_nothing else await get_bulk_plan(call, action, **_filter(fields))
+    return visit.show_form(
         "bulk_plan.html",
         "What would follow",
+        form,
         plan=plan,
         fields=fields,
-        words=WORDS[plan.action],
+        words=WORDS[action],
         administers=visit.call.allows(Action.ADMIN, Target()),
     )
 
@@ -93,12 +103,15 @@ async def show_bulk_plan(
 async def order_bulk(visit: VisitDep) -> Response:
     """Order what was planned."""
     fields = await visit.read_form()
-    values = _filter({name: fields.get(name, "") for name in (*_FILTER, "connections")})
+    call = await require_tenant_admin(visit.call)
+    values = _filter({name: fields.get(name, "") for name in _FILTER})
     if "connections" in values:
         values["connections"] = tuple(values["connections"].split())
-    values |= {name: fields[name] for name in ("action", "label", "reason", "confirm") if fields.get(name)}
-    body = BulkBody.model_validate(values)
-    answer = await open_bulk_order(body, await require_tenant_admin(visit.call))
+    values |= {name: fields[name] for name in ("action", *_TYPED) if fields.get(name)}
+    try:
+        answer = await open_bulk_order(BulkBody.model_validate(values), call)
+    except (Failure, ValidationError) as refusal:
+        return await _show_plan(visit, Form.refused(fields, refusal, _TYPED))
     order = BulkOrderView.model_validate_json(bytes(answer.body))
     return redirect_response(f"{_BULK}/{order.id}")
 

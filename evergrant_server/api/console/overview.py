@@ -23,13 +23,13 @@ WAITING = {
     "call": ("call of an agent waits", "calls of agents wait", "/console/agents"),
     "approval": (
         *("command waits for a second admin", "commands wait for a second admin"),
-        "/console/requests",
+        "/console/approvals",
     ),
     "definition": (
         *("provider of your own waits for a decision", "providers of your own wait for a decision"),
         "/console/providers",
     ),
-    "webhook": ("webhook fails, or is disabled", "webhooks fail, or are disabled", None),
+    "webhook": ("webhook fails, or is disabled", "webhooks fail, or are disabled", "/console/webhooks"),
 }
 # what ends, in words, and the collection of the page that repairs it
 ENDS = {

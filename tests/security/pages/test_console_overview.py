@@ -112,8 +112,7 @@ async def test_ticked_connections_are_planned_and_ordered(api: Api):
     assert "Go on" in await browser.page(place)
     assert (await browser.send(f"{place}/resume")).status_code == 303
     assert "INC-9" in await browser.page("/console/bulk")
-    nothing = await browser.browser.get("/console/bulk/plan?action=refresh")
-    assert (nothing.status_code, "Tick some" in nothing.text) == (400, True)
+    assert "No connection is ticked" in await browser.page("/console/bulk/plan")
 
 
 @pytest.mark.parametrize("action", [BulkAction.REVOKE, BulkAction.LABEL])
@@ -121,11 +120,13 @@ async def test_danger_types_the_name_and_takes_an_admin_of_the_tenant(api: Api, 
     await api.active(await api.integration("crm"))
     browser = await at_console(api, await api.app_with("boss", Action.ADMIN))
     path = f"/console/bulk/plan?action={action}&whole=yes&integration=crm"
-    assert "Type <strong>crm</strong> to confirm" in await browser.page(path)
+    assert "Type crm, the name of the integration, to confirm" in await browser.page(path)
     fields = {"action": action.value, "integration": "crm", "reason": "INC-9"}
     fields |= {"label": "work"} if action is BulkAction.LABEL else {}
     wrong = await browser.send("/console/bulk", **fields, confirm="crn")
     assert (wrong.status_code, "1 connections" in wrong.text) == (400, True)
+    assert 'id="confirm-problem"' in wrong.text
+    assert 'value="INC-9"' in wrong.text, "it comes back filled"
     auditor = await person_at_console(api, PersonRole.AUDITOR, TENANT)
     assert "takes an admin of the whole tenant" in await auditor.page(path)
     assert (await auditor.send("/console/bulk", **fields, confirm="crm")).status_code == 403
