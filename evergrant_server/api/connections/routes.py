@@ -122,18 +122,17 @@ async def list_connections(
     if reference is not None:
         _require_alone({**filters, "cursor": cursor})
         return await _with_reference(call, reference)
-    bound = {**filters, "order": order, "app": call.caller.app.id}
-    listing = call.listing("connections", limit, cursor, **bound)
+    app = call.caller.app.id
+    listing = call.listing("connections", limit, cursor, **filters, order=order, app=app)
     async with call.api.store.read() as tx:
-        found = ConnectionSearch(tx.connection, call.tenant)
-        connections, unreadable, last = await _visible_page(call, found, wanted, order, listing.after, limit)
+        lists = ConnectionSearch(tx.connection, call.tenant)
+        connections, unreadable, last = await _visible_page(call, lists, wanted, order, listing.after, limit)
         items, unreadable_views = await _views(tx, connections)
     unreadable += unreadable_views
     report_unreadable(log, unreadable)
     next_cursor = None if last is None else listing.cursor_after(last)
-    return ConnectionList(
-        items=items, next_cursor=next_cursor, unreadable=tuple(sorted(id for id, _ in unreadable))
-    )
+    ids = tuple(sorted(id for id, _ in unreadable))
+    return ConnectionList(items=items, next_cursor=next_cursor, unreadable=ids)
 
 
 @router.get("/v1/connections/totals")
@@ -147,10 +146,10 @@ async def get_connection_totals(
     """
     wanted = ConnectionFilter(integration, search=storable_search(search))
     async with call.api.store.read() as tx:
-        found = ConnectionSearch(tx.connection, call.tenant)
+        lists = ConnectionSearch(tx.connection, call.tenant)
         if call.may_see(Target()):
-            return ConnectionTotals.of_counts(await found.counts(wanted))
-        rows = await found.page(wanted, ListOrder.URGENCY, None, _MOST_JUDGED, _COUNTED)
+            return ConnectionTotals.of_counts(await lists.counts(wanted))
+        rows = await lists.page(wanted, ListOrder.URGENCY, None, _MOST_JUDGED, _COUNTED)
     return _judged_totals(call, [placed.row for placed in rows])
 
 
@@ -208,7 +207,7 @@ async def _with_reference(call: ApiCall, reference: str) -> ConnectionList:
 
 async def _visible_page(
     call: ApiCall,
-    found: ConnectionSearch,
+    lists: ConnectionSearch,
     wanted: ConnectionFilter,
     order: ListOrder,
     after: str | None,
@@ -223,7 +222,7 @@ async def _visible_page(
     unreadable: list[tuple[str, str]] = []
     size = limit + 1 if call.may_see(Target()) else _SCAN_ROWS
     for _ in range(_MAX_SCANS):
-        batch = await found.page(wanted, order, after, size)
+        batch = await lists.page(wanted, order, after, size)
         for placed in batch:
             row = placed.row
             if not call.may_see(Target(row["integration"], row["provider"], row["subject"], row["id"])):

@@ -67,8 +67,8 @@ async def show_overview(visit: VisitDep) -> Response:
     )
 
 
-def _worst(found: list[Finding]) -> str:
-    return found[0].tone
+def _worst(problems: list[Finding]) -> str:
+    return problems[0].tone
 
 
 def _words(group: AttentionView) -> str:

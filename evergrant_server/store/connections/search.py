@@ -174,9 +174,9 @@ class ConnectionSearch:
             )
             for stretch in self._stretches(narrowed, ListOrder.ID)
         ]
-        found = union_all(*parts).subquery()
-        by_state = select(found.c.state.label("state"), func.count().label("number")).group_by(found.c.state)
-        failing = select(literal("failing"), func.count()).where(found.c.unwell == 1)
+        rows = union_all(*parts).subquery()
+        by_state = select(rows.c.state.label("state"), func.count().label("number")).group_by(rows.c.state)
+        failing = select(literal("failing"), func.count()).where(rows.c.unwell == 1)
         return union_all(by_state, failing)
 
     def _mine(self) -> ColumnElement[bool]:
