@@ -53,6 +53,8 @@ router = APIRouter(tags=["connections"])
 
 _SCAN_ROWS = 200  # rows read at a time while filtering by permits
 _MAX_SCANS = 25
+_FILTERS = ("integration", "provider", "subject", "state", "expiring_before")
+_LATER = ("failing", "search")  # filters that are no part of the cursors of lists without them
 _MOST_JUDGED = 2000  # rows that are counted one by one
 _COUNTED = ("id", "integration", "provider", "subject", "label", "state", "failures", "follow_up")
 _LIVE_TIMEOUT_S = 2.0  # the same with `live=true`
@@ -118,12 +120,11 @@ async def list_connections(
     wanted = ConnectionFilter(
         integration, provider, subject, state, expiring_before, storable_search(search), failing
     )
-    filters = {name: value for name, value in vars(wanted).items() if value not in (None, False)}
+    filters = _bound(wanted, order)
     if reference is not None:
         _require_alone({**filters, "cursor": cursor})
         return await _with_reference(call, reference)
-    app = call.caller.app.id
-    listing = call.listing("connections", limit, cursor, **filters, order=order, app=app)
+    listing = call.listing("connections", limit, cursor, app=call.caller.app.id, **filters)
     async with call.api.store.read() as tx:
         lists = ConnectionSearch(tx.connection, call.tenant)
         connections, unreadable, last = await _visible_page(call, lists, wanted, order, listing.after, limit)
@@ -133,6 +134,13 @@ async def list_connections(
     next_cursor = None if last is None else listing.cursor_after(last)
     ids = tuple(sorted(id for id, _ in unreadable))
     return ConnectionList(items=items, next_cursor=next_cursor, unreadable=ids)
+
+
+def _bound(wanted: ConnectionFilter, order: ListOrder) -> dict[str, object]:
+    """What the cursors of a list are bound to: those of lists without `_LATER` are as they were."""
+    bound: dict[str, object] = {name: getattr(wanted, name) for name in _FILTERS}
+    bound |= {name: value for name in _LATER if (value := getattr(wanted, name))}
+    return bound if order is ListOrder.ID else {**bound, "order": order}
 
 
 @router.get("/v1/connections/totals")

@@ -129,9 +129,7 @@ class ConnectionSearch:
                 query = query.where(self._behind(stretch, key))
             left = limit - len(placed)
             rows = await fetch_all(self._connection, self._sorted(query, stretch).limit(left))
-            placed += [
-                Placed(json.dumps([number, *(row[name] for name in stretch.names)]), row) for row in rows
-            ]
+            placed += [Placed(_place(number, stretch, row), row) for row in rows]
             if len(rows) == left:
                 break
             number, key = number + 1, ()
@@ -267,8 +265,15 @@ def _narrowing(wanted: ConnectionFilter) -> Iterator[_Condition]:
         yield expires_before(wanted.expiring_before)
 
 
+def _place(number: int, stretch: _Stretch, row: Values) -> str:
+    """Behind this row; of a list by id alone it is the id, as it was before there were stretches."""
+    if number == 0 and stretch.names == ("id",):
+        return row["id"]
+    return json.dumps([number, *(row[name] for name in stretch.names)])
+
+
 def _parsed(place: str | None) -> tuple[int, tuple[str, ...]]:
-    """The number of a stretch and the key of the last row there; a place of before these was an id."""
+    """The number of a stretch and the key of the last row there."""
     if place is None:
         return 0, ()
     if not place.startswith("["):
