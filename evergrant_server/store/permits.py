@@ -15,7 +15,11 @@ from evergrant_server.store.database.rows import columns_equal
 
 
 class PermitRow(columns.IdTable, table=True):
-    __table_args__ = (columns.app_foreign_key(), UniqueConstraint("tenant", "app_id", "name"))
+    __table_args__ = (
+        columns.app_foreign_key(),
+        UniqueConstraint("tenant", "app_id", "name"),
+        columns.partial_index("ix_permit_expires", "tenant", "expires_at", where="expires_at IS NOT NULL"),
+    )
     app_id: str
     name: str
     integration: str

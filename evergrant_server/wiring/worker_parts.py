@@ -27,6 +27,7 @@ from activities.grants.replaced_revocation import ReplacedGrantActivities
 from activities.grants.revocation import RevocationActivities
 from activities.histories import HistoryActivities
 from activities.incidents.advancing import IncidentActivities
+from activities.incidents.bulk import BulkActivities
 from activities.integrations.consent_start import ConsentStartActivities
 from activities.integrations.definition_rollout import DefinitionRolloutActivities
 from activities.integrations.discovery import DiscoveryActivities
@@ -126,6 +127,7 @@ def _order_activities(platform: Platform) -> list[Activity]:
         QuestionActivities(store, clock).answer_question,
         DetectionActivities(store, clock, settings.detection_rules).detect_patterns,
         incidents.advance_incident,
+        BulkActivities(store, clock).advance_bulk,
         keys.advance_key_rotation,
         keys.rotate_due_keys,
     ]

@@ -63,6 +63,7 @@ RESULTS: dict[str, Message] = {
     jobs.ADVANCE_AGENT_STOP.name: agents.AgentStopProgress(finished=True),
     jobs.ADVANCE_ERASURE.name: erasure.ErasureProgress(state=ErasureState.DONE),
     jobs.ADVANCE_INCIDENT.name: incidents.IncidentProgress(state=IncidentState.DONE),
+    jobs.ADVANCE_BULK.name: incidents.IncidentProgress(state=IncidentState.DONE),
     jobs.SEAL_EXPORT_PAGE.name: export.ExportProgress(exported=0, skipped=0, done=True),
     jobs.ADVANCE_KEY_ROTATION.name: keys.KeyRotationProgress(done=True),
     jobs.REREAD_METADATA.name: maintenance.RereadMetadataResult(read=0, changed=0, refused=0),

@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any
 
+from fastapi import Query
 from pydantic import AfterValidator, Field
 
 from evergrant_server.api.http.models import (
@@ -25,15 +26,32 @@ from evergrant_server.core.connections.account import EMAIL
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.connections.grant import AccountOption
+from evergrant_server.core.connections.token_state import TokenState
 from evergrant_server.core.errors import ErrorCode, Repairer
 from evergrant_server.core.ids import ConnectionId, is_id
 from evergrant_server.core.messages.connection import ConnectionDescription
+from evergrant_server.core.text import is_storable_text
+from evergrant_server.problems import invalid_request
+from evergrant_server.store.connections.search import StateCounts
 
 
 def checked_connection_id(value: ConnectionId) -> ConnectionId:
     if not is_id(value, "con"):
         raise ValueError("is not a connection's id")
     return value
+
+
+Search = Annotated[
+    str | None,
+    Query(min_length=1, max_length=255, description="How the subject, the label or the id begins"),
+]
+
+
+def storable_search(search: str | None) -> str | None:
+    """Raises Failure INVALID_REQUEST for a text that no database stores."""
+    if search is not None and not is_storable_text(search):
+        raise invalid_request("search", "The text contains NUL or an unpaired surrogate.")
+    return search
 
 
 AccountChoice = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(checked_printable)]
@@ -219,6 +237,8 @@ class ConnectionView(View):
     `consented_with` is set for a further token slot: the connection whose consent brings its grants.
     `revoking` is set until the provider has confirmed a revocation. `revocation` is how it ended: `confirmed`
     speaks of every token; `unknown` says that an answer was lost, whose token may live on at the provider.
+    `token_state` says what the access token is: of an active connection `idle`, `due`, `late` or `failing`
+    where it has expired. `idle`: no app has asked since, and the next one that asks gets a new one.
     `provider_said` explains one connection's failure to an admin, and is null elsewhere.
     `failing_since` is set while refreshes keep failing; the token is valid until it expires.
     `live` (with the next attempt as `next_at`) and `differs` are null unless the request had
@@ -235,6 +255,7 @@ class ConnectionView(View):
     scopes: tuple[str, ...]
     requested_scopes: tuple[str, ...]
     expires_at: datetime | None
+    token_state: TokenState = TokenState.NONE
     reason: ErrorCode | None
     repairer: Repairer | None
     failures: int
@@ -272,6 +293,25 @@ class ConnectionList(Page[ConnectionView]):
     is the operator, whose log names the fields."""
 
     unreadable: tuple[str, ...] = ()
+
+
+class ConnectionTotals(View):
+    """How many connections a filter has, by their state. `failing` are active ones whose refresh fails, or
+    whose account is to be chosen. `complete` false: a count has stopped, and there are more."""
+
+    total: int
+    states: dict[LifecycleState, int]
+    failing: int
+    complete: bool
+
+    @classmethod
+    def of_counts(cls, counts: StateCounts) -> "ConnectionTotals":
+        return cls(
+            total=sum(counts.states.values()),
+            states=counts.states,
+            failing=counts.failing,
+            complete=counts.complete,
+        )
 
 
 class TimelineEvent(View):

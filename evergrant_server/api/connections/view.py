@@ -21,7 +21,8 @@ from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus, reference_of
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.connections.grant import FollowUp
+from evergrant_server.core.connections.grant import FollowUp, Grant
+from evergrant_server.core.connections.token_state import TokenState, token_state
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ConsentId
 from evergrant_server.core.provider_words import PROVIDER_SAID
@@ -59,6 +60,7 @@ async def connection_view(
         audience=connection.target.audience,
         scopes=current.scopes if current else (),
         expires_at=current.expires_at if current else None,
+        token_state=await _token_state(tx, connection, current),
         metadata=current.metadata if current else {},
         choices=current.options if current else (),
         expected_account=tuple(sorted(connection.expected_account or {})),
@@ -68,6 +70,14 @@ async def connection_view(
         connect_url=linked.connect_url if linked is not None else None,
         connect_expires_at=consent.expires_at if consent is not None else None,
     )
+
+
+async def _token_state(tx: Transaction, connection: Connection, grant: Grant | None) -> TokenState:
+    """What the access token is. Whether it was leased decides about an expired one alone."""
+    leased = 0
+    if grant is not None and not grant.is_valid(tx.now):
+        leased = await tx.grants.leased_generation(connection.tenant, connection.id)
+    return token_state(connection, grant, leased, tx.now)
 
 
 async def _revocation_progress(tx: Transaction, connection: Connection) -> RevocationProgressView:

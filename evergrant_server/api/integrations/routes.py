@@ -286,11 +286,18 @@ async def get_client_metadata(integration_id: str, response: Response, api: ApiD
 
 def with_exchange(view: IntegrationView, call: ApiCall, exchanges: Mapping[str, Exchange]) -> IntegrationView:
     """With the newest exchange, if it failed after the integration's last change, which may be the repair."""
-    exchange = exchanges.get(view.name)
-    if exchange is None or exchange.failure is None or exchange.at < view.changed_at:
-        return view
+    return view.__replace__(failed_exchange=failed_exchange(call, view, exchanges))
+
+
+def failed_exchange(
+    call: ApiCall, integration: IntegrationView | Integration, exchanges: Mapping[str, Exchange]
+) -> FailedExchangeView | None:
+    """The newest exchange, if it failed after the integration's last change."""
+    exchange = exchanges.get(integration.name)
+    if exchange is None or exchange.failure is None or exchange.at < integration.changed_at:
+        return None
     threshold = call.api.settings.circuit_threshold
-    failed = FailedExchangeView(
+    return FailedExchangeView(
         failure=exchange.failure,
         repairer=FAILURES[exchange.failure].repairer,
         at=exchange.at,
@@ -298,4 +305,3 @@ def with_exchange(view: IntegrationView, call: ApiCall, exchanges: Mapping[str, 
         unanswered=exchange.unanswered,
         circuit_open=0 < threshold <= exchange.unanswered,
     )
-    return view.__replace__(failed_exchange=failed)

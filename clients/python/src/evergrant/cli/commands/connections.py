@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 from evergrant.api.models import Connection, ProviderSaid
 from evergrant.cli.arguments import Generation, Scopes, Seconds
 from evergrant.cli.commands.erasures import until_erased
+from evergrant.cli.commands.incidents import bulk
 from evergrant.cli.consent import announce, connect_here, say_who
 from evergrant.cli.options import DEFAULTS, Options, line_to_copy, note_missing_integration
 from evergrant.cli.tables import Format, Row, members_of, row_of, show_one, show_rows
@@ -18,9 +19,33 @@ from evergrant.errors import PlatformUnavailable
 from evergrant.models import State
 
 _CONNECTIONS = ("id", "integration", "subject", "label", "state", "expires_at", "reason", "repairer")
+_ATTENTION = ("repairer", "integration", "state", "code", "connections", "since", "repair")
+_WAITING = ("kind", "number", "since")
+_ENDS = ("at", "kind", "name", "owner", "connections")
+_STANDINGS = ("name", "provider", "state", "active", "failing", "needs_reauth", "pending_consent")
 _BELOW = {"subject": ("label",), "state": ("reason", "repairer")}
 
 connections = App(name="connections")
+connections.command(bulk)
+
+
+def overview(*, options: Options = DEFAULTS) -> None:
+    """Show what needs somebody and whose turn it is, what ends soon, and how each integration is."""
+    with options.client() as client:
+        shown = client.overview()
+    if options.output is not Format.TABLE:
+        show_one(shown, options.output)
+        return
+    tables = (
+        ("needs somebody", shown.attention, _ATTENTION),
+        ("waits for an admin", shown.waiting, _WAITING),
+        ("ends within 30 days", shown.ends, _ENDS),
+        ("integrations", shown.integrations, _STANDINGS),
+    )
+    for title, rows, columns in tables:
+        print(f"{title}: {len(rows) or 'nothing'}")
+        if rows:
+            show_rows(rows, columns, options.output)
 
 
 @connections.command(name=("ls", "list"))
@@ -30,17 +55,30 @@ def list_connections(
     provider: str | None = None,
     subject: str | None = None,
     state: State | None = None,
+    search: str | None = None,
+    failing: bool = False,
+    urgent: bool = False,
     reference: str | None = None,
     options: Options = DEFAULTS,
 ) -> None:
     """List the connections this app may see.
 
     Args:
+        search: How the subject, the label or the id begins.
+        failing: Only active ones whose refresh fails, or whose account is to be chosen.
+        urgent: Those that need somebody first.
         reference: That of a subject's page: the connection whose consent failed there.
     """
     with options.client() as client:
         listed = client.connections(
-            integration=integration, provider=provider, subject=subject, state=state, reference=reference
+            integration=integration,
+            provider=provider,
+            subject=subject,
+            state=state,
+            search=search,
+            failing=failing or None,
+            order="urgency" if urgent else None,
+            reference=reference,
         )
         rows = [connection_row(connection) for connection in listed]
         if integration and not rows:
