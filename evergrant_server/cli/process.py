@@ -22,7 +22,7 @@ _PASSED_TO_CHILDREN = (
     *("host", "port", "public_url", "allow_unbound_consent"),
     *("gateway_host", "gateway_port", "gateway_public_url"),
     *("temporal_address", "temporal_namespace", "temporal_task_queue", "temporal_ui_url"),
-    *("log_level", "log_format"),
+    *("log_level", "log_format", "start_command"),
 )
 
 

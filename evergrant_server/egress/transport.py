@@ -14,7 +14,7 @@ import httpcore2
 import httpx2
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.egress.policy import EgressPolicy, address_refusal, allowance
+from evergrant_server.egress.policy import EgressPolicy, address_refusal
 
 _ERROR_TYPES: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = (
     (httpcore2.ConnectTimeout, httpx2.ConnectTimeout),
@@ -225,8 +225,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
             for address in addresses:
                 reason = address_refusal(address)
                 if reason:  # one private address among public ones is a sign of rebinding: refuse all
-                    why = f"{host} resolves to {reason}{allowance(host, port)}"
-                    raise Failure(ErrorCode.EGRESS_REFUSED, why, host=host)
+                    raise self._policy.refusal(host, port, f"resolves to {reason}")
         return addresses
 
     async def _connect_first(

@@ -312,6 +312,9 @@ class Settings(
     egress_allow: HostPorts = ()
     """host:port pairs that may be private or plain http. This opens the egress guard: use it for tests and
     internal servers only."""
+    start_command: str = ""
+    """The command by which this installation is started, where a repair is to start it anew with another
+    setting; `dev` sets its own."""
     allow_tokens_in_browser: bool = False
     """Allows the flow `implicit`: the access token passes the subject's browser (against RFC 9700, 2.1.2)."""
     allow_unbound_consent: bool = False

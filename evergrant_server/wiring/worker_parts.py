@@ -290,7 +290,8 @@ def _audit_streams(platform: Platform, make_egress: Callable[..., Egress]) -> Au
 
 
 def _policy(platform: Platform, *further: str) -> EgressPolicy:
-    return EgressPolicy(allow=(*platform.settings.egress_allow, *further))
+    settings = platform.settings
+    return EgressPolicy((*settings.egress_allow, *further), settings.start_command)
 
 
 def _wrapper() -> type[TracingTransport] | None:

@@ -132,6 +132,13 @@ async def test_attack_9_an_assertion_that_breaks_a_rule_buys_nothing(api: Api, a
     assert (await app.ask()).status_code == 200  # the same app, with nothing wrong
 
 
+async def test_a_refusal_says_how_far_the_clocks_are_apart(app: AssertingApp):
+    for claims, apart in (({"iat": NOW + 600}, "600 s ahead of"), ({"exp": NOW - 90}, "90 s behind")):
+        told = (await app.ask(app.assertion(**claims))).json()["error_description"]
+        assert f"it is {apart} this server's clock, which shows 20" in told
+        assert "NTP" in told
+
+
 async def test_a_slow_or_fast_clock_within_the_limits_is_fine(app: AssertingApp):
     for claims in ({"exp": NOW + 300}, {"nbf": NOW + 20, "iat": NOW + 20}, {"iat": None}, {"jti": "x" * 255}):
         assert (await app.ask(app.assertion(**claims))).status_code == 200

@@ -41,6 +41,17 @@ def test_a_copy_has_what_its_original_derived(settings: Settings, tmp_path: Path
     assert [it.__replace__() for it in (settings, remote)] == [settings, remote]
 
 
+def test_dev_remembers_the_hosts_that_it_was_allowed(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    settings_file.write(settings.__replace__(egress_allow=("localhost:9000",)))
+    again = settings_file.with_remembered_hosts(load_settings())
+    assert again.egress_allow == ("localhost:9000",)
+    settings_file.write(again)
+    monkeypatch.setenv("EVERGRANT_EGRESS_ALLOW", "localhost:9001")
+    assert settings_file.with_remembered_hosts(load_settings()).egress_allow == ("localhost:9001",)
+    monkeypatch.setenv("EVERGRANT_EGRESS_ALLOW", "")
+    assert settings_file.with_remembered_hosts(load_settings()).egress_allow == (), "it forgets them"
+
+
 def test_the_environment_wins(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     settings_file.write(settings)
     monkeypatch.setenv("EVERGRANT_TEMPORAL_ADDRESS", "temporal.internal:7233")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -92,6 +93,19 @@ async def test_a_process_without_its_dev_is_named_and_one_that_does_not_stay_up(
             pytest.raises(CheckFailed, match="temporal and worker doesn't stay"),
         ):
             await installation.processes(settings)
+        others = [ChildProcess(name, sleeps, settings.data_dir) for name in ("temporal", "worker")]
+        for process in others:
+            await process.start()
+        with only_dev_of(settings.data_dir):
+            assert "with temporal, api, worker" in await installation.processes(settings)
+            pid = int(others[1].pid_file.read_text().split()[0])
+            os.kill(pid, signal.SIGSTOP)
+            with pytest.raises(CheckFailed, match=rf"worker \(process {pid}\) was stopped") as stopped:
+                await installation.processes(settings)
+            assert stopped.value.repair == f"kill -CONT {pid}"
+            os.kill(pid, signal.SIGCONT)
+        for process in others:
+            await process.stop()
     finally:
         await api.stop()
 

@@ -74,7 +74,7 @@ def _read(path: Path) -> tuple[Mapping[str, str], os.stat_result]:
 def _require_own(path: Path, status: os.stat_result) -> None:
     if status.st_uid not in (os.getuid(), 0):
         why = f"{path.absolute()} belongs to another user"
-        repair = "Set EVERGRANT_URL, or run evergrant in another folder."
+        repair = "Set EVERGRANT_URL, or run the command in another folder."
         raise BadRequest(why, code="settings_file_open", repair=repair)
     if stat.S_IMODE(status.st_mode) & 0o077:
         why = f"other users can read {path.absolute()}"
