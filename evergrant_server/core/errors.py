@@ -199,7 +199,8 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.API_UNKNOWN: _client(
         "The provider's definition names no API for this connection, so no request is proxied there.",
-        "Lease the token, or propose a definition with api_base_url.",
+        "Lease the token; or name the API: of a server of your own with evergrant integrations put "
+        "--api-base-url, of a provider by a definition with api_base_url.",
     ),
     ErrorCode.PROVIDER_UNREACHABLE: _provider("The provider did not answer in time.", kinds.LATER),
     ErrorCode.PROVIDER_ERROR: _provider("The provider answered with an error of its own.", kinds.LATER),

@@ -9,6 +9,7 @@ import re
 import socket
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 import httpx2
 
@@ -47,11 +48,12 @@ class EgressPolicy:
     private addresses are accepted too. Raises Failure INVALID_REQUEST for a bad entry.
 
     A refusal that an allowance ends says which, with those that are there already; `start_command` is how
-    this installation is started.
+    this installation is started. `ca_file` has the authorities that are trusted beside the machine's.
     """
 
     allow: tuple[str, ...] = ()
     start_command: str = ""
+    ca_file: Path | None = None
     _allowed: frozenset[str] = field(init=False, repr=False, default=frozenset())
 
     def __post_init__(self) -> None:

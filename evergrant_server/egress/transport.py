@@ -7,6 +7,7 @@ import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterable, Callable, Iterable
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
@@ -246,6 +247,17 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         raise failure
 
 
-def default_tls_context() -> ssl.SSLContext:
-    """The machine's certificate authorities, or an operator's own through SSL_CERT_FILE."""
-    return httpcore2.default_ssl_context()
+def default_tls_context(ca_file: Path | None = None) -> ssl.SSLContext:
+    """The machine's certificate authorities, or an operator's own through SSL_CERT_FILE; and the file's.
+
+    Raises Failure INVALID_REQUEST for a file that has none.
+    """
+    context = httpcore2.default_ssl_context()
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=ca_file)
+        except (OSError, ssl.SSLError) as error:
+            why = "has no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+            name = "EVERGRANT_TRUSTED_CA_FILE"
+            raise Failure(ErrorCode.INVALID_REQUEST, f"{name}: {ca_file} {why}", field=name) from None
+    return context

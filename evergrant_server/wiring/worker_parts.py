@@ -291,7 +291,7 @@ def _audit_streams(platform: Platform, make_egress: Callable[..., Egress]) -> Au
 
 def _policy(platform: Platform, *further: str) -> EgressPolicy:
     settings = platform.settings
-    return EgressPolicy((*settings.egress_allow, *further), settings.start_command)
+    return EgressPolicy((*settings.egress_allow, *further), settings.start_command, settings.trusted_ca_file)
 
 
 def _wrapper() -> type[TracingTransport] | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -133,9 +134,12 @@ async def test_attack_9_an_assertion_that_breaks_a_rule_buys_nothing(api: Api, a
 
 
 async def test_a_refusal_says_how_far_the_clocks_are_apart(app: AssertingApp):
-    for claims, apart in (({"iat": NOW + 600}, "600 s ahead of"), ({"exp": NOW - 90}, "90 s behind")):
+    for claims, apart in (
+        ({"iat": NOW + 600}, "(599|600) s ahead of"),
+        ({"exp": NOW - 90}, "9[01] s behind"),
+    ):
         told = (await app.ask(app.assertion(**claims))).json()["error_description"]
-        assert f"it is {apart} this server's clock, which shows 20" in told
+        assert re.search(f"it is {apart} this server's clock, which shows 20", told), told
         assert "NTP" in told
 
 

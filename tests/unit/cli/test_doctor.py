@@ -21,7 +21,7 @@ from evergrant_server.cli.keys import create_keys, is_valid_key, make_admin_key
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.events import EventType
+from evergrant_server.core.events import EventType, WebhookEvent
 from evergrant_server.core.ids import DeliveryId, EventId, Tenant, TrustedIssuerId, new_id
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.single_use.attempt import AttemptOutcome
@@ -269,8 +269,13 @@ async def test_a_webhook_that_fails_is_named_with_what_its_endpoint_answers(sett
         assert "every endpoint" in await configuration.webhooks(settings)
         async with store.write() as tx:
             await tx.webhooks.replace(hooks.failed(now, None, timedelta(days=5)), expected=hooks.revision)
-            names = {"tenant": hooks.tenant, "webhook_id": hooks.id, "event_id": EventId(new_id("evt"))}
-            made = {"id": DeliveryId(new_id("dlv")), "event_type": EventType.PING, "created_at": now}
+            event, ping = EventId(new_id("evt")), EventType.PING
+            told = WebhookEvent(
+                tenant=hooks.tenant, id=event, type=ping, connection_id=None, at=now, body="{}"
+            )
+            await tx.deliveries.add_event(told)
+            names = {"tenant": hooks.tenant, "webhook_id": hooks.id, "event_id": event}
+            made = {"id": DeliveryId(new_id("dlv")), "event_type": ping, "created_at": now}
             delivery = Delivery(**names, **made, next_at=now)
             await tx.deliveries.add(delivery.failed(503, DeliveryProblem.REFUSED, now))
         with pytest.raises(CheckFailed, match=r"^hooks \(tenant \S+\): refused with 503 since") as found:

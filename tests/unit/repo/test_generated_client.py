@@ -16,6 +16,7 @@ HARMLESS = {
     "DeviceView.user_code",  # for the terminal that shows it
     "ExportView.key",  # a thumbprint
     "FailureCauseView.code",  # an error's, as the next
+    "FailedConsentView.code",
     "Obstacle.code",
 }
 SOUNDS_SECRET = re.compile(r"(^|_)(secret|token|key|password|connect_url|code)$")

@@ -47,6 +47,8 @@ class Answers:
     that."""
     subject: str | None = None
     "Your name for the person who will consent."
+    api_base_url: str | None = None
+    "Of a server that is given by its URL: where its API is, for calls through the gateway."
     name: str | None = None
     "The integration's name; by default the provider's, and server for a URL."
     app: str = "first-app"
@@ -73,6 +75,8 @@ def init(*, answers: Answers = Answers(), options: Options = DEFAULTS) -> None:
         uri = integration.redirect_uri
         _say(f"Register an OAuth client there with exactly this redirect URI:\n\n  {uri}\n")
         members = _client(integration, "issuer" in where, answers.client_id, answers.client_secret_file)
+        if answers.api_base_url:
+            members["params"] = {"api_base_url": answers.api_base_url}
         if scopes := answers.scope or _scopes_before(client, integration, where, members):
             members["default_scopes"] = list(scopes)
         have_client(client, integration, where, members)
@@ -210,7 +214,8 @@ def have_client(
         _put_new(client, integration.name, where, members)
         return
     secret = members.get("client_secret")
-    now = {"client_id": integration.client_id, "default_scopes": list(integration.default_scopes)}
+    now: dict[str, Any] = {"client_id": integration.client_id, "params": dict(integration.params)}
+    now["default_scopes"] = list(integration.default_scopes)
     changed = [name for name, value in now.items() if name in members and members[name] != value]
     if not changed:
         if secret:
@@ -257,7 +262,8 @@ def _put_mcp(
 
     Raises `refused` if it is none.
     """
-    plain_members = {member: value for member, value in members.items() if member != "registration"}
+    others = ("registration", "params")
+    plain_members = {member: value for member, value in members.items() if member not in others}
     try:
         client.put_integration(name, provider="mcp", params={"url": url}, **plain_members)
     except EvergrantError as second:
