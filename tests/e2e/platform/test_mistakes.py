@@ -2,15 +2,18 @@
 
 import pytest
 
-from tests.e2e import mistakes
+from tests.e2e.mistakes import (
+    first_week,  # noqa: F401  # which registers them
+    place,
+)
 
 
 def test_the_list_is_whole():
-    assert len({mistake.name for mistake in mistakes.MISTAKES}) == 26
-    assert all(mistake.repair for mistake in mistakes.MISTAKES)
+    assert len({mistake.name for mistake in place.MISTAKES}) == 26
+    assert all(mistake.repair for mistake in place.MISTAKES)
 
 
 async def test_the_repair_is_on_the_first_screen(capsys: pytest.CaptureFixture[str]):
-    async with mistakes.placed() as place:
-        silent = await mistakes.made(place, [mistake for mistake in mistakes.MISTAKES if mistake.quick])
+    async with place.placed() as here:
+        silent = await place.made(here, [mistake for mistake in place.MISTAKES if mistake.quick])
     assert [mistake.name for mistake in silent] == [], capsys.readouterr().out

@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.egress import Egress, EgressPolicy, StreamingTransport, UpstreamClosed, connection
+from evergrant_server.egress import EgressPolicy, StreamingTransport, UpstreamClosed, connection
 from evergrant_server.egress.transport import GuardedBackend
-from tests.fakes.certificates import Authority, loopback_tls
+from tests.fakes.certificates import Authority
 from tests.fakes.http_server import listening
 from tests.fakes.patience import eventually
 from tests.fakes.ports import free_port
@@ -389,35 +388,6 @@ async def test_tls_is_verified_by_name(tmp_path: Path, name: str):
             assert caught.value.code is ErrorCode.PROVIDER_UNREACHABLE
             assert server.heads == []
         await transport.aclose()
-
-
-async def test_a_private_authority_is_trusted_where_its_file_is_named(tmp_path: Path):
-    """By the gateway and by workers, from one setting; its certificate is not among the machine's."""
-    tls, server = loopback_tls(tmp_path), Server(OK)
-    async with listening(server.talk, tls=tls.server) as port:
-        url, allowed = f"https://127.0.0.1:{port}", (f"127.0.0.1:{port}",)
-        for trusted, is_trusted in ((None, False), (tls.authorities, True)):
-            policy = EgressPolicy(allowed, ca_file=trusted)
-            transport = StreamingTransport(policy, silence_s=60)
-            async with Egress(policy).client() as client:
-                if is_trusted:
-                    assert await get(transport, url) == (200, b"ok")
-                    assert (await client.get(url)).text == "ok"
-                else:
-                    with pytest.raises(Failure):
-                        await get(transport, url)
-                    with pytest.raises(httpx2.ConnectError):
-                        await client.get(url)
-            await transport.aclose()
-
-
-@pytest.mark.parametrize("content", [None, "no certificate"])
-def test_a_file_of_authorities_that_has_none_is_named_at_the_start(tmp_path: Path, content: str | None):
-    file = tmp_path / "ca.pem"
-    if content is not None:
-        file.write_text(content)
-    with pytest.raises(Failure, match=f"EVERGRANT_TRUSTED_CA_FILE: {file}"):
-        Egress(EgressPolicy(ca_file=file))
 
 
 @pytest.mark.parametrize("header", [(b"X", b"a\r\nY: b"), (b"X Y", b"a"), (b"X\n", b"a"), (b"X", b"a\0")])

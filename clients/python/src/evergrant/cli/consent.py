@@ -89,7 +89,7 @@ def _say_where_to_look(opened: Connection, refusal: ProviderSaid | None) -> None
     uri = line_to_copy("evergrant", "integrations", "redirect-uri", opened.integration)
     _say(f"what the provider said, for an admin: {look}")
     _say(f"the redirect URI, if its page finds it wrong: {uri}")
-    _say(f"the client id, if its page doesn't know it (is it the secret?): {show}")
+    _say(f"the client id, if its page doesn't know it (404 at GitHub; is it the secret?): {show}")
 
 
 def words_of(refusal: ProviderSaid) -> str:
