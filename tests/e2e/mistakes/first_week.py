@@ -1,5 +1,6 @@
 """The 26 mistakes: how each is made, and what the first screen has to have of its repair."""
 
+import asyncio
 import json
 import os
 import signal
@@ -121,7 +122,8 @@ async def missing_scope(place: Place) -> str:
 
 
 @mistake(
-    "a token before the consent", "evergrant connect crm alice --open --wait --api-key-file first-app.key"
+    "a token before the consent",
+    "evergrant connect crm alice --label none --open --wait --api-key-file first-app.key",
 )
 async def no_consent(place: Place) -> str:
     return await place.say("token", "crm", "alice", "--label", "none", "--api-key-file", "first-app.key")
@@ -140,12 +142,16 @@ async def admin_for_token(place: Place) -> str:
 
 @mistake("a worker that is stopped", "python -m evergrant_server doctor", quick=False)
 async def stopped_worker(place: Place) -> str:
+    place.idp.lifetime_s = 5  # the token is over when it is leased
     await place.connect("crm", "alice", "--label", "worker")
     os.kill(place.pid("worker"), signal.SIGSTOP)
     try:
-        key = ("--api-key-file", "first-app.key", "--label", "worker", "--min-ttl", "3500")
-        return await place.say("token", "crm", "alice", *key)
+        await asyncio.sleep(6)
+        return await place.say(
+            "token", "crm", "alice", "--label", "worker", "--api-key-file", "first-app.key"
+        )
     finally:
+        place.idp.lifetime_s = 3600
         os.kill(place.pid("worker"), signal.SIGCONT)
 
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.parse import urlencode
 
 import httpx2
@@ -16,7 +17,7 @@ import httpx2
 from examples.demo.evergrant_api import EvergrantApi
 from examples.demo.platform import EvergrantProcess
 from tests.e2e.world import leave
-from tests.fakes.providers.scripted_provider import ScriptedProvider
+from tests.fakes.providers.scripted_provider import Family, ScriptedProvider
 
 ROOT = Path(__file__).parents[3]
 COMMAND = str(Path(sys.executable).parent / "evergrant")
@@ -28,6 +29,11 @@ class Provider(ScriptedProvider):
 
     refusal: str | None = None
     granted: str | None = None
+    lifetime_s = 3600
+
+    def _issue(self, family: Family) -> dict[str, Any]:
+        self._expires_in = self.lifetime_s
+        return super()._issue(family)
 
     def _authorize(self, params: dict[str, str]) -> str:
         if self.refusal is not None:
@@ -180,5 +186,5 @@ async def made(place: Place, mistakes: list[Mistake]) -> list[Mistake]:
         repaired = has_repair(mistake, text)
         silent += [] if repaired else [mistake]
         print(f"{'✓' if repaired else '✗'} {mistake.name}")
-        print("".join(f"    {line}\n" for line in text.strip().splitlines()[-12:]), flush=True)
+        print("".join(f"    {line}\n" for line in text.strip().splitlines()[-24:]), flush=True)
     return silent

@@ -286,6 +286,23 @@ def test_commands_read_the_folders_settings(
     assert command("apps", "ls").err.startswith("evergrant: settings_file_unreadable: ")
 
 
+def test_the_admins_key_leases_nothing_and_the_apps_is_named(
+    command: Command, evergrant: ScriptedEvergrant, here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("EVERGRANT_URL", "EVERGRANT_API_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("admin.key", "first-app.key"):
+        (here / name).write_text("evg_of_the_file\n")
+    file = here / "evergrant.env"
+    file.write_text(settings(evergrant.url, "admin.key"))
+    file.chmod(0o600)
+    evergrant.script("POST /v1/lease", problem(403, "Denied", "not_permitted", repair="Give a permit."))
+    told = command("token", "crm", "alice").err
+    assert told.endswith("(With the app's own key: --api-key-file first-app.key. Give a permit.)\n")
+    key = ("--api-key-file", "first-app.key")
+    assert "With the app's own key" not in command("token", "crm", "alice", *key).err
+
+
 def test_a_refused_connection_is_one_line_at_once(command: Command, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("EVERGRANT_URL", url := f"http://127.0.0.1:{free_port()}")
     pauses: list[float] = []

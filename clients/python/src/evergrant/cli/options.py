@@ -162,6 +162,16 @@ def name_what_is_missing(client: Evergrant, error: EvergrantError) -> None:
             error.repair = f"evergrant {list_them} {app} lists them."
 
 
+def _name_the_apps_key(error: EvergrantError) -> None:
+    """Name the key files beside `evergrant.env`, whose own key is an admin's: it leases no token."""
+    if not Path(SETTINGS_FILE).exists() or any(os.environ.get(name) for name in _KEYS):
+        return
+    own = environment().get("EVERGRANT_API_KEY_FILE", "")
+    files = sorted(path.name for path in Path.cwd().glob("*.key") if path.name != Path(own).name)
+    if files:
+        error.repair = f"With the app's own key: --api-key-file {files[0]}. {error.repair}"
+
+
 def _name_the_permit(error: EvergrantError) -> None:
     integration, subject = error.context.get("integration"), error.context.get("subject")
     if isinstance(integration, str) and isinstance(subject, str):
@@ -228,6 +238,8 @@ class Options:
             except EvergrantError as error:
                 if error.code == "not_found":
                     name_what_is_missing(client, error)
+                if error.code == "not_permitted" and self.api_key_file is None:
+                    _name_the_apps_key(error)
                 raise
 
     def _connected(self) -> Evergrant:
