@@ -6,6 +6,7 @@ refusal is for admins, and comes from the audit log.
 
 from contextlib import suppress
 from datetime import datetime
+from typing import Any
 
 from evergrant_server import audit
 from evergrant_server.access.judgement import without_offline
@@ -170,12 +171,13 @@ async def provider_said(
 
 def _provider_said_view(record: AuditRecord) -> ProviderSaidView:
     detail = record.detail
+    words: dict[str, Any] = detail.get(PROVIDER_SAID) or {"description": detail.get("why")}
     reason, consent = detail.get("reason") or detail.get("code"), _consent_of(record)
     return ProviderSaidView(
         at=record.at,
         reason=ErrorCode(reason) if reason in set(ErrorCode) else None,
         reference=reference_of(consent) if consent else None,
-        **detail.get(PROVIDER_SAID) or {"description": detail.get("why")},
+        **words,
     )
 
 
