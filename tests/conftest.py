@@ -58,7 +58,7 @@ _authorities_of_egress = cache(default_tls_context)
 
 
 def _egress_with_shared_context(self: Egress, policy: EgressPolicy, **options: Any) -> None:
-    if options.get("tls") is None and _trusted() == _TRUSTED:
+    if options.get("tls") is None and _trusted() == _TRUSTED and policy.ca_file is None:
         options["tls"] = _authorities_of_egress()
     _egress(self, policy, **options)
 
