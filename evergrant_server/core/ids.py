@@ -54,6 +54,7 @@ QuestionId = NewType("QuestionId", str)
 DetectionId = NewType("DetectionId", str)
 IncidentId = NewType("IncidentId", str)
 StreamId = NewType("StreamId", str)
+DeviceAuthorizationId = NewType("DeviceAuthorizationId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -100,6 +101,7 @@ PREFIXES = (
     "det",
     "inc",
     "stm",
+    "dva",
 )
 
 

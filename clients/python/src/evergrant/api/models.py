@@ -299,6 +299,7 @@ class ClientLogin:
     domains: Texts
     registration: bool
     documents: bool
+    device: bool
     changed_at: datetime
     redirect_uri: str
     mcp_url: str
@@ -831,6 +832,21 @@ class LostAccess:
     permit: str | None
 
 @dataclass(frozen=True, slots=True)
+class LostUse:
+    """`uses` recorded leases or calls of a connection that would be refused alike, the last at `last_at`.
+    `request`: of calls, method and path, or the tool of an MCP server.
+    """
+    connection_id: str
+    integration: str
+    subject: str
+    action: str
+    request: str | None
+    uses: int
+    last_at: datetime
+    reason: str
+    permit: str | None
+
+@dataclass(frozen=True, slots=True)
 class OAuthClient:
     """`kind`: `registered` by itself, a metadata `document`, or made by an `admin`."""
     id: str
@@ -1065,6 +1081,12 @@ class RefusalWords:
     unauthenticated: bool = False
 
 @dataclass(frozen=True, slots=True)
+class Replayed:
+    """How many deliveries are sent again. `failed_deliveries` are left: repeat the request."""
+    replayed: int
+    failed_deliveries: int
+
+@dataclass(frozen=True, slots=True)
 class RevocationProgress:
     """A revocation that the provider hasn't confirmed. `failure` is that of the last attempt."""
     since: datetime | None
@@ -1080,10 +1102,37 @@ class Rollout:
     most_bad: float = 0.1
 
 @dataclass(frozen=True, slots=True)
+class SimulatedPermit:
+    """A changed permit in plain words, null where it is removed; `words_before` are those of now, null where
+    it is new. It would cover, or covers until then, `live_connections`, the first ten of which are
+    `covered`.
+    """
+    permit: str
+    words: str | None
+    words_before: str | None
+    live_connections: int
+    covered: tuple[CoveredConnection, ...]
+
+@dataclass(frozen=True, slots=True)
+class SimulatedUses:
+    """Of the app's newest recorded leases and calls since then `judged`, of which `lost` would be refused;
+    `complete`: those are all. `would_lose` has at most 200 groups, those with the most uses first.
+
+    A lease is judged with the token's scopes of that time, and a call by its method and path, or its tool.
+    What isn't recorded is taken as harmless: the caller's address, the scopes that a lease requested, a
+    second method that a call named.
+    """
+    judged: int
+    complete: bool
+    lost: int
+    would_lose: tuple[LostUse, ...]
+
+@dataclass(frozen=True, slots=True)
 class Simulation:
     """`judged` connections were leased by the app since then, the newest first; `complete`: those are all.
 
-    `would_lose` has at most 200 of the `lost`.
+    `would_lose` has at most 200 of the `lost`. `uses` says the same of single leases and calls, and `permits`
+    what the first fifty changed permits reach.
     """
     app: str
     since: datetime
@@ -1091,6 +1140,8 @@ class Simulation:
     complete: bool
     lost: int
     would_lose: tuple[LostAccess, ...]
+    uses: SimulatedUses
+    permits: tuple[SimulatedPermit, ...]
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -1186,7 +1237,11 @@ class UnusedConnection:
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """`failures` counts consecutive failed attempts; `paused_until` is the time of the next one."""
+    """`failures` counts consecutive failed attempts; `paused_until` is the time of the next one.
+
+    While it fails `problem` says why, with the receiver's `response_status` if it answered.
+    `failed_deliveries` were given up, and can be replayed.
+    """
     id: str
     name: str
     url: str
@@ -1202,6 +1257,9 @@ class Webhook:
     created_at: datetime
     changed_at: datetime
     revision: int
+    problem: str | None = None
+    response_status: int | None = None
+    failed_deliveries: int = 0
     secret: str | None = field(default=None, repr=False)
 
 @dataclass(frozen=True, slots=True)
