@@ -1,7 +1,7 @@
 """What can't be read fails no workflow: each hostile payload is unreadable to each handler of each workflow.
 
-All of them go through Temporal to a connection's workflow. To the others go those that reach a handler in
-different ways: one payload that can't be read, one that is too long, more, and none.
+Those that reach a handler in different ways go to each through Temporal: one that can't be decoded, one that
+is no message of its type, one that is too long, more, and none.
 """
 
 import asyncio
@@ -158,15 +158,12 @@ def hostile(message: type[Received]) -> dict[str, list[Payload]]:
     return found
 
 
-IN_DIFFERENT_WAYS = ("no JSON", "1.9 MB", "two", "two that can't be decoded", "none")
+IN_DIFFERENT_WAYS = ("no JSON", "a list", "1.9 MB", "two", "two that can't be decoded", "none")
 
 
-def sent(kind: type, message: type[Received]) -> dict[str, list[Payload]]:
-    """The hostile payloads that go through Temporal to a handler of this workflow."""
-    payloads = hostile(message)
-    if definition(kind).name == WorkflowName.CONNECTION:
-        return payloads
-    return {name: payloads[name] for name in IN_DIFFERENT_WAYS if name in payloads}
+def sent(message: type[Received]) -> dict[str, list[Payload]]:
+    """The hostile payloads that go through Temporal."""
+    return {what: payloads for what, payloads in hostile(message).items() if what in IN_DIFFERENT_WAYS}
 
 
 # --- workflows -----------------------------------------------------------------------------
@@ -243,7 +240,7 @@ async def test_hostile_signals_are_dropped_with_a_count(
     number = 0
     async with running(client, kind) as (handle, held):
         for name, handler in definition(kind).signals.items():
-            for payloads in sent(kind, taken(handler)).values():
+            for payloads in sent(taken(handler)).values():
                 await handle.signal(name, args=raw(payloads))
                 number += 1
         await handle.signal("a signal of no name that we know", args=raw([as_json({})]))
@@ -262,7 +259,7 @@ WITH_QUESTIONS = [it for it in WORKFLOWS if definition(it).updates or definition
 async def test_hostile_updates_are_rejected_by_name_and_queries_do_no_harm(client: Client, kind: type):
     async with running(client, kind) as (handle, held):
         for name, handler in definition(kind).updates.items():
-            for what, payloads in sent(kind, taken(handler)).items():
+            for what, payloads in sent(taken(handler)).items():
                 with pytest.raises(WorkflowUpdateFailedError) as refused:
                     await handle.execute_update(name, args=raw(payloads))
                 assert isinstance(refused.value.cause, ApplicationError), what
@@ -293,5 +290,5 @@ async def test_a_run_whose_input_cant_be_read_fails_for_good(client: Client, kin
             assert isinstance(cause, ApplicationError), what
             assert (cause.type, cause.non_retryable) == (ErrorCode.INVALID_REQUEST, True), what
 
-        cases = sent(kind, taken(definition(kind))).items()
+        cases = sent(taken(definition(kind))).items()
         await asyncio.gather(*(fails(number, *case) for number, case in enumerate(cases)))
