@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
-    at_once = session.config.getoption("at_once")
+    at_once: int = session.config.getoption("at_once") or 1
     if at_once < 2 or session.config.option.collectonly or session.testsfailed:
         return None  # pytest's own loop
     files = [list(items) for _, items in groupby(session.items, key=lambda item: item.path)]

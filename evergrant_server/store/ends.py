@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, bindparam, select, text
+from sqlalchemy import Executable, bindparam, select, text
 from sqlmodel import col
 
 from evergrant_server.core.access import App, AppCredential, AppKey, KeySession, Permit, TenantStanding
@@ -114,7 +114,7 @@ _RETIRED = (col(AuditRow.action) == AuditAction.ROOT_RETIRED.value) & text(NO_LE
 
 
 @cache
-def _records(*, of_root: bool, of_one: bool) -> Select[Any]:
+def _records(*, of_root: bool, of_one: bool) -> Executable:
     """The records of the row `id`, or of the rows `ids`. Of one row each authenticated read asks."""
     ids = (
         col(AuditRow.object) == bindparam("id")

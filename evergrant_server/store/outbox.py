@@ -346,11 +346,11 @@ def _picked(with_bulk: bool) -> Select[int | None]:
 @cache
 def _other_wakes() -> Select[int | None]:
     """Further due wakes of the webhooks that the messages `seqs` wake."""
-    seen, woken = bindparam("seqs", expanding=True), _without_id
-    earlier, wake = aliased(OutboxRow), OutboxKind.WAKE_WEBHOOK.value
-    webhooks = select(woken(col(earlier.target))).where(col(earlier.seq).in_(seen), col(earlier.kind) == wake)
+    seqs: Any = bindparam("seqs", expanding=True)
+    woken, earlier, wake = _without_id, aliased(OutboxRow), OutboxKind.WAKE_WEBHOOK.value
+    webhooks = select(woken(col(earlier.target))).where(col(earlier.seq).in_(seqs), col(earlier.kind) == wake)
     due = _UNDELIVERED & _due() & (col(OutboxRow.kind) == wake)
-    others = due & woken(col(OutboxRow.target)).in_(webhooks) & col(OutboxRow.seq).not_in(seen)
+    others = due & woken(col(OutboxRow.target)).in_(webhooks) & col(OutboxRow.seq).not_in(seqs)
     query = select(col(OutboxRow.seq)).where(others).order_by(col(OutboxRow.seq)).limit(_MOST_WAKES)
     return query.with_for_update(of=OutboxRow, skip_locked=True)
 
@@ -367,7 +367,8 @@ def _claimable(with_bulk: bool) -> ColumnElement[bool]:
 
 def _due() -> ColumnElement[bool]:
     """By `_moments`."""
-    next_at, until, now = col(OutboxRow.next_at), col(OutboxRow.claimed_until), bindparam("now")
+    now: Any = bindparam("now")
+    next_at, until = col(OutboxRow.next_at), col(OutboxRow.claimed_until)
     postponed = or_(next_at.is_(None), next_at <= now, next_at > bindparam("farthest_next"))
     return postponed & or_(until.is_(None), until <= now, until > bindparam("farthest_claim"))
 
