@@ -3,6 +3,7 @@
 Every page is read and its references are resolved; a few are written, which takes longer than all the rest.
 """
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +24,13 @@ def build(builder: str, folder: Path, *pages: str) -> None:
 
 def test_the_pages_become_a_site_with_search_and_a_list_for_language_models(tmp_path: Path):
     build("dummy", tmp_path)
+    html, read = tmp_path / "html", tmp_path / "doctrees"
+    for page in read.rglob("*.doctree"):  # a page's source is copied when it is written, and listed then
+        source = page.relative_to(read).with_suffix(".md")
+        copy = html / "_sources" / f"{source}.txt"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / source, copy)
     build("html", tmp_path, *WRITTEN)
-    html = tmp_path / "html"
     assert "Getting started" in (html / "index.html").read_text()
     assert "revocation" in (html / "searchindex.js").read_text()
     listed = (html / "llms.txt").read_text()
