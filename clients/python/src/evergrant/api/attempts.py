@@ -45,7 +45,7 @@ def call_arguments(
     """The arguments of one attempt. Its timeout is what is left of the deadline."""
     if call.form is not None:
         return _exchange_arguments(call.form, server, credential, deadline)
-    headers = {"authorization": f"Bearer {credential}", "accept": "application/json"}
+    headers = {"authorization": f"Bearer {credential}", "accept": call.accept}
     if call.body is not None:
         headers["content-type"] = "application/json"
     if call.idempotency_key is not None:
