@@ -45,7 +45,7 @@ def call_arguments(
     """The arguments of one attempt. Its timeout is what is left of the deadline."""
     if call.form is not None:
         return _exchange_arguments(call.form, server, credential, deadline)
-    headers = {"authorization": f"Bearer {credential}", "accept": "application/json"}
+    headers = {"authorization": f"Bearer {credential}", "accept": call.accept}
     if (wait := int(deadline.patience_s())) > 0:  # an answer that comes after the deadline is none
         headers["prefer"] = f"wait={wait}"
     if call.body is not None:

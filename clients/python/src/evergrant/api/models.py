@@ -127,8 +127,9 @@ class AgentStop:
 @dataclass(frozen=True, slots=True)
 class AnswerLine:
     """A line of an answer. `kind` `use`: what one app was handed of one connection; `export`: an export in
-    that time; `record`: an audit record that is about the subject; else what is stored about it, by the
-    name of its table. No line has a token or a secret.
+    that time; `record`: an audit record that is about the subject; `shard`: one whose records are all
+    good; `flaw`: the first record that isn't; else what is stored about the subject, by the name of its
+    table. No line has a token or a secret.
     """
     number: int
     kind: str
