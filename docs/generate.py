@@ -63,6 +63,8 @@ WHEN = {
     AuditAction.BULK_READ: "an app requested an export, or leased as many connections within an hour as "
     "`EVERGRANT_BULK_READ_ALARM` says",
     AuditAction.DETECTED: "a worker noticed a use that is unlike those before: `kind`",
+    AuditAction.LOG_VERIFIED: "a worker has verified the tenant's log: `ok`, or the first record that is "
+    "wrong; the next verification begins behind it in the heads log",
     AuditAction.QUESTION_ASKED: "an admin or auditor asked a question, or for everything about a subject",
     AuditAction.CONNECTION_CREATED: "a connection was created",
     AuditAction.CONNECTION_IMPORTED: "an existing grant was imported with its tokens",

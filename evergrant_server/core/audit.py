@@ -182,6 +182,7 @@ class AuditAction(StrEnum):
     ANCHOR_REFUSED = "audit.anchor_refused"
     HEAD_RECORDED = "audit.head_recorded"
     CHAIN_ENDED = "audit.chain_ended"
+    LOG_VERIFIED = "audit.verified"
     HOSTS_ACCEPTED = "authority.hosts_accepted"
 
 

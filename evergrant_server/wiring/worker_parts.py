@@ -292,7 +292,8 @@ def _audit_streams(platform: Platform, make_egress: Callable[..., Egress]) -> Au
 
 
 def _policy(platform: Platform, *further: str) -> EgressPolicy:
-    return EgressPolicy(allow=(*platform.settings.egress_allow, *further))
+    settings = platform.settings
+    return EgressPolicy((*settings.egress_allow, *further), settings.start_command, settings.trusted_ca_file)
 
 
 def _wrapper() -> type[TracingTransport] | None:

@@ -24,10 +24,11 @@ from evergrant_server.api.http.models import (
 )
 from evergrant_server.core.connections.account import EMAIL
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.consent import Consent, reference_of
 from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.connections.grant import AccountOption
 from evergrant_server.core.connections.token_state import TokenState
-from evergrant_server.core.errors import ErrorCode, Repairer
+from evergrant_server.core.errors import ErrorCode, Failure, FailureKind, Repairer
 from evergrant_server.core.ids import ConnectionId, is_id
 from evergrant_server.core.messages.connection import ConnectionDescription
 from evergrant_server.core.text import is_storable_text
@@ -227,6 +228,30 @@ class ProviderSaidView(View):
     unauthenticated: bool = False
 
 
+class FailedConsentView(View):
+    """How the newest consent has failed: the members of a problem document, and the reference that the
+    subject's page shows. Another link is needed."""
+
+    code: ErrorCode
+    detail: str
+    kind: FailureKind
+    repairer: Repairer
+    repair: str
+    reference: str
+
+    @classmethod
+    def of(cls, consent: Consent) -> "FailedConsentView":
+        failure = Failure(ErrorCode(consent.failure or ErrorCode.INTERNAL))
+        return cls(
+            code=failure.code,
+            detail=failure.detail,
+            kind=failure.kind,
+            repairer=failure.rule.repairer,
+            repair=failure.repair,
+            reference=reference_of(consent.id),
+        )
+
+
 class ConnectionView(View):
     """`expires_at` is the access token's; in the response to `POST /v1/connections` it is the link's.
 
@@ -240,6 +265,8 @@ class ConnectionView(View):
     `token_state` says what the access token is: of an active connection `idle`, `due`, `late` or `failing`
     where it has expired. `idle`: no app has asked since, and the next one that asks gets a new one.
     `provider_said` explains one connection's failure to an admin, and is null elsewhere.
+    `failed_consent` is set while the newest consent has failed or was denied, and `missing_scopes` are those
+    that were requested and that the grant lacks: both only where one connection is read.
     `failing_since` is set while refreshes keep failing; the token is valid until it expires.
     `live` (with the next attempt as `next_at`) and `differs` are null unless the request had
     `live=true` and the workflow answered.
@@ -284,6 +311,8 @@ class ConnectionView(View):
     device: DeviceView | None = None
     revoking: RevocationProgressView | None = None
     provider_said: ProviderSaidView | None = None
+    failed_consent: FailedConsentView | None = None
+    missing_scopes: tuple[str, ...] = ()
     live: LiveView | None = None
     differs: tuple[str, ...] | None = None
 

@@ -26,12 +26,16 @@ from evergrant_server.api.connections.view import (
     add_next_step,
     connection_view,
     device_view,
+    failed_consent,
+    missing_scopes,
+    newest_consent,
     provider_said,
 )
 from evergrant_server.api.http.call import ApiCall, Call, Command, CommandResponse
 from evergrant_server.api.http.models import PageCursor, PageLimit, UtcDatetime
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
@@ -265,11 +269,18 @@ async def get_connection(
         view = await connection_view(tx, connection)
         refusal = await provider_said(tx, call, connection)
         base_url = await _api_base_url(tx, api, connection, view)
-        view = view.__replace__(api_base_url=base_url, provider_said=refusal)
+        lacking = missing_scopes(api.registry, connection, view.scopes) if view.scopes else ()
+        consent = await newest_consent(tx, connection)
+        failed = failed_consent(consent)
+        view = view.__replace__(
+            api_base_url=base_url, provider_said=refusal, failed_consent=failed, missing_scopes=lacking
+        )
         # a reader of the code could have another account approve it
         if call.allows(Action.CONNECT, Target.of(connection)):
             view = view.__replace__(device=await device_view(tx, connection))
     action = _awaited_action(connection, call.now)
+    if consent is not None and consent.status is ConsentStatus.CODE_RECEIVED and consent.came_from_browser:
+        action = "exchange", None  # the subject is done: a worker's turn
     described = None
     if live or action is None:
         timeout = _LIVE_TIMEOUT_S if live else DESCRIBE_TIMEOUT_S

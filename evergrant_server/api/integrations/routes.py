@@ -105,6 +105,8 @@ async def put_integration(
         spec = await spec_by_name(tx, api.registry, call.tenant, body.provider)
         body = with_default_registration(spec, body)
         check_body(spec, body)
+        if (param := spec.api_base_url_param) in body.params:
+            api.require_endpoint(f"params.{param}", body.params[param])  # names are resolved at each call
         login = await pinned_login(tx, call.tenant, login_rule(body))
         await require_identity_provider(tx, call, name, body.identity_provider)
         before = await tx.integrations.by_name(call.tenant, name)

@@ -17,6 +17,7 @@ HARMLESS = {
     "ExportView.key",  # a thumbprint
     "AttentionView.code",  # an error's, as the next
     "FailureCauseView.code",
+    "FailedConsentView.code",
     "Obstacle.code",
 }
 SOUNDS_SECRET = re.compile(r"(^|_)(secret|token|key|password|connect_url|code)$")

@@ -127,8 +127,9 @@ class AgentStop:
 @dataclass(frozen=True, slots=True)
 class AnswerLine:
     """A line of an answer. `kind` `use`: what one app was handed of one connection; `export`: an export in
-    that time; `record`: an audit record that is about the subject; else what is stored about it, by the
-    name of its table. No line has a token or a secret.
+    that time; `record`: an audit record that is about the subject; `shard`: one whose records are all
+    good; `flaw`: the first record that isn't; else what is stored about the subject, by the name of its
+    table. No line has a token or a secret.
     """
     number: int
     kind: str
@@ -408,9 +409,11 @@ class Connection:
     speaks of every token; `unknown` says that an answer was lost, whose token may live on at the provider.
     `token_state` says what the access token is: of an active connection `idle`, `due`, `late` or `failing`
     where it has expired. `idle`: no app has asked since, and the next one that asks gets a new one.
-    `provider_said` explains one connection's failure to an admin, and is null elsewhere. `failing_since` is
-    set while refreshes keep failing; the token is valid until it expires. `live` (with the next attempt as
-    `next_at`) and `differs` are null unless the request had `live=true` and the workflow answered.
+    `provider_said` explains one connection's failure to an admin, and is null elsewhere. `failed_consent` is
+    set while the newest consent has failed or was denied, and `missing_scopes` are those that were requested
+    and that the grant lacks: both only where one connection is read. `failing_since` is set while refreshes
+    keep failing; the token is valid until it expires. `live` (with the next attempt as `next_at`) and
+    `differs` are null unless the request had `live=true` and the workflow answered.
     """
     id: str
     integration: str
@@ -451,6 +454,8 @@ class Connection:
     device: DeviceCode | None = None
     revoking: RevocationProgress | None = None
     provider_said: ProviderSaid | None = None
+    failed_consent: FailedConsent | None = None
+    missing_scopes: Texts = ()
     live: LiveStatus | None = None
     differs: Texts | None = None
 
@@ -672,6 +677,18 @@ class Export:
     expires_at: datetime
 
 @dataclass(frozen=True, slots=True)
+class FailedConsent:
+    """How the newest consent has failed: the members of a problem document, and the reference that the
+    subject's page shows. Another link is needed.
+    """
+    code: str
+    detail: str
+    kind: str
+    repairer: str
+    repair: str
+    reference: str
+
+@dataclass(frozen=True, slots=True)
 class FailedExchange:
     """The newest exchange of the integration's connections with the provider, which failed at `at`.
 
@@ -800,6 +817,7 @@ class Integration:
     `authorization_server` is the issuer, also where an MCP server names it; `resource` is what that server
     calls itself, and what all tokens are for. `protected_resources` are those that the issuer's metadata
     lists: if there is one, tokens of new connections are for it unless their app asks for others.
+    `supported_scopes` are those that the metadata lists, of the resource or else of the issuer.
 
     `previous_secret_until` is the end of a rotation's overlap, in which workers also try the previous secret.
     `secret_refused_at` is set when the provider refuses the new secret and accepts the previous. Until
@@ -842,6 +860,7 @@ class Integration:
     created_at: datetime
     changed_at: datetime
     revision: int
+    supported_scopes: Texts = ()
     failed_exchange: FailedExchange | None = None
 
 @dataclass(frozen=True, slots=True)

@@ -797,7 +797,8 @@ class Operations:
 
         A question. `connection_uses` needs a `connection_id`: who used it. `app_reach` needs an `app`, by its
         name or its id: what it was handed. `incident` needs `since`: which tokens were handed out. `subject`
-        needs a `subject`: everything about it. Each use happened from `since` on and before `until`.
+        needs a `subject`: everything about it. `log` needs nothing: a worker verifies the whole audit log.
+        Each use happened from `since` on and before `until`.
         """
 
     @sends("GET", "/v1/questions/{question_id}", models.Question)

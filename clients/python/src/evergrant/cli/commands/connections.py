@@ -1,7 +1,8 @@
 """`evergrant connections`: begin, confirm, look at, refresh and revoke connections, and sign requests."""
 
 import sys
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Annotated
@@ -12,10 +13,10 @@ from evergrant.api.models import Connection, ProviderSaid
 from evergrant.cli.arguments import Generation, Scopes, Seconds
 from evergrant.cli.commands.erasures import until_erased
 from evergrant.cli.commands.incidents import bulk
-from evergrant.cli.consent import announce, connect_here, say_who
+from evergrant.cli.consent import announce, connect_here, say_who, saying_why, words_of
 from evergrant.cli.options import DEFAULTS, Options, line_to_copy, note_missing_integration
 from evergrant.cli.tables import Format, Row, members_of, row_of, show_one, show_rows
-from evergrant.errors import PlatformUnavailable
+from evergrant.errors import EvergrantError, PlatformUnavailable
 from evergrant.models import State
 
 _CONNECTIONS = ("id", "integration", "subject", "label", "state", "expires_at", "reason", "repairer")
@@ -143,6 +144,7 @@ def connect(
     integration: str, subject: str, /, *, consent: Consent = Consent(), options: Options = DEFAULTS
 ) -> None:
     """Begin a connection and print the subject's next step, if there is one."""
+    explain = partial(_provider_said, options)
     limit, in_browser = timedelta(seconds=consent.timeout), consent.open_browser
     with options.client() as client:
         begin = partial(
@@ -159,16 +161,26 @@ def connect(
             login_hint=consent.login_hint,
         )
         if consent.wait and consent.return_to is None:
-            connection = connect_here(client, begin, limit, in_browser=in_browser)
+            connection = connect_here(client, begin, limit, in_browser=in_browser, explain=explain)
         else:
             connection = begin(return_to=consent.return_to)
             if consent.wait or in_browser:
                 announce(connection, in_browser=in_browser)
             if consent.wait:
-                connection = client.wait_for_consent(connection.id, limit)
+                with saying_why(connection, explain):
+                    connection = client.wait_for_consent(connection.id, limit)
         if consent.wait:
             say_who(connection)
         _show(connection, options)
+
+
+def _provider_said(options: Options, connection_id: str) -> ProviderSaid | None:
+    """What the provider said of a connection's failure, where this folder's own credential is an admin's."""
+    for asking in dict.fromkeys((options, replace(options, api_key_file=None))):
+        with suppress(EvergrantError), asking.client() as client:
+            if (refusal := client.connection(connection_id).provider_said) is not None:
+                return refusal
+    return None
 
 
 @connections.command
@@ -303,11 +315,7 @@ def connection_row(connection: Connection) -> Row:
 
 def _said_row(failure: ProviderSaid) -> Row:
     """The provider's words in one line, for an admin."""
-    by = "unauthenticated" if failure.unauthenticated else None
-    words = ": ".join(filter(None, (failure.error, failure.description)))
-    parts = (by, None if failure.status is None else f"status {failure.status}", words)
-    text = ", ".join(filter(None, parts)) or None
-    shown = {"provider_said": text, "provider_said_at": failure.at.isoformat()}
+    shown = {"provider_said": words_of(failure) or None, "provider_said_at": failure.at.isoformat()}
     return shown if failure.reference is None else {**shown, "reference": failure.reference}
 
 

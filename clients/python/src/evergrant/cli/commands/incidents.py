@@ -4,19 +4,23 @@
 """
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from cyclopts import App, Parameter
 
+from evergrant.api.models import Incident
 from evergrant.cli.arguments import require_audit_extra
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.tables import Format, show_one, show_rows
 from evergrant.cli.verbs import verb
 from evergrant.errors import BadRequest
 from evergrant.models import State
+from evergrant.sync_client import Evergrant
 
 Kind = Literal["breach", "leak"]
 _INCIDENTS = ("id", "kind", "integration", "app", "state", "paused", "ended", "selected", "reason")
@@ -137,16 +141,34 @@ def report(incident_id: str, /, *, out: Path | None = None, options: Options = D
         out: A new file for it.
     """
     with options.client() as client:
-        content = client.incident_report(incident_id)
-    if not isinstance(content, bytes):
-        why = f"{content.ended} of {content.selected} connections have ended"
-        raise BadRequest(f"It isn't done: {why}.", code="not_done", repair="Ask again later.")
-    if out is None:
-        sys.stdout.buffer.write(content)
-        return
-    with out.open("xb") as file:
-        file.write(content)
-    print(f"evergrant: {out} has {content.count(bytes([10]))} lines", file=sys.stderr)
+        pages = _report_pages(client, incident_id)
+        first = next(pages)  # before the file is made
+        if out is None:
+            for content in chain([first], pages):
+                sys.stdout.buffer.write(content)
+            return
+        lines = 0
+        with out.open("xb") as file:
+            try:
+                for content in chain([first], pages):
+                    file.write(content)
+                    lines += content.count(b"\n")
+            except BaseException:
+                out.unlink()  # a part of a report is none
+                raise
+    print(f"evergrant: {out} has {lines} lines", file=sys.stderr)
+
+
+def _report_pages(client: Evergrant, incident_id: str) -> Iterator[bytes]:
+    """Raises BadRequest while the incident isn't done."""
+    after: str | None = ""
+    while after is not None:
+        page = client.incident_report(incident_id, after)
+        if isinstance(page, Incident):
+            why = f"{page.ended} of {page.selected} connections have ended"
+            raise BadRequest(f"It isn't done: {why}.", code="not_done", repair="Ask again later.")
+        yield page.content
+        after = page.next
 
 
 @incident.command
