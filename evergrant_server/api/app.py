@@ -24,7 +24,9 @@ from evergrant_server.api import (
     health,
     incidents,
     key_rotations,
+    me,
     openapi,
+    overview,
     questions,
     secret_rotations,
     stories,
@@ -43,10 +45,11 @@ from evergrant_server.api.apps import (
     trusted_issuers,
 )
 from evergrant_server.api.apps import routes as apps
-from evergrant_server.api.connections import commands, history
+from evergrant_server.api.connections import bulk, commands, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.console import agents as console_agents
-from evergrant_server.api.console import apps as console_apps
+from evergrant_server.api.console import audit as console_audit
+from evergrant_server.api.console import bulk as console_bulk
 from evergrant_server.api.console import connections as console_connections
 from evergrant_server.api.console import definitions as console_definitions
 from evergrant_server.api.console import imports as console_imports
@@ -54,10 +57,17 @@ from evergrant_server.api.console import incidents as console_incidents
 from evergrant_server.api.console import integrations as console_integrations
 from evergrant_server.api.console import keys as console_keys
 from evergrant_server.api.console import login as console_login
+from evergrant_server.api.console import overview as console_overview
 from evergrant_server.api.console import questions as console_questions
 from evergrant_server.api.console import requests as console_requests
 from evergrant_server.api.console import streams as console_streams
 from evergrant_server.api.console import webhooks as console_webhooks
+from evergrant_server.api.console.rights import apps as console_apps
+from evergrant_server.api.console.rights import clients as console_clients
+from evergrant_server.api.console.rights import credentials as console_credentials
+from evergrant_server.api.console.rights import people as console_people
+from evergrant_server.api.console.rights import permits as console_permits
+from evergrant_server.api.console.rights import rules as console_rules
 from evergrant_server.api.decisions import access_requests, approvals, call_approvals
 from evergrant_server.api.http.client_certificates import TrustedHop
 from evergrant_server.api.http.middleware import Deadline, Envelope
@@ -99,6 +109,7 @@ _NO_TELEMETRY: TelemetryConfig = {
 
 ROUTERS = (
     health.router,
+    overview.router,
     definitions.router,
     integrations.metadata_router,
     integrations.router,
@@ -118,6 +129,7 @@ ROUTERS = (
     oauth_clients.router,
     authorization.router,
     device.router,
+    me.router,
     token_endpoint.router,
     family_routes.router,
     approvals.router,
@@ -136,6 +148,7 @@ ROUTERS = (
     people.command_router,
     transfer.router,  # before /v1/connections/{id}, which would match import and export
     imports.router,
+    bulk.router,  # likewise
     connections.router,
     commands.router,
     refresh_command.router,
@@ -159,13 +172,21 @@ ROUTERS = (
     callback.router,
     callback.fragment_router,
     console_login.router,
+    console_overview.router,
     console_connections.router,
     console_imports.router,
+    console_bulk.router,
     console_integrations.router,
     console_definitions.router,
     console_apps.router,
+    console_credentials.router,
+    console_permits.router,
+    console_rules.router,
     console_agents.router,
+    console_clients.router,
+    console_people.router,
     console_requests.router,
+    console_audit.router,
     console_keys.router,
     console_questions.router,
     console_incidents.router,

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from evergrant_server.api.http.call import ApiCall, AuditorCall, Call
-from evergrant_server.api.http.models import View
+from evergrant_server.api.http.models import RecordPlace, View
 from evergrant_server.audit.checkpoints import proofs
 from evergrant_server.audit.checkpoints.notes import cose_receipt, hash_lines, log_proof, verifier_key
 from evergrant_server.core.audit import AuditAction
@@ -20,11 +20,9 @@ from evergrant_server.store.audit.checkpoints import LogKey
 router = APIRouter(tags=["audit"])
 
 COSE = "application/cose"
-COSE_HEAD = "evergrant-head"  # the header of a COSE receipt that has the head and its own receipt
+# headers of a COSE receipt: the record as it was hashed, its leaf; the head of its shard with its own receipt
+COSE_BODY, COSE_LEAF, COSE_HEAD = "evergrant-body", "evergrant-leaf", "evergrant-head"
 FORMAT = "evergrant-receipt/v1"
-_RECORD = r"^[a-z0-9][a-z0-9_.-]{0,99}/(0|[1-9][0-9]{0,17})$"
-
-RecordPlace = Annotated[str, Query(pattern=_RECORD)]
 # the records of which the app that made the request keeps a receipt
 _OWN = (AuditAction.LEASE_ISSUED, AuditAction.DPOP_PROOF_ISSUED, AuditAction.PROXY_CALLED)
 Since = Annotated[int | None, Query(ge=0, lt=2**63)]
@@ -123,10 +121,11 @@ def receipt_view(receipt: proofs.Receipt) -> AuditProofView:
 
 
 def _cose(receipt: proofs.Receipt) -> bytes:
-    """The record's receipt; that of its head stands in it, behind the head's text."""
+    """The record's receipt; body and leaf stand in it, and the head with its own receipt."""
     key, record, head = receipt
-    of_head = _cose_of(key, head, {})
-    return _cose_of(key, record, {COSE_HEAD: [(head.body or "").encode(), of_head]})
+    of_head = [(head.body or "").encode(), _cose_of(key, head, {})]
+    body = None if record.body is None else record.body.encode()
+    return _cose_of(key, record, {COSE_BODY: body, COSE_LEAF: record.leaf, COSE_HEAD: of_head})
 
 
 def _cose_of(key: LogKey, proven: proofs.Proven, beside: Mapping[str, object]) -> bytes:

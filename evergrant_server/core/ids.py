@@ -54,6 +54,7 @@ QuestionId = NewType("QuestionId", str)
 DetectionId = NewType("DetectionId", str)
 IncidentId = NewType("IncidentId", str)
 StreamId = NewType("StreamId", str)
+BulkId = NewType("BulkId", str)
 DeviceAuthorizationId = NewType("DeviceAuthorizationId", str)
 ImportId = NewType("ImportId", str)
 
@@ -102,6 +103,7 @@ PREFIXES = (
     "det",
     "inc",
     "stm",
+    "blk",
     "dva",
     "imp",
 )

@@ -22,13 +22,12 @@ from evergrant_server.store.access import (
     AppKeyUseRow,
     AppRow,
     LeaseUseRow,
-    PermitRow,
 )
 from evergrant_server.store.authority.authenticators import Model, authentic
 from evergrant_server.store.connections.tables import LIVE_CONDITION, ConnectionGrantRow, ConnectionRow
 from evergrant_server.store.database.columns import Row, table_of
 from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, find_one, read_model
-from evergrant_server.store.permits import PermitUseRow
+from evergrant_server.store.permits import PermitRow, PermitUseRow
 from evergrant_server.store.store import Transaction
 
 _EVERY = "*"
@@ -131,7 +130,7 @@ async def review_permits(
         owner = apps[row["app_id"]]
         place = repr([row[name] for name in _PLACE])
         if place not in reached:
-            reached[place] = await _live_connections(tx, tenant, row)
+            reached[place] = await count_covered(tx, tenant, row)
         broken = _split(tx, App, AppRow, [owner])[1] or _split(tx, Permit, PermitRow, [row])[1]
         reviews.append(
             PermitReview(
@@ -244,7 +243,7 @@ async def covered_connections(
     return [read_model(Connection, row, values) for values in await fetch_all(tx.connection, query)]
 
 
-async def _live_connections(tx: Transaction, tenant: Tenant, permit: Values) -> int:
+async def count_covered(tx: Transaction, tenant: Tenant, permit: Values) -> int:
     """How many connections that haven't ended the fields of a permit cover."""
     query = select(func.count()).select_from(ConnectionRow).where(*_covered(tenant, permit))
     return int((await tx.connection.execute(query)).scalar_one())

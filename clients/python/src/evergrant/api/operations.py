@@ -81,10 +81,10 @@ class Operations:
 
     @sends("POST", "/v1/access/simulate", models.Simulation)
     def simulate_access(self, app: str, permits: Facts, *, since: datetime | None = None) -> None:
-        """Who would lose access if an app's permits were changed so, judged against the leases of the last
-        time.
+        """What an app's changed permits would reach, and who would have lost what, judged against the leases
+        and calls of the last time.
 
-        Permits with `sources` are taken as if the caller's address fitted, unless they are among the changes:
+        Permits with `sources` are taken as if the caller's address fitted, unless these are changed:
         addresses aren't recorded.
 
         `permits`: by name what each would become; null removes it. The app's others stay as they are.
@@ -249,6 +249,18 @@ class Operations:
         permits reaches nothing.
         """
 
+    @lists("/v1/audit", models.AuditRecord)
+    def audit_records(
+        self, *, action: str | None = None, object: str | None = None, by: str | None = None,
+        since: datetime | None = None, until: datetime | None = None, newest_first: bool | None = None
+    ) -> None:
+        """The tenant's audit log, oldest first, or those of its records that fit.
+
+        `object` is the id of what happened to something, `by` who did it, such as `app:sync`. Records are of
+        `since` on, and before `until`. With `by` a page may be short although more follow: at most 2,000
+        records are looked at for it.
+        """
+
     @sends("GET", "/v1/audit/checkpoint", models.AuditCheckpoint)
     def audit_checkpoint(self, *, since: int | None = None) -> None:
         """The newest checkpoint of the installation's log, and that it extends an older one.
@@ -267,6 +279,10 @@ class Operations:
 
         A new record has one within seconds. With `Accept: application/cose` it is a COSE receipt (RFC 9942).
         """
+
+    @sends("GET", "/v1/audit/record", models.AuditRecord)
+    def audit_record(self, record: str) -> None:
+        """The record at a place, `SHARD/INDEX`."""
 
     @lists("/v1/audit/streams", models.AuditStream)
     def audit_streams(self) -> None:
@@ -349,12 +365,66 @@ class Operations:
     @lists("/v1/connections", models.Connection)
     def connections(
         self, *, integration: str | None = None, provider: str | None = None, subject: str | None = None,
-        state: str | None = None, expiring_before: datetime | None = None, reference: str | None = None
+        state: str | None = None, expiring_before: datetime | None = None, failing: bool | None = None,
+        search: str | None = None, order: str | None = None, reference: str | None = None
     ) -> None:
         """The connections that the app's permits cover, sorted by id.
 
+        With `order` `urgency` those that need somebody come first. `failing`: active ones whose refresh
+        fails, or whose account is to be chosen. `search` sorts what it finds by subject, and then by label.
+
         With the `reference` from a subject's page only the connection whose consent failed there; no other
         filter may come with it.
+        """
+
+    @lists("/v1/connections/bulk", models.BulkOrder)
+    def bulk_orders(self) -> None:
+        """The tenant's bulk orders, sorted by id."""
+
+    @sends("POST", "/v1/connections/bulk", models.BulkOrder, once=True)
+    def open_bulk_order(
+        self, action: str, reason: str, *, connections: Texts | None = None, integration: str | None = None,
+        state: str | None = None, failing: bool | None = None, search: str | None = None,
+        label: str | None = None, confirm: str | None = None, wait: timedelta | None = None
+    ) -> None:
+        """Have a worker refresh, revoke or label many connections, or tell apps that their subjects have to
+        consent again: one after another, until the order is paused or done.
+
+        What is done, and with which connections: `connections` by their ids, at most 200; or those of
+        `integration` in `state`, `failing`, whose subject or label begins with `search`. Without any of
+        these: all that haven't ended.
+        """
+
+    @sends("GET", "/v1/connections/bulk/plan", models.BulkPlan)
+    def bulk_plan(
+        self, action: str, *, integration: str | None = None, state: str | None = None,
+        failing: bool | None = None, search: str | None = None, connections: str | None = None
+    ) -> None:
+        """What an order would be about, and how it would be carried out. Changes nothing."""
+
+    @sends("GET", "/v1/connections/bulk/{bulk_id}", models.BulkOrder)
+    def bulk_order(self, bulk_id: str) -> None:
+        """How far an order is."""
+
+    @lists("/v1/connections/bulk/{bulk_id}/connections", models.BulkConnection)
+    def bulk_connections(self, bulk_id: str, *, outcome: str | None = None) -> None:
+        """What became of each connection of an order, sorted by id; with `outcome` those that have ended so.
+        """
+
+    @sends("POST", "/v1/connections/bulk/{bulk_id}/pause", models.BulkOrder)
+    def pause_bulk_order(self, bulk_id: str) -> None:
+        """Have an order rest at the end of its page. Connections that were told go on."""
+
+    @sends("POST", "/v1/connections/bulk/{bulk_id}/resume", models.BulkOrder)
+    def resume_bulk_order(self, bulk_id: str) -> None:
+        """Have a paused order go on."""
+
+    @sends("GET", "/v1/connections/totals", models.ConnectionTotals)
+    def connection_totals(self, *, integration: str | None = None, search: str | None = None) -> None:
+        """How many connections the app's permits cover, by state.
+
+        Counts stop at 100,000 of a state. An app whose permits don't cover every connection gets those among
+        the first 2,000 of the filter.
         """
 
     @sends("GET", "/v1/connections/{connection_id}", models.Connection)
@@ -687,9 +757,27 @@ class Operations:
         itself again is another client.
         """
 
+    @sends("GET", "/v1/oauth-clients/{oauth_client_id}", models.OAuthClient)
+    def oauth_client(self, oauth_client_id: str) -> None:
+        """The oauth client."""
+
     @sends("PUT", "/v1/oauth-clients/{oauth_client_id}", models.OAuthClient)
-    def switch_oauth_client(self, oauth_client_id: str, disabled: bool) -> None:
-        """Turn a client off, or on again. Its tokens count no more while it is off."""
+    def switch_oauth_client(
+        self, oauth_client_id: str, disabled: bool, *, name: str | None = None,
+        redirect_uris: Texts | None = None, jwks: Facts | None = None
+    ) -> None:
+        """Turn a client off, or on again: its tokens count no more while it is off. Or change one of an
+        admin.
+
+        What isn't named beside `disabled` stays as it is. Only a client that an admin made has another name,
+        other redirect URIs or other keys by this; its people are asked again then.
+        """
+
+    @sends("GET", "/v1/overview", models.Overview)
+    def overview(self) -> None:
+        """What needs somebody and whose turn it is; what ends soon; leases and refreshes of two days; how
+        each integration is, and how old keys are. Of what the caller's permits cover.
+        """
 
     @sends("POST", "/v1/providers", models.ProviderVersion, once=True)
     def propose_provider(self, definition: Facts, *, rollout: Facts | None = None) -> None:
@@ -740,7 +828,8 @@ class Operations:
 
         A question. `connection_uses` needs a `connection_id`: who used it. `app_reach` needs an `app`, by its
         name or its id: what it was handed. `incident` needs `since`: which tokens were handed out. `subject`
-        needs a `subject`: everything about it. Each use happened from `since` on and before `until`.
+        needs a `subject`: everything about it. `log` needs nothing: a worker verifies the whole audit log.
+        Each use happened from `since` on and before `until`.
         """
 
     @sends("GET", "/v1/questions/{question_id}", models.Question)
@@ -767,6 +856,10 @@ class Operations:
     def end_session(self, session_id: str) -> None:
         """End a session. Requests with it are refused at once. Idempotent."""
 
+    @sends("GET", "/v1/sessions/{session_id}", models.PersonSession)
+    def session(self, session_id: str) -> None:
+        """The session."""
+
     @lists("/v1/token-families", models.TokenFamily)
     def token_families(
         self, *, app: str | None = None, client_id: str | None = None, subject: str | None = None
@@ -786,6 +879,10 @@ class Operations:
     @sends("DELETE", "/v1/token-families/{family_id}", models.EndedFamilies)
     def end_token_family(self, family_id: str) -> None:
         """End one, with its access tokens: their next use is refused. Idempotent."""
+
+    @sends("GET", "/v1/token-families/{family_id}", models.TokenFamily)
+    def token_family(self, family_id: str) -> None:
+        """The token family."""
 
     @lists("/v1/webhooks", models.Webhook)
     def webhooks(self) -> None:
