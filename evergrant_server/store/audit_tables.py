@@ -101,6 +101,15 @@ class AuditFiledRow(columns.TenantTable, table=True):
     seq: int = Field(primary_key=True, sa_type=BigInteger)
 
 
+class AuditHourRow(columns.TenantTable, table=True):
+    """How many records of an action a tenant has of one hour, counted as they are filed (`audit.filing`)."""
+
+    __table_args__ = (Index(None, "hour"),)
+    hour: datetime = Field(primary_key=True, sa_type=columns.UtcDateTime)
+    action: str = Field(primary_key=True)
+    number: int
+
+
 class AuditNodeRow(columns.TenantTable, table=True):
     """A hash of level 1 or higher of a tree in C2SP's tiles: of 256 of the level below; level 0 are leaves.
 
