@@ -95,7 +95,7 @@ async def _leases(api: Api, key: str, crm: Integration) -> None:
     """Some of an app, so that a change of its permits would lose something."""
     made = await api.post("/v1/apps/crm-sync/keys", key)
     assert made.is_success, made.text
-    await api.active(crm, "at-pat", subject="pat@acme.example", lifetime=None)
+    await api.active(crm, "at-pat", subject="pat@acme.example", lifetime=7200)
     for _ in range(3):
         lease = await api.lease(made.json()["key"], subject="pat@acme.example")
         assert lease.is_success, lease.text
