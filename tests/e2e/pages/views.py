@@ -93,6 +93,10 @@ CONSOLE = (
     _console("permit-new-refused", "apps/crm-sync/new/permit", "Show what it reaches", Name="Calls"),
     _console("permit-edit", "apps/invoice-helper/permits/notes"),
     _console("permit-preview", "apps/invoice-helper/permits/notes", "Show what it reaches"),
+    _console(
+        *("permit-preview-lost", "apps/crm-sync/permits/use", "Show what it reaches"),
+        **{"Of an allow: no more than these scopes optional": "crm.objects.deals.read"},
+    ),
     _console("permit-remove", "apps/crm-sync/permits/use/remove"),
     _console("key", "apps/report/keys"),
     _console("key-made", "apps/report/keys", "Make the key"),

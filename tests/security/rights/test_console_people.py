@@ -147,10 +147,13 @@ async def test_as_which_app_clients_act_is_set_and_taken_away(api: Api):
     page = await browser.page(path)
     assert (f'value="{world["app"]}"' in page, page.count(" checked")) == (True, 2)
     typed = {"app": world["app"], "integration": world["issuer"], "claim": "email", "domains": "acme.example"}
-    answer = await browser.send(path, **typed, documents="yes")
+    answer = await browser.send(path, **typed, documents="yes", device="yes")
     assert answer.headers["location"] == "/console/clients?done=login-saved", answer.text
     login = (await api.get("/v1/client-login", admin)).json()
-    assert (login["claim"], login["registration"], login["documents"]) == ("email", False, True)
+    assert (login["claim"], login["registration"], login["documents"], login["device"]) == (
+        *("email", False),
+        *(True, True),
+    )
     assert "whose id is the URL" in await browser.page("/console/clients")
     for wrong, field in (
         ({"app": "none"}, "app"),

@@ -1,10 +1,18 @@
 """What gives, changes and takes rights in the console: who may, from which form, and after which login."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from evergrant_server.api.agents.delegation_rules import DelegationRuleBody
+from evergrant_server.api.apps.permits import PermitBody
+from evergrant_server.api.apps.routes import AppBody
+from evergrant_server.api.apps.trusted_issuers import TrustedIssuerBody
+from evergrant_server.api.http.models import Body
+from evergrant_server.api.oauth.clients import OAuthClientBody
+from evergrant_server.api.people.login_rules import AdminLoginBody, ClientLoginBody
 from evergrant_server.core.access import Action
 from evergrant_server.core.people.roles import PersonRole
 from evergrant_server.core.people.sessions import STEP_UP_LASTS
@@ -156,3 +164,26 @@ async def test_what_is_deleted_is_named_first(api: Api):
             answer = await browser.send(path, confirm=confirm)
             assert (answer.status_code, 'id="confirm-problem"' in answer.text) == (400, True), path
     assert await told(api) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "elsewhere"),
+    [
+        ("new/app", AppBody, {"disabled"}),  # a page of its own
+        ("new/permit", PermitBody, {"mode"}),  # as `observe`
+        ("new/rule", DelegationRuleBody, set[str]()),
+        ("new/issuer", TrustedIssuerBody, set[str]()),
+        ("new/client", OAuthClientBody, set[str]()),
+        ("people-login", AdminLoginBody, {"roles"}),  # each role by itself
+        ("client-login", ClientLoginBody, set[str]()),
+    ],
+)
+async def test_a_form_has_every_member_that_it_writes(
+    api: Api, path: str, body: type[Body], elsewhere: set[str]
+):
+    """Else the console would set it back to its default, whatever the API was told."""
+    await api.app_with("sync")
+    browser = await one(api)
+    page = await browser.page(f"/console/{'apps/sync/' if path == 'new/permit' else ''}{path}")
+    fields = set(re.findall(r'<(?:input|textarea|select)[^>]* name="([a-z_]+)"', page))
+    assert set(body.model_fields) - elsewhere <= fields
