@@ -19,7 +19,8 @@ from starlette.responses import Response
 from evergrant_server.api.pages.browser import html_response
 from evergrant_server.console.advice import WayOut
 from evergrant_server.console.logos import Parties, Party
-from evergrant_server.console.pages import Pages
+from evergrant_server.console.pages import OwnAccount, OwnProgram, OwnUse, Pages
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.device_code import DeviceCode
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import OAuthClientId
@@ -285,12 +286,44 @@ def _rendered() -> list[tuple[str, Response]]:
         "login": pages.login(**login, step_up=False, command=None),
         "login-command": pages.login(**login, step_up=True, command=command),
         **_authorizations(pages, subject, csrf),
+        **_own(pages, subject, csrf),
         "session": pages.session(session=person, step_up="/login", csrf=csrf),
         "logged-out": pages.logged_out(),
         "not-logged-in": pages.not_logged_in(used),
         "not-authorized": pages.not_authorized(Failure(ErrorCode.CLIENT_UNKNOWN)),
     }
     return [(name, html_response(text)) for name, text in html.items()]
+
+
+def _own(pages: Pages, subject: str, csrf: str) -> dict[str, str]:
+    """A person's own pages."""
+    asks = {"query": "tenant=acme", "now": NOON, "csrf": csrf}
+    used = OwnUse(NOON - timedelta(minutes=5), "crm-sync", "got access", "api-1/7")
+    called = OwnUse(
+        NOON - timedelta(hours=3), "assistant", "called GET api.github.com /user/repos", "api-1/3"
+    )
+    states = (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH, LifecycleState.REVOKING)
+    accounts = [
+        OwnAccount(
+            a_connection(an_integration(TENANT, NOON), NOON - timedelta(days=40)).__replace__(state=state),
+            Party(name),
+            account,
+            used if state is LifecycleState.ACTIVE else None,
+        )
+        for state, name, account in zip(
+            states, ("GitHub", "Salesforce", "tickets.acme.example"), (subject, None, "ann" * 30), strict=True
+        )
+    ]
+    programs = [
+        OwnProgram("fam_1", "Coder", "all of your connections", NOON - timedelta(days=2), NOON, None),
+        OwnProgram("dlg_1", "assistant", "what its permits allow", NOON - timedelta(hours=1), None, None),
+    ]
+    me = {"person": subject, "said": None, **asks}
+    return {
+        "me": pages.me(accounts=accounts, programs=programs, **me),
+        "me-none": pages.me(accounts=[], programs=[], **me),
+        "me-connection": pages.my_connection(account=accounts[0], uses=[used, called], **asks),
+    }
 
 
 def _authorizations(pages: Pages, subject: str, csrf: str) -> dict[str, str]:

@@ -145,6 +145,10 @@ PROVED_OTHERWISE = {
         "GET /oauth/device",
     ),
     *("GET /oauth/authorize/{request_id}", "POST /oauth/authorize/{request_id}"),
+    # of a person, for whom connections are: tests/security/pages/test_me.py
+    *("GET /me", "GET /me/connections/{connection_id}", "POST /me/connections/{connection_id}/end"),
+    "GET /me/connections/{connection_id}/receipts/{shard}/{index}",
+    *("POST /me/programs/{program_id}/end", "POST /me/log-out"),
     # of a person who administers: tests/security/pages/test_person_login.py, test_person_sessions.py
     *("GET /login", "POST /login", "POST /login/command", "GET /session", "POST /logout"),
     *("GET /v1/sessions/current", "DELETE /v1/sessions/current"),
