@@ -90,6 +90,7 @@ CONSOLE = (
     _console("credential-methods", "apps/crm-sync/new/credential"),
     _console("credential-new", "apps/crm-sync/new/credential?method=workload_identity"),
     _console("credential-certificate", "apps/crm-sync/new/credential?method=tls_client_auth"),
+    _console("credential-remove", "apps/crm-sync/credentials/signer/remove"),
     _console("permit-new", "apps/crm-sync/new/permit"),
     _console("permit-new-refused", "apps/crm-sync/new/permit", "Show what it reaches", Name="Calls"),
     _console("permit-edit", "apps/invoice-helper/permits/notes"),

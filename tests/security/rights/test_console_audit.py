@@ -3,12 +3,14 @@
 import json
 import re
 from datetime import timedelta
+from urllib.parse import urlencode
 
 import pytest
 
 from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.people.roles import PersonRole
 from tests.fakes.api import TENANT, Api
@@ -139,3 +141,19 @@ async def test_the_api_filters_alike_and_looks_at_so_many_records_for_one_actor(
     ]
     for wrong in ({"action": "fly"}, {"since": "soon"}, {"by": ""}):
         assert (await api.get("/v1/audit", key, params=wrong)).status_code == 400
+
+
+async def test_no_filter_finds_a_record_of_another_tenant(api: Api):
+    theirs = Tenant("acme-2")
+    foreign = await a_world(api, theirs)
+    key = await api.app_with("boss", Action.ADMIN)
+    browser = await at_console(api, key)
+    for query in (
+        {"object": foreign["connection_id"]},
+        {"by": f"app:boss-of-{theirs}"},
+        {"action": AuditAction.DELEGATION_RULE_PUT.value},
+    ):
+        assert (await api.get("/v1/audit", key, params=query)).json()["items"] == [], query
+        assert PLACE.findall(await browser.page(f"/console/audit?{urlencode(query)}")) == [], query
+    async with api.worker.read() as tx:
+        assert await audit.page(tx, theirs, object=foreign["connection_id"]) != []
