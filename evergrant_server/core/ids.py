@@ -54,6 +54,7 @@ QuestionId = NewType("QuestionId", str)
 DetectionId = NewType("DetectionId", str)
 IncidentId = NewType("IncidentId", str)
 StreamId = NewType("StreamId", str)
+BulkId = NewType("BulkId", str)
 DeviceAuthorizationId = NewType("DeviceAuthorizationId", str)
 
 # in the order of the types above
@@ -101,6 +102,7 @@ PREFIXES = (
     "det",
     "inc",
     "stm",
+    "blk",
     "dva",
 )
 

@@ -10,13 +10,14 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 from pydantic import Field
 
 from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.ids import AppId, ConnectionId, IncidentId, TenantRow
 
+IdT = TypeVar("IdT", bound=str)
 REPORT_FORMAT = "evergrant-incident/v1"
 NO_DIGEST = bytes(32).hex()
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
@@ -66,6 +67,11 @@ class ItemOutcome(StrEnum):
     RENEWED = "renewed"  # the provider has replaced its tokens
     RECONNECT = "reconnect"  # its subject has to consent again
     GONE = "gone"  # it had ended, or ends: there is nothing to renew
+    FAILED = "failed"  # its refresh has failed; a worker tries again
+    ASKED = "asked"  # apps are told that its subject has to consent again
+    WELL = "well"  # it needs no new consent
+    LABELLED = "labelled"  # it has the label
+    TAKEN = "taken"  # another connection of its subject has the label
 
 
 _OF_REVOCATION = {
@@ -84,25 +90,14 @@ def outcome_of_revocation(revocation: str | None) -> ItemOutcome:
     return _OF_REVOCATION[RevocationOutcome(revocation)]
 
 
-class Incident(TenantRow):
-    """One order, and how far it has come.
+class ConnectionsOrder(TenantRow, Generic[IdT]):
+    """What is done with many connections, one after another, and how far it has come.
 
-    Its connections: those of `integration`, those whose tokens `app` has leased, those whose tokens were
-    leased from `since` on, before `until`, or what all of these say; without any, the tenant's.
-    `waits_until`: then it is reported how far the connections are. `after` is where the walk of the state
-    goes on, `idle` how many looks in a row have changed nothing.
-
-    `lines` and `digest` are of the report as far as it is written; `header`, `summary` and `note` are its
-    first line, its last but one, and its last, with the signature over all before.
+    `waits_until`: then it is said how far the connections are. `after` is where the walk of the state goes
+    on, `idle` how many looks in a row have changed nothing.
     """
 
-    id: IncidentId
-    kind: IncidentKind
-    integration: str | None = None
-    app: str | None = None
-    app_id: AppId | None = None
-    since: datetime | None = None
-    until: datetime | None = None
+    id: IdT
     reason: str
     by: str
     state: IncidentState = IncidentState.SELECTING
@@ -114,12 +109,48 @@ class Incident(TenantRow):
     outcomes: dict[str, int] = Field(default_factory=dict)
     after: str = ""
     idle: int = 0
+    finished_at: datetime | None = None
+
+    @property
+    def states(self) -> tuple[IncidentState, ...]:
+        """The states of an order of this kind, in their order."""
+        return (IncidentState.SELECTING, IncidentState.WORKING, IncidentState.DONE)
+
+    def following(self) -> Self:
+        """The next state, whose walk begins anew."""
+        state = self.states[self.states.index(self.state) + 1]
+        return self.__replace__(state=state, after="", idle=0)
+
+    def with_ended(self, outcomes: Iterable[ItemOutcome]) -> Self:
+        """With these connections, whose outcomes are known now."""
+        counts, ended = dict(self.outcomes), self.ended
+        for outcome in outcomes:
+            counts[outcome] = counts.get(outcome, 0) + 1
+            ended += 1
+        return self.__replace__(outcomes=counts, ended=ended)
+
+
+class Incident(ConnectionsOrder[IncidentId]):
+    """One order about a breach or a leak.
+
+    Its connections: those of `integration`, those whose tokens `app` has leased, those whose tokens were
+    leased from `since` on, before `until`, or what all of these say; without any, the tenant's.
+
+    `lines` and `digest` are of the report as far as it is written; `header`, `summary` and `note` are its
+    first line, its last but one, and its last, with the signature over all before.
+    """
+
+    kind: IncidentKind
+    integration: str | None = None
+    app: str | None = None
+    app_id: AppId | None = None
+    since: datetime | None = None
+    until: datetime | None = None
     lines: int = 0
     digest: str = NO_DIGEST
     header: str = ""
     summary: str = ""
     note: str = ""
-    finished_at: datetime | None = None
 
     @property
     def name(self) -> str:
@@ -131,18 +162,9 @@ class Incident(TenantRow):
         """Whether it is about the leases of a time."""
         return self.since is not None or self.until is not None
 
-    def following(self) -> "Incident":
-        """The next state, whose walk begins anew."""
-        states = _STATES[self.kind]
-        return self.__replace__(state=states[states.index(self.state) + 1], after="", idle=0)
-
-    def with_ended(self, outcomes: Iterable[ItemOutcome]) -> "Incident":
-        """With these connections, whose outcomes are known now."""
-        counts, ended = dict(self.outcomes), self.ended
-        for outcome in outcomes:
-            counts[outcome] = counts.get(outcome, 0) + 1
-            ended += 1
-        return self.__replace__(outcomes=counts, ended=ended)
+    @property
+    def states(self) -> tuple[IncidentState, ...]:
+        return _STATES[self.kind]
 
     def with_lines(self, lines: Iterable[str]) -> "Incident":
         """With these lines at the end of the report."""
@@ -161,7 +183,7 @@ class Incident(TenantRow):
 
 
 class IncidentItem(TenantRow):
-    """One connection of an incident.
+    """One connection of an order.
 
     `used_at`: the last lease; `generation`: of its grant when it was listed, or told.
     """

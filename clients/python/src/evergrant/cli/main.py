@@ -83,6 +83,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Log in as a person, in a browser on this machine. The session is kept in a file of mode 0600.",
     ),
     "logout": ("people:logout", "End the session of `evergrant login`, and forget it."),
+    "overview": (
+        "connections:overview",
+        "Show what needs somebody and whose turn it is, what ends soon, and how each integration is.",
+    ),
     "proof": (
         "leases:proof",
         "Print a DPoP header for one request with a token that is bound to a key (RFC 9449).",
