@@ -19,7 +19,6 @@ from evergrant_server.core.connections.incidents import (
     Incident,
     IncidentKind,
     IncidentState,
-    wait_before_look,
 )
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.incidents import IncidentCall, IncidentProgress
@@ -63,7 +62,7 @@ class IncidentActivities:
             ends, wait = seconds_since_boot() + _WORK_S, 0.0
             while incident.finished_at is None and not incident.paused and not wait:
                 incident = await self._advance(rows, incident)
-                wait = wait_before_look(incident.idle - 1) if incident.idle else 0.0
+                wait = incident.wait_s(rows.now)
                 if seconds_since_boot() >= ends:
                     break
             counts = {"selected": incident.selected, "ended": incident.ended}
@@ -76,12 +75,14 @@ class IncidentActivities:
         waves = Waves(rows, self._wave, self._wave_s)
         leak = Leak(rows, waves, self._link, self._page)
         match incident.state:
+            case IncidentState.HOLDING:
+                return await rows.move(incident, rows.held)
             case IncidentState.SELECTING:
                 return await Selection(rows, self._page).advance(incident)
             case IncidentState.ROTATING:
                 return await leak.rotate(incident)
             case IncidentState.WORKING:
-                if incident.kind is IncidentKind.BREACH:
+                if incident.kind is not IncidentKind.LEAK:
                     return await Breach(rows, waves).advance(incident)
                 return await leak.advance(incident)
             case IncidentState.CLEANING:

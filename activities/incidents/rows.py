@@ -8,7 +8,13 @@ from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
-from evergrant_server.core.connections.incidents import Incident, IncidentItem, ItemOutcome, ItemStep
+from evergrant_server.core.connections.incidents import (
+    Incident,
+    IncidentItem,
+    IncidentKind,
+    ItemOutcome,
+    ItemStep,
+)
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, OutboxId, derived_id
 from evergrant_server.core.messages.base import Message, RequestContext
@@ -52,6 +58,10 @@ class Rows:
             return await tx.incidents.replace(after, expected=current.revision)
 
         return await self.write(write)
+
+    async def held(self, _: Transaction, incident: Incident) -> Incident:
+        """The next state once the grace is over; until then the connections can be put back."""
+        return incident if incident.wait_s(self.now) else incident.following()
 
     def context(self, incident: Incident) -> RequestContext:
         """The requester of what is done for it: who ordered the incident."""
@@ -112,7 +122,8 @@ class Waves:
 
 def reason_of(incident: Incident) -> str:
     """Why a connection is revoked or refreshed."""
-    return f"incident: {incident.id}"
+    word = "offboarding" if incident.kind is IncidentKind.LEAVER else "incident"
+    return f"{word}: {incident.id}"
 
 
 def is_new(item: IncidentItem, generation: int) -> bool:

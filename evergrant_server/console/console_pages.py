@@ -40,6 +40,7 @@ MENU: dict[str, tuple[MenuEntry, ...]] = {
         MenuEntry("apps", "apps", "Apps"),
         MenuEntry("access", "access", "Who may"),
         MenuEntry("agents", "agents", "Agents"),
+        MenuEntry("leavers", "leavers", "Leavers"),
         MenuEntry("requests", "requests", "Requests", whole=False),
     ),
     "Trust": (

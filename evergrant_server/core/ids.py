@@ -54,6 +54,8 @@ QuestionId = NewType("QuestionId", str)
 DetectionId = NewType("DetectionId", str)
 IncidentId = NewType("IncidentId", str)
 StreamId = NewType("StreamId", str)
+DirectoryUserId = NewType("DirectoryUserId", str)
+OffboardingRuleId = NewType("OffboardingRuleId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -100,6 +102,8 @@ PREFIXES = (
     "det",
     "inc",
     "stm",
+    "usr",
+    "ofr",
 )
 
 

@@ -36,6 +36,7 @@ from evergrant_server.core.oauth.authorizations import (
 from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.core.oauth.requests import AuthorizationRequest, ClientConsent, SubjectSession
+from evergrant_server.core.people.leavers import DirectoryUser, Leaver, OffboardingRule
 from evergrant_server.core.people.logins import PersonLogin
 from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.people.sessions import PersonSession
@@ -74,7 +75,11 @@ COVERED: dict[type[CheckedModel], set[str]] = {
     Erasure: {"tenant", "id", "kind", "target", "target_hash", "reason", "by", "state", "waits_until"}
     | {"finished_at"},
     Incident: {"tenant", "id", "kind", "integration", "app", "app_id", "since", "until", "reason", "by"}
-    | {"state", "waits_until", "selected", "digest", "lines", "note", "finished_at"},
+    | {"state", "waits_until", "selected", "digest", "lines", "note", "finished_at"}
+    | {"person", "held_until", "undone_at"},
+    OffboardingRule: set(OffboardingRule.model_fields) - {"revision", "changed_at"},
+    DirectoryUser: set(DirectoryUser.model_fields) - {"revision", "created_at", "changed_at"},
+    Leaver: set(Leaver.model_fields) - {"revision"},
     LegalHold: set(LegalHold.model_fields) - {"revision"},
     Export: {"tenant", "id", "recipient", "filters", "by"},
     Consent: set(Consent.model_fields) - _MOMENTS_OF_CONSENTS,

@@ -25,7 +25,7 @@ from evergrant_server.core.key_rotation import RotationCommand, RotationKind, Ro
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.keys import KeyRotationProgress, KeyRotationStart
 from evergrant_server.core.messages.names import key_rotation_workflow_id
-from tests.e2e.pages.filled_incidents import fill_incidents
+from tests.e2e.pages.filled_incidents import fill_incidents, fill_leavers
 from tests.e2e.pages.filled_questions import questions_of
 from tests.fakes.api import TENANT, Api
 from tests.fakes.rows import a_delegation
@@ -53,6 +53,7 @@ class Filled:
     key_id: str
     call: str
     incident: str
+    leaver: str
     uses: str
     about: str
 
@@ -84,6 +85,7 @@ async def fill(api: Api) -> Filled:
         key_id,
         call,
         await fill_incidents(api, (told, choosing, failing, pending), NOON),
+        await fill_leavers(api, (told, choosing, failing, pending), NOON),
         uses,
         about,
     )
