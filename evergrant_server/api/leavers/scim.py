@@ -51,12 +51,14 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.incidents import IncidentState
 from evergrant_server.core.ids import DirectoryUserId, is_id, new_id
 from evergrant_server.core.people.leavers import DirectoryUser, person_of_user, user_key
+from evergrant_server.core.text import is_storable_text
 from evergrant_server.store import Transaction
 
 _BY_NAME = re.compile(
     r'^(?:urn:ietf:params:scim:schemas:core:2\.0:User:)?userName eq ("(?:[^"\\]|\\.)*")\Z', re.I
 )
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_LAST = 2**31 - 1  # of rows that a database counts
 _TRIES = 100  # to stop somebody must succeed on a busy row
 
 T = TypeVar("T")
@@ -111,7 +113,7 @@ async def search_everything(call: DirectoryCall) -> Response:
 
 
 async def _listed(call: ApiCall, search: SearchRequest[ScimUser]) -> Response:
-    offset = search.start_index_0 or 0
+    offset = min(search.start_index_0 or 0, _LAST)
     limit = MOST_LISTED if search.count is None else min(search.count, MOST_LISTED)
     async with call.api.store.read() as tx:
         if search.filter is None:
@@ -133,7 +135,7 @@ async def _listed(call: ApiCall, search: SearchRequest[ScimUser]) -> Response:
 def _name_in(text: str) -> str:
     """The name of a filter by `userName`. Raises SCIMException for any other filter."""
     match = _BY_NAME.match(text)
-    if match is None:
+    if match is None or not is_storable_text(json.loads(match[1])):
         raise InvalidFilterException(detail='Users are found by one filter alone: userName eq "…".')
     return json.loads(match[1])
 

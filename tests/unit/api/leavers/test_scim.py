@@ -190,6 +190,10 @@ async def test_a_directory_sees_its_own_tenant_alone(api: Api, key: str):
 
 REFUSED: dict[str, tuple[str, str, Any, int, str | None]] = {
     "a filter of another attribute": ("GET", '/Users?filter=externalId eq "1"', None, 400, "invalidFilter"),
+    "a filter by half a character": (
+        *("GET", '/Users?filter=userName eq "\\ud800"', None),
+        *(400, "invalidFilter"),
+    ),
     "a malformed filter": ("GET", "/Users?filter=userName eq", None, 400, "invalidFilter"),
     "no userName": ("POST", "/Users", {"schemas": [USER]}, 400, "invalidValue"),
     "no object": ("POST", "/Users", [], 400, "invalidSyntax"),
