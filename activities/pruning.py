@@ -139,9 +139,10 @@ async def _prune_authorizations(tx: Transaction, now: datetime) -> int:
 
 
 async def _prune_clients(tx: Transaction, now: datetime) -> int:
-    """Unused clients; requests, sessions and consents of their people."""
+    """Unused clients; requests, of devices too, sessions and consents of their people."""
     deleted = await tx.oauth_clients.prune_unused(now - _NEVER_USED_AGE, now - _UNUSED_AGE)
     deleted += await tx.authorization_requests.prune(now)
+    deleted += await tx.device_authorizations.prune(now - _SPENT_AGE)
     deleted += await tx.subject_sessions.prune(now)
     return deleted + await tx.client_consents.prune(now - _UNUSED_CONSENT_AGE)
 

@@ -172,6 +172,11 @@ class RequestLimits:
         RateLimited."""
         await self._require(scope, "logins", self._address(scope), _LOGINS_OF_ADDRESS)
 
+    async def count_device_login(self, scope: Scope) -> None:
+        """Count a client that asks for a code on a device, by its address: each time a row is written. Raises
+        RateLimited."""
+        await self._require(scope, "device logins", self._address(scope), _LOGINS_OF_ADDRESS)
+
     async def _require(self, scope: Scope, policy: str, key: str, quota: int, *, whose: str = "") -> None:
         if not quota:
             return
@@ -238,6 +243,18 @@ def _shared_counts(settings: Settings) -> "SharedCounts | None":
     from evergrant_server.access.shared_limits import SharedCounts
 
     return SharedCounts(settings)
+
+
+_WAITING = "evergrant.waiting"
+
+
+def note_waiting(scope: Scope) -> None:
+    """Have the response count as no guess: a client that waits for its person is told so by an error."""
+    scope[_WAITING] = True
+
+
+def is_waiting(scope: Scope) -> bool:
+    return _WAITING in scope
 
 
 def note_counted(scope: Scope, counted: Counted) -> None:

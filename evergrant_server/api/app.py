@@ -73,6 +73,7 @@ from evergrant_server.api.oauth import clients as oauth_clients
 from evergrant_server.api.oauth import family_routes, registration, token_endpoint
 from evergrant_server.api.oauth import metadata as server_metadata
 from evergrant_server.api.pages import callback, connect, people
+from evergrant_server.api.pages.authorization import device
 from evergrant_server.api.pages.authorization import routes as authorization
 from evergrant_server.api.pages.browser import BrowserSessions, answer_unknown_path
 from evergrant_server.api.pages.guesses import GuessLimit
@@ -116,6 +117,7 @@ ROUTERS = (
     login_rules.client_login_router,
     oauth_clients.router,
     authorization.router,
+    device.router,
     token_endpoint.router,
     family_routes.router,
     approvals.router,

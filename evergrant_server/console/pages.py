@@ -139,19 +139,34 @@ class Pages:
         target: str,
         rights: list[str],
         person: str,
-        leads_to: str,
+        leads_to: str | None,
         then: str | None,
         csrf: str,
+        user_code: str | None = None,
     ) -> str:
-        """Whether a client may act for the person. `then` is the provider that the browser goes on to."""
+        """Whether a client may act for the person. `then` is the provider that the browser goes on to.
+
+        `user_code` is what a client on another device shows, from which nothing leads back.
+        """
         name = client.name or "A program without a name"
         shown = {"name": name, "target": target, "rights": rights}
-        shown |= {"person": person, "leads_to": leads_to}
+        shown |= {"person": person, "leads_to": leads_to, "user_code": user_code}
         host = urlsplit(client.client_id).netloc if client.kind is ClientKind.DOCUMENT else None
         title = f"Let “{name}” act for you?"
         return self._render(
             "authorize.html", title=title, kind=client.kind.value, host=host, then=then, csrf=csrf, **shown
         )
+
+    def enter_code(self) -> str:
+        """Takes the code that a program shows on a device without a browser."""
+        return self._render("enter_code.html", title="Enter a program's code")
+
+    def device_decided(self, *, allowed: bool) -> str:
+        """After the decision: the program on the other device learns it by itself."""
+        if not allowed:
+            return self._result("bad", "The program was not let in", "You can close this window.")
+        text = "Go back to it: it goes on by itself within seconds. You can close this window."
+        return self._result("good", "The program is let in", text)
 
     def not_authorized(self, failure: Failure) -> str:
         """Why the person's browser isn't led back to the client that sent it."""

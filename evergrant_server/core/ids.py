@@ -56,6 +56,7 @@ IncidentId = NewType("IncidentId", str)
 StreamId = NewType("StreamId", str)
 DirectoryUserId = NewType("DirectoryUserId", str)
 OffboardingRuleId = NewType("OffboardingRuleId", str)
+DeviceAuthorizationId = NewType("DeviceAuthorizationId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -104,6 +105,7 @@ PREFIXES = (
     "stm",
     "usr",
     "ofr",
+    "dva",
 )
 
 

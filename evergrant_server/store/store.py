@@ -65,6 +65,7 @@ from evergrant_server.store.oauth.requests import (
     AuthorizationRequests,
     ClientConsents,
     ClientLogins,
+    DeviceAuthorizations,
     SubjectSessions,
 )
 from evergrant_server.store.outbox import Outbox
@@ -156,6 +157,7 @@ class Transaction:
     oauth_tokens = _with_ring(OAuthTokens)
     client_logins = _with_ring(ClientLogins)
     authorization_requests = _with_ring(AuthorizationRequests)
+    device_authorizations = _with_ring(DeviceAuthorizations)
     subject_sessions = _with_ring(SubjectSessions)
     client_consents = _with_ring(ClientConsents)
     consents = _with_sealer(Consents)

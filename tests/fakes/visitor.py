@@ -21,6 +21,12 @@ async def consent_of(api: Api, connect_url: str) -> Consent:
     return found
 
 
+def leads_to(answer: httpx2.Response) -> str | None:
+    """Where a page sends the browser on."""
+    leaving = _LEAVING.search(answer.text)
+    return None if leaving is None else html.unescape(leaving.group(1))
+
+
 class Visitor:
     """One browser with its own cookies. What it was sent away with is kept for tests to bend."""
 
@@ -44,8 +50,7 @@ class Visitor:
 
     def left(self, answer: httpx2.Response) -> httpx2.Response:
         """Note where a page sends the browser."""
-        if (leaving := _LEAVING.search(answer.text)) is not None:
-            self.provider_url = html.unescape(leaving.group(1))
+        self.provider_url = leads_to(answer) or self.provider_url
         return answer
 
     @property

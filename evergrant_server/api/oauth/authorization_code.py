@@ -43,6 +43,12 @@ async def exchange_code(request: ClientTokenRequest) -> FamilyTokenView:
 
     known = await current_client_of(request, require_held)
     result = await run_transaction(request.api.store, lambda tx: _exchange(tx, request, known))
+    return begun(result)
+
+
+def begun(result: FamilyTokenView | TokenFamily | None) -> FamilyTokenView:
+    """The first tokens of a family. Raises TokenRefused for a code that was used, and reports the family that
+    it has ended by that."""
     if isinstance(result, FamilyTokenView):
         metrics.count(metrics.TOKEN_FAMILIES, "begun")
         return result
@@ -58,11 +64,19 @@ async def _exchange(
     parameters, now = request.parameters, request.now
     code = await _find_code(tx, request, known.client)
     if code.used_at is not None:
-        return await _end(tx, request, code)
+        return await end_replayed(tx, request, code)
     if now >= code.expires_at or parameters["redirect_uri"] != code.redirect_uri:
         raise invalid_grant(_WRONG, code.app_id)
     if not _is_verified(parameters["code_verifier"], code.challenge):
         raise invalid_grant("code_verifier isn't that of the code's challenge.", code.app_id)
+    return await begin_family(tx, request, known, code)
+
+
+async def begin_family(
+    tx: Transaction, request: ClientTokenRequest, known: KnownClient, code: AuthorizationCode
+) -> FamilyTokenView:
+    """Use the code up: the first tokens of its family. Raises TokenRefused, Failure AUTHORITY_BROKEN."""
+    now = request.now
     scopes = require_parameters(request, code)
     app = await require_standing(tx, code, request)
     await note_use(tx, known, app, now)
@@ -72,8 +86,8 @@ async def _exchange(
     await tx.authorization_codes.replace(used, expected=code.revision)
     refresh = refresh_token_of(tx.sealer.ring, family, request)
     await tx.refresh_tokens.add(refresh.token)
-    begun = AuditAction.TOKEN_FAMILY_BEGUN
-    return await issue(tx, request, family, app, refresh.text, scopes, begun, code=code.id)
+    action = AuditAction.TOKEN_FAMILY_BEGUN
+    return await issue(tx, request, family, app, refresh.text, scopes, action, code=code.id)
 
 
 async def _find_code(
@@ -105,7 +119,10 @@ def _family_of(request: ClientTokenRequest, code: AuthorizationCode, known: Know
     )
 
 
-async def _end(tx: Transaction, request: ClientTokenRequest, code: AuthorizationCode) -> TokenFamily | None:
+async def end_replayed(
+    tx: Transaction, request: ClientTokenRequest, code: AuthorizationCode
+) -> TokenFamily | None:
+    """End the family that a code has begun, which comes a second time; None if that has ended."""
     if code.family_id is None:
         return None
     family = await tx.token_families.locked(code.tenant, code.family_id)

@@ -42,7 +42,7 @@ class KnownClient(NamedTuple):
 async def client_of(request: ClientTokenRequest) -> KnownClient:
     """The client, authenticated as it is registered (RFC 6749 section 3.2.1). Raises TokenRefused, Failure
     AUTHORITY_BROKEN."""
-    return _authenticated(request, await _named_client(request))
+    return authenticated(request, await _named_client(request))
 
 
 async def current_client_of(request: ClientTokenRequest, require_held: _RequireHeld) -> KnownClient:
@@ -58,7 +58,7 @@ async def current_client_of(request: ClientTokenRequest, require_held: _RequireH
         await _read_again(request, client)
         client = await _named_client(request)
         _require_counting(request, client)
-    return _authenticated(request, client)
+    return authenticated(request, client)
 
 
 async def _named_client(request: ClientTokenRequest) -> GatewayClient:
@@ -79,7 +79,8 @@ async def _named_client(request: ClientTokenRequest) -> GatewayClient:
     return client
 
 
-def _authenticated(request: ClientTokenRequest, client: GatewayClient) -> KnownClient:
+def authenticated(request: ClientTokenRequest, client: GatewayClient) -> KnownClient:
+    """The client, if the request proves what it is registered with. Raises TokenRefused."""
     if client.auth_method is not ClientAuthMethod.NONE:
         return KnownClient(client, _proven(request, client))
     if "client_assertion" in request.parameters or "client_assertion_type" in request.parameters:
@@ -109,6 +110,11 @@ async def note_use(tx: Transaction, known: KnownClient, app: App, now: datetime)
     used_at = known.client.used_at
     if used_at is None or now - used_at >= _USE_INTERVAL:
         await tx.oauth_clients.used(known.client, now)
+    await use_up(tx, known, app)
+
+
+async def use_up(tx: Transaction, known: KnownClient, app: App) -> None:
+    """Raises TokenRefused for an assertion that was used before."""
     if known.once is None:
         return
     jti, expires_at = known.once

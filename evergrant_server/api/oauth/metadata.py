@@ -13,7 +13,12 @@ from evergrant_server.api.http.models import View
 from evergrant_server.api.oauth.client_credentials import ADVERTISED, ADVERTISED_WITH_MTLS
 from evergrant_server.api.oauth.id_jag import PROFILE
 from evergrant_server.api.oauth.registration import REGISTRATION_PATH
-from evergrant_server.api.oauth.token_endpoint import GRANTS, REVOCATION_PATH, TOKEN_PATH
+from evergrant_server.api.oauth.token_endpoint import (
+    DEVICE_AUTHORIZATION_PATH,
+    GRANTS,
+    REVOCATION_PATH,
+    TOKEN_PATH,
+)
 from evergrant_server.core.oauth.requests import SCOPES
 from evergrant_server.crypto.client_assertions import ALGORITHMS
 
@@ -24,13 +29,14 @@ _PUBLIC = ("none",)  # clients of the gateways have no secret
 
 
 class ServerMetadata(View):
-    """RFC 8414 section 2, RFC 9207 section 3, and the client id metadata documents of MCP."""
+    """RFC 8414 section 2, RFC 8628 section 4, RFC 9207 section 3, and MCP's client id metadata documents."""
 
     issuer: str
     authorization_endpoint: str
     token_endpoint: str
     revocation_endpoint: str
     registration_endpoint: str
+    device_authorization_endpoint: str
     scopes_supported: tuple[str, ...] = SCOPES
     response_types_supported: tuple[str, ...] = ("code",)
     response_modes_supported: tuple[str, ...] = ("query",)
@@ -61,6 +67,7 @@ async def get_metadata(api: ApiDep) -> CertificateMetadata | ServerMetadata:
         "authorization_endpoint": f"{issuer}{AUTHORIZATION_PATH}",
         "token_endpoint": f"{issuer}{TOKEN_PATH}",
         "registration_endpoint": f"{issuer}{REGISTRATION_PATH}",
+        "device_authorization_endpoint": f"{issuer}{DEVICE_AUTHORIZATION_PATH}",
     }
     if not mtls_url:
         return ServerMetadata(issuer=issuer, **endpoints)

@@ -1,4 +1,4 @@
-"""`POST /oauth/token`, for each of the grants, and `POST /oauth/revoke`.
+"""`POST /oauth/token`, for each of the grants, `POST /oauth/revoke` and `POST /oauth/device_authorization`.
 
 A grant is one function in GRANTS: it takes the whole request, commits what it issues with its audit record,
 and returns the view of its answer, whose members that are None are left out. It raises TokenRefused for an
@@ -21,10 +21,16 @@ from evergrant_server.api.oauth import client_credentials, id_jag, token_exchang
 from evergrant_server.api.oauth.authorization_code import exchange_code
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
 from evergrant_server.api.oauth.client_credentials import TokenView
+from evergrant_server.api.oauth.device_code import (
+    DeviceAuthorizationView,
+    begin_device,
+    exchange_device_code,
+)
 from evergrant_server.api.oauth.refresh_token import refresh, revoke
 from evergrant_server.api.oauth.token_family import FamilyTokenView
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.messages.base import CLAIMED
+from evergrant_server.core.oauth.requests import DEVICE_GRANT
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.traces import trace_of
 
@@ -37,11 +43,13 @@ GRANTS: dict[str, Grant] = {
     client_credentials.GRANT_TYPE: client_credentials.issue,
     "authorization_code": exchange_code,
     "refresh_token": refresh,
+    DEVICE_GRANT: exchange_device_code,
     token_exchange.GRANT_TYPE: token_exchange.issue,
     id_jag.GRANT_TYPE: id_jag.issue,
 }
 
 TOKEN_PATH, REVOCATION_PATH = "/oauth/token", "/oauth/revoke"
+DEVICE_AUTHORIZATION_PATH = "/oauth/device_authorization"
 _FORM = "application/x-www-form-urlencoded"
 _REPEATABLE = ("resource", "audience")
 _LONGEST_FORM, _MOST_PARAMETERS = 64 * 1024, 30
@@ -68,8 +76,11 @@ _EXCHANGE = (
     *("subject_token", "subject_token_type", "actor_token", "actor_token_type", "audience"),
     *("requested_token_type", "expires_in", "may_act"),
 )
-_BODY = _body("grant_type", "scope", "resource", *_CODE, "refresh_token", *_EXCHANGE, "assertion")
+_BODY = _body(
+    "grant_type", "scope", "resource", *_CODE, "device_code", "refresh_token", *_EXCHANGE, "assertion"
+)
 _REVOCATION = _body("token", "token_type_hint")
+_DEVICE = _body("client_id", "scope", "resource")
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": OAuthError, "description": "An error of RFC 6749 section 5.2"} for status in (400, 401)
 }
@@ -104,6 +115,27 @@ async def revoke_token(request: Request, api: ApiDep) -> Response:
     except TokenRefused as refused:
         return await _refuse(api, request, refused)
     return Response(None, 200, _NO_STORE)
+
+
+@router.post(
+    DEVICE_AUTHORIZATION_PATH,
+    response_model=DeviceAuthorizationView,
+    responses=_ERRORS,
+    openapi_extra=_DEVICE,
+)
+async def authorize_device(request: Request, api: ApiDep) -> Response:
+    """Codes for a client whose person decides on another device (RFC 8628 section 3.1): a coding agent on a
+    remote machine, say. Only where the tenant's rule for clients has `device`.
+
+    Without `resource` it is for all of the person's connections.
+    """
+    await api.limits.count_device_login(request.scope)
+    try:
+        parameters = await _read_form(request)
+        view = await begin_device(ClientTokenRequest(api, request, parameters, api.clock.now()))
+    except TokenRefused as refused:
+        return await _refuse(api, request, refused)
+    return Response(view.model_dump_json(), 200, _NO_STORE, "application/json")
 
 
 async def _read_form(request: Request) -> dict[str, str]:

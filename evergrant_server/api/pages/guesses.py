@@ -1,6 +1,7 @@
 """ASGI middleware: an address whose requests are refused too often waits, so that guessing is slow.
 
-A guess is a refused request for a connect link, for a callback with its state, or for a token of an app.
+A guess is a refused request for a connect link, for a callback with its state, for what a user code of a
+device stands for, or for a token of an app.
 """
 
 from starlette.datastructures import Headers
@@ -8,13 +9,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from evergrant_server.access.context import ApiContext
-from evergrant_server.access.limits import RateLimited
+from evergrant_server.access.limits import RateLimited, is_waiting
 from evergrant_server.api.pages.browser import html_response
 from evergrant_server.console.pages import Pages
 from evergrant_server.policy.networks import caller_address, parse_address
 from evergrant_server.problems import problem_response
 
 _PAGES = ("/connect/", "/oauth/callback/")
+_PATHS = frozenset({"/oauth/token", "/oauth/device"})
 _TOKEN_PATH = "/oauth/token"
 _REFUSED = frozenset({400, 401, 403, 404, 409})
 
@@ -32,7 +34,11 @@ class GuessLimit:
             return
 
         async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] in _REFUSED:
+            if (
+                message["type"] == "http.response.start"
+                and message["status"] in _REFUSED
+                and not is_waiting(scope)
+            ):
                 await self._api.limits.count_guess(address)
             await send(message)
 
@@ -70,4 +76,4 @@ class GuessLimit:
 
 
 def _is_guessed(scope: Scope) -> bool:
-    return scope["type"] == "http" and (scope["path"].startswith(_PAGES) or scope["path"] == _TOKEN_PATH)
+    return scope["type"] == "http" and (scope["path"].startswith(_PAGES) or scope["path"] in _PATHS)

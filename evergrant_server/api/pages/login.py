@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from evergrant_server.access.context import integration_spec
 from evergrant_server.access.transactions import run_transaction
-from evergrant_server.api.pages.browser import redirect_response
+from evergrant_server.api.pages.browser import html_response, redirect_response
 from evergrant_server.api.pages.callback_outcome import (
     load_bound_session,
     outcome_of,
@@ -288,13 +288,14 @@ async def begin_admin_login(pages: SubjectPages, start: LoginStart, browser: str
 
 
 async def begin_client_login(
-    pages: SubjectPages, rule: ClientLogin, query: str, *, as_another: bool = False
+    pages: SubjectPages, rule: ClientLogin, query: str, *, as_another: bool = False, form: bool = False
 ) -> Response:
     """Send the browser of a person who uses an OAuth client to the issuer; it comes back to the authorization
     request with this query.
 
     `as_another`: the issuer asks who it is, even if it knows the browser (OpenID Connect Core 1.0 section
-    3.1.2.1).
+    3.1.2.1). `form`: it answers a form, by a page: our policy for forms would apply to every hop of a
+    redirect.
     """
     await pages.api.limits.count_login(pages.request.scope)
     browser = pages.browsers.cookie_of(pages.request) or pages.browsers.new_cookie()
@@ -304,6 +305,9 @@ async def begin_client_login(
         request = await _login_request(tx, pages, integration, rule.login.scopes, prompt)
         await _add_login(tx, pages, rule, integration, browser, request, authorize=query)
     response = redirect_response(request.url)
+    if form:
+        to = issuer_name(integration)
+        response = html_response(pages.templates.redirecting(parties=None, to=to, url=request.url))
     pages.browsers.set_cookie(response, browser)
     return response
 

@@ -141,6 +141,7 @@ class ClientLoginBody(Body):
     domains: Annotated[tuple[Annotated[str, Field(max_length=255)], ...], Field(max_length=100)] = ()
     registration: bool = True
     documents: bool = True
+    device: bool = False  # whether a client may show a code, with which its person decides elsewhere
 
 
 class ClientLoginView(View):
@@ -151,6 +152,7 @@ class ClientLoginView(View):
     domains: tuple[str, ...]
     registration: bool
     documents: bool
+    device: bool
     changed_at: datetime
     redirect_uri: str  # to register at the issuer
     mcp_url: str  # what a person gives an MCP client

@@ -12,7 +12,8 @@ class ClientLogin(TenantRow):
     """A tenant's rule. Each change gives it another `id`, which ends what was authorized before.
 
     `registration` and `documents`: whether clients count that registered themselves, or are a metadata
-    document. Those of an admin do always.
+    document. Those of an admin do always. `device`: whether a client may have its person decide on another
+    device (RFC 8628).
     """
 
     id: ClientLoginId
@@ -23,6 +24,7 @@ class ClientLogin(TenantRow):
     domains: tuple[str, ...] = ()
     registration: bool = True
     documents: bool = True
+    device: bool = False
     changed_at: datetime
 
     @property

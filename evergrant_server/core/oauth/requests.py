@@ -1,4 +1,5 @@
-"""One authorization request on its way through a browser, the browser's session, and what was agreed to."""
+"""One authorization request on its way through a browser, the browser's session, and what was agreed to; the
+request of a device that has no browser (RFC 8628)."""
 
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -6,7 +7,9 @@ from enum import StrEnum
 from evergrant_server.core.ids import (
     AuthorizationRequestId,
     ClientConsentId,
+    ConnectionId,
     ConsentId,
+    DeviceAuthorizationId,
     SessionId,
     TenantRow,
 )
@@ -17,6 +20,12 @@ SCOPES = ("mcp",)  # a token reaches its resource: what it may do there the app'
 REQUEST_LASTS = timedelta(minutes=10)
 SUBJECT_SESSION_LASTS = timedelta(hours=12)
 CODE_LASTS = timedelta(minutes=1)
+DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"  # RFC 8628 section 3.4
+DEVICE_CODE_LASTS = timedelta(minutes=10)
+DEVICE_INTERVAL_S = 5  # between two polls (RFC 8628 section 3.2)
+USER_CODE_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"  # no words, and nothing that looks alike (RFC 8628 section 6.1)
+USER_CODE_LENGTH = 8  # 34 bits, which a person types within ten minutes
+_EARLY_S = 1.0  # how much too early a poll may come
 
 
 class RequestStatus(StrEnum):
@@ -32,9 +41,10 @@ class AuthorizationRequest(Authorization):
 
     id: AuthorizationRequestId
     status: RequestStatus = RequestStatus.OPEN
-    redirect_uri: str
+    redirect_uri: str  # of a device's request DEVICE_GRANT: it leads nowhere
     challenge: str
     state: str | None = None  # the client's, given back to it
+    device_id: DeviceAuthorizationId | None = None
     session_id: SessionId
     browser_hash: str
     consent_id: ConsentId | None = None  # at the provider
@@ -69,3 +79,47 @@ class ClientConsent(TenantRow):
     rule: str
     created_at: datetime
     used_at: datetime
+
+
+class DeviceStatus(StrEnum):
+    WAITING = "waiting"
+    ALLOWED = "allowed"
+    DENIED = "denied"
+
+
+class DeviceAuthorization(TenantRow):
+    """What a client on a device without a browser asks for (RFC 8628 section 3.1). Of the device code, of 256
+    bits, only a hash is kept; a person types the user code elsewhere. `interval_s` is between two polls."""
+
+    id: DeviceAuthorizationId
+    client_id: str
+    resource: str
+    connection_id: ConnectionId | None = None
+    device_hash: str
+    user_code: str
+    status: DeviceStatus = DeviceStatus.WAITING
+    interval_s: int = DEVICE_INTERVAL_S
+    polled_at: datetime | None = None
+    created_at: datetime
+    expires_at: datetime
+
+    def is_waiting(self, now: datetime) -> bool:
+        return self.status is DeviceStatus.WAITING and now < self.expires_at
+
+    def is_early(self, now: datetime) -> bool:
+        """Whether a poll comes sooner than the interval allows."""
+        if self.polled_at is None:
+            return False
+        return (now - self.polled_at).total_seconds() < self.interval_s - _EARLY_S
+
+
+def shown_user_code(code: str) -> str:
+    """A user code as people read it: `WDJB-MJHT`."""
+    return f"{code[:4]}-{code[4:]}"
+
+
+def typed_user_code(text: str) -> str | None:
+    """The user code that a person typed, in whatever case and with whatever between; None for none."""
+    letters = "".join(letter for letter in text.upper() if letter.isalnum())
+    is_code = len(letters) == USER_CODE_LENGTH and set(letters) <= set(USER_CODE_LETTERS)
+    return letters if is_code else None

@@ -37,6 +37,12 @@ from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.oauth.clients import GatewayClient
 from evergrant_server.core.oauth.requests import AuthorizationRequest, ClientConsent, SubjectSession
 from evergrant_server.core.people.leavers import DirectoryUser, Leaver, OffboardingRule
+from evergrant_server.core.oauth.requests import (
+    AuthorizationRequest,
+    ClientConsent,
+    DeviceAuthorization,
+    SubjectSession,
+)
 from evergrant_server.core.people.logins import PersonLogin
 from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.people.sessions import PersonSession
@@ -92,6 +98,7 @@ COVERED: dict[type[CheckedModel], set[str]] = {
     RefreshToken: set(RefreshToken.model_fields) - {"revision"},
     ClientLogin: set(ClientLogin.model_fields) - {"revision", "changed_at"},
     AuthorizationRequest: set(AuthorizationRequest.model_fields) - {"revision"},
+    DeviceAuthorization: set(DeviceAuthorization.model_fields) - {"revision", "polled_at", "interval_s"},
     SubjectSession: set(SubjectSession.model_fields) - {"revision"},
     ClientConsent: set(ClientConsent.model_fields) - {"revision", "created_at", "used_at"},
     AppToken: set(AppToken.model_fields) - {"revision"},

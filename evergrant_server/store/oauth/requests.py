@@ -1,4 +1,5 @@
-"""The rule by which clients' subjects log in, requests under way, sessions, and remembered consents."""
+"""The rule by which clients' subjects log in, requests under way, of devices too, sessions, and remembered
+consents."""
 
 from datetime import datetime
 from typing import Any
@@ -10,11 +11,17 @@ from evergrant_server.core.ids import (
     AuthorizationRequestId,
     ClientConsentId,
     ClientLoginId,
+    DeviceAuthorizationId,
     SessionId,
     Tenant,
 )
 from evergrant_server.core.oauth.client_login import ClientLogin
-from evergrant_server.core.oauth.requests import AuthorizationRequest, ClientConsent, SubjectSession
+from evergrant_server.core.oauth.requests import (
+    AuthorizationRequest,
+    ClientConsent,
+    DeviceAuthorization,
+    SubjectSession,
+)
 from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.rows import columns_equal
@@ -29,6 +36,7 @@ class ClientLoginRow(columns.IdTable, table=True):
     domains: list[str] = columns.json()
     registration: bool
     documents: bool
+    device: bool = False
     changed_at: datetime = columns.timestamp()
     mac: str | None = None
 
@@ -49,6 +57,26 @@ class AuthorizationRequestRow(columns.IdTable, table=True):
     session_id: str
     browser_hash: str
     consent_id: str | None = None
+    device_id: str | None = None
+    created_at: datetime = columns.timestamp()
+    expires_at: datetime = columns.timestamp()
+    mac: str | None = None
+
+
+class DeviceAuthorizationRow(columns.IdTable, table=True):
+    __table_args__ = (
+        Index(None, "device_hash", unique=True),
+        Index(None, "user_code", unique=True),
+        Index(None, "expires_at"),
+    )
+    client_id: str
+    resource: str
+    connection_id: str | None = None
+    device_hash: str
+    user_code: str
+    status: str
+    interval_s: int
+    polled_at: datetime | None = columns.timestamp()
     created_at: datetime = columns.timestamp()
     expires_at: datetime = columns.timestamp()
     mac: str | None = None
@@ -117,6 +145,31 @@ class AuthorizationRequests(AuthenticatedRepository[AuthorizationRequest, Author
         key = (col(AuthorizationRequestRow.tenant), col(AuthorizationRequestRow.id))
         old = select(*key).where(col(AuthorizationRequestRow.expires_at) < before).limit(limit)
         return await self._run(delete(AuthorizationRequestRow).where(tuple_(*key).in_(old)))
+
+
+class DeviceAuthorizations(AuthenticatedRepository[DeviceAuthorization, DeviceAuthorizationId]):
+    _table, _model = DeviceAuthorizationRow, DeviceAuthorization
+
+    async def add(self, device: DeviceAuthorization) -> None:
+        await self._add(device, f"Device authorization {device.id}")
+
+    async def by_device_hash(self, device_hash: str) -> DeviceAuthorization | None:
+        return await self._one(device_hash=device_hash)
+
+    async def by_user_code(self, user_code: str) -> DeviceAuthorization | None:
+        return await self._one(user_code=user_code)
+
+    async def polled(self, device: DeviceAuthorization, at: datetime, interval_s: int) -> None:
+        """Note a poll, which no authenticator covers."""
+        row = columns_equal(DeviceAuthorizationRow, tenant=device.tenant, id=device.id)
+        values = {"polled_at": at, "interval_s": interval_s}
+        await self._run(update(DeviceAuthorizationRow).where(row).values(values))
+
+    async def prune(self, before: datetime, limit: int = 1000) -> int:
+        """Delete those that expired before this moment, `limit` at the most; returns how many."""
+        key = (col(DeviceAuthorizationRow.tenant), col(DeviceAuthorizationRow.id))
+        old = select(*key).where(col(DeviceAuthorizationRow.expires_at) < before).limit(limit)
+        return await self._run(delete(DeviceAuthorizationRow).where(tuple_(*key).in_(old)))
 
 
 class SubjectSessions(AuthenticatedRepository[SubjectSession, SessionId]):

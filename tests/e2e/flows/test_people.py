@@ -8,8 +8,10 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx2
 import pytest
 import pytest_asyncio
+from msal.oauth2cli.oauth2 import Client as DeviceClient  # the only stock client on the registry that polls
 from playwright.async_api import Page
 
 from tests.e2e.flows.stock_client import AgentFile, stock_client
@@ -166,3 +168,42 @@ async def test_a_stock_mcp_client_needs_the_url_alone(world: People):
     records = (await world.admin.get("/v1/audit?limit=200"))["items"]
     given = [it for it in records if it["action"] == "authorization.given"]
     assert [it["detail"]["subject"] for it in given] == ["sam", "sam"]
+
+
+async def test_a_stock_client_without_a_browser_is_let_in_by_a_code(world: People):
+    """The code is typed on a phone, where the person logs in and decides."""
+    await world.admin.put("/v1/apps/agents", {})
+    permit = {"integration": "*", "actions": ["proxy", "connect"]}
+    await world.admin.put("/v1/apps/agents/permits/all", permit)
+    await world.admin.put("/v1/client-login", {"integration": "staff", "app": "agents", "device": True})
+    async with httpx2.AsyncClient(base_url=world.platform.api, timeout=PATIENCE_S, trust_env=False) as http:
+        metadata = (await http.get("/.well-known/oauth-authorization-server")).json()
+        said = {"client_name": "Remote coder", "redirect_uris": ["http://127.0.0.1/callback"]}
+        client_id = (await http.post("/oauth/register", json=said)).json()["client_id"]
+    client = DeviceClient(metadata, client_id)
+    flow = await asyncio.to_thread(client.initiate_device_flow)
+    async with running_browser() as browser:
+        page = await browser.new_page(viewport={"width": 390, "height": 844})
+        await page.goto(flow["verification_uri"])
+        await page.get_by_label("Code").fill(flow["user_code"].lower())
+        await page.get_by_role("button", name="Go on").click()
+        await page.fill("input[name=login]", "kim")
+        await page.fill("input[name=password]", "any")
+        await page.click("[type=submit]")
+        await consents(page)
+        shown = await page.inner_text("body")
+        assert [words in shown for words in (flow["user_code"], "Remote coder", "kim")] == [True] * 3
+        await page.get_by_role("button", name="Allow", exact=True).click()
+        await page.get_by_text("The program is let in").wait_for()
+    tokens = await asyncio.to_thread(client.obtain_token_by_device_flow, flow)
+    mcp = httpx2.AsyncClient(timeout=PATIENCE_S, trust_env=False)
+    async with mcp as http:
+        opened = await http.post(
+            f"{world.platform.gateway}/mcp",
+            json={"jsonrpc": "2.0", "id": 1, "method": "ping"},
+            headers={
+                "Authorization": f"Bearer {tokens['access_token']}",
+                "Accept": "application/json, text/event-stream",
+            },
+        )
+    assert opened.status_code != 401, opened.text

@@ -272,6 +272,11 @@ def _authorizations(pages: Pages, subject: str, csrf: str) -> dict[str, str]:
     }
     there = {"target": "tickets at tickets.acme.example", "rights": rights, "leads_to": "agent.acme.example"}
     return {
+        "authorize-device": pages.authorize(
+            client=coder, **{**here, "leads_to": None}, **asks, user_code="WDJB-MJHT"
+        ),
+        "enter-code": pages.enter_code(),
+        "device-decided": pages.device_decided(allowed=True),
         "authorize": pages.authorize(client=coder, **here, **asks),
         "authorize-long": pages.authorize(client=known, **there, then="tickets.acme.example", **asks),
         "authorize-admins": pages.authorize(client=admins, **here, **asks),

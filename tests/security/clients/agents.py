@@ -14,7 +14,7 @@ from evergrant_server.core.oauth.authorizations import AuthorizationCode
 from tests.fakes.api import Api
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.providers.login_issuer import LoginIssuer
-from tests.fakes.visitor import Visitor
+from tests.fakes.visitor import Visitor, leads_to
 from tests.security.people import client_at, worker_for
 
 REDIRECT = "https://agent.example/callback"
@@ -85,9 +85,9 @@ class AgentUser(Visitor):
         self.issuer.person = {**self.issuer.person, "sub": sub}
         answer = await self.browser.get(url)
         for _ in range(8):
-            if answer.status_code not in (302, 303):
+            where = answer.headers.get("location") or leads_to(answer)
+            if where is None:
                 return answer
-            where = answer.headers["location"]
             host = urlsplit(where).netloc
             if host == urlsplit(self.issuer.issuer).netloc:
                 async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:

@@ -136,7 +136,12 @@ PROVED_OTHERWISE = {
     *("POST /oauth/callback/{integration_id}/fragment", "POST /v1/security-events/{receiver_id}"),
     *("POST /oauth/token", "POST /oauth/revoke"),
     # of an OAuth client, and of who uses it: tests/security/clients
-    *("POST /oauth/register", "GET /oauth/authorize"),
+    *(
+        "POST /oauth/register",
+        "GET /oauth/authorize",
+        "POST /oauth/device_authorization",
+        "GET /oauth/device",
+    ),
     *("GET /oauth/authorize/{request_id}", "POST /oauth/authorize/{request_id}"),
     # of a person who administers: tests/security/pages/test_person_login.py, test_person_sessions.py
     *("GET /login", "POST /login", "POST /login/command", "GET /session", "POST /logout"),

@@ -66,6 +66,7 @@ BROUGHT_BY = {
     "googleapis-common-protos": "temporalio",
     "grpc-google-iam-v1": "google-cloud-kms",
     "jsonschema": "check-jsonschema",
+    "msal": "azure-identity",
     # the namespace `opentelemetry` is shared: an import of it seems to import all of these
     "opentelemetry-exporter-http-transport": "opentelemetry-exporter-otlp-proto-http",
     "opentelemetry-exporter-otlp-common": "opentelemetry-exporter-otlp-proto-http",

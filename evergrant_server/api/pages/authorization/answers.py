@@ -39,6 +39,8 @@ from evergrant_server.core.oauth.requests import (
     CODE_LASTS,
     AuthorizationRequest,
     ClientConsent,
+    DeviceAuthorization,
+    DeviceStatus,
     RequestStatus,
     SubjectSession,
 )
@@ -66,11 +68,14 @@ async def deny(
     async def write(tx: Transaction) -> None:
         ended = request.__replace__(status=RequestStatus.DENIED)
         await tx.authorization_requests.replace(ended, expected=request.revision)
+        await _tell_device(tx, request, DeviceStatus.DENIED)
         detail = _detail(request) | {"error": refused.error}
         await pages.record(tx, AuditAction.AUTHORIZATION_DENIED, request.tenant, request.id, **detail)
 
     await _decide_once(pages, write)
     metrics.count(metrics.AUTHORIZATIONS, refused.error)
+    if request.device_id is not None:
+        return html_response(pages.templates.device_decided(allowed=False))
     return _leave(pages, _error_url(pages, request.redirect_uri, request.state, refused), form)
 
 
@@ -81,10 +86,13 @@ async def give_code(pages: SubjectPages, request: AuthorizationRequest, *, form:
     async def write(tx: Transaction) -> None:
         done = request.__replace__(status=RequestStatus.DONE)
         await tx.authorization_requests.replace(done, expected=request.revision)
-        await add_code(tx, pages, request, text)
+        device = await _tell_device(tx, request, DeviceStatus.ALLOWED)
+        await add_code(tx, pages, request, text, device)
 
     await _decide_once(pages, write)
     metrics.count(metrics.AUTHORIZATIONS, "code")
+    if request.device_id is not None:
+        return html_response(pages.templates.device_decided(allowed=True))
     return code_response(pages, request, text, form=form)
 
 
@@ -96,9 +104,34 @@ def code_response(
     return _leave(pages, url, form)
 
 
-async def add_code(tx: Transaction, pages: SubjectPages, request: AuthorizationRequest, text: Secret) -> None:
+async def _tell_device(
+    tx: Transaction, request: AuthorizationRequest, status: DeviceStatus
+) -> DeviceAuthorization | None:
+    """Note the decision for the device that waits for it; None for a request that came by a browser.
+
+    Raises Failure CALLBACK_INVALID for a code that was decided on by another page.
+    """
+    if request.device_id is None:
+        return None
+    device = await tx.device_authorizations.get(request.tenant, request.device_id)
+    if device is None or device.status is not DeviceStatus.WAITING:
+        raise Failure(ErrorCode.CALLBACK_INVALID, ANSWERED)
+    decided = device.__replace__(status=status)
+    return await tx.device_authorizations.replace(decided, expected=device.revision)
+
+
+async def add_code(
+    tx: Transaction,
+    pages: SubjectPages,
+    request: AuthorizationRequest,
+    text: Secret,
+    device: DeviceAuthorization | None = None,
+) -> None:
     """Write the code, the client's use and the audit record; at the first use of one that registered itself,
-    its row. Raises Failure CLIENT_UNKNOWN, CLIENTS_OFF for what was turned off meanwhile."""
+    its row. Raises Failure CLIENT_UNKNOWN, CLIENTS_OFF for what was turned off meanwhile.
+
+    The code of a device is its device code, and counts as long: the client has it already.
+    """
     now, client = pages.now, await _require_still_taken(pages, tx, request)
     if client.kind is ClientKind.REGISTERED and client.used_at is None:
         await _add_registered(tx, pages, client)
@@ -112,11 +145,11 @@ async def add_code(tx: Transaction, pages: SubjectPages, request: AuthorizationR
         scopes=request.scopes,
         rule=request.rule,
         id=AuthorizationCodeId(new_id("cod")),
-        code_hash=AuthorizationCode.hash_of(text.reveal()),
+        code_hash=AuthorizationCode.hash_of(text.reveal()) if device is None else device.device_hash,
         redirect_uri=request.redirect_uri,
         challenge=request.challenge,
         created_at=now,
-        expires_at=now + CODE_LASTS,
+        expires_at=now + CODE_LASTS if device is None else max(device.expires_at, now + CODE_LASTS),
     )
     await tx.authorization_codes.add(code)
     await tx.oauth_clients.used(client, now)
@@ -170,8 +203,14 @@ def _detail(request: AuthorizationRequest) -> dict[str, object]:
         "app": request.app_id,
         "subject": request.subject,
         "resource": request.resource,
-        "leads_to": where_it_leads(request.redirect_uri),
+        **_leads_to(request),
     }
+
+
+def _leads_to(request: AuthorizationRequest) -> dict[str, object]:
+    if request.device_id is not None:
+        return {"device": request.device_id}
+    return {"leads_to": where_it_leads(request.redirect_uri)}
 
 
 async def _decide_once(pages: SubjectPages, write: Callable[[Transaction], Awaitable[None]]) -> None:

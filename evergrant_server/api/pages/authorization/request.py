@@ -114,10 +114,14 @@ def _require_code_flow(query: AuthorizeQuery) -> str:
 
 def _require_resource(query: AuthorizeQuery, gateway_url: str) -> AskedResource:
     """The resource that the token is for. Raises AuthorizationRefused (RFC 8707 section 2)."""
-    whole = f"{gateway_url}/mcp"
     if "resource" in query.repeated:
         raise AuthorizationRefused("invalid_target", "a token is for one resource: ask for each by itself")
-    url = query.values.get("resource")
+    return read_resource(query.values.get("resource"), gateway_url)
+
+
+def read_resource(url: str | None, gateway_url: str) -> AskedResource:
+    """The resource of this URL. Raises AuthorizationRefused for one that isn't the gateway's."""
+    whole = f"{gateway_url}/mcp"
     if url == whole:
         return AskedResource(whole, None)
     id = (url or "").removeprefix(f"{whole}/")
@@ -144,18 +148,22 @@ async def known_client(pages: SubjectPages, query: AuthorizeQuery) -> GatewayCli
 
     Raises Failure CLIENT_UNKNOWN.
     """
-    client_id = query.values["client_id"]
+    client = await fresh_client(pages, query.values["client_id"])
+    return None if client is None else _with_own_redirect(client, query)
+
+
+async def fresh_client(pages: SubjectPages, client_id: str) -> GatewayClient | None:
+    """The client; None for a metadata document that has to be read first. Raises Failure CLIENT_UNKNOWN."""
     async with pages.api.store.read() as tx:
         client = await find_client(pages, tx, client_id)
     if client is not None and client.disabled:
         raise Failure(ErrorCode.CLIENT_UNKNOWN, "An admin has turned this program off.")
     if is_document_url(client_id):
-        if client is None or not client.is_fresh(pages.now):
-            return None
-    elif client is None:
+        return client if client is not None and client.is_fresh(pages.now) else None
+    if client is None:
         why = "This program isn't registered here, or was long unused: add the server to it again."
         raise Failure(ErrorCode.CLIENT_UNKNOWN, why)
-    return _with_own_redirect(client, query)
+    return client
 
 
 async def find_client(pages: SubjectPages, tx: Transaction, client_id: str) -> GatewayClient | None:
@@ -168,8 +176,12 @@ async def find_client(pages: SubjectPages, tx: Transaction, client_id: str) -> G
 
 
 async def read_client(pages: SubjectPages, query: AuthorizeQuery) -> GatewayClient:
+    """The client of a metadata document, with this redirect URI. Raises Failure CLIENT_UNKNOWN."""
+    return _with_own_redirect(await read_document(pages, query.values["client_id"]), query)
+
+
+async def read_document(pages: SubjectPages, client_id: str) -> GatewayClient:
     """The client of a metadata document, which a worker reads (ADR 0008). Raises Failure CLIENT_UNKNOWN."""
-    client_id = query.values["client_id"]
     tenant = Tenant(pages.api.settings.tenant)
     order = ReadClientDocument(tenant=tenant, client_id=client_id, context=pages.context)
     result = await pages.api.link.run_job(READ_CLIENT_DOCUMENT, order, timeout=_READ_TIMEOUT_S)
@@ -182,7 +194,7 @@ async def read_client(pages: SubjectPages, query: AuthorizeQuery) -> GatewayClie
         client = await tx.oauth_clients.by_client_id(client_id)
     if client is None:
         raise Failure(ErrorCode.CLIENT_UNKNOWN)
-    return _with_own_redirect(client, query)
+    return client
 
 
 def proves_itself(client: GatewayClient, redirect_uri: str) -> bool:
@@ -253,6 +265,17 @@ async def read_asked(
     challenge = _require_code_flow(query)
     resource = _require_resource(query, pages.api.settings.gateway_public_url)
     return await _judged(pages, tx, challenge, resource, client)
+
+
+async def read_device(
+    pages: SubjectPages, tx: Transaction, resource: AskedResource, client: GatewayClient | None
+) -> Asked:
+    """What a client asks for on a device; `client` as in `read_asked`. Raises AuthorizationRefused."""
+    asked = await _judged(pages, tx, "", resource, client)
+    if not asked.rule.device:
+        why = "logins by a code are turned off: an admin turns them on with evergrant clients login --device"
+        raise AuthorizationRefused("unauthorized_client", why)
+    return asked
 
 
 async def read_again(

@@ -23,6 +23,7 @@ from evergrant_server.api.pages.authorization.answers import (
     open_request,
     remember,
 )
+from evergrant_server.api.pages.authorization.device import user_code_of
 from evergrant_server.api.pages.authorization.request import (
     Asked,
     AuthorizationRefused,
@@ -179,12 +180,14 @@ async def show_request(pages: PagesDep, request_id: str) -> Response:
     opened = await open_request(pages, request)
     async with pages.api.store.read() as tx:
         target, rights, provider = await _describe_reach(tx, pages, opened.asked, request.subject)
+        user_code = await user_code_of(tx, request)
     page = pages.templates.authorize(
         client=opened.client,
         target=target,
         rights=rights,
         person=opened.session.person.name or opened.session.subject,
-        leads_to=where_it_leads(request.redirect_uri),
+        leads_to=where_it_leads(request.redirect_uri) if user_code is None else None,
+        user_code=user_code,
         then=provider if needs_provider(opened.asked.connection) else None,
         csrf=pages.browsers.csrf_token(pages.browsers.cookie_of(pages.request) or "", request.id),
     )
@@ -202,7 +205,8 @@ async def decide_request(pages: PagesDep, request_id: str) -> Response:
         raise Failure(ErrorCode.CALLBACK_INVALID, ANSWERED)
     match fields.get("decision"):
         case "allow":
-            await remember(pages, opened)
+            if request.device_id is None:  # any program may show a code: it is asked about each time
+                await remember(pages, opened)
             if needs_provider(asked.connection):
                 return await consent_at_provider(pages, request, asked.rule, asked.app, browser)
             return await give_code(pages, request, form=True)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.pages.browser import redirect_response
-from evergrant_server.api.pages.session import AUTHORIZE_PATH, SubjectPages, html_route
+from evergrant_server.api.pages.session import AUTHORIZE_PATH, DEVICE_PATH, SubjectPages, html_route
 from evergrant_server.api.people.sessions import verified_login
 from evergrant_server.console.pages import Pages
 from evergrant_server.core.audit import AuditAction
@@ -70,10 +70,16 @@ async def give_subject_session(pages: SubjectPages, login: PersonLogin) -> Respo
         return secret
 
     secret = await run_transaction(pages.api.store, write)
-    response = redirect_response(f"{AUTHORIZE_PATH}?{login.authorize}")
+    response = redirect_response(_page_of(login))
     cookie = _subject_cookie(pages.api.settings.public_url)
     pages.browsers.begin_session(response, cookie, secret.reveal(), SUBJECT_SESSION_LASTS)
     return response
+
+
+def _page_of(login: PersonLogin) -> str:
+    """The page for which the subject has logged in: of a user code, or of an authorization request."""
+    query = login.authorize or ""
+    return f"{DEVICE_PATH if query.startswith('user_code=') else AUTHORIZE_PATH}?{query}"
 
 
 async def end_session(pages: SubjectPages, tx: Transaction, session: SubjectSession) -> None:

@@ -299,6 +299,7 @@ class ClientLogin:
     domains: Texts
     registration: bool
     documents: bool
+    device: bool
     changed_at: datetime
     redirect_uri: str
     mcp_url: str

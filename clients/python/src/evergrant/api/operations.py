@@ -335,7 +335,7 @@ class Operations:
     @sends("PUT", "/v1/client-login", models.ClientLogin)
     def put_client_login(
         self, app: str, integration: str, *, claim: str | None = None, domains: Texts | None = None,
-        registration: bool | None = None, documents: bool | None = None
+        registration: bool | None = None, documents: bool | None = None, device: bool | None = None
     ) -> None:
         """Let OAuth clients act as an app, for persons who log in. A change ends what was authorized before.
 

@@ -38,6 +38,7 @@ def login(
     domain: tuple[str, ...] = (),
     registration: bool = True,
     documents: bool = True,
+    device: bool = False,
     options: Options = DEFAULTS,
 ) -> None:
     """Let OAuth clients act as an app, for persons who log in at the issuer of an integration.
@@ -50,11 +51,12 @@ def login(
         domain: A domain of email addresses; may be repeated. Needed for the claim email.
         registration: Whether clients may register themselves (RFC 7591).
         documents: Whether a client's id may be the URL of its metadata document.
+        device: Whether a program on a machine without a browser may show a code (RFC 8628), with which its
+            person decides elsewhere. Off by default: a code is easily sent to somebody else.
     """
+    rule = {"claim": claim, "domains": domain, "registration": registration, "documents": documents}
     with options.client() as client:
-        made = client.put_client_login(
-            integration, app, claim=claim, domains=domain, registration=registration, documents=documents
-        )
+        made = client.put_client_login(integration, app, **rule, device=device)
         show_one(made, options.output)
 
 
