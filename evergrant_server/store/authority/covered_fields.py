@@ -35,14 +35,13 @@ from evergrant_server.core.oauth.authorizations import (
 )
 from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.oauth.clients import GatewayClient
-from evergrant_server.core.oauth.requests import AuthorizationRequest, ClientConsent, SubjectSession
-from evergrant_server.core.people.leavers import DirectoryUser, Leaver, OffboardingRule
 from evergrant_server.core.oauth.requests import (
     AuthorizationRequest,
     ClientConsent,
     DeviceAuthorization,
     SubjectSession,
 )
+from evergrant_server.core.people.leavers import DirectoryUser, Leaver, OffboardingRule
 from evergrant_server.core.people.logins import PersonLogin
 from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.people.sessions import PersonSession
