@@ -123,8 +123,9 @@ async def _members(tx: Transaction, incident: Incident, connection: ListedConnec
     }
     if incident.kind is IncidentKind.LEAVER:
         named["matched_by"] = item.matched
-        if item.outcome in _KEPT:
-            record = await _newest(tx, incident.tenant, item.connection_id, _KEPT[item.outcome])
+        kept = None if item.outcome is None else _KEPT.get(item.outcome)
+        if kept is not None:
+            record = await _newest(tx, incident.tenant, item.connection_id, kept)
             return named | {"outcome": item.outcome, "evidence": _evidence(record)}
     if incident.kind is IncidentKind.LEAK:
         record = await _newest(tx, incident.tenant, item.connection_id, AuditAction.GRANT_REFRESHED)

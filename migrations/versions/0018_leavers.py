@@ -7,7 +7,7 @@ isn't freed by who writes to the database.
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0014"
+revision = "0018"
 down_revision = "0017"
 branch_labels = None
 depends_on = None
