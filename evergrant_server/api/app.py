@@ -56,6 +56,7 @@ from evergrant_server.api.console import login as console_login
 from evergrant_server.api.console import questions as console_questions
 from evergrant_server.api.console import requests as console_requests
 from evergrant_server.api.console import streams as console_streams
+from evergrant_server.api.console import webhooks as console_webhooks
 from evergrant_server.api.decisions import access_requests, approvals, call_approvals
 from evergrant_server.api.http.client_certificates import TrustedHop
 from evergrant_server.api.http.middleware import Deadline, Envelope
@@ -171,6 +172,7 @@ ROUTERS = (
     console_incidents.router,
     console_leavers.router,
     console_streams.router,
+    console_webhooks.router,
     openapi.router,
 )
 

@@ -37,6 +37,7 @@ router = APIRouter(tags=["webhooks"])
 
 MAX_WEBHOOKS = 50  # webhooks of a tenant: each event is matched against all of them
 _MAX_OVERLAP_S = 30 * 86_400
+_MOST_REPLAYED = 1000  # deliveries at once
 
 
 def _events(value: tuple[EventType, ...]) -> tuple[EventType, ...]:
@@ -64,7 +65,11 @@ class RotateWebhookBody(Body):
 
 
 class WebhookView(View):
-    """`failures` counts consecutive failed attempts; `paused_until` is the time of the next one."""
+    """`failures` counts consecutive failed attempts; `paused_until` is the time of the next one.
+
+    While it fails `problem` says why, with the receiver's `response_status` if it answered.
+    `failed_deliveries` were given up, and can be replayed.
+    """
 
     id: str
     name: str
@@ -75,6 +80,9 @@ class WebhookView(View):
     disabled_by: DisabledBy | None
     failures: int
     failing_since: datetime | None
+    problem: str | None = None
+    response_status: int | None = None
+    failed_deliveries: int = 0
     paused_until: datetime | None
     secret_changed_at: datetime
     previous_secret_until: datetime | None
@@ -150,7 +158,7 @@ async def list_webhooks(
     listing = call.listing("webhooks", limit, cursor)
     async with call.api.store.read() as tx:
         webhooks = await tx.webhooks.page(call.tenant, listing.after, listing.most)
-    views = [WebhookView.of(webhook) for webhook in webhooks]
+        views = [await _view(tx, webhook) for webhook in webhooks]
     return listing.page(views, webhooks, lambda webhook: webhook.name)
 
 
@@ -158,7 +166,14 @@ async def list_webhooks(
 async def get_webhook(name: Slug, call: AuditorCall) -> WebhookView:
     """A webhook with the state of its endpoint. Never its signing secret."""
     async with call.api.store.read() as tx:
-        return WebhookView.of(await require_webhook(tx, call, name))
+        return await _view(tx, await require_webhook(tx, call, name))
+
+
+async def _view(tx: Transaction, webhook: Webhook) -> WebhookView:
+    """The webhook with why it fails, and how many deliveries could be replayed."""
+    refusal = await tx.deliveries.newest_refusal(webhook) if webhook.failing_since is not None else None
+    why = {} if refusal is None else refusal.model_dump(include={"problem", "response_status"})
+    return WebhookView.of(webhook, failed_deliveries=await tx.deliveries.count_failed(webhook), **why)
 
 
 @router.delete("/v1/webhooks/{name}", status_code=204)
@@ -322,6 +337,32 @@ async def replay_delivery(name: Slug, delivery_id: str, call: AdminCommand) -> R
         await audit.wake_webhook(tx, webhook, call.context, now, at_once=True)
         await call.record(tx, AuditAction.DELIVERY_REPLAYED, webhook.id, webhook=name, delivery=delivery.id)
         return CommandResponse.of(DeliveryView.of(after), 202)
+
+    return await call.run(None, again)
+
+
+class ReplayedView(View):
+    """How many deliveries are sent again. `failed_deliveries` are left: repeat the request."""
+
+    replayed: int
+    failed_deliveries: int
+
+
+@router.post("/v1/webhooks/{name}/replay-failed", status_code=202, response_model=ReplayedView)
+async def replay_failed_deliveries(name: Slug, call: AdminCommand) -> Response:
+    """Send the deliveries again that were given up, the oldest first: up to 1000 at once. Each keeps its
+    `webhook-id`, by which receivers deduplicate."""
+
+    async def again(tx: Transaction) -> CommandResponse:
+        now = call.now
+        webhook = await _require_enabled(tx, call, name)
+        replayed = await tx.deliveries.replay_failed(webhook, now, _MOST_REPLAYED)
+        if replayed:
+            await audit.wake_webhook(tx, webhook, call.context, now, at_once=True)
+            detail = {"webhook": name, "deliveries": replayed}
+            await call.record(tx, AuditAction.DELIVERY_REPLAYED, webhook.id, **detail)
+        left = await tx.deliveries.count_failed(webhook)
+        return CommandResponse.of(ReplayedView(replayed=replayed, failed_deliveries=left), 202)
 
     return await call.run(None, again)
 

@@ -35,6 +35,7 @@ MENU: dict[str, tuple[MenuEntry, ...]] = {
     "Setup": (
         MenuEntry("integrations", "integrations", "Integrations", whole=False),
         MenuEntry("providers", "providers", "Catalogue", whole=False),
+        MenuEntry("webhooks", "webhooks", "Webhooks"),
     ),
     "Access": (
         MenuEntry("apps", "apps", "Apps"),
@@ -53,7 +54,8 @@ MENU: dict[str, tuple[MenuEntry, ...]] = {
 
 
 class Visitor(NamedTuple):
-    """Who is there, for the head of each page. `audits`: sees what is the whole tenant's."""
+    """Who is there, for the head of each page. `audits`: sees what is the whole tenant's. `old_login`: a
+    person who logs in again, at `step_up`, before a dangerous command."""
 
     name: str
     kind: str
@@ -61,6 +63,7 @@ class Visitor(NamedTuple):
     audits: bool
     csrf: str
     step_up: str | None
+    old_login: bool
 
 
 class ConsolePages:
@@ -68,7 +71,7 @@ class ConsolePages:
 
     def __init__(self) -> None:
         self._templates = new_environment()
-        self._templates.filters |= {"moment": moment, "ago": ago, "span": span, "plain": plain}
+        self._templates.filters |= {"moment": moment, "ago": ago, "span": span, "plain": plain, "pair": pair}
         self._templates.globals |= {
             "htmx": _HTMX,
             "state_words": state_words,
@@ -88,6 +91,11 @@ def menu_of(visitor: Visitor) -> dict[str, list[MenuEntry]]:
         for group, places in MENU.items()
     }
     return {group: places for group, places in groups.items() if places}
+
+
+def pair(value: str) -> tuple[str, str]:
+    """A choice that is its own words."""
+    return value, value
 
 
 def moment(at: datetime) -> str:

@@ -5,7 +5,19 @@ Secrets are sealed by the tenant's intake key: admins make them, workers sign.
 
 from datetime import datetime
 
-from sqlalchemy import JSON, ColumnElement, Index, Text, UniqueConstraint, delete, exists, func, or_, select
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Index,
+    Text,
+    UniqueConstraint,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlmodel import Field, ForeignKeyConstraint, col
 
 from evergrant_server.core.events import WebhookEvent
@@ -232,6 +244,26 @@ class Deliveries(ModelRepository[Delivery, DeliveryId]):
             query = query.where((order[0] < at) | ((order[0] == at) & (order[1] < id)))
         return await self._all(query.order_by(order[0].desc(), order[1].desc()).limit(limit))
 
+    async def newest_refusal(self, webhook: Webhook) -> Delivery | None:
+        """The newest delivery that its receiver didn't take when it was last tried."""
+        mine = self._where(tenant=webhook.tenant, webhook_id=webhook.id)
+        refused = mine.where(col(DeliveryRow.problem).is_not(None))
+        return await self._first(refused.order_by(col(DeliveryRow.created_at).desc()))
+
+    async def count_failed(self, webhook: Webhook) -> int:
+        """How many deliveries were given up."""
+        failed = select(func.count()).select_from(DeliveryRow).where(_failed(webhook))
+        return (await self._connection.execute(failed)).scalar_one()
+
+    async def replay_failed(self, webhook: Webhook, now: datetime, limit: int) -> int:
+        """Make the oldest deliveries that were given up due now. Returns how many."""
+        order = col(DeliveryRow.created_at)
+        oldest = select(col(DeliveryRow.id)).where(_failed(webhook)).order_by(order).limit(limit)
+        due = update(DeliveryRow).where(_failed(webhook), col(DeliveryRow.id).in_(oldest))
+        pending = {"status": DeliveryStatus.PENDING.value, "by_hand": True, "tries": 0, "next_at": now}
+        revision = col(DeliveryRow.revision) + 1
+        return await self._run(due.values(**pending, ended_at=None, revision=revision))
+
     async def prune(self, tenant: Tenant, webhook_id: WebhookId, before: datetime) -> int:
         """Delete deliveries from before this moment with any outcome, and events without deliveries;
         a bounded number. Returns how many deliveries."""
@@ -257,6 +289,11 @@ class Deliveries(ModelRepository[Delivery, DeliveryId]):
         old = select(*which).where(col(DeliveryRow.created_at) < before).distinct().limit(limit)
         rows = (await self._connection.execute(old)).all()
         return [(Tenant(tenant), WebhookId(webhook)) for tenant, webhook in rows]
+
+
+def _failed(webhook: Webhook) -> ColumnElement[bool]:
+    failed = DeliveryStatus.FAILED.value
+    return columns_equal(DeliveryRow, tenant=webhook.tenant, webhook_id=webhook.id, status=failed)
 
 
 def _pending(webhook: Webhook, by_hand: bool) -> ColumnElement[bool]:

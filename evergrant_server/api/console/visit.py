@@ -14,18 +14,13 @@ from starlette.responses import Response
 from evergrant_server import audit
 from evergrant_server.access.context import ApiContext
 from evergrant_server.access.people import login_url, person_caller, presented_secret, require_same_origin
+from evergrant_server.api.console.forms import Form
 from evergrant_server.api.console.key_sessions import key_caller
 from evergrant_server.api.http.call import ApiCall
-from evergrant_server.api.pages.browser import (
-    APPROVAL_PAGES,
-    BrowserSessions,
-    html_response,
-    redirect_response,
-)
+from evergrant_server.api.pages.browser import BrowserSessions, html_response, redirect_response
 from evergrant_server.console.console_pages import ConsolePages, Visitor
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import is_id
 from evergrant_server.policy import Target
 from evergrant_server.problems import field_errors, invalid_request
 from evergrant_server.store.database.engine import share_connections
@@ -34,6 +29,7 @@ from evergrant_server.telemetry.traces import trace_of
 
 LOGIN = "/console/login"
 ROWS = 25  # of a page of a list
+_FORM_BYTES, _FORM_FIELDS = 32_768, 200
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -72,9 +68,10 @@ class ConsoleVisit:
         self.call = ApiCall(api, caller, trace_of(request).request_context(caller.by), request)
         await api.limits.count_request(request.scope, caller.app)
 
-    async def read_form(self) -> dict[str, str]:
-        """The fields of a form that one of this session's pages has sent. Raises Failure CALLBACK_INVALID."""
-        _, fields = await self.browsers.read_form(self.request, self.session_id)
+    async def read_form(self, most_bytes: int = _FORM_BYTES) -> dict[str, str]:
+        """The fields of a form that one of this session's pages has sent. Raises Failure CALLBACK_INVALID,
+        BODY_TOO_LARGE."""
+        _, fields = await self.browsers.read_form(self.request, self.session_id, most_bytes, _FORM_FIELDS)
         return {name: text.strip() for name, text in fields.items() if name != "csrf"}
 
     def visitor(self) -> Visitor:
@@ -87,7 +84,12 @@ class ConsoleVisit:
             audits=self.call.may_audit(Target()),
             csrf=self.browsers.csrf_token(self.browser, self.session_id),
             step_up=None if session is None else login_url(self.api, caller.tenant, step_up=True),
+            old_login=session is not None and not session.is_stepped_up(self.call.now),
         )
+
+    def show_form(self, template: str, title: str, form: Form, **values: Any) -> Response:
+        """The page of a form: blank, or refused, with its problems."""
+        return self.show(template, title, status=form.status, form=form, **values)
 
     def show(self, template: str, title: str, *, status: int = 200, **values: Any) -> Response:
         """A page in the console's frame."""
@@ -118,12 +120,11 @@ class ConsoleVisit:
             self.browsers.set_cookie(response, self.browser)
         return response
 
-    def keep_approval(self, response: Response) -> Response:
-        """Note the approval whose page this is: a login, or another one, leads back to it."""
-        before, _, rest = self.request.url.path.partition(f"{APPROVAL_PAGES}/")
-        id = rest.partition("/")[0]
-        if not before and is_id(id, "cap"):
-            self.browsers.keep_approval(response, id)
+    def keep_page(self, response: Response) -> Response:
+        """Note the page that is shown to somebody whom a login may follow: it leads back to it."""
+        session = self.call.caller.session if hasattr(self, "call") else None
+        if self.request.method == "GET" and (session is not None or not hasattr(self, "call")):
+            self.browsers.keep_page(response, self.request.url.path)
         return response
 
     def failed(self, failure: Failure) -> Response:
@@ -155,13 +156,13 @@ def console_page(endpoint: _Endpoint) -> _Endpoint:
     async def shown(visit: ConsoleVisit, **values: Any) -> Response:
         try:
             await visit.authenticate()
-            return visit.keep_approval(await endpoint(visit, **values))
+            return visit.keep_page(await endpoint(visit, **values))
         except ValidationError as error:
             first = field_errors(error)[0]
             return visit.failed(invalid_request(first["field"], f"{first['field']}: {first['problem']}"))
         except Failure as failure:
             report_broken_authority(failure)
-            return visit.keep_approval(visit.failed(failure))
+            return visit.keep_page(visit.failed(failure))
 
     return shown
 

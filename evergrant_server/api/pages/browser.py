@@ -4,24 +4,26 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl
 
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from evergrant_server.api.http.request_errors import path_that_is_near
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import is_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import KeyRing
 
 APPROVAL_PAGES = "/console/call-approvals"
 _COOKIE_VALUE = re.compile(r"^[A-Za-z0-9_-]{43}\Z")
 _MAX_FORM_BYTES, _MAX_FORM_FIELDS = 4096, 10
-_APPROVAL_COOKIE, _APPROVAL_S = "evergrant-approval", 600  # only an id: the page asks who is there
+_PAGE_COOKIE, _PAGE_S = "evergrant-page", 600  # only a path of the console: the page asks who is there
+_CONSOLE_PATH = re.compile(r"/console(?!/(?:login|logout|static)\b)(?:/\w[\w.-]{0,199}){1,6}\Z", re.ASCII)
 _CONFIRM_COOKIE, _CONFIRM_S = "evergrant-confirm", 120  # compared with the consent's hash
 
 
@@ -58,20 +60,25 @@ class BrowserSessions:
         message = f"{self.hash_cookie(browser)}:{self.hash_cookie(link)}"
         return hmac.new(self._key, message.encode(), hashlib.sha256).hexdigest()
 
-    async def read_form(self, request: Request, link: str) -> tuple[str, dict[str, str]]:
-        """The browser and the fields of the form of this link's page.
+    async def read_form(
+        self,
+        request: Request,
+        link: str,
+        most_bytes: int = _MAX_FORM_BYTES,
+        most_fields: int = _MAX_FORM_FIELDS,
+    ) -> tuple[str, dict[str, str]]:
+        """The browser and the fields of the form of this link's page; a repeated field's values have spaces
+        between.
 
         Raises Failure CALLBACK_INVALID for another site's form, BODY_TOO_LARGE. Every route that takes
         a form calls it first. The cookie is `SameSite=Lax`, so a form of another site has none; the CSRF
         token is bound to this browser and this link.
         """
-        body = await request.body()
-        if len(body) > _MAX_FORM_BYTES:
+        if len(await request.body()) > most_bytes:
             raise Failure(ErrorCode.BODY_TOO_LARGE)
-        try:
-            fields = dict(parse_qsl(body.decode("ascii"), max_num_fields=_MAX_FORM_FIELDS))
-        except ValueError:
-            fields = {}
+        fields: dict[str, str] = {}
+        for name, text in await _form_fields(request, most_bytes, most_fields):
+            fields[name] = f"{fields[name]} {text}" if name in fields else text
         browser = self.cookie_of(request)
         if browser is None or not hmac.compare_digest(
             fields.get("csrf", "").encode(), self.csrf_token(browser, link).encode()
@@ -91,17 +98,18 @@ class BrowserSessions:
     def end_session(self, response: Response, cookie: str) -> None:
         response.delete_cookie(cookie, path="/", secure=self.secure, httponly=True, samesite="lax")
 
-    def keep_approval(self, response: Response, id: str) -> None:
-        """Have this browser's next login lead to the page of this approval."""
-        rules = {"max_age": _APPROVAL_S, "secure": self.secure, "httponly": True}
-        response.set_cookie(_APPROVAL_COOKIE, id, path="/", samesite="lax", **rules)
+    def keep_page(self, response: Response, path: str) -> None:
+        """Have this browser's next login lead back to this page of the console."""
+        if _CONSOLE_PATH.match(path):
+            rules = {"max_age": _PAGE_S, "secure": self.secure, "httponly": True}
+            response.set_cookie(_PAGE_COOKIE, path, path="/", samesite="lax", **rules)
 
     @staticmethod
     def page_after_login(request: Request, otherwise: str) -> str:
-        """The page of the approval for which the browser was sent to log in. No other address is taken from a
+        """The console's page for which the browser was sent to log in. No other address is taken from a
         request."""
-        id = request.cookies.get(_APPROVAL_COOKIE, "")
-        return f"{APPROVAL_PAGES}/{id}" if is_id(id, "cap") else otherwise
+        path = request.cookies.get(_PAGE_COOKIE, "")
+        return path if _CONSOLE_PATH.match(path) else otherwise
 
     def set_confirm_code(self, response: Response, code: Secret) -> None:
         """Give this browser a confirm code, which the connect page shows it."""
@@ -113,6 +121,21 @@ class BrowserSessions:
     def confirm_code_of(request: Request) -> Secret | None:
         value = request.cookies.get(_CONFIRM_COOKIE, "")
         return Secret(value) if _COOKIE_VALUE.match(value) else None
+
+
+async def _form_fields(request: Request, most_bytes: int, most_fields: int) -> Iterable[tuple[str, str]]:
+    """The fields of a form as browsers send them; of a file its text. Nothing of what no browser sends."""
+    body = await request.body()
+    try:
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            return parse_qsl(body.decode("ascii"), max_num_fields=most_fields)
+        async with request.form(max_files=1, max_fields=most_fields, max_part_size=most_bytes) as form:
+            return [
+                (name, (await part.read()).decode(errors="replace") if isinstance(part, UploadFile) else part)
+                for name, part in form.multi_items()
+            ]
+    except (ValueError, HTTPException):
+        return ()
 
 
 def form_of(*fields: str) -> dict[str, Any]:

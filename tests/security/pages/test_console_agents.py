@@ -117,8 +117,8 @@ async def test_a_link_to_an_approval_leads_there_after_the_login_and_nowhere_els
     assert (await ann.log_in(step_up="true")).headers["location"] == path
     assert "Approve this one call" in (await ann.browser.get(path)).text
     elsewhere = PersonAt(api)
-    for id in ("cap_x", "//evil.example", "cap_0000000000000000000000/../../x"):
-        elsewhere.browser.cookies.set("evergrant-approval", id)
+    for place in ("//evil.example", "/console//evil.example", "/console/../x", "/console/login", "/v1/apps"):
+        elsewhere.browser.cookies.set("evergrant-page", place)
         assert (await elsewhere.log_in()).headers["location"] == "/session"
         elsewhere.browser.cookies.clear()
     by_key = api.browser()

@@ -1168,6 +1168,12 @@ class RefusalWords:
     unauthenticated: bool = False
 
 @dataclass(frozen=True, slots=True)
+class Replayed:
+    """How many deliveries are sent again. `failed_deliveries` are left: repeat the request."""
+    replayed: int
+    failed_deliveries: int
+
+@dataclass(frozen=True, slots=True)
 class RevocationProgress:
     """A revocation that the provider hasn't confirmed. `failure` is that of the last attempt."""
     since: datetime | None
@@ -1289,7 +1295,11 @@ class UnusedConnection:
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """`failures` counts consecutive failed attempts; `paused_until` is the time of the next one."""
+    """`failures` counts consecutive failed attempts; `paused_until` is the time of the next one.
+
+    While it fails `problem` says why, with the receiver's `response_status` if it answered.
+    `failed_deliveries` were given up, and can be replayed.
+    """
     id: str
     name: str
     url: str
@@ -1305,6 +1315,9 @@ class Webhook:
     created_at: datetime
     changed_at: datetime
     revision: int
+    problem: str | None = None
+    response_status: int | None = None
+    failed_deliveries: int = 0
     secret: str | None = field(default=None, repr=False)
 
 @dataclass(frozen=True, slots=True)

@@ -852,6 +852,12 @@ class Operations:
     def replay_webhook(self, webhook: str, delivery_id: str) -> None:
         """Send a delivery again. It keeps its `webhook-id`, by which receivers deduplicate."""
 
+    @sends("POST", "/v1/webhooks/{webhook}/replay-failed", models.Replayed, once=True)
+    def replay_failed_deliveries(self, webhook: str) -> None:
+        """Send the deliveries again that were given up, the oldest first: up to 1000 at once. Each keeps its
+        `webhook-id`, by which receivers deduplicate.
+        """
+
     @sends("POST", "/v1/webhooks/{webhook}/rotate-secret", models.Webhook, once=True)
     def rotate_webhook_secret(self, webhook: str, *, overlap: timedelta | None = None) -> None:
         """Create a new signing secret and return it once. In the overlap, messages carry both signatures.

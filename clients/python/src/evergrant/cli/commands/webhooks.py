@@ -10,7 +10,16 @@ from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.tables import show_one, show_rows
 from evergrant.cli.verbs import verb
 
-_WEBHOOKS = ("name", "url", "integration", "events", "disabled_by", "failures", "failing_since")
+_WEBHOOKS = (
+    "name",
+    "url",
+    "integration",
+    "events",
+    "disabled_by",
+    "failing_since",
+    "problem",
+    "failed_deliveries",
+)
 _DELIVERIES = (
     *("id", "event_type", "status", "attempts"),
     *("response_status", "problem", "next_at", "created_at"),
@@ -25,6 +34,7 @@ verb(
     webhooks, "delete rm", "delete_webhook", "Delete a webhook with its log. Pending deliveries are dropped."
 )
 verb(webhooks, "replay", "replay_webhook", "Send one delivery again.")
+verb(webhooks, "replay-failed", "replay_failed_deliveries", "Send the deliveries again that were given up.")
 verb(webhooks, "test", "test_webhook", "Have a webhook.ping sent; `deliveries` shows the result.")
 
 
