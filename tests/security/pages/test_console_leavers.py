@@ -12,9 +12,9 @@ async def test_an_admin_plans_orders_by_typing_who_leaves_and_puts_back(api: Api
     browser = await person_at_console(api, PersonRole.TENANT_ADMIN)
     plan = await browser.page("/console/leavers/plan?subject=alice&reason=HR-7")
     assert connection.id in plan
-    assert "Stop 1 connection now?" in plan
+    assert "<strong>1</strong> connections are stopped" in plan
     refused = await browser.send("/console/leavers", **ORDER, confirm="bob")
-    assert (refused.status_code, "Type alice to confirm" in refused.text) == (400, True)
+    assert (refused.status_code, "Type the person&#39;s name, alice" in refused.text) == (400, True)
     ordered = await browser.send("/console/leavers", **ORDER, confirm="alice")
     assert ordered.status_code == 303, ordered.text
     place = ordered.headers["location"]
@@ -29,8 +29,10 @@ async def test_an_admin_plans_orders_by_typing_who_leaves_and_puts_back(api: Api
 
 async def test_a_grace_is_a_number_of_hours(api: Api):
     browser = await person_at_console(api, PersonRole.TENANT_ADMIN)
-    refused = await browser.send("/console/leavers", **ORDER, confirm="alice", hours="soon")
-    assert (refused.status_code, "whole number of hours" in refused.text) == (400, True)
+    path = "/console/leavers/plan?subject=alice&reason=HR-7&hours=soon"
+    refused = await browser.browser.get(path)
+    assert (refused.status_code, 'value="alice"' in refused.text) == (400, True), "what was typed stays"
+    assert 'id="hours-problem"' in refused.text
 
 
 async def test_an_auditor_reads_and_orders_nothing(api: Api):
