@@ -45,6 +45,7 @@ async def test_held_connections_are_refreshed_and_put_back_and_afterwards_revoke
         installation(temporal_address, url, tmp_path, idp) as place,
     ):
         connection, other = await place.connect(), await place.connect()
+        await move(place, other.id, "bob", "default")
         held = await leaves(place, connection.subject, HOUR)
         assert (await place.row(connection)).held_by == held.id
         await place.parts.reconciler.reconcile_all()
