@@ -239,6 +239,7 @@ async def get_offboarding(offboarding_id: str, call: AuditorCall) -> Offboarding
 
 
 @router.post("/v1/offboardings/{offboarding_id}/undo")
+@dangerous("always: what was stopped is leased again", second=False)
 async def undo_offboarding(offboarding_id: str, call: AdminCall) -> OffboardingView:
     """Put the connections back, within the grace. Sessions, delegations and clients stay ended: people log in
     again. Agents that were stopped are enabled by `PUT /v1/apps/{name}`."""

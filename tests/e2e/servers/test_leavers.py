@@ -76,7 +76,7 @@ async def test_a_person_with_twelve_connections_leaves_and_the_report_says_what_
     labels = [f"tool-{number}" for number in range(EACH)]
     mine = [await company.connected(name, label) for name in (DJANGO, MCP) for label in labels]
     other = await company.connected(MCP, "default", "bob")
-    live = await company.servers[MCP].control()
+    live = await company.servers[DJANGO].control()
     status, shown, problem = await run(
         company.platform.api,
         company.platform.admin_key,
@@ -113,7 +113,8 @@ async def test_a_person_with_twelve_connections_leaves_and_the_report_says_what_
         answers = {answer["status"] for answer in line["evidence"].get("answers", ())}
         assert answers == ({200} if line["integration"] == MCP else set())
     assert "alice" not in report
-    assert await company.servers[MCP].control() == live - EACH
+    assert await company.servers[MCP].control() == 0, "it ends all that it has granted, with the first"
+    assert await company.servers[DJANGO].control() == live, "it can't revoke"
     assert (await company.api.connection(other["id"]))["state"] == "active"
 
 
