@@ -87,7 +87,7 @@ BY_HAND = frozenset(
         *("lease", "token", "proof", "sign_request"),  # evergrant.api.leases
         *("create_connection", "reauthorize_connection", "refresh_connection", "revoke_connection"),
         "confirm_consent",  # evergrant.api.commands, as what follows
-        *("list_providers", "list_audit_records", "list_connection_audit", "rotate_client_secret"),
+        *("list_providers", "list_connection_audit", "rotate_client_secret"),
         *("ask_for_call", "use_approval"),
         *("import_connections", "request_export", "fetch_export", "delete_export"),
         "get_incident_report",  # as those

@@ -24,6 +24,7 @@ from evergrant_server.api import (
     health,
     incidents,
     key_rotations,
+    me,
     openapi,
     questions,
     secret_rotations,
@@ -46,7 +47,7 @@ from evergrant_server.api.apps import routes as apps
 from evergrant_server.api.connections import commands, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.console import agents as console_agents
-from evergrant_server.api.console import apps as console_apps
+from evergrant_server.api.console import audit as console_audit
 from evergrant_server.api.console import connections as console_connections
 from evergrant_server.api.console import incidents as console_incidents
 from evergrant_server.api.console import integrations as console_integrations
@@ -57,6 +58,12 @@ from evergrant_server.api.console import questions as console_questions
 from evergrant_server.api.console import requests as console_requests
 from evergrant_server.api.console import streams as console_streams
 from evergrant_server.api.console import webhooks as console_webhooks
+from evergrant_server.api.console.rights import apps as console_apps
+from evergrant_server.api.console.rights import clients as console_clients
+from evergrant_server.api.console.rights import credentials as console_credentials
+from evergrant_server.api.console.rights import people as console_people
+from evergrant_server.api.console.rights import permits as console_permits
+from evergrant_server.api.console.rights import rules as console_rules
 from evergrant_server.api.decisions import access_requests, approvals, call_approvals
 from evergrant_server.api.http.client_certificates import TrustedHop
 from evergrant_server.api.http.middleware import Deadline, Envelope
@@ -119,6 +126,7 @@ ROUTERS = (
     oauth_clients.router,
     authorization.router,
     device.router,
+    me.router,
     token_endpoint.router,
     family_routes.router,
     approvals.router,
@@ -165,8 +173,14 @@ ROUTERS = (
     console_connections.router,
     console_integrations.router,
     console_apps.router,
+    console_credentials.router,
+    console_permits.router,
+    console_rules.router,
     console_agents.router,
+    console_clients.router,
+    console_people.router,
     console_requests.router,
+    console_audit.router,
     console_keys.router,
     console_questions.router,
     console_incidents.router,

@@ -7,13 +7,16 @@ from fastapi import APIRouter, Query
 
 from evergrant_server import audit
 from evergrant_server.api.http.call import ApiCall, AuditorCall, Call
-from evergrant_server.api.http.models import Page, PageCursor, PageLimit, UtcDatetime, View
+from evergrant_server.api.http.cursors import Listing
+from evergrant_server.api.http.models import Page, PageCursor, PageLimit, RecordPlace, UtcDatetime, View
 from evergrant_server.core.access import STORY_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.binding import Binding
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.provider_words import PROVIDER_SAID
 from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
+from evergrant_server.store.audit_tables import ACCESS_WORDS
 
 router = APIRouter(tags=["audit"])
 access_router = APIRouter(tags=["apps"])
@@ -24,6 +27,7 @@ _PUTS = (
     *(AuditAction.DELEGATION_RULE_PUT, AuditAction.DENIES_CHANGED),
 )
 
+_LOOKED_AT_ONCE, _MOST_LOOKED_AT = 500, 2000  # records, for those of one actor
 Limit = Annotated[int, Query(ge=1, le=500)]
 Moment = Annotated[UtcDatetime | None, Query()]
 
@@ -60,11 +64,41 @@ class AuditView(View):
 
 @router.get("/v1/audit")
 async def list_audit_records(
-    call: AuditorCall, limit: Limit = 100, cursor: PageCursor = None
+    call: AuditorCall,
+    limit: Limit = 100,
+    cursor: PageCursor = None,
+    action: Annotated[AuditAction | None, Query()] = None,
+    object: Annotated[str | None, Query(min_length=1, max_length=300)] = None,
+    by: Annotated[str | None, Query(min_length=1, max_length=300)] = None,
+    since: Moment = None,
+    until: Moment = None,
+    newest_first: bool = False,
 ) -> Page[AuditView]:
-    """The tenant's audit log, oldest first."""
+    """The tenant's audit log, oldest first, or those of its records that fit.
+
+    `object` is the id of what happened to something, `by` who did it, such as `app:sync`. Records are of
+    `since` on, and before `until`. With `by` a page may be short although more follow: at most 2,000 records
+    are looked at for it.
+    """
+    window = audit.Window(since, until, _is_of_access(action), () if action is None else (action,))
     async with call.api.store.read() as tx:
-        return await _page(tx, call, None, limit, cursor)
+        return await _page(tx, call, object, limit, cursor, newest_first, window=window, by=by)
+
+
+def _is_of_access(action: AuditAction | None) -> bool:
+    """True for an action about who may do what: its records have an index of their own."""
+    return action is not None and action.value.partition(".")[0] in ACCESS_WORDS
+
+
+@router.get("/v1/audit/record")
+async def get_audit_record(record: RecordPlace, call: AuditorCall) -> AuditView:
+    """The record at a place, `SHARD/INDEX`."""
+    shard, _, index = record.rpartition("/")
+    async with call.api.store.read() as tx:
+        stored = await audit.following(tx, call.tenant, shard, int(index) - 1, 1)
+    if not stored or stored[0].place != record:
+        raise Failure(ErrorCode.NOT_FOUND)
+    return AuditView.of_record(stored[0].record)
 
 
 @router.get("/v1/audit/verify")
@@ -115,13 +149,38 @@ async def _page(
     limit: int,
     cursor: str | None,
     newest_first: bool = False,
+    *,
+    window: audit.Window = audit.ALL,
+    by: str | None = None,
 ) -> Page[AuditView]:
-    order = {"newest": True} if newest_first else {}
-    listing = call.listing("audit", limit, cursor, of=object_id, **order)
-    records = await audit.page(
-        tx, call.tenant, object=object_id, after=listing.after, limit=listing.most, newest_first=newest_first
-    )
+    bound: dict[str, object] = {"newest": True} if newest_first else {}
+    bound |= {} if by is None else {"by": by}
+    bound |= {} if window == audit.ALL else {"window": repr(window)}
+    listing = call.listing("audit", limit, cursor, of=object_id, **bound)
+    chosen = {"window": window, "object": object_id, "newest_first": newest_first}
+    if by is not None:
+        return await _page_by(tx, call, listing, by, chosen)
+    records = await audit.page(tx, call.tenant, after=listing.after, limit=listing.most, **chosen)
     return listing.page([AuditView.of_record(record) for record in records], records, audit.page_cursor)
+
+
+async def _page_by(
+    tx: Transaction, call: ApiCall, listing: Listing, by: str, chosen: dict[str, Any]
+) -> Page[AuditView]:
+    """The records of one actor among the next 2,000: who did it stands in bodies, which no index has."""
+    views: list[AuditView] = []
+    after = listing.after
+    for _ in range(_MOST_LOOKED_AT // _LOOKED_AT_ONCE):
+        records = await audit.page(tx, call.tenant, after=after, limit=_LOOKED_AT_ONCE, **chosen)
+        for record in records:
+            after = audit.page_cursor(record)
+            if record.context.by == by:
+                views.append(AuditView.of_record(record))
+            if len(views) == listing.limit:
+                return Page(items=views, next_cursor=listing.cursor_after(after))
+        if len(records) < _LOOKED_AT_ONCE:
+            return Page(items=views)
+    return Page(items=views, next_cursor=None if after is None else listing.cursor_after(after))
 
 
 class AccessChangeView(View):

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from evergrant_server.api.http.call import ApiCall, AuditorCall, Call
-from evergrant_server.api.http.models import View
+from evergrant_server.api.http.models import RecordPlace, View
 from evergrant_server.audit.checkpoints import proofs
 from evergrant_server.audit.checkpoints.notes import cose_receipt, hash_lines, log_proof, verifier_key
 from evergrant_server.core.audit import AuditAction
@@ -22,9 +22,6 @@ router = APIRouter(tags=["audit"])
 COSE = "application/cose"
 COSE_HEAD = "evergrant-head"  # the header of a COSE receipt that has the head and its own receipt
 FORMAT = "evergrant-receipt/v1"
-_RECORD = r"^[a-z0-9][a-z0-9_.-]{0,99}/(0|[1-9][0-9]{0,17})$"
-
-RecordPlace = Annotated[str, Query(pattern=_RECORD)]
 # the records of which the app that made the request keeps a receipt
 _OWN = (AuditAction.LEASE_ISSUED, AuditAction.DPOP_PROOF_ISSUED, AuditAction.PROXY_CALLED)
 Since = Annotated[int | None, Query(ge=0, lt=2**63)]

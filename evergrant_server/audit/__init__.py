@@ -8,6 +8,7 @@ Doesn't own the tables (store), what is worth recording (its callers) or the wor
 
 from evergrant_server.audit.publishing import wake_webhook, write_event
 from evergrant_server.audit.records import (
+    ALL,
     Window,
     count_actions,
     following,
@@ -25,6 +26,7 @@ from evergrant_server.audit.trees import append, append_all, append_heads, lock_
 from evergrant_server.audit.verification.verifier import contains_checkpoint, newest_checkpoint, verify_log
 
 __all__ = [
+    "ALL",
     "Window",
     "accept_heads",
     "append",

@@ -1,10 +1,10 @@
 """Renders the console's pages. Every value is escaped; times are UTC, with how long ago beside them."""
 
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from evergrant_server.console.next_steps import state_words, step_of
 from evergrant_server.console.pages import FOLDER, new_environment
+from evergrant_server.console.times import span
 from evergrant_server.core.errors import FAILURES
 
 _HTMX = "htmx-4.0.1.min.js"
@@ -17,7 +17,6 @@ STATIC = {
         (_HTMX, _JAVASCRIPT),
     )
 }
-_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
 class MenuEntry(NamedTuple):
@@ -40,11 +39,16 @@ MENU: dict[str, tuple[MenuEntry, ...]] = {
     "Access": (
         MenuEntry("apps", "apps", "Apps"),
         MenuEntry("access", "access", "Who may"),
+        MenuEntry("rules", "rules", "Delegation"),
         MenuEntry("agents", "agents", "Agents"),
         MenuEntry("leavers", "leavers", "Leavers"),
+        MenuEntry("clients", "clients", "Clients"),
+        MenuEntry("people", "people", "People"),
         MenuEntry("requests", "requests", "Requests", whole=False),
+        MenuEntry("approvals", "approvals", "Approvals"),
     ),
     "Trust": (
+        MenuEntry("audit", "audit", "Audit log"),
         MenuEntry("questions", "questions", "Questions"),
         MenuEntry("incidents", "incidents", "Incidents"),
         MenuEntry("keys", "keys", "Keys"),
@@ -71,7 +75,7 @@ class ConsolePages:
 
     def __init__(self) -> None:
         self._templates = new_environment()
-        self._templates.filters |= {"moment": moment, "ago": ago, "span": span, "plain": plain, "pair": pair}
+        self._templates.filters |= {"span": span, "plain": plain, "pair": pair}
         self._templates.globals |= {
             "htmx": _HTMX,
             "state_words": state_words,
@@ -96,27 +100,6 @@ def menu_of(visitor: Visitor) -> dict[str, list[MenuEntry]]:
 def pair(value: str) -> tuple[str, str]:
     """A choice that is its own words."""
     return value, value
-
-
-def moment(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def ago(at: datetime, now: datetime) -> str:
-    """How far a moment is from now, in one unit: `5 min ago`, `in 2 h`."""
-    seconds = (now - at).total_seconds()
-    return f"{span(seconds)} ago" if seconds >= 0 else f"in {span(-seconds)}"
-
-
-def span(seconds: float) -> str:
-    """A time in one unit, rounded down."""
-    if seconds < _MINUTE:
-        return f"{seconds:.0f} s"
-    if seconds < _HOUR:
-        return f"{seconds // _MINUTE:.0f} min"
-    if seconds < _DAY:
-        return f"{seconds // _HOUR:.0f} h"
-    return f"{seconds // _DAY:.0f} d"
 
 
 def plain(value: object) -> str:

@@ -2,15 +2,19 @@
 
 import re
 from base64 import b64encode
+from collections.abc import Sequence
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evergrant_server.console.advice import WayOut, next_step, what_happened, words_for_admins
-from evergrant_server.console.logos import Logos, Parties
+from evergrant_server.console.logos import Logos, Parties, Party
+from evergrant_server.console.times import ago, moment
+from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.device_code import DeviceCode
 from evergrant_server.core.connections.grant import AccountOption
@@ -24,14 +28,16 @@ FOLDER = Path(__file__).parent
 
 
 def new_environment() -> Environment:
-    """Compiles each template once."""
-    return Environment(
+    """Compiles each template once. Times are UTC, with how long ago beside them."""
+    environment = Environment(
         loader=FileSystemLoader(FOLDER / "templates"),
         autoescape=True,  # regardless of the file's extension
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"moment": moment, "ago": ago}
+    return environment
 
 
 STYLE = (FOLDER / "static" / "evergrant.css").read_bytes()
@@ -50,6 +56,35 @@ _SCOPE_DESCRIPTIONS = {
     "read": "Read your data",
     "write": "Change your data",
 }
+
+
+class OwnUse(NamedTuple):
+    """One use of a person's connection: when, by which app, in words, and the place of its audit record."""
+
+    at: datetime
+    by: str
+    what: str
+    record: str
+
+
+class OwnAccount(NamedTuple):
+    """A connection as its person sees it. `account` is the name that the provider gave, if that is known."""
+
+    connection: Connection
+    provider: Party
+    account: str | None
+    last: OwnUse | None
+
+
+class OwnProgram(NamedTuple):
+    """What acts for a person: a client, or an agent by a delegation. `used_at`: its last call."""
+
+    id: str
+    name: str
+    reach: str
+    since: datetime
+    used_at: datetime | None
+    connection_id: str | None
 
 
 class Pages:
@@ -167,6 +202,33 @@ class Pages:
             return self._result("bad", "The program was not let in", "You can close this window.")
         text = "Go back to it: it goes on by itself within seconds. You can close this window."
         return self._result("good", "The program is let in", text)
+
+    def me(
+        self,
+        *,
+        person: str,
+        accounts: Sequence[OwnAccount],
+        programs: Sequence[OwnProgram],
+        said: str | None,
+        query: str,
+        now: datetime,
+        csrf: str,
+    ) -> str:
+        """What is connected for a person, and what acts for them."""
+        shown = {"accounts": accounts, "programs": programs, "said": said, "query": query, "csrf": csrf}
+        return self._render("me.html", title="Your connections", person=person, now=now, **shown)
+
+    def my_connection(
+        self, *, account: OwnAccount, uses: Sequence[OwnUse], query: str, now: datetime, csrf: str
+    ) -> str:
+        """Who used one of a person's connections, and the button that ends it."""
+        shown = {"account": account, "uses": uses, "query": query, "csrf": csrf, "now": now}
+        return self._render("my_connection.html", title=account.provider.name, **shown)
+
+    def not_shown(self, failure: Failure) -> str:
+        """Why a person doesn't see the page of their connections."""
+        shown = {"then": failure.repair, "code": failure.code.value}
+        return self._result("bad", "This page can't be shown", failure.detail, **shown)
 
     def not_authorized(self, failure: Failure) -> str:
         """Why the person's browser isn't led back to the client that sent it."""

@@ -14,6 +14,19 @@ from evergrant_server.policy.paths import PathReadings
 
 _REST = "*"
 NO_TOOL = ""  # of a message of MCP that belongs to the protocol and calls no tool
+MCP_PATH, TOOL_CALL = "/mcp", "tools/call"
+_OF_PROTOCOL = frozenset(
+    {
+        *("initialize", "ping", "server/discover", "tools/list", "logging/setLevel", "subscriptions/listen"),
+        *("tasks/get", "tasks/result", "tasks/update", "tasks/cancel"),  # of calls that were judged
+    }
+)
+_NOTIFICATION = "notifications/"
+
+
+def is_of_protocol(message: str) -> bool:
+    """True for the methods of MCP that call nothing; "" is a response."""
+    return message in ("", *_OF_PROTOCOL) or message.startswith(_NOTIFICATION)
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,16 @@ class ProxiedRequest:
             return None
         path, _, query = path.partition("?")
         return cls(method, path, None, method_overrides(query.encode(), own_names=own_names))
+
+    @classmethod
+    def of_line(cls, line: str) -> "ProxiedRequest":
+        """The request that an audit record names: `GET /user/repos`, or `POST /mcp tools/call search`."""
+        method, _, rest = line.partition(" ")
+        path, _, message = rest.partition(" ")
+        if path != MCP_PATH:
+            return cls(method, path)
+        message, _, tool = message.partition(" ")
+        return cls(method, "/", tool or (NO_TOOL if is_of_protocol(message) else None))
 
     @cached_property
     def readings(self) -> PathReadings:

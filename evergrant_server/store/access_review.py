@@ -131,7 +131,7 @@ async def review_permits(
         owner = apps[row["app_id"]]
         place = repr([row[name] for name in _PLACE])
         if place not in reached:
-            reached[place] = await _live_connections(tx, tenant, row)
+            reached[place] = await count_covered(tx, tenant, row)
         broken = _split(tx, App, AppRow, [owner])[1] or _split(tx, Permit, PermitRow, [row])[1]
         reviews.append(
             PermitReview(
@@ -244,7 +244,7 @@ async def covered_connections(
     return [read_model(Connection, row, values) for values in await fetch_all(tx.connection, query)]
 
 
-async def _live_connections(tx: Transaction, tenant: Tenant, permit: Values) -> int:
+async def count_covered(tx: Transaction, tenant: Tenant, permit: Values) -> int:
     """How many connections that haven't ended the fields of a permit cover."""
     query = select(func.count()).select_from(ConnectionRow).where(*_covered(tenant, permit))
     return int((await tx.connection.execute(query)).scalar_one())

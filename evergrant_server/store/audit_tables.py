@@ -11,12 +11,12 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.store.database import columns
 
 # the actions that say who may do what, by their first word
-_ACCESS_WORDS = (
+ACCESS_WORDS = (
     *("access", "app", "approval", "credential", "integration", "issuer", "key", "permit"),
     *("person", "role", "session"),
     *("admin_login", "client_login", "delegation_rule", "oauth_client", "tenant", "trusted_issuer"),
 )
-ACCESS_CONDITION = "({})".format(" OR ".join(f"action LIKE '{word}.%'" for word in _ACCESS_WORDS))
+ACCESS_CONDITION = "({})".format(" OR ".join(f"action LIKE '{word}.%'" for word in ACCESS_WORDS))
 
 
 # the actions that end something, or begin it anew: a row that was put back is told by them (`store.ends`)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from evergrant_server.access.approvals import dangerous
+from evergrant_server.access.transactions import record
 from evergrant_server.api.http.call import ApiCall, Call
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, View
 from evergrant_server.core.access import Action
@@ -14,6 +15,7 @@ from evergrant_server.core.agents.delegations import Delegation, chain_problem
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, DelegationId, is_id
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.policy import Target
 from evergrant_server.problems import require_found
 from evergrant_server.store import Transaction
@@ -158,16 +160,22 @@ async def stop_delegation(
             delegation = await visible_delegation(tx, call, delegation.root_id, stopping=True)
         if delegation.stopped_at is not None:
             return _stopped(delegation, 0)
-        ended = await tx.delegations.count_live_under(delegation, call.now)
-        stopped = delegation.stopped(call.context.by, wanted.reason, call.now)
-        await tx.delegations.replace(stopped, expected=delegation.revision)
-        detail = {"reason": wanted.reason, "session": delegation.root_id, "delegations_ended": ended}
-        await call.record(
-            tx, AuditAction.DELEGATION_STOPPED, delegation.id, subject=delegation.subject, **detail
-        )
-        return _stopped(stopped, ended)
+        return await end_delegation(tx, delegation, wanted.reason, call.context, call.now)
 
     return await call.write(write, tries=_TRIES)
+
+
+async def end_delegation(
+    tx: Transaction, delegation: Delegation, reason: str, context: RequestContext, now: datetime
+) -> DelegationStopView:
+    """End a live delegation, with all that was delegated by it."""
+    ended = await tx.delegations.count_live_under(delegation, now)
+    stopped = delegation.stopped(context.by, reason, now)
+    await tx.delegations.replace(stopped, expected=delegation.revision)
+    detail = {"reason": reason, "session": delegation.root_id, "delegations_ended": ended}
+    action, detail = AuditAction.DELEGATION_STOPPED, {"subject": delegation.subject, **detail}
+    await record(tx, delegation.tenant, action, delegation.id, context, now, **detail)
+    return _stopped(stopped, ended)
 
 
 def _stopped(one: Delegation, ended: int) -> DelegationStopView:

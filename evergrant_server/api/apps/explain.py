@@ -42,6 +42,7 @@ from evergrant_server.policy import (
     scopes_above,
 )
 from evergrant_server.policy.networks import parse_address
+from evergrant_server.problems import invalid_request
 from evergrant_server.store import LeaseRow, Transaction
 from evergrant_server.store.access_review import AppReview, review_app, review_connection
 from providers.definition.schema import ProviderSpec
@@ -136,6 +137,7 @@ async def explain_access(
     path is percent-encoded as it is sent, and may have its query.
     """
     requested = split_scopes(scopes)
+    _require_request(action, method, path, tool)
     async with call.api.store.read() as tx:
         reviewed = await review_app(tx, call.tenant, app, call.now)
         if reviewed is None:
@@ -154,6 +156,16 @@ async def explain_access(
         obstacles += _above_integration(scopes_above(question.scopes, explained.scope_ceiling))
     names = {"app": app, **explained.names, "action": action, "scopes": question.scopes}
     return _view(explain(permits, question), obstacles, **names)
+
+
+def _require_request(action: Action, method: str | None, path: str | None, tool: str | None) -> None:
+    """Raise Failure INVALID_REQUEST for half of a request: it would be judged as an unknown one."""
+    if (method is None) is not (path is None):
+        raise invalid_request("path" if path is None else "method", "A request has a method and a path.")
+    if tool is not None and method is not None:
+        raise invalid_request("tool", "tool: a request has either a tool, or a method and a path.")
+    if action is not Action.PROXY and not (method is None and tool is None):
+        raise invalid_request("action", "action: method, path and tool are of a request, which takes proxy.")
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ log = logging.getLogger("evergrant.api")
 
 router = APIRouter(tags=["connections"])
 
-_REVOKE_ATTEMPTS = 100
+REVOKE_ATTEMPTS = 100  # a revocation must succeed on a busy row
 
 
 @router.post("/v1/connections/{connection_id}/choose", response_model=ConnectionView)
@@ -168,15 +168,23 @@ async def _revoke(connection_id: str, call: ApiCall, sent: RevokeBody | None, re
             tx, connection_id, Action.CONNECT, Action.ADMIN, revoking=True
         )
         if not (connection.state.is_final or connection.state is LifecycleState.REVOKING):
-            requested = connection.revocation_requested(reason, call.now)
-            connection = await tx.connections.replace(requested, expected=connection.revision)
-            message = Revoke(reason=reason, context=call.context)
-            await signal_connection(tx, connection, SignalName.REVOKE, message, call.now)
-            await call.record(tx, AuditAction.REVOCATION_REQUESTED, connection.id, reason=reason)
+            connection = await request_revocation(tx, connection, reason, call.context, call.now)
         return CommandResponse.of(await connection_view(tx, connection), 202)
 
-    # a revocation must succeed on a busy row
-    return await call.run(sent, revoke, tries=_REVOKE_ATTEMPTS)
+    return await call.run(sent, revoke, tries=REVOKE_ATTEMPTS)
+
+
+async def request_revocation(
+    tx: Transaction, connection: Connection, reason: str, context: RequestContext, now: datetime
+) -> Connection:
+    """Write state, message and audit record of a live connection's end. From the commit on no lease is
+    issued."""
+    requested = connection.revocation_requested(reason, now)
+    connection = await tx.connections.replace(requested, expected=connection.revision)
+    await signal_connection(tx, connection, SignalName.REVOKE, Revoke(reason=reason, context=context), now)
+    action = AuditAction.REVOCATION_REQUESTED
+    await record(tx, connection.tenant, action, connection.id, context, now, reason=reason)
+    return connection
 
 
 @router.post("/v1/connections/{connection_id}/confirm", response_model=ConnectionView)

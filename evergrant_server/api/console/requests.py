@@ -1,4 +1,4 @@
-"""Requests for access, and commands that wait for a second person, in the console: lists and decisions."""
+"""What waits for a decision, in the console: requests for access, and commands and calls to approve."""
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -16,10 +16,11 @@ from evergrant_server.api.decisions.access_requests import (
 )
 from evergrant_server.api.decisions.approvals import approve as approve_command
 from evergrant_server.api.decisions.approvals import list_approvals
-from evergrant_server.api.http.call import require_tenant_admin
+from evergrant_server.api.decisions.call_approvals import list_call_approvals
+from evergrant_server.api.http.call import require_auditor, require_tenant_admin
 from evergrant_server.api.pages.browser import redirect_response
 from evergrant_server.core.access import Action
-from evergrant_server.core.decisions import AccessRequestState
+from evergrant_server.core.decisions import AccessRequestState, CallApprovalState
 from evergrant_server.policy import Target
 from evergrant_server.problems import invalid_request
 
@@ -108,6 +109,25 @@ async def withdraw(visit: VisitDep, request_id: str) -> Response:
     await visit.read_form()
     await withdraw_access_request(request_id, visit.call)
     return _back_to(request_id, "withdrawn")
+
+
+@router.get("/console/approvals")
+@console_page
+async def show_approvals(visit: VisitDep) -> Response:
+    """The commands that wait for a second admin, and the first calls that wait for anybody."""
+    call = await require_auditor(visit.call)
+    commands = (await list_approvals(call)).items
+    calls = await list_call_approvals(call, state=CallApprovalState.WAITING, limit=ROWS)
+    return visit.show(
+        "approvals.html",
+        "Approvals",
+        commands=commands,
+        calls=calls.items,
+        more_calls=calls.next_cursor is not None,
+        decides=call.allows(Action.ADMIN, Target()),
+        own=call.context.by,
+        people=await visit.names_of(command.by for command in commands),
+    )
 
 
 @router.post("/console/approvals/{approval_id}")

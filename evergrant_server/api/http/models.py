@@ -36,6 +36,8 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 PageLimit = Annotated[int, Query(ge=1, le=200)]
 PageCursor = Annotated[str | None, Query(max_length=2000)]
+# the place of an audit record, `SHARD/INDEX`
+RecordPlace = Annotated[str, Query(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}/(0|[1-9][0-9]{0,17})$")]
 
 ItemT = TypeVar("ItemT")
 

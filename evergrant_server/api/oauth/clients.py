@@ -1,5 +1,6 @@
 """`/v1/oauth-clients`: OAuth clients that an admin registers, lists, turns off and deletes."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -31,7 +32,15 @@ class OAuthClientBody(Body):
 
 
 class OAuthClientSwitchBody(Body):
+    """What isn't named beside `disabled` stays as it is. Only a client that an admin made has another name,
+    other redirect URIs or other keys by this; its people are asked again then."""
+
     disabled: bool
+    name: Annotated[str, Field(min_length=1, max_length=80)] | None = None
+    redirect_uris: (
+        Annotated[tuple[Annotated[str, Field(max_length=2000)], ...], Field(min_length=1)] | None
+    ) = None
+    jwks: dict[str, Any] | None = None
 
 
 class OAuthClientView(View):
@@ -53,26 +62,15 @@ class OAuthClientView(View):
 @dangerous("always: persons let the client in as one that an admin answers for")
 async def create_oauth_client(body: OAuthClientBody, call: AdminCall) -> OAuthClientView:
     """Register an OAuth client for the persons of this tenant. Give its `client_id` to the client."""
-    members: dict[str, Any] = {"client_name": body.name, "redirect_uris": list(body.redirect_uris)}
-    if body.jwks is not None:
-        members |= {"jwks": body.jwks, "token_endpoint_auth_method": ClientAuthMethod.PRIVATE_KEY_JWT.value}
-    try:
-        metadata = read_client_metadata(members, public_key_set, any_scheme=True)
-    except MetadataRefused as refused:
-        field = "redirect_uris" if refused.error == "invalid_redirect_uri" else "jwks"
-        raise invalid_request(field, f"{refused.description}.") from None
+    metadata = _metadata(body.name, body.redirect_uris, body.jwks)
     id = OAuthClientId(new_id("cli"))
     client = GatewayClient(
         tenant=call.tenant,
         id=id,
         client_id=id,
         kind=ClientKind.ADMIN,
-        name=metadata.name,
-        redirect_uris=metadata.redirect_uris,
-        application_type=metadata.application_type,
-        auth_method=metadata.auth_method,
-        jwks=metadata.jwks,
         created_at=call.now,
+        **metadata,
     )
 
     async def write(tx: Transaction) -> None:
@@ -97,26 +95,37 @@ async def list_oauth_clients(
     return listing.page(views, clients, lambda client: client.id)
 
 
+@router.get("/v1/oauth-clients/{oauth_client_id}")
+async def get_oauth_client(oauth_client_id: str, call: AuditorCall) -> OAuthClientView:
+    async with call.api.store.read() as tx:
+        return OAuthClientView.of(await _to_change(tx, call.tenant, oauth_client_id))
+
+
 @router.put("/v1/oauth-clients/{oauth_client_id}")
-@dangerous("to turn a client on again")
+@dangerous("to turn a client on again, and each change of an admin's client")
 async def switch_oauth_client(
     oauth_client_id: str, body: OAuthClientSwitchBody, call: AdminCall
 ) -> OAuthClientView:
-    """Turn a client off, or on again. Its tokens count no more while it is off."""
+    """Turn a client off, or on again: its tokens count no more while it is off. Or change one of an admin."""
 
     async def write(tx: Transaction) -> GatewayClient:
-        client = await _to_change(tx, call.tenant, oauth_client_id)
-        if client.disabled == body.disabled:
-            return client
+        before = await _to_change(tx, call.tenant, oauth_client_id)
+        described = _described(before, body)
+        client = described.__replace__(disabled=body.disabled)
+        if client == before:
+            return before
         approved: dict[str, str] = {}
-        if not body.disabled:
-            facts = client.model_dump(mode="json", include={"id", "revision", "name", "redirect_uris"})
+        if described != before or not body.disabled:
+            facts = before.model_dump(mode="json", include={"id", "revision", "name", "redirect_uris"})
             approved = await use_approval(tx, call, body, {"client": facts})
-        changed = client.__replace__(disabled=body.disabled)
-        after = await tx.oauth_clients.replace(changed, expected=client.revision)
+        after = await tx.oauth_clients.replace(client, expected=before.revision)
+        if described != before:
+            await tx.client_consents.forget(client.client_id)
         await tx.token_families.judge_again(client.client_id)
-        detail = {"name": client.name, "kind": client.kind, "disabled": body.disabled, **approved}
-        await call.record(tx, AuditAction.OAUTH_CLIENT_PUT, client.id, **detail)
+        detail = {"name": client.name, "kind": client.kind, "disabled": body.disabled}
+        if described != before:
+            detail["redirect_uris"] = list(client.redirect_uris)
+        await call.record(tx, AuditAction.OAUTH_CLIENT_PUT, client.id, **detail, **approved)
         return after
 
     return OAuthClientView.of(await call.write(write))
@@ -142,3 +151,29 @@ async def delete_oauth_client(oauth_client_id: str, call: AdminCall) -> Response
 async def _to_change(tx: Transaction, tenant: Tenant, id: str) -> GatewayClient:
     """The client as its row says, with a broken authenticator too: a change repairs that."""
     return require_found(await tx.oauth_clients.to_change(tenant, OAuthClientId(id)))
+
+
+def _described(client: GatewayClient, body: OAuthClientSwitchBody) -> GatewayClient:
+    """The client with what the body says of it. Raises Failure INVALID_REQUEST."""
+    if body.name is None and body.redirect_uris is None and body.jwks is None:
+        return client
+    if client.kind is not ClientKind.ADMIN:
+        why = "What this client says of itself is its own: turn it off, or delete it."
+        raise invalid_request("name", f"name: {why}")
+    members = {"name": body.name, "redirect_uris": body.redirect_uris, "jwks": body.jwks}
+    kept = {name: getattr(client, name) for name, value in members.items() if value is None}
+    return client.__replace__(**_metadata(**{**members, **kept}))
+
+
+def _metadata(name: str, redirect_uris: Sequence[str], jwks: dict[str, Any] | None) -> dict[str, Any]:
+    """What is kept of a client that an admin describes. Raises Failure INVALID_REQUEST."""
+    members: dict[str, Any] = {"client_name": name, "redirect_uris": list(redirect_uris)}
+    if jwks is not None:
+        members |= {"jwks": jwks, "token_endpoint_auth_method": ClientAuthMethod.PRIVATE_KEY_JWT.value}
+    try:
+        metadata = read_client_metadata(members, public_key_set, any_scheme=True)
+    except MetadataRefused as refused:
+        field = "redirect_uris" if refused.error == "invalid_redirect_uri" else "jwks"
+        raise invalid_request(field, f"{refused.description}.") from None
+    kept = ("name", "redirect_uris", "application_type", "auth_method", "jwks")
+    return {member: getattr(metadata, member) for member in kept}

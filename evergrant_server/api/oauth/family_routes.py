@@ -101,6 +101,13 @@ async def list_token_families(
     return listing.page(views, families, lambda family: family.id)
 
 
+@router.get("/v1/token-families/{family_id}")
+async def get_token_family(family_id: str, call: AuditorCall) -> TokenFamilyView:
+    async with call.api.store.read() as tx:
+        family = require_found(await tx.token_families.to_end(call.tenant, TokenFamilyId(family_id)))
+        return (await _views(tx, call, [family]))[0]
+
+
 @router.delete("/v1/token-families/{family_id}")
 async def end_token_family(family_id: str, call: AdminCall) -> EndedFamiliesView:
     """End one, with its access tokens: their next use is refused. Idempotent."""

@@ -44,7 +44,7 @@ def provider_display_name(spec: ProviderSpec, integration: Integration) -> str:
     return issuer_name(integration) if discovered else spec.display_name
 
 
-AUTHORIZE_PATH, DEVICE_PATH = "/oauth/authorize", "/oauth/device"
+AUTHORIZE_PATH, DEVICE_PATH, ME_PATH = "/oauth/authorize", "/oauth/device", "/me"
 
 
 @dataclass(frozen=True)

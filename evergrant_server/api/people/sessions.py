@@ -31,6 +31,7 @@ from evergrant_server.core.people.sessions import (
     hash_secret,
 )
 from evergrant_server.core.secret import Secret
+from evergrant_server.problems import require_found
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from evergrant_server.telemetry.traces import trace_of
@@ -90,6 +91,14 @@ async def get_own_session(call: Call) -> SessionView:
 async def end_own_session(call: Call) -> Response:
     """Log out."""
     return await _end(call, _own(call).id)
+
+
+@router.get("/v1/sessions/{session_id}")
+async def get_session(session_id: str, call: AuditorCall) -> SessionView:
+    async with call.api.store.read() as tx:
+        rule = await tx.admin_logins.of_tenant(call.tenant)
+        session = require_found(await tx.person_sessions.to_end(call.tenant, SessionId(session_id)))
+    return _view(session, call.now, of_rule=session.rule in (None, None if rule is None else rule.id))
 
 
 @router.delete("/v1/sessions/{session_id}", status_code=204)

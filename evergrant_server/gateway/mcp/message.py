@@ -14,14 +14,8 @@ from typing import Any, cast
 
 from evergrant_server.gateway.proxy.headers import RawHeaders, plain_name, values_of
 from evergrant_server.policy import NO_TOOL
+from evergrant_server.policy.proxied import TOOL_CALL, is_of_protocol
 
-_OF_PROTOCOL = frozenset(
-    {
-        *("initialize", "ping", "server/discover", "tools/list", "logging/setLevel", "subscriptions/listen"),
-        *("tasks/get", "tasks/result", "tasks/update", "tasks/cancel"),  # of calls that were judged
-    }
-)
-_NOTIFICATION = "notifications/"
 _NAMED_BY = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}  # what Mcp-Name repeats
 _MEMBERS = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
 _PARAMS = frozenset({"name", "arguments", "uri", "_meta"})
@@ -129,9 +123,9 @@ def _require_exact(members: Iterable[str], known: frozenset[str]) -> None:
 
 
 def _tool(method: str, params: dict[str, Any]) -> str | None:
-    if method in ("", *_OF_PROTOCOL) or method.startswith(_NOTIFICATION):
+    if is_of_protocol(method):
         return NO_TOOL
-    if method != "tools/call":
+    if method != TOOL_CALL:
         return None
     name, arguments = params.get("name"), params.get("arguments")
     if not isinstance(name, str) or not name.strip() or not isinstance(arguments, dict | None):

@@ -22,6 +22,7 @@ from evergrant_server.gateway.proxy.outgoing import as_text, http_call
 from evergrant_server.gateway.proxy.provider_api import ProviderApi, ProviderApis
 from evergrant_server.gateway.proxy.target import ApiTarget, target_of_server
 from evergrant_server.policy import NO_TOOL, ProxiedRequest, method_overrides
+from evergrant_server.policy.proxied import MCP_PATH
 from evergrant_server.store import LeaseRow
 
 HEADER = b"mcp-session-id"
@@ -75,7 +76,7 @@ class McpRequest:
 
     @property
     def line(self) -> str:
-        named = f"{self.http_method} /mcp {self.message.method} {self.message.tool or ''}".rstrip()
+        named = f"{self.http_method} {MCP_PATH} {self.message.method} {self.message.tool or ''}".rstrip()
         return _UNPRINTABLE.sub("?", named)[:_MOST_LINE]
 
     @property

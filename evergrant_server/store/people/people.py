@@ -156,9 +156,13 @@ class PersonSessions(AuthenticatedRepository[PersonSession, SessionId]):
         """Sessions sorted by id, ended ones until they are pruned. Not checked."""
         return await self._page(self._where(tenant=tenant), "id", after, limit)
 
+    async def to_end(self, tenant: Tenant, id: SessionId) -> PersonSession | None:
+        """The session as its row says, also one with a broken authenticator."""
+        return await self._one_unchecked(tenant=tenant, id=id)
+
     async def end(self, tenant: Tenant, id: SessionId, at: datetime) -> PersonSession | None:
         """End it, also one with a broken authenticator; None if it has ended. Raises Failure NOT_FOUND."""
-        session = await self._one_unchecked(tenant=tenant, id=id)
+        session = await self.to_end(tenant, id)
         if session is None:
             raise Failure(ErrorCode.NOT_FOUND)
         if session.ended_at is not None:

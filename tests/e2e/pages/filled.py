@@ -27,6 +27,7 @@ from evergrant_server.core.messages.keys import KeyRotationProgress, KeyRotation
 from evergrant_server.core.messages.names import key_rotation_workflow_id
 from tests.e2e.pages.filled_incidents import fill_incidents, fill_leavers
 from tests.e2e.pages.filled_questions import questions_of
+from tests.e2e.pages.filled_rights import fill_rights
 from tests.fakes.api import TENANT, Api
 from tests.fakes.rows import a_delegation
 
@@ -56,6 +57,10 @@ class Filled:
     leaver: str
     uses: str
     about: str
+    client: str
+    family: str
+    session: str
+    record: str
 
 
 async def fill(api: Api) -> Filled:
@@ -72,6 +77,7 @@ async def fill(api: Api) -> Filled:
     _rotations(api)
     call = await _agent(api, key, told)
     uses, about = await questions_of(api, key, told, NOON)
+    rights = await fill_rights(api, key, made["crm"], NOON)
     stream = {"url": "https://siem.example.com/in?source=evergrant", "format": "ocsf"}
     assert (await api.call("PUT", "/v1/audit/streams/siem", key, json=stream)).is_success
     return Filled(
@@ -88,6 +94,7 @@ async def fill(api: Api) -> Filled:
         await fill_leavers(api, (told, choosing, failing, pending), NOON),
         uses,
         about,
+        *rights,
     )
 
 

@@ -19,7 +19,8 @@ from starlette.responses import Response
 from evergrant_server.api.pages.browser import html_response
 from evergrant_server.console.advice import WayOut
 from evergrant_server.console.logos import Parties, Party
-from evergrant_server.console.pages import Pages
+from evergrant_server.console.pages import OwnAccount, OwnProgram, OwnUse, Pages
+from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.device_code import DeviceCode
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import OAuthClientId
@@ -43,15 +44,17 @@ LONG_SCOPES = ("https://www.googleapis.com/auth/calendar.readonly", "crm.objects
 
 @dataclass(frozen=True)
 class View:
-    """A page: its name, its path, and the buttons that are pressed there. `{…}` are ids of `Filled`."""
+    """A page: its name, its path, what is typed there by labels, and the buttons that are pressed there.
+    `{…}` are ids of `Filled`."""
 
     name: str
     path: str
     presses: tuple[str, ...] = ()
+    typed: tuple[tuple[str, str], ...] = ()
 
 
-def _console(name: str, path: str, *presses: str) -> View:
-    return View(f"console-{name}", f"/console/{path}", presses)
+def _console(name: str, path: str, *presses: str, **typed: str) -> View:
+    return View(f"console-{name}", f"/console/{path}", presses, tuple(typed.items()))
 
 
 CONSOLE = (
@@ -79,6 +82,19 @@ CONSOLE = (
     _console("apps", "apps"),
     _console("app", "apps/crm-sync"),
     _console("app-disabled", "apps/an-importer-that-was-replaced"),
+    _console("app-new", "new/app"),
+    _console("app-new-refused", "new/app", "Make the app", Name="CRM sync"),
+    _console("app-edit", "apps/crm-sync/edit"),
+    _console("app-disable", "apps/crm-sync/disable"),
+    _console("app-delete", "apps/crm-sync/delete"),
+    _console("credential-methods", "apps/crm-sync/new/credential"),
+    _console("credential-new", "apps/crm-sync/new/credential?method=workload_identity"),
+    _console("credential-certificate", "apps/crm-sync/new/credential?method=tls_client_auth"),
+    _console("permit-new", "apps/crm-sync/new/permit"),
+    _console("permit-new-refused", "apps/crm-sync/new/permit", "Show what it reaches", Name="Calls"),
+    _console("permit-edit", "apps/invoice-helper/permits/notes"),
+    _console("permit-preview", "apps/invoice-helper/permits/notes", "Show what it reaches"),
+    _console("permit-remove", "apps/crm-sync/permits/use/remove"),
     _console("key", "apps/report/keys"),
     _console("key-made", "apps/report/keys", "Make the key"),
     _console("key-revoke", "apps/crm-sync/keys/{key_id}/revoke"),
@@ -87,6 +103,25 @@ CONSOLE = (
     _console("request", "requests/{request}"),
     _console("request-removal", "requests/{removal}"),
     _console("integration-circuit", "integrations/tickets"),
+    _console("approvals", "approvals"),
+    _console("rules", "rules"),
+    _console("rule-new", "new/rule"),
+    _console("rule-edit", "rules/portal"),
+    _console("rule-delete", "rules/portal/delete"),
+    _console("issuer-new", "new/issuer"),
+    _console("issuer-delete", "issuers/staff/delete"),
+    _console("clients", "clients"),
+    _console("client", "clients/{client}"),
+    _console("client-new", "new/client"),
+    _console("client-edit", "clients/{client}/edit"),
+    _console("client-delete", "clients/{client}/delete"),
+    _console("client-login", "client-login"),
+    _console("authorizations", "authorizations"),
+    _console("authorization-end", "authorizations/{family}/end"),
+    _console("people", "people"),
+    _console("people-login", "people-login"),
+    _console("people-login-delete", "people-login/delete"),
+    _console("session-end", "people/{session}/end"),
     _console("agents", "agents"),
     _console("keys", "keys"),
     _console("incidents", "incidents"),
@@ -102,6 +137,10 @@ CONSOLE = (
     _console("reach", "apps/invoice-helper/reach"),
     _console("reach-nothing", "apps/an-importer-that-was-replaced/reach"),
     _console("streams", "streams"),
+    _console("audit", "audit"),
+    _console("audit-filtered", "audit?action=permit.put&by=app:console"),
+    _console("audit-none", "audit?by=app:nobody"),
+    _console("audit-record", "audit/{record}"),
     _console("questions", "questions"),
     _console("answer-uses", "questions/{uses}"),
     _console("answer-subject", "questions/{about}"),
@@ -111,6 +150,9 @@ CONSOLE = (
     _console("evidence", "evidence?framework=soc2"),
     _console("access", "access"),
     _console("access-allowed", "access?app=crm-sync&connection={told}"),
+    _console(
+        "access-call", "access?app=invoice-helper&connection={told}&action=proxy&method=POST&path=/crm/v3"
+    ),
     _console("access-refused", "access?app=report&connection={told}"),
 )
 _STRANGERS = (
@@ -156,6 +198,8 @@ class Site:
 
     async def show(self, page: Page, view: View) -> None:
         await page.goto(self.url + view.path.format_map(vars(self.filled)))
+        for label, text in view.typed:
+            await page.get_by_label(label, exact=True).fill(text)
         for name in view.presses:
             if name == "Make the key":
                 await self.revoke_keys("report")
@@ -242,12 +286,44 @@ def _rendered() -> list[tuple[str, Response]]:
         "login": pages.login(**login, step_up=False, command=None),
         "login-command": pages.login(**login, step_up=True, command=command),
         **_authorizations(pages, subject, csrf),
+        **_own(pages, subject, csrf),
         "session": pages.session(session=person, step_up="/login", csrf=csrf),
         "logged-out": pages.logged_out(),
         "not-logged-in": pages.not_logged_in(used),
         "not-authorized": pages.not_authorized(Failure(ErrorCode.CLIENT_UNKNOWN)),
     }
     return [(name, html_response(text)) for name, text in html.items()]
+
+
+def _own(pages: Pages, subject: str, csrf: str) -> dict[str, str]:
+    """A person's own pages."""
+    asks = {"query": "tenant=acme", "now": NOON, "csrf": csrf}
+    used = OwnUse(NOON - timedelta(minutes=5), "crm-sync", "got access", "api-1/7")
+    called = OwnUse(
+        NOON - timedelta(hours=3), "assistant", "called GET api.github.com /user/repos", "api-1/3"
+    )
+    states = (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH, LifecycleState.REVOKING)
+    accounts = [
+        OwnAccount(
+            a_connection(an_integration(TENANT, NOON), NOON - timedelta(days=40)).__replace__(state=state),
+            Party(name),
+            account,
+            used if state is LifecycleState.ACTIVE else None,
+        )
+        for state, name, account in zip(
+            states, ("GitHub", "Salesforce", "tickets.acme.example"), (subject, None, "ann" * 30), strict=True
+        )
+    ]
+    programs = [
+        OwnProgram("fam_1", "Coder", "all of your connections", NOON - timedelta(days=2), NOON, None),
+        OwnProgram("dlg_1", "assistant", "what its permits allow", NOON - timedelta(hours=1), None, None),
+    ]
+    me = {"person": subject, "said": None, **asks}
+    return {
+        "me": pages.me(accounts=accounts, programs=programs, **me),
+        "me-none": pages.me(accounts=[], programs=[], **me),
+        "me-connection": pages.my_connection(account=accounts[0], uses=[used, called], **asks),
+    }
 
 
 def _authorizations(pages: Pages, subject: str, csrf: str) -> dict[str, str]:

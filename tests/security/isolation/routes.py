@@ -22,6 +22,8 @@ NAMED |= {"/v1/audit/streams/": "audit_stream"}
 NAMED |= {"/v1/issuers/": "trusted_issuer", "/v1/agents/": "agent"}
 NAMED |= {"/v1/delegation-rules/": "delegation_rule"}
 NAMED |= {"/console/integrations/": "integration", "/console/apps/": "app", "/console/agents/": "agent"}
+NAMED |= {"/console/rules/": "delegation_rule", "/console/issuers/": "trusted_issuer"}
+NAMED |= {"/console/webhooks/": "webhook"}
 NAMED |= {"/console/static/": "app"}  # no file has this name
 _NAME = re.compile(r"\{(\w+)\}")
 _CON = "/v1/connections/{connection_id}"
@@ -40,12 +42,16 @@ QUERIES = {
     "GET /v1/access/explain": ("app={app}&connection={connection_id}",),
     "GET /v1/audit/evidence": ("framework=soc2",),
     "GET /v1/audit/proof": ("record={audit_record}",),
+    "GET /v1/audit/record": ("record={audit_record}",),
+    "GET /v1/audit": ("", "object={connection_id}"),
     "GET /v1/keys/rotations": ("", "connection={connection_id}"),
     "GET /v1/delegations": ("", "app={app}"),
     "GET /v1/delegations/{delegation_id}/explain": ("connection={connection_id}",),
     "GET /v1/connections/export": ("id={export_id}",),
     "DELETE /v1/connections/export": ("id={export_id}",),
     "GET /console/connections": ("", "integration={integration}", "subject={subject}"),
+    "GET /console/audit": ("", "object={connection_id}"),
+    "GET /console/authorizations": ("", "app={app}", "subject={subject}"),
     "GET /console/access": ("app={app}&connection={connection_id}",),
     "GET /console/connect": ("integration={integration}&subject={subject}",),
     "GET /v1/erasures": ("", "subject={subject}"),
@@ -143,6 +149,10 @@ PROVED_OTHERWISE = {
         "GET /oauth/device",
     ),
     *("GET /oauth/authorize/{request_id}", "POST /oauth/authorize/{request_id}"),
+    # of a person, for whom connections are: tests/security/pages/test_me.py
+    *("GET /me", "GET /me/connections/{connection_id}", "POST /me/connections/{connection_id}/end"),
+    "GET /me/connections/{connection_id}/receipts/{shard}/{index}",
+    *("POST /me/programs/{program_id}/end", "POST /me/log-out"),
     # of a person who administers: tests/security/pages/test_person_login.py, test_person_sessions.py
     *("GET /login", "POST /login", "POST /login/command", "GET /session", "POST /logout"),
     *("GET /v1/sessions/current", "DELETE /v1/sessions/current"),
@@ -155,6 +165,41 @@ PROVED_OTHERWISE = {
 }
 # A browser's cookie again, for the console: test_console.py, tests/security/pages/test_console_sessions.py.
 _CONSOLE_LOGIN = {"GET /console/login", "POST /console/login", "POST /console/logout"}
+_A_RULE = {"issuer": "{trusted_issuer}", "token_type": "id_token", "audience": "a", "actors": "{app}"}
+_A_CLIENT = {"name": "new", "redirect_uris": "https://new.example/cb"}
+_THUMBPRINT = {"method": "self_signed_tls_client_auth", "parameters.thumbprint": "a" * 64}
+RIGHTS = {
+    "POST /console/new/app": {"name": "new"},
+    "POST /console/apps/{name}/edit": {},
+    "POST /console/apps/{name}/disable": {},
+    "POST /console/apps/{name}/enable": {},
+    "POST /console/apps/{name}/delete": {"confirm": "{app}"},
+    "POST /console/apps/{name}/new/credential": {"name": "new", **_THUMBPRINT},
+    "POST /console/apps/{name}/credentials/{credential_name}/remove": {"confirm": "{credential}"},
+    "POST /console/apps/{name}/new/permit": {
+        **{"name": "new", "integration": "{integration}", "actions": "connect", "subjects": "*"}
+    },
+    "POST /console/apps/{name}/permits/{permit_name}": {
+        **{"integration": "{integration}", "actions": "connect", "subjects": "*"}
+    },
+    "POST /console/apps/{name}/permits/{permit_name}/remove": {"confirm": "{permit}"},
+    "POST /console/new/rule": {"name": "new", **_A_RULE},
+    "POST /console/rules/{name}": _A_RULE,
+    "POST /console/rules/{name}/delete": {"confirm": "{delegation_rule}"},
+    "POST /console/new/issuer": {"name": "new", "kind": "oidc", "issuer": "https://new.example"},
+    "POST /console/issuers/{name}/read": {},
+    "POST /console/issuers/{name}/delete": {"confirm": "{trusted_issuer}"},
+    "POST /console/new/client": _A_CLIENT,
+    "POST /console/clients/{oauth_client_id}/edit": _A_CLIENT,
+    "POST /console/clients/{oauth_client_id}/switch": {"disabled": "yes"},
+    "POST /console/clients/{oauth_client_id}/delete": {"confirm": "{oauth_client_id}"},
+    "POST /console/authorizations/{family_id}/end": {},
+    "POST /console/people/{session_id}/end": {},
+    "POST /console/people-login": {"integration": "{issuer}", "roles.auditor": "board"},
+    "POST /console/client-login": {"app": "{app}", "integration": "{issuer}"},
+    "POST /console/client-login/delete": {"confirm": "{app}"},
+    "POST /console/people-login/delete": {"confirm": "{issuer}"},
+}
 CONSOLE_FORMS = {
     "POST /console/connect": {"integration": "{integration}", "subject": "new"},
     "POST /console/connections/{connection_id}/reconnect": {},
@@ -180,6 +225,14 @@ CONSOLE_FORMS = {
     "POST /console/incidents/{incident_id}/resume": {},
     "POST /console/leavers": {"subject": "{label}", "reason": "a test", "confirm": "{label}"},
     "POST /console/leavers/{offboarding_id}/undo": {},
+    **RIGHTS,
+    "POST /console/new/webhook": {"name": "new", "url": "https://hooks.example.com/new"},
+    "POST /console/webhooks/{name}/edit": {"url": "https://hooks.example.com/new"},
+    "POST /console/webhooks/{name}/delete": {"confirm": "{webhook}"},
+    "POST /console/webhooks/{name}/rotate-secret": {"once": "once-of-this-very-form"},
+    "POST /console/webhooks/{name}/test": {},
+    "POST /console/webhooks/{name}/replay-failed": {},
+    "POST /console/webhooks/{name}/deliveries/{delivery_id}/replay": {},
     "POST /console/keys": {"kind": "tenant"},
     "POST /console/keys/pause": {"kind": "tenant"},
     "POST /console/keys/resume": {"kind": "tenant"},
@@ -205,7 +258,7 @@ CREATES = {
 
 _FILTERED = {
     *("GET /v1/connections", "GET /v1/token-families", "GET /v1/erasures"),
-    *("GET /v1/keys/rotations", "GET /v1/audit/evidence"),
+    *("GET /v1/keys/rotations", "GET /v1/audit/evidence", "GET /v1/audit"),
 }
 
 

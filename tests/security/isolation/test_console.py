@@ -47,7 +47,7 @@ async def _answer(
         sent = {"csrf": await browser.csrf("/console/connections"), **form}
         answer = await browser.browser.post(url, data=sent, headers={"Origin": ORIGIN})
     headers, page = str([it for it in headers_of(answer) if it[0] != "content-length"]), answer.text
-    for value in values.values():
+    for value in sorted(values.values(), key=len, reverse=True):  # a name may be part of another
         headers, page = headers.replace(value, "(name)"), page.replace(value, "(name)")
     return answer.status_code, headers, page
 

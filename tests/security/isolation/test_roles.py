@@ -5,6 +5,7 @@ from tests.security.isolation.roles import ROLES
 
 PAGE = (DOCS / "security/roles.md").read_text(encoding="utf-8")
 DECODES, ASKS = "POST /temporal/decode", "POST /v1/questions"
+PLANS = "POST /v1/offboardings/plan"
 ROWS = {
     cells[0].strip("`"): dict(zip(ROLES, cells[1:], strict=True))
     for line in PAGE.splitlines()

@@ -189,6 +189,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
     (sealed,) = await api.link.codec.with_context(context).encode([Payload(data=b"{}")])
     return own | {
         "audit_record": f"{record}/0",
+        "audit_place": f"{record}:0",
         "story": _base64(workflow.encode()),
         "sealed_payload": _base64(sealed.data),
         "session_id": session_id,

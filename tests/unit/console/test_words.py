@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from evergrant_server.console.catalogue import evidence_of, search
-from evergrant_server.console.console_pages import ago
 from evergrant_server.console.next_steps import findings, step_of, turn_of
+from evergrant_server.console.times import ago
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.flow import Flow

@@ -1,6 +1,7 @@
 """The subject session of a person who uses OAuth clients: begun by a login, kept by a cookie.
 
-It is no session of a person who administers: it reaches pages of authorization requests alone.
+It is no session of a person who administers: it reaches pages of authorization requests, and the person's own
+(`api.me`).
 """
 
 from functools import partial
@@ -9,7 +10,7 @@ from starlette.responses import Response
 
 from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.pages.browser import redirect_response
-from evergrant_server.api.pages.session import AUTHORIZE_PATH, DEVICE_PATH, SubjectPages, html_route
+from evergrant_server.api.pages.session import AUTHORIZE_PATH, DEVICE_PATH, ME_PATH, SubjectPages, html_route
 from evergrant_server.api.people.sessions import verified_login
 from evergrant_server.console.pages import Pages
 from evergrant_server.core.audit import AuditAction
@@ -77,9 +78,12 @@ async def give_subject_session(pages: SubjectPages, login: PersonLogin) -> Respo
 
 
 def _page_of(login: PersonLogin) -> str:
-    """The page for which the subject has logged in: of a user code, or of an authorization request."""
+    """The page for which the subject has logged in, told by what its query begins with."""
     query = login.authorize or ""
-    return f"{DEVICE_PATH if query.startswith('user_code=') else AUTHORIZE_PATH}?{query}"
+    for begins, path in (("user_code=", DEVICE_PATH), ("tenant=", ME_PATH)):
+        if query.startswith(begins):
+            return f"{path}?{query}"
+    return f"{AUTHORIZE_PATH}?{query}"
 
 
 async def end_session(pages: SubjectPages, tx: Transaction, session: SubjectSession) -> None:

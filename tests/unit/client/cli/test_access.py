@@ -4,7 +4,15 @@ from typing import Any
 from unittest.mock import ANY
 
 import pytest
-from evergrant.api.models import AccessChange, AccessRequest, LostAccess, Simulation
+from evergrant.api.models import (
+    AccessChange,
+    AccessRequest,
+    AuditRecord,
+    LostAccess,
+    LostUse,
+    SimulatedUses,
+    Simulation,
+)
 
 from tests.unit.client.conftest import Command
 from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, example, page
@@ -50,3 +58,33 @@ def test_a_command_is_one_call_and_shows_its_result(
     assert shown in ended.out
     (sent,) = evergrant.requests
     assert sent.body == body
+
+
+def test_a_simulation_says_which_leases_and_calls_would_be_refused(
+    command: Command, evergrant: ScriptedEvergrant
+):
+    lost = example(LostUse, connection_id="con_9", request="DELETE /user/keys/7", uses=4)
+    uses = example(SimulatedUses, judged=2000, complete=False, lost=4, would_lose=[lost])
+    answer = example(Simulation, app="etl", would_lose=[], uses=uses, permits=[])
+    evergrant.script("POST /v1/access/simulate", ScriptedResponse(200, answer))
+    ended = command("access", "simulate", "etl", "--without", "crm")
+    assert "Of the newest 2000 recorded leases and calls 4 would be refused." in ended.out
+    assert "DELETE /user/keys/7" in ended.out
+
+
+def test_the_audit_log_is_filtered(command: Command, evergrant: ScriptedEvergrant):
+    record = example(AuditRecord, action="permit.put", by="app:boss", detail={})
+    evergrant.script("GET /v1/audit", page(record))
+    line = "audit --action permit.put --by app:boss --object per_1 --since 2026-05-01T00:00:00"
+    ended = command(*line.split())
+    assert (ended.status, "permit.put" in ended.out) == (0, True), ended.err
+    (sent,) = evergrant.requests
+    expected = {
+        "action": "permit.put",
+        "by": "app:boss",
+        "object": "per_1",
+        "since": "2026-05-01T00:00:00+00:00",
+    }
+    assert {name: sent.query[name] for name in expected} == expected
+    refused = command("audit", "con_1", "--by", "app:boss")
+    assert (refused.status != 0, "--object" in refused.err) == (True, True)

@@ -832,6 +832,21 @@ class LostAccess:
     permit: str | None
 
 @dataclass(frozen=True, slots=True)
+class LostUse:
+    """`uses` recorded leases or calls of a connection that would be refused alike, the last at `last_at`.
+    `request`: of calls, method and path, or the tool of an MCP server.
+    """
+    connection_id: str
+    integration: str
+    subject: str
+    action: str
+    request: str | None
+    uses: int
+    last_at: datetime
+    reason: str
+    permit: str | None
+
+@dataclass(frozen=True, slots=True)
 class Match:
     """A subject that is the person's, and why. `integration` null: at every one; empty: with clients of the
     gateway.
@@ -1189,10 +1204,37 @@ class Rollout:
     most_bad: float = 0.1
 
 @dataclass(frozen=True, slots=True)
+class SimulatedPermit:
+    """A changed permit in plain words, null where it is removed; `words_before` are those of now, null where
+    it is new. It would cover, or covers until then, `live_connections`, the first ten of which are
+    `covered`.
+    """
+    permit: str
+    words: str | None
+    words_before: str | None
+    live_connections: int
+    covered: tuple[CoveredConnection, ...]
+
+@dataclass(frozen=True, slots=True)
+class SimulatedUses:
+    """Of the app's newest recorded leases and calls since then `judged`, of which `lost` would be refused;
+    `complete`: those are all. `would_lose` has at most 200 groups, those with the most uses first.
+
+    A lease is judged with the token's scopes of that time, and a call by its method and path, or its tool.
+    What isn't recorded is taken as harmless: the caller's address, the scopes that a lease requested, a
+    second method that a call named.
+    """
+    judged: int
+    complete: bool
+    lost: int
+    would_lose: tuple[LostUse, ...]
+
+@dataclass(frozen=True, slots=True)
 class Simulation:
     """`judged` connections were leased by the app since then, the newest first; `complete`: those are all.
 
-    `would_lose` has at most 200 of the `lost`.
+    `would_lose` has at most 200 of the `lost`. `uses` says the same of single leases and calls, and `permits`
+    what the first fifty changed permits reach.
     """
     app: str
     since: datetime
@@ -1200,6 +1242,8 @@ class Simulation:
     complete: bool
     lost: int
     would_lose: tuple[LostAccess, ...]
+    uses: SimulatedUses
+    permits: tuple[SimulatedPermit, ...]
 
 @dataclass(frozen=True, slots=True)
 class Step:

@@ -81,10 +81,10 @@ class Operations:
 
     @sends("POST", "/v1/access/simulate", models.Simulation)
     def simulate_access(self, app: str, permits: Facts, *, since: datetime | None = None) -> None:
-        """Who would lose access if an app's permits were changed so, judged against the leases of the last
-        time.
+        """What an app's changed permits would reach, and who would have lost what, judged against the leases
+        and calls of the last time.
 
-        Permits with `sources` are taken as if the caller's address fitted, unless they are among the changes:
+        Permits with `sources` are taken as if the caller's address fitted, unless these are changed:
         addresses aren't recorded.
 
         `permits`: by name what each would become; null removes it. The app's others stay as they are.
@@ -249,6 +249,18 @@ class Operations:
         permits reaches nothing.
         """
 
+    @lists("/v1/audit", models.AuditRecord)
+    def audit_records(
+        self, *, action: str | None = None, object: str | None = None, by: str | None = None,
+        since: datetime | None = None, until: datetime | None = None, newest_first: bool | None = None
+    ) -> None:
+        """The tenant's audit log, oldest first, or those of its records that fit.
+
+        `object` is the id of what happened to something, `by` who did it, such as `app:sync`. Records are of
+        `since` on, and before `until`. With `by` a page may be short although more follow: at most 2,000
+        records are looked at for it.
+        """
+
     @sends("GET", "/v1/audit/checkpoint", models.AuditCheckpoint)
     def audit_checkpoint(self, *, since: int | None = None) -> None:
         """The newest checkpoint of the installation's log, and that it extends an older one.
@@ -267,6 +279,10 @@ class Operations:
 
         A new record has one within seconds. With `Accept: application/cose` it is a COSE receipt (RFC 9942).
         """
+
+    @sends("GET", "/v1/audit/record", models.AuditRecord)
+    def audit_record(self, record: str) -> None:
+        """The record at a place, `SHARD/INDEX`."""
 
     @lists("/v1/audit/streams", models.AuditStream)
     def audit_streams(self) -> None:
@@ -656,9 +672,21 @@ class Operations:
         itself again is another client.
         """
 
+    @sends("GET", "/v1/oauth-clients/{oauth_client_id}", models.OAuthClient)
+    def oauth_client(self, oauth_client_id: str) -> None:
+        """The oauth client."""
+
     @sends("PUT", "/v1/oauth-clients/{oauth_client_id}", models.OAuthClient)
-    def switch_oauth_client(self, oauth_client_id: str, disabled: bool) -> None:
-        """Turn a client off, or on again. Its tokens count no more while it is off."""
+    def switch_oauth_client(
+        self, oauth_client_id: str, disabled: bool, *, name: str | None = None,
+        redirect_uris: Texts | None = None, jwks: Facts | None = None
+    ) -> None:
+        """Turn a client off, or on again: its tokens count no more while it is off. Or change one of an
+        admin.
+
+        What isn't named beside `disabled` stays as it is. Only a client that an admin made has another name,
+        other redirect URIs or other keys by this; its people are asked again then.
+        """
 
     @sends("DELETE", "/v1/offboarding-rule", None)
     def delete_offboarding_rule(self) -> None:
@@ -797,6 +825,10 @@ class Operations:
     def end_session(self, session_id: str) -> None:
         """End a session. Requests with it are refused at once. Idempotent."""
 
+    @sends("GET", "/v1/sessions/{session_id}", models.PersonSession)
+    def session(self, session_id: str) -> None:
+        """The session."""
+
     @lists("/v1/token-families", models.TokenFamily)
     def token_families(
         self, *, app: str | None = None, client_id: str | None = None, subject: str | None = None
@@ -816,6 +848,10 @@ class Operations:
     @sends("DELETE", "/v1/token-families/{family_id}", models.EndedFamilies)
     def end_token_family(self, family_id: str) -> None:
         """End one, with its access tokens: their next use is refused. Idempotent."""
+
+    @sends("GET", "/v1/token-families/{family_id}", models.TokenFamily)
+    def token_family(self, family_id: str) -> None:
+        """The token family."""
 
     @lists("/v1/webhooks", models.Webhook)
     def webhooks(self) -> None:

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, cast
@@ -159,3 +159,8 @@ def require_audit_extra() -> None:
     if find_spec("cryptography") is None:
         repair = "Install it: pip install 'evergrant[audit]'."
         raise BadRequest("this needs the package cryptography", code="extra_missing", repair=repair)
+
+
+def in_utc(at: datetime | None) -> datetime | None:
+    """The moment of an argument, which without a zone is UTC."""
+    return at if at is None or at.tzinfo else at.replace(tzinfo=UTC)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from evergrant.api.models import AccessExplanation, ReachedPermit
-from evergrant.cli.arguments import name_and_value, read_object
+from evergrant.cli.arguments import in_utc, name_and_value, read_object
 from evergrant.cli.commands.permits import USUAL
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.tables import Format, Row, row_of, show_one, show_rows
@@ -28,6 +28,7 @@ _NAMED = 3  # connections of a permit
 _OTHER = {"expiry": "has ended", "exact_scopes": "insists on a token without more scopes"}
 _SIMULATED = ("app", "since", "judged", "complete", "lost")
 _LOST = ("connection_id", "integration", "subject", "leased_at", "reason", "permit")
+_LOST_USES = ("connection_id", "subject", "action", "request", "uses", "last_at", "reason", "permit")
 _UNUSED = ("id", "integration", "subject", "label", "state", "created_at", "used_at")
 _CHANGES = ("at", "action", "object", "by", "detail", "before")
 
@@ -116,7 +117,7 @@ def changes(
         since: The first moment, for example 2026-05-01T00:00:00Z; without a zone it is UTC.
         until: The moment before which it happened.
     """
-    since, until = _in_utc(since), _in_utc(until)
+    since, until = in_utc(since), in_utc(until)
     with options.client() as client:
         show_rows(client.access_changes(since=since, until=until), _CHANGES, options.output)
 
@@ -129,7 +130,7 @@ def unused(*, since: datetime | None = None, options: Options = DEFAULTS) -> Non
         since: A moment, for example 2026-05-01T00:00:00Z; without a zone it is UTC.
     """
     with options.client() as client:
-        show_rows(client.unused_connections(since=_in_utc(since)), _UNUSED, options.output)
+        show_rows(client.unused_connections(since=in_utc(since)), _UNUSED, options.output)
 
 
 @access.command
@@ -142,7 +143,7 @@ def simulate(
     days: float = 30,
     options: Options = DEFAULTS,
 ) -> None:
-    """Show which of the connections that an app has leased it couldn't lease after a change of its permits.
+    """Show what an app would lose by a change of its permits: connections that it has leased, leases, calls.
 
     Args:
         without: A permit that would be removed, once for each.
@@ -162,10 +163,11 @@ def simulate(
     show_one({name: row[name] for name in _SIMULATED}, options.output)
     print()
     show_rows(simulation.would_lose, _LOST, options.output)
-
-
-def _in_utc(at: datetime | None) -> datetime | None:
-    return at if at is None or at.tzinfo else at.replace(tzinfo=UTC)
+    uses = simulation.uses
+    newest = "" if uses.complete else "the newest "
+    print(f"\nOf {newest}{uses.judged} recorded leases and calls {uses.lost} would be refused.")
+    if uses.would_lose:
+        show_rows(uses.would_lose, _LOST_USES, options.output)
 
 
 def _say_who(app: str, first: ReachedPermit) -> None:

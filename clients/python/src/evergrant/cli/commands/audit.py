@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 from cyclopts import App, Parameter
 
-from evergrant.cli.arguments import Seconds, argument_error, read_text, require_audit_extra
+from evergrant.cli.arguments import Seconds, argument_error, in_utc, read_text, require_audit_extra
 from evergrant.cli.commands.questions import evidence
 from evergrant.cli.options import DEFAULTS, Options
 from evergrant.cli.tables import Format, show_one, show_rows
@@ -41,10 +41,33 @@ class NotProven(EvergrantError):
 
 
 @audit.default
-def show(connection_id: str | None = None, /, *, options: Options = DEFAULTS) -> None:
-    """Show the audit records of a connection, or of the whole tenant."""
+def show(
+    connection_id: str | None = None,
+    /,
+    *,
+    action: str | None = None,
+    object: str | None = None,
+    by: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    options: Options = DEFAULTS,
+) -> None:
+    """Show the audit records of a connection, or of the whole tenant: all, or those that fit.
+
+    Args:
+        action: What happened, such as permit.put.
+        object: The id of what it happened to.
+        by: Who did it, such as app:sync.
+        since: The first moment, for example 2026-05-01T00:00:00Z; without a zone it is UTC.
+        until: The moment before which it happened.
+    """
+    moments = {"since": in_utc(since), "until": in_utc(until)}
+    filters = {"action": action, "object": object, "by": by, **moments}
+    if connection_id is not None and any(filters.values()):
+        raise argument_error("filters are of the whole tenant's log: name the connection with --object")
     with options.client() as client:
-        show_rows(client.audit(connection_id), _RECORDS, options.output)
+        records = client.audit_records(**filters) if connection_id is None else client.audit(connection_id)
+        show_rows(records, _RECORDS, options.output)
 
 
 @audit.command
