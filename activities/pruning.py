@@ -23,6 +23,7 @@ _SPENT_AGE = timedelta(days=1)  # codes and access tokens of gateways' clients
 _NEVER_USED_AGE, _UNUSED_AGE = timedelta(days=1), timedelta(days=180)  # gateways' clients
 _UNUSED_CONSENT_AGE = timedelta(days=90)
 _DETECTION_AGE, _NETWORK_AGE = timedelta(days=365), timedelta(days=180)
+_HOURS_AGE = timedelta(days=62)  # counts by the hour
 _LIMIT_S = 60.0  # of one pass and one kind of row
 _ANEW = timedelta(days=1)  # how often rows that stayed are looked at again: a hold may have ended
 _LAPSED = 100  # holds in one step
@@ -159,9 +160,10 @@ async def _prune_credentials(tx: Transaction, now: datetime) -> int:
 
 
 async def _prune_answers(tx: Transaction, now: datetime) -> int:
-    """Answers to questions, what was detected, and networks from which nobody calls any more."""
+    """Answers to questions, what was detected, counts by the hour, and networks from which nobody calls."""
     deleted = await tx.questions.prune(now)
     deleted += await tx.detections.prune(now - _DETECTION_AGE)
+    deleted += await tx.overviews.prune_hours(now - _HOURS_AGE)
     return deleted + await tx.app_activities.prune_networks(now - _NETWORK_AGE)
 
 

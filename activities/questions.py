@@ -11,19 +11,23 @@ from temporalio import activity
 from activities.support.temporal import heartbeating
 from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
-from evergrant_server.core.audit import AuditRecord
+from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages import jobs
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.questions import AnswerProgress, AnswerQuestion
 from evergrant_server.core.questions.questions import USES, AnswerPage, Question, QuestionKind, QuestionState
 from evergrant_server.core.questions.uses import AppUses, sum_up
 from evergrant_server.store import Store, Transaction
+from evergrant_server.store.authority.authenticators import authority_broken
 from evergrant_server.store.erasure.rows import names
 from evergrant_server.store.questions.questions import UsedConnection
+from evergrant_server.telemetry.alarms import report_broken_authority
 
 _CONNECTIONS = 25  # of a page
 _RECORDS = 500  # of one read
+_VERIFIED_AT_ONCE = 20_000  # records of a page: about half a second
 # where the answer about a subject is: its rows, then its connections by id, then the whole log
 _OF_CONNECTIONS, _OF_LOG = "connections:", "log:"
 
@@ -38,6 +42,7 @@ class QuestionActivities:
         """Write the pages of the answer that are missing. Nothing is left to do for an unknown question."""
         progress = AnswerProgress(done=True)
         objects: frozenset[str] | None = None  # of the log, that this worker has looked for once
+        verification: audit.LogVerification | None = None
         async with heartbeating(lambda: progress):
             while True:
                 async with self._store.read() as tx:
@@ -50,6 +55,10 @@ class QuestionActivities:
                 if question.kind is QuestionKind.INCIDENT:
                     objects = await self._touched(question) if objects is None else objects
                     page = await self._page_of_uses(question, sorted(objects))
+                elif question.kind is QuestionKind.LOG:
+                    verification = verification or self._verification(question)
+                    await self._verify_some(question, verification)
+                    continue
                 elif question.kind is not QuestionKind.SUBJECT:
                     page = await self._page_of_uses(question)
                 elif question.after.startswith(_OF_LOG):
@@ -133,6 +142,52 @@ class QuestionActivities:
             if len(records) < _RECORDS:
                 return sums
             after = audit.page_cursor(records[-1])
+
+    # --- the log itself ------------------------------------------------------------------
+
+    def _verification(self, question: Question) -> audit.LogVerification:
+        return audit.LogVerification(
+            self._store, question.tenant, whole=False, id=question.id, place=question.after
+        )
+
+    async def _verify_some(self, question: Question, verification: audit.LogVerification) -> None:
+        """Verify the next records. The last page is written with a record of what was found."""
+        page, before = AnswerPage(), verification.read
+        while not verification.done and verification.read - before < _VERIFIED_AT_ONCE:
+            for shard, head in await verification.advance():
+                page.add("shard", None, {"shard": shard, **head._asdict()})
+        page.records = verification.read - before
+        if not verification.done:
+            page.after = verification.place
+            await self._write(question, page)
+            return
+        if verification.flaw is not None:
+            shard, flaw = verification.flaw
+            page.add(
+                "flaw", None, {"shard": shard, "index": flaw.seq, "kind": flaw.kind, "problem": flaw.why}
+            )
+            report_broken_authority(authority_broken("audit", f"{question.tenant}/{shard}/{flaw.seq}"))
+        await commit_with_retries(self._store, lambda tx: self._end(tx, question, page, verification))
+
+    async def _end(
+        self, tx: Transaction, question: Question, page: AnswerPage, verification: audit.LogVerification
+    ) -> None:
+        """Write the last page, and record the verdict: the next verification begins behind it."""
+        await tx.questions.write_page(question, page, self._clock.now())
+        detail: dict[str, object] = {"ok": verification.flaw is None, "records": verification.records}
+        if verification.flaw is None:
+            detail |= await verification.mark(tx)
+        else:
+            detail |= page.items[-1][2]
+        entry = AuditEntry(
+            tenant=question.tenant,
+            at=self._clock.now(),
+            action=AuditAction.LOG_VERIFIED,
+            object=question.tenant,
+            context=RequestContext(by=question.by, trace_id=question.trace_id),
+            detail=detail,
+        )
+        await audit.append(tx, entry)
 
     # --- all of a subject ----------------------------------------------------------------
 

@@ -11,12 +11,12 @@ from temporalio import activity
 from activities.histories import HistoryActivities
 from activities.pruning import Pruning
 from activities.support.temporal import heartbeating, last_heartbeat
+from activities.support.transactions import record_once_a_day
 from evergrant_server import audit
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.audit import INSTALLATION, AuditAction
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.messages import jobs
-from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
 from evergrant_server.store import Store
 from evergrant_server.store.authority.scan import broken_configuration
@@ -31,7 +31,7 @@ RUN_LIMIT = timedelta(minutes=40)  # less than the schedule's hour, with time fo
 _OVERLAP = timedelta(minutes=10)  # visibility may have missed a run that closed this long before a pass
 _MAX_NAMED = 20
 
-_BROKEN_RECORDED_FOR = timedelta(days=1)  # one record a day for a row that stays broken
+_TEMPORAL = "temporal"  # as an anchor of the audit log
 
 
 class ReconcileActivities:
@@ -62,6 +62,7 @@ class ReconcileActivities:
         began = self._clock.now()
         progress = _Progress(last_heartbeat(ReconcileResult) or request.so_far or ReconcileResult())
         async with heartbeating(lambda: progress.result):
+            await self._report_another_story(request.audit_checkpoint)
             progress.start(await self._should_compare(request, progress.before))
             share = await self._share(progress.before)
             counts = await self._walk(progress, request.walked_to, share)
@@ -114,6 +115,18 @@ class ReconcileActivities:
             return True
         async with self._store.read() as tx:
             return await audit.contains_checkpoint(tx, checkpoint)
+
+    async def _report_another_story(self, checkpoint: AuditCheckpoint | None) -> None:
+        """Record that the audit log doesn't extend the signed checkpoint that Temporal has kept."""
+        if checkpoint is None or checkpoint.note is None:
+            return
+        async with self._store.read() as tx:
+            if await audit.log_extends(tx, checkpoint.note):
+                return
+        why, now = "the log doesn't extend the signed checkpoint that Temporal has kept", self._clock.now()
+        action = AuditAction.ANCHOR_REFUSED
+        if await record_once_a_day(self._store, now, INSTALLATION, action, _TEMPORAL, {"why": why}):
+            log_event(log, logging.ERROR, LogEvent.ANCHOR_LATE, why, object=_TEMPORAL)
 
     async def _next_checkpoint(
         self, request: ReconcileRequest, result: ReconcileResult, complete: bool
@@ -194,16 +207,5 @@ async def report_broken_rows(store: Store, now: datetime) -> None:
     """
     for broken in (*await broken_configuration(store), *await audit.broken_heads(store)):
         report_broken_authority(broken.failure)
-        async with store.write() as tx:
-            last = await audit.newest_record(tx, broken.tenant, broken.row, AuditAction.AUTHORITY_BROKEN)
-            if last is not None and last.at > now - _BROKEN_RECORDED_FOR:
-                continue
-            entry = AuditEntry(
-                tenant=broken.tenant,
-                at=now,
-                action=AuditAction.AUTHORITY_BROKEN,
-                object=broken.row,
-                context=RequestContext(by="schedule"),
-                detail={"table": broken.table},
-            )
-            await audit.append(tx, entry)
+        action, detail = AuditAction.AUTHORITY_BROKEN, {"table": broken.table}
+        await record_once_a_day(store, now, broken.tenant, action, broken.row, detail)

@@ -27,15 +27,19 @@ MODELS = {
     "DefinitionView": "ProviderVersion",
     "DeliveryView": "WebhookDelivery",
     "DeviceView": "DeviceCode",
+    "EndView": "ComingEnd",
     "EndedFamiliesView": "EndedFamilies",
     "FailedExchangeView": "FailedExchange",
     "HoldView": "LegalHold",
+    "HourView": "CountedHour",
     "KeyView": "ApiKey",
     "LinkExplanation": "ExplainedLink",
     "LiveView": "LiveStatus",
     "ReachView": "ReachedPermit",
     "SessionView": "PersonSession",
+    "StandingView": "IntegrationStanding",
     "StopView": "AgentStop",
+    "WaitingView": "WaitingDecisions",
 }
 # Responses of a creation, and the schema that every other response about the same thing has.
 CREATED = {

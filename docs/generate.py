@@ -63,6 +63,8 @@ WHEN = {
     AuditAction.BULK_READ: "an app requested an export, or leased as many connections within an hour as "
     "`EVERGRANT_BULK_READ_ALARM` says",
     AuditAction.DETECTED: "a worker noticed a use that is unlike those before: `kind`",
+    AuditAction.LOG_VERIFIED: "a worker has verified the tenant's log: `ok`, or the first record that is "
+    "wrong; the next verification begins behind it in the heads log",
     AuditAction.QUESTION_ASKED: "an admin or auditor asked a question, or for everything about a subject",
     AuditAction.CONNECTION_CREATED: "a connection was created",
     AuditAction.CONNECTION_IMPORTED: "an existing grant was imported with its tokens",
@@ -106,6 +108,8 @@ WHEN = {
     AuditAction.LATE_TOKENS_RECEIVED: "a late response arrived: its tokens are verified before their use, "
     "or revoked when the connection has ended",
     AuditAction.REAUTHORIZATION_REQUESTED: "a new consent was requested",
+    AuditAction.RECONNECT_REQUESTED: "apps are told once more that the subject has to consent (`bulk`)",
+    AuditAction.RELABELLED: "the connection got another label (`before`, `label`, `bulk`)",
     AuditAction.TOKEN_REPORTED: "the provider refuses the token of a generation: "
     "an app said so, or a worker has asked (`source`)",
     AuditAction.SOURCE_APP_CHANGED: "another app requested the token exchange, which now runs in its name",
@@ -165,6 +169,9 @@ WHEN = {
     AuditAction.INCIDENT_PAUSED: "an incident rests, or goes on (`paused`)",
     AuditAction.INCIDENT_ENDED: "an incident is done; names how many connections ended how, the digest of "
     "its report, and the key that has signed it",
+    AuditAction.BULK_OPENED: "something is to be done with many connections (`action`); names which, and why",
+    AuditAction.BULK_PAUSED: "a bulk order rests, or goes on (`paused`)",
+    AuditAction.BULK_ENDED: "a bulk order is done; names how many connections ended how",
     AuditAction.APP_PUT: "an app was created or changed",
     AuditAction.APP_DELETED: "an app was deleted",
     AuditAction.AGENT_PUT: "an app became an agent, or got another sponsor, purpose or end",

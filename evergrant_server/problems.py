@@ -62,10 +62,10 @@ def problem_document(failure: Failure, base_url: str) -> dict[str, Any]:
         "type": f"{base_url}/docs#{failure.code}",
         "title": rule.meaning,
         "status": rule.status,
-        "detail": failure.detail,
+        "detail": failure.reason,
         "code": failure.code.value,
         "kind": rule.kind.value,
-        "repairer": rule.repairer.value,
+        "repairer": failure.repairer.value,
         "repair": failure.repair,
     }
     if failure.code is ErrorCode.RATE_LIMITED:

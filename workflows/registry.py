@@ -4,7 +4,7 @@ from workflows.connection import ConnectionWorkflow
 from workflows.decisions import AccessRequestWorkflow, AgentStopWorkflow, CallApprovalWorkflow
 from workflows.erasure import ErasureWorkflow
 from workflows.grants import ExportWorkflow, ReplacedGrantsWorkflow
-from workflows.incidents import IncidentWorkflow
+from workflows.incidents import BulkWorkflow, IncidentWorkflow
 from workflows.integrations import DefinitionRolloutWorkflow, RetryConnectionsWorkflow
 from workflows.jobs import JOB_WORKFLOWS
 from workflows.keys import KeyRotationWorkflow
@@ -13,6 +13,7 @@ from workflows.webhooks import WebhookDeliveryWorkflow
 WORKFLOWS = (
     AccessRequestWorkflow,
     AgentStopWorkflow,
+    BulkWorkflow,
     CallApprovalWorkflow,
     ConnectionWorkflow,
     DefinitionRolloutWorkflow,

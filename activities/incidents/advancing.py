@@ -11,21 +11,16 @@ from temporalio import activity
 from activities.incidents.renewing import Leak
 from activities.incidents.report import ReportWriter
 from activities.incidents.revoking import Breach
-from activities.incidents.rows import Rows, Waves
+from activities.incidents.rows import Rows, Waves, for_a_while
 from activities.incidents.selecting import Selection
 from activities.support.temporal import heartbeating
-from evergrant_server.core.clock import Clock, seconds_since_boot
-from evergrant_server.core.connections.incidents import (
-    Incident,
-    IncidentKind,
-    IncidentState,
-)
+from evergrant_server.core.clock import Clock
+from evergrant_server.core.connections.incidents import Incident, IncidentKind, IncidentState
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.incidents import IncidentCall, IncidentProgress
 from evergrant_server.store import Store
 from evergrant_server.temporal_link.link import TemporalLink
 
-_WORK_S = 10.0  # of one try; then the workflow calls again
 WAVE = 25  # connections of an integration that are told, and haven't ended yet
 WAVE_S = timedelta(minutes=1)  # afterwards the next ones don't wait for them
 
@@ -59,16 +54,10 @@ class IncidentActivities:
             if incident is None:
                 return IncidentProgress(state=IncidentState.DONE)
             rows = Rows(self._store, self._clock, call)
-            ends, wait = seconds_since_boot() + _WORK_S, 0.0
-            while incident.finished_at is None and not incident.paused and not wait:
-                incident = await self._advance(rows, incident)
-                wait = incident.wait_s(rows.now)
-                if seconds_since_boot() >= ends:
-                    break
-            counts = {"selected": incident.selected, "ended": incident.ended}
-            rests = incident.paused or incident.finished_at is not None
-            next_s = None if rests else wait
-            return IncidentProgress(state=incident.state, paused=incident.paused, **counts, next_s=next_s)
+            _, progress = await for_a_while(
+                incident, lambda current: self._advance(rows, current), self._clock.now
+            )
+            return progress
 
     async def _advance(self, rows: Rows, incident: Incident) -> Incident:
         """The incident after one more page or look."""

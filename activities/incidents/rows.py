@@ -1,14 +1,17 @@
-"""What every step of an incident has in common: its row, its records, and the messages to connections."""
+"""What every step of an incident or a bulk order has in common: its row, its records, messages to
+connections, and how long a worker goes on."""
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
-from evergrant_server.core.clock import Clock
+from evergrant_server.core.clock import Clock, seconds_since_boot
+from evergrant_server.core.connections.bulk import BulkOrder
 from evergrant_server.core.connections.incidents import (
+    ConnectionsOrder,
     Incident,
     IncidentItem,
     IncidentKind,
@@ -18,19 +21,21 @@ from evergrant_server.core.connections.incidents import (
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, OutboxId, derived_id
 from evergrant_server.core.messages.base import Message, RequestContext
-from evergrant_server.core.messages.incidents import IncidentCall
+from evergrant_server.core.messages.incidents import BulkCall, IncidentCall, IncidentProgress
 from evergrant_server.core.outbox import signal_message
 from evergrant_server.store import Store, Transaction
 
 T = TypeVar("T")
+OrderT = TypeVar("OrderT", bound=ConnectionsOrder[Any])
 
+WORK_S = 10.0  # of one try; then the workflow calls again
 _MOST_TOLD = 100  # in one transaction
 
 
 class Rows:
-    """The rows of the incident that a call is about."""
+    """The rows of the order that a call is about."""
 
-    def __init__(self, store: Store, clock: Clock, call: IncidentCall) -> None:
+    def __init__(self, store: Store, clock: Clock, call: IncidentCall | BulkCall) -> None:
         self.store, self.clock, self._call = store, clock, call
 
     @property
@@ -40,14 +45,13 @@ class Rows:
     async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         return await commit_with_retries(self.store, work)
 
-    async def move(
-        self, state: Incident, work: Callable[[Transaction, Incident], Awaitable[Incident]]
-    ) -> Incident:
+    async def move(self, state: OrderT, work: Callable[[Transaction, OrderT], Awaitable[OrderT]]) -> OrderT:
         """Do `work` with the row as it is now, and write what it returns, in one transaction. A row that has
         been paused, or is in another state by now, is returned as it is."""
 
-        async def write(tx: Transaction) -> Incident:
-            current = await tx.incidents.get(state.tenant, state.id)
+        async def write(tx: Transaction) -> OrderT:
+            orders: Any = tx.bulk_orders if isinstance(state, BulkOrder) else tx.incidents
+            current: OrderT | None = await orders.get(state.tenant, state.id)
             if current is None:
                 raise Failure(ErrorCode.NOT_FOUND, f"the row of {state.id} is gone")
             if current.state is not state.state or current.paused:
@@ -55,7 +59,7 @@ class Rows:
             after = await work(tx, current)
             if after == current:
                 return current
-            return await tx.incidents.replace(after, expected=current.revision)
+            return await orders.replace(after, expected=current.revision)
 
         return await self.write(write)
 
@@ -63,30 +67,36 @@ class Rows:
         """The next state once the grace is over; until then the connections can be put back."""
         return incident if incident.wait_s(self.now) else incident.following()
 
-    def context(self, incident: Incident) -> RequestContext:
-        """The requester of what is done for it: who ordered the incident."""
-        return RequestContext(by=incident.by, trace_id=self._call.context.trace_id)
+    def context(self, order: ConnectionsOrder[Any]) -> RequestContext:
+        """The requester of what is done for it: who has ordered it."""
+        return RequestContext(by=order.by, trace_id=self._call.context.trace_id)
 
     async def record(
-        self, tx: Transaction, incident: Incident, action: AuditAction, object_id: str, /, **detail: object
+        self,
+        tx: Transaction,
+        order: ConnectionsOrder[Any],
+        action: AuditAction,
+        object_id: str,
+        /,
+        **detail: object,
     ) -> None:
         entry = AuditEntry(
-            tenant=incident.tenant,
+            tenant=order.tenant,
             at=self.now,
             action=action,
             object=object_id,
-            context=self.context(incident),
+            context=self.context(order),
             detail=detail,
             provenance=self._call.provenance,
         )
         await audit.append(tx, entry)
 
     async def tell(
-        self, tx: Transaction, incident: Incident, item: IncidentItem, name: str, message: Message
+        self, tx: Transaction, order: ConnectionsOrder[Any], item: IncidentItem, name: str, message: Message
     ) -> None:
-        """Signal the connection's workflow, once for the incident, and note that it was told."""
-        id = OutboxId(derived_id("out", incident.id, name, item.connection_id))
-        signal = signal_message(incident.tenant, item.connection_id, name, message, self.now)
+        """Signal the connection's workflow, once for the order, and note that it was told."""
+        id = OutboxId(derived_id("out", order.id, name, item.connection_id))
+        signal = signal_message(order.tenant, item.connection_id, name, message, self.now)
         await tx.outbox.add_once(signal.__replace__(id=id))
         told = item.__replace__(step=ItemStep.TOLD, told_at=self.now)
         await tx.incident_items.replace(told, expected=item.revision)
@@ -95,9 +105,9 @@ class Rows:
         ended = item.__replace__(step=ItemStep.ENDED, outcome=outcome)
         await tx.incident_items.replace(ended, expected=item.revision)
 
-    def is_over(self, incident: Incident) -> bool:
+    def is_over(self, order: ConnectionsOrder[Any]) -> bool:
         """Whether it is reported once each was told, with what is still under way."""
-        return self.now >= incident.waits_until
+        return self.now >= order.waits_until
 
 
 class Waves:
@@ -106,24 +116,43 @@ class Waves:
     def __init__(self, rows: Rows, size: int, longest: timedelta) -> None:
         self._rows, self._size, self._longest = rows, size, longest
 
-    async def next(self, tx: Transaction, incident: Incident, step: ItemStep) -> list[IncidentItem]:
+    async def next(self, tx: Transaction, order: ConnectionsOrder[Any], step: ItemStep) -> list[IncidentItem]:
         """Connections at this step whose turn it is. One that takes long keeps its place for a while; at the
-        end of the incident's time all that are left have theirs."""
-        under_way = await tx.incident_items.told_since(incident, self._rows.now - self._longest)
+        end of the order's time all that are left have theirs."""
+        under_way = await tx.incident_items.told_since(order, self._rows.now - self._longest)
         turns: list[IncidentItem] = []
-        over = self._rows.is_over(incident)
-        for integration in await tx.incident_items.integrations_at(incident, step):
+        over = self._rows.is_over(order)
+        for integration in await tx.incident_items.integrations_at(order, step):
             room = _MOST_TOLD if over else self._size - under_way.get(integration, 0)
             room = min(room, _MOST_TOLD - len(turns))
             if room > 0:
-                turns += await tx.incident_items.next_at(incident, step, room, integration)
+                turns += await tx.incident_items.next_at(order, step, room, integration)
         return turns
 
 
-def reason_of(incident: Incident) -> str:
+async def for_a_while(
+    order: OrderT, advance: Callable[[OrderT], Awaitable[OrderT]], now: Callable[[], datetime]
+) -> tuple[OrderT, IncidentProgress]:
+    """Advance the order until it rests, or a worker has worked for long enough; how far it is then."""
+    ends, wait = seconds_since_boot() + WORK_S, 0.0
+    while order.finished_at is None and not order.paused and not wait:
+        order = await advance(order)
+        wait = order.wait_s(now())
+        if seconds_since_boot() >= ends:
+            break
+    counts = {"selected": order.selected, "ended": order.ended}
+    rests = order.paused or order.finished_at is not None
+    return order, IncidentProgress(
+        state=order.state, paused=order.paused, **counts, next_s=None if rests else wait
+    )
+
+
+def reason_of(order: ConnectionsOrder[Any]) -> str:
     """Why a connection is revoked or refreshed."""
-    word = "offboarding" if incident.kind is IncidentKind.LEAVER else "incident"
-    return f"{word}: {incident.id}"
+    if isinstance(order, BulkOrder):
+        return f"bulk order: {order.id}"
+    is_leaver = isinstance(order, Incident) and order.kind is IncidentKind.LEAVER
+    return f"{'offboarding' if is_leaver else 'incident'}: {order.id}"
 
 
 def is_new(item: IncidentItem, generation: int) -> bool:

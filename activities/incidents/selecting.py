@@ -7,12 +7,12 @@ since are stopped for good.
 import functools
 from collections.abc import Mapping
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from activities.incidents.rows import Rows, chunks, reason_of
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.incidents import Incident, IncidentItem, IncidentKind
+from evergrant_server.core.connections.incidents import ConnectionsOrder, Incident, IncidentItem, IncidentKind
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.store import Transaction
 from evergrant_server.store.connections.incidents import ListedPlace
@@ -72,7 +72,7 @@ class Selection:
         for place in places:
             if incident.integration is not None and place.integration != incident.integration:
                 continue
-            is_new = await tx.incident_items.add(_item(incident, place, uses))
+            is_new = await tx.incident_items.add(listed_item(incident, place, uses))
             added += is_new
             stops = is_new and incident.kind is IncidentKind.BREACH
             if stops or incident.kind is IncidentKind.LEAVER:
@@ -105,11 +105,14 @@ async def _leased_then(tx: Transaction, incident: Incident) -> _Candidates:
     return _Candidates(list(ids), audit.page_cursor(records[-1]) if len(records) == _RECORDS else None)
 
 
-def _item(incident: Incident, place: ListedPlace, uses: Mapping[str, datetime]) -> IncidentItem:
+def listed_item(
+    order: ConnectionsOrder[Any], place: ListedPlace, uses: Mapping[str, datetime]
+) -> IncidentItem:
+    """The row of a connection that an order is about."""
     return IncidentItem.model_validate(
         {
-            "tenant": incident.tenant,
-            "incident_id": incident.id,
+            "tenant": order.tenant,
+            "incident_id": order.id,
             "connection_id": place.id,
             "integration": place.integration,
             "provider": place.provider,

@@ -184,6 +184,9 @@ def _metadata_change(
         problem = "the issuer's metadata was refused, the pinned endpoints stay: " + "; ".join(reasons)
         recorded = current.problem == problem
         return (None if recorded else AuditAction.METADATA_REFUSED), {"problem": problem}
+    pinned = current.endpoints
+    if published is not None and pinned is not None and published.__replace__(scopes=pinned.scopes) == pinned:
+        return None, {"endpoints": published, "problem": None}  # what the issuer lists for people alone
     if published != current.endpoints:
         return AuditAction.METADATA_CHANGED, {"endpoints": published, "problem": None}
     return None, {"problem": None}

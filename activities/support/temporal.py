@@ -47,7 +47,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 # still handle its next event.
 RETRIED_BY_TEMPORAL = (ErrorCode.STORE_UNAVAILABLE, ErrorCode.STORE_CONFLICT, ErrorCode.SCHEMA_MISMATCH)
 
-_LONGEST_WHY = 300  # characters
+_LONGEST_WHY = 1000  # characters
 _INTERVAL_S = 1.5  # between heartbeats: well inside the time-out of `core.messages.jobs`
 
 # Of a connection's activities. One and two seconds apart; a conflict that is a race ends by the second try.

@@ -17,7 +17,9 @@ from evergrant_server.core.connections.connection import Connection, LifecycleSt
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure, FailureKind, RetryAdvice
+from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.activities import ConnectionCall, ConsentCall
+from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.export import ExportCall
 from evergrant_server.core.provider_words import ReplyFailure, words_in
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
@@ -28,6 +30,7 @@ log = logging.getLogger("evergrant.activities")
 
 T = TypeVar("T")
 
+_RECORDED_FOR = timedelta(days=1)  # one record a day for what stays so
 _FIRST_WAIT_S, _MAX_WAIT_S = 0.05, 5.0
 _MAX_CONFLICTS = 10  # in a row: about 16 seconds. A race ends by the second or third
 _LOG_EVERY = 10  # tries while the store is unavailable: under a minute
@@ -253,3 +256,19 @@ def log_words(failure: Failure, object_id: str) -> dict[str, Any]:
         text = f"status {words.status}, {words}" if str(words) else f"status {words.status}"
         log_event(log, logging.INFO, LogEvent.PROVIDER_REFUSED, text, code=failure.code, object=object_id)
     return words_in(failure)
+
+
+async def record_once_a_day(
+    store: Store, now: datetime, tenant: Tenant, action: AuditAction, object: str, detail: dict[str, Any]
+) -> bool:
+    """Record what stays so, unless the last day has a record of it; whether it was recorded."""
+    async with store.write() as tx:
+        last = await audit.newest_record(tx, tenant, object, action)
+        if last is not None and last.at > now - _RECORDED_FOR:
+            return False
+        context = RequestContext(by="schedule")
+        entry = AuditEntry(
+            tenant=tenant, at=now, action=action, object=object, context=context, detail=detail
+        )
+        await audit.append(tx, entry)
+        return True

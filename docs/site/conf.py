@@ -80,7 +80,7 @@ def _add_contents(_: Sphinx, page: str, source: list[str]) -> None:
 
 
 def _add_start_page(app: Sphinx, failed: Exception | None) -> None:
-    if failed is None:
+    if failed is None and app.builder.name == "html":
         shutil.copyfile(app.outdir / "README.html", app.outdir / "index.html")
 
 

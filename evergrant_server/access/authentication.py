@@ -26,6 +26,7 @@ from evergrant_server.access.credentials import (
     is_right,
     key_expired,
     key_mac,
+    key_revoked,
     parse_app_token,
     parse_delegation_token,
     parse_key,
@@ -118,9 +119,11 @@ class Authenticator:
             key_and_app = await _key_and_app(tx, presented.id)
             # An unknown key costs the same comparison as a known one.
             right = self._is_right(key_and_app[0] if key_and_app else _UNKNOWN, presented.secret)
-            if key_and_app is None or not right or key_and_app[0].revoked_at is not None:
+            if key_and_app is None or not right:
                 raise Failure(ErrorCode.UNAUTHENTICATED)
             key, app = key_and_app
+            if key.revoked_at is not None:
+                raise key_revoked(key)
             await tx.tenants.require_enabled(app.tenant)
             permits = await tx.access.permits_of(app)
         if key.expires_at is None or not key.is_live(self._clock.now()):

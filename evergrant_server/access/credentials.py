@@ -25,7 +25,7 @@ _KEY = re.compile(r"^(evg_(key_[0-9a-z]{22})_([0-9a-f]{64}))([0-9A-Za-z]{6})\Z")
 _OUTDATED = re.compile(r"^evg_key_[0-9a-z]{22}_[0-9a-f]{64}\Z")
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _ANOTHER = (
-    "An admin creates another with POST /v1/apps/{app}/keys; "
+    "An admin makes another: evergrant apps key APP, or POST /v1/apps/{app}/keys; "
     "the operator one for the app admin with: python -m evergrant_server keys bootstrap --again"
 )
 APP_TOKEN = "evg_tok_"
@@ -83,6 +83,12 @@ def key_expired(key: AppKey) -> Failure:
     """The failure of a request with a key whose time is over."""
     when = "" if key.expires_at is None else f" at {key.expires_at.isoformat(timespec='seconds')}"
     return Failure(ErrorCode.UNAUTHENTICATED, f"The API key expired{when}. {_ANOTHER}")
+
+
+def key_revoked(key: AppKey) -> Failure:
+    """The failure of a request with a key that was revoked, for who has the whole key."""
+    when = "" if key.revoked_at is None else f" at {key.revoked_at.isoformat(timespec='seconds')}"
+    return Failure(ErrorCode.UNAUTHENTICATED, f"The API key was revoked{when}. {_ANOTHER}")
 
 
 class PresentedToken(NamedTuple):

@@ -33,7 +33,6 @@ from evergrant_server.core.clock import seconds_since_boot
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
-from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import RefreshReason
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.crypto.envelope import Hold
@@ -141,7 +140,7 @@ class LeaseIssuer:
         if row.leasable and narrower:
             row = await self._narrowed.row(call, lease_request, row, narrower, cached=cached)
         elif row.leasable:
-            row = await self._refreshed_row(lease_request, row, call.context)
+            row = await self._refreshed_row(call, lease_request, row)
         if state_refusal(row, self._now()) is not None:
             raise await not_leasable(call, lease_request, row)
         decision = await self._check_scopes(call, lease_request, row, cached=cached)
@@ -215,17 +214,17 @@ class LeaseIssuer:
     # --- freshness --------------------------------------------------------------------
 
     async def _refreshed_row(
-        self, lease_request: LeaseRequest, row: LeaseRow, context: RequestContext
+        self, call: JudgedRequest, lease_request: LeaseRequest, row: LeaseRow
     ) -> LeaseRow:
         """The row, or a newer one. A valid token is served even if the refresh fails (rule 5)."""
         if self._is_fresh(row, lease_request) or row.state is not LifecycleState.ACTIVE:
             return row
         key = RefreshKey(row.tenant, row.connection_id, row.generation, RefreshReason.DUE)
         if self._is_valid(row) and lease_request.min_ttl is None:
-            self._refresher.start_refresh(key, context)
+            self._refresher.start_refresh(key, call.context)
             return row
         for _ in range(_MAX_TRIES):
-            result = await self._refresher.wait_for_newer(key, context)
+            result = await self._refresher.wait_for_newer(key, call.context, call.patience_s)
             newest = result.row or row
             if self._is_valid(newest) or newest.state is not LifecycleState.ACTIVE:
                 return newest

@@ -176,7 +176,7 @@ async def _steps_of_leak(
             done = None if since is None else await _has_new_secret(tx, scope.tenant, each.integration, since)
             steps.append(Step(Doer.ADMIN, text, command, each.connections, done))
     for webhook in await tx.webhooks.page(scope.tenant, None, _PAGE):
-        command = f"evergrant webhooks rotate-secret {webhook.name}"
+        command = f"evergrant webhooks rotate {webhook.name}"
         steps.append(Step(Doer.ADMIN, f"A new signing secret for the webhook {webhook.name}", command))
     text = "New keys of each connection, the most recently used first; older ones are destroyed"
     steps.append(Step(Doer.EVERGRANT, text, None, total))

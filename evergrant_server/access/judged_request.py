@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -40,6 +41,8 @@ from evergrant_server.telemetry.traces import trace_of
 
 T = TypeVar("T")
 
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,4})(?=$|[,;\s])", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class JudgedRequest:
@@ -75,6 +78,12 @@ class JudgedRequest:
         client = self.request.client
         forwarded = self.request.headers.getlist("x-forwarded-for")
         return caller_address(client and client.host, forwarded, self.api.settings.trusted_proxies)
+
+    @property
+    def patience_s(self) -> float | None:
+        """For how long the caller waits at most: the preference `wait` (RFC 7240 section 4.3), in seconds."""
+        match = _WAIT.search(self.request.headers.get("prefer", ""))
+        return None if match is None else float(match[1])
 
     def judge(
         self,

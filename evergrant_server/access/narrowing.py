@@ -68,7 +68,7 @@ class NarrowedLeases:
             if result is not None and (result.failure is not None or tries == _MOST_TRIES):
                 break
             await self._require_narrowing(call, lease_request, row, slot, wanted)
-            result = await self._refresher.wait_for_newer(key, call.context)
+            result = await self._refresher.wait_for_newer(key, call.context, call.patience_s)
         assert result is not None
         raise refresh_refused(result, row)
 

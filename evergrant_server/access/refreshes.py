@@ -18,7 +18,7 @@ from typing import NamedTuple
 from evergrant_server.access.context import TemporalPort
 from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import ErrorCode, Failure, Repairer
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.lifecycle.schedule import UNSENT_CODES
 from evergrant_server.core.messages.base import RequestContext
@@ -34,7 +34,12 @@ _MOST_UPDATES = 128  # open at Temporal; one tenant has half of them, so that on
 _MOST_AHEAD = 32  # without a caller: thousands that become due at once leave Temporal to callers
 _MIN_PAUSE_S = 1.0  # between two refreshes ahead of expiry, after one failed
 _MAX_PAUSED = 10_000
-_LONGEST_WHY = 300  # characters: who writes in Temporal's namespace chooses them
+_LONGEST_WHY = 1000  # characters: who writes in Temporal's namespace chooses them
+_NOT_BEGUN = "A refresh is needed, and no worker has begun it in time."
+_ASK_DOCTOR = (
+    "Have Evergrant's operator run: python -m evergrant_server doctor. It says whether Temporal and a worker "
+    "run and answer. Then try again."
+)
 POLL_INTERVAL_S = 0.075
 _LONGEST_PAUSE_S = 1.0  # of one connection; Temporal's answer is what comes first as a rule
 _GROWTH = 1.5
@@ -83,6 +88,7 @@ class RefreshWaiter:
         self._running: dict[tuple[RefreshKey, bool], asyncio.Task[RefreshWaitResult]] = {}
         # until when (monotonic seconds), and the failure
         self._paused = Bounded[RefreshKey, tuple[float, Failure]](_MAX_PAUSED)
+        self._pending_failures = Bounded[tuple[Tenant, ConnectionId], tuple[float, Failure]](_MAX_PAUSED)
 
     def start_refresh(self, key: RefreshKey, context: RequestContext) -> None:
         """Start a refresh without waiting for it, unless one runs or has just failed.
@@ -94,9 +100,13 @@ class RefreshWaiter:
         if has_turn and self._paused_failure(key) is None and not running:
             self._share(asyncio.create_task(self._wait(key, context, ahead=True)), key, ahead=True)
 
-    async def wait_for_newer(self, key: RefreshKey, context: RequestContext) -> RefreshWaitResult:
-        """Wait for a generation newer than `key.seen`, a refusal of the workflow, or the time limit."""
-        ends = asyncio.get_running_loop().time() + self._longest
+    async def wait_for_newer(
+        self, key: RefreshKey, context: RequestContext, patience_s: float | None = None
+    ) -> RefreshWaitResult:
+        """Wait for a generation newer than `key.seen`, a refusal of the workflow, or the time limit, which
+        the caller's patience makes shorter."""
+        longest = self._longest if patience_s is None else min(self._longest, patience_s)
+        ends = asyncio.get_running_loop().time() + longest
         while True:
             task = self._running.get((key, False))
             if task is None:
@@ -104,19 +114,23 @@ class RefreshWaiter:
             left = ends - asyncio.get_running_loop().time()
             await asyncio.wait((task,), timeout=max(left, 0))
             if not task.done():
-                return RefreshWaitResult(None, Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0))
+                return RefreshWaitResult(None, await self._pending(key))
             result = task.result()
             # a caller that joined later has time left after the first caller's limit
             if not result.timed_out or asyncio.get_running_loop().time() >= ends - POLL_INTERVAL_S:
                 return result
 
-    async def require_refreshed(self, key: RefreshKey, context: RequestContext) -> None:
+    async def require_refreshed(
+        self, key: RefreshKey, context: RequestContext, patience_s: float | None = None
+    ) -> None:
         """As `wait_for_newer`, for a command: raises the Failure when nothing newer came."""
-        result = await self.wait_for_newer(key, context)
+        result = await self.wait_for_newer(key, context, patience_s)
         if result.failure is not None and not _is_newer(result.row, key.seen):
             raise result.failure
 
-    async def refresh_refused_token(self, key: RefreshKey, context: RequestContext) -> None:
+    async def refresh_refused_token(
+        self, key: RefreshKey, context: RequestContext, patience_s: float | None = None
+    ) -> None:
         """As `require_refreshed`, since a provider refused the token of `key.seen`; returns also if skipped.
 
         A provider may answer 401 for a missing permission: then the workflow skips further
@@ -125,7 +139,7 @@ class RefreshWaiter:
         """
         failure = self._paused_failure(key)
         if failure is None:
-            result = await self.wait_for_newer(key, context)
+            result = await self.wait_for_newer(key, context, patience_s)
             failure = None if _is_newer(result.row, key.seen) else result.failure
         if failure is not None and not isinstance(failure, _RefreshSkipped):
             raise failure
@@ -142,7 +156,9 @@ class RefreshWaiter:
         """The failure that pauses this key, with the rest of its wait."""
         until, why = self._paused.get(key, (0.0, None))
         left = until - self.elapsed()
-        return None if why is None or left <= 0 else type(why)(why.code, why.detail, retry_after=left)
+        if why is None or left <= 0:
+            return None
+        return type(why)(why.code, why.detail, retry_after=left, **why.context)
 
     def _share(
         self, task: asyncio.Task[RefreshWaitResult], key: RefreshKey, *, ahead: bool = False
@@ -179,9 +195,7 @@ class RefreshWaiter:
             await asyncio.wait((answer, over), timeout=self._shared, return_when=asyncio.FIRST_COMPLETED)
             timed_out, failure = not (answer.done() or over.done()), None
             if not over.done():
-                failure = (
-                    Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0) if timed_out else answer.result()
-                )
+                failure = await self._pending(key) if timed_out else answer.result()
         finally:
             for task in (answer, over):
                 task.cancel()
@@ -192,6 +206,21 @@ class RefreshWaiter:
         except Failure as broken:
             return RefreshWaitResult(None, broken)
         return RefreshWaitResult(row, None if _is_newer(row, seen) else failure, timed_out)
+
+    async def _pending(self, key: RefreshKey) -> Failure:
+        """What is true after the time limit: the provider hasn't answered, or no worker has asked it, which
+        is the operator's to repair. Callers share the answer for a moment."""
+        place = key.tenant, key.connection_id
+        until, failure = self._pending_failures.get(place, (0.0, None))
+        if failure is None or until <= self.elapsed():
+            sent = True
+            with contextlib.suppress(Failure):
+                sent = await self._rows.is_at_provider(*place)
+            turn = {} if sent else {"repairer": Repairer.OPERATOR.value, "repair": _ASK_DOCTOR}
+            why = "" if sent else _NOT_BEGUN
+            failure = Failure(ErrorCode.REFRESH_PENDING, why, retry_after=1.0, **turn)
+            self._pending_failures[place] = self.elapsed() + 1.0, failure
+        return failure
 
     async def _ask_workflow(
         self, key: RefreshKey, context: RequestContext, integration: str, *, ahead: bool
@@ -209,9 +238,9 @@ class RefreshWaiter:
             async with turns.turn(tenant, part, within_s):
                 result = await self._link.ensure_fresh(tenant, connection, request, timeout=self._shared)
         except Failure as failure:
-            return failure
+            return await self._pending(key) if failure.code is ErrorCode.REFRESH_PENDING else failure
         except TimeoutError:
-            return Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0)
+            return await self._pending(key)
         except Exception as error:
             # the port raises Failures alone; a valid token must be served even if it doesn't
             log_event(

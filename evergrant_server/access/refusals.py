@@ -208,9 +208,8 @@ def refresh_refused(result: RefreshWaitResult, row: LeaseRow) -> Failure:
     failure = result.failure or Failure(ErrorCode.REFRESH_PENDING, retry_after=1.0)
     if failure.kind is FailureKind.RECONNECT_NEEDED:  # the next lease says so from the store, with a link
         return Failure(failure.code, connection_id=row.connection_id)
-    return Failure(
-        failure.code, failure.detail, retry_after=failure.retry_after, connection_id=row.connection_id
-    )
+    context = {**failure.context, "connection_id": row.connection_id}
+    return Failure(failure.code, failure.detail, retry_after=failure.retry_after, **context)
 
 
 def refusal_entry(call: JudgedRequest, lease_request: LeaseRequest, failure: Failure) -> AuditEntry:

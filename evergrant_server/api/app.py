@@ -26,6 +26,7 @@ from evergrant_server.api import (
     key_rotations,
     me,
     openapi,
+    overview,
     questions,
     secret_rotations,
     stories,
@@ -44,16 +45,18 @@ from evergrant_server.api.apps import (
     trusted_issuers,
 )
 from evergrant_server.api.apps import routes as apps
-from evergrant_server.api.connections import commands, history
+from evergrant_server.api.connections import bulk, commands, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.console import agents as console_agents
 from evergrant_server.api.console import audit as console_audit
+from evergrant_server.api.console import bulk as console_bulk
 from evergrant_server.api.console import connections as console_connections
 from evergrant_server.api.console import incidents as console_incidents
 from evergrant_server.api.console import integrations as console_integrations
 from evergrant_server.api.console import keys as console_keys
 from evergrant_server.api.console import leavers as console_leavers
 from evergrant_server.api.console import login as console_login
+from evergrant_server.api.console import overview as console_overview
 from evergrant_server.api.console import questions as console_questions
 from evergrant_server.api.console import requests as console_requests
 from evergrant_server.api.console import streams as console_streams
@@ -107,6 +110,7 @@ _NO_TELEMETRY: TelemetryConfig = {
 
 ROUTERS = (
     health.router,
+    overview.router,
     definitions.router,
     integrations.metadata_router,
     integrations.router,
@@ -147,6 +151,7 @@ ROUTERS = (
     people.router,
     people.command_router,
     transfer.router,  # before /v1/connections/{id}, which would match import and export
+    bulk.router,  # likewise
     connections.router,
     commands.router,
     refresh_command.router,
@@ -170,7 +175,9 @@ ROUTERS = (
     callback.router,
     callback.fragment_router,
     console_login.router,
+    console_overview.router,
     console_connections.router,
+    console_bulk.router,
     console_integrations.router,
     console_apps.router,
     console_credentials.router,

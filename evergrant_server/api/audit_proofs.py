@@ -20,7 +20,8 @@ from evergrant_server.store.audit.checkpoints import LogKey
 router = APIRouter(tags=["audit"])
 
 COSE = "application/cose"
-COSE_HEAD = "evergrant-head"  # the header of a COSE receipt that has the head and its own receipt
+# headers of a COSE receipt: the record as it was hashed, its leaf; the head of its shard with its own receipt
+COSE_BODY, COSE_LEAF, COSE_HEAD = "evergrant-body", "evergrant-leaf", "evergrant-head"
 FORMAT = "evergrant-receipt/v1"
 # the records of which the app that made the request keeps a receipt
 _OWN = (AuditAction.LEASE_ISSUED, AuditAction.DPOP_PROOF_ISSUED, AuditAction.PROXY_CALLED)
@@ -120,10 +121,11 @@ def receipt_view(receipt: proofs.Receipt) -> AuditProofView:
 
 
 def _cose(receipt: proofs.Receipt) -> bytes:
-    """The record's receipt; that of its head stands in it, behind the head's text."""
+    """The record's receipt; body and leaf stand in it, and the head with its own receipt."""
     key, record, head = receipt
-    of_head = _cose_of(key, head, {})
-    return _cose_of(key, record, {COSE_HEAD: [(head.body or "").encode(), of_head]})
+    of_head = [(head.body or "").encode(), _cose_of(key, head, {})]
+    body = None if record.body is None else record.body.encode()
+    return _cose_of(key, record, {COSE_BODY: body, COSE_LEAF: record.leaf, COSE_HEAD: of_head})
 
 
 def _cose_of(key: LogKey, proven: proofs.Proven, beside: Mapping[str, object]) -> bytes:

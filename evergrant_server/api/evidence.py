@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from evergrant_server import audit
 from evergrant_server.api.http.call import ApiCall, AuditorCall
 from evergrant_server.api.http.models import View
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.events import EventType
 from evergrant_server.core.questions.evidence import CONTROLS, Framework, Topic, TopicEvidence
 from evergrant_server.crypto import KeyPurpose
@@ -177,6 +178,7 @@ async def _monitoring(tx: Transaction, call: ApiCall) -> TopicEvidence:
     listeners = await tx.evidence.listeners(call.tenant, EventType.DETECTED)
     checkpoint = await tx.checkpoints.newest()
     signed_at = None if checkpoint is None else checkpoint.at.isoformat()
+    verified = await audit.newest_record(tx, call.tenant, call.tenant, AuditAction.LOG_VERIFIED)
     off = [name for name, value in vars(rules).items() if not value]
     lacks = _some(
         not listeners,
@@ -185,10 +187,17 @@ async def _monitoring(tx: Transaction, call: ApiCall) -> TopicEvidence:
         f"detection is off for {', '.join(off)}",
         signed_at is None,
         "no checkpoint of the log is signed: a worker signs one within seconds",
-        True,
-        "the log isn't verified here: GET /v1/audit/verify, evergrant_server audit verify",
+        verified is None or verified.at < since,
+        "nobody had the log verified: POST /v1/questions `log`, evergrant audit verify",
+        verified is not None and not verified.detail.get("ok"),
+        "the last verification found a record that isn't good: evergrant audit verify names it",
     )
-    answer = {"noticed": noticed, "webhooks_that_get_it": listeners, "checkpoint_signed_at": signed_at}
+    answer = {
+        "noticed": noticed,
+        "webhooks_that_get_it": listeners,
+        "checkpoint_signed_at": signed_at,
+        "log_verified_at": None if verified is None else verified.at.isoformat(),
+    }
     topic = "What was noticed in 90 days of uses that are unlike those before"
     query = f"GET /v1/detections?since={_day(since)}"
     return TopicEvidence(topic, query, f"evergrant detections --since {_day(since)}", answer, lacks)

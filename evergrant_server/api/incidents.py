@@ -274,10 +274,16 @@ async def _pause(incident_id: str, call: ApiCall, *, paused: bool) -> IncidentVi
     response_class=PlainTextResponse,
     responses={202: {"description": "It isn't done", "content": {"application/json": {"schema": _VIEW}}}},
 )
-async def get_incident_report(incident_id: str, call: AuditorCall) -> Response:
+async def get_incident_report(
+    incident_id: str,
+    call: AuditorCall,
+    limit: Annotated[int | None, Query(ge=1, le=1000)] = None,
+    after: Annotated[str, Query(max_length=64)] = "",
+) -> Response:
     """The signed report of an incident: JSON Lines, the signature in the last one. 202 before it is done.
 
-    `evergrant incident verify` checks it without Evergrant.
+    With `limit` a page of it, of as many connections; the header `X-Evergrant-Next` has the next one's
+    `after`. `evergrant incident verify` checks the whole without Evergrant.
     """
     async with call.api.store.read() as tx:
         incident = await _incident(tx, call, incident_id)
@@ -285,20 +291,32 @@ async def get_incident_report(incident_id: str, call: AuditorCall) -> Response:
         view = IncidentView.of(incident)
         return Response(view.model_dump_json(), 202, {"Retry-After": "1"}, "application/json")
     headers = {"Content-Disposition": f'attachment; filename="{incident.id}.jsonl"'}
-    return StreamingResponse(_report(call, incident), 200, headers, "text/plain; charset=utf-8")
+    if limit is None:
+        return StreamingResponse(_report(call, incident), 200, headers, "text/plain; charset=utf-8")
+    text, following = await _page_of_report(call, incident, after, limit)
+    more = {} if following is None else {"X-Evergrant-Next": following}
+    return PlainTextResponse(text, 200, headers | more)
 
 
 async def _report(call: ApiCall, incident: Incident) -> AsyncIterator[str]:
-    yield f"{incident.header}\n"
-    after = ""
-    while True:
-        async with call.api.store.read() as tx:
-            lines = await tx.incident_items.lines(incident, after, _LINES)
-        if not lines:
-            break
-        yield "".join(f"{line}\n" for _, line in lines)
-        after = lines[-1][0]
-    yield f"{incident.summary}\n{incident.note}\n"
+    after: str | None = ""
+    while after is not None:
+        text, after = await _page_of_report(call, incident, after, _LINES)
+        yield text
+
+
+async def _page_of_report(
+    call: ApiCall, incident: Incident, after: str, limit: int
+) -> tuple[str, str | None]:
+    """The lines behind a connection's, and the connection behind which more follow; None: that was all."""
+    async with call.api.store.read() as tx:
+        lines = await tx.incident_items.lines(incident, after, limit)
+    text = "".join(f"{line}\n" for _, line in lines)
+    if not after:
+        text = f"{incident.header}\n{text}"
+    if len(lines) == limit:
+        return text, lines[-1][0]
+    return f"{text}{incident.summary}\n{incident.note}\n", None
 
 
 def _scope(call: ApiCall, body: IncidentBody) -> Scope:

@@ -1,7 +1,7 @@
 """`/v1/questions`: what a worker answers from the whole log, and `GET /v1/access/unused`.
 
 Who used this connection; what did this app reach; which tokens were handed out between two moments;
-everything about a subject. What changed in permissions is `GET /v1/access/changes`.
+everything about a subject; is the audit log whole. What changed in permissions is `GET /v1/access/changes`.
 """
 
 from datetime import datetime
@@ -44,6 +44,7 @@ _NEEDS: dict[QuestionKind, tuple[tuple[str, ...], tuple[str, ...]]] = {
     QuestionKind.APP_REACH: (("app",), ("integration", "since", "until")),
     QuestionKind.INCIDENT: (("since",), ("app", "integration", "until")),
     QuestionKind.SUBJECT: (("subject",), ()),
+    QuestionKind.LOG: ((), ()),
 }
 _PARTS = ("connection_id", "app", "integration", "subject", "since", "until")
 
@@ -51,7 +52,8 @@ _PARTS = ("connection_id", "app", "integration", "subject", "since", "until")
 class QuestionBody(Body):
     """A question. `connection_uses` needs a `connection_id`: who used it. `app_reach` needs an `app`, by its
     name or its id: what it was handed. `incident` needs `since`: which tokens were handed out. `subject`
-    needs a `subject`: everything about it. Each use happened from `since` on and before `until`.
+    needs a `subject`: everything about it. `log` needs nothing: a worker verifies the whole audit log. Each
+    use happened from `since` on and before `until`.
     """
 
     question: QuestionKind
@@ -99,8 +101,9 @@ class QuestionView(View):
 
 class AnswerLineView(View):
     """A line of an answer. `kind` `use`: what one app was handed of one connection; `export`: an export in
-    that time; `record`: an audit record that is about the subject; else what is stored about it, by the name
-    of its table. No line has a token or a secret."""
+    that time; `record`: an audit record that is about the subject; `shard`: one whose records are all good;
+    `flaw`: the first record that isn't; else what is stored about the subject, by the name of its table. No
+    line has a token or a secret."""
 
     number: int
     kind: str

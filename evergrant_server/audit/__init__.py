@@ -6,6 +6,7 @@ Doesn't own the tables (store), what is worth recording (its callers) or the wor
 (`core.audit`, `core.events`).
 """
 
+from evergrant_server.audit.checkpoints.proofs import contains_checkpoint, log_extends, newest_checkpoint
 from evergrant_server.audit.publishing import wake_webhook, write_event
 from evergrant_server.audit.records import (
     ALL,
@@ -23,10 +24,11 @@ from evergrant_server.audit.records import (
 )
 from evergrant_server.audit.shards import accept_heads, broken_heads
 from evergrant_server.audit.trees import append, append_all, append_heads, lock_heads
-from evergrant_server.audit.verification.verifier import contains_checkpoint, newest_checkpoint, verify_log
+from evergrant_server.audit.verification.verifier import LogVerification, records_to_verify, verify_log
 
 __all__ = [
     "ALL",
+    "LogVerification",
     "Window",
     "accept_heads",
     "append",
@@ -37,6 +39,7 @@ __all__ = [
     "count_actions",
     "following",
     "lock_heads",
+    "log_extends",
     "newest_checkpoint",
     "newest_of_tenant",
     "newest_record",
@@ -45,6 +48,7 @@ __all__ = [
     "page_cursor",
     "record_before",
     "record_denies",
+    "records_to_verify",
     "tree_ends",
     "verify_log",
     "wake_webhook",

@@ -1,10 +1,12 @@
-"""Records of leases by their objects: filed a moment later by a worker, in sorted pages.
+"""Records of leases by their objects: filed a moment later by a worker, in sorted pages; counts by the hour.
 
 An index by object would cost a lease as much as all the rest of its record, because each entry goes to
 another page of it. Other records are in such an index (`ix_audit_object`). A reader of an object's records
 reads three places in one snapshot: the index, what is filed, and the tail of each tree that isn't filed yet.
+Leases and refreshes are counted by the hour in the same transaction, each record once.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -12,12 +14,14 @@ from typing import Any
 from sqlalchemy import Boolean, ColumnElement, Select, func, literal_column, select, text, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.audit_tables import (
     LEASE_ACTIONS,
     NO_LEASE_CONDITION,
     AuditFiledRow,
+    AuditHourRow,
     AuditRow,
     AuditTreeRow,
 )
@@ -26,8 +30,12 @@ from evergrant_server.store.database.rows import Values, fetch_all, fetch_first
 
 _AT_ONCE = 500  # records of a transaction
 _RECORDS, _FILED, _TREES = table_of(AuditRow), table_of(AuditFiledRow), table_of(AuditTreeRow)
+_HOURS = table_of(AuditHourRow)
 _UNFILED: ColumnElement[bool] = literal_column("filed < size", Boolean())
 _LEASES = _RECORDS.c.action.in_([action.value for action in LEASE_ACTIONS])
+# what the overview shows by the hour
+COUNTED_ACTIONS = (*LEASE_ACTIONS, AuditAction.GRANT_REFRESHED, AuditAction.REFRESH_FAILED)
+_COUNTED = _RECORDS.c.action.in_([action.value for action in COUNTED_ACTIONS])
 Order = tuple[ColumnElement[Any], ...]
 
 
@@ -53,15 +61,17 @@ async def _file_some(tx: Transaction, tenant: str, shard: str) -> bool:
         return False
     until = min(tree["size"], tree["filed"] + _AT_ONCE)
     names = ("tenant", "object", "at", "shard", "seq")
-    query = select(*(_RECORDS.c[name] for name in names)).where(
-        *(_RECORDS.c.tenant == tenant, _RECORDS.c.shard == shard, _LEASES),
+    query = select(*(_RECORDS.c[name] for name in (*names, "action"))).where(
+        *(_RECORDS.c.tenant == tenant, _RECORDS.c.shard == shard, _COUNTED),
         *(_RECORDS.c.seq >= tree["filed"], _RECORDS.c.seq < until),
     )
     rows = await fetch_all(tx.connection, query)
-    if rows:
-        rows.sort(key=lambda row: (row["object"], row["at"], row["seq"]))
+    await _count(tx, tenant, rows)
+    leases = [row for row in rows if row["action"] in LEASE_ACTIONS]
+    if leases:
+        leases.sort(key=lambda row: (row["object"], row["at"], row["seq"]))
         insert = sqlite.insert if tx.connection.dialect.name == "sqlite" else postgresql.insert
-        filed: list[Values] = [{**row, "revision": 1} for row in rows]
+        filed: list[Values] = [{"revision": 1, **{name: row[name] for name in names}} for row in leases]
         await tx.connection.execute(insert(_FILED).on_conflict_do_nothing(), filed)
     moved = update(_TREES).where(ours, _TREES.c.filed == tree["filed"]).values(filed=until)
     if (await tx.connection.execute(moved)).rowcount != 1:
@@ -69,6 +79,24 @@ async def _file_some(tx: Transaction, tenant: str, shard: str) -> bool:
             ErrorCode.STORE_CONFLICT, f"the leases of {tenant}/{shard} are filed by another process"
         )
     return until < tree["size"]
+
+
+async def _count(tx: Transaction, tenant: str, rows: Sequence[Values]) -> None:
+    """Add these records to the counts of their hours."""
+    hours = Counter((row["at"].replace(minute=0, second=0, microsecond=0), row["action"]) for row in rows)
+    if not hours:
+        return
+    insert = sqlite.insert if tx.connection.dialect.name == "sqlite" else postgresql.insert
+    statement = insert(_HOURS)
+    added = statement.on_conflict_do_update(
+        index_elements=["tenant", "hour", "action"],
+        set_={"number": _HOURS.c.number + statement.excluded.number},
+    )
+    counts: list[Values] = [
+        {"tenant": tenant, "hour": hour, "action": action, "number": number, "revision": 1}
+        for (hour, action), number in sorted(hours.items())
+    ]
+    await tx.connection.execute(added, counts)
 
 
 async def queries_about(

@@ -64,6 +64,9 @@ class LeaseQueue:
     def take(self) -> list[WaitingLease]:
         """The next batch: one lease of each tenant in turn, of its apps in turn, until each has its share."""
         share = APP_SHARE if monotonic() < self._shared_until else LARGEST_BATCH
+        alone = self._of_one_app()
+        if alone is not None:
+            return self._take_from(alone, share)
         batch: list[WaitingLease] = []
         taken: Counter[AppId] = Counter()
         turns = deque(self._tenants)
@@ -83,6 +86,23 @@ class LeaseQueue:
                     turns.append(tenant)
             if apps:
                 self._tenants[tenant] = apps  # behind the other tenants
+        return batch
+
+    def _of_one_app(self) -> deque[WaitingLease] | None:
+        """All leases that wait, if they are one app's: then there is no turn to find."""
+        if len(self._tenants) != 1:
+            return None
+        (apps,) = self._tenants.values()
+        return next(iter(apps.values())) if len(apps) == 1 else None
+
+    def _take_from(self, leases: deque[WaitingLease], most: int) -> list[WaitingLease]:
+        batch: list[WaitingLease] = []
+        while leases and len(batch) < most:
+            waiting = leases.popleft()
+            if not waiting.done.done():
+                batch.append(waiting)
+        if not leases:
+            self._tenants.clear()
         return batch
 
     def take_all(self) -> list[WaitingLease]:

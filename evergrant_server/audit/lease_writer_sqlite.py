@@ -25,7 +25,6 @@ from evergrant_server.audit.lease_batch import (
     by_tenant,
     delegated_uses,
     is_unchanged,
-    newest_generations,
     numbered,
     write_uses_sqlite,
 )
@@ -38,11 +37,11 @@ from evergrant_server.store.database.errors import translate_errors
 from evergrant_server.store.database.kept_sqlite import KeptSqlite
 
 _MOST_REMEMBERED = 20_000  # rows of a kind
-_COLUMNS = ("tenant", "shard", "seq", "at", "action", "object", "body", "leaf", "revision")
+_COLUMNS = ("tenant", "shard", "seq", "at", "action", "object", "body", "leaf")
 _CONNECTIONS = CONNECTIONS + "IN (SELECT value FROM json_each(?))"
 _APPS = APPS.format("(SELECT value AS id FROM json_each(?)) AS named")
 _END = END.format("?", "?")
-_RECORDS = f"INSERT INTO audit ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' for _ in _COLUMNS)})"
+_RECORDS = f"INSERT INTO audit ({', '.join(_COLUMNS)}, revision) VALUES ({'?, ' * len(_COLUMNS)}1)"
 _MOVED = (
     "UPDATE audit_tree SET size = ?, peaks = ?, mac = ?, revision = revision + 1"
     " WHERE tenant = ? AND shard = ?"
@@ -106,13 +105,11 @@ class SqliteLeaseWriter:
 
     def _append(self, raw: sqlite3.Connection, tenant: Tenant, records: Sequence[LeaseRecord]) -> int:
         """Write the records behind the tenant's last; returns the number of the first."""
-        end = self._rows.ends.get(tenant) or self._read_end(raw, tenant)
-        rows: list[tuple[object, ...]] = []
-        for number, record in enumerate(records, end.size):
-            at = f"{record.moment[:10]} {record.moment[11:26]}"  # as SQLAlchemy writes it
-            facts = record.facts
-            place = (tenant, self._shard, number, at, facts.action, facts.connection_id)
-            rows.append((*place, record.body, record.leaf, 1))
+        end, shard = self._rows.ends.get(tenant) or self._read_end(raw, tenant), self._shard
+        rows = [
+            (tenant, shard, number, _sqlite_text(moment), facts.action, facts.connection_id, body, leaf)
+            for number, (facts, _, moment, body, leaf) in enumerate(records, end.size)
+        ]
         raw.executemany(_RECORDS, rows)
         expected = self._expected.get(tenant)
         if expected is None or expected.end != end or expected.records != records:
@@ -135,14 +132,20 @@ class SqliteLeaseWriter:
 
     def _raise_usage(self, raw: sqlite3.Connection, records: Iterable[LeaseRecord]) -> None:
         generations = self._rows.generations
-        raised = {
-            key: generation
-            for key, generation in newest_generations(records).items()
-            if generations.get(key, 0) < generation
-        }
+        raised: dict[tuple[str, str], int] = {}
+        for record in records:
+            facts = record.facts
+            key = (facts.tenant, facts.connection_id)
+            if max(generations.get(key, 0), raised.get(key, 0)) < facts.generation:
+                raised[key] = facts.generation
         if raised:
             raw.executemany(_USAGE, [(*key, generation) for key, generation in raised.items()])
             generations.update(raised)
+
+
+def _sqlite_text(moment: str) -> str:
+    """The moment of a body as SQLAlchemy writes it."""
+    return f"{moment[:10]} {moment[11:26]}"
 
 
 class _Append(NamedTuple):

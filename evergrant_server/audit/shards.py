@@ -14,7 +14,7 @@ from sqlmodel import col
 from evergrant_server.audit.bodies import Head
 from evergrant_server.audit.chains import ChainEnd
 from evergrant_server.audit.tree import EMPTY_ROOT
-from evergrant_server.audit.trees import TreeEnd, append, append_heads, is_heads_log
+from evergrant_server.audit.trees import HEADS, TreeEnd, append, append_heads, is_heads_log
 from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import RequestContext
@@ -35,14 +35,16 @@ class Births(NamedTuple):
     lost: set[Shard]
 
 
-async def births_of(tx: Transaction, tenant: Tenant | None = None) -> Births:
-    """The births of a tenant's shards, or (None) of all. Reads records without verifying them: `verify_log`
-    does."""
+async def births_of(tx: Transaction, tenant: Tenant | None = None, before: int | None = None) -> Births:
+    """The births of a tenant's shards, or (None) of all; `before`: those among the first records of the heads
+    log, as many. Reads records without verifying them: `verify_log` does."""
     query = select(col(AuditRow.object), col(AuditRow.action), col(AuditRow.at)).where(
         columns_equal(AuditRow, tenant=INSTALLATION), text(BIRTH_CONDITION)
     )
     if tenant is not None:
         query = query.where(col(AuditRow.object).startswith(f"{tenant}/", autoescape=True))
+    if before is not None:
+        query = query.where(col(AuditRow.shard) == HEADS, col(AuditRow.seq) < before)
     births = Births({}, set())
     for row in await fetch_all(tx.connection, query):
         of, _, shard = row["object"].partition("/")
@@ -54,12 +56,19 @@ async def births_of(tx: Transaction, tenant: Tenant | None = None) -> Births:
     return births
 
 
-async def ends(tx: Transaction, tenants: Sequence[str] | None = None) -> list[End]:
-    """The ends of trees and of chains of these tenants; None: of all."""
+async def ends(
+    tx: Transaction, tenants: Sequence[str] | None = None, *, shard: str | None = None
+) -> list[End]:
+    """The ends of trees and of chains of these tenants; None: of all; `shard`: those of this name."""
     trees, chains = select(AuditTreeRow), select(AuditShardRow)
     if tenants is not None:
         trees = trees.where(col(AuditTreeRow.tenant).in_(tenants))
         chains = chains.where(col(AuditShardRow.tenant).in_(tenants))
+    if shard is not None:
+        trees, chains = (
+            trees.where(col(AuditTreeRow.shard) == shard),
+            chains.where(col(AuditShardRow.shard) == shard),
+        )
     return [
         *(TreeEnd(*_fields(row, TreeEnd)) for row in await fetch_all(tx.connection, trees)),
         *(ChainEnd(*_fields(row, ChainEnd)) for row in await fetch_all(tx.connection, chains)),

@@ -15,6 +15,7 @@ EMPTY_ROOT = hashlib.sha256().digest()
 _TILE_BITS = 8
 
 Range = tuple[int, int]  # leaves from the first on, before the second
+Nodes = dict[tuple[int, int], bytes]  # hashes by level and number
 
 
 def leaf_hash(body: bytes) -> bytes:
@@ -43,6 +44,19 @@ class Frontier(NamedTuple):
             peaks.append(node)
             size += 1
         return Frontier(size, b"".join(peaks))
+
+    def appended_with_nodes(self, leaves: Iterable[bytes]) -> tuple["Frontier", Nodes]:
+        """As `appended`, and the hash above each tile that these leaves fill, by its level and number."""
+        size, peaks, nodes = self.size, _hashes(self.peaks), Nodes()
+        for node in leaves:
+            above, bits = size, 0
+            while above & 1:
+                node, above, bits = node_hash(peaks.pop(), node), above >> 1, bits + 1
+                if bits % _TILE_BITS == 0:
+                    nodes[bits // _TILE_BITS, above] = node
+            peaks.append(node)
+            size += 1
+        return Frontier(size, b"".join(peaks)), nodes
 
     @property
     def root(self) -> bytes:

@@ -82,8 +82,11 @@ def serve(*, mtls: Annotated[bool, Parameter(negative=())] = False, flags: Flags
 
 @app.command
 def gateway(*, flags: Flags | None = None) -> None:
-    """Run the gateway, which sends apps' calls to providers' APIs. Any number may run."""
-    settings = settings_of_process(flags)
+    """Run the gateway, which sends apps' calls to providers' APIs. Any number may run.
+
+    In a folder of `dev` it has that one's settings: its database, Temporal, ports and hosts.
+    """
+    settings = settings_of(flags)
     with quick_imports():
         from evergrant_server.cli.serve_gateway import serve_gateway
 

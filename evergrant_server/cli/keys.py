@@ -23,8 +23,7 @@ from evergrant_server.crypto.root_keys import RootState, bundle_root, first_root
 from evergrant_server.settings import Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
-from evergrant_server.store.database.engine import sqlite_path
-from evergrant_server.wiring.platform import key_services, new_ring, open_store
+from evergrant_server.wiring.platform import key_services, new_ring, open_store, require_no_lost_key_file
 
 keys = App(name="keys")
 for command in (roots.status, roots.rotate, roots.rewrap, roots.retire):
@@ -54,8 +53,7 @@ async def create_keys(settings: Settings) -> None:
 
     Raises Failure KEY_UNAVAILABLE when there is one, or the database was filled with another.
     """
-    if not settings.key_path.exists() and await _needs_its_keys(settings.database_url):
-        raise missing_key_file(settings)
+    await require_no_lost_key_file(settings)
     KeyRing.create(settings.key_path)
     print(f"created {settings.key_path}; back it up: without it no stored token can be read")
 
@@ -121,27 +119,6 @@ async def renew_gateway_bundle(settings: Settings) -> bool:
             await tx.root_keys.make_current(renewed.id, tx.now)
     print(f"gateway: {renewed.id}, with what this version derives, wrapped by {renewed.service}")
     return True
-
-
-async def _needs_its_keys(database_url: str) -> bool:
-    """Whether the database was filled with a key file. One that can't be reached yet may come later."""
-    try:
-        return await schema.is_in_use(database_url)
-    except Failure as failure:
-        if failure.code is not ErrorCode.STORE_UNAVAILABLE:
-            raise
-        return False
-
-
-def missing_key_file(settings: Settings) -> Failure:
-    """The failure of an installation whose database is there and whose key file isn't."""
-    database = str(sqlite_path(settings.database_url) or "of EVERGRANT_DATABASE_URL")
-    return key_file_error(
-        settings.key_path,
-        f"doesn't exist, and the database {database} needs it: what it sealed can't be read with new keys",
-        "Restore the file from its backup, or name it with EVERGRANT_KEY_FILE. Without a backup every "
-        "connection has to be made anew: move the database away, then start again.",
-    )
 
 
 @keys.command

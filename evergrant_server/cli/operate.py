@@ -70,7 +70,8 @@ class ProgressPrinter:
 
 @audit_log.command
 async def verify(*, flags: Flags | None = None) -> None:
-    """Check every tree of the audit log, and name the first record that doesn't match."""
+    """Check every tree of the audit log, the whole heads log too, and name the first record that doesn't
+    match."""
     settings = settings_of(flags)
     async with open_store(settings, Role.API) as (store, _):
         verdict = await audit.verify_log(store, Tenant(settings.tenant))

@@ -22,7 +22,7 @@ _PASSED_TO_CHILDREN = (
     *("host", "port", "public_url", "allow_unbound_consent"),
     *("gateway_host", "gateway_port", "gateway_public_url"),
     *("temporal_address", "temporal_namespace", "temporal_task_queue", "temporal_ui_url"),
-    *("log_level", "log_format"),
+    *("log_level", "log_format", "start_command"),
 )
 
 
@@ -170,6 +170,8 @@ def settings_environment(settings: Settings) -> dict[str, str]:
     values = {f"EVERGRANT_{name.upper()}": str(getattr(settings, name)) for name in _PASSED_TO_CHILDREN}
     values["EVERGRANT_KEY_HOLD"] = str(settings.key_hold.total_seconds())
     values["EVERGRANT_EGRESS_ALLOW"] = ",".join(settings.egress_allow)
+    if settings.trusted_ca_file is not None:
+        values["EVERGRANT_TRUSTED_CA_FILE"] = str(settings.trusted_ca_file.absolute())
     if settings.database_password_file is not None and not settings.uses_sqlite:
         values["EVERGRANT_DATABASE_URL"] = without_password(settings.database_url)
         values["EVERGRANT_DATABASE_PASSWORD_FILE"] = str(settings.database_password_file.absolute())

@@ -76,7 +76,8 @@ def run(name: str | None, arguments: TrialArguments) -> None:
 
 async def _run(arguments: TrialArguments, setup: TrialSetup, out: Path, *, on_loopback: bool) -> None:
     allow = arguments.egress_allow or os.environ.get(_EGRESS_ALLOW, "")
-    egress = Egress(EgressPolicy(allow=tuple(host.strip() for host in allow.split(",") if host.strip())))
+    hosts = tuple(host.strip() for host in allow.split(",") if host.strip())
+    egress = Egress(EgressPolicy(hosts, "python -m evergrant_server providers try"))
     setup = await _discovered(egress, setup)
     require_triable(setup.spec, setup.integration)
     redactor = Redactor()

@@ -49,7 +49,7 @@ async def open_gateway(settings: Settings, opened: AsyncExitStack) -> GatewayApp
     start_telemetry(settings, "evergrant-gateway")
     opened.push_async_callback(asyncio.to_thread, flush_telemetry)
     _, api = await opened.enter_async_context(open_api(settings, Role.GATEWAY))
-    policy = EgressPolicy(allow=settings.egress_allow)
+    policy = EgressPolicy(settings.egress_allow, settings.start_command, settings.trusted_ca_file)
     transport = StreamingTransport(policy, silence_s=settings.gateway_silence.total_seconds())
     outcomes = OutcomeLog(api.store.in_pool(Pool.BACKGROUND), new_lease_shard(Role.GATEWAY))
     outcomes.start()

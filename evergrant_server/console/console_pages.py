@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from evergrant_server.console.next_steps import state_words, step_of
+from evergrant_server.console.next_steps import TOKEN_NOTES, WHO, state_words, step_of
 from evergrant_server.console.pages import FOLDER, new_environment
 from evergrant_server.console.times import span
 from evergrant_server.core.errors import FAILURES
@@ -30,7 +30,11 @@ class MenuEntry(NamedTuple):
 
 # a group's link leads to the first of its pages that the visitor sees
 MENU: dict[str, tuple[MenuEntry, ...]] = {
-    "Connections": (MenuEntry("connections", "connections", "Connections", whole=False),),
+    "Overview": (MenuEntry("overview", "", "Overview", whole=False),),
+    "Connections": (
+        MenuEntry("connections", "connections", "Connections", whole=False),
+        MenuEntry("bulk", "bulk", "Bulk orders"),
+    ),
     "Setup": (
         MenuEntry("integrations", "integrations", "Integrations", whole=False),
         MenuEntry("providers", "providers", "Catalogue", whole=False),
@@ -80,6 +84,8 @@ class ConsolePages:
             "htmx": _HTMX,
             "state_words": state_words,
             "step_of": step_of,
+            "token_notes": TOKEN_NOTES,
+            "who": WHO,
             "failures": FAILURES,
             "menu_of": menu_of,
         }

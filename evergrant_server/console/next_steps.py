@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.token_state import TokenState
 from evergrant_server.core.errors import FAILURES, ErrorCode
 from evergrant_server.core.failure_kinds import Repairer
 from evergrant_server.core.integrations import IntegrationState
@@ -42,6 +43,7 @@ class Shown(Protocol):
     repairer: Repairer | None
     last_failure: ErrorCode | None
     expires_at: datetime | None
+    token_state: TokenState
 
 
 class NextStep(NamedTuple):
@@ -63,7 +65,7 @@ def step_of(shown: Shown) -> NextStep:
         return NextStep("None: it has ended.", "", tone)
     failure = shown.reason or shown.last_failure
     if failure is not None and shown.state is not LifecycleState.REVOKING:
-        return _step_after(failure, shown.repairer or FAILURES[failure].repairer, shown.state)
+        return step_after(failure, shown.repairer or FAILURES[failure].repairer, shown.state)
     match shown.state:
         case LifecycleState.PENDING_CONSENT if shown.flow.is_client_grant or shown.flow.is_static:
             return NextStep("A worker gets the first token.", "a worker", tone)
@@ -73,6 +75,34 @@ def step_of(shown: Shown) -> NextStep:
             return NextStep("The provider confirms the revocation.", "a worker", tone)
         case LifecycleState.NEEDS_REAUTH:
             return NextStep("Consent again.", "the subject", tone)
+        case _:
+            return _step_of_active(shown.token_state, tone)
+
+
+# of an active connection whose access token has expired: what follows when, beside its state
+TOKEN_NOTES = {
+    TokenState.IDLE: "not asked for since",
+    TokenState.DUE: "a refresh is under way",
+    TokenState.LATE: "a refresh is overdue",
+    TokenState.FAILING: "refreshes fail",
+    TokenState.OVER: "nothing refreshes it",
+}
+_DOCTOR = "If it stays so, doctor on the host says why: python -m evergrant_server doctor"
+
+
+def _step_of_active(token: TokenState, tone: str) -> NextStep:
+    """Of a connection that is active, and whose refreshes don't fail."""
+    match token:
+        case TokenState.IDLE:
+            text = "None: no app has asked for a token since it expired. The next that asks gets a new one."
+            return NextStep(text, "", tone)
+        case TokenState.DUE:
+            return NextStep("A worker refreshes its token, which has just expired.", "a worker", tone)
+        case TokenState.LATE:
+            return NextStep(f"A worker should have refreshed its token. {_DOCTOR}.", "the operator", "wait")
+        case TokenState.OVER:
+            text = "Consent again: its token has expired, and nothing refreshes it."
+            return NextStep(text, "the subject", "bad")
         case _:
             return NextStep("None: it is refreshed when it is due.", "", tone)
 
@@ -88,7 +118,7 @@ class ShownCause(Protocol):
 
 def turn_of(cause: ShownCause) -> NextStep:
     """What has to happen for the connections that fail for one cause, and who does it."""
-    step = _step_after(cause.code, cause.repairer, cause.state)
+    step = step_after(cause.code, cause.repairer, cause.state)
     if not cause.is_sole:
         return step
     alone = "It can't be decided yet whose fault this is: it is the only connection here. "
@@ -96,7 +126,7 @@ def turn_of(cause: ShownCause) -> NextStep:
     return step._replace(text=text, actor="not known yet")
 
 
-def _step_after(failure: ErrorCode, repairer: Repairer, state: LifecycleState) -> NextStep:
+def step_after(failure: ErrorCode, repairer: Repairer, state: LifecycleState) -> NextStep:
     """What repairs a failure."""
     _, tone = _STATES[state]
     text = _REPAIRS.get(failure, FAILURES[failure].repair)

@@ -255,8 +255,11 @@ class Pages:
         return self._result("good", title, text, parties=parties, facts=facts, scopes=_described(scopes))
 
     def declined(self, *, parties: Parties, reference: str) -> str:
-        text = "Access was declined, and nothing was stored."
-        then = f"You can close this window. If you change your mind, connect again in {parties.app.name}."
+        text = f"{parties.provider.name} says that access was declined, and nothing was stored."
+        app = parties.app.name
+        then = (
+            f"If you change your mind, connect again in {app}. If you agreed there, tell the admin of {app}."
+        )
         title, code = f"{parties.provider.name} is not connected", ErrorCode.CONSENT_DENIED.value
         return self._result("bad", title, text, parties=parties, then=then, code=code, reference=reference)
 

@@ -61,6 +61,8 @@ class AuditAction(StrEnum):
     LATE_TOKENS_RECEIVED = "grant.late_tokens_received"
     SENT_TWICE = "grant.sent_twice"
     REAUTHORIZATION_REQUESTED = "connection.reauthorization_requested"
+    RECONNECT_REQUESTED = "connection.reconnect_requested"
+    RELABELLED = "connection.relabelled"
     SOURCE_APP_CHANGED = "connection.source_app_changed"
     TOKEN_REPORTED = "connection.token_reported"
     REVOCATION_REQUESTED = "connection.revocation_requested"
@@ -108,6 +110,9 @@ class AuditAction(StrEnum):
     CONNECTION_HANDED_OVER = "connection.handed_over"
     DIRECTORY_USER_PUT = "directory_user.put"
     DIRECTORY_USER_DELETED = "directory_user.deleted"
+    BULK_OPENED = "bulk.opened"
+    BULK_PAUSED = "bulk.paused"
+    BULK_ENDED = "bulk.ended"
     APP_PUT = "app.put"
     APP_DELETED = "app.deleted"
     DENIES_CHANGED = "app.denies_changed"
@@ -188,6 +193,7 @@ class AuditAction(StrEnum):
     ANCHOR_REFUSED = "audit.anchor_refused"
     HEAD_RECORDED = "audit.head_recorded"
     CHAIN_ENDED = "audit.chain_ended"
+    LOG_VERIFIED = "audit.verified"
     HOSTS_ACCEPTED = "authority.hosts_accepted"
 
 

@@ -36,6 +36,18 @@ def clock_correction(*others: timedelta | None) -> timedelta:
     return middle if abs(middle) > CLOCK_SKEW else timedelta(0)
 
 
+def clocks_apart(moment: float, now: datetime) -> str:
+    """How far a moment of another clock is from ours, for a refusal: it may be a clock that is wrong."""
+    ours = now.timestamp()
+    if not ours - 1e9 < moment < ours + 1e9:  # no clock is that wrong, and some numbers are no time
+        return "not a time near this server's"
+    seconds = moment - ours
+    return (
+        f"{abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} this server's clock, which shows "
+        f"{now:%Y-%m-%dT%H:%M:%SZ}: compare it with the clock of the host that made the token (NTP)"
+    )
+
+
 def seconds_since_boot() -> float:
     """Seconds since this machine started, the same in each of its processes; no clock jump moves them.
 

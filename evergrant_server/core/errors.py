@@ -3,6 +3,7 @@
 `core.lifecycle.schedule.retry_at` computes the delays; it tries the platform's own failures sooner.
 """
 
+import re
 from enum import StrEnum
 
 from evergrant_server.core import failure_kinds as kinds
@@ -100,18 +101,18 @@ class ErrorCode(StrEnum):
 _reconnect, _client, _provider = kinds.reconnect, kinds.client, kinds.provider
 _denied, _refused, _caller = kinds.denied, kinds.refused, kinds.caller
 _identity = kinds.rules_of(FailureKind.DENIED, Repairer.SUBJECT, RetryAdvice.BACKOFF, 403)
-_REAUTHORIZE = "Reauthorize the connection."
+_REAUTHORIZE = "Reauthorize the connection: evergrant connections reauthorize."
+_BEGIN_ANEW = "Begin anew: evergrant connect, or POST /v1/connections."
 
 FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.CONSENT_REQUIRED: _reconnect(
         "The subject has not consented, or must consent again.", "Send the subject to connect_url."
     ),
     ErrorCode.CONSENT_DENIED: _reconnect(
-        "The subject, or the provider, denied the consent.", "Once they agree: POST /v1/connections."
+        "The subject, or the provider, denied the consent.",
+        "Once they agree, connect again: evergrant connect, or POST /v1/connections.",
     ),
-    ErrorCode.CONSENT_EXPIRED: _reconnect(
-        "The consent was not finished before its deadline.", "Begin anew: POST /v1/connections."
-    ),
+    ErrorCode.CONSENT_EXPIRED: _reconnect("The consent was not finished before its deadline.", _BEGIN_ANEW),
     ErrorCode.GRANT_REJECTED: _reconnect("The provider no longer accepts this grant.", _REAUTHORIZE),
     ErrorCode.OUTCOME_UNKNOWN: _reconnect(
         "A refresh was sent, its answer was lost and the old token is spent.", _REAUTHORIZE
@@ -130,9 +131,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "The provider reports that this grant was ended on its side.",
         "Reauthorize the connection; or revoke it, if the subject doesn't want it any more.",
     ),
-    ErrorCode.CONNECTION_REVOKED: _reconnect(
-        "The connection was revoked; revocation is final.", "Begin anew: POST /v1/connections."
-    ),
+    ErrorCode.CONNECTION_REVOKED: _reconnect("The connection was revoked; revocation is final.", _BEGIN_ANEW),
     ErrorCode.SCOPE_NOT_GRANTED: _reconnect(
         "The subject has not granted a requested scope.",
         "Send the subject to connect_url; without one, reauthorize the connection with that scope.",
@@ -148,8 +147,8 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.CHOICE_REQUIRED: _reconnect(
         "The grant reaches several accounts, and the connection's account is still to be chosen.",
-        "Choose one of the connection's choices: the subject on the connect page, or "
-        "POST /v1/connections/{id}/choose.",
+        "Choose one of the connection's choices: the subject on the connect page, or an app by "
+        "evergrant connections choose.",
     ),
     ErrorCode.ID_TOKEN_REFUSED: _reconnect(
         "An id token is not for this consent: its issuer, audience or nonce is missing or wrong. That of a "
@@ -201,7 +200,8 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.API_UNKNOWN: _client(
         "The provider's definition names no API for this connection, so no request is proxied there.",
-        "Lease the token, or propose a definition with api_base_url.",
+        "Lease the token; or name the API: of a server of your own with evergrant integrations put "
+        "--api-base-url, of a provider by a definition with api_base_url.",
     ),
     ErrorCode.PROVIDER_UNREACHABLE: _provider("The provider did not answer in time.", kinds.LATER),
     ErrorCode.PROVIDER_ERROR: _provider("The provider answered with an error of its own.", kinds.LATER),
@@ -239,7 +239,8 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.APPROVAL_REQUIRED: _denied(
         "A second admin must approve this command first (EVERGRANT_FOUR_EYES).",
-        "Have another admin read GET /v1/approvals, POST /v1/approvals/{approval_id}; then send it again.",
+        "Have another admin read it (evergrant approvals ls) and approve it: evergrant approvals give "
+        "{approval_id}. Then send it again.",
     ),
     ErrorCode.APPROVAL_OUTDATED: _caller(
         "The approval no longer fits: what the command names has changed since.",
@@ -249,7 +250,8 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.CALL_APPROVAL_REQUIRED: _denied(
         "A person must approve exactly this call first; an approval is used once, within a day.",
-        "Ask for it: POST /v1/call-approvals. An admin decides, in the console or by evergrant approvals.",
+        "Ask for it: evergrant approvals ask, or POST /v1/call-approvals. An admin decides, in the console "
+        "or by evergrant approvals approve.",
     ),
     ErrorCode.SCOPE_NOT_PERMITTED: _denied(
         "A scope is above the ceiling of the permit or the integration, or a permit denies it.",
@@ -298,7 +300,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.METHOD_NOT_ALLOWED: _caller("This route has no such method.", "See /docs.", status=405),
     ErrorCode.PROVIDER_UNKNOWN: _caller(
         "No provider in the catalogue has this name.",
-        "List them with evergrant providers, or GET /v1/providers.",
+        "List them: evergrant providers ls.",
         status=404,
     ),
     ErrorCode.ALREADY_EXISTS: _caller(
@@ -320,7 +322,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.BODY_TOO_LARGE: _caller("The request body is too large.", "Send less than 1 MiB.", status=413),
     ErrorCode.SIGNATURE_NEEDED: _caller(
         "Each request with this connection's token is signed, so there is no token to lease.",
-        "Have requests signed: POST /v1/connections/{id}/signatures.",
+        "Have requests signed: evergrant connections sign, or POST /v1/connections/{id}/signatures.",
         status=409,
     ),
     ErrorCode.BINDING_REQUIRED: _caller(
@@ -347,10 +349,26 @@ FAILURES: dict[ErrorCode, FailureRule] = {
 }
 
 
+_ALLOW = "if it is a server of yours, start Evergrant anew with: EVERGRANT_EGRESS_ALLOW="
+_COMMAND = r"(?: EVERGRANT_[A-Z_]+=[\w./-]+)*(?: make dev| [\w./-]+ -m evergrant_server [a-z ]+)?"
+_ALLOWANCE = re.compile(rf"(.*); ({_ALLOW}[\w.:,\[\]-]+{_COMMAND})", re.DOTALL)
+_MOST_ALLOWED = 500  # characters: a refusal crosses Temporal, and is cut there where it is long
+
+
+def allowance(host_port: str, allowed: tuple[str, ...], start_command: str) -> str:
+    """The end of a refusal's detail: how an operator allows this host, beside the hosts that are allowed."""
+    hosts = ",".join(dict.fromkeys((*allowed, host_port)))
+    if len(hosts) > _MOST_ALLOWED:
+        return f"; add {host_port} to EVERGRANT_EGRESS_ALLOW if it is a server of yours"
+    return f"; {_ALLOW}{hosts} {start_command}".rstrip()
+
+
 class Failure(Exception):
     """A typed failure: a code of the table, a message without secrets, and context without secrets.
 
-    `retry_after` is in seconds. `context` goes on the wire (`connect_url`, `field`); its `repair` is exact.
+    `retry_after` is in seconds. `context` goes on the wire (`connect_url`, `field`); its `repair` is exact,
+    and its `repairer` another one than the code's where it is known better.
+    So is that at the end of `detail`, which `reason` leaves out: a message that crosses Temporal is one text.
     """
 
     def __init__(
@@ -361,7 +379,11 @@ class Failure(Exception):
         self.detail = detail or FAILURES[code].meaning
         self.retry_after = retry_after
         self.context = context
-        self.repair = context.get("repair") or FAILURES[code].repair
+        exact = _ALLOWANCE.fullmatch(detail) if code is ErrorCode.EGRESS_REFUSED else None
+        self.reason = exact[1] if exact else self.detail
+        repair = f"I{exact[2][1:]}" if exact else FAILURES[code].repair
+        self.repair = context.get("repair") or repair
+        self.repairer = Repairer(context.get("repairer") or FAILURES[code].repairer)
 
     @property
     def rule(self) -> FailureRule:

@@ -99,6 +99,7 @@ EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
     AuditAction.CONNECTION_EXPIRING: EventType.EXPIRING,
     AuditAction.NEEDS_REAUTH: EventType.NEEDS_REAUTH,
     AuditAction.REVOKED_AT_PROVIDER: EventType.NEEDS_REAUTH,
+    AuditAction.RECONNECT_REQUESTED: EventType.NEEDS_REAUTH,
     AuditAction.REVOKED: EventType.REVOKED,
     AuditAction.BULK_READ: EventType.BULK_READ,
     AuditAction.ACCESS_REQUESTED: EventType.ACCESS_REQUESTED,

@@ -54,6 +54,7 @@ QuestionId = NewType("QuestionId", str)
 DetectionId = NewType("DetectionId", str)
 IncidentId = NewType("IncidentId", str)
 StreamId = NewType("StreamId", str)
+BulkId = NewType("BulkId", str)
 DirectoryUserId = NewType("DirectoryUserId", str)
 OffboardingRuleId = NewType("OffboardingRuleId", str)
 DeviceAuthorizationId = NewType("DeviceAuthorizationId", str)
@@ -103,6 +104,7 @@ PREFIXES = (
     "det",
     "inc",
     "stm",
+    "blk",
     "usr",
     "ofr",
     "dva",

@@ -75,6 +75,7 @@ class Endpoints(FrozenModel):
     userinfo_endpoint: str | None = None  # OpenID Connect Core 1.0 section 5.3, likewise
     resource: str | None = None  # the protected resource whose metadata names the issuer (RFC 9728)
     resource_scopes: tuple[str, ...] = ()  # which it demands, else its scopes_supported
+    scopes: tuple[str, ...] = ()  # scopes_supported of the issuer's metadata
     protected_resources: tuple[str, ...] = ()  # that the issuer's metadata lists (RFC 9728 section 4)
     # where a client goes that presents a certificate (RFC 8705 section 5)
     mtls_aliases: dict[str, str] = Field(default_factory=dict)
@@ -159,6 +160,11 @@ class Integration(TenantRow):
     def protected_resources(self) -> tuple[str, ...]:
         """The resources that the issuer's metadata lists."""
         return self.endpoints.protected_resources if self.endpoints is not None else ()
+
+    @property
+    def supported_scopes(self) -> tuple[str, ...]:
+        """The scopes that the resource, or else the issuer, lists in its metadata."""
+        return (self.endpoints.resource_scopes or self.endpoints.scopes) if self.endpoints is not None else ()
 
     @property
     def scopes_by_default(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from evergrant_server.core.access import App
 from evergrant_server.core.agents.stops import AgentStop
+from evergrant_server.core.connections.bulk import BulkOrder
 from evergrant_server.core.connections.erasure import Erasure
 from evergrant_server.core.connections.incidents import Incident
 from evergrant_server.core.decisions import AccessRequest, CallApproval
@@ -16,7 +17,7 @@ from evergrant_server.core.messages.agents import AgentStopStart
 from evergrant_server.core.messages.base import Message, RequestContext
 from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
 from evergrant_server.core.messages.erasure import ErasureStart
-from evergrant_server.core.messages.incidents import AdvanceIncident
+from evergrant_server.core.messages.incidents import AdvanceBulk, AdvanceIncident
 from evergrant_server.core.messages.integrations import RetryConnections
 from evergrant_server.core.messages.jobs import FETCH_ISSUER_KEYS
 from evergrant_server.core.messages.keys import KeyRotationStart, PauseKeyRotation
@@ -25,6 +26,7 @@ from evergrant_server.core.messages.names import (
     SignalName,
     access_request_workflow_id,
     agent_stop_workflow_id,
+    bulk_workflow_id,
     call_approval_workflow_id,
     connection_workflow_id,
     erasure_workflow_id,
@@ -56,6 +58,7 @@ class OutboxKind(StrEnum):
     ERASE = "erase"  # payload: ErasureStart
     START_KEY_ROTATION = "start_key_rotation"  # payload: KeyRotationStart
     ADVANCE_INCIDENT = "advance_incident"  # payload: AdvanceIncident
+    ADVANCE_BULK = "advance_bulk"  # payload: AdvanceBulk
 
 
 class OutboxMessage(FrozenModel):
@@ -161,6 +164,13 @@ def incident_message(incident: Incident, context: RequestContext, at: datetime) 
     advance = AdvanceIncident(tenant=incident.tenant, incident_id=incident.id, context=context)
     target = incident_workflow_id(incident.tenant, incident.id)
     return outbox_message(incident.tenant, OutboxKind.ADVANCE_INCIDENT, target, advance, at)
+
+
+def bulk_message(order: BulkOrder, context: RequestContext, at: datetime) -> OutboxMessage:
+    """Have the order's workflow started, or told that the row has changed."""
+    advance = AdvanceBulk(tenant=order.tenant, bulk_id=order.id, context=context)
+    target = bulk_workflow_id(order.tenant, order.id)
+    return outbox_message(order.tenant, OutboxKind.ADVANCE_BULK, target, advance, at)
 
 
 def key_rotation_message(start: KeyRotationStart, at: datetime) -> OutboxMessage:

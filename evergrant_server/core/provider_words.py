@@ -113,7 +113,7 @@ def words_in(failure: Failure) -> dict[str, Any]:
     when it said nothing."""
     words = failure.said if isinstance(failure, ReplyFailure) else None
     if failure.code in UNSENT_CODES and "host" in failure.context:
-        return {"host": failure.context["host"]}
+        return {"host": failure.context["host"], "why": failure.detail}
     return {} if words is None else words.as_detail()
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 from joserfc import jwk, jws
 from joserfc.errors import JoseError
 
+from evergrant_server.core.clock import clocks_apart
 from evergrant_server.core.ids import is_id
 from evergrant_server.core.text import is_storable_text
 
@@ -156,7 +157,10 @@ def _checked_times(claims: Mapping[str, Any], now: datetime) -> datetime:
             raise AssertionRefused(f"The assertion's {name} must be a number of seconds.")
     expires = claims["exp"]
     if not clock < expires <= clock + LONGEST_LIFETIME.total_seconds() + ahead:
-        raise AssertionRefused("The assertion has expired, or its exp is more than five minutes ahead.")
-    if any(claims.get(name, 0) > clock + ahead for name in ("nbf", "iat")):
-        raise AssertionRefused("The assertion's nbf or iat is in the future.")
+        why = "The assertion has expired, or its exp is more than five minutes ahead"
+        raise AssertionRefused(f"{why}: it is {clocks_apart(expires, now)}.")
+    for name in ("nbf", "iat"):
+        if claims.get(name, 0) > clock + ahead:
+            why = f"The assertion's {name} is in the future"
+            raise AssertionRefused(f"{why}: it is {clocks_apart(claims[name], now)}.")
     return datetime.fromtimestamp(expires, UTC)

@@ -61,7 +61,7 @@ class Egress:
         wrapper: TransportWrapper | None = None,
     ) -> None:
         self.policy = policy
-        self._tls = tls or default_tls_context()
+        self._tls = tls or default_tls_context(policy.ca_file)
         self._with_certificate: dict[bytes, ssl.SSLContext] = {}  # by the digest of certificate and key
         self._connect_timeout_s = connect_timeout_s
         self._answer_timeout_s = answer_timeout_s
@@ -92,7 +92,8 @@ class Egress:
         """The context that presents it: no other certificate and key have the same."""
         text = certificate.certificate + certificate.private.reveal()
         digest = hashlib.sha256(text.encode()).digest()
-        context = self._with_certificate.pop(digest, None) or tls_with_certificate(self._tls, certificate)
+        context = self._with_certificate.pop(digest, None)
+        context = context or tls_with_certificate(self._tls, certificate, self.policy.ca_file)
         self._with_certificate[digest] = context
         if len(self._with_certificate) > _MOST_CONTEXTS:
             del self._with_certificate[next(iter(self._with_certificate))]  # used longest ago
@@ -117,7 +118,9 @@ class Egress:
         return httpx2.AsyncClient(**options)
 
 
-def tls_with_certificate(trusting: ssl.SSLContext, certificate: ClientCertificate) -> ssl.SSLContext:
+def tls_with_certificate(
+    trusting: ssl.SSLContext, certificate: ClientCertificate, ca_file: Path | None = None
+) -> ssl.SSLContext:
     """A new context with the authorities of `trusting`; no other integration presents the certificate.
 
     The standard library loads keys only from files. Meanwhile the key is on disk, encrypted with a
@@ -126,7 +129,9 @@ def tls_with_certificate(trusting: ssl.SSLContext, certificate: ClientCertificat
     """
     authorities = trusting.get_ca_certs(binary_form=True)
     context = (
-        ssl.create_default_context(cadata=b"".join(authorities)) if authorities else default_tls_context()
+        ssl.create_default_context(cadata=b"".join(authorities))
+        if authorities and ca_file is None
+        else default_tls_context(ca_file)
     )
     password = secrets.token_bytes(32).hex()
     try:

@@ -9,10 +9,11 @@ import re
 import socket
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 import httpx2
 
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import ErrorCode, Failure, allowance
 
 _HOST = re.compile(r"[a-z0-9.\-_]+|[0-9a-f:.]+")
 SAFE_PORTS = frozenset({443, 8443})
@@ -45,9 +46,14 @@ class EgressPolicy:
     Without an allowance: https only, ports 443 and 8443, public addresses only. Each entry
     of `allow` (`host:port`) is an exception: for exactly that host and port, plain http and
     private addresses are accepted too. Raises Failure INVALID_REQUEST for a bad entry.
+
+    A refusal that an allowance ends says which, with those that are there already; `start_command` is how
+    this installation is started. `ca_file` has the authorities that are trusted beside the machine's.
     """
 
     allow: tuple[str, ...] = ()
+    start_command: str = ""
+    ca_file: Path | None = None
     _allowed: frozenset[str] = field(init=False, repr=False, default=frozenset())
 
     def __post_init__(self) -> None:
@@ -68,18 +74,16 @@ class EgressPolicy:
             raise Failure(ErrorCode.EGRESS_REFUSED, "not a URL") from None
         if parsed.scheme not in ("https", "http") or not parsed.host:
             raise Failure(ErrorCode.EGRESS_REFUSED, f"scheme {parsed.scheme[:16]!r} is not https")
+        host, port = parsed.host, _port(parsed)
         if parsed.userinfo:
-            raise _refusal(parsed, "a URL with a user name or password in it")
-        port = _port(parsed)
-        if self.allows(parsed.host, port):
+            why = f"a URL of {_host_port(host, port)} has a user name or password in it"
+            raise Failure(ErrorCode.EGRESS_REFUSED, why, host=host)
+        if self.allows(host, port):
             return
         if parsed.scheme != "https":
-            raise _refusal(
-                parsed, f"{_host_port(parsed.host, port)} is not https", allowance(parsed.host, port)
-            )
+            raise self.refusal(host, port, "is not https")
         if port not in SAFE_PORTS:
-            why = f"{_host_port(parsed.host, port)}: port is not 443 or 8443"
-            raise _refusal(parsed, why, allowance(parsed.host, port))
+            raise self.refusal(host, port, "has another port than 443 and 8443")
 
     def check_endpoint(self, url: str) -> None:
         """Refuse a URL that will be requested later, without resolving it. Includes `check_url`.
@@ -97,22 +101,17 @@ class EgressPolicy:
         if host == "localhost" or host.endswith(".localhost"):  # RFC 6761 section 6.3
             reason = "a loopback address"
         if reason:
-            raise _refusal(parsed, f"{parsed.host} is {reason}", allowance(parsed.host, _port(parsed)))
+            raise self.refusal(parsed.host, _port(parsed), f"is {reason}")
+
+    def refusal(self, host: str, port: int, why: str) -> Failure:
+        """The failure of a request to this host, with the setting that would allow it."""
+        entry = _host_port(host.lower().strip("[]"), port)
+        detail = f"{_host_port(host, port)} {why}{allowance(entry, self.allow, self.start_command)}"
+        return Failure(ErrorCode.EGRESS_REFUSED, detail, host=host)
 
 
 def _port(url: httpx2.URL) -> int:
     return url.port or (443 if url.scheme == "https" else 80)
-
-
-def _refusal(url: httpx2.URL, detail: str, repair: str = "") -> Failure:
-    return Failure(ErrorCode.EGRESS_REFUSED, detail + repair, host=url.host)
-
-
-def allowance(host: str, port: int) -> str:
-    """How an operator allows this host, for the end of a refusal."""
-    return (
-        f"; if it is a server of yours, start with: EVERGRANT_EGRESS_ALLOW={_host_port(host, port)} make dev"
-    )
 
 
 def _embedded_ipv4(address: IPv6Address) -> IPv4Address | None:

@@ -45,7 +45,7 @@ class StreamingTransport:
 
     def __init__(self, policy: EgressPolicy, *, silence_s: float, tls: ssl.SSLContext | None = None) -> None:
         self._silence_s = silence_s
-        self._tls = tls or default_tls_context()
+        self._tls = tls or default_tls_context(policy.ca_file)
         self._tls.set_alpn_protocols(["http/1.1"])
         self._backend = GuardedBackend(policy)
         self._policy = policy

@@ -7,6 +7,7 @@ import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterable, Callable, Iterable
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
@@ -14,7 +15,7 @@ import httpcore2
 import httpx2
 
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.egress.policy import EgressPolicy, address_refusal, allowance
+from evergrant_server.egress.policy import EgressPolicy, address_refusal
 
 _ERROR_TYPES: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = (
     (httpcore2.ConnectTimeout, httpx2.ConnectTimeout),
@@ -225,8 +226,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
             for address in addresses:
                 reason = address_refusal(address)
                 if reason:  # one private address among public ones is a sign of rebinding: refuse all
-                    why = f"{host} resolves to {reason}{allowance(host, port)}"
-                    raise Failure(ErrorCode.EGRESS_REFUSED, why, host=host)
+                    raise self._policy.refusal(host, port, f"resolves to {reason}")
         return addresses
 
     async def _connect_first(
@@ -247,6 +247,17 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         raise failure
 
 
-def default_tls_context() -> ssl.SSLContext:
-    """The machine's certificate authorities, or an operator's own through SSL_CERT_FILE."""
-    return httpcore2.default_ssl_context()
+def default_tls_context(ca_file: Path | None = None) -> ssl.SSLContext:
+    """The machine's certificate authorities, or an operator's own through SSL_CERT_FILE; and the file's.
+
+    Raises Failure INVALID_REQUEST for a file that has none.
+    """
+    context = httpcore2.default_ssl_context()
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=ca_file)
+        except (OSError, ssl.SSLError) as error:
+            why = "has no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+            name = "EVERGRANT_TRUSTED_CA_FILE"
+            raise Failure(ErrorCode.INVALID_REQUEST, f"{name}: {ca_file} {why}", field=name) from None
+    return context

@@ -8,7 +8,17 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CompoundSelect, Index, UniqueConstraint, delete, func, select, union_all, update
+from sqlalchemy import (
+    CompoundSelect,
+    Index,
+    UniqueConstraint,
+    bindparam,
+    delete,
+    func,
+    select,
+    union_all,
+    update,
+)
 from sqlmodel import Field, col
 
 from evergrant_server.core.access import MOST_LIVE_KEYS, App, AppKey, Effect, Permit
@@ -17,11 +27,11 @@ from evergrant_server.core.ids import AppId, KeyId, PermitId, Tenant
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database import columns
-from evergrant_server.store.database.columns import app_foreign_key
+from evergrant_server.store.database.columns import app_foreign_key, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
-from evergrant_server.store.database.rows import columns_equal, not_found
+from evergrant_server.store.database.rows import change, columns_equal, not_found
 from evergrant_server.store.decisions import ApprovalRow
-from evergrant_server.store.permits import PermitRow, Permits, require_denies
+from evergrant_server.store.permits import Permits, require_denies
 
 
 class AppRow(columns.IdTable, table=True):
@@ -69,6 +79,13 @@ class LeaseUseRow(columns.TenantTable, table=True):
     app_id: str = Field(primary_key=True)
     connection_id: str = Field(primary_key=True)
     used_at: datetime = columns.timestamp()
+
+
+_BUMP = (
+    update(table_of(AppRow))
+    .where(columns_equal(AppRow, tenant=bindparam("of_tenant"), id=bindparam("of_app")))
+    .values({"revision": col(AppRow.revision) + 1})
+)
 
 
 class AppKeys(AuthenticatedRepository[AppKey, KeyId]):
@@ -206,9 +223,7 @@ class Access(AuthenticatedRepository[App, AppId]):
         self, tenant: Tenant, app_id: AppId, after: str | None = None, limit: int | None = None
     ) -> list[Permit]:
         """The permits of an app sorted by name, after the name `after`; by default all."""
-        later = col(PermitRow.name) > (after or "")
-        mine = self._permits._where(later, tenant=tenant, app_id=app_id)
-        return await self._permits._all(mine.order_by(col(PermitRow.name)).limit(limit))
+        return await self._permits.of_app(tenant, app_id, after, limit)
 
     async def permits_of(self, app: App) -> list[Permit]:
         """All permits by which an app's requests are judged, sorted by name. Raises Failure AUTHORITY_BROKEN
@@ -256,9 +271,7 @@ class Access(AuthenticatedRepository[App, AppId]):
 
     async def bump(self, tenant: Tenant, app_id: AppId) -> None:
         """One revision tells a lease whether anything about the app changed. Raises Failure NOT_FOUND."""
-        next_one = {"revision": col(AppRow.revision) + 1}
-        mine = columns_equal(AppRow, tenant=tenant, id=app_id)
-        if await self._run(update(AppRow).where(mine).values(next_one)) != 1:
+        if await change(self._connection, _BUMP, {"of_tenant": tenant, "of_app": app_id}) != 1:
             raise not_found(app_id)
 
 

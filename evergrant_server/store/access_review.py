@@ -22,13 +22,12 @@ from evergrant_server.store.access import (
     AppKeyUseRow,
     AppRow,
     LeaseUseRow,
-    PermitRow,
 )
 from evergrant_server.store.authority.authenticators import Model, authentic
 from evergrant_server.store.connections.tables import LIVE_CONDITION, ConnectionGrantRow, ConnectionRow
 from evergrant_server.store.database.columns import Row, table_of
 from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, find_one, read_model
-from evergrant_server.store.permits import PermitUseRow
+from evergrant_server.store.permits import PermitRow, PermitUseRow
 from evergrant_server.store.store import Transaction
 
 _EVERY = "*"

@@ -1,6 +1,7 @@
 """The tables of the audit log: its records, the trees of their leaves, and the ends of earlier chains."""
 
 import json
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -10,13 +11,27 @@ from sqlmodel import Field
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.store.database import columns
 
+
+def _listed(actions: Iterable[AuditAction]) -> str:
+    return ", ".join(f"'{action.value}'" for action in actions)
+
+
+# the actions of the records that a lease ledger writes. They are filed by their objects a little later
+# (`AuditFiledRow`): an index by object costs as much as all the rest of a record.
+LEASE_ACTIONS = (AuditAction.LEASE_ISSUED, AuditAction.DPOP_PROOF_ISSUED, AuditAction.PROXY_CALLED)
+# The condition of every partial index begins with it, so that a lease is past each with one comparison: for
+# a list of actions SQLite makes a table with each record, which took longer than all the rest of a record.
+NO_LEASE_CONDITION = " AND ".join(f"action <> '{action.value}'" for action in LEASE_ACTIONS)
+
+
 # the actions that say who may do what, by their first word
 ACCESS_WORDS = (
     *("access", "app", "approval", "credential", "integration", "issuer", "key", "permit"),
     *("person", "role", "session"),
     *("admin_login", "client_login", "delegation_rule", "oauth_client", "tenant", "trusted_issuer"),
 )
-ACCESS_CONDITION = "({})".format(" OR ".join(f"action LIKE '{word}.%'" for word in ACCESS_WORDS))
+_ACCESS = " OR ".join(f"action LIKE '{word}.%'" for word in ACCESS_WORDS)
+ACCESS_CONDITION = f"{NO_LEASE_CONDITION} AND ({_ACCESS})"
 
 
 # the actions that end something, or begin it anew: a row that was put back is told by them (`store.ends`)
@@ -32,18 +47,12 @@ END_ACTIONS = (
     *(AuditAction.DELEGATION_RULE_DELETED, AuditAction.TRUSTED_ISSUER_DELETED),
     *(AuditAction.CONNECTION_HELD, AuditAction.CONNECTION_RESTORED),
 )
-END_CONDITION = "action IN ({})".format(", ".join(f"'{action.value}'" for action in END_ACTIONS))
+END_CONDITION = f"{NO_LEASE_CONDITION} AND action IN ({_listed(END_ACTIONS)})"
 
 
 # the actions by which the installation knows its shards
 BIRTH_ACTIONS = (AuditAction.SHARD_BEGUN, AuditAction.SHARD_LOST)
-BIRTH_CONDITION = "action IN ({})".format(", ".join(f"'{action.value}'" for action in BIRTH_ACTIONS))
-
-
-# the actions of the records that a lease ledger writes. They are filed by their objects a little later
-# (`AuditFiledRow`): an index by object costs as much as all the rest of a record.
-LEASE_ACTIONS = (AuditAction.LEASE_ISSUED, AuditAction.DPOP_PROOF_ISSUED, AuditAction.PROXY_CALLED)
-NO_LEASE_CONDITION = "action NOT IN ({})".format(", ".join(f"'{action.value}'" for action in LEASE_ACTIONS))
+BIRTH_CONDITION = f"{NO_LEASE_CONDITION} AND action IN ({_listed(BIRTH_ACTIONS)})"
 
 
 class AuditRow(columns.TenantTable, table=True):
@@ -91,6 +100,15 @@ class AuditFiledRow(columns.TenantTable, table=True):
     at: datetime = Field(primary_key=True, sa_type=columns.UtcDateTime)
     shard: str = Field(primary_key=True)
     seq: int = Field(primary_key=True, sa_type=BigInteger)
+
+
+class AuditHourRow(columns.TenantTable, table=True):
+    """How many records of an action a tenant has of one hour, counted as they are filed (`audit.filing`)."""
+
+    __table_args__ = (Index(None, "hour"),)
+    hour: datetime = Field(primary_key=True, sa_type=columns.UtcDateTime)
+    action: str = Field(primary_key=True)
+    number: int
 
 
 class AuditNodeRow(columns.TenantTable, table=True):

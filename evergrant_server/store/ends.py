@@ -5,9 +5,10 @@ deletes that record too breaks the log's chain, which `audit verify` names.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, select, text
+from sqlalchemy import Executable, bindparam, select, text
 from sqlmodel import col
 
 from evergrant_server.core.access import App, AppCredential, AppKey, KeySession, Permit, TenantStanding
@@ -103,21 +104,27 @@ _ENDS: dict[type[CheckedModel], tuple[_Contradiction, ...]] = {
     ),
     RootKey: (_ended("retired_at", AuditAction.ROOT_RETIRED),),
 }
-_OF_OBJECTS = select(
+_OF_TENANT = select(
     *(
         col(column)
         for column in (AuditRow.object, AuditRow.action, AuditRow.at, AuditRow.shard, AuditRow.seq)
     ),
     col(AuditRow.body),
-).where(
-    columns_equal(AuditRow, tenant=bindparam("tenant")),
-    col(AuditRow.object).in_(bindparam("ids", expanding=True)),
-)
-_RECORDS = _OF_OBJECTS.where(text(END_CONDITION))  # which have an index of their own
+).where(columns_equal(AuditRow, tenant=bindparam("tenant")))
+_ENDED = text(END_CONDITION)  # records that have an index of their own
 # the installation's, found by the index of all records but leases
-_RECORDS_OF_ROOTS = _OF_OBJECTS.where(
-    col(AuditRow.action) == AuditAction.ROOT_RETIRED.value, text(NO_LEASE_CONDITION)
-)
+_RETIRED = (col(AuditRow.action) == AuditAction.ROOT_RETIRED.value) & text(NO_LEASE_CONDITION)
+
+
+@cache
+def _records(*, of_root: bool, of_one: bool) -> Executable:
+    """The records of the row `id`, or of the rows `ids`. Of one row each authenticated read asks."""
+    ids = (
+        col(AuditRow.object) == bindparam("id")
+        if of_one
+        else col(AuditRow.object).in_(bindparam("ids", expanding=True))
+    )
+    return _OF_TENANT.where(ids, _RETIRED if of_root else _ENDED)
 
 
 async def put_back(connection: DatabaseConnection, models: Sequence[CheckedModel]) -> list[str]:
@@ -125,11 +132,13 @@ async def put_back(connection: DatabaseConnection, models: Sequence[CheckedModel
     by_id: dict[str, CheckedModel] = {vars(model)["id"]: model for model in models if type(model) in _ENDS}
     if not by_id:
         return []
-    query = _RECORDS.params(tenant=vars(models[0])["tenant"], ids=sorted(by_id))
-    if isinstance(models[0], RootKey):
-        query = _RECORDS_OF_ROOTS.params(tenant=INSTALLATION, ids=sorted(by_id))
+    of_root, ids = isinstance(models[0], RootKey), sorted(by_id)
+    named: Values = {"id": ids[0]} if len(ids) == 1 else {"ids": ids}
+    tenant = INSTALLATION if of_root else vars(models[0])["tenant"]
+    query = _records(of_root=of_root, of_one=len(ids) == 1)
+    rows = await fetch_all(connection, query, {"tenant": tenant, **named})
     contradicted: dict[tuple[str, int], bool] = {}
-    for row in sorted(await fetch_all(connection, query), key=_order_of):
+    for row in sorted(rows, key=_order_of):
         model = by_id[row["object"]]
         record = Record(AuditAction(row["action"]), detail_of(row["body"]))
         for place, contradicts in enumerate(_ENDS[type(model)]):

@@ -4,10 +4,24 @@ import hmac
 import json
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, Index, Select, delete, exists, func, or_, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Index,
+    Integer,
+    Select,
+    bindparam,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import aliased
 from sqlmodel import Field, col
 
@@ -150,10 +164,13 @@ class Outbox(Repository):
         read is put off for as long: a relay of a newer version may read it. One that isn't Evergrant's is
         never delivered and holds up no other; `refuse` is called with the failure that names it.
         """
-        seqs = list((await self._connection.execute(_picked(now, hold, limit, bulk))).scalars())
-        if not seqs:
+        at = _moments(now, hold)
+        picked = await fetch_all(self._connection, _picked(bulk), {**at, "limit": limit})
+        if not picked:
             return []
-        seqs += (await self._connection.execute(_other_wakes(seqs, now, hold))).scalars()
+        seqs = [row["seq"] for row in picked]
+        others = await fetch_all(self._connection, _other_wakes(), {**at, "seqs": seqs})
+        seqs += [row["seq"] for row in others]
         mine = col(OutboxRow.seq).in_(seqs)
         taken_by: Values = {"claimed_by": by, "claimed_until": now + hold}
         await self._connection.execute(update(OutboxRow).where(mine).values({**taken_by, **_NEXT}))
@@ -171,9 +188,8 @@ class Outbox(Repository):
 
     async def waiting(self, now: datetime, hold: timedelta, *, bulk: bool = True) -> "Waiting":
         """Whether messages are undelivered, and whether `claim` would take one: reads only those."""
-        due = select(col(OutboxRow.seq)).where(_claimable(now, hold, bulk)).exists()
-        query = select(exists().where(_UNDELIVERED), due)
-        return Waiting(*(await self._connection.execute(query)).one())
+        (row,) = await fetch_all(self._connection, _waiting(bulk), _moments(now, hold))
+        return Waiting(**row)
 
     async def mark_delivered(self, ids: Collection[OutboxId], at: datetime) -> None:
         """Mark messages as delivered; a second time changes nothing."""
@@ -293,29 +309,47 @@ def _broken(row: Values) -> BrokenMessage:
 _NEXT: Values = {"revision": col(OutboxRow.revision) + 1}
 
 
-def _picked(now: datetime, hold: timedelta, limit: int, with_bulk: bool) -> Select[int | None]:
+# Relays send these again and again: each is built once.
+
+
+def _moments(now: datetime, hold: timedelta) -> Values:
+    """The parameters of `_due`.
+
+    A time farther away than a relay ever sets comes from a clock that was ahead, and is ignored:
+    otherwise the message and all behind it would wait until that time."""
+    return {"now": now, "farthest_next": now + _FARTHEST, "farthest_claim": now + hold + CLOCK_SKEW}
+
+
+@cache
+def _waiting(with_bulk: bool) -> Select[bool, bool]:
+    due = select(col(OutboxRow.seq)).where(_claimable(with_bulk)).exists()
+    return select(exists().where(_UNDELIVERED).label("any"), due.label("due"))
+
+
+@cache
+def _picked(with_bulk: bool) -> Select[int | None]:
     """The first due message of each tenant, then the second of each, and so on; bulk in the same way last."""
-    bulk, due = col(OutboxRow.name) == BULK, _claimable(now, hold, with_bulk)
+    bulk, due = col(OutboxRow.name) == BULK, _claimable(with_bulk)
     turn = func.row_number().over(partition_by=(col(OutboxRow.tenant), bulk), order_by=col(OutboxRow.seq))
     in_turn = select(col(OutboxRow.seq), bulk.label("bulk"), turn.label("turn")).where(due).subquery()
-    claimable = _UNDELIVERED & _due(now, hold)  # again: another relay may have claimed it meanwhile
+    claimable = _UNDELIVERED & _due()  # again: another relay may have claimed it meanwhile
     return (
         select(col(OutboxRow.seq))
         .join(in_turn, in_turn.c.seq == col(OutboxRow.seq))
         .where(claimable)
         .order_by(in_turn.c.bulk, in_turn.c.turn, in_turn.c.seq)
-        .limit(limit)
+        .limit(bindparam("limit", type_=Integer))
         .with_for_update(of=OutboxRow, skip_locked=True)
     )
 
 
-def _other_wakes(seqs: Collection[int | None], now: datetime, hold: timedelta) -> Select[int | None]:
-    """Further due wakes of the webhooks that these messages wake."""
-    picked, woken = aliased(OutboxRow), _without_id
-    webhooks = select(woken(col(picked.target))).where(
-        col(picked.seq).in_(seqs), col(picked.kind) == OutboxKind.WAKE_WEBHOOK.value
-    )
-    due = _UNDELIVERED & _due(now, hold) & (col(OutboxRow.kind) == OutboxKind.WAKE_WEBHOOK.value)
+@cache
+def _other_wakes() -> Select[int | None]:
+    """Further due wakes of the webhooks that the messages `seqs` wake."""
+    seqs: Any = bindparam("seqs", expanding=True)
+    woken, earlier, wake = _without_id, aliased(OutboxRow), OutboxKind.WAKE_WEBHOOK.value
+    webhooks = select(woken(col(earlier.target))).where(col(earlier.seq).in_(seqs), col(earlier.kind) == wake)
+    due = _UNDELIVERED & _due() & (col(OutboxRow.kind) == wake)
     others = due & woken(col(OutboxRow.target)).in_(webhooks) & col(OutboxRow.seq).not_in(seqs)
     query = select(col(OutboxRow.seq)).where(others).order_by(col(OutboxRow.seq)).limit(_MOST_WAKES)
     return query.with_for_update(of=OutboxRow, skip_locked=True)
@@ -326,17 +360,17 @@ def _without_id(target: Any) -> ColumnElement[str]:
     return func.substr(target, 1, func.length(target) - len(f":{new_id('out')}"))
 
 
-def _claimable(now: datetime, hold: timedelta, with_bulk: bool) -> ColumnElement[bool]:
-    due = _UNDELIVERED & _due(now, hold) & ~_behind_another()
+def _claimable(with_bulk: bool) -> ColumnElement[bool]:
+    due = _UNDELIVERED & _due() & ~_behind_another()
     return due if with_bulk else due & (col(OutboxRow.name) != BULK)
 
 
-def _due(now: datetime, hold: timedelta) -> ColumnElement[bool]:
-    """A time farther away than a relay ever sets comes from a clock that was ahead, and is ignored:
-    otherwise the message and all behind it would wait until that time."""
+def _due() -> ColumnElement[bool]:
+    """By `_moments`."""
+    now: Any = bindparam("now")
     next_at, until = col(OutboxRow.next_at), col(OutboxRow.claimed_until)
-    postponed = or_(next_at.is_(None), next_at <= now, next_at > now + _FARTHEST)
-    return postponed & or_(until.is_(None), until <= now, until > now + hold + CLOCK_SKEW)
+    postponed = or_(next_at.is_(None), next_at <= now, next_at > bindparam("farthest_next"))
+    return postponed & or_(until.is_(None), until <= now, until > bindparam("farthest_claim"))
 
 
 def _behind_another() -> ColumnElement[bool]:

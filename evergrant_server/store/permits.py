@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from datetime import datetime
 
-from sqlalchemy import String, UniqueConstraint, cast, delete, func, select
+from sqlalchemy import Integer, String, UniqueConstraint, bindparam, cast, delete, func, select
 from sqlmodel import Field, col
 
 from evergrant_server.core.access import MOST_PERMITS, App, Effect, Permit
@@ -11,11 +11,16 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, PermitId, Tenant
 from evergrant_server.store.authority.authenticators import AuthenticatedRepository, authority_broken
 from evergrant_server.store.database import columns
-from evergrant_server.store.database.rows import columns_equal
+from evergrant_server.store.database.columns import table_of
+from evergrant_server.store.database.rows import Values, columns_equal, fetch_all
 
 
 class PermitRow(columns.IdTable, table=True):
-    __table_args__ = (columns.app_foreign_key(), UniqueConstraint("tenant", "app_id", "name"))
+    __table_args__ = (
+        columns.app_foreign_key(),
+        UniqueConstraint("tenant", "app_id", "name"),
+        columns.partial_index("ix_permit_expires", "tenant", "expires_at", where="expires_at IS NOT NULL"),
+    )
     app_id: str
     name: str
     integration: str
@@ -47,8 +52,25 @@ class PermitUseRow(columns.TenantTable, table=True):
     used_at: datetime = columns.timestamp()
 
 
+# what judges a request: built once
+_OF_APP = columns_equal(PermitRow, tenant=bindparam("tenant"), app_id=bindparam("app_id"))
+_AFTER = select(table_of(PermitRow)).where(_OF_APP, col(PermitRow.name) > bindparam("after"))
+_BY_NAME = _AFTER.order_by(col(PermitRow.name))
+_PAGE = _BY_NAME.limit(bindparam("limit", type_=Integer))
+_DENIES = select(col(PermitRow.id)).where(_OF_APP, col(PermitRow.effect) == Effect.DENY.value)
+
+
 class Permits(AuthenticatedRepository[Permit, PermitId]):
     _table, _model = PermitRow, Permit
+
+    async def of_app(
+        self, tenant: Tenant, app_id: AppId, after: str | None, limit: int | None
+    ) -> list[Permit]:
+        """The permits of an app sorted by name, after the name `after`; without a limit all."""
+        of_app: Values = {"tenant": tenant, "app_id": app_id, "after": after or ""}
+        if limit is None:
+            return await self._all(_BY_NAME, of_app)
+        return await self._all(_PAGE, {**of_app, "limit": limit})
 
     async def put(self, permit: Permit, *, expected: int | None) -> Permit:
         """Add (`expected` None) or change one. Raises Failure ALREADY_EXISTS, STORE_CONFLICT, NOT_FOUND."""
@@ -62,10 +84,8 @@ class Permits(AuthenticatedRepository[Permit, PermitId]):
 
     async def denies(self, tenant: Tenant, app_id: AppId) -> set[PermitId]:
         """The ids of an app's permits that deny."""
-        mine = columns_equal(PermitRow, tenant=tenant, app_id=app_id, effect=Effect.DENY.value)
-        return {
-            PermitId(id) for (id,) in await self._connection.execute(select(col(PermitRow.id)).where(mine))
-        }
+        rows = await fetch_all(self._connection, _DENIES, {"tenant": tenant, "app_id": app_id})
+        return {PermitId(row["id"]) for row in rows}
 
     async def with_sources(self) -> int:
         """How many permits in all tenants look at the caller's address."""

@@ -22,6 +22,7 @@ from evergrant_server.store.audit_streams import AuditStreams, StreamStates
 from evergrant_server.store.authentication import AppCredentials, AppTokens, KeySessions
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
+from evergrant_server.store.connections.bulk import BulkOrders
 from evergrant_server.store.connections.connections import Connections
 from evergrant_server.store.connections.consents import Consents
 from evergrant_server.store.connections.context_rows import ContextRowsOf
@@ -79,6 +80,7 @@ from evergrant_server.store.people.people import AdminLogins, PersonLogins, Pers
 from evergrant_server.store.provider_events import Introspections, Receivers
 from evergrant_server.store.questions.detections import AppActivities, Detections
 from evergrant_server.store.questions.evidence import EvidenceCounts
+from evergrant_server.store.questions.overview import Overviews
 from evergrant_server.store.questions.questions import PersonalFacts, Questions, Uses
 from evergrant_server.store.root_keys import WrappedRoots
 from evergrant_server.store.rotation.connection_keys import ConnectionKeyRotation
@@ -170,6 +172,8 @@ class Transaction:
     offboarding_rules = _with_ring(OffboardingRules)
     directory_users = _with_ring(DirectoryUsers)
     persons_rows = _with_connection(PersonsRows)
+    bulk_orders = _with_ring(BulkOrders)
+    overviews = _with_connection(Overviews)
     personal_rows = _with_connection(PersonalRows)
     attempts = _with_connection(Attempts)
     late_tokens = _with_sealer(LateTokenSets)

@@ -23,7 +23,7 @@ from sqlmodel import Field, ForeignKeyConstraint, col
 from evergrant_server.core.events import WebhookEvent
 from evergrant_server.core.ids import DeliveryId, EventId, Tenant, WebhookId
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.webhooks import MASK, Delivery, DeliveryStatus, Webhook, masked_url
+from evergrant_server.core.webhooks import MASK, Delivery, DeliveryStatus, DisabledBy, Webhook, masked_url
 from evergrant_server.crypto import KeyRing, Sealed
 from evergrant_server.store.authority.authenticators import AuthenticatedRepository, authentic, row_mac
 from evergrant_server.store.database import columns
@@ -146,6 +146,12 @@ class Webhooks(IntakeRepository[Webhook, WebhookId], AuthenticatedRepository[Web
         """Those of the tenant that are not disabled: a handful, or none, in one look at an index. Not
         checked: a broken one stops no audit record, and the worker checks it before it sends anything."""
         return await self._all_unchecked(self._where(tenant=tenant, disabled_by=None))
+
+    async def failing(self, limit: int) -> list[Webhook]:
+        """Those of every tenant whose last delivery failed, or that were disabled for that. Not checked."""
+        ended = col(WebhookRow.disabled_by).in_((DisabledBy.GONE.value, DisabledBy.FAILING.value))
+        fails = col(WebhookRow.disabled_by).is_(None) & (col(WebhookRow.failures) > 0)
+        return await self._all_unchecked(self._where(or_(ended, fails)).limit(limit))
 
     async def with_overdue_deliveries(self, before: datetime) -> list[Webhook]:
         """Those of every tenant that should have been sent something before this moment. Not checked."""

@@ -7,12 +7,13 @@ from evergrant_server.core.messages.activities import RevokeReplacedStart
 from evergrant_server.core.messages.agents import AgentStopStart
 from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
 from evergrant_server.core.messages.erasure import ErasureStart
-from evergrant_server.core.messages.incidents import AdvanceIncident
+from evergrant_server.core.messages.incidents import AdvanceBulk, AdvanceIncident
 from evergrant_server.core.messages.integrations import RolloutStart
 from evergrant_server.core.messages.maintenance import WakeWebhook
 from evergrant_server.core.messages.names import (
     access_request_workflow_id,
     agent_stop_workflow_id,
+    bulk_workflow_id,
     call_approval_workflow_id,
     definition_rollout_workflow_id,
     erasure_workflow_id,
@@ -119,6 +120,19 @@ async def restart_incidents(store: Store, link: TemporalLink, now: datetime) -> 
         await link.start(start_requests.incident(advance))
 
 
+async def restart_bulk_orders(store: Store, link: TemporalLink, now: datetime) -> None:
+    """Start the workflow of every bulk order that hasn't ended, or have it look at its row again.
+
+    Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
+    """
+    async with store.read() as tx:
+        unfinished = await tx.bulk_orders.unfinished(now - _OVERDUE_AFTER, _MOST_REQUESTS)
+    for order in unfinished:
+        context = reconcile_context(store.ring, bulk_workflow_id(order.tenant, order.id), now)
+        advance = AdvanceBulk(tenant=order.tenant, bulk_id=order.id, context=context)
+        await link.start(start_requests.bulk(advance))
+
+
 async def restart_replaced_grants(store: Store, link: TemporalLink, now: datetime) -> None:
     """Start the workflow of every connection with replaced grants to revoke, unless it is running.
 
@@ -142,5 +156,6 @@ async def restart_background_workflows(store: Store, link: TemporalLink, clock: 
         restart_agents_work,
         restart_erasures,
         restart_incidents,
+        restart_bulk_orders,
     ):
         await restart(store, link, clock.now())

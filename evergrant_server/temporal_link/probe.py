@@ -10,12 +10,13 @@ from datetime import UTC, datetime, timedelta
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import PollerInfo, TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, PollWorkflowTaskQueueRequest
-from temporalio.client import Client
-from temporalio.service import RPCError
+from temporalio.client import Client, WorkflowQueryFailedError
+from temporalio.service import RPCError, RPCStatusCode
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.temporal_link.runs import find_in_temporal
 
+_LATE = (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED, RPCStatusCode.UNAVAILABLE)
 _PROBE_QUEUE = "evergrant-doctor"  # nothing is ever put into it
 
 
@@ -24,6 +25,23 @@ async def pollers(client: Client, task_queue: str) -> list[set[str]]:
     kinds = (TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY)
     of_kinds = [await _describe(client, task_queue, kind) or [] for kind in kinds]
     return [{poller.identity for poller in pollers} for pollers in of_kinds]
+
+
+async def worker_answers(client: Client, task_queue: str, within: timedelta) -> bool | None:
+    """Whether a worker of the queue answers a query to the newest run there; None where there was no run.
+
+    Pollers don't say so: Temporal shows one that is stopped for minutes.
+    """
+    async for run in client.list_workflows(f"TaskQueue = '{task_queue}'", limit=1):
+        handle = client.get_workflow_handle(run.id, run_id=run.run_id)
+        try:
+            await handle.query("__stack_trace", rpc_timeout=within)
+        except RPCError as error:
+            return error.status not in _LATE
+        except (WorkflowQueryFailedError, RuntimeError):  # a worker's own answer, whatever it says
+            return True
+        return True
+    return None
 
 
 async def server_time(client: Client) -> datetime:

@@ -19,7 +19,7 @@ from evergrant_server.core.messages.connection import ConnectionStart
 from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
 from evergrant_server.core.messages.erasure import ErasureStart
 from evergrant_server.core.messages.export import ExportStart
-from evergrant_server.core.messages.incidents import AdvanceIncident
+from evergrant_server.core.messages.incidents import AdvanceBulk, AdvanceIncident
 from evergrant_server.core.messages.integrations import RetryConnections, RolloutStart
 from evergrant_server.core.messages.jobs import JOBS
 from evergrant_server.core.messages.keys import KeyRotationStart
@@ -30,6 +30,7 @@ from evergrant_server.core.messages.names import (
     WorkflowName,
     access_request_workflow_id,
     agent_stop_workflow_id,
+    bulk_workflow_id,
     call_approval_workflow_id,
     connection_workflow_id,
     definition_rollout_workflow_id,
@@ -165,6 +166,12 @@ def incident(request: AdvanceIncident) -> StartRequest:
     return _advanced(WorkflowName.INCIDENT, request, workflow_id, SignalName.ADVANCE_INCIDENT, "an incident")
 
 
+def bulk(request: AdvanceBulk) -> StartRequest:
+    """The workflow of a bulk order is signalled, or started."""
+    workflow_id = bulk_workflow_id(request.tenant, request.bulk_id)
+    return _advanced(WorkflowName.BULK, request, workflow_id, SignalName.ADVANCE_BULK, "a bulk order")
+
+
 def _advanced(
     workflow: WorkflowName, request: RequestMessage, workflow_id: str, signal: SignalName, summary: str
 ) -> StartRequest:
@@ -241,6 +248,7 @@ _STARTS: dict[OutboxKind, tuple[type[Message], Callable[[Any], StartRequest]]] =
     OutboxKind.ADVANCE_ACCESS_REQUEST: (AdvanceAccessRequest, access_request),
     OutboxKind.ADVANCE_CALL_APPROVAL: (AdvanceCallApproval, call_approval),
     OutboxKind.ADVANCE_INCIDENT: (AdvanceIncident, incident),
+    OutboxKind.ADVANCE_BULK: (AdvanceBulk, bulk),
     OutboxKind.STOP_AGENT: (AgentStopStart, agent_stop),
     OutboxKind.ERASE: (ErasureStart, erasure),
     OutboxKind.START_KEY_ROTATION: (KeyRotationStart, key_rotation),

@@ -34,7 +34,7 @@ async def open_api(settings: Settings, role: Role) -> AsyncIterator[tuple[Platfo
             relay=platform.relay,
             ledger=ledger,
             lease_rows=LeaseRows(platform.store),
-            check_endpoint=EgressPolicy(allow=settings.egress_allow).check_endpoint,
+            check_endpoint=EgressPolicy(settings.egress_allow, settings.start_command).check_endpoint,
             offer_consent=offer_consent,
         )
         try:

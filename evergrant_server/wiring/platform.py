@@ -9,12 +9,15 @@ from temporalio.client import Client
 
 from evergrant_server.checkout import require_own_packages
 from evergrant_server.core.clock import Clock, SystemClock
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto.key_services.bound import BoundKeyService
 from evergrant_server.crypto.key_services.opening import open_key_service
+from evergrant_server.crypto.keyfile import key_file_error
 from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
-from evergrant_server.store.database.engine import Pool
+from evergrant_server.store.database import schema
+from evergrant_server.store.database.engine import Pool, sqlite_path
 from evergrant_server.store.store import require_matching_key_ring
 from evergrant_server.telemetry import saturation
 from evergrant_server.temporal_link.connect import client_plugins, connect
@@ -24,6 +27,11 @@ from evergrant_server.temporal_link.reconcile import Reconciler
 from evergrant_server.temporal_link.workflow_starter import WorkflowStarter
 from evergrant_server.wiring.root_keeper import RootKeeper
 from providers.definition.registry import Registry
+
+LOST_KEY_FILE = (
+    "Restore the file from its backup, or name it with EVERGRANT_KEY_FILE. Without a backup every connection "
+    "has to be made anew: move the database away, then start again."
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,29 @@ def new_ring(settings: Settings, role: Role) -> KeyRing:
     return KeyRing(settings.key_service, role, None)
 
 
+async def require_no_lost_key_file(settings: Settings) -> None:
+    """Raise Failure KEY_UNAVAILABLE where the key file is missing that the database was filled with: new keys
+    would open nothing of it."""
+    if not await is_key_file_lost(settings):
+        return
+    database = str(sqlite_path(settings.database_url) or "of EVERGRANT_DATABASE_URL")
+    why = f"doesn't exist, and the database {database} needs it: what it sealed can't be read with new keys"
+    raise key_file_error(settings.key_path, why, LOST_KEY_FILE)
+
+
+async def is_key_file_lost(settings: Settings) -> bool:
+    """Whether the database was filled with a key file that isn't there. One that can't be reached yet may
+    come later."""
+    if not settings.uses_key_file or settings.key_path.exists():
+        return False
+    try:
+        return await schema.is_in_use(settings.database_url)
+    except Failure as failure:
+        if failure.code is not ErrorCode.STORE_UNAVAILABLE:
+            raise
+        return False
+
+
 @asynccontextmanager
 async def open_store(
     settings: Settings, role: Role, clock: Clock | None = None
@@ -73,6 +104,7 @@ async def open_store(
     Raises BadSettings, Failure KEY_UNAVAILABLE, KEY_DENIED, KEY_GONE, SEAL_BROKEN, STORE_UNAVAILABLE or
     SCHEMA_MISMATCH.
     """
+    await require_no_lost_key_file(settings)
     services = key_services(settings)
     store = await Store.open(settings.database_url, new_ring(settings, role), clock or SystemClock())
     keeper = RootKeeper(store, services, settings.key_hold)

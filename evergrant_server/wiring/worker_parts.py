@@ -27,6 +27,7 @@ from activities.grants.replaced_revocation import ReplacedGrantActivities
 from activities.grants.revocation import RevocationActivities
 from activities.histories import HistoryActivities
 from activities.incidents.advancing import IncidentActivities
+from activities.incidents.bulk import BulkActivities
 from activities.integrations.consent_start import ConsentStartActivities
 from activities.integrations.definition_rollout import DefinitionRolloutActivities
 from activities.integrations.discovery import DiscoveryActivities
@@ -126,6 +127,7 @@ def _order_activities(platform: Platform) -> list[Activity]:
         QuestionActivities(store, clock).answer_question,
         DetectionActivities(store, clock, settings.detection_rules).detect_patterns,
         incidents.advance_incident,
+        BulkActivities(store, clock).advance_bulk,
         keys.advance_key_rotation,
         keys.rotate_due_keys,
     ]
@@ -290,7 +292,8 @@ def _audit_streams(platform: Platform, make_egress: Callable[..., Egress]) -> Au
 
 
 def _policy(platform: Platform, *further: str) -> EgressPolicy:
-    return EgressPolicy(allow=(*platform.settings.egress_allow, *further))
+    settings = platform.settings
+    return EgressPolicy((*settings.egress_allow, *further), settings.start_command, settings.trusted_ca_file)
 
 
 def _wrapper() -> type[TracingTransport] | None:

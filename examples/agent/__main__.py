@@ -23,7 +23,7 @@ async def show_link(wanted: EnsureToken, required: ConsentRequired) -> None:
 
 
 async def main() -> None:
-    client = await Client.connect(os.environ.get("TEMPORAL_ADDRESS", "127.0.0.1:7233"))
+    client = await Client.connect(os.environ.get("TEMPORAL_ADDRESS", "127.0.0.1:8482"))
     async with AsyncEvergrant() as evergrant:
         agent = AgentActivities(evergrant)
         worker = Worker(

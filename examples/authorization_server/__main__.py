@@ -34,7 +34,7 @@ class Handler(WSGIRequestHandler):
 def _prepare(options: Options, issuer: str, credentials: Credentials) -> None:
     configure(options, issuer, credentials)
     django.setup()
-    call_command("migrate", verbosity=0)
+    call_command("migrate", run_syncdb=True, verbosity=0)
     # Models can be imported only from here on.
     from examples.authorization_server.clients import ensure_user, register
 

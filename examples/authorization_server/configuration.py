@@ -14,6 +14,7 @@ HOST = "127.0.0.1"
 SCOPES = {"read": "Read your account's name", "write": "Change your account"}
 _HERE = Path(__file__).parent
 _PACKAGE = __package__
+_APPS = ("django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions", "oauth2_provider")
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,9 @@ def configure(options: Options, issuer: str, credentials: Credentials) -> None:
         CONTROL_KEY=credentials.control_key,
         ALLOWED_HOSTS=[HOST],
         ROOT_URLCONF=f"{_PACKAGE}.urls",
-        INSTALLED_APPS=[
-            "django.contrib.auth",
-            "django.contrib.contenttypes",
-            "django.contrib.sessions",
-            "oauth2_provider",
-        ],
+        INSTALLED_APPS=list(_APPS),
+        # tables are made from the models: by the migrations' history it takes a second more
+        MIGRATION_MODULES=dict.fromkeys(name.rpartition(".")[2] for name in _APPS),
         MIDDLEWARE=[
             f"{_PACKAGE}.observing.ObserveTokenEndpoint",
             "django.middleware.security.SecurityMiddleware",

@@ -25,7 +25,7 @@ from examples.pipeline.workflow import SyncContacts
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m examples.pipeline", description=__doc__)
-    parser.add_argument("--temporal", metavar="HOST:PORT", help="default: TEMPORAL_ADDRESS")
+    parser.add_argument("--temporal", metavar="HOST:PORT", help="default: TEMPORAL_ADDRESS, or `dev`'s")
     parser.add_argument("--namespace", help="default: TEMPORAL_NAMESPACE")
     commands = parser.add_subparsers(dest="command", required=True)
     worker = commands.add_parser("worker", help="run the worker until it is interrupted")
@@ -43,7 +43,7 @@ def arguments() -> argparse.ArgumentParser:
 async def connect(options: argparse.Namespace) -> Client:
     """Temporal as TEMPORAL_* and its profile say, unless an option says otherwise."""
     config = ClientConfig.load_client_connect_config()
-    config.setdefault("target_host", "127.0.0.1:7233")
+    config.setdefault("target_host", "127.0.0.1:8482")
     if options.temporal:
         config["target_host"] = options.temporal
     if options.namespace:

@@ -82,6 +82,11 @@ class ProviderSpec(
         reply = self.response
         metadata = {*reply.metadata_paths, *reply.metadata_patterns, *self.callback_metadata_params}
         named = self.api_from_reply
+        param = self.api_base_url_param
+        if param is not None and (self.api_base_url or named is not None):
+            raise ValueError("api_base_url_param: the API has another base URL")
+        if param is not None and not (self._param_pattern(param)).startswith(("^https?://", "^https://")):
+            raise ValueError("api_base_url_param: the parameter's pattern has to begin with ^https://")
         if named is not None and (named.metadata not in reply.metadata_paths or self.api_base_url):
             raise ValueError("api_from_reply names metadata of the reply, and stands alone")
         if self.account_id is not None and self.account_id not in metadata:
@@ -97,6 +102,10 @@ class ProviderSpec(
             raise ValueError("protected_resource needs discovery")
         if (self.client_registration == "per_host") is (self.registration_endpoint is None):
             raise ValueError("client_registration: per_host and registration_endpoint go together")
+
+    def _param_pattern(self, name: str) -> str:
+        rule = self.template_params.get(name)
+        return "" if rule is None or rule.source != "integration" else rule.pattern or ""
 
     def _check_placeholders(self) -> None:
         known = set(self.template_params)

@@ -37,6 +37,7 @@ class DescriptivePart(SpecPart):
     notes: tuple[TextLine, ...] = ()
     rate_limit: TextLine | None = None
     api_base_url: Annotated[UrlTemplate, AfterValidator(_without_query)] | None = None
+    api_base_url_param: str | None = None  # the template parameter that is the whole base URL
     api_from_reply: ApiFromReply | None = None
     userinfo_endpoint: UrlTemplate | None = None
     api_request: ApiRequest | None = None

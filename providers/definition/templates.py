@@ -106,11 +106,12 @@ def api_base_url_of(spec: ProviderSpec, params: Mapping[str, str], metadata: Map
     """The base URL of the provider's API, or None while a parameter of it is missing or invalid."""
     if spec.api_from_reply is not None:
         return spec.api_from_reply.base_url(metadata.get(spec.api_from_reply.metadata))
-    if spec.api_base_url is None:
+    param = spec.api_base_url_param
+    if spec.api_base_url is None and param is None:
         return None
     try:
         values = checked_params(spec, {**params, **params_from_metadata(spec, metadata)})
-        return fill_template(spec.api_base_url, values, spec)
+        return values.get(param) if param else fill_template(spec.api_base_url or "", values, spec)
     except Failure:
         return None
 

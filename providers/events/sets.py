@@ -5,6 +5,7 @@ from typing import Any
 
 from joserfc.errors import JoseError
 
+from evergrant_server.core.clock import clocks_apart
 from evergrant_server.core.connections.account import EMAIL
 from evergrant_server.core.provider_events import (
     TOKEN_HASH,
@@ -108,7 +109,9 @@ def _check_time(claims: dict[str, Any], now: datetime) -> datetime:
     if issued_at is None:
         raise EventRejected("invalid_request", "iat is missing.")
     if issued_at - now > TIMESTAMP_TOLERANCE or now - issued_at > MAX_EVENT_AGE:
-        raise EventRejected("invalid_request", "iat is in the future or too old.")
+        raise EventRejected(
+            "invalid_request", f"iat is in the future or too old: {clocks_apart(issued_at.timestamp(), now)}."
+        )
     return issued_at
 
 

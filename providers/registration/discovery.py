@@ -5,6 +5,7 @@ no server can publish metadata for another.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -32,6 +33,8 @@ _ALIASED = (
     "device_authorization_endpoint",
 )
 _MAX_RESOURCES = 20
+_MAX_SCOPES = 200
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,200}")  # RFC 6749 section 3.3
 _OF_LOGINS = ("jwks_uri", "userinfo_endpoint")  # OpenID Connect Discovery 1.0 section 3
 
 
@@ -114,6 +117,7 @@ def _parse_endpoints(egress: Egress, issuer: str, document: dict[str, Any], requ
         pushed_requests_required=document.get("require_pushed_authorization_requests") is True,
         dpop_algorithms=tuple(_strings(issuer, document, "dpop_signing_alg_values_supported") or ()),
         offline_access="offline_access" in _listed(document, "scopes_supported"),
+        scopes=tuple(filter(_SCOPE.fullmatch, _listed(document, "scopes_supported")))[:_MAX_SCOPES],
         **_urls_of_logins(egress, issuer, document),
         protected_resources=_protected_resources(egress, document),
         takes_metadata_documents=document.get("client_id_metadata_document_supported") is True,

@@ -59,7 +59,7 @@ def issuer_unreachable(issuer: str, error: httpx2.TransportError) -> Failure:
     if isinstance(cause, ssl.SSLCertVerificationError):
         why = (
             f"the certificate of {server} is not trusted ({cause.verify_message or cause.reason}): start "
-            "with its authority's certificates in SSL_CERT_FILE"
+            "with its authority's certificates in EVERGRANT_TRUSTED_CA_FILE"
         )
         return Failure(ErrorCode.DISCOVERY_FAILED, why, issuer=issuer)
     if cause is not None:

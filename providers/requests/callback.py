@@ -25,7 +25,7 @@ from providers.responses.raw_reply import RawReply
 from providers.responses.token_response import read_tokens
 
 ACCESS_TOKEN_PARAM = "access_token"
-_DENIED = "access_denied"
+ACCESS_DENIED = "access_denied"
 
 
 @dataclass(frozen=True)
@@ -134,4 +134,4 @@ def _read_error(spec: ProviderSpec, params: Mapping[str, str], state: Secret, ot
     if error is None:
         return None
     words = callback_words(tuple(params.items()), spec.callback_error_params)
-    return Callback(None, state, denied=error == _DENIED, error=error, said=words)
+    return Callback(None, state, denied=error == ACCESS_DENIED, error=error, said=words)

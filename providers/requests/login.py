@@ -9,6 +9,7 @@ import httpx2
 from joserfc import jws
 from joserfc.errors import JoseError
 
+from evergrant_server.core.clock import clocks_apart
 from evergrant_server.core.connections.id_token import checked_claims, require_nonce
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
@@ -40,10 +41,12 @@ def verified_claims(
     require_nonce(id_token, nonce_hash)
     expires, issued = _seconds(claims, "exp"), _seconds(claims, "iat")
     clock, tolerance = now.timestamp(), _CLOCK_TOLERANCE.total_seconds()
-    if expires is None or expires <= clock - tolerance:
-        _refuse("has expired, or names no time")
-    if issued is None or issued > clock + tolerance:
-        _refuse("was issued in the future, or names no time")
+    if expires is None or issued is None:
+        _refuse("names no time")
+    if expires <= clock - tolerance:
+        _refuse(f"has expired: its exp is {clocks_apart(expires, now)}")
+    if issued > clock + tolerance:
+        _refuse(f"was issued in the future: its iat is {clocks_apart(issued, now)}")
     return claims
 
 

@@ -105,6 +105,7 @@ _DEFAULTS: dict[str, Any] = {
     jobs.ADVANCE_AGENT_STOP.name: AgentStopProgress(finished=True),
     jobs.ADVANCE_ERASURE.name: ErasureProgress(state=ErasureState.DONE),
     jobs.ADVANCE_INCIDENT.name: IncidentProgress(state=IncidentState.DONE),
+    jobs.ADVANCE_BULK.name: IncidentProgress(state=IncidentState.DONE),
     jobs.REVOKE_GRANT.name: RevocationResult(revocation=RevocationOutcome.CONFIRMED),
     jobs.REVOKE_REPLACED_GRANTS.name: ReplacedRevocationResult(revoked=1),
     jobs.LOOK_UP_ACCOUNTS.name: _as_it_was,

@@ -36,7 +36,7 @@ async def at_console(api: Api, key: str) -> ConsoleBrowser:
     """A browser in which this key was pasted."""
     browser = ConsoleBrowser(api)
     answer = await browser.log_in(key)
-    assert (answer.status_code, answer.headers["location"]) == (303, "/console/connections"), answer.text
+    assert (answer.status_code, answer.headers["location"]) == (303, "/console"), answer.text
     return browser
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -130,6 +131,16 @@ async def test_attack_9_an_assertion_that_breaks_a_rule_buys_nothing(api: Api, a
         assert told == (401, "invalid_client"), (name, answer.text)
         assert "access_token" not in answer.json()
     assert (await app.ask()).status_code == 200  # the same app, with nothing wrong
+
+
+async def test_a_refusal_says_how_far_the_clocks_are_apart(app: AssertingApp):
+    for claims, apart in (
+        ({"iat": NOW + 600}, "(599|600) s ahead of"),
+        ({"exp": NOW - 90}, "9[01] s behind"),
+    ):
+        told = (await app.ask(app.assertion(**claims))).json()["error_description"]
+        assert re.search(f"it is {apart} this server's clock, which shows 20", told), told
+        assert "NTP" in told
 
 
 async def test_a_slow_or_fast_clock_within_the_limits_is_fine(app: AssertingApp):

@@ -160,6 +160,30 @@ async def test_a_receipt_that_isnt_of_the_record_is_refused_by_its_kind(installa
     assert ended.status == 1
 
 
+async def test_an_export_and_a_receipt_in_cose_are_checked_offline(installation: Installation):
+    place = await installation.record(3)
+    outsider, offline = installation.outsider(), {"EVERGRANT_URL": "http://127.0.0.1:9"}
+    await outsider.done("evergrant audit key > log.pub")
+    await outsider.done("evergrant audit export log.jsonl")
+    verify = "evergrant audit verify log.jsonl --log log.pub -o json"
+    verified = json.loads(await outsider.done(verify, **offline))
+    assert (verified["ok"], verified["whole"], verified["tenant"]) == (True, True, TENANT)
+    assert verified["records"] >= verified["proven"] >= 3
+    export = outsider.folder / "log.jsonl"
+    export.write_text(export.read_text().replace("con_1", "con_2", 1))
+    ended = await outsider.run(verify, **offline)
+    assert ended.status == 1
+    assert "export_body" in ended.err
+    await outsider.done(f"evergrant audit receipt {place} --cose --out receipt.cose")
+    verify = f"evergrant audit verify receipt.cose --log log.pub --record {place}"
+    await outsider.done(verify, **offline)
+    raw = outsider.folder / "receipt.cose"
+    raw.write_bytes(raw.read_bytes().replace(b"con_1", b"con_2", 1))
+    ended = await outsider.run(verify, **offline)
+    assert ended.status == 1
+    assert f"record {place}: body: it isn't what was recorded" in " ".join(ended.err.split())
+
+
 async def rewritten(made: Installation) -> None:
     """Write the whole log anew with every key of the installation: another record, all hashes valid."""
     async with made.api.worker.write() as tx:

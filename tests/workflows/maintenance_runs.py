@@ -12,6 +12,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.ids import (
     AccessRequestId,
+    BulkId,
     CallApprovalId,
     ConnectionId,
     DefinitionId,
@@ -30,7 +31,7 @@ from evergrant_server.core.messages.decisions import (
     AdvanceCallApproval,
     DecisionProgress,
 )
-from evergrant_server.core.messages.incidents import AdvanceIncident, IncidentProgress
+from evergrant_server.core.messages.incidents import AdvanceBulk, AdvanceIncident, IncidentProgress
 from evergrant_server.core.messages.maintenance import DeliveryRound, WakeWebhook, WebhookStart
 from evergrant_server.core.messages.names import (
     SignalName,
@@ -228,6 +229,21 @@ async def handling_incident(
     async def advanced() -> WorkflowHandle[Any, IncidentProgress]:
         advance = AdvanceIncident(tenant=TENANT, incident_id=incident_id, context=ASKED)
         return await _started(client, start_requests.incident(advance), queue, IncidentProgress)
+
+    async with a_worker(client, activities, queue):
+        yield advanced
+
+
+@asynccontextmanager
+async def handling_bulk_order(
+    client: Client, activities: list[Any], bulk_id: BulkId
+) -> AsyncIterator[Callable[[], Awaitable[WorkflowHandle[Any, IncidentProgress]]]]:
+    """The same for a bulk order."""
+    queue = f"queue-{bulk_id}"
+
+    async def advanced() -> WorkflowHandle[Any, IncidentProgress]:
+        advance = AdvanceBulk(tenant=TENANT, bulk_id=bulk_id, context=ASKED)
+        return await _started(client, start_requests.bulk(advance), queue, IncidentProgress)
 
     async with a_worker(client, activities, queue):
         yield advanced

@@ -195,7 +195,7 @@ async def confirm_consent(connection_id: str, body: ConfirmBody, call: Call) -> 
     """
     consent, verdict = await decide_confirmation(call, connection_id, body)
     await _raise_refusal(call, consent, verdict)
-    consent, _ = await wait_for_exchange(call.api, consent)
+    consent, _ = await wait_for_exchange(call.api, consent, call.patience_s)
     if consent.status is ConsentStatus.FAILED:
         code = ErrorCode(consent.failure or ErrorCode.INTERNAL)
         failure = Failure(code, connection_id=connection_id, consent="failed")  # to confirm again is no use

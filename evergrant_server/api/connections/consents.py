@@ -223,8 +223,11 @@ async def signal_returned(
     await signal_connection(tx, connection, SignalName.CONSENT_RETURNED, returned, now)
 
 
-async def wait_for_exchange(api: ApiContext, consent: Consent) -> tuple[Consent, Connection | None]:
-    """Wait up to EXCHANGE_WAIT_S for a worker to end the consent and look up the accounts."""
+async def wait_for_exchange(
+    api: ApiContext, consent: Consent, patience_s: float | None = None
+) -> tuple[Consent, Connection | None]:
+    """Wait for a worker to end the consent and look up the accounts: up to EXCHANGE_WAIT_S, or for as long
+    as the caller does."""
     api.relay.notify()
 
     async def look() -> tuple[Consent, Connection | None]:
@@ -237,4 +240,5 @@ async def wait_for_exchange(api: ApiContext, consent: Consent) -> tuple[Consent,
         exchanging = seen[0].status is ConsentStatus.CODE_RECEIVED
         return not exchanging and (seen[1] is None or seen[1].follow_up is not FollowUp.LOOKING_UP)
 
-    return await poll_until(look, has_ended, EXCHANGE_WAIT_S)
+    longest = EXCHANGE_WAIT_S if patience_s is None else min(EXCHANGE_WAIT_S, patience_s)
+    return await poll_until(look, has_ended, longest)

@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any
 
+from fastapi import Query
 from pydantic import AfterValidator, Field
 
 from evergrant_server.api.http.models import (
@@ -23,17 +24,35 @@ from evergrant_server.api.http.models import (
 )
 from evergrant_server.core.connections.account import EMAIL
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
+from evergrant_server.core.connections.consent import Consent, reference_of
 from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.connections.grant import AccountOption
-from evergrant_server.core.errors import ErrorCode, Repairer
+from evergrant_server.core.connections.token_state import TokenState
+from evergrant_server.core.errors import ErrorCode, Failure, FailureKind, Repairer
 from evergrant_server.core.ids import ConnectionId, is_id
 from evergrant_server.core.messages.connection import ConnectionDescription
+from evergrant_server.core.text import is_storable_text
+from evergrant_server.problems import invalid_request
+from evergrant_server.store.connections.search import StateCounts
 
 
 def checked_connection_id(value: ConnectionId) -> ConnectionId:
     if not is_id(value, "con"):
         raise ValueError("is not a connection's id")
     return value
+
+
+Search = Annotated[
+    str | None,
+    Query(min_length=1, max_length=255, description="How the subject, the label or the id begins"),
+]
+
+
+def storable_search(search: str | None) -> str | None:
+    """Raises Failure INVALID_REQUEST for a text that no database stores."""
+    if search is not None and not is_storable_text(search):
+        raise invalid_request("search", "The text contains NUL or an unpaired surrogate.")
+    return search
 
 
 AccountChoice = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(checked_printable)]
@@ -209,6 +228,30 @@ class ProviderSaidView(View):
     unauthenticated: bool = False
 
 
+class FailedConsentView(View):
+    """How the newest consent has failed: the members of a problem document, and the reference that the
+    subject's page shows. Another link is needed."""
+
+    code: ErrorCode
+    detail: str
+    kind: FailureKind
+    repairer: Repairer
+    repair: str
+    reference: str
+
+    @classmethod
+    def of(cls, consent: Consent) -> "FailedConsentView":
+        failure = Failure(ErrorCode(consent.failure or ErrorCode.INTERNAL))
+        return cls(
+            code=failure.code,
+            detail=failure.detail,
+            kind=failure.kind,
+            repairer=failure.rule.repairer,
+            repair=failure.repair,
+            reference=reference_of(consent.id),
+        )
+
+
 class ConnectionView(View):
     """`expires_at` is the access token's; in the response to `POST /v1/connections` it is the link's.
 
@@ -219,7 +262,11 @@ class ConnectionView(View):
     `consented_with` is set for a further token slot: the connection whose consent brings its grants.
     `revoking` is set until the provider has confirmed a revocation. `revocation` is how it ended: `confirmed`
     speaks of every token; `unknown` says that an answer was lost, whose token may live on at the provider.
+    `token_state` says what the access token is: of an active connection `idle`, `due`, `late` or `failing`
+    where it has expired. `idle`: no app has asked since, and the next one that asks gets a new one.
     `provider_said` explains one connection's failure to an admin, and is null elsewhere.
+    `failed_consent` is set while the newest consent has failed or was denied, and `missing_scopes` are those
+    that were requested and that the grant lacks: both only where one connection is read.
     `failing_since` is set while refreshes keep failing; the token is valid until it expires.
     `live` (with the next attempt as `next_at`) and `differs` are null unless the request had
     `live=true` and the workflow answered.
@@ -235,6 +282,7 @@ class ConnectionView(View):
     scopes: tuple[str, ...]
     requested_scopes: tuple[str, ...]
     expires_at: datetime | None
+    token_state: TokenState = TokenState.NONE
     reason: ErrorCode | None
     repairer: Repairer | None
     failures: int
@@ -263,6 +311,8 @@ class ConnectionView(View):
     device: DeviceView | None = None
     revoking: RevocationProgressView | None = None
     provider_said: ProviderSaidView | None = None
+    failed_consent: FailedConsentView | None = None
+    missing_scopes: tuple[str, ...] = ()
     live: LiveView | None = None
     differs: tuple[str, ...] | None = None
 
@@ -272,6 +322,25 @@ class ConnectionList(Page[ConnectionView]):
     is the operator, whose log names the fields."""
 
     unreadable: tuple[str, ...] = ()
+
+
+class ConnectionTotals(View):
+    """How many connections a filter has, by their state. `failing` are active ones whose refresh fails, or
+    whose account is to be chosen. `complete` false: a count has stopped, and there are more."""
+
+    total: int
+    states: dict[LifecycleState, int]
+    failing: int
+    complete: bool
+
+    @classmethod
+    def of_counts(cls, counts: StateCounts) -> "ConnectionTotals":
+        return cls(
+            total=sum(counts.states.values()),
+            states=counts.states,
+            failing=counts.failing,
+            complete=counts.complete,
+        )
 
 
 class TimelineEvent(View):

@@ -3,14 +3,22 @@
 import logging
 from contextlib import suppress
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from evergrant_server.access.context import ApiContext, integration_spec
 from evergrant_server.api.connections.create import ConnectionSetup
-from evergrant_server.api.connections.models import ConnectionBody, ConnectionList, ConnectionView, LiveView
+from evergrant_server.api.connections.models import (
+    ConnectionBody,
+    ConnectionList,
+    ConnectionTotals,
+    ConnectionView,
+    LiveView,
+    Search,
+    storable_search,
+)
 from evergrant_server.api.connections.scopes import require_source_permit, take_over_exchange
 from evergrant_server.api.connections.view import (
     DESCRIBE_TIMEOUT_S,
@@ -18,17 +26,28 @@ from evergrant_server.api.connections.view import (
     add_next_step,
     connection_view,
     device_view,
+    failed_consent,
+    missing_scopes,
+    newest_consent,
     provider_said,
 )
 from evergrant_server.api.http.call import ApiCall, Call, Command, CommandResponse
 from evergrant_server.api.http.models import PageCursor, PageLimit, UtcDatetime
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.grant import FollowUp
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
+from evergrant_server.store.connections.search import (
+    ConnectionFilter,
+    ConnectionSearch,
+    ListOrder,
+    StateCounts,
+    connection_or_unreadable,
+)
 from evergrant_server.telemetry.metrics import report_unreadable
 from providers.definition.templates import api_base_url_of
 
@@ -38,6 +57,10 @@ router = APIRouter(tags=["connections"])
 
 _SCAN_ROWS = 200  # rows read at a time while filtering by permits
 _MAX_SCANS = 25
+_FILTERS = ("integration", "provider", "subject", "state", "expiring_before")
+_LATER = ("failing", "search")  # filters that are no part of the cursors of lists without them
+_MOST_JUDGED = 2000  # rows that are counted one by one
+_COUNTED = ("id", "integration", "provider", "subject", "label", "state", "failures", "follow_up")
 _LIVE_TIMEOUT_S = 2.0  # the same with `live=true`
 
 
@@ -71,43 +94,88 @@ async def create_connection(body: ConnectionBody, call: Command) -> Response:
     return await add_next_step(call, await add_device_code(call, await call.run(sent, create)))
 
 
+_Name = Annotated[str | None, Query(max_length=63)]
+_Subject = Annotated[str | None, Query(max_length=255)]
+
+
 @router.get("/v1/connections")
 async def list_connections(
     call: Call,
-    integration: Annotated[str | None, Query(max_length=63)] = None,
-    provider: Annotated[str | None, Query(max_length=63)] = None,
-    subject: Annotated[str | None, Query(max_length=255)] = None,
+    integration: _Name = None,
+    provider: _Name = None,
+    subject: _Subject = None,
     state: LifecycleState | None = None,
     expiring_before: UtcDatetime | None = None,
-    reference: Annotated[str | None, Query(max_length=63)] = None,
+    failing: bool = False,
+    search: Search = None,
+    order: ListOrder = ListOrder.ID,
+    reference: _Name = None,
     limit: PageLimit = 50,
     cursor: PageCursor = None,
 ) -> ConnectionList:
     """The connections that the app's permits cover, sorted by id.
 
+    With `order` `urgency` those that need somebody come first. `failing`: active ones whose refresh fails, or
+    whose account is to be chosen. `search` sorts what it finds by subject, and then by label.
+
     With the `reference` from a subject's page only the connection whose consent failed there; no other
     filter may come with it.
     """
-    filters: dict[str, object] = {
-        "integration": integration,
-        "provider": provider,
-        "subject": subject,
-        "state": state,
-        "expiring_before": expiring_before,
-    }
+    wanted = ConnectionFilter(
+        integration, provider, subject, state, expiring_before, storable_search(search), failing
+    )
+    filters = _bound(wanted, order)
     if reference is not None:
         _require_alone({**filters, "cursor": cursor})
         return await _with_reference(call, reference)
     listing = call.listing("connections", limit, cursor, app=call.caller.app.id, **filters)
     async with call.api.store.read() as tx:
-        connections, unreadable, last = await _visible_page(tx, call, filters, listing.after, limit)
+        lists = ConnectionSearch(tx.connection, call.tenant)
+        connections, unreadable, last = await _visible_page(call, lists, wanted, order, listing.after, limit)
         items, unreadable_views = await _views(tx, connections)
     unreadable += unreadable_views
     report_unreadable(log, unreadable)
     next_cursor = None if last is None else listing.cursor_after(last)
-    return ConnectionList(
-        items=items, next_cursor=next_cursor, unreadable=tuple(sorted(id for id, _ in unreadable))
-    )
+    ids = tuple(sorted(id for id, _ in unreadable))
+    return ConnectionList(items=items, next_cursor=next_cursor, unreadable=ids)
+
+
+def _bound(wanted: ConnectionFilter, order: ListOrder) -> dict[str, object]:
+    """What the cursors of a list are bound to: those of lists without `_LATER` are as they were."""
+    bound: dict[str, object] = {name: getattr(wanted, name) for name in _FILTERS}
+    bound |= {name: value for name in _LATER if (value := getattr(wanted, name))}
+    return bound if order is ListOrder.ID else {**bound, "order": order}
+
+
+@router.get("/v1/connections/totals")
+async def get_connection_totals(
+    call: Call, integration: _Name = None, search: Search = None
+) -> ConnectionTotals:
+    """How many connections the app's permits cover, by state.
+
+    Counts stop at 100,000 of a state. An app whose permits don't cover every connection gets those among
+    the first 2,000 of the filter.
+    """
+    wanted = ConnectionFilter(integration, search=storable_search(search))
+    async with call.api.store.read() as tx:
+        lists = ConnectionSearch(tx.connection, call.tenant)
+        if call.may_see(Target()):
+            return ConnectionTotals.of_counts(await lists.counts(wanted))
+        rows = await lists.page(wanted, ListOrder.URGENCY, None, _MOST_JUDGED, _COUNTED)
+    return _judged_totals(call, [placed.row for placed in rows])
+
+
+def _judged_totals(call: ApiCall, rows: list[dict[str, Any]]) -> ConnectionTotals:
+    states: dict[LifecycleState, int] = {}
+    failing = 0
+    for row in rows:
+        if call.may_see(Target(row["integration"], row["provider"], row["subject"], row["id"])):
+            state = LifecycleState(row["state"])
+            states[state] = states.get(state, 0) + 1
+            chooses = row["follow_up"] == FollowUp.CHOOSING.value
+            failing += state is LifecycleState.ACTIVE and bool(row["failures"] or chooses)
+    counts = StateCounts(states, failing, len(rows) < _MOST_JUDGED)
+    return ConnectionTotals.of_counts(counts)
 
 
 async def _views(
@@ -150,33 +218,38 @@ async def _with_reference(call: ApiCall, reference: str) -> ConnectionList:
 
 
 async def _visible_page(
-    tx: Transaction, call: ApiCall, filters: dict[str, object], after: str | None, limit: int
+    call: ApiCall,
+    lists: ConnectionSearch,
+    wanted: ConnectionFilter,
+    order: ListOrder,
+    after: str | None,
+    limit: int,
 ) -> tuple[list[Connection], list[tuple[str, str]], str | None]:
-    """Up to `limit` visible connections, the rows among them that can't be read (id and why), and the id
+    """Up to `limit` visible connections, the rows among them that can't be read (id and why), and the place
     to continue after if there may be more.
 
     A page may be short although a cursor follows, when few of the scanned rows are visible.
     """
     connections: list[Connection] = []
     unreadable: list[tuple[str, str]] = []
+    size = limit + 1 if call.may_see(Target()) else _SCAN_ROWS
     for _ in range(_MAX_SCANS):
-        batch = await tx.connections.page(call.tenant, **filters, after=after, limit=_SCAN_ROWS)  # pyright: ignore[reportArgumentType]  # the filters' types differ by name
-        visible = [
-            row
-            for row in sorted((*batch, *batch.unreadable), key=lambda row: row.id)
-            if call.may_see(Target(row.integration, row.provider, row.subject, row.id))
-        ]
-        for row in visible:
+        batch = await lists.page(wanted, order, after, size)
+        for placed in batch:
+            row = placed.row
+            if not call.may_see(Target(row["integration"], row["provider"], row["subject"], row["id"])):
+                after = placed.place
+                continue
             if len(connections) + len(unreadable) == limit:
                 return connections, unreadable, after
-            after = row.id
-            if isinstance(row, Connection):
-                connections.append(row)
+            after = placed.place
+            connection = connection_or_unreadable(row)
+            if isinstance(connection, Connection):
+                connections.append(connection)
             else:
-                unreadable.append((row.id, row.why))
-        if not batch.has_more:
+                unreadable.append((connection.id, connection.why))
+        if len(batch) < size:
             return connections, unreadable, None
-        after = batch.last
     return connections, unreadable, after
 
 
@@ -196,11 +269,18 @@ async def get_connection(
         view = await connection_view(tx, connection)
         refusal = await provider_said(tx, call, connection)
         base_url = await _api_base_url(tx, api, connection, view)
-        view = view.__replace__(api_base_url=base_url, provider_said=refusal)
+        lacking = missing_scopes(api.registry, connection, view.scopes) if view.scopes else ()
+        consent = await newest_consent(tx, connection)
+        failed = failed_consent(consent)
+        view = view.__replace__(
+            api_base_url=base_url, provider_said=refusal, failed_consent=failed, missing_scopes=lacking
+        )
         # a reader of the code could have another account approve it
         if call.allows(Action.CONNECT, Target.of(connection)):
             view = view.__replace__(device=await device_view(tx, connection))
     action = _awaited_action(connection, call.now)
+    if consent is not None and consent.status is ConsentStatus.CODE_RECEIVED and consent.came_from_browser:
+        action = "exchange", None  # the subject is done: a worker's turn
     described = None
     if live or action is None:
         timeout = _LIVE_TIMEOUT_S if live else DESCRIBE_TIMEOUT_S

@@ -6,13 +6,16 @@ refusal is for admins, and comes from the audit log.
 
 from contextlib import suppress
 from datetime import datetime
+from typing import Any
 
 from evergrant_server import audit
+from evergrant_server.access.judgement import without_offline
 from evergrant_server.access.transactions import poll_until
 from evergrant_server.api.connections.consents import ConnectionWithLink
 from evergrant_server.api.connections.models import (
     ConnectionView,
     DeviceView,
+    FailedConsentView,
     ProviderSaidView,
     RevocationProgressView,
 )
@@ -21,12 +24,14 @@ from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus, reference_of
 from evergrant_server.core.connections.flow import Flow
-from evergrant_server.core.connections.grant import FollowUp
+from evergrant_server.core.connections.grant import FollowUp, Grant
+from evergrant_server.core.connections.token_state import TokenState, token_state
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, ConsentId
 from evergrant_server.core.provider_words import PROVIDER_SAID
 from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
+from providers.definition.registry import Registry
 
 DESCRIBE_TIMEOUT_S = 1.0  # how long a read waits for the workflow's description
 _MAX_WAIT_S = 5.0
@@ -61,6 +66,7 @@ async def connection_view(
         audience=connection.target.audience,
         scopes=current.scopes if current else (),
         expires_at=current.expires_at if current else None,
+        token_state=await _token_state(tx, connection, current),
         metadata=current.metadata if current else {},
         choices=current.options if current else (),
         expected_account=tuple(sorted(connection.expected_account or {})),
@@ -70,6 +76,14 @@ async def connection_view(
         connect_url=linked.connect_url if linked is not None else None,
         connect_expires_at=consent.expires_at if consent is not None else None,
     )
+
+
+async def _token_state(tx: Transaction, connection: Connection, grant: Grant | None) -> TokenState:
+    """What the access token is. Whether it was leased decides about an expired one alone."""
+    leased = 0
+    if grant is not None and not grant.is_valid(tx.now):
+        leased = await tx.grants.leased_generation(connection.tenant, connection.id)
+    return token_state(connection, grant, leased, tx.now)
 
 
 async def _revocation_progress(tx: Transaction, connection: Connection) -> RevocationProgressView:
@@ -169,18 +183,41 @@ async def provider_said(
 
 def _provider_said_view(record: AuditRecord) -> ProviderSaidView:
     detail = record.detail
+    words: dict[str, Any] = detail.get(PROVIDER_SAID) or {"description": detail.get("why")}
     reason, consent = detail.get("reason") or detail.get("code"), _consent_of(record)
     return ProviderSaidView(
         at=record.at,
         reason=ErrorCode(reason) if reason in set(ErrorCode) else None,
         reference=reference_of(consent) if consent else None,
-        **detail.get(PROVIDER_SAID, {}),
+        **words,
     )
 
 
 def _consent_of(record: AuditRecord) -> ConsentId | None:
     """The consent that ended with a refusal; other actions name theirs `consent_id`."""
     return record.detail.get("consent") or record.detail.get("consent_id")
+
+
+async def newest_consent(tx: Transaction, connection: Connection) -> Consent | None:
+    """The newest consent of a connection that goes on."""
+    if connection.state.is_final or connection.state is LifecycleState.REVOKING:
+        return None
+    return await tx.consents.newest(connection.tenant, connection.id)
+
+
+def failed_consent(consent: Consent | None) -> FailedConsentView | None:
+    """How a consent ended without a grant; None where it didn't, or is open."""
+    ended = consent is not None and consent.status in (ConsentStatus.FAILED, ConsentStatus.DENIED)
+    return FailedConsentView.of(consent) if consent is not None and ended else None
+
+
+def missing_scopes(registry: Registry, connection: Connection, granted: tuple[str, ...]) -> tuple[str, ...]:
+    """The requested scopes that the grant has under no name. `openid` is granted by an id token."""
+    names = set(granted)
+    for group in registry.scope_aliases(connection.provider):
+        names |= group if group & names else frozenset()
+    requested = without_offline(registry, connection.provider, connection.requested_scopes)
+    return tuple(scope for scope in requested if scope not in names and scope != "openid")
 
 
 async def _failing_since(tx: Transaction, connection: Connection) -> datetime | None:

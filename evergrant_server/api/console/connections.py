@@ -22,11 +22,17 @@ from evergrant_server.api.connections.models import (
     ChooseBody,
     ConfirmBody,
     ConnectionBody,
+    ConnectionTotals,
     ConnectionView,
     ReauthorizeBody,
     RevokeBody,
 )
-from evergrant_server.api.connections.routes import create_connection, get_connection, list_connections
+from evergrant_server.api.connections.routes import (
+    create_connection,
+    get_connection,
+    get_connection_totals,
+    list_connections,
+)
 from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, chosen, console_page, pages_of
 from evergrant_server.api.erasures import ErasureBody, create_erasure, get_erasure
 from evergrant_server.api.http.call import require_auditor
@@ -34,6 +40,7 @@ from evergrant_server.api.http.models import Page
 from evergrant_server.api.leases.models import RefreshBody
 from evergrant_server.api.leases.refresh_command import refresh_connection
 from evergrant_server.api.pages.browser import redirect_response
+from evergrant_server.console.next_steps import state_words
 from evergrant_server.console.story import tell
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import LifecycleState
@@ -43,11 +50,12 @@ from evergrant_server.core.messages.names import connection_workflow_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.policy import Target
 from evergrant_server.problems import invalid_request
+from evergrant_server.store.connections.search import ListOrder
 
 router = APIRouter(include_in_schema=False)
 
 _RECORDS = 40
-_FILTERS = ("integration", "subject", "state", "reference")
+_FILTERS = ("integration", "search", "state", "failing", "reference")
 _LONGEST = 255
 DONE = {
     "revoked": "The revocation is requested. No token is leased from now on.",
@@ -58,38 +66,90 @@ DONE = {
 }
 
 
-@router.get("/console")
-async def open_console() -> Response:
-    return redirect_response("/console/connections")
-
-
 @router.get("/console/connections")
 @console_page
 async def show_connections(
     visit: VisitDep,
     integration: str = "",
+    search: str = "",
     subject: str = "",
     state: str = "",
+    failing: str = "",
     reference: str = "",
     cursor: str = "",
 ) -> Response:
-    """A page of the connections that the visitor's permits cover."""
-    wanted = dict(zip(_FILTERS, (integration, subject, state, reference), strict=True))
-    filters: dict[str, Any] = {name: value[:_LONGEST].strip() or None for name, value in wanted.items()}
-    if filters["state"] is not None:
-        filters["state"] = chosen(LifecycleState, filters["state"], "state")
-    connections = await list_connections(visit.call, **filters, limit=ROWS, cursor=cursor or None)
-    kept = {name: str(value) for name, value in filters.items() if value is not None}
+    """A page of the connections that the visitor's permits cover, those that need somebody first."""
+    kept = _kept(integration=integration, search=search or subject, state=state, reference=reference)
+    is_failing = failing == "yes" and "reference" not in kept
+    wanted: dict[str, Any] = dict(kept)
+    if "state" in kept:
+        wanted["state"] = chosen(LifecycleState, kept["state"], "state")
+    is_listed = "reference" not in kept
+    if is_listed:
+        wanted |= {"failing": is_failing, "order": ListOrder.URGENCY}
+    page = await list_connections(visit.call, **wanted, limit=ROWS, cursor=cursor or None)
+    narrowing = {name: kept[name] for name in ("integration", "search") if name in kept}
+    totals = await get_connection_totals(visit.call, **narrowing) if is_listed else None
+    kept |= {"failing": "yes"} if is_failing else {}
     return visit.show(
         "connections.html",
         "Connections",
-        found=connections,
+        page=page,
         filters={name: kept.get(name, "") for name in _FILTERS},
         filtered=bool(kept),
         states=list(LifecycleState),
-        **pages_of("/console/connections", cursor, connections.next_cursor, **kept),
+        totals=totals,
+        shares=_shares(totals, narrowing) if totals is not None else [],
+        **pages_of("/console/connections", cursor, page.next_cursor, **kept),
+        orders=is_listed and visit.call.may_audit(Target()),
+        narrowing={name: kept[name] for name in (*narrowing, "state", "failing") if name in kept},
+        share_of_list=_number_of(totals, kept.get("state"), is_failing),
         connects=visit.call.allows(Action.CONNECT, Target()),
     )
+
+
+def _number_of(totals: ConnectionTotals | None, state: str | None, is_failing: bool) -> int:
+    """How many connections the list has."""
+    if totals is None:
+        return 0
+    if is_failing:
+        return totals.failing
+    return totals.total if state is None else totals.states.get(LifecycleState(state), 0)
+
+
+class StateShare(NamedTuple):
+    """How many connections of the filter are in a state, and their list."""
+
+    words: str
+    state: str
+    failing: str
+    number: int
+    link: str
+
+
+def _shares(totals: ConnectionTotals, narrowing: dict[str, str]) -> list[StateShare]:
+    """All of them, then by state, the failing among the active ones before these."""
+    shares = [("all", "", "", totals.total)]
+    for state in LifecycleState:
+        if state is LifecycleState.ACTIVE and totals.failing:
+            shares.append(("failing", state.value, "yes", totals.failing))
+        if totals.states.get(state):
+            shares.append((state_words(state), state.value, "", totals.states[state]))
+    return [
+        StateShare(words, state, failing, number, f"/console/connections?{_query(narrowing, state, failing)}")
+        for words, state, failing, number in shares
+    ]
+
+
+def _query(narrowing: dict[str, str], state: str, failing: str) -> str:
+    fields = {**narrowing, "state": state, "failing": failing}
+    return urlencode({name: value for name, value in fields.items() if value})
+
+
+def _kept(**fields: str) -> dict[str, str]:
+    """The fields of a filter that are filled in."""
+    texts = {name: value[:_LONGEST].strip() for name, value in fields.items()}
+    return {name: text for name, text in texts.items() if text}
 
 
 @router.get("/console/connections/{connection_id}")

@@ -70,7 +70,7 @@ async def show_answer(visit: VisitDep, question_id: str, cursor: str = "") -> Re
     call = await require_auditor(visit.call)
     question = await get_question(question_id, call)
     lines = await get_answer(question_id, call, limit=ROWS, cursor=cursor or None)
-    uses = question.question is not QuestionKind.SUBJECT
+    uses = question.question not in (QuestionKind.SUBJECT, QuestionKind.LOG)
     return visit.show(
         "answer.html",
         "Answer",

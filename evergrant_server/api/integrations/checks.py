@@ -24,7 +24,7 @@ from evergrant_server.store import Transaction
 from providers.client_auth import import_signing_key, parse_client_certificate
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import MUTUAL_TLS, ClientAuth
-from providers.definition.templates import definition_endpoints, protected_resource_url
+from providers.definition.templates import checked_params, definition_endpoints, protected_resource_url
 
 UNBOUND_SETTING = "EVERGRANT_ALLOW_UNBOUND_CONSENT"
 _AUTH_WITHOUT_SECRET = (ClientAuth.NONE, ClientAuth.PRIVATE_KEY_JWT, *MUTUAL_TLS)
@@ -70,6 +70,7 @@ def check_body(spec: ProviderSpec, body: IntegrationBody) -> None:
         raise invalid_request("issuer", f"{spec.name} has its own issuer.")
     if not spec.discovery:
         definition_endpoints(spec, body.params)
+    checked_params(spec, body.params)
     protected_resource_url(spec, body.params)
     _check_client(spec, body)
     _check_identity_provider(spec, body)

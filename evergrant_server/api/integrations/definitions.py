@@ -74,6 +74,7 @@ def _summary(spec: ProviderSpec) -> dict[str, Any]:
         "needs_issuer": spec.discovery and spec.protected_resource is None,
         "params": {name: rule.model_dump(mode="json") for name, rule in spec.template_params.items()},
         "default_scopes": list(spec.default_scopes),
+        "openid": spec.issuer is not None and spec.userinfo_endpoint is not None,
         "client_auth": spec.client_auth.value,
         "revocation": spec.has_revocation,
         "down_scoping": spec.down_scoping,

@@ -35,7 +35,7 @@ from evergrant_server.store.connections.failures import Cause, Causes, causes_of
 router = APIRouter(tags=["integrations"])
 
 _FAILING_STATES = (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
-_TURNS = (  # the order of the causes: what an admin repairs first
+TURNS = (  # the order of the causes: what an admin repairs first
     *(Repairer.INTEGRATION_ADMIN, Repairer.OPERATOR, Repairer.PERMIT_ADMIN, Repairer.CALLER),
     *(Repairer.SUBJECT, Repairer.TIME),
 )
@@ -83,7 +83,7 @@ def _failures_in(counted: Causes) -> Iterator[Cause]:
 
 
 def _turn(cause: Cause) -> tuple[int, int]:
-    return _TURNS.index(FAILURES[_code_of(cause)].repairer), -cause.connections
+    return TURNS.index(FAILURES[_code_of(cause)].repairer), -cause.connections
 
 
 def _code_of(cause: Cause) -> ErrorCode:

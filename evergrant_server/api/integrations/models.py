@@ -148,6 +148,7 @@ class IntegrationView(View):
     `authorization_server` is the issuer, also where an MCP server names it; `resource` is what that server
     calls itself, and what all tokens are for. `protected_resources` are those that the issuer's metadata
     lists: if there is one, tokens of new connections are for it unless their app asks for others.
+    `supported_scopes` are those that the metadata lists, of the resource or else of the issuer.
 
     `previous_secret_until` is the end of a rotation's overlap, in which workers also try the previous
     secret. `secret_refused_at` is set when the provider refuses the new secret and accepts the previous.
@@ -166,6 +167,7 @@ class IntegrationView(View):
     authorization_server: str | None
     resource: str | None
     protected_resources: tuple[str, ...]
+    supported_scopes: tuple[str, ...] = ()
     params: dict[str, str]
     client_auth: str | None
     default_scopes: tuple[str, ...]

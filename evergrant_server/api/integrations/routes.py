@@ -105,6 +105,8 @@ async def put_integration(
         spec = await spec_by_name(tx, api.registry, call.tenant, body.provider)
         body = with_default_registration(spec, body)
         check_body(spec, body)
+        if (param := spec.api_base_url_param) in body.params:
+            api.require_endpoint(f"params.{param}", body.params[param])  # names are resolved at each call
         login = await pinned_login(tx, call.tenant, login_rule(body))
         await require_identity_provider(tx, call, name, body.identity_provider)
         before = await tx.integrations.by_name(call.tenant, name)
@@ -286,11 +288,18 @@ async def get_client_metadata(integration_id: str, response: Response, api: ApiD
 
 def with_exchange(view: IntegrationView, call: ApiCall, exchanges: Mapping[str, Exchange]) -> IntegrationView:
     """With the newest exchange, if it failed after the integration's last change, which may be the repair."""
-    exchange = exchanges.get(view.name)
-    if exchange is None or exchange.failure is None or exchange.at < view.changed_at:
-        return view
+    return view.__replace__(failed_exchange=failed_exchange(call, view, exchanges))
+
+
+def failed_exchange(
+    call: ApiCall, integration: IntegrationView | Integration, exchanges: Mapping[str, Exchange]
+) -> FailedExchangeView | None:
+    """The newest exchange, if it failed after the integration's last change."""
+    exchange = exchanges.get(integration.name)
+    if exchange is None or exchange.failure is None or exchange.at < integration.changed_at:
+        return None
     threshold = call.api.settings.circuit_threshold
-    failed = FailedExchangeView(
+    return FailedExchangeView(
         failure=exchange.failure,
         repairer=FAILURES[exchange.failure].repairer,
         at=exchange.at,
@@ -298,4 +307,3 @@ def with_exchange(view: IntegrationView, call: ApiCall, exchanges: Mapping[str, 
         unanswered=exchange.unanswered,
         circuit_open=0 < threshold <= exchange.unanswered,
     )
-    return view.__replace__(failed_exchange=failed)

@@ -63,7 +63,7 @@ async def refresh_connection(
         refresh = refresher.refresh_refused_token if is_report else refresher.require_refreshed
         repaired = reason is RefreshReason.COMMAND and call.allows(Action.ADMIN, Target.of(connection))
         key = RefreshKey(connection.tenant, connection.id, seen, reason, repaired=repaired)
-        await refresh(key, call.context)
+        await refresh(key, call.context, call.patience_s)
 
     async def view(tx: Transaction) -> CommandResponse:
         current = await call.visible_connection(tx, connection_id)

@@ -8,9 +8,11 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl
 
+from evergrant_server import audit
 from evergrant_server.access.transactions import signal_connection
 from evergrant_server.api.connections.consents import signal_granted, signal_returned, wait_for_exchange
 from evergrant_server.api.pages.session import ConsentSession, SubjectPages, require_open_consent
@@ -31,7 +33,7 @@ from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.logs import LogEvent, log_event
 from providers.definition.templates import integration_endpoints, require_complete
 from providers.oauth1 import flow
-from providers.requests.callback import Callback, read_callback, read_implicit_query
+from providers.requests.callback import ACCESS_DENIED, Callback, read_callback, read_implicit_query
 from providers.requests.callback_parameters import check_callback_signature
 
 log = logging.getLogger("evergrant.api")
@@ -46,6 +48,7 @@ _ACTIONS = {
     ConsentStatus.FAILED: AuditAction.CONSENT_FAILED,
 }
 _MAX_QUERY_BYTES = 16_384
+_FASTEST_PERSON = timedelta(seconds=2)  # to load the provider's page, and to decline there
 _MAX_FIELDS = 60
 
 Query = list[tuple[str, str]]
@@ -183,6 +186,8 @@ async def save_outcome(pages: SubjectPages, session: ConsentSession, callback: C
     A bound consent waits for its confirmation: then the session has the confirm code.
     """
     status, failure = outcome_of(callback)
+    if callback.error == ACCESS_DENIED and await _came_at_once(pages, session.consent):
+        status, failure = ConsentStatus.FAILED, ErrorCode.CLIENT_REJECTED
     consent, confirm_code = session.consent.__replace__(status=status, failure=failure), None
     if callback.tokens is not None:
         consent = consent.__replace__(kind=ConsentKind.IMPORT, granted_scopes=callback.scopes)
@@ -200,6 +205,19 @@ async def save_outcome(pages: SubjectPages, session: ConsentSession, callback: C
             tx, action, consent.tenant, session.connection.id, consent_id=consent.id, **detail, **words
         )
     return replace(session, consent=consent, confirm_code=confirm_code)
+
+
+async def _came_at_once(pages: SubjectPages, consent: Consent) -> bool:
+    """Whether the browser came back before a person could have declined: the provider has shown no page.
+
+    It refuses the client then, or a scope that the client may not have, and calls that `access_denied`.
+    """
+    async with pages.api.store.read() as tx:
+        started = await audit.newest_record(
+            tx, consent.tenant, consent.connection_id, AuditAction.CONSENT_STARTED
+        )
+    left = started is not None and started.detail.get("consent_id") == consent.id
+    return left and started is not None and pages.now - started.at < _FASTEST_PERSON
 
 
 async def _signal_outcome(

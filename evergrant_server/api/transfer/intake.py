@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from evergrant_server import audit
 from evergrant_server.access.context import integration_spec
 from evergrant_server.access.transactions import run_transaction
+from evergrant_server.api.connections.consents import signal_granted
 from evergrant_server.api.connections.create import new_connection
 from evergrant_server.api.connections.scopes import ScopeCheck
 from evergrant_server.api.http.call import ApiCall
@@ -18,9 +19,10 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import MAX_LIFETIME
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.consent import Consent, ConsentKind
+from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.grant import INSTALL_WITHIN, ImportedTokens
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind
+from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.snapshot import import_message
 from evergrant_server.core.outbox import OutboxMessage
@@ -38,6 +40,7 @@ class ImportWriter:
     def __init__(self, call: ApiCall) -> None:
         self._call = call
         self._store = call.api.store
+        self.renewed: dict[ConnectionId, int] = {}  # dead imports that get new tokens, and their generation
 
     async def import_items(
         self, items: Sequence[Any], *, dry_run: bool, in_background: bool
@@ -54,7 +57,9 @@ class ImportWriter:
                 tx: Transaction, parsed: list[_ParsedItem | ImportOutcome] = parsed
             ) -> list[ImportOutcome]:
                 writing = _ImportTransaction(self._call, tx, dry_run=dry_run, in_background=in_background)
-                return await writing.take(parsed)
+                outcomes = await writing.take(parsed)
+                self.renewed |= writing.renewed
+                return outcomes
 
             if dry_run:
                 async with self._store.read() as tx:
@@ -75,6 +80,8 @@ class _ImportTransaction:
         self._integrations: dict[str, tuple[Integration, ProviderSpec]] = {}
         self._known: set[tuple[str, str, str]] = set()  # names that connections have or had
         self._new: dict[tuple[str, str, str], _NewConnection] = {}
+        self._again: list[_NewConnection] = []  # into connections that were imported dead
+        self.renewed: dict[ConnectionId, int] = {}
 
     async def take(self, parsed: Sequence["_ParsedItem | ImportOutcome"]) -> list[ImportOutcome]:
         """Raises Failure STORE_CONFLICT when another request has just written one of them."""
@@ -87,6 +94,10 @@ class _ImportTransaction:
         ]
         if self._new:
             await self._write(list(self._new.values()))
+        for row in self._again:
+            await self._tx.consents.add(row.consent, None, row.tokens)
+            await signal_granted(self._tx, row.connection, row.consent, self._call.context, self._call.now)
+            await audit.append_all(self._tx, [self._entry(row, again=True)])
         return outcomes
 
     async def _outcome(self, parsed: "_ParsedItem") -> ImportOutcome:
@@ -101,6 +112,8 @@ class _ImportTransaction:
             if failure.kind in _RAISED_KINDS:
                 raise
             return _invalid_outcome(index, failure)
+        if connection is not None and await self._is_dead_import(connection):
+            return self._imported_again(index, connection, item, scopes)
         if connection is not None:
             pending = connection.state is LifecycleState.PENDING_CONSENT
             detail = (
@@ -111,6 +124,26 @@ class _ImportTransaction:
             return ImportOutcome(index=index, status="would_import")
         new = self._new[names] = self._new_connection(item, integration, scopes)
         return ImportOutcome(index=index, status="imported", connection_id=new.connection.id)
+
+    async def _is_dead_import(self, connection: Connection) -> bool:
+        """Whether the connection has never had another grant than one of an import, which has died."""
+        if connection.state is not LifecycleState.NEEDS_REAUTH or connection.id in self.renewed:
+            return False
+        newest = await self._tx.consents.newest(connection.tenant, connection.id)
+        if newest is None or newest.status is ConsentStatus.CODE_RECEIVED:  # its tokens wait for a worker
+            return False
+        return newest.kind is ConsentKind.IMPORT and not newest.came_from_browser
+
+    def _imported_again(
+        self, index: int, connection: Connection, item: ImportItem, scopes: tuple[str, ...]
+    ) -> ImportOutcome:
+        """A dead import gets the tokens of this one, which a worker installs as a consent's."""
+        if self._dry_run:
+            return ImportOutcome(index=index, status="would_import", connection_id=connection.id)
+        consent = self._consent(connection, scopes)
+        self._again.append(_NewConnection(connection, consent, self._tokens(item)))
+        self.renewed[connection.id] = connection.generation + 1
+        return ImportOutcome(index=index, status="imported", connection_id=connection.id)
 
     async def _existing(self, names: tuple[str, str, str]) -> Connection | None:
         """The live connection of these names, or the one that this request makes of an earlier item."""
@@ -151,23 +184,28 @@ class _ImportTransaction:
     def _new_connection(
         self, item: ImportItem, integration: Integration, scopes: tuple[str, ...]
     ) -> "_NewConnection":
-        now = self._call.now
-        ends = now + INSTALL_WITHIN
+        ends = self._call.now + INSTALL_WITHIN
         connection = new_connection(
             self._call, integration, subject=item.subject, label=item.label, scopes=scopes, deadline=ends
         )
-        consent = Consent.without_subject(
-            connection, ConsentKind.IMPORT, scopes, self._call.context, at=now, expires_at=ends
+        return _NewConnection(connection, self._consent(connection, scopes), self._tokens(item))
+
+    def _consent(self, connection: Connection, scopes: tuple[str, ...]) -> Consent:
+        at = self._call.now
+        context, ends = self._call.context, at + INSTALL_WITHIN
+        return Consent.without_subject(
+            connection, ConsentKind.IMPORT, scopes, context, at=at, expires_at=ends
         )
-        tokens = ImportedTokens(
+
+    def _tokens(self, item: ImportItem) -> ImportedTokens:
+        return ImportedTokens(
             access_token=item.access_token,
             refresh_token=item.refresh_token,
             id_token=item.id_token,
             token_type=item.token_type,
-            expires_at=_access_token_expiry(item, now),
+            expires_at=_access_token_expiry(item, self._call.now),
             metadata=item.metadata,
         )
-        return _NewConnection(connection, consent, tokens)
 
     async def _write(self, new: Sequence["_NewConnection"]) -> None:
         """Write connections, sealed tokens, messages that start their workflows, and audit records."""
@@ -189,7 +227,7 @@ class _ImportTransaction:
             refreshes=not self._in_background and new.tokens.refresh_token is not None,
         )
 
-    def _entry(self, new: "_NewConnection") -> AuditEntry:
+    def _entry(self, new: "_NewConnection", **more: object) -> AuditEntry:
         return self._call.entry(
             AuditAction.CONNECTION_IMPORTED,
             new.connection.id,
@@ -198,6 +236,7 @@ class _ImportTransaction:
             scopes=list(new.consent.scopes),
             refreshable=new.tokens.refresh_token is not None,
             consent=new.consent.id,
+            **more,
         )
 
 

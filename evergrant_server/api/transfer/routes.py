@@ -49,7 +49,8 @@ class _JsonObject(dict[str, Any]):
 
 @router.post("/v1/connections/import")
 async def import_connections(body: ImportBody, request: Request, call: AdminCall) -> ImportView:
-    """Import existing grants. Items are independent of each other; repeating one changes nothing.
+    """Import existing grants. Items are independent of each other; repeating one changes nothing, unless
+    its grant was found dead: then its tokens are installed anew.
 
     Needs the action `admin` for the whole tenant. Stop the previous refresher of these grants first:
     with rotating refresh tokens, two refreshers lose the grant.
@@ -65,7 +66,7 @@ async def import_connections(body: ImportBody, request: Request, call: AdminCall
     if not body.verify:
         return ImportView(items=[_without_verification(outcome) for outcome in outcomes])
     call.api.relay.notify()
-    return ImportView(items=await verification.verify(outcomes))
+    return ImportView(items=await verification.verify(outcomes, writer.renewed))
 
 
 @router.post("/v1/connections/export", status_code=202, response_model=ExportView)

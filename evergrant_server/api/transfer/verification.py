@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.transfer.models import ImportOutcome
@@ -35,15 +36,21 @@ class ImportVerification:
         self._ends = asyncio.get_running_loop().time() + WAIT_S
         self._judged: dict[ConnectionId, asyncio.Future[ImportOutcome]] = {}
 
-    async def verify(self, outcomes: list[ImportOutcome]) -> list[ImportOutcome]:
-        """The outcomes in the same order, imported ones with their verification."""
+    async def verify(
+        self, outcomes: list[ImportOutcome], renewed: Mapping[ConnectionId, int] = MappingProxyType({})
+    ) -> list[ImportOutcome]:
+        """The outcomes in the same order, imported ones with their verification. `renewed` are connections
+        that were there, and the generation that a worker installs in them."""
         self._ends = max(self._ends, asyncio.get_running_loop().time() + MIN_WAIT_S)
         waiting = {
             ConnectionId(outcome.connection_id): outcome
             for outcome in outcomes
             if outcome.connection_id and outcome.status == "imported"
         }
-        earlier = await self._unverified(outcomes, waiting)
+        for id, generation in renewed.items():
+            judging = self._verify_renewed(waiting.pop(id), id, generation)
+            self._judged[id] = asyncio.ensure_future(judging)
+        earlier = await self._unverified(outcomes, {*waiting, *renewed})
         try:
             await self._judge(earlier, refreshed=False)
             await self._wait_for_refreshes(waiting)
@@ -108,14 +115,31 @@ class ImportVerification:
         async with self._gate:
             return await self._verify_by_refresh(outcome, connection)
 
-    async def _verify_by_refresh(self, outcome: ImportOutcome, connection: Connection) -> ImportOutcome:
-        ask = EnsureFresh(seen_generation=FIRST_GENERATION, context=self._context)
+    async def _verify_renewed(
+        self, outcome: ImportOutcome, id: ConnectionId, generation: int
+    ) -> ImportOutcome:
+        """Wait until a worker has installed the tokens, and have them refreshed once."""
+        while True:
+            await asyncio.sleep(_POLL_S)
+            async with self._api.store.read() as tx:
+                ((connection, refreshable),) = await tx.connections.past_consent(self._tenant, [id])
+            if connection.generation >= generation:
+                break
+        if not refreshable:
+            return outcome.with_verification("unverified", detail="there is no refresh token to verify")
+        async with self._gate:
+            return await self._verify_by_refresh(outcome, connection, generation)
+
+    async def _verify_by_refresh(
+        self, outcome: ImportOutcome, connection: Connection, seen: int = FIRST_GENERATION
+    ) -> ImportOutcome:
+        ask = EnsureFresh(seen_generation=seen, context=self._context)
         left = max(self._seconds_left(), 0.5)
         try:
             result = await self._api.link.ensure_fresh(self._tenant, connection.id, ask, timeout=left)
         except Failure as failure:
             return outcome.with_verification("unverified", failure.code, failure.detail)
-        if result.generation > FIRST_GENERATION:
+        if result.generation > seen:
             return outcome.with_verification("verified")
         return _not_verified(outcome, result.problem or ErrorCode.REFRESH_PENDING)
 

@@ -8,6 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from sqlalchemy import select
+from sqlmodel import col
+
 from evergrant_server.audit.checkpoints.notes import HEADS_LOG, TreeName
 from evergrant_server.audit.tree import (
     TILE_WIDTH,
@@ -21,11 +24,17 @@ from evergrant_server.audit.tree import (
 )
 from evergrant_server.audit.trees import HEADS
 from evergrant_server.core.audit import INSTALLATION
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
+from evergrant_server.core.messages.maintenance import AuditCheckpoint
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.audit.checkpoints import LogKey, SignedTree
+from evergrant_server.store.audit_tables import AuditRow, AuditShardRow, AuditTreeRow
 from evergrant_server.store.authority.authenticators import authority_broken
+from evergrant_server.store.database.columns import table_of
+from evergrant_server.store.database.rows import fetch_first, find_one
 
+_AUDIT = table_of(AuditRow).c
 _AT_ONCE = 32  # nodes of a transaction, each of 256 hashes
 
 Path = Sequence[bytes]
@@ -88,6 +97,62 @@ async def extension_path(tx: Transaction, older: int, newer: int) -> Path:
     hashes = _Hashes(tx, INSTALLATION, HEADS)
     await hashes.load(slices(subtrees))
     return roots(subtrees, hashes.read)
+
+
+# --- what is kept in Temporal -----------------------------------------------------------
+
+
+async def newest_checkpoint(tx: Transaction) -> AuditCheckpoint | None:
+    """The newest record of any tenant that a process but a gateway wrote, its leases aside, and the newest
+    checkpoint that the log has signed; None while there is no record."""
+    newest = await tx.checkpoints.newest()
+    for table, is_last in (
+        (AuditTreeRow, _AUDIT.seq == col(AuditTreeRow.size) - 1),
+        (AuditShardRow, _AUDIT.seq == col(AuditShardRow.count)),
+    ):
+        shard = table_of(table).c
+        last = (_AUDIT.tenant == shard.tenant) & (_AUDIT.shard == shard.shard) & is_last
+        query = (
+            select(_AUDIT.tenant, _AUDIT.shard, _AUDIT.seq, _AUDIT.leaf)
+            .join(table_of(table), last)
+            .where(shard.shard.like("main%"))
+            .order_by(_AUDIT.at.desc(), _AUDIT.tenant)
+            .limit(1)
+        )
+        row = await fetch_first(tx.connection, query)
+        if row is not None:
+            place = {name: row[name] for name in ("tenant", "shard", "seq")}
+            note = None if newest is None else newest.tree.note
+            return AuditCheckpoint(**place, hash=row["leaf"].hex(), note=note)
+    return None
+
+
+async def contains_checkpoint(tx: Transaction, checkpoint: AuditCheckpoint) -> bool:
+    """False when the record isn't there, or another one is in its place; and when the heads log doesn't
+    extend what it had signed."""
+    place = {"tenant": checkpoint.tenant, "shard": checkpoint.shard, "seq": checkpoint.seq}
+    row = await find_one(tx.connection, AuditRow, **place)
+    if row is None or row["leaf"].hex() != checkpoint.hash:
+        return False
+    return checkpoint.note is None or await log_extends(tx, checkpoint.note)
+
+
+async def log_extends(tx: Transaction, note: str) -> bool:
+    """Whether the heads log begins with the tree of this checkpoint of its own."""
+    try:
+        signed = SignedTree(int(note.split("\n")[1]), note, b"")
+        log = await find_one(tx.connection, AuditTreeRow, tenant=INSTALLATION, shard=HEADS)
+        if log is None or log["size"] < signed.size:
+            return False
+        whole, hashes = [(0, signed.size)], _Hashes(tx, INSTALLATION, HEADS)
+        await hashes.load(slices(whole))
+        return roots(whole, hashes.read) == [signed.root]
+    except (ValueError, IndexError):
+        return False
+    except Failure as failure:  # a record is missing
+        if failure.code is not ErrorCode.AUTHORITY_BROKEN:
+            raise
+        return False
 
 
 async def fill_nodes(store: Store, tenant: str, shard: str) -> None:

@@ -31,6 +31,15 @@ class Leftover:
     def runs(self) -> bool:
         return started_at(self.pid) == self.started
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped by a signal, and waits for another one (proc(5))."""
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+        return state in "Tt"
+
 
 @contextmanager
 def only_dev_of(folder: Path) -> Iterator[None]:

@@ -1,12 +1,14 @@
 """What `dev` prints for the person who started it: where it begins, and what to copy once it is ready."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
 from evergrant_server.cli.dev.settings_file import local_url
 from evergrant_server.settings import Settings
 
+_OF_A_START = ("port", "gateway_port", "temporal_port", "temporal_ui_port")
 READY = "Evergrant is ready."  # the demo and tests wait for this line
 
 
@@ -33,17 +35,37 @@ def print_ready(settings: Settings, client_file: Path | None) -> None:
         key_file = _near(settings.data_dir / "admin.key")
         print(f"  export EVERGRANT_URL={local_url(settings)} EVERGRANT_API_KEY_FILE={key_file}")
     command = _near(Path(sys.executable).with_name("evergrant"))
-    _print_command(f"{command} init", "four questions, then a program that prints a token")
+    _print_command(f"{command} init", "five questions, then a program that prints a token")
     data_dir = "" if settings.data_dir == Path(".evergrant").absolute() else f"EVERGRANT_DATA_DIR={folder} "
     _print_command(f"{data_dir}{own_command('doctor')}", "says what is wrong, and what repairs it")
-    if not settings.egress_allow:
-        allow = f"EVERGRANT_EGRESS_ALLOW=localhost:9000 {own_command('dev')}"
-        print(f"\nFor a provider on this machine, at port 9000, start this anew:\n\n  {allow}")
+    _print_allowed(settings)
     print("\nCtrl-C stops everything; the next start continues with the same data.", flush=True)
+
+
+def _print_allowed(settings: Settings) -> None:
+    """The hosts that are allowed beside public ones, which the next start remembers; or how to allow one."""
+    if settings.egress_allow:
+        forget = start_line(settings, EVERGRANT_EGRESS_ALLOW="")
+        print(f"\nProviders may also be at {', '.join(settings.egress_allow)}. To forget that: {forget}")
+        return
+    allow = start_line(settings, EVERGRANT_EGRESS_ALLOW="localhost:9000")
+    print(f"\nFor a provider on this machine, at port 9000, start this anew:\n\n  {allow}")
 
 
 def _print_command(command: str, comment: str) -> None:
     print(f"  {command:<34} # {comment}")
+
+
+def start_line(settings: Settings, **others: str) -> str:
+    """The line that starts `dev` as this one was started, with `others` of its variables."""
+    usual = {name: Settings.model_fields[name].default for name in _OF_A_START}
+    chosen = {name: getattr(settings, name) for name in _OF_A_START if getattr(settings, name) != usual[name]}
+    variables = {f"EVERGRANT_{name.upper()}": str(value) for name, value in chosen.items()}
+    if settings.data_dir != Path(".evergrant").absolute():
+        variables["EVERGRANT_DATA_DIR"] = _near(settings.data_dir)
+    variables |= others
+    typed = (f"{name}={shlex.quote(value) if value else ''}" for name, value in variables.items())
+    return " ".join((*typed, own_command("dev")))
 
 
 def own_command(name: str) -> str:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from evergrant_server.cli.dev import DATABASE_MADE_ANEW, DATABASE_READY, NAMESPACE_READY, settings_file
 from evergrant_server.cli.dev.forked_process import ForkedProcess, Main, import_services
 from evergrant_server.cli.dev.leftovers import end_leftovers, only_dev_of
-from evergrant_server.cli.dev.messages import print_beginning, print_ready
+from evergrant_server.cli.dev.messages import print_beginning, print_ready, start_line
 from evergrant_server.cli.dev.temporal import TemporalStarts, require_free_ports, temporal_command
 from evergrant_server.cli.process import WORKER_STOP_LIMIT_S, ChildProcess, keep_running, settings_environment
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -80,7 +80,8 @@ def _make_folder(folder: Path) -> None:
 
 def _on_this_machine(settings: Settings) -> Settings:
     unbound = settings.allow_unbound_consent or is_loopback(urlsplit(settings.public_url).hostname or "")
-    return settings.__replace__(
+    return settings_file.with_remembered_hosts(settings).__replace__(
+        start_command=start_line(settings),
         temporal_address=f"127.0.0.1:{settings.temporal_port}",
         temporal_ui_url=f"http://127.0.0.1:{settings.temporal_ui_port}",
         allow_unbound_consent=unbound,

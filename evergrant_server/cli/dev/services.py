@@ -8,11 +8,16 @@ import asyncio
 
 from evergrant_server.cli.dev import DATABASE_MADE_ANEW, DATABASE_READY, NAMESPACE_READY
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.crypto.keyfile import key_file_error
 from evergrant_server.process import quick_imports
 from evergrant_server.settings import Settings
 from evergrant_server.store.database import schema
 
 _WAIT_LIMIT_S = 180
+_WRONG_KEYS = (
+    "As a rule it is another installation's: set EVERGRANT_KEY_FILE to the key file that filled this "
+    "database, or restore that file."
+)
 _POLL_S = 0.1
 
 
@@ -55,8 +60,25 @@ async def _prepare_api(settings: Settings) -> None:
         print(DATABASE_MADE_ANEW, flush=True)
     if settings.key_service != "file":
         await keys.create_wrapped_keys(settings)
-    if not await keys.is_valid_key(settings, key):  # missing, expired, or another database's
-        await keys.make_admin_key(settings, again=True, out=admin_key)
+    await _require_own_keys(settings)
+    try:
+        if not await keys.is_valid_key(settings, key):  # missing, expired, or another database's
+            await keys.make_admin_key(settings, again=True, out=admin_key)
+    except Failure as failure:
+        if failure.code is not ErrorCode.AUTHORITY_BROKEN or not settings.uses_key_file:
+            raise
+        why = f"didn't write the database's row of the app admin ({failure.detail})"
+        raise key_file_error(settings.key_path, why, _WRONG_KEYS) from None
+
+
+async def _require_own_keys(settings: Settings) -> None:
+    """Raise Failure KEY_UNAVAILABLE where the keys open nothing of the database."""
+    from evergrant_server.crypto.keyring import Role
+    from evergrant_server.store.store import require_matching_key_ring
+    from evergrant_server.wiring.platform import open_store
+
+    async with open_store(settings, Role.OPERATOR) as (store, _):
+        await require_matching_key_ring(store, store.ring)
 
 
 async def _prepare_namespace(settings: Settings) -> None:

@@ -70,6 +70,17 @@ def read(path: Path) -> dict[str, str]:
     return {name: "".join(shlex.split(value)) for name, equals, value in lines if equals and name[0] != "#"}
 
 
+def with_remembered_hosts(settings: Settings) -> Settings:
+    """With the hosts that `dev` was last allowed to reach, where this start names none. An empty
+    EVERGRANT_EGRESS_ALLOW names none either, and forgets them.
+    """
+    path = server_file(settings.data_dir)
+    if "egress_allow" in settings.model_fields_set or not _applies(path, settings):
+        return settings
+    hosts = read(path).get("EVERGRANT_EGRESS_ALLOW", "").split(",")
+    return settings.__replace__(egress_allow=tuple(filter(None, hosts)))
+
+
 def local_url(settings: Settings) -> str:
     """The API's address on this machine, for commands that run on it."""
     host = _ANY_ADDRESS.get(settings.host, settings.host)

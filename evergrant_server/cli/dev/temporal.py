@@ -4,13 +4,14 @@ import shutil
 import sys
 from pathlib import Path
 
-from evergrant_server.cli.dev.messages import own_command
+from evergrant_server.cli.dev.messages import start_line
 from evergrant_server.cli.machine import free_port_after, port_problem
 from evergrant_server.cli.process import ChildProcess
 from evergrant_server.settings import BadSettings, Settings
 
 FAIRNESS = "matching.enableFairness=true"  # tasks of different tenants are taken in turn
 _STARTS = 3
+_OTHER = "choose another address"
 
 
 def temporal_program() -> str | None:
@@ -53,7 +54,7 @@ def require_free_ports(settings: Settings) -> None:
     """Raise BadSettings when ports of `dev` are taken: it names all of them, and others that are free."""
     ports = {"EVERGRANT_PORT": (settings.host, settings.port)}
     ports["EVERGRANT_GATEWAY_PORT"] = (settings.gateway_host, settings.gateway_port)
-    _require_free({**ports, **_temporal_ports(settings)})
+    _require_free(settings, {**ports, **_temporal_ports(settings)})
 
 
 def _temporal_ports(settings: Settings) -> dict[str, tuple[str, int]]:
@@ -62,14 +63,16 @@ def _temporal_ports(settings: Settings) -> dict[str, tuple[str, int]]:
     return {setting: ("127.0.0.1", port) for setting, port in ports.items()}
 
 
-def _require_free(ports: dict[str, tuple[str, int]]) -> None:
+def _require_free(settings: Settings, ports: dict[str, tuple[str, int]]) -> None:
     problem_of = {setting: port_problem(*where) for setting, where in ports.items()}
     problems = [f"{setting}: {problem}" for setting, problem in problem_of.items() if problem]
     if not problems:
         return
     others = {setting: free_port_after(*ports[setting]) for setting, problem in problem_of.items() if problem}
-    line = " ".join(f"{setting}={port}" for setting, port in others.items() if port)
-    choose = f"start with others: {line} {own_command('dev')}" if line else "choose another address"
+    free = {setting: str(port) for setting, port in others.items() if port}
+    if settings.egress_allow:
+        free["EVERGRANT_EGRESS_ALLOW"] = ",".join(settings.egress_allow)
+    choose = f"start with others: {start_line(settings, **free)}" if any(others.values()) else _OTHER
     raise BadSettings(f"{'; '.join(problems)}; stop the process that listens there, or {choose}")
 
 
@@ -90,7 +93,7 @@ class TemporalStarts:
         temporal = self._temporal
         taken = temporal.has_exited and temporal.has_logged("address already in use")
         if taken and self._left:
-            _require_free(_temporal_ports(self._settings))
+            _require_free(self._settings, _temporal_ports(self._settings))
         if self._left == _STARTS or (taken and self._left):
             self._left -= 1
             await temporal.start()

@@ -15,6 +15,7 @@ from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.errors import FAILURES, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import require_pinned_login
+from evergrant_server.core.webhooks import Webhook
 from evergrant_server.core.workloads.issuer import KEYS_SERVE, TrustedIssuer
 from evergrant_server.settings import Settings
 from evergrant_server.settings.types import is_loopback
@@ -184,6 +185,31 @@ async def audit_streams(settings: Settings) -> str:
         "Repair the receiver, or correct the stream: evergrant streams put NAME URL, or the settings "
         "EVERGRANT_AUDIT_STREAM_…; nothing is lost meanwhile",
     )
+
+
+async def webhooks(settings: Settings) -> str:
+    """The endpoints of webhooks take what they are sent, and none was switched off for failing."""
+    async with reading(settings) as tx:
+        failing = await tx.webhooks.failing(_MOST_NAMED + 1)
+        named = [await _failing_webhook(tx, webhook) for webhook in failing[:_MOST_NAMED]]
+    if not failing:
+        return "every endpoint took the last delivery"
+    name = failing[0].name
+    raise CheckFailed(
+        "; ".join(named) + (", and more" if len(failing) > _MOST_NAMED else ""),
+        f"See what it answers: evergrant webhooks deliveries {name} --status failed. Once it is repaired: "
+        f"evergrant webhooks put {name} URL, which switches it on again, and evergrant webhooks replay",
+    )
+
+
+async def _failing_webhook(tx: Transaction, webhook: Webhook) -> str:
+    newest = await tx.deliveries.page(webhook.tenant, webhook.id, limit=_MOST_NAMED)
+    failed = next((delivery for delivery in newest if delivery.problem is not None), None)
+    why = "fails" if failed is None else str(failed.problem)
+    status = "" if failed is None or failed.response_status is None else f" with {failed.response_status}"
+    since = "" if webhook.failing_since is None else f" since {webhook.failing_since:%Y-%m-%d %H:%M} UTC"
+    off = ", and is switched off" if webhook.disabled else ""
+    return f"{webhook.name} (tenant {webhook.tenant}): {why}{status}{since}{off}"
 
 
 async def _stream_name(tx: Transaction, state: StreamState) -> str:

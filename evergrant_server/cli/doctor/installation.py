@@ -35,6 +35,12 @@ async def processes(settings: Settings) -> str:
         if missing:
             why = f"of `dev` (process {dev}) {' and '.join(missing)} doesn't stay up"
             raise CheckFailed(why, f"tail {folder / missing[0]}.log")
+        if stopped := [process for process in processes if process.is_stopped]:
+            named = ", ".join(f"{process.name} (process {process.pid})" for process in stopped)
+            pids = " ".join(str(process.pid) for process in stopped)
+            raise CheckFailed(
+                f"of `dev` (process {dev}) {named} was stopped by a signal", f"kill -CONT {pids}"
+            )
         return f"`dev` runs as process {dev}, with {', '.join(_PARTS)}"
     if processes:
         named = ", ".join(f"{process.name} (process {process.pid})" for process in processes)

@@ -59,6 +59,9 @@ async def key_file(settings: Settings) -> str:
     try:
         file = keyfile.read(path)
     except Failure as failure:
+        if await platform.is_key_file_lost(settings):
+            why = f"The key file {path} doesn't exist, and the database needs it"
+            raise CheckFailed(why, platform.LOST_KEY_FILE) from None
         raise CheckFailed(failure.detail, _key_repair(path)) from None
     widest = widest_role(file)
     role = role or widest

@@ -57,6 +57,7 @@ CHECKS: dict[str, Check] = {
     "exchanges": configuration.exchanges,
     "confirmations": configuration.confirmations,
     "audit streams": configuration.audit_streams,
+    "webhooks": configuration.webhooks,
     "clock, database": database.clock,
     "temporal": temporal.reachable,
     "temporal program": temporal.program,
@@ -83,7 +84,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     ),
     **dict.fromkeys(("revocations", "client certificates", "admin key", "API keys"), _ROWS),
     **dict.fromkeys(("bindings", "logins", "trusted issuers", "callers' addresses", "exchanges"), _ROWS),
-    **dict.fromkeys(("confirmations", "audit streams", "checkpoints", "token limits"), _ROWS),
+    **dict.fromkeys(("confirmations", "audit streams", "webhooks", "checkpoints", "token limits"), _ROWS),
     "clock, database": _ROWS,
     "temporal": ("processes",),
     "namespace": ("temporal",),
@@ -159,7 +160,7 @@ async def _run_check(name: str, check: Check, settings: Settings) -> DoctorFindi
     except CheckFailed as problem:
         return DoctorFinding(name, False, problem.detail, problem.repair)
     except Failure as failure:
-        return DoctorFinding(name, False, f"{failure.code}: {failure.detail}", failure.rule.repair)
+        return DoctorFinding(name, False, f"{failure.code}: {failure.reason}", failure.repair)
     except TimeoutError:
         return DoctorFinding(
             name,

@@ -1,5 +1,7 @@
 """Checks of Temporal: connection, namespace, retention, search attributes, workers, schedules, clock."""
 
+import asyncio
+from datetime import timedelta
 from typing import Any
 
 import httpx2
@@ -14,10 +16,18 @@ from evergrant_server.temporal_link.connect import connect, get_retention, missi
 from evergrant_server.temporal_link.schedules import schedule_statuses
 
 UPGRADE = f"{COMMAND} db upgrade"
+_ANSWERS_WITHIN = timedelta(seconds=3)
+_HUNG = "Temporal doesn't answer there within 3 s: stopped, hung, or overloaded"
 
 
 async def reachable(settings: Settings) -> str:
-    client = await open_client(settings)
+    try:
+        async with asyncio.timeout(_ANSWERS_WITHIN.total_seconds()):
+            client = await open_client(settings)
+            await client.service_client.check_health()
+    except TimeoutError:
+        where = settings.temporal_address or "the address of Temporal's own settings"
+        raise CheckFailed(f"{where}: {_HUNG}", "Restart Temporal, and read its log") from None
     return f"answers at {client.service_client.config.target_host}"
 
 
@@ -69,6 +79,13 @@ async def workers(settings: Settings) -> str:
             f"{COMMAND} worker",
         )
     names = sorted(set[str]().union(*pollers))
+    client = await open_client(settings)
+    if await probe.worker_answers(client, settings.temporal_task_queue, _ANSWERS_WITHIN) is False:
+        raise CheckFailed(
+            f"no worker answers within {_ANSWERS_WITHIN.seconds} s, though {', '.join(names)} polled lately: "
+            "stopped, hung, or overloaded",
+            f"Restart it: {COMMAND} worker; or kill -CONT its process, if it was stopped",
+        )
     return f"polled the task queue {settings.temporal_task_queue!r} lately: {', '.join(names)}"
 
 

@@ -12,13 +12,14 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 from pydantic import Field
 
 from evergrant_server.core.connections.connection import RevocationOutcome
 from evergrant_server.core.ids import AppId, ConnectionId, IncidentId, TenantRow
 
+IdT = TypeVar("IdT", bound=str)
 REPORT_FORMAT = "evergrant-incident/v1"
 NO_DIGEST = bytes(32).hex()
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
@@ -86,6 +87,11 @@ class ItemOutcome(StrEnum):
     GONE = "gone"  # it had ended, or ends: there is nothing to renew
     HANDED_OVER = "handed_over"  # of a leaver: another subject has it now
     RESTORED = "restored"  # of a leaver: it was put back within the grace
+    FAILED = "failed"  # its refresh has failed; a worker tries again
+    ASKED = "asked"  # apps are told that its subject has to consent again
+    WELL = "well"  # it needs no new consent
+    LABELLED = "labelled"  # it has the label
+    TAKEN = "taken"  # another connection of its subject has the label
 
 
 _OF_REVOCATION = {
@@ -104,28 +110,14 @@ def outcome_of_revocation(revocation: str | None) -> ItemOutcome:
     return _OF_REVOCATION[RevocationOutcome(revocation)]
 
 
-class Incident(TenantRow):
-    """One order, and how far it has come.
+class ConnectionsOrder(TenantRow, Generic[IdT]):
+    """What is done with many connections, one after another, and how far it has come.
 
-    Its connections: those of `integration`, those whose tokens `app` has leased, those whose tokens were
-    leased from `since` on, before `until`, or what all of these say; without any, the tenant's.
-    `waits_until`: then it is reported how far the connections are. `after` is where the walk of the state
-    goes on, `idle` how many looks in a row have changed nothing.
-
-    `lines` and `digest` are of the report as far as it is written; `header`, `summary` and `note` are its
-    first line, its last but one, and its last, with the signature over all before.
-
-    Of a leaver: `person` is a keyed hash of who it is, until `held_until` the connections can be put back,
-    and `beside` counts what has ended with them: sessions, delegations, token families, agents.
+    `waits_until`: then it is said how far the connections are. `after` is where the walk of the state goes
+    on, `idle` how many looks in a row have changed nothing.
     """
 
-    id: IncidentId
-    kind: IncidentKind
-    integration: str | None = None
-    app: str | None = None
-    app_id: AppId | None = None
-    since: datetime | None = None
-    until: datetime | None = None
+    id: IdT
     reason: str
     by: str
     state: IncidentState = IncidentState.SELECTING
@@ -137,12 +129,55 @@ class Incident(TenantRow):
     outcomes: dict[str, int] = Field(default_factory=dict)
     after: str = ""
     idle: int = 0
+    finished_at: datetime | None = None
+
+    @property
+    def states(self) -> tuple[IncidentState, ...]:
+        """The states of an order of this kind, in their order."""
+        return (IncidentState.SELECTING, IncidentState.WORKING, IncidentState.DONE)
+
+    def wait_s(self, now: datetime) -> float:
+        """Seconds until the next look; 0: there is more to do at once."""
+        return wait_before_look(self.idle - 1) if self.idle else 0.0
+
+    def following(self) -> Self:
+        """The next state, whose walk begins anew."""
+        state = self.states[self.states.index(self.state) + 1]
+        return self.__replace__(state=state, after="", idle=0)
+
+    def with_ended(self, outcomes: Iterable[ItemOutcome]) -> Self:
+        """With these connections, whose outcomes are known now."""
+        counts, ended = dict(self.outcomes), self.ended
+        for outcome in outcomes:
+            counts[outcome] = counts.get(outcome, 0) + 1
+            ended += 1
+        return self.__replace__(outcomes=counts, ended=ended)
+
+
+class Incident(ConnectionsOrder[IncidentId]):
+    """One order about a breach, a leak or a leaver.
+
+    Its connections: those of `integration`, those whose tokens `app` has leased, those whose tokens were
+    leased from `since` on, before `until`, or what all of these say; without any, the tenant's.
+
+    `lines` and `digest` are of the report as far as it is written; `header`, `summary` and `note` are its
+    first line, its last but one, and its last, with the signature over all before.
+
+    Of a leaver: `person` is a keyed hash of who it is, until `held_until` the connections can be put back,
+    and `beside` counts what has ended with them: sessions, delegations, token families, agents.
+    """
+
+    kind: IncidentKind
+    integration: str | None = None
+    app: str | None = None
+    app_id: AppId | None = None
+    since: datetime | None = None
+    until: datetime | None = None
     lines: int = 0
     digest: str = NO_DIGEST
     header: str = ""
     summary: str = ""
     note: str = ""
-    finished_at: datetime | None = None
     person: str | None = None
     held_until: datetime | None = None
     undone_at: datetime | None = None
@@ -158,30 +193,20 @@ class Incident(TenantRow):
         """Whether it is about the leases of a time."""
         return self.since is not None or self.until is not None
 
+    @property
+    def states(self) -> tuple[IncidentState, ...]:
+        return _STATES[self.kind]
+
     def wait_s(self, now: datetime) -> float:
-        """Seconds until the next look; 0: there is more to do at once."""
         if self.state is IncidentState.HOLDING and self.held_until is not None:
             return max((self.held_until - now).total_seconds(), 0.0)
-        return wait_before_look(self.idle - 1) if self.idle else 0.0
+        return super().wait_s(now)
 
     def undone(self, outcomes: Iterable[ItemOutcome], at: datetime) -> "Incident":
         """What was held is put back: its report is next."""
         return self.with_ended(outcomes).__replace__(
             state=IncidentState.REPORTING, undone_at=at, after="", idle=0
         )
-
-    def following(self) -> "Incident":
-        """The next state, whose walk begins anew."""
-        states = _STATES[self.kind]
-        return self.__replace__(state=states[states.index(self.state) + 1], after="", idle=0)
-
-    def with_ended(self, outcomes: Iterable[ItemOutcome]) -> "Incident":
-        """With these connections, whose outcomes are known now."""
-        counts, ended = dict(self.outcomes), self.ended
-        for outcome in outcomes:
-            counts[outcome] = counts.get(outcome, 0) + 1
-            ended += 1
-        return self.__replace__(outcomes=counts, ended=ended)
 
     def with_lines(self, lines: Iterable[str]) -> "Incident":
         """With these lines at the end of the report."""
@@ -200,7 +225,7 @@ class Incident(TenantRow):
 
 
 class IncidentItem(TenantRow):
-    """One connection of an incident.
+    """One connection of an order.
 
     `used_at`: the last lease; `generation`: of its grant when it was listed, or told.
     """

@@ -1,7 +1,7 @@
-"""What crosses Temporal for incidents. Ids and counts: what was ordered is in the store."""
+"""What crosses Temporal for incidents and bulk orders. Ids and counts: what was ordered is in the store."""
 
 from evergrant_server.core.connections.incidents import IncidentState
-from evergrant_server.core.ids import IncidentId, Tenant
+from evergrant_server.core.ids import BulkId, IncidentId, Tenant
 from evergrant_server.core.messages.base import Message, Provenance, RequestMessage
 
 
@@ -13,6 +13,19 @@ class AdvanceIncident(RequestMessage):
 
 
 class IncidentCall(AdvanceIncident):
+    """Do the next part."""
+
+    provenance: Provenance
+
+
+class AdvanceBulk(RequestMessage):
+    """The input of a bulk order's run, and the signal that its row has changed."""
+
+    tenant: Tenant
+    bulk_id: BulkId
+
+
+class BulkCall(AdvanceBulk):
     """Do the next part."""
 
     provenance: Provenance

@@ -42,6 +42,7 @@ PROVIDER_TIMEOUT = LIMITS.send + LIMITS.answer + _JUDGE_AND_COMMIT  # a critical
 # after a missed heartbeat the next worker decides about the attempt of the one that died
 _PROVIDER = Limits(PROVIDER_TIMEOUT, heartbeat=SECOND * 5)
 _STORE = Limits(SECOND * 20, first_wait=SECOND / 2)
+_PART = Limits(MINUTE * 3, heartbeat=SECOND * 10, first_wait=SECOND / 2)  # of an order
 
 # --- a connection ------------------------------------------------------------------------
 
@@ -173,11 +174,7 @@ ADVANCE_AGENT_STOP = Activity(
     "advance_agent_stop", agents.AgentStopCall, agents.AgentStopProgress, _STORE, "what the agent has left"
 )
 ADVANCE_ERASURE = Activity(
-    "advance_erasure",
-    erasure.ErasureCall,
-    erasure.ErasureProgress,
-    Limits(MINUTE * 3, heartbeat=SECOND * 10, first_wait=SECOND / 2),
-    "the next part",
+    "advance_erasure", erasure.ErasureCall, erasure.ErasureProgress, _PART, "the next part"
 )
 SEAL_EXPORT_PAGE = Activity(
     "seal_export_page",
@@ -200,11 +197,10 @@ DELIVER_WEBHOOKS = Activity(
 )
 
 ADVANCE_INCIDENT = Activity(
-    "advance_incident",
-    incidents.IncidentCall,
-    incidents.IncidentProgress,
-    Limits(MINUTE * 3, heartbeat=SECOND * 10, first_wait=SECOND / 2),
-    "the next part",
+    "advance_incident", incidents.IncidentCall, incidents.IncidentProgress, _PART, "the next part"
+)
+ADVANCE_BULK = Activity(
+    "advance_bulk", incidents.BulkCall, incidents.IncidentProgress, _PART, "the next part", urgent=False
 )
 ADVANCE_KEY_ROTATION = Activity(
     "advance_key_rotation",

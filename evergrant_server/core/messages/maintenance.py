@@ -7,12 +7,16 @@ from evergrant_server.core.messages.base import Message, Received, RequestContex
 
 
 class AuditCheckpoint(Message):
-    """A record that the store had in its audit log. A store that lacks it came from an older backup."""
+    """A record that the store had in its audit log, and `note`, the newest signed checkpoint of the log.
+
+    A store that lacks one of them came from an older backup, or its log was written anew.
+    """
 
     tenant: Tenant
     shard: str = "main"  # of the hash chain of before the trees
     seq: int
     hash: str
+    note: str | None = None
 
 
 class ReconcileResult(Message):

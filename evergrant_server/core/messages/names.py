@@ -11,6 +11,7 @@ from evergrant_server.core.ids import (
     AccessRequestId,
     AgentStopId,
     AppId,
+    BulkId,
     CallApprovalId,
     ConnectionId,
     DefinitionId,
@@ -36,6 +37,7 @@ STORY_WORKFLOW_ID = re.compile(
 class WorkflowName(StrEnum):
     ACCESS_REQUEST = "AccessRequestWorkflow"
     AGENT_STOP = "AgentStopWorkflow"
+    BULK = "BulkWorkflow"
     CALL_APPROVAL = "CallApprovalWorkflow"
     CONNECTION = "ConnectionWorkflow"
     DEFINITION_ROLLOUT = "DefinitionRolloutWorkflow"
@@ -69,6 +71,8 @@ class SignalName(StrEnum):
     ADVANCE_ACCESS_REQUEST = "advance_access_request"
     # to CallApprovalWorkflow
     ADVANCE_CALL_APPROVAL = "advance_call_approval"
+    # to BulkWorkflow
+    ADVANCE_BULK = "advance_bulk"
     # to IncidentWorkflow
     ADVANCE_INCIDENT = "advance_incident"
     # to KeyRotationWorkflow
@@ -97,6 +101,7 @@ _ID_PREFIXES = {
     WorkflowName.ACCESS_REQUEST: "access_request",
     WorkflowName.CALL_APPROVAL: "call_approval",
     WorkflowName.AGENT_STOP: "agent_stop",
+    WorkflowName.BULK: "bulk",
     WorkflowName.ERASURE: "erasure",
     WorkflowName.EXPORT: "export",
     WorkflowName.INCIDENT: "incident",
@@ -135,6 +140,10 @@ def erasure_workflow_id(tenant: Tenant, erasure: ErasureId) -> str:
 
 def export_workflow_id(tenant: Tenant, export: ExportId) -> str:
     return _workflow_id(WorkflowName.EXPORT, tenant, export)
+
+
+def bulk_workflow_id(tenant: Tenant, bulk: BulkId) -> str:
+    return _workflow_id(WorkflowName.BULK, tenant, bulk)
 
 
 def incident_workflow_id(tenant: Tenant, incident: IncidentId) -> str:

@@ -24,6 +24,7 @@ class QuestionKind(StrEnum):
     APP_REACH = "app_reach"  # what this app reached between two moments
     INCIDENT = "incident"  # which tokens were handed out between two moments
     SUBJECT = "subject"  # everything about a subject
+    LOG = "log"  # whether the tenant's audit log is whole
 
 
 class QuestionState(StrEnum):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from pydantic import Field
 
+from evergrant_server.core.clock import clocks_apart
 from evergrant_server.core.ids import TrustedIssuerId
 from evergrant_server.core.model import FrozenModel
 from evergrant_server.core.workloads.issuer import IssuerKind, TrustedIssuer
@@ -94,11 +95,13 @@ def lifetime_problem(claims: Mapping[str, Any], now: datetime) -> str | None:
     if expires is None:
         return "exp is missing"
     if expires <= clock - tolerance:
-        return "it has expired"
+        return f"it has expired: its exp is {clocks_apart(expires, now)}"
     for name in ("iat", "nbf"):
         begins = _seconds(claims, name)
-        if name in claims and (begins is None or begins > clock + tolerance):
-            return f"{name} is in the future"
+        if name in claims and begins is None:
+            return f"{name} is no time"
+        if begins is not None and begins > clock + tolerance:
+            return f"{name} is in the future: it is {clocks_apart(begins, now)}"
     return None
 
 

@@ -274,8 +274,9 @@ class AuthenticatedRepository(ModelRepository[Model, Id]):
         row = await find_one(self._connection, self._table, **equal)
         return None if row is None else (await self._current([self._authentic(row)]))[0]
 
-    async def _all(self, query: Executable) -> list[Model]:
-        return await self._current([self._authentic(row) for row in await fetch_all(self._connection, query)])
+    async def _all(self, query: Executable, parameters: Values | None = None) -> list[Model]:
+        rows = await fetch_all(self._connection, query, parameters)
+        return await self._current([self._authentic(row) for row in rows])
 
     async def _current(self, models: list[Model]) -> list[Model]:
         """The rows of one tenant. Raises Failure AUTHORITY_BROKEN for one that was put back after its end."""

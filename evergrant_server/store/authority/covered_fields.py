@@ -17,6 +17,7 @@ from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.agents.stops import AgentStop
 from evergrant_server.core.audit_streams.stream import AuditStream
 from evergrant_server.core.connections.binding import Binding
+from evergrant_server.core.connections.bulk import BulkOrder
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.erasure import Erasure, LegalHold
@@ -85,6 +86,8 @@ COVERED: dict[type[CheckedModel], set[str]] = {
     OffboardingRule: set(OffboardingRule.model_fields) - {"revision", "changed_at"},
     DirectoryUser: set(DirectoryUser.model_fields) - {"revision", "created_at", "changed_at"},
     Leaver: set(Leaver.model_fields) - {"revision"},
+    BulkOrder: {"tenant", "id", "action", "filters", "label", "reason", "by", "state", "waits_until"}
+    | {"selected", "finished_at"},
     LegalHold: set(LegalHold.model_fields) - {"revision"},
     Export: {"tenant", "id", "recipient", "filters", "by"},
     Consent: set(Consent.model_fields) - _MOMENTS_OF_CONSENTS,

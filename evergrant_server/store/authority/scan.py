@@ -20,7 +20,7 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.model import CheckedModel
 from evergrant_server.crypto import KeyPurpose, KeyRing
-from evergrant_server.store.access import AppRow, PermitRow
+from evergrant_server.store.access import AppRow
 from evergrant_server.store.authentication import AppTokenRow
 from evergrant_server.store.authority.authenticators import (
     AuthenticatedRepository,
@@ -62,7 +62,7 @@ from evergrant_server.store.oauth.tables import (
     RefreshTokenRow,
     TokenFamilyRow,
 )
-from evergrant_server.store.permits import Permits, require_denies
+from evergrant_server.store.permits import PermitRow, Permits, require_denies
 from evergrant_server.store.store import Store
 from evergrant_server.store.webhooks import EventRow
 

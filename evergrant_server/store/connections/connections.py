@@ -214,7 +214,7 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         columns = {name: str(value) for name, value in equal.items() if value is not None}
         query = self._where(tenant=tenant, **columns)
         if expiring_before is not None:
-            query = query.where(_expires_before(expiring_before))
+            query = query.where(expires_before(expiring_before))
         return await self._readable(query, after, limit)
 
     async def failing(
@@ -367,7 +367,8 @@ def _tries_uncounted() -> ColumnElement[bool]:
     return or_(state == LifecycleState.REVOKING.value, and_(state.in_(_WAITS), or_(by_itself, late)))
 
 
-def _expires_before(moment: datetime) -> ColumnElement[bool]:
+def expires_before(moment: datetime) -> ColumnElement[bool]:
+    """Whether the access token of a connection's main grant ends before then."""
     same = and_(
         col(ConnectionGrantRow.tenant) == col(ConnectionRow.tenant),
         col(ConnectionGrantRow.connection_id) == col(ConnectionRow.id),

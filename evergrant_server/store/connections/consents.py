@@ -84,8 +84,10 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
         await insert_all(self._connection, ConsentRow, rows)
 
     async def import_consent(self, tenant: Tenant, connection_id: ConnectionId) -> Consent | None:
-        """The import that this connection began with, or None."""
-        return await self._one(tenant=tenant, connection_id=connection_id, kind=ConsentKind.IMPORT.value)
+        """The newest import into this connection, or None."""
+        imports = col(ConsentRow.kind) == ConsentKind.IMPORT.value
+        newest = await self._all(self._newest(tenant, connection_id, imports).limit(1))
+        return newest[0] if newest else None
 
     async def received_consent(self, tenant: Tenant, connection_id: ConnectionId) -> Consent | None:
         """The newest consent whose code, or whose tokens, wait for a worker; or None. Not checked: `get`

@@ -28,6 +28,7 @@ from evergrant_server.store.connections.tables import (
     ConnectionRow,
     ConsentRow,
     ProofKeyRow,
+    UsageRow,
 )
 from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import (
@@ -141,6 +142,11 @@ class Grants(SealedRepository):
             self._connection, ConnectionGrantRow, tenant=tenant, connection_id=connection_id, slot=slot
         )
         return None if row is None else grant_of(row)
+
+    async def leased_generation(self, tenant: Tenant, connection_id: ConnectionId) -> int:
+        """That of the newest token that an app has leased; 0: none was."""
+        row = await find_one(self._connection, UsageRow, tenant=tenant, connection_id=connection_id)
+        return 0 if row is None else row["leased_generation"]
 
     async def get_authentic(self, owner: Connection) -> Grant | None:
         """The main grant, for what is sent where it says. Raises Failure AUTHORITY_BROKEN, but not while it

@@ -11,7 +11,13 @@ from typing import Any, NamedTuple
 from sqlalchemy import JSON, ColumnElement, Index, Select, and_, false, func, or_, select
 from sqlmodel import Field, col
 
-from evergrant_server.core.connections.incidents import Incident, IncidentItem, IncidentKind, ItemStep
+from evergrant_server.core.connections.incidents import (
+    ConnectionsOrder,
+    Incident,
+    IncidentItem,
+    IncidentKind,
+    ItemStep,
+)
 from evergrant_server.core.ids import AppId, ConnectionId, IncidentId, Tenant
 from evergrant_server.core.people.leavers import Match
 from evergrant_server.store.access import LeaseUseRow
@@ -168,7 +174,7 @@ class ListedConnection(NamedTuple):
 
 
 class IncidentItems(Repository):
-    """The connections of incidents."""
+    """The connections of incidents and of bulk orders; `incident_id` is the id of either."""
 
     async def live(
         self, tenant: Tenant, integration: str | None, after: str, limit: int
@@ -253,64 +259,77 @@ class IncidentItems(Repository):
         key = {name: getattr(item, name) for name in names}
         await compare_and_set(self._connection, IncidentConnectionRow, key, column_values(item), expected)
 
-    async def any_open(self, incident: Incident) -> bool:
+    async def any_open(self, order: ConnectionsOrder[Any]) -> bool:
         """Whether a connection of the incident hasn't ended yet."""
         steps = [step.value for step in ItemStep if step is not ItemStep.ENDED]
-        query = select(_I.connection_id).where(_of(incident), _I.step.in_(steps)).limit(1)
+        query = select(_I.connection_id).where(_of(order), _I.step.in_(steps)).limit(1)
         return (await self._connection.execute(query)).first() is not None
 
-    async def integrations_at(self, incident: Incident, step: ItemStep) -> list[str]:
+    async def integrations_at(self, order: ConnectionsOrder[Any], step: ItemStep) -> list[str]:
         """The integrations with connections at this step."""
-        query = select(_I.integration).where(_at(incident, step)).distinct().order_by(_I.integration)
+        query = select(_I.integration).where(_at(order, step)).distinct().order_by(_I.integration)
         return list((await self._connection.execute(query)).scalars())
 
-    async def told_since(self, incident: Incident, since: datetime) -> dict[str, int]:
+    async def told_since(self, order: ConnectionsOrder[Any], since: datetime) -> dict[str, int]:
         """How many connections were told since then and haven't ended, by integration."""
-        query = select(_I.integration, func.count()).where(_at(incident, ItemStep.TOLD), _I.told_at > since)
+        query = select(_I.integration, func.count()).where(_at(order, ItemStep.TOLD), _I.told_at > since)
         rows = await self._connection.execute(query.group_by(_I.integration))
         return {integration: number for integration, number in rows}
 
     async def next_at(
-        self, incident: Incident, step: ItemStep, limit: int, integration: str | None = None
+        self, order: ConnectionsOrder[Any], step: ItemStep, limit: int, integration: str | None = None
     ) -> list[IncidentItem]:
         """Connections at this step, the most recently used first."""
-        query = select(_ITEM).where(_at(incident, step)).order_by(*_BY_USE).limit(limit)
+        query = select(_ITEM).where(_at(order, step)).order_by(*_BY_USE).limit(limit)
         if integration is not None:
             query = query.where(_I.integration == integration)
         return await self._items(query)
 
-    async def revoked(self, incident: Incident, limit: int) -> list[tuple[IncidentItem, str | None]]:
+    async def revoked(
+        self, order: ConnectionsOrder[Any], limit: int
+    ) -> list[tuple[IncidentItem, str | None]]:
         """Connections that have ended, and of which the incident doesn't know it; each with how."""
         query = (
             select(_ITEM, _C.revocation)
             .join_from(_ITEM, _CONNECTION, _SAME)
-            .where(_of(incident), _I.step != ItemStep.ENDED.value, _C.state.in_(FINAL_STATES))
+            .where(_of(order), _I.step != ItemStep.ENDED.value, _C.state.in_(FINAL_STATES))
             .order_by(_I.connection_id)
             .limit(limit)
         )
         rows = await fetch_all(self._connection, query)
         return [(_item(row), row["revocation"]) for row in rows]
 
-    async def changed(self, incident: Incident, limit: int) -> list[ListedConnection]:
+    async def changed(self, order: ConnectionsOrder[Any], limit: int) -> list[ListedConnection]:
         """Connections that were told to refresh, and whose generation or state has moved since."""
         moved = (_C.generation > _I.generation) | (_C.state != "active")
         query = (
             select(_ITEM, _C.state, _C.generation.label("generation_now"))
             .join_from(_ITEM, _CONNECTION, _SAME)
-            .where(_at(incident, ItemStep.TOLD), moved)
+            .where(_at(order, ItemStep.TOLD), moved)
             .order_by(_I.connection_id)
             .limit(limit)
         )
         return [_listed(row) for row in await fetch_all(self._connection, query)]
 
+    async def failed(self, order: ConnectionsOrder[Any], limit: int) -> list[IncidentItem]:
+        """Connections that were told to refresh, and whose refresh has failed since."""
+        query = (
+            select(_ITEM)
+            .join_from(_ITEM, _CONNECTION, _SAME)
+            .where(_at(order, ItemStep.TOLD), _C.last_failed_at >= _I.told_at)
+            .order_by(_I.connection_id)
+            .limit(limit)
+        )
+        return await self._items(query)
+
     async def page(
-        self, incident: Incident, after: str | None, limit: int, outcome: str | None = None
+        self, order: ConnectionsOrder[Any], after: str | None, limit: int, outcome: str | None = None
     ) -> list[ListedConnection]:
         """Connections of the incident by id, after the id `after`, and how each is now."""
         query = (
             select(_ITEM, _C.state, _C.generation.label("generation_now"))
             .join_from(_ITEM, _CONNECTION, _SAME, isouter=True)
-            .where(_of(incident), _I.connection_id > (after or ""))
+            .where(_of(order), _I.connection_id > (after or ""))
             .order_by(_I.connection_id)
             .limit(limit)
         )
@@ -318,11 +337,9 @@ class IncidentItems(Repository):
             query = query.where(_I.outcome == outcome)
         return [_listed(row) for row in await fetch_all(self._connection, query)]
 
-    async def lines(self, incident: Incident, after: str, limit: int) -> list[tuple[str, str]]:
+    async def lines(self, order: ConnectionsOrder[Any], after: str, limit: int) -> list[tuple[str, str]]:
         """Connection and line of the report, in its order, behind the connection `after`."""
-        query = select(_I.connection_id, _I.line).where(
-            _of(incident), _I.connection_id > after, _I.line != ""
-        )
+        query = select(_I.connection_id, _I.line).where(_of(order), _I.connection_id > after, _I.line != "")
         rows = await self._connection.execute(query.order_by(_I.connection_id).limit(limit))
         return [(id, line) for id, line in rows]
 
@@ -359,9 +376,9 @@ def _of_person(matches: Iterable[Match]) -> ColumnElement[bool]:
     return or_(false(), *each)
 
 
-def _of(incident: Incident) -> ColumnElement[bool]:
-    return and_(_I.tenant == incident.tenant, _I.incident_id == incident.id)
+def _of(order: ConnectionsOrder[Any]) -> ColumnElement[bool]:
+    return and_(_I.tenant == order.tenant, _I.incident_id == order.id)
 
 
-def _at(incident: Incident, step: ItemStep) -> ColumnElement[bool]:
-    return and_(_of(incident), _I.step == step.value)
+def _at(order: ConnectionsOrder[Any], step: ItemStep) -> ColumnElement[bool]:
+    return and_(_of(order), _I.step == step.value)

@@ -13,6 +13,7 @@ from evergrant_server.core.connections.grant import MAIN_SLOT, FollowUp, Grant
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.single_use.attempt import LIMITS
 from evergrant_server.crypto import KeyPurpose, KeyRing, ReadySeal, Sealed, key_id_of
 from evergrant_server.crypto.envelope import key_unavailable, seal_broken
 from evergrant_server.store.audit_tables import END_CONDITION
@@ -193,6 +194,12 @@ class LeaseRows:
     async def load_narrowed(self, tenant: Tenant, connection_id: ConnectionId, slot: str) -> LeaseRow | None:
         """The row with the narrower token of this slot as its grant; without one, with none."""
         return await self._load(_NARROWED, {"tenant": tenant, "id": connection_id, "slot": slot}, slot)
+
+    async def is_at_provider(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
+        """Whether a worker has sent something for this connection and may still get the reply."""
+        async with self._store.read() as tx:
+            attempt = await tx.attempts.open_of_any_kind(tenant, connection_id, MAIN_SLOT)
+            return attempt is not None and tx.now - attempt.opened_at < LIMITS.send + LIMITS.answer
 
     async def positions(
         self, ids: Sequence[ConnectionId]

@@ -19,8 +19,13 @@ _FINAL = ", ".join(f"'{state}'" for state in sorted(FINAL_STATES))
 LIVE_CONDITION, ENDED_CONDITION = f"state NOT IN ({_FINAL})", f"state IN ({_FINAL})"
 
 FAILING_CONDITION = "state = 'active' AND failures > 0"
+# active, and somebody has to act: its refresh fails, or its account is to be chosen
+UNWELL_CONDITION = "state = 'active' AND (failures > 0 OR follow_up = 'choosing')"
+WELL_CONDITION = "state = 'active' AND failures = 0 AND (follow_up IS NULL OR follow_up <> 'choosing')"
+LABELLED_CONDITION = "label <> 'default'"
 REFUSED_CONDITION = "state = 'needs_reauth' AND reason = 'refresh_refused'"
 REVOKING_CONDITION = f"state = '{LifecycleState.REVOKING}'"
+FIXED_END_CONDITION = "slot = 'main' AND NOT refreshable"  # no refresh puts the end of its token off
 REFRESHED_CONDITION = "kind = 'refresh' AND outcome = 'installed'"
 
 
@@ -36,7 +41,25 @@ class ConnectionRow(columns.IdTable, table=True):
             unique=True,
         ),
         Index(None, "tenant", "integration", "subject", "label"),
-        Index("ix_connection_tenant_subject", "tenant", "subject"),
+        # its order is that of the bytes, so that it finds a beginning whatever the database's collation is
+        Index(
+            "ix_connection_tenant_subject",
+            *("tenant", "subject", "id"),
+            postgresql_ops={"subject": "text_pattern_ops"},
+        ),
+        columns.partial_index(
+            "ix_connection_label",
+            *("tenant", "label", "id"),
+            where=LABELLED_CONDITION,
+            postgresql_ops={"label": "text_pattern_ops"},
+        ),
+        Index("ix_connection_state", "tenant", "state", "integration", "id"),
+        columns.partial_index(
+            # `state` is one value here: SQLite takes it for as good as `ix_connection_state`, and smaller
+            "ix_connection_unwell",
+            *("tenant", "state", "integration", "id"),
+            where=UNWELL_CONDITION,
+        ),
         columns.partial_index("ix_connection_ended", "changed_at", "id", where=ENDED_CONDITION),
         Index(None, "id", unique=True),
         columns.partial_index(
@@ -90,7 +113,14 @@ def _of_grant(purpose: KeyPurpose) -> columns.SealedBy:
 
 
 class ConnectionGrantRow(columns.TenantTable, table=True):
-    __table_args__ = (columns.connection_foreign_key(), Index(None, "tenant", "expires_at"))
+    __table_args__ = (
+        columns.connection_foreign_key(),
+        Index(None, "tenant", "expires_at"),
+        columns.partial_index(
+            "ix_connection_grant_ends", "tenant", "refresh_expires_at", where="refresh_expires_at IS NOT NULL"
+        ),
+        columns.partial_index("ix_connection_grant_fixed", "tenant", "expires_at", where=FIXED_END_CONDITION),
+    )
     connection_id: str = Field(primary_key=True)
     slot: str = Field(primary_key=True)
     generation: int

@@ -108,9 +108,13 @@ def sealed(by: SealedBy | None) -> Any:
     return Field(default=None, sa_type=SealedBytes, sa_column_kwargs={"info": {SEALED_BY: by}})
 
 
-def partial_index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+def partial_index(
+    name: str, *columns: str, where: str, unique: bool = False, postgresql_ops: dict[str, str] | None = None
+) -> Index:
     """An index over the rows for which the condition `where` holds."""
-    return Index(name, *columns, unique=unique, sqlite_where=text(where), postgresql_where=text(where))
+    options: dict[str, Any] = {} if postgresql_ops is None else {"postgresql_ops": postgresql_ops}
+    where_of_both = {"sqlite_where": text(where), "postgresql_where": text(where)}
+    return Index(name, *columns, unique=unique, **where_of_both, **options)
 
 
 def app_foreign_key() -> ForeignKeyConstraint:

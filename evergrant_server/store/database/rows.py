@@ -269,8 +269,8 @@ class ModelRepository(Repository, Generic[Model, Id]):
         """Rows for which all of this holds."""
         return select(self._table).where(columns_equal(self._table, **equal), *conditions)
 
-    async def _all(self, query: Executable) -> list[Model]:
-        rows = await fetch_all(self._connection, query)
+    async def _all(self, query: Executable, parameters: Values | None = None) -> list[Model]:
+        rows = await fetch_all(self._connection, query, parameters)
         return [read_model(self._model, self._table, row) for row in rows]
 
     async def _first(self, query: Select[Any]) -> Model | None:

@@ -25,6 +25,7 @@ from evergrant_server.store.audit_tables import (
     AuditShardRow,
     AuditTreeRow,
 )
+from evergrant_server.store.connections.bulk import BulkOrderRow
 from evergrant_server.store.connections.tables import AttemptRow, ConnectionRow
 from evergrant_server.store.database.columns import METADATA, table_of
 from evergrant_server.store.database.rows import Repository, fetch_all
@@ -53,6 +54,7 @@ NAMING = (
     (table_of(ApprovalRow), "body"),
     (table_of(AccessRequestRow), "permit"),
     (table_of(ExportRow), "filters"),
+    (table_of(BulkOrderRow), "filters"),
 )
 SUBJECT_MEMBERS = ("subject", "subjects", "claimed_subject")  # that name one, in JSON
 _AT_ONCE = 500  # rows of a table, in one step of a tenant's erasure

@@ -13,11 +13,12 @@ from evergrant_server.core.integrations import Endpoints, Integration, RefreshRu
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.store import Store
-from evergrant_server.store.access import AppKeyUseRow, PermitRow
+from evergrant_server.store.access import AppKeyUseRow
 from evergrant_server.store.access_review import review_app, review_connection, review_permits
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import columns_equal
+from evergrant_server.store.permits import PermitRow
 from tests.conformance.store.samples import (
     ACME,
     a_connection,

@@ -14,10 +14,10 @@ from sqlalchemy import delete, text, update
 from sqlmodel import col
 
 from evergrant_server import audit
+from evergrant_server.audit import contains_checkpoint
 from evergrant_server.audit.chains import GENESIS_HASH, ChainEnd
 from evergrant_server.audit.erasing import Place, erase_naming, erase_object, prune_bodies, shards_to_prune
 from evergrant_server.audit.trees import main_shard
-from evergrant_server.audit.verification.verifier import contains_checkpoint
 from evergrant_server.audit.verification.walks import FlawKind
 from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
 from evergrant_server.core.ids import Tenant
@@ -32,7 +32,7 @@ from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 
 ACME, OTHER = Tenant("acme"), Tenant("other")
-MANY = 2_100  # more than one page of the migration
+MANY, FEW = 2_100, 20  # records of leases: more than one page of the migration
 _TEXTS = {"tenant", "shard", "seq", "action", "object", "by", "trace_id", "workflow_id", "run_id", "event_id"}
 _ADD = (
     "INSERT INTO audit (tenant, shard, seq, at, action, object, by, trace_id, detail, workflow_id, run_id,"
@@ -74,12 +74,12 @@ def a_row(tenant: str, shard: str, number: int, **values: Any) -> dict[str, Any]
     }
 
 
-def old_log(ring: KeyRing) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def old_log(ring: KeyRing, leases: int = FEW) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The records and the ends of several tenants' chains, some records erased as Evergrant did."""
     shards = {
         (ACME, "main"): [a_row(ACME, "main", number) for number in range(1, 8)],
         (ACME, "api-1-abcdef"): [
-            a_row(ACME, "api-1-abcdef", number, action="lease.issued") for number in range(1, MANY + 1)
+            a_row(ACME, "api-1-abcdef", number, action="lease.issued") for number in range(1, leases + 1)
         ],
         (ACME, "gateway"): [a_row(ACME, "gateway", 1, detail=canonical({"subject": "alice"}))],
         (OTHER, "main"): [a_row(OTHER, "main", 1)],
@@ -115,13 +115,13 @@ async def upgraded(
             file.unlink()
     opened: list[Store] = []
 
-    async def upgrade(tampering: str = "SELECT 1") -> Store:
+    async def upgrade(tampering: str = "SELECT 1", leases: int = FEW) -> Store:
         with monkeypatch.context() as patched:
             patched.setattr(schema, "MIGRATIONS", folder)
             schema.known_versions.cache_clear()
             await schema.upgrade(empty_url)
         schema.known_versions.cache_clear()
-        rows, ends = old_log(ring)
+        rows, ends = old_log(ring, leases)
         database = open_database(empty_url)
         async with database.write() as connection:
             moments = [{**row, "at": row["at"].astimezone(UTC)} for row in rows]
@@ -150,11 +150,11 @@ def an_entry(tenant: Tenant = ACME, object: str = "con_1") -> AuditEntry:
 
 
 async def test_old_records_say_what_they_said_and_are_verified_by_their_rule(upgraded: Filled, ring: KeyRing):
-    store = await upgraded()
+    store = await upgraded(leases=MANY)
     for tenant, count in ((ACME, MANY + 8), (OTHER, 1), (INSTALLATION, 4)):
         verdict = await audit.verify_log(store, tenant)
         assert (verdict.problem, verdict.records) == (None, count)
-    rows, _ = old_log(ring)
+    rows, _ = old_log(ring, MANY)
     async with store.read() as tx:
         records = {(it.shard, it.seq): it for it in await audit.page(tx, ACME, limit=3_000)}
         assert await contains_checkpoint(tx, AuditCheckpoint(tenant=ACME, seq=3, hash=rows[2]["hash"]))

@@ -20,7 +20,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import LeaseRows, Store, Transaction
-from evergrant_server.store.access import AppRow, PermitRow
+from evergrant_server.store.access import AppRow
 from evergrant_server.store.authority.scan import (
     accept,
     broken_configuration,
@@ -33,6 +33,7 @@ from evergrant_server.store.database.rows import columns_equal, find_one
 from evergrant_server.store.exports import ExportRow
 from evergrant_server.store.integrations.definitions import DefinitionRow
 from evergrant_server.store.integrations.tables import IntegrationRow
+from evergrant_server.store.permits import PermitRow
 from evergrant_server.store.trusted_issuers import TrustedIssuerRow
 from tests.conformance.store.samples import (
     ACME,

@@ -41,7 +41,9 @@ class Console:
         await page.locator("input:focus").wait_for()
         await page.keyboard.type(self.key)
         await page.keyboard.press("Enter")
-        await page.get_by_role("heading", name="Connections").wait_for()
+        await page.get_by_role("heading", name="Overview").wait_for()
+        await page.goto(f"{self.url}/console/connections")
+        await page.get_by_role("heading", name="Connections", exact=True).wait_for()
         return page
 
     async def state(self) -> LifecycleState:

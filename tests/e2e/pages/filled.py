@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from evergrant_server import audit
+from evergrant_server.audit.filing import file_leases
 from evergrant_server.core.access import Action
 from evergrant_server.core.agents.delegations import Reach
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -25,7 +26,7 @@ from evergrant_server.core.key_rotation import RotationCommand, RotationKind, Ro
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.keys import KeyRotationProgress, KeyRotationStart
 from evergrant_server.core.messages.names import key_rotation_workflow_id
-from tests.e2e.pages.filled_incidents import fill_incidents, fill_leavers
+from tests.e2e.pages.filled_incidents import fill_bulk_orders, fill_incidents, fill_leavers
 from tests.e2e.pages.filled_questions import questions_of
 from tests.e2e.pages.filled_rights import fill_rights
 from tests.fakes.api import TENANT, Api
@@ -54,6 +55,7 @@ class Filled:
     key_id: str
     call: str
     incident: str
+    bulk: str
     leaver: str
     uses: str
     about: str
@@ -80,6 +82,7 @@ async def fill(api: Api) -> Filled:
     rights = await fill_rights(api, key, made["crm"], NOON)
     stream = {"url": "https://siem.example.com/in?source=evergrant", "format": "ocsf"}
     assert (await api.call("PUT", "/v1/audit/streams/siem", key, json=stream)).is_success
+    await file_leases(api.worker)
     return Filled(
         key,
         told.id,
@@ -91,6 +94,7 @@ async def fill(api: Api) -> Filled:
         key_id,
         call,
         await fill_incidents(api, (told, choosing, failing, pending), NOON),
+        await fill_bulk_orders(api, (told, choosing, failing, pending), NOON),
         await fill_leavers(api, (told, choosing, failing, pending), NOON),
         uses,
         about,

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
+from evergrant_server.core.connections.bulk import BulkAction, BulkFilter, BulkOrder
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.incidents import (
     Incident,
@@ -12,7 +13,7 @@ from evergrant_server.core.connections.incidents import (
     ItemOutcome,
     ItemStep,
 )
-from evergrant_server.core.ids import IncidentId, new_id
+from evergrant_server.core.ids import BulkId, IncidentId, new_id
 from evergrant_server.core.people.leavers import Leaver, Match, MatchedBy
 from tests.fakes.api import TENANT, Api
 
@@ -113,3 +114,48 @@ async def fill_leavers(api: Api, connections: Iterable[Connection], noon: dateti
             )
             await tx.incident_items.add(item)
     return leaves.id
+
+
+async def fill_bulk_orders(api: Api, connections: Iterable[Connection], noon: datetime) -> str:
+    """One order that goes on, of these connections, and one that is done; the id of the first."""
+    outcomes = (ItemOutcome.RENEWED, ItemOutcome.FAILED, ItemOutcome.RECONNECT, None)
+    begun = noon - timedelta(minutes=3)
+    order = BulkOrder(
+        tenant=TENANT,
+        id=BulkId(new_id("blk")),
+        action=BulkAction.REFRESH,
+        filters=BulkFilter(integration="crm"),
+        reason="INC-2304: the provider has changed its scopes",
+        by="app:console",
+        state=IncidentState.WORKING,
+        created_at=begun,
+        waits_until=begun + timedelta(days=1),
+        selected=412,
+        ended=187,
+        outcomes={"renewed": 179, "failed": 3, "reconnect": 5},
+    )
+    done = order.__replace__(
+        id=BulkId(new_id("blk")),
+        action=BulkAction.REVOKE,
+        reason="left the company",
+        state=IncidentState.DONE,
+        selected=3,
+        ended=3,
+        outcomes={"confirmed": 3},
+        finished_at=begun,
+    )
+    async with api.worker.write() as tx:
+        await tx.bulk_orders.add(order)
+        await tx.bulk_orders.add(done)
+        for connection, outcome in zip(connections, outcomes, strict=True):
+            item = IncidentItem(
+                tenant=TENANT,
+                incident_id=IncidentId(order.id),
+                connection_id=connection.id,
+                integration=connection.integration,
+                provider=connection.provider,
+                step=ItemStep.TOLD if outcome is None else ItemStep.ENDED,
+                outcome=outcome,
+            )
+            await tx.incident_items.add(item)
+    return order.id

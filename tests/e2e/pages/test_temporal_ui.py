@@ -45,7 +45,7 @@ class TemporalUi:
         await self.page.goto(f"{self.platform.url}/console/login")
         await self.page.get_by_label("API key").fill(self.platform.admin_key)
         await self.page.get_by_role("button", name="Log in", exact=True).click()
-        await self.page.get_by_role("heading", name="Connections").wait_for()
+        await self.page.get_by_role("heading", name="Overview").wait_for()
 
 
 async def a_revoked_connection(platform: RunningPlatform, idp: ScriptedProvider) -> str:

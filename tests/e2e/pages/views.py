@@ -58,8 +58,10 @@ def _console(name: str, path: str, *presses: str, **typed: str) -> View:
 
 
 CONSOLE = (
+    View("console-overview", "/console"),
     _console("connections", "connections"),
-    _console("connections-none", "connections?subject=zoe"),
+    _console("connections-none", "connections?search=zoe"),
+    _console("connections-failing", "connections?state=active&failing=yes"),
     _console("story", "connections/{told}"),
     _console("choosing", "connections/{choosing}"),
     _console("failing", "connections/{failing}"),
@@ -124,6 +126,12 @@ CONSOLE = (
     _console("session-end", "people/{session}/end"),
     _console("agents", "agents"),
     _console("keys", "keys"),
+    _console("bulk-orders", "bulk"),
+    _console("bulk-order", "bulk/{bulk}"),
+    _console("bulk-plan", "bulk/plan?action=refresh&whole=yes&integration=crm"),
+    _console("bulk-plan-revoke", "bulk/plan?action=revoke&whole=yes&state=needs_reauth"),
+    _console("bulk-plan-label", "bulk/plan?action=label&connection={told}&connection={failing}"),
+    _console("bulk-plan-reconnect", "bulk/plan?action=reconnect&whole=yes&state=needs_reauth"),
     _console("incidents", "incidents"),
     _console("incident-plan", "incidents/plan?kind=breach&integration=crm"),
     _console("incident-plan-leak", "incidents/plan?kind=leak"),
@@ -187,7 +195,7 @@ class Site:
         await page.goto(f"{self.url}/console/login")
         await page.get_by_label("API key").fill(self.filled.key)
         await page.get_by_role("button", name="Log in", exact=True).click()
-        await page.get_by_role("heading", name="Connections").wait_for()
+        await page.get_by_role("heading", name="Overview").wait_for()
 
     async def revoke_keys(self, name: str) -> None:
         """An app has two live keys at most."""

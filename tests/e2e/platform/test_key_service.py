@@ -4,11 +4,9 @@ service goes away and comes back, and the server's commands replace its roots, w
 What API and gateway answer meanwhile: `tests/e2e/servers/test_key_service.py`.
 """
 
-import asyncio
 import json
 import os
 import sqlite3
-import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -21,7 +19,8 @@ from examples.demo.authorization_server import AuthorizationServer
 from examples.demo.evergrant_api import ApiProblem
 from tests.e2e.world import World, at, running
 from tests.fakes.key_services.openbao import OpenBaoWorld
-from tests.fakes.patience import PATIENCE_S, eventually
+from tests.fakes.patience import eventually
+from tests.fakes.platform.warm import warm_output
 from tests.fakes.providers.authorization_server import running_authorization_server
 
 HOLD_S = 10  # for which keys are held while the service is away
@@ -96,12 +95,5 @@ async def test_keys_that_can_be_taken_away(world: Kept, tmp_path: Path) -> None:
 async def commanded(folder: Path, *words: str) -> Any:
     """A command of the server's, as JSON, with the settings that `dev` has written."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("EVERGRANT_")}
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "evergrant_server", *words, "-o", "json"),
-        env=kept | {"EVERGRANT_DATA_DIR": str(folder / "data")},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await asyncio.wait_for(child.communicate(), PATIENCE_S * 3)
-    assert child.returncode == 0, errors.decode()
-    return json.loads(output)
+    env = kept | {"EVERGRANT_DATA_DIR": str(folder / "data")}
+    return json.loads(await warm_output([*words, "-o", "json"], env))

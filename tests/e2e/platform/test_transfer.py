@@ -244,3 +244,7 @@ async def test_a_dead_refresh_token_is_reported_and_the_rest_imported(temporal_a
         assert (status, done["imported"], done["verified"], done["failed"]) == (1, 3, 2, 1)
         assert done["failures"][0] | {"detail": ""} == {"line": 2, "code": "grant_rejected", "detail": ""}
         assert "rt-spent" not in json.dumps(done)
+        grants[1] |= {name: grants_of(idp, 1)[0][name] for name in ("access_token", "refresh_token")}
+        file.write_text("\n".join(json.dumps(it) for it in grants))
+        status, repaired = await one.imported(file)
+        assert (status, repaired["exists"], repaired["imported"], repaired["verified"]) == (0, 2, 1, 1)

@@ -8,9 +8,8 @@ import asyncio
 import itertools
 import json
 import os
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -20,8 +19,7 @@ import httpx2
 
 from bench import installation
 from bench.load import HOST
-from bench.processes import python_module, running_process, sqlite
-from evergrant_server.cli.process import ChildProcess
+from bench.processes import sqlite
 from evergrant_server.cli.serve import settings_environment
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import Failure
@@ -31,7 +29,9 @@ from evergrant_server.settings import load_settings
 from evergrant_server.temporal_link.connect import prepare_namespace
 from evergrant_server.wiring.platform import open_platform, open_store
 from tests.fakes.key_services.openbao import OpenBaoWorld
-from tests.fakes.platform.compose import finished
+from tests.fakes.platform.compose import Running
+from tests.fakes.platform.docker import answers
+from tests.fakes.platform.warm import WarmProcess, warm_output
 from tests.fakes.ports import free_port
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import running_temporal
@@ -40,7 +40,6 @@ _HOLD = timedelta(seconds=30)  # for which a process goes on without its service
 _COPIES = {"api": "export-api", "gateway": "export-gateway"}
 _COMMANDS = {"api": "serve", "worker": "worker", "gateway": "gateway"}
 _TIMEOUT_S = 60.0
-_MOVED_WITHIN_S = 300.0
 
 Settings = Callable[[str], dict[str, str]]  # of a role
 
@@ -50,22 +49,25 @@ class Member:
 
     def __init__(self, role: str, folder: Path, env: dict[str, str], port: int = 0) -> None:
         self.role, self._folder, self._env, self._port = role, folder, env, port
-        self._stack = AsyncExitStack()
+        self._running: Running | None = None
+        self._logs = (folder / f"{number}.log" for number in itertools.count(1))
         folder.mkdir()
-
-    def _process(self, settings: dict[str, str]) -> ChildProcess:
-        env = self._env | settings
-        return python_module(f"evergrant_server {_COMMANDS[self.role]}", self._folder, env=env)
 
     async def start(self, settings: dict[str, str]) -> None:
         """Stop it, if it runs, and start it with these settings; returns once it serves."""
         await self.stop()
-        words = "" if self._port else "worker ready"
-        process = running_process(self._process(settings), port=self._port, words=words)
-        await self._stack.enter_async_context(process)
+        log, env = next(self._logs), {**os.environ, **self._env, **settings}
+        child = await WarmProcess.start([_COMMANDS[self.role]], env, log, log)
+        self._running = running = Running(self.role, child, log)
+        if self._port:
+            await running.until(lambda: answers(self._port, "/livez"))
+        else:
+            await running.says("worker ready")
 
     async def stop(self) -> None:
-        await self._stack.aclose()
+        if self._running is not None:
+            await self._running.stop()
+            self._running = None
 
 
 @dataclass
@@ -116,7 +118,7 @@ class Place:
     async def command(self, settings: Settings, *words: str) -> str:
         """The server's command, with a worker's settings."""
         env = {**os.environ, **settings_environment(self.ready.settings), **settings("worker")}
-        return await finished([sys.executable, "-m", "evergrant_server", *words], env, _MOVED_WITHIN_S)
+        return await warm_output([*words], env)
 
     async def export(self, settings: Settings, file: Path) -> None:
         """Make the copies of the full key file for API and gateway."""

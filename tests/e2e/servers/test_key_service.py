@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -16,10 +14,10 @@ import pytest_asyncio
 from evergrant_server.core.access import Action
 from evergrant_server.crypto.key_services.port import ServicePurpose
 from evergrant_server.crypto.root_keys import first_roots
-from examples.demo.processes import ROOT
 from tests.fakes.api import TENANT, Api, running_api
 from tests.fakes.key_services.openbao import OpenBaoWorld
 from tests.fakes.patience import PATIENCE_S, eventually
+from tests.fakes.platform.warm import WarmProcess
 from tests.fakes.ports import free_port
 
 LEASE = {"integration": "crm", "subject": "user-1"}
@@ -47,13 +45,13 @@ class Served:
             "EVERGRANT_GATEWAY_PORT": str(port),
         }
 
-    async def start(self, role: str, port: int) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "evergrant_server", "serve" if role == "api" else "gateway"),
-            cwd=ROOT,
-            env=await self.environment(role, port),
-            stderr=asyncio.subprocess.PIPE,
-        )
+    async def start(self, role: str, port: int) -> WarmProcess:
+        """Its output goes to `log`."""
+        words, log = ["serve" if role == "api" else "gateway"], self.log(role)
+        return await WarmProcess.start(words, await self.environment(role, port), log, log)
+
+    def log(self, role: str) -> Path:
+        return self._folder / f"{role}.log"
 
     @asynccontextmanager
     async def running(self, role: str) -> AsyncIterator[httpx2.AsyncClient]:
@@ -65,10 +63,9 @@ class Served:
                 await eventually(lambda: keys_of(client), lambda keys: keys == "ok" or child.returncode)
                 yield client
         finally:
-            if child.returncode is None:
-                child.send_signal(signal.SIGTERM)
-            _, output = await asyncio.wait_for(child.communicate(), PATIENCE_S)
-        assert child.returncode == 0, output.decode()
+            child.terminate()
+            status = await asyncio.wait_for(child.wait(), PATIENCE_S)
+        assert status == 0, self.log(role).read_text()
 
 
 async def keys_of(client: httpx2.AsyncClient) -> str | None:
@@ -134,8 +131,8 @@ async def test_they_serve_until_the_service_is_away_too_long_and_again_when_it_i
 async def test_one_that_starts_while_the_service_is_away_names_the_key(served: Served, role: str):
     async with served.world.closed(ServicePurpose.LEASE):
         child = await served.start(role, free_port())
-        _, output = await asyncio.wait_for(child.communicate(), PATIENCE_S)
-    assert child.returncode == 1
+        assert await asyncio.wait_for(child.wait(), PATIENCE_S) == 1
+    output = served.log(role).read_text()
     for name in ("key_unavailable", "root_key", "vault:transit/evergrant-"):
-        assert name in output.decode()
-    assert "Traceback" not in output.decode()
+        assert name in output
+    assert "Traceback" not in output

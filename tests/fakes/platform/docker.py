@@ -273,14 +273,14 @@ async def _ended(command: list[str], environment: dict[str, str], stdin: bytes) 
     return Ended(child.returncode, output, errors.decode())
 
 
-async def answers(port: int) -> bool:
-    """Whether `/readyz` of this port says 200: the file's health checks ask the same."""
+async def answers(port: int, path: str = "/readyz") -> bool:
+    """Whether this port says 200: the file's health checks ask the same of `/readyz`."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
         return False
     try:
-        writer.write(b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
         return (await reader.readline()).split(b" ")[1:2] == [b"200"]
     finally:
         writer.close()

@@ -37,10 +37,11 @@ from evergrant_server.core.outbox import signal_message
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import LIMITS, LateTokens, TimeLimits
 from evergrant_server.crypto.keyring import KeyRing, Role
-from evergrant_server.settings import Settings, load_settings
+from evergrant_server.settings import Settings
 from evergrant_server.store.database import schema
 from evergrant_server.wiring.platform import Platform, open_platform
 from providers.definition.schema import ProviderSpec
+from tests.fakes.api import SettingsOfTest
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.observations import TENANT, Observations
 from tests.fakes.platform.serving import serving
@@ -305,7 +306,7 @@ async def prepared(
     more.setdefault("allow_unbound_consent", True)
     more.setdefault("introspection_interval", timedelta(days=24 * 365))
     more.setdefault("temporal_task_queue", f"evergrant-{new_id('out')[-8:]}")
-    settings = load_settings(
+    settings = SettingsOfTest(
         data_dir=data_dir,
         database_url=database_url,
         temporal_address=temporal_address,

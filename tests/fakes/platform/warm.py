@@ -131,12 +131,13 @@ def _forking() -> Path:
     assert child.stdout is not None
     assert child.stdout.readline() == b"warm\n"
 
-    def stop() -> None:
-        child.kill()
-        child.communicate()
-        shutil.rmtree(folder)
+    def stop(process: int) -> None:
+        if process == os.getpid():  # its forks use the same one
+            child.kill()
+            child.communicate()
+            shutil.rmtree(folder)
 
-    atexit.register(stop)
+    atexit.register(stop, os.getpid())
     return folder / "socket"
 
 

@@ -11,6 +11,7 @@ from examples.demo.platform import EvergrantProcess, dev_command, dev_environmen
 from examples.demo.processes import DidNotStart, Process
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.warm import WarmProcess
+from tests.fakes.temporal import CHEAP
 
 
 class _Dev(Process):
@@ -47,11 +48,7 @@ async def start_dev(
     """As `EvergrantProcess.start`, with these settings in the environment."""
     out = data.with_name(f"{data.name}-dev.out")
     out.touch()  # it is read until the fork writes to it
-    env = {
-        "GOGC": "400",
-        **dev_environment(egress_allow),
-        **(settings or {}),
-    }  # its Temporal's, as in `tests.fakes.temporal`
+    env = {**CHEAP, **dev_environment(egress_allow), **(settings or {})}  # `CHEAP` is its Temporal's
     child = await WarmProcess.start(dev_command(data), env, out, out)
     process = _Dev(child, out)
     try:

@@ -45,7 +45,8 @@ async def test_the_refusal_names_the_host_and_ends_with_its_repair(place: Instal
             again = await refreshed(http, connection)
         for answer in (refused, again):
             assert (answer.status_code, answer.json()["code"]) == (424, ErrorCode.EGRESS_REFUSED)
-            assert place.idp.allowance in answer.json()["detail"]
+            assert answer.json()["detail"].startswith(place.idp.allowance)
+            assert answer.json()["repair"].endswith(f"EVERGRANT_EGRESS_ALLOW={place.idp.allowance}")
         failed, *_ = await place.audited(connection, AuditAction.REFRESH_FAILED)
         assert failed.detail["host"] == "127.0.0.1"
         async with allowing(place, place.idp.allowance):

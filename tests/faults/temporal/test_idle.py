@@ -15,7 +15,9 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.store.database import sqlite
 from evergrant_server.temporal_link import outbox_relay
+from evergrant_server.wiring import heartbeat
 from tests.fakes.databases import lent
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.installation import Installation
 from tests.fakes.platform.observations import TENANT
 from tests.fakes.rows import a_connection, an_integration
@@ -59,6 +61,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
         driver.set_progress_handler(done.step, 10)
 
     monkeypatch.setattr(sqlite, "configure", traced)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT", timedelta(hours=1))  # it writes, whatever is stored
     # with each look at the outbox: otherwise every five seconds, and once a minute
     monkeypatch.setattr(outbox_relay, "_REPORT_INTERVAL_S", 0.5)
     monkeypatch.setattr(outbox_relay, "_REVOCATIONS_INTERVAL_S", 0.5)
@@ -66,9 +69,13 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
 
 
 async def watched(work: Work) -> tuple[Counter[str], int]:
-    """What is sent while nobody asks anything, and the steps that it takes; after the first seconds, which
-    are a start's."""
-    await asyncio.sleep(2)
+    """What is sent while nobody asks anything, once the start has written, and the steps that it takes."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            work.statements.clear()
+            await asyncio.sleep(2)
+            if "BEGIN IMMEDIATE" not in work.statements:
+                break
     work.statements.clear()
     before = work.steps
     await asyncio.sleep(WATCHED_S)

@@ -11,11 +11,12 @@ from activities.reconcile import report_broken_rows
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.ids import KeyId, new_id
-from evergrant_server.store.access import AppKeyRow, AppRow, PermitRow
+from evergrant_server.store.access import AppKeyRow, AppRow
 from evergrant_server.store.audit_tables import AuditTreeRow
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database.columns import Row
 from evergrant_server.store.database.rows import columns_equal
+from evergrant_server.store.permits import PermitRow
 from tests.fakes.api import TENANT, Api
 
 

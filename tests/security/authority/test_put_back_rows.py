@@ -12,7 +12,7 @@ from evergrant_server.cli.tenants import set_disabled
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.people.roles import PersonRole
-from evergrant_server.store.access import AppKeyRow, AppRow, PermitRow
+from evergrant_server.store.access import AppKeyRow, AppRow
 from evergrant_server.store.agents.delegations import DelegationRow
 from evergrant_server.store.authority.scan import broken_configuration, broken_connections
 from evergrant_server.store.connections.tables import ConnectionRow
@@ -21,6 +21,7 @@ from evergrant_server.store.database.rows import columns_equal
 from evergrant_server.store.decisions import ApprovalRow, CallApprovalRow
 from evergrant_server.store.oauth.tables import TokenFamilyRow
 from evergrant_server.store.people.people import AdminLoginRow, PersonSessionRow
+from evergrant_server.store.permits import PermitRow
 from evergrant_server.store.tenants import TenantStandingRow
 from tests.fakes.api import TENANT, Api, running_api
 from tests.fakes.failures import fails

@@ -17,13 +17,14 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import AppId, PermitId, new_id
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role, Signer
 from evergrant_server.crypto.bundle import GATEWAY_SECRETS
-from evergrant_server.store.access import AppKeyRow, AppRow, PermitRow
+from evergrant_server.store.access import AppKeyRow, AppRow
 from evergrant_server.store.audit_tables import AuditRow, AuditTreeRow
 from evergrant_server.store.authority.authenticators import connection_parts, row_mac
 from evergrant_server.store.authority.covered_fields import COVERED, GATEWAY_MAY_WRITE
 from evergrant_server.store.authority.scan import ALL
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database.rows import column_values
+from evergrant_server.store.permits import PermitRow
 from tests.fakes.api import TENANT, Api
 from tests.fakes.failures import fails
 

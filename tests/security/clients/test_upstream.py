@@ -68,6 +68,7 @@ async def test_a_person_who_declines_at_the_provider_gives_no_code(api: Api, iss
     connection = await api.connection(await api.integration())
     user = AgentUser(api, issuer)
     await user.decide(await user.ask(user.url(await registered(api), connection)))
+    api.clock.advance(5)  # a person has read the provider's page
     back = await user.raw(f"state={user.sent['state']}&error=access_denied")
     assert back.status_code == 303, back.text
     got = sent_back(await user.ask(back.headers["location"]))

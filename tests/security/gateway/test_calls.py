@@ -329,3 +329,22 @@ async def test_an_app_has_so_many_calls_open_at_once(api: Api, gateway: Gateway,
     assert code_of(await gateway.get(f"/v1/proxy/{connection.id}/x", key)) == (429, "rate_limited")
     go.set()
     assert (await first).status_code == 200
+
+
+async def test_the_api_of_a_server_of_ones_own_is_where_its_integration_says(
+    api: Api, gateway: Gateway, upstream: RawUpstream
+):
+    """Its metadata doesn't say where its API is. Plain http goes where the egress setting allows it."""
+    key = await api.app_with("agent", Action.PROXY)
+    bases = {"own": f"{upstream.url}/v1", "none": None, "far": "http://api.example:8080/v1"}
+    answers: dict[str, tuple[int, str]] = {}
+    for name, base in bases.items():
+        params = {} if base is None else {"api_base_url": base}
+        integration = await api.integration(name, provider="generic", params=params)
+        connection = await api.active(integration)
+        await api.made_by(connection, "agent")
+        response = await gateway.get(f"/v1/proxy/{connection.id}/me?x=1", key)
+        answers[name] = response.status_code, response.json().get("code", "")
+    assert answers == {"own": (200, ""), "none": (424, "api_unknown"), "far": (424, "egress_refused")}
+    (seen,) = upstream.seen
+    assert (seen.target, seen.values("authorization")) == ("/v1/me?x=1", ["Bearer at-1"])

@@ -49,17 +49,33 @@ QUERIES = {
     "GET /v1/delegations/{delegation_id}/explain": ("connection={connection_id}",),
     "GET /v1/connections/export": ("id={export_id}",),
     "DELETE /v1/connections/export": ("id={export_id}",),
-    "GET /console/connections": ("", "integration={integration}", "subject={subject}"),
+    "GET /console/connections": (
+        "",
+        "integration={integration}",
+        "search={subject}",
+        "search={connection_id}",
+    ),
     "GET /console/audit": ("", "object={connection_id}"),
     "GET /console/authorizations": ("", "app={app}", "subject={subject}"),
     "GET /console/access": ("app={app}&connection={connection_id}",),
     "GET /console/connect": ("integration={integration}&subject={subject}",),
     "GET /v1/erasures": ("", "subject={subject}"),
+    "GET /v1/connections/bulk/plan": (
+        *("action=revoke&integration={integration}", "action=refresh&search={subject}"),
+        "action=refresh&connections={connection_id}",
+    ),
+    "GET /console/bulk/plan": (
+        *("action=refresh&whole=yes&integration={integration}", "action=label&connection={connection_id}"),
+    ),
     "GET /v1/incidents/plan": ("kind=breach&integration={integration}",),
     "GET /console/incidents/plan": ("", "integration={integration}"),
     "GET /console/leavers/plan": ("subject={label}&reason=a%20test",),
     "GET /v1/token-families": ("", "app={app}", "subject={subject}"),
-    "GET /v1/connections": ("", "integration={integration}", "provider={provider}", "subject={subject}"),
+    "GET /v1/connections": (
+        *("", "integration={integration}", "provider={provider}", "subject={subject}"),
+        *("order=urgency", "search={subject}", "search={connection_id}"),
+    ),
+    "GET /v1/connections/totals": ("", "integration={integration}", "search={subject}"),
 }
 BODIES: dict[str, tuple[Any, ...]] = {
     "PUT /v1/integrations/{name}": ({"provider": "gitlab", "client_id": "c", "client_secret": "s"},),
@@ -109,6 +125,10 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "POST /v1/offboardings": ({"subject": "{label}", "reason": "a test"},),
     "POST /v1/offboardings/plan": ({"subject": "{label}", "reason": "a test"},),
     "PUT /v1/offboarding-rule": ({"subject_from": "user_name", "sponsor": "{app}"},),
+    "POST /v1/connections/bulk": (
+        {"action": "revoke", "integration": "{integration}", "confirm": "{integration}", "reason": "a test"},
+        {"action": "refresh", "connections": ["{connection_id}"], "reason": "a test"},
+    ),
     "POST /v1/legal-holds": ({"subject": "{label}", "reason": "a test"},),
     "POST /v1/legal-holds/{hold_id}/end": ({"reason": "a test"},),
     "POST /v1/keys/rotations": (_ROTATION,),
@@ -131,7 +151,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
 PUBLIC = {
     *("GET /", "GET /livez", "GET /readyz", "GET /metrics", "GET /docs", "GET /openapi.json"),
     *("GET /static/evergrant.css", "GET /logos/{file}", "GET /oauth/client/{integration_id}"),
-    *("GET /console/static/{name}", "GET /console"),
+    "GET /console/static/{name}",
     *("GET /.well-known/oauth-authorization-server", "GET /.well-known/openid-configuration"),
 }
 # A link, a browser's cookie, a provider's signature or an app's stands in for a credential:
@@ -221,6 +241,9 @@ CONSOLE_FORMS = {
     "POST /console/incidents": {
         **{"kind": "breach", "integration": "{integration}", "confirm": "{integration}", "reason": "a test"}
     },
+    "POST /console/bulk": {"action": "refresh", "integration": "{integration}", "reason": "a test"},
+    "POST /console/bulk/{bulk_id}/pause": {},
+    "POST /console/bulk/{bulk_id}/resume": {},
     "POST /console/incidents/{incident_id}/pause": {},
     "POST /console/incidents/{incident_id}/resume": {},
     "POST /console/leavers": {"subject": "{label}", "reason": "a test", "confirm": "{label}"},

@@ -32,6 +32,7 @@ def test_without_a_credential_or_with_that_of_a_disabled_app_or_tenant_there_is_
 def test_without_a_permit_there_are_the_catalogue_and_empty_lists():
     lists = {"GET /v1/connections", "GET /v1/integrations", "GET /v1/access-requests"}
     lists |= {"GET /v1/call-approvals", "GET /v1/delegations"}
+    lists |= {"GET /v1/overview", "GET /v1/connections/totals"}  # of nothing
     assert allowed("no permit") == lists | {"GET /v1/providers", "GET /v1/providers/{provider}"}
 
 

@@ -14,12 +14,14 @@ from evergrant_server.audit.checkpoints.heads import HeadsLog
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.binding import hash_confirm_code
+from evergrant_server.core.connections.bulk import BulkAction, BulkOrder
 from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.erasure import Erasure, ErasureState, LegalHold, TargetKind
 from evergrant_server.core.connections.incidents import Incident, IncidentKind, IncidentState
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.export import Export, ExportStatus
 from evergrant_server.core.ids import (
+    BulkId,
     DetectionId,
     DirectoryUserId,
     ErasureId,
@@ -163,6 +165,9 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         await tx.directory_users.put(a_user(tenant, now), expected=None)
         for incident in incidents:
             await tx.incidents.add(incident)
+        bulk_orders = [a_bulk_order(tenant, now) for _ in range(2)]
+        for order in bulk_orders:
+            await tx.bulk_orders.add(order)
         holds = [a_hold(tenant, now) for _ in range(2)]
         for hold in holds:
             await tx.legal_holds.add(hold)
@@ -208,6 +213,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         "question_id": min(question.id for question in questions),
         "incident_id": min(incident.id for incident in incidents),
         "offboarding_id": min(offboarding.id for offboarding in offboardings),
+        "bulk_id": min(order.id for order in bulk_orders),
         "hold_id": min(hold.id for hold in holds),
         "delegation_id": min(it.id for it in delegations),
         "integration_id": integration.id,
@@ -260,6 +266,13 @@ def a_user(tenant: Tenant, now: datetime) -> DirectoryUser:
     id, name = DirectoryUserId(new_id("usr")), f"left-{tenant}"
     moments = {"created_at": now, "changed_at": now}
     return DirectoryUser(tenant=tenant, id=id, user_name=name, user_key=name, subject=name, **moments)
+
+
+def a_bulk_order(tenant: Tenant, now: datetime) -> BulkOrder:
+    """That goes on, of no connection."""
+    id, action = BulkId(new_id("blk")), BulkAction.REFRESH
+    facts = {"by": "app:boss", "reason": f"ordered-in-{tenant}", "created_at": now, "waits_until": now}
+    return BulkOrder(tenant=tenant, id=id, action=action, **facts)  # type: ignore[arg-type]  # facts of each type
 
 
 def a_hold(tenant: Tenant, now: datetime) -> LegalHold:

@@ -12,6 +12,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.consent import Consent, ConsentStatus
 from evergrant_server.core.connections.id_token import hash_of_nonce
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.integrations import Endpoints, Integration
 from evergrant_server.telemetry import metrics
@@ -253,8 +254,25 @@ async def test_rfc9207_2_4_issuer_compared_as_a_plain_string(api: Api, iss: str 
     await assert_refused(await it.visitor.follow(await it.visitor.come_back(iss=ISSUER)))
 
 
+async def test_a_refusal_before_a_person_could_decide_is_no_denial(api: Api):
+    """Some servers say access_denied of a client that may not have the scope, and show no page."""
+    it = await started(api, "https://app.example/done")
+    answer = await it.visitor.come_back(
+        code=None, error="access_denied", error_description="scope not allowed", iss=ISSUER
+    )
+    shown = await it.visitor.follow(answer)
+    assert "declined" not in shown.text
+    assert "You can&#39;t repair that: tell the admin" in shown.text
+    consent = await it.consent()
+    assert (consent.status, consent.failure) == (ConsentStatus.FAILED, ErrorCode.CLIENT_REJECTED)
+    assert await it.signals() == [], "a new link works once the client is repaired"
+    (record,) = await it.records(AuditAction.CONSENT_FAILED)
+    assert record.detail["provider_said"]["description"] == "scope not allowed"
+
+
 async def test_a_denial_is_a_denial_and_html_in_it_is_never_shown(api: Api):
     it = await started(api)
+    api.clock.advance(5)  # a person has read the provider's page
     answer = await it.visitor.come_back(
         code=None,
         error="access_denied",

@@ -241,6 +241,7 @@ async def test_a_code_was_not_asked_for(it: Sent):
 @pytest.mark.parametrize("where", ["fragment", "query"])
 async def test_rfc6749_4_2_2_1_a_no_is_heard(it: Sent, where: str):
     no = it.fragment(access_token=None, token_type=None, error="access_denied", error_description="<b>no</b>")
+    it.api.clock.advance(5)  # a person has read the provider's page
     answer = await it.bring(no) if where == "fragment" else await it.visitor.raw(no)
     assert answer.status_code in (200, 303)
     assert await it.signals() == ["consent_denied"]

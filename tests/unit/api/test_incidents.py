@@ -1,13 +1,14 @@
 """Incidents over HTTP: the plan, the order with its confirmation, pauses, and who may do what."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.incidents import Incident, IncidentItem, ItemOutcome, ItemStep
 from evergrant_server.core.ids import ConnectionId, IncidentId
-from tests.fakes.api import TENANT, Api
+from tests.fakes.api import TENANT, Api, running_api
 
 INCIDENTS = "/v1/incidents"
 BREACH: dict[str, Any] = {"kind": "breach", "integration": "crm"}
@@ -123,3 +124,61 @@ async def test_who_may_read_may_not_order(api: Api):
     assert (await api.get(f"{INCIDENTS}/plan?kind=breach&integration=crm", auditor)).status_code == 200
     assert (await api.get(INCIDENTS, auditor)).status_code == 200
     assert (await api.post(INCIDENTS, auditor, ORDER)).status_code == 403
+
+
+async def test_with_four_eyes_an_order_waits_for_a_second_admin(tmp_path: Path):
+    async with running_api(tmp_path, four_eyes=True) as api:
+        await api.active(await api.integration())
+        boss, second = await api.app_with("boss", Action.ADMIN), await api.app_with("second", Action.ADMIN)
+
+        async def waits(order: dict[str, Any]) -> str:
+            refused = await api.post(INCIDENTS, boss, order)
+            assert (refused.status_code, refused.json()["code"]) == (403, "approval_required")
+            return f"/v1/approvals/{refused.json()['approval_id']}"
+
+        at = await waits(ORDER)
+        assert await waits({**ORDER, "reason": "INC-10"}) != at, "another order is another approval"
+        assert (await api.get(INCIDENTS, boss)).json()["items"] == []
+        assert [sent for sent in await api.outbox() if sent.kind == "advance_incident"] == []
+        assert (await api.post(at, boss)).status_code == 403, "not by oneself"
+        assert (await api.post(at, second)).status_code == 200
+        assert (await api.post(INCIDENTS, boss, ORDER)).status_code == 202
+        (record,) = await api.records(AuditAction.INCIDENT_OPENED)
+        assert record.detail["approved_by"] == "app:second"
+        assert await waits(ORDER) == at, "an approval is used once"
+
+
+async def test_a_report_in_pages_is_the_report(api: Api):
+    integration = await api.integration()
+    connections = [await api.active(integration, f"at-{n}", subject=f"user-{n}") for n in range(5)]
+    boss = await api.app_with("boss", Action.ADMIN)
+    ordered = (await api.post(INCIDENTS, boss, ORDER)).json()
+    incident = await row(api, ordered["id"])
+    async with api.worker.write() as tx:
+        for number, connection in enumerate(connections):
+            item = IncidentItem(
+                tenant=TENANT,
+                incident_id=incident.id,
+                connection_id=ConnectionId(connection.id),
+                integration="crm",
+                provider=connection.provider,
+                step=ItemStep.ENDED,
+                outcome=ItemOutcome.CONFIRMED,
+                line=f'{{"number":{number}}}',
+            )
+            await tx.incident_items.add(item)
+        ended = incident.__replace__(
+            header="{}", summary='{"reported":5}', note="note", finished_at=api.clock.now()
+        )
+        await tx.incidents.replace(ended, expected=incident.revision)
+    path = f"{INCIDENTS}/{incident.id}/report"
+    whole = await api.get(path, boss)
+    parts, after = list[str](), ""
+    while True:
+        page = await api.get(path, boss, params={"limit": 2, "after": after})
+        parts.append(page.text)
+        if "x-evergrant-next" not in page.headers:
+            break
+        after = page.headers["x-evergrant-next"]
+    assert (len(parts), "".join(parts)) == (3, whole.text)
+    assert whole.text.count("\n") == 8

@@ -7,10 +7,16 @@ from pathlib import Path
 import pytest
 
 from evergrant_server.cli.dev import settings_file
+from evergrant_server.cli.dev.services import _prepare_api
 from evergrant_server.cli.keys import create_keys, make_admin_key
+from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import Settings, load_settings
+from evergrant_server.wiring.platform import open_store
 from tests.fakes.databases import migrated_sqlite
+from tests.fakes.events.webhook_receiver import a_webhook
 from tests.fakes.failures import fails
 
 
@@ -39,6 +45,17 @@ def test_a_copy_has_what_its_original_derived(settings: Settings, tmp_path: Path
     url = "postgresql://user@db.internal/evergrant"
     remote = load_settings(database_url=url, database_password_file=tmp_path / "password")
     assert [it.__replace__() for it in (settings, remote)] == [settings, remote]
+
+
+def test_dev_remembers_the_hosts_that_it_was_allowed(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    settings_file.write(settings.__replace__(egress_allow=("localhost:9000",)))
+    again = settings_file.with_remembered_hosts(load_settings())
+    assert again.egress_allow == ("localhost:9000",)
+    settings_file.write(again)
+    monkeypatch.setenv("EVERGRANT_EGRESS_ALLOW", "localhost:9001")
+    assert settings_file.with_remembered_hosts(load_settings()).egress_allow == ("localhost:9001",)
+    monkeypatch.setenv("EVERGRANT_EGRESS_ALLOW", "")
+    assert settings_file.with_remembered_hosts(load_settings()).egress_allow == (), "it forgets them"
 
 
 def test_the_environment_wins(settings: Settings, monkeypatch: pytest.MonkeyPatch):
@@ -93,3 +110,23 @@ async def test_no_new_key_file_is_made_beside_a_database_that_needs_the_old_one(
     for named in (str(settings.key_path), str(tmp_path / "evergrant.db"), "Restore the file from its backup"):
         assert named in refused.value.detail
     assert not settings.key_path.exists()
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_another_installations_key_file_is_named_at_the_start(tmp_path: Path, sealed: bool):
+    """Else the first words are of a row that nobody altered, and the next ones of a key that is missing."""
+    settings = load_settings(data_dir=tmp_path)
+    await _prepare_api(settings)
+    if sealed:
+        async with open_store(settings, Role.OPERATOR) as (store, _), store.write() as tx:
+            webhook = a_webhook("https://app.example/hooks", SystemClock().now())
+            await tx.webhooks.add(webhook, Secret("whsec_" + "A" * 32))
+    await _prepare_api(settings)
+    settings.key_path.rename(tmp_path / "ours.json")
+    KeyRing.create(settings.key_path)
+    with fails(ErrorCode.KEY_UNAVAILABLE) as refused:
+        await _prepare_api(settings)
+    assert str(settings.key_path) in refused.value.detail
+    assert "set EVERGRANT_KEY_FILE to the key file that filled this database" in refused.value.detail.replace(
+        "Set", "set"
+    )

@@ -17,20 +17,25 @@ from evergrant_server.cli.doctor import (
     keys,
     report,
 )
-from evergrant_server.cli.keys import is_valid_key
+from evergrant_server.cli.keys import create_keys, is_valid_key, make_admin_key
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import Tenant, TrustedIssuerId, new_id
+from evergrant_server.core.events import EventType, WebhookEvent
+from evergrant_server.core.ids import DeliveryId, EventId, Tenant, TrustedIssuerId, new_id
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.single_use.attempt import AttemptOutcome
+from evergrant_server.core.webhooks import Delivery, DeliveryProblem
 from evergrant_server.core.workloads.issuer import KEYS_SERVE, IssuerKind, TrustedIssuer
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.journal.journal import waiting_paths
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.store import Store
+from evergrant_server.wiring.platform import open_store
 from tests.conformance.store.samples import a_key, an_attempt
 from tests.fakes.databases import migrated_sqlite
+from tests.fakes.events.webhook_receiver import listening
+from tests.fakes.failures import fails
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.rows import a_connection, an_integration, put_app
 
@@ -251,6 +256,53 @@ async def test_a_trusted_issuer_whose_keys_cannot_be_read_is_named_with_the_end_
             await configuration.trusted_issuers(settings)
     finally:
         await store.close()
+
+
+async def test_a_webhook_that_fails_is_named_with_what_its_endpoint_answers(settings: Settings):
+    await migrated_sqlite(settings.data_dir)
+    now, ring = datetime.now(UTC), KeyRing.open(settings.key_path, Role.OPERATOR)
+    store = await Store.open(settings.database_url, ring, SystemClock())
+    url = "https://app.example/hooks"
+    try:
+        hooks = await listening(store, url, now)
+        await listening(store, url, now, name="other")
+        assert "every endpoint" in await configuration.webhooks(settings)
+        async with store.write() as tx:
+            await tx.webhooks.replace(hooks.failed(now, None, timedelta(days=5)), expected=hooks.revision)
+            event, ping = EventId(new_id("evt")), EventType.PING
+            told = WebhookEvent(
+                tenant=hooks.tenant, id=event, type=ping, connection_id=None, at=now, body="{}"
+            )
+            await tx.deliveries.add_event(told)
+            names = {"tenant": hooks.tenant, "webhook_id": hooks.id, "event_id": event}
+            made = {"id": DeliveryId(new_id("dlv")), "event_type": ping, "created_at": now}
+            delivery = Delivery(**names, **made, next_at=now)
+            await tx.deliveries.add(delivery.failed(503, DeliveryProblem.REFUSED, now))
+        with pytest.raises(CheckFailed, match=r"^hooks \(tenant \S+\): refused with 503 since") as found:
+            await configuration.webhooks(settings)
+        assert "evergrant webhooks deliveries hooks" in found.value.repair
+    finally:
+        await store.close()
+
+
+async def test_no_new_keys_are_proposed_for_a_database_that_was_filled(tmp_path: Path):
+    """They would open nothing of it."""
+    settings = load_settings(data_dir=tmp_path)
+    with pytest.raises(CheckFailed) as new:
+        await keys.key_file(settings)
+    assert "keys create" in new.value.repair
+    await migrated_sqlite(tmp_path)
+    await create_keys(settings)
+    await make_admin_key(settings, again=False, out=tmp_path / "admin.key")
+    settings.key_path.unlink()
+    with pytest.raises(CheckFailed, match="the database needs it") as lost:
+        await keys.key_file(settings)
+    assert "keys create" not in lost.value.repair
+    assert "from its backup" in lost.value.repair
+    with fails(ErrorCode.KEY_UNAVAILABLE) as refused:
+        async with open_store(settings, Role.API):
+            pass
+    assert "keys create" not in refused.value.detail
 
 
 async def test_an_integration_whose_refreshes_use_the_limit_of_its_provider_is_named(settings: Settings):

@@ -1,7 +1,9 @@
 """The doctor on a bad day: one cause once, a dead admin key, orphans, and what the audit log says."""
 
+import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -11,7 +13,7 @@ import pytest
 
 from evergrant_server import audit
 from evergrant_server.cli.dev import settings_file
-from evergrant_server.cli.dev.leftovers import only_dev_of
+from evergrant_server.cli.dev.leftovers import Leftover, only_dev_of
 from evergrant_server.cli.doctor import CheckFailed, configuration, database, installation, report
 from evergrant_server.cli.keys import create_keys, make_admin_key
 from evergrant_server.cli.process import ChildProcess
@@ -92,6 +94,21 @@ async def test_a_process_without_its_dev_is_named_and_one_that_does_not_stay_up(
             pytest.raises(CheckFailed, match="temporal and worker doesn't stay"),
         ):
             await installation.processes(settings)
+        others = [ChildProcess(name, sleeps, settings.data_dir) for name in ("temporal", "worker")]
+        for process in others:
+            await process.start()
+        with only_dev_of(settings.data_dir):
+            assert "with temporal, api, worker" in await installation.processes(settings)
+            pid = int(others[1].pid_file.read_text().split()[0])
+            os.kill(pid, signal.SIGSTOP)
+            while Leftover("worker", pid, 0).is_stopped is False:  # the kernel takes its moment
+                await asyncio.sleep(0.01)
+            with pytest.raises(CheckFailed, match=rf"worker \(process {pid}\) was stopped") as stopped:
+                await installation.processes(settings)
+            assert stopped.value.repair == f"kill -CONT {pid}"
+            os.kill(pid, signal.SIGCONT)
+        for process in others:
+            await process.stop()
     finally:
         await api.stop()
 

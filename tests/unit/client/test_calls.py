@@ -1,6 +1,7 @@
 """The calls: the request that is sent, and the result of a good response. The commands' tests have more."""
 
 from datetime import UTC, datetime, timedelta
+from threading import Event
 from typing import Any
 
 import evergrant as client
@@ -215,3 +216,37 @@ async def test_a_signature_is_the_headers_of_one_request(
     evergrant.script(route, ScriptedResponse(200, body | {"headers": {"Authorization": 7}}))
     with pytest.raises(client.ProtocolError):
         await caller.call("sign", "con_1", "GET", url)
+
+
+async def test_the_servers_last_answer_is_told_where_only_the_last_attempt_has_none(
+    evergrant: ScriptedEvergrant,
+):
+    """A worker hangs, so each answer takes its time: the server is there, and has said what is true."""
+    pending = problem(503, "ProviderUnavailable", "refresh_pending", retry_after=0.1, repairer="operator")
+    never = Event()
+    evergrant.script(LEASE, pending, ScriptedResponse(200, held=never))
+    try:
+        with (
+            Evergrant(evergrant.url, "evg_key_canary", deadline=timedelta(seconds=2.5)) as caller,
+            pytest.raises(client.ProviderUnavailable) as told,
+        ):
+            caller.lease("crm", "alice")
+    finally:
+        never.set()
+    assert told.value.code == "refresh_pending"
+    assert "EVERGRANT_URL" not in str(told.value)
+    assert evergrant.count(LEASE) == 2
+    assert evergrant.requests[0].headers["prefer"] == "wait=1", "the server answers before the deadline"
+
+
+async def test_without_any_answer_the_address_is_in_question(evergrant: ScriptedEvergrant):
+    never = Event()
+    evergrant.script(LEASE, ScriptedResponse(200, held=never))
+    try:
+        with (
+            Evergrant(evergrant.url, "evg_key_canary", deadline=timedelta(seconds=0.5)) as caller,
+            pytest.raises(client.Unreachable, match="EVERGRANT_URL"),
+        ):
+            caller.lease("crm", "alice")
+    finally:
+        never.set()

@@ -143,6 +143,59 @@ def test_connect_ends_with_a_consent_that_failed_at_the_provider(
     )
 
 
+FAILED = {
+    "code": "client_rejected",
+    "detail": "The provider refused our client id, secret, redirect URI or request.",
+    "kind": "ClientMisconfigured",
+    "repairer": "integration_admin",
+    "repair": "Correct the client.",
+    "reference": "abcde-fghij",
+}
+SAID = {
+    "at": "2030-01-02T03:04:05+00:00",
+    "reason": "client_rejected",
+    "reference": None,
+    "status": 401,
+    "error": "invalid_client",
+    "description": "wrong secret",
+    "unauthenticated": False,
+}
+
+
+@pytest.mark.parametrize("own", [(), ("--return-to", "https://app.example/back")])
+def test_connect_ends_when_the_exchange_has_failed(
+    command: Command, evergrant: ScriptedEvergrant, tmp_path: Path, own: tuple[str, ...]
+):
+    """Nothing brings that to the terminal, so it asks; the folder's admin sees the provider's words."""
+    (tmp_path / "app.key").write_text("evg_app")
+    evergrant.script("POST /v1/connections", PENDING)
+    waits = {"state": "pending_consent", "connect_url": LINK}
+    failed = ScriptedResponse(200, connection(**waits, failed_consent=FAILED))
+    said = ScriptedResponse(200, connection(**waits, failed_consent=FAILED, provider_said=SAID))
+    evergrant.script("GET /v1/connections/con_1", PENDING, failed, failed, said)
+    ended = command("connect", "crm", "alice", "--wait", *own, "--api-key-file", str(tmp_path / "app.key"))
+    assert ended.status == 1
+    *_, words, client, error = ended.err.splitlines()
+    assert words == "the provider said: status 401, invalid_client: wrong secret"
+    assert "evergrant integrations get crm" in client
+    assert error.startswith(
+        "evergrant: client_rejected: the consent has failed: The provider refused our client"
+    )
+    assert error.endswith("(Correct the client. Run the command again: it makes a new link.)")
+    keys = [request.headers["authorization"] for request in evergrant.requests]
+    assert keys[-1] == "Bearer evg_canary", "the admin's"
+
+
+def test_connect_warns_of_a_scope_that_was_not_granted(command: Command, evergrant: ScriptedEvergrant):
+    evergrant.script("POST /v1/connections", PENDING)
+    granted = connection(scopes=["read"], requested_scopes=["read", "write"], missing_scopes=["write"])
+    evergrant.script("GET /v1/connections/con_1", ScriptedResponse(200, granted))
+    ended = command("connect", "crm", "alice", "--wait")
+    assert ended.status == 0
+    assert "requested and not granted: write\n" in ended.err
+    assert "evergrant connections reauthorize con_1 --scope write\n" in ended.err
+
+
 def test_connect_reads_the_code_where_no_return_is_listed(evergrant: ScriptedEvergrant):
     refused = problem(400, "BadRequest", "invalid_request", field="return_to")
     evergrant.script("POST /v1/connections", refused, PENDING)

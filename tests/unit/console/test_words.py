@@ -7,16 +7,18 @@ from typing import Any
 import pytest
 
 from evergrant_server.console.catalogue import evidence_of, search
-from evergrant_server.console.next_steps import findings, step_of, turn_of
+from evergrant_server.console.next_steps import TOKEN_NOTES, findings, step_of, turn_of
 from evergrant_server.console.times import ago
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.flow import Flow
+from evergrant_server.core.connections.token_state import TokenState
 from evergrant_server.core.errors import FAILURES, ErrorCode, Repairer
 from evergrant_server.core.integrations import IntegrationState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NOTHING = {"reason": None, "repairer": None, "last_failure": None, "expires_at": None}
+NOTHING |= {"token_state": TokenState.VALID}
 
 
 def step(state: LifecycleState, flow: Flow = Flow.AUTHORIZATION_CODE, **more: Any) -> tuple[str, str]:
@@ -50,6 +52,23 @@ def test_who_acts_for_some():
     assert step_of(again).text == "Consent again, by a new connect link."
     refused = ErrorCode.CLIENT_REJECTED
     assert step(LifecycleState.ACTIVE, last_failure=refused) == ("the integration's admin", "wait")
+
+
+@pytest.mark.parametrize(
+    ("token", "actor", "said"),
+    [
+        (TokenState.IDLE, "", "no app has asked for a token since it expired"),
+        (TokenState.DUE, "a worker", "has just expired"),
+        (TokenState.LATE, "the operator", "doctor"),
+        (TokenState.OVER, "the subject", "nothing refreshes it"),
+        (TokenState.VALID, "", "refreshed when it is due"),
+    ],
+)
+def test_an_active_connection_with_an_expired_token_says_why(token: TokenState, actor: str, said: str):
+    shown = SimpleNamespace(state=LifecycleState.ACTIVE, flow=Flow.OAUTH1, **NOTHING | {"token_state": token})
+    step = step_of(shown)
+    assert (step.actor, said in step.text) == (actor, True)
+    assert (token in TOKEN_NOTES) == (token is not TokenState.VALID)
 
 
 def test_whose_turn_a_cause_is_and_that_nobody_knows_it_of_a_sole_connection():

@@ -92,8 +92,33 @@ async def test_a_non_public_url_is_refused_in_any_notation(url: str) -> None:
 def test_a_refusal_says_how_the_host_is_allowed(url: str, allowed: str) -> None:
     with pytest.raises(Failure) as refused:
         EgressPolicy().check_endpoint(url)
-    assert refused.value.detail.endswith(f"EVERGRANT_EGRESS_ALLOW={allowed} make dev")
+    assert refused.value.reason.startswith(allowed)
+    assert refused.value.repair.endswith(f" start Evergrant anew with: EVERGRANT_EGRESS_ALLOW={allowed}")
     EgressPolicy(allow=(allowed,)).check_endpoint(url)
+
+
+def test_the_line_to_type_keeps_what_is_allowed_and_crosses_temporal() -> None:
+    """A worker's refusal reaches a caller as one text, whose repair is at its end."""
+    kept = ("localhost:9000", "idp.internal:8443")
+    with pytest.raises(Failure) as refused:
+        EgressPolicy(kept, "make dev").check_endpoint("http://LOCALHOST:9001/x")
+    crossed = Failure(ErrorCode.EGRESS_REFUSED, refused.value.detail)
+    assert crossed.reason == "localhost:9001 is not https"
+    assert crossed.repair.endswith(
+        "EVERGRANT_EGRESS_ALLOW=localhost:9000,idp.internal:8443,localhost:9001 make dev"
+    )
+    many = tuple(f"host-{n}.example:9000" for n in range(50))
+    with pytest.raises(Failure) as long:
+        EgressPolicy(many, "make dev").check_endpoint("http://localhost:9001/x")
+    assert "add localhost:9001 to EVERGRANT_EGRESS_ALLOW" in long.value.detail
+    assert len(long.value.detail) < 300, "Temporal cuts it, and a line that is cut would allow less"
+
+
+@pytest.mark.parametrize("tail", ["; rm -rf x", " $(x)", " make dev; x", " sh x"])
+def test_no_other_command_is_taken_for_a_repair(tail: str) -> None:
+    """Who writes in Temporal's namespace chooses a refusal's text."""
+    start = "a:1 is x; if it is a server of yours, start Evergrant anew with: EVERGRANT_EGRESS_ALLOW=a:1"
+    assert tail not in Failure(ErrorCode.EGRESS_REFUSED, start + tail).repair
 
 
 async def test_the_checked_address_is_the_one_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:

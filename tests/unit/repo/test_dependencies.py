@@ -28,7 +28,7 @@ OURS = {"evergrant", "evergrant-server"}
 IMPORT = re.compile(r"^ *(?:import|from) (\w+)", re.MULTILINE)  # a line of prose names no distribution
 FRAMEWORKS = tuple(f"frameworks/{path.stem}" for path in (ROOT / "requirements/frameworks").glob("*.txt"))
 KEY_SERVICES = tuple(f"key-services/{it.stem}" for it in (ROOT / "requirements/key-services").glob("*.txt"))
-OWN = ("build", "demo", "mutations", "server", "test", "timestamps")
+OWN = ("build", "demo", "mutations", "server", "test", "timestamps", "typescript")
 LOCKS = (*OWN, *sorted(FRAMEWORKS), *sorted(KEY_SERVICES))
 
 # used without an import statement, and how
@@ -147,7 +147,9 @@ def test_every_pin_has_a_hash(lock: str) -> None:
         assert "--hash=sha256:" in entry, entry
 
 
-@pytest.mark.parametrize("lock", ["build", "demo", "server", "timestamps", *sorted(KEY_SERVICES)])
+@pytest.mark.parametrize(
+    "lock", ["build", "demo", "server", "timestamps", "typescript", *sorted(KEY_SERVICES)]
+)
 def test_locks_agree_on_versions(lock: str) -> None:
     everything = pins("test")
     differing = {name for name, version in pins(lock).items() if everything.get(name, version) != version}

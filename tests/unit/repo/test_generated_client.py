@@ -15,7 +15,9 @@ from evergrant_server.api.app import openapi_document
 HARMLESS = {
     "DeviceView.user_code",  # for the terminal that shows it
     "ExportView.key",  # a thumbprint
-    "FailureCauseView.code",  # an error's, as the next
+    "AttentionView.code",  # an error's, as the next
+    "FailureCauseView.code",
+    "FailedConsentView.code",
     "Obstacle.code",
 }
 SOUNDS_SECRET = re.compile(r"(^|_)(secret|token|key|password|connect_url|code)$")

@@ -12,7 +12,8 @@ from activities.histories import HistoryActivities
 from activities.pruning import Periods, Pruning
 from activities.reconcile import RUN_LIMIT, ReconcileActivities
 from evergrant_server import audit
-from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.audit.checkpoints.heads import HeadsLog
+from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
 from evergrant_server.core.ids import AppId, ConnectionId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import AuditCheckpoint, ReconcileRequest, ReconcileResult
@@ -181,6 +182,38 @@ async def test_the_mark_moves_once_every_workflow_has_answered(
     assert f"not compared: 1 didn't answer, the first {silent[0]}" in caplog.text
     second = await run(activities, ReconcileRequest(audit_checkpoint=first.audit_checkpoint))
     assert (second.unanswered, second.audit_checkpoint) == (0, None), "the audit log has no record yet"
+
+
+async def test_temporal_keeps_the_signed_checkpoint_and_the_log_has_to_extend_it(
+    prepare: Prepare, activities_of: MakeActivities, store: Store, clock: SetClock
+):
+    """A log that was written anew has every record of the mark, and another story before."""
+    reconciler, link = await prepare(3)
+    heads = HeadsLog(store, clock, "evergrant.example/audit")
+    await append_record(store, clock)
+    await heads.advance()
+    activities = activities_of(reconciler, link)
+    first = await run(activities, ReconcileRequest())
+    mark = first.audit_checkpoint
+    assert mark is not None
+    assert mark.note is not None
+    assert mark.note.startswith("evergrant.example/audit\n")
+    await append_record(store, clock)
+    await heads.advance()
+    second = await run(activities, ReconcileRequest().following(first))
+    assert second.audit_checkpoint is not None
+    assert second.audit_checkpoint.note not in (None, mark.note)
+    assert link.queries == {}, "nothing was put back"
+    lines = mark.note.split("\n")
+    forged = mark.__replace__(note="\n".join([*lines[:2], "A" * 43 + "=", *lines[3:]]))
+    for note in (forged, mark.__replace__(note="nonsense"), mark.__replace__(note="log\n99999999\nx\n")):
+        link.queries.clear()
+        third = await run(activities, ReconcileRequest(audit_checkpoint=note))
+        assert (third.live, len(link.queries)) == (3, 3), "every workflow is compared"
+    async with store.read() as tx:
+        records = await audit.page(tx, INSTALLATION, limit=100)
+    refused = [record.object for record in records if record.action is AuditAction.ANCHOR_REFUSED]
+    assert refused == ["temporal"], "once a day"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from evergrant_server.core.connections.erasure import ErasureState
 from evergrant_server.core.connections.incidents import IncidentState
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import AgentStopId, ErasureId, ExportId, IncidentId
+from evergrant_server.core.ids import AgentStopId, BulkId, ErasureId, ExportId, IncidentId
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.activities import ReplacedRevocationResult
 from evergrant_server.core.messages.agents import AgentStopProgress, AgentStopStart
@@ -32,6 +32,7 @@ from tests.workflows.maintenance_runs import (
     approving_call,
     decided,
     delivering,
+    handling_bulk_order,
     handling_incident,
     requesting_access,
     retrying,
@@ -178,6 +179,23 @@ async def incident_paused_and_done(client: Client) -> Handle:
     paused = IncidentProgress(state=working, paused=True, selected=50, ended=40)
     scripted.answers[advance] = [at_once, waits, paused]
     async with handling_incident(client, scripted.everything(), incident_id) as advanced:
+        handle = await advanced()
+        await until_called(scripted, advance, 3)
+        await advanced()
+        await handle.result()
+        return handle
+
+
+async def bulk_order_paused_and_done(client: Client) -> Handle:
+    """The same of a bulk order."""
+    bulk_id = BulkId("blk_0000000000000000000000")
+    scripted = ScriptedActivities()
+    advance, working = jobs.ADVANCE_BULK.name, IncidentState.WORKING
+    at_once = IncidentProgress(state=IncidentState.SELECTING, selected=50, next_s=0)
+    waits = IncidentProgress(state=working, selected=50, ended=25, next_s=0.2)
+    paused = IncidentProgress(state=working, paused=True, selected=50, ended=40)
+    scripted.answers[advance] = [at_once, waits, paused]
+    async with handling_bulk_order(client, scripted.everything(), bulk_id) as advanced:
         handle = await advanced()
         await until_called(scripted, advance, 3)
         await advanced()

@@ -18,7 +18,7 @@ from evergrant.gateway.clients import GatewayAuth, client_options, gateway_addre
 from evergrant.lease import Lease
 from evergrant.models import ConsentRequired
 from evergrant.origins import allowed_origins
-from evergrant.retries import Deadline, is_consent_complete
+from evergrant.retries import Deadline, is_consent_complete, telling_whose_turn
 from evergrant.transport import AsyncTransport
 
 
@@ -129,7 +129,8 @@ class AsyncEvergrant(ApiMethods, AsyncTransport):
             connection = await self.send(ApiMethods.connection.call(connection_id), deadline.poll_timeout_s())
             if is_consent_complete(connection, newer_than):
                 return connection
-            await asyncio.sleep(deadline.poll_pause_s(every))
+            with telling_whose_turn(connection):
+                await asyncio.sleep(deadline.poll_pause_s(every))
 
     async def wait_for_approval(
         self, approval_id: str, timeout: timedelta, *, every: timedelta = timedelta(seconds=2)

@@ -5,7 +5,9 @@ An error about a line names its number and never quotes it: the line holds token
 
 import json
 import os
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
@@ -112,6 +114,37 @@ def write_private_file(path: Path, text: str) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise file_error(path, error) from None
+    keep_out_of_git(path)
+
+
+_SPECIAL = re.compile(r"([*?\[\]\\!# ])")
+
+
+def keep_out_of_git(path: Path) -> None:
+    """Have Git ignore a file in the clone that it lies in, and in no other: by `.git/info/exclude`."""
+    path = path.absolute()
+    root = next((folder for folder in path.parents if (folder / ".git").exists()), None)
+    if root is None:
+        return
+    line = "/" + _SPECIAL.sub(r"\\\1", path.relative_to(root).as_posix())
+    with suppress(OSError, UnicodeDecodeError):
+        exclude = _git_folder(root) / "info" / "exclude"
+        text = exclude.read_text(encoding="utf-8") if exclude.exists() else ""
+        if line in text.splitlines():
+            return
+        exclude.parent.mkdir(exist_ok=True)
+        before = "" if not text or text.endswith("\n") else "\n"
+        with exclude.open("a", encoding="utf-8") as file:
+            file.write(f"{before}{line}\n")
+
+
+def _git_folder(root: Path) -> Path:
+    """The folder that all worktrees of a clone share: gitrepository-layout(5)."""
+    git = root / ".git"
+    if git.is_file():
+        git = root / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+    common = git / "commondir"
+    return git / common.read_text(encoding="utf-8").strip() if common.is_file() else git
 
 
 def generate_key_pair() -> tuple[str, str]:

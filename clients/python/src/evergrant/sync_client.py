@@ -18,7 +18,7 @@ from evergrant.gateway.clients import GatewayAuth, client_options, gateway_addre
 from evergrant.lease import Lease
 from evergrant.models import ConsentRequired
 from evergrant.origins import allowed_origins
-from evergrant.retries import Deadline, is_consent_complete
+from evergrant.retries import Deadline, is_consent_complete, telling_whose_turn
 from evergrant.transport import Transport
 
 
@@ -159,14 +159,16 @@ class Evergrant(ApiMethods, Transport):
         """The connection, once the subject has consented.
 
         After `reauthorize`, pass the connection's `generation` as `newer_than`. Raises ConsentTimeout
-        after `timeout`, ReconnectNeeded when the consent was denied, expired or the connection revoked.
+        after `timeout`, ReconnectNeeded when the consent was denied, expired or the connection revoked, and
+        the error of a consent that has failed; PlatformUnavailable when no worker exchanges the code.
         """
         deadline = Deadline(timeout)
         while True:
             connection = self.send(ApiMethods.connection.call(connection_id), deadline.poll_timeout_s())
             if is_consent_complete(connection, newer_than):
                 return connection
-            time.sleep(deadline.poll_pause_s(every))
+            with telling_whose_turn(connection):
+                time.sleep(deadline.poll_pause_s(every))
 
     def wait_for_approval(
         self, approval_id: str, timeout: timedelta, *, every: timedelta = timedelta(seconds=2)

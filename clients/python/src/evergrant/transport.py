@@ -116,11 +116,12 @@ class Transport(ClientState):
 
     def send(self, call: Call[Result], within_s: float | None = None) -> Result:
         """Send a call, again after failures that time may repair. Raises EvergrantError."""
+        deadline = _deadline(self._deadline, within_s)
         try:
-            return self._send(call, _deadline(self._deadline, within_s))
+            return self._send(call, deadline)
         except EvergrantError as error:
             # without the frames of libraries
-            raise explained(error, call, self._server).with_traceback(None) from None
+            raise explained(deadline.last_answer(error), call, self._server).with_traceback(None) from None
 
     def _send(self, call: Call[Result], deadline: Deadline) -> Result:
         for attempt in deadline.attempts():
@@ -193,10 +194,11 @@ class AsyncTransport(ClientState):
         return httpx2.AsyncClient(verify=self._tls, trust_env=False)
 
     async def send(self, call: Call[Result], within_s: float | None = None) -> Result:
+        deadline = _deadline(self._deadline, within_s)
         try:
-            return await self._send(call, _deadline(self._deadline, within_s))
+            return await self._send(call, deadline)
         except EvergrantError as error:
-            raise explained(error, call, self._server).with_traceback(None) from None
+            raise explained(deadline.last_answer(error), call, self._server).with_traceback(None) from None
 
     async def _send(self, call: Call[Result], deadline: Deadline) -> Result:
         async for attempt in deadline.attempts():

@@ -37,6 +37,7 @@ DECIDES_NOTHING = {
     "audit_anchor": "what was kept outside: who asks an anchor hears from it what it has kept",
     "audit_checkpoint": "notes that the log's key has signed",
     "audit_filed": "finds the leases of a connection: a missing one is still in the log",
+    "audit_hour": "counts for a plot",
     "audit_head": "notes that the log's key has signed, and the place of a signed head",
     "audit_node": "a hash of a tree's tile: a proof that is made of a changed one leads to no signed root",
     "audit_pruning": "up to where a log was pruned: a changed one keeps more, or is looked at again",
@@ -47,7 +48,8 @@ DECIDES_NOTHING = {
     "detection": "what was noticed, for people; its record is in the log",
     "detection_place": "up to where records were looked at",
     "history": "an export of what Temporal has",
-    "incident_connection": "how far an incident is: the order is signed, its report read from records",
+    "incident_connection": "how far an incident or a bulk order is: the order is signed, a report is read "
+    "from records",
     "introspection": "when a token is looked at next",
     "lease_use": "which app has leased which connection",
     "permit_use": "when a permit was last used",

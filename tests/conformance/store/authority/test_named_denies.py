@@ -7,10 +7,11 @@ from evergrant_server.core.access import Effect, Permit
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import new_id
 from evergrant_server.store import Store
-from evergrant_server.store.access import AppRow, PermitRow
+from evergrant_server.store.access import AppRow
 from evergrant_server.store.access_review import review_app, review_permits
 from evergrant_server.store.authority.scan import accept, broken_configuration
 from evergrant_server.store.database.rows import columns_equal, find_one
+from evergrant_server.store.permits import PermitRow
 from tests.conformance.store.samples import ACME, built
 from tests.conformance.store.test_authority import APP, PERMIT, broken, by_hand, filled
 from tests.fakes.databases import NOW

@@ -15,7 +15,7 @@ import importlib.abc
 import importlib.machinery
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -54,7 +54,7 @@ JOURNAL = "evergrant_server.journal"  # with everything below it
 
 JOURNAL_STEPS = f"{JOURNAL}.reservation"  # its system calls: between two of them a process can die as well
 
-Change = Callable[[str, ast.Module], None]
+Change = Callable[[ast.Module], None]
 
 # Places that scenarios and verdicts name: by what is awaited there, whatever the function is called.
 LABELS = {
@@ -218,39 +218,36 @@ def labelled(label: str, side: str = "") -> str:
 
 
 class Hook(importlib.abc.MetaPathFinder):
-    """Loads the modules of the path with their points marked, and others with what a build breaks."""
+    """Loads the modules of the path with their points marked, and those that a build changes."""
 
-    def __init__(
-        self, changes: Iterable[Change] = (), *, mark: bool = True, only: tuple[str, ...] = ()
-    ) -> None:
-        self._changes = tuple(changes)
+    def __init__(self, changes: Mapping[str, Change] | None = None, *, mark: bool = True) -> None:
+        """`changes`: what is done to the trees of these modules."""
+        self._changes = changes or {}
         self._mark = mark
-        self._only = only
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if not name.startswith(("activities", "evergrant_server", "providers")):
-            return None
-        if self._only and name not in self._only:
-            return None
+        change, mark = self._changes.get(name), self._mark and on_path(name)
+        if not mark and change is None:
+            return None  # from its bytecode
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is None or not isinstance(spec.loader, importlib.machinery.SourceFileLoader):
             return None
-        spec.loader = _Loader(spec.loader.name, spec.loader.path, self._changes, self._mark)
+        spec.loader = _Loader(spec.loader.name, spec.loader.path, change, mark)
         return spec
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    def __init__(self, name: str, path: str, changes: tuple[Change, ...], mark: bool) -> None:
+    def __init__(self, name: str, path: str, change: Change | None, mark: bool) -> None:
         super().__init__(name, path)
-        self._module, self._changes, self._mark = name, changes, mark
+        self._module, self._change, self._mark = name, change, mark
 
     def get_code(self, fullname: str) -> CodeType | None:
         """Without a cache: only these processes may run what is compiled here."""
         source = Path(self.path).read_text(encoding="utf-8")
         tree = ast.parse(source)
-        for change in self._changes:
-            change(self._module, tree)
-        if self._mark and on_path(self._module):
+        if self._change is not None:
+            self._change(tree)
+        if self._mark:
             tree = Marker(self._module).visit(tree)
         return compile(ast.fix_missing_locations(tree), self.path, "exec")
 
@@ -271,9 +268,9 @@ async def each(name: str, stream: Any) -> Any:
         yield item
 
 
-def install(changes: Iterable[Change] = (), *, mark: bool = True) -> None:
+def install(changes: Mapping[str, Change]) -> None:
     """From here on modules are loaded marked. Refuses when one of them is loaded already."""
-    loaded = [name for name in sys.modules if on_path(name)]
+    loaded = [name for name in sys.modules if on_path(name) or name in changes]
     if loaded:
         raise RuntimeError(f"loaded before the hook: {loaded}")
-    sys.meta_path.insert(0, Hook(changes, mark=mark))
+    sys.meta_path.insert(0, Hook(changes))

@@ -17,10 +17,8 @@ return datetime.now(UTC) + timedelta(seconds=seconds)
 """
 
 
-def moved(module: str, tree: ast.Module) -> None:
+def moved(tree: ast.Module) -> None:
     """The change, for the import hook."""
-    if module != CLOCK:
-        return
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and node.name == "SystemClock":
             (now,) = [it for it in node.body if isinstance(it, ast.FunctionDef) and it.name == "now"]
@@ -29,4 +27,4 @@ def moved(module: str, tree: ast.Module) -> None:
 
 def install() -> None:
     if FILE in os.environ:
-        sys.meta_path.insert(0, Hook([moved], mark=False, only=(CLOCK,)))
+        sys.meta_path.insert(0, Hook({CLOCK: moved}, mark=False))

@@ -48,7 +48,7 @@ def main(path: str, *broken: str) -> None:
     from tests.faults.harness.instrumentation import broken_builds, points
 
     _dies_with_its_parent()
-    points.install([broken_builds.BUILDS[name] for name in broken])
+    points.install(dict(broken_builds.BUILDS[name] for name in broken))
     serve(path)
 
 

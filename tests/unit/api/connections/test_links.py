@@ -6,7 +6,8 @@ from datetime import timedelta
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.consent import ConsentStatus
+from evergrant_server.core.connections.consent import ConsentStatus, reference_of
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId
 from tests.fakes.api import TENANT, Api
 from tests.fakes.patience import eventually
@@ -160,6 +161,7 @@ async def test_after_a_declined_consent_no_link_leads_to_the_connection_that_end
     first, _ = await links(api, key)
     visitor = Visitor(api)
     await visitor.go_on(first)
+    api.clock.advance(5)  # the person has read the provider's page
     await visitor.come_back(code=None, error="access_denied", iss=ISSUER)
     for answer in (await api.post("/v1/connections", key, NEW), await api.lease(key)):
         assert (answer.status_code, answer.json()["code"]) == (503, "refresh_pending"), answer.text
@@ -171,3 +173,29 @@ async def test_after_a_declined_consent_no_link_leads_to_the_connection_that_end
     assert anew.status_code == 201
     assert ConnectionId(anew.json()["id"]) != row.id
     assert "Taking you to" in (await Visitor(api).go_on(anew.json()["connect_url"])).text
+
+
+async def test_an_app_is_told_that_the_newest_consent_has_failed(api: Api):
+    """Nothing else tells a program that waits for it: the connection stays as it was."""
+    key = await an_app(api)
+    first, _ = await links(api, key)
+    path = f"/v1/connections/{(await the_row(api)).id}"
+    assert (await api.get(path, key)).json()["failed_consent"] is None
+    async with api.worker.write() as tx:
+        consent = await consent_of(api, first)
+        ended = {"status": ConsentStatus.FAILED, "failure": ErrorCode.CLIENT_REJECTED}
+        await tx.consents.replace(consent.model_copy(update=ended), expected=consent.revision)
+    failed = (await api.get(path, key)).json()["failed_consent"]
+    assert (failed["code"], failed["kind"]) == ("client_rejected", "ClientMisconfigured")
+    assert failed["repairer"] == "integration_admin"
+    assert failed["reference"] == reference_of(consent.id)
+    await links(api, key)
+    assert (await api.get(path, key)).json()["failed_consent"] is None, "a new link is open"
+
+
+async def test_scopes_that_the_provider_did_not_grant_are_named(api: Api):
+    key = await an_app(api)
+    await links(api, key, scopes=["read_user", "write", "openid"])
+    row = await the_row(api)
+    await api.install(row, "at-1", scopes=("read_user",))
+    assert (await api.get(f"/v1/connections/{row.id}", key)).json()["missing_scopes"] == ["write"]

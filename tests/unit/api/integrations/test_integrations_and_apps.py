@@ -337,3 +337,20 @@ async def test_no_other_integration_has_a_document(api: Api, admin: str):
 async def test_what_does_not_fit_a_registration_is_refused(api: Api, admin: str, changes: dict, field: str):
     answer = await put(api, admin, DYNAMIC | changes)
     assert (answer.status_code, answer.json()["field"]) == (400, field)
+
+
+async def test_where_the_api_of_a_server_is_may_be_a_host_that_egress_allows(api: Api, admin: str):
+    discovers(api)
+    for url, said in (
+        ("http://localhost:9000/v1", "EVERGRANT_EGRESS_ALLOW=localhost:9000"),
+        ("ftp://a.example", "must match"),
+        ("https://api.example/v1?x=1", "must not hold"),
+    ):
+        refused = await put(api, admin, {**GENERIC, "params": {"api_base_url": url}})
+        assert refused.status_code == 400
+        assert refused.json()["field"] == "params.api_base_url"
+        assert said in refused.json()["detail"]
+    unknown = await put(api, admin, {**GENERIC, "params": {"api": "https://api.example"}})
+    assert "is not a parameter of generic, which has api_base_url" in unknown.json()["detail"]
+    made = await put(api, admin, {**GENERIC, "params": {"api_base_url": "https://api.example/v1"}})
+    assert (made.status_code, made.json()["params"]) == (201, {"api_base_url": "https://api.example/v1"})

@@ -9,7 +9,7 @@ import pytest
 from evergrant_server.access import refreshes
 from evergrant_server.access.refreshes import POLL_INTERVAL_S, RefreshKey, RefreshWaiter
 from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import ErrorCode, Failure, Repairer
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult, RefreshReason
@@ -28,6 +28,12 @@ class Rows:
         self.polled_at: list[float] = []
         self.generations: dict[str, int] = {}
         self.integrations: dict[str, str] = {}
+        self.at_provider = True
+        self.looks = 0
+
+    async def is_at_provider(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
+        self.looks += 1
+        return self.at_provider
 
     async def load(self, tenant: Tenant, connection_id: ConnectionId) -> LeaseRow:
         self.loads += 1
@@ -79,6 +85,30 @@ async def test_two_thousand_waiting_refreshes_cost_few_queries_while_temporal_is
     assert rows.most <= 500
     pauses = [later - earlier for earlier, later in zip(rows.polled_at, rows.polled_at[4:], strict=False)]
     assert all(it > POLL_INTERVAL_S * 0.9 for it in pauses), "2,000 are four polls in each interval"
+
+
+@pytest.mark.parametrize(("at_provider", "turn"), [(True, Repairer.TIME), (False, Repairer.OPERATOR)])
+async def test_what_no_worker_has_begun_is_the_operators(at_provider: bool, turn: Repairer):
+    """Temporal or the worker hangs: a caller who is told to wait would wait for ever."""
+    rows = Rows()
+    rows.at_provider = at_provider
+    waiter = RefreshWaiter(rows, Temporal(), timedelta(seconds=0.2))  # type: ignore[arg-type]  # stand-ins
+    results = await asyncio.gather(*(wait_for(waiter, "con_1") for _ in range(50)))
+    failures = [result.failure for result in results if result.failure]
+    assert {(it.code, it.repairer) for it in failures} == {(ErrorCode.REFRESH_PENDING, turn)}
+    assert all(("doctor" in it.repair) is not at_provider for it in failures)
+    assert len(failures) == 50
+    assert rows.looks == 1, "callers share the look"
+    await waiter.stop()
+
+
+async def test_a_caller_waits_no_longer_than_it_says():
+    waiter = RefreshWaiter(Rows(), Temporal(), LONGEST)  # type: ignore[arg-type]  # stand-ins
+    key = RefreshKey(ACME, ConnectionId("con_1"), 1, RefreshReason.DUE)
+    result = await waiter.wait_for_newer(key, RequestContext(by="app:a"), 0.1)
+    assert result.failure is not None
+    assert result.failure.code is ErrorCode.REFRESH_PENDING
+    await waiter.stop()
 
 
 async def test_a_newer_generation_ends_the_wait_of_its_connection_alone():
@@ -199,9 +229,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("problem", "told"), [(ErrorCode.EGRESS_REFUSED, "x" * 300), (ErrorCode.CLIENT_REJECTED, "")]
+    ("problem", "told"), [(ErrorCode.EGRESS_REFUSED, "x" * 1000), (ErrorCode.CLIENT_REJECTED, "")]
 )
 def test_the_workflows_words_are_told_of_a_host_that_is_refused_alone_and_cut(problem: ErrorCode, told: str):
     """Who writes in Temporal's namespace chooses them."""
-    failure = refreshes._failure_of(EnsureFreshResult(generation=1, problem=problem, why="x" * 1000), 1)
+    failure = refreshes._failure_of(EnsureFreshResult(generation=1, problem=problem, why="x" * 2000), 1)
     assert (failure.code, failure.detail) == (problem, Failure(problem, told).detail)

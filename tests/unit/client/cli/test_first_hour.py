@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,9 @@ def test_the_written_program_runs(command: Command, server: ScriptedEvergrant, h
     assert second.stderr == "not_permitted: the reason (Give a permit.)\n"
 
 
-def test_init_asks_four_questions_and_hides_the_secret(server: ScriptedEvergrant, here: Path):
+def test_init_asks_five_questions_and_hides_the_secret(server: ScriptedEvergrant, here: Path):
+    github = {"name": "github", "default_scopes": ["read:user"], "docs_url": "https://docs.example"}
+    server.script("GET /v1/providers", page(github))
     env = {"PATH": os.environ["PATH"], "EVERGRANT_URL": server.url, "EVERGRANT_API_KEY": "evg_canary"}
     env["PYTHONPATH"] = str(ROOT / "clients/python/src")
     ours, theirs = pty.openpty()
@@ -115,6 +118,7 @@ def test_init_asks_four_questions_and_hides_the_secret(server: ScriptedEvergrant
         ("Provider", "github"),
         ("Client id", "c-1"),
         ("Client secret", SECRET),
+        ("Scopes to request, with spaces between; https://docs.example lists them [read:user]", "repo, gist"),
         ("Your name", "alice"),
     ):
         while question not in shown.rpartition("\n")[2]:
@@ -125,8 +129,37 @@ def test_init_asks_four_questions_and_hides_the_secret(server: ScriptedEvergrant
     assert child.wait() == 0
     os.close(ours)
     assert SECRET not in shown
-    assert sent(server)[1][1]["client_secret"] == SECRET
+    put = sent(server)[1][1]
+    assert (put["client_secret"], put["default_scopes"]) == (SECRET, ["repo", "gist"])
     assert (here / "lease.py").exists()
+
+
+@pytest.mark.parametrize("method", ["by hand", "dynamic"])
+def test_openid_is_requested_of_a_server_that_lists_it(
+    command: Command, server: ScriptedEvergrant, here: Path, method: str
+):
+    """A request without a scope is refused by many servers, in words that lead nowhere."""
+    route, url = "/v1/integrations/server", "https://login.example"
+    registered = {"registration": "dynamic"} if method == "dynamic" else {"registration": None}
+    waiting = an_integration(name="server", client_id="", state="failed", issuer=url, registration=None)
+    ready = {"name": "server", "client_id": "c-1", "state": "ready", "issuer": url, "provider": "generic"}
+    ready |= {"supported_scopes": ["openid", "email"], "default_scopes": [], **registered}
+    server.script(f"GET {route}", NO_SUCH, ScriptedResponse(200, an_integration(**ready)))
+    server.script(
+        f"PUT {route}", ScriptedResponse(201, waiting), ScriptedResponse(200, an_integration(**ready))
+    )
+    server.script("GET /v1/apps/first-app/permits/server", NO_SUCH)
+    server.script("PUT /v1/apps/first-app/permits/server", ScriptedResponse(201, example(Permit)))
+    client = ("--client-id", "") if method == "dynamic" else ("--client-id", "c-1")
+    (here / "secret").write_text(SECRET)
+    flags = ("--provider", url, *client, "--client-secret-file", "secret", "--subject", "alice")
+    ended = command("init", *flags)
+    assert (ended.status, "Requested is openid" in ended.err) == (0, True), ended.err
+    put = [body for path, body in sent(server) if path == f"PUT {route}"][-1]
+    assert (put["default_scopes"], put["issuer"]) == (["openid"], url)
+    assert (put.get("client_id"), put.get("registration")) == (
+        (None, "dynamic") if method == "dynamic" else ("c-1", None)
+    )
 
 
 @pytest.mark.parametrize("missing", ["--provider", "--client-id", "--subject"])
@@ -253,6 +286,23 @@ def test_commands_read_the_folders_settings(
     assert command("apps", "ls").err.startswith("evergrant: settings_file_unreadable: ")
 
 
+def test_the_admins_key_leases_nothing_and_the_apps_is_named(
+    command: Command, evergrant: ScriptedEvergrant, here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("EVERGRANT_URL", "EVERGRANT_API_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("admin.key", "first-app.key"):
+        (here / name).write_text("evg_of_the_file\n")
+    file = here / "evergrant.env"
+    file.write_text(settings(evergrant.url, "admin.key"))
+    file.chmod(0o600)
+    evergrant.script("POST /v1/lease", problem(403, "Denied", "not_permitted", repair="Give a permit."))
+    told = command("token", "crm", "alice").err
+    assert told.endswith("(With the app's own key: --api-key-file first-app.key. Give a permit.)\n")
+    key = ("--api-key-file", "first-app.key")
+    assert "With the app's own key" not in command("token", "crm", "alice", *key).err
+
+
 def test_a_refused_connection_is_one_line_at_once(command: Command, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("EVERGRANT_URL", url := f"http://127.0.0.1:{free_port()}")
     pauses: list[float] = []
@@ -262,6 +312,34 @@ def test_a_refused_connection_is_one_line_at_once(command: Command, monkeypatch:
     assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
     assert f"nothing listens at {url}" in ended.err
     assert "make dev" in ended.err
+
+
+@pytest.mark.parametrize("worktree", [False, True])
+def test_git_ignores_what_init_and_keys_write(
+    command: Command, server: ScriptedEvergrant, here: Path, worktree: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """In any folder that is a clone, and without a change of its files."""
+    run = partial(subprocess.run, check=True, capture_output=True, text=True)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    run([*git, "init", "-q", "clone"])
+    if worktree:
+        run([*git, "-C", "clone", "commit", "-q", "--allow-empty", "-m", "first"])
+        run([*git, "-C", "clone", "worktree", "add", "-q", str(here / "beside")])
+    folder = here / ("beside" if worktree else "clone") / "sub #1"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (here / "secret").write_text(SECRET)
+    for _ in range(2):
+        assert command("init", *FLAGS, "--client-secret-file", str(here / "secret")).status == 0
+    command("export-key", "export.key", "export.pub")
+    assert {path.name for path in folder.iterdir()} == {
+        "first-app.key",
+        "lease.py",
+        "export.key",
+        "export.pub",
+    }
+    assert run(["git", "status", "--porcelain", "--untracked-files=all"]).stdout == ""
+    assert (here / "clone/.git/info/exclude").read_text().count("first-app.key") == 1
 
 
 def test_json_for_programs_has_what_init_made(command: Command, server: ScriptedEvergrant, here: Path):

@@ -12,7 +12,7 @@ from evergrant.api.models import Incident, IncidentConnection, IncidentDetail, I
 from evergrant.incident_report import ReportError, verify_report
 
 from tests.unit.client.conftest import Command
-from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, example, page
+from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, example, page, problem
 
 INCIDENT = example(Incident, id="inc_1", reason="INC-9", state="working", ended=3, selected=7)
 DETAIL = example(IncidentDetail, id="inc_1", state="working")
@@ -95,6 +95,33 @@ def test_a_report_that_is_not_done_is_an_error(evergrant: ScriptedEvergrant, com
     evergrant.script("GET /v1/incidents/inc_1/report", ScriptedResponse(202, INCIDENT))
     ended = command("incident", "report", "inc_1")
     assert (ended.status, "3 of 7" in ended.err) == (1, True)
+
+
+def test_a_report_is_fetched_page_by_page(evergrant: ScriptedEvergrant, command: Command, tmp_path: Path):
+    lines, path = report(), "GET /v1/incidents/inc_1/report"
+    more = {"x-evergrant-next": "con_0"}
+    evergrant.script(
+        path,
+        ScriptedResponse(200, b"".join(lines[:2]).decode(), more),
+        ScriptedResponse(200, b"".join(lines[2:]).decode()),
+    )
+    file = tmp_path / "report.jsonl"
+    assert command("incident", "report", "inc_1", "--out", str(file)).status == 0
+    assert file.read_bytes() == b"".join(lines)
+    assert [request.query.get("after", "") for request in evergrant.requests] == ["", "con_0"]
+
+
+def test_a_report_that_breaks_off_leaves_no_file(
+    evergrant: ScriptedEvergrant, command: Command, tmp_path: Path
+):
+    more = {"x-evergrant-next": "con_0"}
+    refused = problem(403, "denied", "not_permitted")
+    evergrant.script(
+        "GET /v1/incidents/inc_1/report", ScriptedResponse(200, report()[0].decode(), more), refused
+    )
+    file = tmp_path / "report.jsonl"
+    assert command("incident", "report", "inc_1", "--out", str(file)).status == 1
+    assert not file.exists()
 
 
 def test_a_report_verifies_with_the_key_that_was_kept(command: Command, tmp_path: Path):

@@ -11,7 +11,8 @@ from evergrant.cli.main import ALIASES, COMMANDS, NOUNS, build_app, root_help
 from tests.unit.client.conftest import Command
 
 CLIENT = Path(__file__).parents[4] / "clients/python/src"
-SLOW = {"asyncio", "cyclopts", "dataclasses", "httpx2", "rich", "stamina", "yaml"}
+SLOW = {"asyncio", "cyclopts", "dataclasses", "httpx", "httpx2", "pydantic", "rich", "stamina", "temporalio"}
+SLOW |= {"yaml"}
 
 
 def loaded_by(*arguments: str) -> set[str]:

@@ -50,7 +50,7 @@ async def test_why_an_issuer_does_not_answer_is_told_apart(tmp_path: Path) -> No
         egress = Egress(EgressPolicy(allow=tuple(f"127.0.0.1:{port}" for port in ports)))
         with fails(ErrorCode.DISCOVERY_FAILED, f"is the issuer http://127.0.0.1:{ports[0]}"):
             await discover(egress, f"https://127.0.0.1:{ports[0]}")
-        with fails(ErrorCode.DISCOVERY_FAILED, "self-signed certificate.*SSL_CERT_FILE"):
+        with fails(ErrorCode.DISCOVERY_FAILED, "self-signed certificate.*EVERGRANT_TRUSTED_CA_FILE"):
             await discover(egress, f"https://127.0.0.1:{ports[1]}")
     with fails(ErrorCode.PROVIDER_UNREACHABLE, "has no address in DNS"):
         await discover(Egress(EgressPolicy()), "https://login.evergrant.invalid")

@@ -45,7 +45,9 @@ def call_arguments(
     """The arguments of one attempt. Its timeout is what is left of the deadline."""
     if call.form is not None:
         return _exchange_arguments(call.form, server, credential, deadline)
-    headers = {"authorization": f"Bearer {credential}", "accept": "application/json"}
+    headers = {"authorization": f"Bearer {credential}", "accept": call.accept}
+    if (wait := int(deadline.patience_s())) > 0:  # an answer that comes after the deadline is none
+        headers["prefer"] = f"wait={wait}"
     if call.body is not None:
         headers["content-type"] = "application/json"
     if call.idempotency_key is not None:
@@ -110,7 +112,8 @@ def transport_error(error: httpx2.RequestError, url: str) -> EvergrantError:
     if isinstance(error, httpx2.RemoteProtocolError) and "disconnected" not in str(error):
         return Unreachable(f"{url} doesn't answer in HTTP", code="not_http", repair=_OTHER_PORT)
     if isinstance(error, httpx2.TransportError):
-        return Unreachable(f"no answer from {url} ({type(error).__name__})")
+        late = {"timed_out": isinstance(error, httpx2.TimeoutException)}
+        return Unreachable(f"no answer from {url} ({type(error).__name__})", context=late)
     return ProtocolError(f"the answer of {url} can't be read ({type(error).__name__})")
 
 

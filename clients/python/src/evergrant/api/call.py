@@ -11,6 +11,7 @@ from uuid import uuid4
 from httpx2 import Response
 
 from evergrant.api.fields import Fields, Model, words
+from evergrant.api.models import Incident
 from evergrant.errors import (
     KINDS,
     BadRequest,
@@ -47,6 +48,14 @@ class Page(Generic[Item]):
 
 
 @dataclass(frozen=True, slots=True)
+class LinesPage:
+    """A page of JSON Lines, as it came. `next` is where they go on; None: that was all."""
+
+    content: bytes
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Call(Generic[Result]):
     """One request and its parser. Each call may be sent again: it only reads, is idempotent, or has a key.
 
@@ -60,6 +69,7 @@ class Call(Generic[Result]):
     body: Mapping[str, object] | None = None
     idempotency_key: str | None = None
     form: Mapping[str, str | list[str]] | None = None
+    accept: str = "application/json"
 
 
 def post(path: str, parse: Callable[[Response], Result], body: Mapping[str, object] | None) -> Call[Result]:
@@ -100,6 +110,24 @@ def seconds_or_none(time: timedelta | float | None) -> float | None:
     if isinstance(time, int | float):
         raise TypeError(f"a time is a timedelta, and no number: write timedelta(seconds={time})")
     return None if time is None else time.total_seconds()
+
+
+def bytes_of(response: Response) -> bytes:
+    return response.content
+
+
+def parse_audit_page(response: Response) -> LinesPage:
+    """The page with its last line's cursor. A page that was cut on its way has no last line."""
+    *_, last = response.content.splitlines() or [b""]
+    end = Fields.of(Fields.of_json(last, "page's last line").members.get("page"), "page's end")
+    return LinesPage(response.content, end.text_or_none("next"))
+
+
+def parse_report_page(response: Response) -> Incident | LinesPage:
+    """A page of an incident's report, or how far the incident is."""
+    if response.status_code != 200:
+        return object_parser(Incident)(response)
+    return LinesPage(response.content, response.headers.get("x-evergrant-next"))
 
 
 def object_parser(model: type[Model]) -> Callable[[Response], Model]:

@@ -11,12 +11,16 @@ from httpx2 import Response
 from evergrant.api import leases
 from evergrant.api.call import (
     Call,
+    LinesPage,
     Page,
+    bytes_of,
     error_from,
     list_or_none,
     object_parser,
     page_parser,
+    parse_audit_page,
     parse_body,
+    parse_report_page,
     path_of,
     post,
     require_success,
@@ -59,14 +63,6 @@ class SealedPage:
 
     lines: tuple[str, ...]
     exported: int
-
-
-@dataclass(frozen=True, slots=True)
-class AuditPage:
-    """A page of the audit log as JSON Lines, as it came. `next` is where it goes on; None: that was all."""
-
-    content: bytes
-    next: str | None
 
 
 class ApiMethods(Operations):
@@ -271,13 +267,20 @@ class ApiMethods(Operations):
         return post("/v1/connections/export", object_parser(Export), body)
 
     @built
-    def export_audit(self, cursor: str | None = None, *, histories: bool = False) -> Call[AuditPage]:
+    def export_audit(self, cursor: str | None = None, *, histories: bool = False) -> Call[LinesPage]:
         """A page of the whole audit log as JSON Lines: from the beginning, or behind a page's `next`.
 
         With `histories` the exported runs of connections' workflows follow the records.
         """
         query = {"cursor": cursor, "histories": "true" if histories else None}
-        return Call("GET", "/v1/audit/export", _parse_audit_page, query=without_none(**query))
+        return Call("GET", "/v1/audit/export", parse_audit_page, query=without_none(**query))
+
+    @built
+    def cose_receipt(self, record: str) -> Call[bytes]:
+        """The receipt of a record, `SHARD/INDEX`, in COSE (RFC 9942), which `evergrant.audit.cose` checks.
+        `audit_proof` is the same as text, with the signatures of witnesses.
+        """
+        return Call("GET", "/v1/audit/proof", bytes_of, query={"record": record}, accept="application/cose")
 
     @built
     def export_lines(self, export_id: str, after: int = 0) -> Call[Export | SealedPage]:
@@ -286,11 +289,12 @@ class ApiMethods(Operations):
         return Call("GET", "/v1/connections/export", _parse_lines, query=query)
 
     @built
-    def incident_report(self, incident_id: str) -> Call[Incident | bytes]:
-        """The signed report of an incident, or the incident while it isn't done. `evergrant.incident_report`
-        checks a report.
+    def incident_report(self, incident_id: str, after: str = "") -> Call[Incident | LinesPage]:
+        """A page of the signed report of an incident: from the beginning, or behind a page's `next`. The
+        incident while it isn't done. `evergrant.incident_report` checks the whole.
         """
-        return Call("GET", path_of("incidents", incident_id, "report"), _parse_report)
+        query = {"limit": str(_LINES_PER_PAGE), "after": after}
+        return Call("GET", path_of("incidents", incident_id, "report"), parse_report_page, query=query)
 
     @built
     def drop_export(self, export_id: str) -> Call[Export]:
@@ -361,23 +365,12 @@ def _parse_csv(response: Response) -> Page[str]:
     return Page((response.text,), next(iter(query.get("cursor", ())), None))
 
 
-def _parse_audit_page(response: Response) -> AuditPage:
-    """The page with its last line's cursor. A page that was cut on its way has no last line."""
-    *_, last = response.content.splitlines() or [b""]
-    end = Fields.of(Fields.of_json(last, "page's last line").members.get("page"), "page's end")
-    return AuditPage(response.content, end.text_or_none("next"))
-
-
 def _parse_lines(response: Response) -> Export | SealedPage:
     if response.status_code != 200:
         return object_parser(Export)(response)
     total = response.headers.get("x-evergrant-exported", "")
     lines = tuple(response.content.decode("ascii", "replace").splitlines())
     return SealedPage(lines, int(total) if total.isascii() and total.isdigit() else len(lines))
-
-
-def _parse_report(response: Response) -> Incident | bytes:
-    return response.content if response.status_code == 200 else object_parser(Incident)(response)
 
 
 def _parse_delegated(response: Response) -> Delegated:

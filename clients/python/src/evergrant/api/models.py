@@ -127,8 +127,9 @@ class AgentStop:
 @dataclass(frozen=True, slots=True)
 class AnswerLine:
     """A line of an answer. `kind` `use`: what one app was handed of one connection; `export`: an export in
-    that time; `record`: an audit record that is about the subject; else what is stored about it, by the
-    name of its table. No line has a token or a secret.
+    that time; `record`: an audit record that is about the subject; `shard`: one whose records are all
+    good; `flaw`: the first record that isn't; else what is stored about the subject, by the name of its
+    table. No line has a token or a secret.
     """
     number: int
     kind: str
@@ -189,6 +190,22 @@ class ApprovedCall:
     tool: str | None = None
     arguments: Facts | None = None
     params: Facts | None = None
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Connections of one integration that fail, or wait, for one cause: whose turn it is, and since when.
+
+    `code` null: they wait for the subject's first consent, or for the provider to confirm a revocation.
+    """
+    integration: str
+    provider: str
+    state: State
+    code: str | None
+    repairer: str
+    meaning: str
+    repair: str
+    connections: int
+    since: datetime
 
 @dataclass(frozen=True, slots=True)
 class AuditCheckpoint:
@@ -261,6 +278,60 @@ class AuditStream:
     secret: str | None = field(default=None, repr=False)
 
 @dataclass(frozen=True, slots=True)
+class BulkConnection:
+    """One connection of an order."""
+    connection_id: str
+    integration: str
+    provider: str
+    step: str
+    outcome: str | None
+    state: str
+
+@dataclass(frozen=True, slots=True)
+class BulkFilter:
+    """Which connections: these ids; or else those of the integration, in the state, whose last refresh
+    failed, whose subject or label begins with `subject`. What is None narrows nothing.
+    """
+    connections: Texts | None = None
+    integration: str | None = None
+    state: State | None = None
+    failing: bool = False
+    subject: str | None = None
+
+@dataclass(frozen=True, slots=True)
+class BulkOrder:
+    """How far an order is. `outcomes`: how many connections ended how. Of `refresh`: `renewed`, `failed`,
+    `reconnect` (a new consent is needed), `not_supported` (nothing refreshes it), `nothing_held`; of
+    `reconnect`: `asked`, `well`; of `revoke`: `confirmed`, `not_supported`, `unknown`, `nothing_held`; of
+    `label`: `labelled`, `taken`, `not_supported`; `gone` had ended before.
+    """
+    id: str
+    action: str
+    filters: BulkFilter
+    label: str | None
+    reason: str
+    by: str
+    state: str
+    paused: bool
+    created_at: datetime
+    waits_until: datetime
+    selected: int
+    ended: int
+    outcomes: Facts
+    finished_at: datetime | None
+
+@dataclass(frozen=True, slots=True)
+class BulkPlan:
+    """What an order would be about. `confirm` is what it repeats, null where it needs to repeat nothing.
+    `listening`: webhooks that hear of it; of `reconnect` alone.
+    """
+    action: str
+    how: str
+    totals: ConnectionTotals
+    confirm: str | None
+    listening: int | None
+
+@dataclass(frozen=True, slots=True)
 class CallApproval(Decision):
     """`call` is what is to be called, null in lists, where `name` is its method or tool. An approved call may
     be made once, until `use_by`.
@@ -305,6 +376,18 @@ class ClientLogin:
     mcp_url: str
 
 @dataclass(frozen=True, slots=True)
+class ComingEnd:
+    """What ends within 30 days. `kind`: `key`, `permit` and `agent` (`owner` is the app); `client_secret`,
+    `certificate` and `rotation` of the integration `name`; `refresh_token` of `connections` at it, unless
+    a refresh moves that end; `access_token` of those that nothing refreshes. `at` is the first of several.
+    """
+    kind: str
+    name: str
+    owner: str
+    at: datetime
+    connections: int
+
+@dataclass(frozen=True, slots=True)
 class CommandSession:
     """The only response that contains the session's token."""
     token: str
@@ -324,9 +407,13 @@ class Connection:
     expects. `consented_with` is set for a further token slot: the connection whose consent brings its grants.
     `revoking` is set until the provider has confirmed a revocation. `revocation` is how it ended: `confirmed`
     speaks of every token; `unknown` says that an answer was lost, whose token may live on at the provider.
-    `provider_said` explains one connection's failure to an admin, and is null elsewhere. `failing_since` is
-    set while refreshes keep failing; the token is valid until it expires. `live` (with the next attempt as
-    `next_at`) and `differs` are null unless the request had `live=true` and the workflow answered.
+    `token_state` says what the access token is: of an active connection `idle`, `due`, `late` or `failing`
+    where it has expired. `idle`: no app has asked since, and the next one that asks gets a new one.
+    `provider_said` explains one connection's failure to an admin, and is null elsewhere. `failed_consent` is
+    set while the newest consent has failed or was denied, and `missing_scopes` are those that were requested
+    and that the grant lacks: both only where one connection is read. `failing_since` is set while refreshes
+    keep failing; the token is valid until it expires. `live` (with the next attempt as `next_at`) and
+    `differs` are null unless the request had `live=true` and the workflow answered.
     """
     id: str
     integration: str
@@ -350,6 +437,7 @@ class Connection:
     created_at: datetime
     changed_at: datetime
     revision: int
+    token_state: str = "none"
     resources: Texts = ()
     audience: str | None = None
     metadata: Facts = field(default_factory=dict[str, Any])
@@ -366,8 +454,20 @@ class Connection:
     device: DeviceCode | None = None
     revoking: RevocationProgress | None = None
     provider_said: ProviderSaid | None = None
+    failed_consent: FailedConsent | None = None
+    missing_scopes: Texts = ()
     live: LiveStatus | None = None
     differs: Texts | None = None
+
+@dataclass(frozen=True, slots=True)
+class ConnectionTotals:
+    """How many connections a filter has, by their state. `failing` are active ones whose refresh fails, or
+    whose account is to be chosen. `complete` false: a count has stopped, and there are more.
+    """
+    total: int
+    states: Facts
+    failing: int
+    complete: bool
 
 @dataclass(frozen=True, slots=True)
 class Control:
@@ -378,6 +478,14 @@ class Control:
     title: str
     shown_by: tuple[Evidence, ...]
     lacks: Texts
+
+@dataclass(frozen=True, slots=True)
+class CountedHour:
+    """What was counted in an hour, a few seconds late. `leases`: tokens, proofs and calls of the gateway."""
+    hour: datetime
+    leases: int
+    refreshes: int
+    failed: int
 
 @dataclass(frozen=True, slots=True)
 class CoveredConnection:
@@ -569,6 +677,18 @@ class Export:
     expires_at: datetime
 
 @dataclass(frozen=True, slots=True)
+class FailedConsent:
+    """How the newest consent has failed: the members of a problem document, and the reference that the
+    subject's page shows. Another link is needed.
+    """
+    code: str
+    detail: str
+    kind: str
+    repairer: str
+    repair: str
+    reference: str
+
+@dataclass(frozen=True, slots=True)
 class FailedExchange:
     """The newest exchange of the integration's connections with the provider, which failed at `at`.
 
@@ -697,6 +817,7 @@ class Integration:
     `authorization_server` is the issuer, also where an MCP server names it; `resource` is what that server
     calls itself, and what all tokens are for. `protected_resources` are those that the issuer's metadata
     lists: if there is one, tokens of new connections are for it unless their app asks for others.
+    `supported_scopes` are those that the metadata lists, of the resource or else of the issuer.
 
     `previous_secret_until` is the end of a rotation's overlap, in which workers also try the previous secret.
     `secret_refused_at` is set when the provider refuses the new secret and accepts the previous. Until
@@ -739,6 +860,7 @@ class Integration:
     created_at: datetime
     changed_at: datetime
     revision: int
+    supported_scopes: Texts = ()
     failed_exchange: FailedExchange | None = None
 
 @dataclass(frozen=True, slots=True)
@@ -760,6 +882,34 @@ class IntegrationHealth:
     revoking: int
     complete: bool
     causes: tuple[FailureCause, ...]
+
+@dataclass(frozen=True, slots=True)
+class IntegrationStanding:
+    """How an integration is: what `GET /v1/integrations/{name}` says of it, and its live connections."""
+    name: str
+    provider: str
+    state: str
+    problem: str | None
+    binding: str
+    secret_refused_at: datetime | None
+    previous_secret_until: datetime | None
+    client_secret_expires_at: datetime | None
+    client_certificate_expires_at: datetime | None
+    failed_exchange: FailedExchange | None
+    active: int
+    failing: int
+    needs_reauth: int
+    pending_consent: int
+    revoking: int
+
+@dataclass(frozen=True, slots=True)
+class KeyAge:
+    """Since when a key is the current one of its purpose. `service` null: a key of the tenant; else a root,
+    and the service that wraps it.
+    """
+    purpose: str
+    service: str | None
+    at: datetime | None
 
 @dataclass(frozen=True, slots=True)
 class KeyRotation:
@@ -977,6 +1127,27 @@ class OtherPermit:
     effect: str
     field: str
     scopes: Texts
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """`whole`: the caller sees everything of the tenant; else `waiting`, `ends`, `hours` and `keys` are
+    empty. `complete` false: counts have stopped at 20,000 connections of a state, or at 100,000 in all.
+
+    `hours` begins with the first hour that workers have counted. `key_rotation` is the setting, in seconds;
+    null: keys are rotated by hand. `archived_at`: when PostgreSQL has last archived a piece of its log; null:
+    it says nothing, and of other backups Evergrant knows nothing.
+    """
+    at: datetime
+    whole: bool
+    complete: bool
+    attention: tuple[Attention, ...]
+    waiting: tuple[WaitingDecisions, ...]
+    ends: tuple[ComingEnd, ...]
+    hours: tuple[CountedHour, ...]
+    integrations: tuple[IntegrationStanding, ...]
+    keys: tuple[KeyAge, ...]
+    key_rotation: float | None
+    archived_at: datetime | None
 
 @dataclass(frozen=True, slots=True)
 class Permit:
@@ -1336,6 +1507,15 @@ class UnusedConnection:
     state: str
     created_at: datetime
     used_at: datetime | None
+
+@dataclass(frozen=True, slots=True)
+class WaitingDecisions:
+    """Decisions or repairs that wait for an admin: `access_request`, `call`, `approval`, `definition`,
+    `webhook` (it fails, or is disabled).
+    """
+    kind: str
+    number: int
+    since: datetime
 
 @dataclass(frozen=True, slots=True)
 class Webhook:

@@ -365,12 +365,66 @@ class Operations:
     @lists("/v1/connections", models.Connection)
     def connections(
         self, *, integration: str | None = None, provider: str | None = None, subject: str | None = None,
-        state: str | None = None, expiring_before: datetime | None = None, reference: str | None = None
+        state: str | None = None, expiring_before: datetime | None = None, failing: bool | None = None,
+        search: str | None = None, order: str | None = None, reference: str | None = None
     ) -> None:
         """The connections that the app's permits cover, sorted by id.
 
+        With `order` `urgency` those that need somebody come first. `failing`: active ones whose refresh
+        fails, or whose account is to be chosen. `search` sorts what it finds by subject, and then by label.
+
         With the `reference` from a subject's page only the connection whose consent failed there; no other
         filter may come with it.
+        """
+
+    @lists("/v1/connections/bulk", models.BulkOrder)
+    def bulk_orders(self) -> None:
+        """The tenant's bulk orders, sorted by id."""
+
+    @sends("POST", "/v1/connections/bulk", models.BulkOrder, once=True)
+    def open_bulk_order(
+        self, action: str, reason: str, *, connections: Texts | None = None, integration: str | None = None,
+        state: str | None = None, failing: bool | None = None, search: str | None = None,
+        label: str | None = None, confirm: str | None = None, wait: timedelta | None = None
+    ) -> None:
+        """Have a worker refresh, revoke or label many connections, or tell apps that their subjects have to
+        consent again: one after another, until the order is paused or done.
+
+        What is done, and with which connections: `connections` by their ids, at most 200; or those of
+        `integration` in `state`, `failing`, whose subject or label begins with `search`. Without any of
+        these: all that haven't ended.
+        """
+
+    @sends("GET", "/v1/connections/bulk/plan", models.BulkPlan)
+    def bulk_plan(
+        self, action: str, *, integration: str | None = None, state: str | None = None,
+        failing: bool | None = None, search: str | None = None, connections: str | None = None
+    ) -> None:
+        """What an order would be about, and how it would be carried out. Changes nothing."""
+
+    @sends("GET", "/v1/connections/bulk/{bulk_id}", models.BulkOrder)
+    def bulk_order(self, bulk_id: str) -> None:
+        """How far an order is."""
+
+    @lists("/v1/connections/bulk/{bulk_id}/connections", models.BulkConnection)
+    def bulk_connections(self, bulk_id: str, *, outcome: str | None = None) -> None:
+        """What became of each connection of an order, sorted by id; with `outcome` those that have ended so.
+        """
+
+    @sends("POST", "/v1/connections/bulk/{bulk_id}/pause", models.BulkOrder)
+    def pause_bulk_order(self, bulk_id: str) -> None:
+        """Have an order rest at the end of its page. Connections that were told go on."""
+
+    @sends("POST", "/v1/connections/bulk/{bulk_id}/resume", models.BulkOrder)
+    def resume_bulk_order(self, bulk_id: str) -> None:
+        """Have a paused order go on."""
+
+    @sends("GET", "/v1/connections/totals", models.ConnectionTotals)
+    def connection_totals(self, *, integration: str | None = None, search: str | None = None) -> None:
+        """How many connections the app's permits cover, by state.
+
+        Counts stop at 100,000 of a state. An app whose permits don't cover every connection gets those among
+        the first 2,000 of the filter.
         """
 
     @sends("GET", "/v1/connections/{connection_id}", models.Connection)
@@ -688,65 +742,10 @@ class Operations:
         other redirect URIs or other keys by this; its people are asked again then.
         """
 
-    @sends("DELETE", "/v1/offboarding-rule", None)
-    def delete_offboarding_rule(self) -> None:
-        """Have no rule about people who leave: SCIM and events match nobody to a subject."""
-
-    @sends("GET", "/v1/offboarding-rule", models.OffboardingRule)
-    def offboarding_rule(self) -> None:
-        """What the tenant has said about people who leave."""
-
-    @sends("PUT", "/v1/offboarding-rule", models.OffboardingRule)
-    def put_offboarding_rule(
-        self, *, subject_from: str | None = None, sub_from: str | None = None, issuer: str | None = None,
-        grace: timedelta | None = None, sponsor: str | None = None, team_labels: Texts | None = None,
-        team_owner: str | None = None, dry_run: bool | None = None
-    ) -> None:
-        """Say how people are matched to subjects, and what becomes of what is theirs.
-
-        What is known of people who leave. `subject_from`: the attribute of the directory that apps use as
-        subject; `sub_from`: the one that is `sub` at `issuer`, the tenant's own. Null: none is.
-        """
-
-    @lists("/v1/offboardings", models.Offboarding)
-    def offboardings(self) -> None:
-        """Who leaves or has left, sorted by id."""
-
-    @sends("POST", "/v1/offboardings", models.Offboarding, once=True)
-    def begin_offboarding(
-        self, reason: str, *, subject: str | None = None, user: str | None = None, issuer: str | None = None,
-        sub: str | None = None, grace: timedelta | None = None, sponsor: str | None = None,
-        hand_over: Facts | None = None
-    ) -> None:
-        """Stop all connections of a person who leaves, and end their sessions, delegations and clients.
-
-        From this response on no token of these connections is leased. Once the grace is over each is revoked
-        at its provider. A person whose offboarding is under way gets no second one.
-
-        Who leaves: by `subject`, by `user` of the directory (its id or `userName`), by `issuer` and `sub`, or
-        what of these is known. Nobody is matched by likeness.
-        """
-
-    @sends("POST", "/v1/offboardings/plan", models.OffboardingPlan)
-    def plan_offboarding(
-        self, reason: str, *, subject: str | None = None, user: str | None = None, issuer: str | None = None,
-        sub: str | None = None, grace: timedelta | None = None, sponsor: str | None = None,
-        hand_over: Facts | None = None
-    ) -> None:
-        """What an order would do, connection by connection. Changes nothing.
-
-        Who leaves: by `subject`, by `user` of the directory (its id or `userName`), by `issuer` and `sub`, or
-        what of these is known. Nobody is matched by likeness.
-        """
-
-    @sends("GET", "/v1/offboardings/{offboarding_id}", models.OffboardingDetail)
-    def offboarding(self, offboarding_id: str) -> None:
-        """How far the offboarding of a person is, connection by connection, and what a person has to do."""
-
-    @sends("POST", "/v1/offboardings/{offboarding_id}/undo", models.Offboarding)
-    def undo_offboarding(self, offboarding_id: str) -> None:
-        """Put the connections back, within the grace. Sessions, delegations and clients stay ended: people
-        log in again. Agents that were stopped are enabled by `PUT /v1/apps/{name}`.
+    @sends("GET", "/v1/overview", models.Overview)
+    def overview(self) -> None:
+        """What needs somebody and whose turn it is; what ends soon; leases and refreshes of two days; how
+        each integration is, and how old keys are. Of what the caller's permits cover.
         """
 
     @sends("POST", "/v1/providers", models.ProviderVersion, once=True)
@@ -798,7 +797,8 @@ class Operations:
 
         A question. `connection_uses` needs a `connection_id`: who used it. `app_reach` needs an `app`, by its
         name or its id: what it was handed. `incident` needs `since`: which tokens were handed out. `subject`
-        needs a `subject`: everything about it. Each use happened from `since` on and before `until`.
+        needs a `subject`: everything about it. `log` needs nothing: a worker verifies the whole audit log.
+        Each use happened from `since` on and before `until`.
         """
 
     @sends("GET", "/v1/questions/{question_id}", models.Question)

@@ -154,17 +154,7 @@ class Receipt:
         return Verified(self.tenant, self.shard, self.index, body, head.at, size, signed)
 
     def _checked_body(self) -> dict[str, Any] | None:
-        if self.body is None:
-            return None
-        if leaf_hash(self.body.encode()) != self.leaf:
-            raise self._error(Flaw.BODY, "it isn't what was recorded: its hash is another one")
-        try:
-            body = json.loads(self.body)
-        except (ValueError, RecursionError):
-            body = None
-        if not isinstance(body, dict):
-            raise self._error(Flaw.BODY, "it is no JSON object")
-        return cast("dict[str, Any]", body)
+        return None if self.body is None else body_of(self.body.encode(), self.leaf, self.record)
 
     def _checked_head(self, log: VerifierKey) -> Head:
         """The head that both proofs meet at."""
@@ -205,6 +195,19 @@ class Receipt:
 
     def _error(self, kind: Flaw, why: str) -> ReceiptError:
         return ReceiptError(kind, why, self.record)
+
+
+def body_of(raw: bytes, leaf: bytes, record: str) -> dict[str, Any]:
+    """The content of a record's body, if this is its leaf. Raises ReceiptError."""
+    if leaf_hash(raw) != leaf:
+        raise ReceiptError(Flaw.BODY, "it isn't what was recorded: its hash is another one", record)
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise ReceiptError(Flaw.BODY, "it is no JSON object", record)
+    return cast("dict[str, Any]", body)
 
 
 def shard_key(log: VerifierKey, tenant: str, shard: str) -> VerifierKey:

@@ -19,18 +19,19 @@ from typing import Self
 from urllib.parse import parse_qs, urlsplit
 
 from evergrant.api.commands import ApiMethods
-from evergrant.api.models import Connection
+from evergrant.api.models import Connection, ProviderSaid
 from evergrant.cli.options import line_to_copy
 from evergrant.cli.tables import printable
 from evergrant.errors import (
     BadRequest,
     ClientMisconfigured,
     EvergrantError,
+    PlatformUnavailable,
     ProviderUnavailable,
     ReconnectNeeded,
 )
 from evergrant.models import new_verifier
-from evergrant.retries import Deadline, is_consent_complete
+from evergrant.retries import Deadline, is_consent_complete, telling_whose_turn
 from evergrant.sync_client import Evergrant
 
 _POLL = timedelta(seconds=2)
@@ -41,32 +42,62 @@ _PAGE = b"<!doctype html><title>Evergrant</title><p>Back to the terminal: it say
 
 
 def connect_here(
-    client: Evergrant, begin: Callable[..., Connection], timeout: timedelta, *, in_browser: bool
+    client: Evergrant,
+    begin: Callable[..., Connection],
+    timeout: timedelta,
+    *,
+    in_browser: bool,
+    explain: Callable[[str], ProviderSaid | None],
 ) -> Connection:
-    """Begin a consent, wait for its subject, and confirm it. `begin` takes `return_to` and `challenge`.
+    """Begin a consent, wait for its subject, and confirm it. `begin` takes `return_to` and `challenge`,
+    `explain` a connection's id.
 
-    Raises ConsentTimeout after `timeout`, ReconnectNeeded when the consent ended otherwise.
+    Raises ConsentTimeout after `timeout`, and as `is_consent_complete` when the consent ended otherwise.
     """
     verifier, challenge = new_verifier()
     with ReturnListener() as listener:
         opened = _begin(partial(begin, challenge=challenge), listener, in_browser)
-        with _saying_where_to_look(opened):
+        with saying_why(opened, explain):
             return _finish(client, opened, listener, verifier, Deadline(timeout), in_browser)
 
 
 @contextmanager
-def _saying_where_to_look(opened: Connection) -> Generator[None]:
-    """The terminal doesn't see the provider's page, where a consent ends that the provider refuses."""
+def saying_why(opened: Connection, explain: Callable[[str], ProviderSaid | None]) -> Generator[None]:
+    """Show what the provider said of a consent that has failed, or where to look: the terminal doesn't see
+    the provider's page, where a consent ends that the provider refuses."""
     try:
         yield
-    except (ClientMisconfigured, ProviderUnavailable, ReconnectNeeded, KeyboardInterrupt):
-        look = line_to_copy("evergrant", "connections", "get", opened.id)
-        uri = line_to_copy("evergrant", "integrations", "redirect-uri", opened.integration)
-        _say(f"what the provider said, for an admin: {look}")
-        _say(f"the redirect URI, if its page finds it wrong: {uri}")
-        client = line_to_copy("evergrant", "integrations", "get", opened.integration)
-        _say(f"the client id, if its page doesn't know it (is it the secret?): {client}")
+    except (ClientMisconfigured, PlatformUnavailable, ProviderUnavailable, ReconnectNeeded) as error:
+        refusal = explain(opened.id)
+        if error.context.get("consent") == "failed":
+            later = isinstance(error, ProviderUnavailable)
+            error.repair = _NEW_LINK if later else f"{error.repair} {_NEW_LINK}"
+        _say_where_to_look(opened, refusal)
         raise
+    except KeyboardInterrupt:
+        _say_where_to_look(opened, None)
+        raise
+
+
+def _say_where_to_look(opened: Connection, refusal: ProviderSaid | None) -> None:
+    show = line_to_copy("evergrant", "integrations", "get", opened.integration)
+    if refusal is not None and (words := words_of(refusal)):
+        _say(printable(f"the provider said: {words}"))
+        _say(f"the OAuth client that it was asked by: {show}")
+        return
+    look = line_to_copy("evergrant", "connections", "get", opened.id)
+    uri = line_to_copy("evergrant", "integrations", "redirect-uri", opened.integration)
+    _say(f"what the provider said, for an admin: {look}")
+    _say(f"the redirect URI, if its page finds it wrong: {uri}")
+    _say(f"the client id, if its page doesn't know it (404 at GitHub; is it the secret?): {show}")
+
+
+def words_of(refusal: ProviderSaid) -> str:
+    """What a provider said of a refusal, in one line; empty where it said nothing."""
+    by = "unauthenticated" if refusal.unauthenticated else None
+    words = ": ".join(filter(None, (refusal.error, refusal.description)))
+    parts = (by, None if refusal.status is None else f"status {refusal.status}", words)
+    return ", ".join(filter(None, parts)) if words or refusal.status is not None else ""
 
 
 def _finish(
@@ -81,10 +112,10 @@ def _finish(
         connection = client.send(ApiMethods.connection.call(opened.id), deadline.poll_timeout_s())
         if is_consent_complete(connection, newer_than=0):
             return connection
-        with suppress(Empty):
+        _require_not_failed(listener, opened.id)
+        with suppress(Empty), telling_whose_turn(connection):
             code = listener.codes.get(timeout=deadline.poll_pause_s(_POLL))
-            if not code:
-                _require_not_failed(listener, opened.id)
+            if not code:  # the browser has brought a failure, which the connection tells in full
                 continue
             confirm = partial(client.confirm, opened.id, code, opened.subject, verifier)
             _confirm(confirm, opened.connect_url, in_browser)
@@ -118,8 +149,8 @@ def _confirm(confirm: Callable[[], Connection], link: str | None, in_browser: bo
     try:
         announce(confirm(), in_browser=in_browser)
     except EvergrantError as error:
-        if isinstance(error, ProviderUnavailable) and error.context.get("consent") == "failed":
-            error.repair, error.retry_after = _NEW_LINK, None
+        if error.context.get("consent") == "failed":
+            error.retry_after = None
         if error.code not in _TRY_AGAIN:
             raise
         _say(f"{error.code}: {printable(error.repair)} The link: {link}")
@@ -141,6 +172,12 @@ def say_who(connection: Connection) -> None:
     scopes = f" with {' '.join(connection.scopes)}" if connection.scopes else ""
     facts = f" ({', '.join(texts)})" if texts else ""
     _say(printable(f"{connection.subject} is connected at {connection.integration}{scopes}{facts}"))
+    if missing := connection.missing_scopes:
+        again = (part for scope in missing for part in ("--scope", scope))
+        line = line_to_copy("evergrant", "connections", "reauthorize", connection.id, *again)
+        _say(printable(f"requested and not granted: {' '.join(missing)}"))
+        _say("  the person left it out, or the OAuth client may not have it at the provider")
+        _say(printable(f"  to ask again: {line}"))
 
 
 class ReturnListener:

@@ -50,6 +50,7 @@ evergrant integrations delete crm
 evergrant integrations rotate-secret crm --client-secret-file new-secret.txt
 evergrant integrations roll-secret-back crm
 evergrant integrations health crm
+evergrant overview
 evergrant connections ls --state needs_reauth
 evergrant connections get con_… --live
 evergrant connections connect crm alice --open --wait
@@ -59,6 +60,13 @@ evergrant connections reauthorize con_… --scope read --scope write
 evergrant connections choose con_… site-1
 evergrant connections revoke con_… --reason "alice left"
 evergrant connections erase con_… --reason INC-9
+evergrant connections bulk plan revoke --integration crm --state needs_reauth
+evergrant connections bulk start refresh --integration crm --failing --reason INC-9
+evergrant connections bulk ls
+evergrant connections bulk show blk_…
+evergrant connections bulk connections blk_… --outcome failed
+evergrant connections bulk pause blk_…
+evergrant connections bulk resume blk_…
 evergrant subjects erase alice --reason INC-9
 evergrant erasures ls --subject alice
 evergrant erasures get era_…

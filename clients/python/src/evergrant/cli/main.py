@@ -42,7 +42,7 @@ NOUNS: Mapping[str, tuple[str, str]] = {
     ),
     "keys": ("keys:keys", "The keys that seal the tenant's secrets, and rotations of them."),
     "mcp": ("leases:mcp", "MCP servers through the gateway."),
-    "offboard": ("incidents:offboard", "A person leaves: stop and revoke what is theirs, and its report."),
+    "offboard": ("erasures:offboard", "A person leaves: stop and revoke what is theirs, and its report."),
     "people": ("people:people", "People who administer: where they log in, their roles and sessions."),
     "permits": ("permits:permits", "What apps may do. A deny wins."),
     "providers": ("providers:providers", "The catalogue, and definitions of your own."),
@@ -84,6 +84,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Log in as a person, in a browser on this machine. The session is kept in a file of mode 0600.",
     ),
     "logout": ("people:logout", "End the session of `evergrant login`, and forget it."),
+    "overview": (
+        "connections:overview",
+        "Show what needs somebody and whose turn it is, what ends soon, and how each integration is.",
+    ),
     "proof": (
         "leases:proof",
         "Print a DPoP header for one request with a token that is bound to a key (RFC 9449).",

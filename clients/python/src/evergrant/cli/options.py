@@ -74,7 +74,7 @@ def _read(path: Path) -> tuple[Mapping[str, str], os.stat_result]:
 def _require_own(path: Path, status: os.stat_result) -> None:
     if status.st_uid not in (os.getuid(), 0):
         why = f"{path.absolute()} belongs to another user"
-        repair = "Set EVERGRANT_URL, or run evergrant in another folder."
+        repair = "Set EVERGRANT_URL, or run the command in another folder."
         raise BadRequest(why, code="settings_file_open", repair=repair)
     if stat.S_IMODE(status.st_mode) & 0o077:
         why = f"other users can read {path.absolute()}"
@@ -162,6 +162,16 @@ def name_what_is_missing(client: Evergrant, error: EvergrantError) -> None:
             error.repair = f"evergrant {list_them} {app} lists them."
 
 
+def _name_the_apps_key(error: EvergrantError) -> None:
+    """Name the key files beside `evergrant.env`, whose own key is an admin's: it leases no token."""
+    if not Path(SETTINGS_FILE).exists() or any(os.environ.get(name) for name in _KEYS):
+        return
+    own = environment().get("EVERGRANT_API_KEY_FILE", "")
+    files = sorted(path.name for path in Path.cwd().glob("*.key") if path.name != Path(own).name)
+    if files:
+        error.repair = f"With the app's own key: --api-key-file {files[0]}. {error.repair}"
+
+
 def _name_the_permit(error: EvergrantError) -> None:
     integration, subject = error.context.get("integration"), error.context.get("subject")
     if isinstance(integration, str) and isinstance(subject, str):
@@ -228,6 +238,8 @@ class Options:
             except EvergrantError as error:
                 if error.code == "not_found":
                     name_what_is_missing(client, error)
+                if error.code == "not_permitted" and self.api_key_file is None:
+                    _name_the_apps_key(error)
                 raise
 
     def _connected(self) -> Evergrant:

@@ -2,19 +2,21 @@
 
 import json
 import os
+import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NamedTuple
 
 from cyclopts import App, Parameter
 
+from evergrant.api.models import AuditProof
 from evergrant.cli.arguments import Seconds, argument_error, in_utc, read_text, require_audit_extra
-from evergrant.cli.commands.questions import evidence
+from evergrant.cli.commands.questions import SHARDS, evidence, wait_for_answer
 from evergrant.cli.options import DEFAULTS, Options
-from evergrant.cli.tables import Format, show_one, show_rows
+from evergrant.cli.tables import show_one, show_rows
 from evergrant.errors import BadRequest, EvergrantError
 from evergrant.grant_files import file_error, write_private_file
 
@@ -28,6 +30,7 @@ _RECORDS = ("seq", "shard", "at", "action", "by", "detail")
 _RETRY_S = 1.0
 _END = b'{"page":'  # how the last line of a page begins
 _BEGINNINGS = (_END, b'{"shard":', b'{"receipt":', b'{"history":')
+_COSE_SIGN1 = b"\xd2"  # how a receipt in COSE begins: tag 18
 _NOT_FOUND = "not_found"
 
 LogKey = Annotated[str | None, Parameter(env_var="EVERGRANT_AUDIT_LOG")]
@@ -72,35 +75,45 @@ def show(
 
 @audit.command
 def receipt(
-    record: str, /, *, out: Path | None = None, wait: Seconds = 30.0, options: Options = DEFAULTS
+    record: str,
+    /,
+    *,
+    out: Path | None = None,
+    cose: bool = False,
+    wait: Seconds = 30.0,
+    options: Options = DEFAULTS,
 ) -> None:
     """Fetch the receipt of a record, and print it or write it to a file.
 
     Args:
         record: Its place, as a lease and `evergrant audit -o json` name it: SHARD/INDEX.
         out: The file to write.
+        cose: In COSE (RFC 9942), for other programs; it has no signatures of witnesses.
         wait: How long to wait for the next checkpoint, which covers a record that is new.
     """
     end = time.monotonic() + wait
     with options.client() as client:
         while True:
             try:
-                proof = client.audit_proof(record)
+                content = client.cose_receipt(record) if cose else _text_of(client.audit_proof(record))
                 break
             except BadRequest as error:
                 if error.code != _NOT_FOUND or time.monotonic() >= end:
                     raise
                 time.sleep(_RETRY_S)
-    text = json.dumps(asdict(proof), indent=1) + "\n"
     if out is None:
-        print(text, end="")
+        sys.stdout.buffer.write(content)
     else:
-        out.write_text(text, encoding="utf-8")
+        out.write_bytes(content)
+
+
+def _text_of(proof: AuditProof) -> bytes:
+    return f"{json.dumps(asdict(proof), indent=1)}\n".encode()
 
 
 @audit.command
 def verify(
-    file: Path,
+    file: Path | None = None,
     /,
     *,
     log: LogKey = None,
@@ -108,9 +121,12 @@ def verify(
     record: str | None = None,
     witness: tuple[str, ...] = (),
     least: int | None = None,
-    output: Annotated[Format, Parameter(name=["--output", "-o"])] = Format.TABLE,
+    options: Options = DEFAULTS,
 ) -> None:
     """Check a receipt or an export offline: that the installation's log has exactly these records.
+
+    Without a file the server's workers verify the tenant's whole log, with the keys that they have, and print
+    the head of each shard; what is wrong is named, and the command fails.
 
     Args:
         file: What `evergrant audit receipt` or `export` wrote; - is the standard input, for a receipt.
@@ -120,25 +136,15 @@ def verify(
         witness: The public key of a witness, or a file that holds it; may be repeated.
         least: How many of these witnesses must have signed too; all of them by default.
     """
-    require_audit_extra()
-    from evergrant.audit.receipts import Receipt, ReceiptError
-
-    keys = [_key(text) for text in witness]
-    if record is None and _is_export(file):
-        _verify_export(file, _key(log), tenant, keys, len(keys) if least is None else least, output)
+    if file is None:
+        _verify_server(options)
         return
-    try:
-        verified = Receipt.parse(read_text(file)).verified(
-            _key(log),
-            tenant=tenant,
-            record=record,
-            witnesses=keys,
-            least=len(keys) if least is None else least,
-        )
-    except ReceiptError as error:
-        raise NotProven(f"{file}: {error}", code=f"receipt_{error.kind}") from None
-    times = {name: datetime.fromtimestamp(at, UTC).isoformat() for name, at in verified.witnesses.items()}
-    show_one({"ok": True, **asdict(verified), "witnesses": times}, output)
+    require_audit_extra()
+    keys = [_key(text) for text in witness]
+    demand = _Demand(_key(log), tenant, keys, len(keys) if least is None else least)
+    is_export = record is None and _begins(file).startswith(_BEGINNINGS)
+    verified = _verified_export(file, demand) if is_export else _verified_receipt(file, demand, record)
+    show_one({"ok": True, **verified}, options.output)
 
 
 @audit.command(name="export")
@@ -290,28 +296,50 @@ def _replace(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def _is_export(path: Path) -> bool:
-    """Whether the file begins as an export does."""
+class _Demand(NamedTuple):
+    """What a file is checked against: the log's key, the tenant, and who else must have signed."""
+
+    log: "VerifierKey"
+    tenant: str | None
+    witnesses: "list[VerifierKey]"
+    least: int
+
+
+def _begins(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.readline().startswith(_BEGINNINGS)
+            return file.read(20)
     except OSError:
-        return False  # whoever reads it says why
+        return b""  # whoever reads it says why
 
 
-def _verify_export(
-    path: Path,
-    log: "VerifierKey",
-    tenant: str | None,
-    witnesses: "list[VerifierKey]",
-    least: int,
-    output: Format,
-) -> None:
+def _verified_receipt(path: Path, demand: _Demand, record: str | None) -> dict[str, Any]:
+    """Check a receipt of either form. Raises NotProven that names the kind of what is wrong."""
+    from evergrant.audit.cose import verify_cose
+    from evergrant.audit.receipts import Flaw, Receipt, ReceiptError
+
+    log, tenant, witnesses, least = demand
+    try:
+        if not _begins(path).startswith(_COSE_SIGN1):
+            receipt = Receipt.parse(read_text(path))
+            verified = receipt.verified(log, tenant=tenant, record=record, witnesses=witnesses, least=least)
+        elif least:
+            raise ReceiptError(Flaw.WITNESS, "in COSE it has no signatures of witnesses; fetch it without")
+        else:
+            verified = verify_cose(path.read_bytes(), log, tenant=tenant, record=record)
+    except ReceiptError as error:
+        raise NotProven(f"{path}: {error}", code=f"receipt_{error.kind}") from None
+    times = {name: datetime.fromtimestamp(at, UTC).isoformat() for name, at in verified.witnesses.items()}
+    return {**asdict(verified), "witnesses": times}
+
+
+def _verified_export(path: Path, demand: _Demand) -> dict[str, Any]:
     """Check an export line by line. Raises NotProven that names the record, and for a file without its
     end."""
     from evergrant.audit.exports import ExportVerifier
     from evergrant.audit.receipts import ReceiptError
 
+    log, tenant, witnesses, least = demand
     verifier = ExportVerifier(log, tenant=tenant, witnesses=witnesses, least=least)
     try:
         with path.open("rb") as file:
@@ -323,7 +351,19 @@ def _verify_export(
     if not verified.whole:
         why = f"{path}: its last page is missing; `evergrant audit export` goes on with it"
         raise NotProven(why, code="export_cut")
-    show_one({"ok": True, **asdict(verified)}, output)
+    return asdict(verified)
+
+
+def _verify_server(options: Options) -> None:
+    """Have a worker verify the log. Raises NotProven that names the first record that isn't good."""
+    with options.client() as client:
+        question = wait_for_answer(client, client.ask_question("log"))
+        lines = list(client.answer(question.id))
+    for line in lines:
+        if line.kind == "flaw":
+            place, why = f"{line.facts['shard']}/{line.facts['index']}", line.facts["problem"]
+            raise NotProven(f"record {place}: {line.facts['kind']}: {why}", code="log_flawed")
+    show_rows([dict(line.facts) for line in lines], SHARDS, options.output)
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -1,7 +1,8 @@
 """`evergrant connections`: begin, confirm, look at, refresh and revoke connections, and sign requests."""
 
 import sys
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Annotated
@@ -11,16 +12,41 @@ from cyclopts import App, Parameter
 from evergrant.api.models import Connection, ProviderSaid
 from evergrant.cli.arguments import Generation, Scopes, Seconds
 from evergrant.cli.commands.erasures import until_erased
-from evergrant.cli.consent import announce, connect_here, say_who
+from evergrant.cli.commands.incidents import bulk
+from evergrant.cli.consent import announce, connect_here, say_who, saying_why, words_of
 from evergrant.cli.options import DEFAULTS, Options, line_to_copy, note_missing_integration
 from evergrant.cli.tables import Format, Row, members_of, row_of, show_one, show_rows
-from evergrant.errors import PlatformUnavailable
+from evergrant.errors import EvergrantError, PlatformUnavailable
 from evergrant.models import State
 
 _CONNECTIONS = ("id", "integration", "subject", "label", "state", "expires_at", "reason", "repairer")
+_ATTENTION = ("repairer", "integration", "state", "code", "connections", "since", "repair")
+_WAITING = ("kind", "number", "since")
+_ENDS = ("at", "kind", "name", "owner", "connections")
+_STANDINGS = ("name", "provider", "state", "active", "failing", "needs_reauth", "pending_consent")
 _BELOW = {"subject": ("label",), "state": ("reason", "repairer")}
 
 connections = App(name="connections")
+connections.command(bulk)
+
+
+def overview(*, options: Options = DEFAULTS) -> None:
+    """Show what needs somebody and whose turn it is, what ends soon, and how each integration is."""
+    with options.client() as client:
+        shown = client.overview()
+    if options.output is not Format.TABLE:
+        show_one(shown, options.output)
+        return
+    tables = (
+        ("needs somebody", shown.attention, _ATTENTION),
+        ("waits for an admin", shown.waiting, _WAITING),
+        ("ends within 30 days", shown.ends, _ENDS),
+        ("integrations", shown.integrations, _STANDINGS),
+    )
+    for title, rows, columns in tables:
+        print(f"{title}: {len(rows) or 'nothing'}")
+        if rows:
+            show_rows(rows, columns, options.output)
 
 
 @connections.command(name=("ls", "list"))
@@ -30,17 +56,30 @@ def list_connections(
     provider: str | None = None,
     subject: str | None = None,
     state: State | None = None,
+    search: str | None = None,
+    failing: bool = False,
+    urgent: bool = False,
     reference: str | None = None,
     options: Options = DEFAULTS,
 ) -> None:
     """List the connections this app may see.
 
     Args:
+        search: How the subject, the label or the id begins.
+        failing: Only active ones whose refresh fails, or whose account is to be chosen.
+        urgent: Those that need somebody first.
         reference: That of a subject's page: the connection whose consent failed there.
     """
     with options.client() as client:
         listed = client.connections(
-            integration=integration, provider=provider, subject=subject, state=state, reference=reference
+            integration=integration,
+            provider=provider,
+            subject=subject,
+            state=state,
+            search=search,
+            failing=failing or None,
+            order="urgency" if urgent else None,
+            reference=reference,
         )
         rows = [connection_row(connection) for connection in listed]
         if integration and not rows:
@@ -105,6 +144,7 @@ def connect(
     integration: str, subject: str, /, *, consent: Consent = Consent(), options: Options = DEFAULTS
 ) -> None:
     """Begin a connection and print the subject's next step, if there is one."""
+    explain = partial(_provider_said, options)
     limit, in_browser = timedelta(seconds=consent.timeout), consent.open_browser
     with options.client() as client:
         begin = partial(
@@ -121,16 +161,26 @@ def connect(
             login_hint=consent.login_hint,
         )
         if consent.wait and consent.return_to is None:
-            connection = connect_here(client, begin, limit, in_browser=in_browser)
+            connection = connect_here(client, begin, limit, in_browser=in_browser, explain=explain)
         else:
             connection = begin(return_to=consent.return_to)
             if consent.wait or in_browser:
                 announce(connection, in_browser=in_browser)
             if consent.wait:
-                connection = client.wait_for_consent(connection.id, limit)
+                with saying_why(connection, explain):
+                    connection = client.wait_for_consent(connection.id, limit)
         if consent.wait:
             say_who(connection)
         _show(connection, options)
+
+
+def _provider_said(options: Options, connection_id: str) -> ProviderSaid | None:
+    """What the provider said of a connection's failure, where this folder's own credential is an admin's."""
+    for asking in dict.fromkeys((options, replace(options, api_key_file=None))):
+        with suppress(EvergrantError), asking.client() as client:
+            if (refusal := client.connection(connection_id).provider_said) is not None:
+                return refusal
+    return None
 
 
 @connections.command
@@ -265,11 +315,7 @@ def connection_row(connection: Connection) -> Row:
 
 def _said_row(failure: ProviderSaid) -> Row:
     """The provider's words in one line, for an admin."""
-    by = "unauthenticated" if failure.unauthenticated else None
-    words = ": ".join(filter(None, (failure.error, failure.description)))
-    parts = (by, None if failure.status is None else f"status {failure.status}", words)
-    text = ", ".join(filter(None, parts)) or None
-    shown = {"provider_said": text, "provider_said_at": failure.at.isoformat()}
+    shown = {"provider_said": words_of(failure) or None, "provider_said_at": failure.at.isoformat()}
     return shown if failure.reference is None else {**shown, "reference": failure.reference}
 
 

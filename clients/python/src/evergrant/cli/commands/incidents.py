@@ -1,32 +1,43 @@
 """`evergrant incident`: a breach drill, or what follows a leak of keys; its report, and the check of one.
 
-`evergrant offboard`: a person leaves: what is theirs is stopped at once, and revoked after a grace.
+`evergrant connections bulk`: one act on many connections, which a worker carries out likewise.
 """
 
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
-from evergrant.cli.arguments import argument_error, require_audit_extra
+from evergrant.api.models import Incident
+from evergrant.cli.arguments import require_audit_extra
 from evergrant.cli.options import DEFAULTS, Options
-from evergrant.cli.tables import show_one, show_rows
+from evergrant.cli.tables import Format, show_one, show_rows
 from evergrant.cli.verbs import verb
 from evergrant.errors import BadRequest
+from evergrant.models import State
+from evergrant.sync_client import Evergrant
 
 Kind = Literal["breach", "leak"]
 _INCIDENTS = ("id", "kind", "integration", "app", "state", "paused", "ended", "selected", "reason")
 _CONNECTIONS = ("connection_id", "integration", "step", "outcome", "state", "reconnected", "last_leased_at")
 _INTEGRATIONS = ("integration", "provider", "connections", "revokes", "replaces", "secret")
 _STEPS = ("by", "connections", "text", "command")
-Attribute = Literal["user_name", "external_id", "email"]
-_OFFBOARDINGS = ("id", "subject", "state", "ended", "selected", "held_until", "reason")
-_PLANNED = ("connection_id", "integration", "subject", "label", "state", "matched_by", "fate", "to")
-_OF_LEAVER = ("connection_id", "integration", "matched_by", "step", "outcome", "state", "last_leased_at")
+
+_ORDERS = ("id", "action", "state", "paused", "ended", "selected", "reason", "created_at")
+_ORDERED = ("connection_id", "integration", "step", "outcome", "state")
 
 incident = App(name="incident")
+bulk = App(name="bulk", help="One act on many connections: refresh, reconnect, revoke, label.")
+BulkAction = Literal["refresh", "reconnect", "revoke", "label"]
+verb(bulk, "ls list", "bulk_orders", "List the tenant's bulk orders.", _ORDERS)
+verb(bulk, "show get", "bulk_order", "Show how far a bulk order is, and how many connections ended how.")
+verb(bulk, "pause", "pause_bulk_order", "Have a bulk order rest at the end of its page.")
+verb(bulk, "resume", "resume_bulk_order", "Have a paused bulk order go on.")
 
 verb(incident, "ls list", "incidents", "List the incidents of the tenant.", _INCIDENTS)
 verb(incident, "show get", "incident", "Show how far an incident is, and what a person has to do.")
@@ -130,16 +141,34 @@ def report(incident_id: str, /, *, out: Path | None = None, options: Options = D
         out: A new file for it.
     """
     with options.client() as client:
-        content = client.incident_report(incident_id)
-    if not isinstance(content, bytes):
-        why = f"{content.ended} of {content.selected} connections have ended"
-        raise BadRequest(f"It isn't done: {why}.", code="not_done", repair="Ask again later.")
-    if out is None:
-        sys.stdout.buffer.write(content)
-        return
-    with out.open("xb") as file:
-        file.write(content)
-    print(f"evergrant: {out} has {content.count(bytes([10]))} lines", file=sys.stderr)
+        pages = _report_pages(client, incident_id)
+        first = next(pages)  # before the file is made
+        if out is None:
+            for content in chain([first], pages):
+                sys.stdout.buffer.write(content)
+            return
+        lines = 0
+        with out.open("xb") as file:
+            try:
+                for content in chain([first], pages):
+                    file.write(content)
+                    lines += content.count(b"\n")
+            except BaseException:
+                out.unlink()  # a part of a report is none
+                raise
+    print(f"evergrant: {out} has {lines} lines", file=sys.stderr)
+
+
+def _report_pages(client: Evergrant, incident_id: str) -> Iterator[bytes]:
+    """Raises BadRequest while the incident isn't done."""
+    after: str | None = ""
+    while after is not None:
+        page = client.incident_report(incident_id, after)
+        if isinstance(page, Incident):
+            why = f"{page.ended} of {page.selected} connections have ended"
+            raise BadRequest(f"It isn't done: {why}.", code="not_done", repair="Ask again later.")
+        yield page.content
+        after = page.next
 
 
 @incident.command
@@ -164,126 +193,90 @@ def verify(file: Path, /, *, key: str | None = None, options: Options = DEFAULTS
     show_one(checked, options.output)
 
 
-def _in_utc(at: datetime | None) -> datetime | None:
-    return at.replace(tzinfo=UTC) if at is not None and at.tzinfo is None else at
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Chosen:
+    """The options of `bulk`: which connections. Without any: all that haven't ended."""
+
+    integration: str | None = None
+    "Only its connections."
+    state: State | None = None
+    "Only those in this state."
+    failing: bool = False
+    "Only active ones whose refresh fails, or whose account is to be chosen."
+    search: str | None = None
+    "Only those whose subject, label or id begins so."
+    connection: tuple[str, ...] = ()
+    "Only this one, instead of the other options; may be repeated."
 
 
-offboard = App(name="offboard")
+@bulk.command(name="plan")
+def plan_bulk(action: BulkAction, /, *, chosen: Chosen = Chosen(), options: Options = DEFAULTS) -> None:
+    """Show what a bulk order would be about, and how it would be carried out. Changes nothing."""
+    with options.client() as client:
+        planned = client.bulk_plan(
+            action,
+            integration=chosen.integration,
+            state=chosen.state,
+            failing=chosen.failing or None,
+            search=chosen.search,
+            connections=" ".join(chosen.connection) or None,
+        )
+    if options.output is not Format.TABLE:
+        show_one(planned, options.output)
+        return
+    most = "" if planned.totals.complete else "at least "
+    confirm = f"; to confirm: --confirm {planned.confirm}" if planned.confirm else ""
+    print(f"{most}{planned.totals.total:,} connections{confirm}")
+    print(planned.how)
 
-verb(offboard, "ls list", "offboardings", "List who leaves, or has left.", _OFFBOARDINGS)
-verb(offboard, "show get", "offboarding", "Show how far the offboarding of a person is.")
-verb(offboard, "undo", "undo_offboarding", "Put the connections of a person back, within the grace.")
-verb(offboard, "rule", "offboarding_rule", "Show how people are matched to subjects.")
-verb(offboard, "rm-rule", "delete_offboarding_rule", "Match nobody who leaves to a subject by itself.")
 
-
-@offboard.command(name="start")
-def start_offboarding(
+@bulk.command(name="start")
+def start_bulk(
+    action: BulkAction,
+    /,
     *,
     reason: str,
-    subject: str | None = None,
-    user: str | None = None,
-    issuer: str | None = None,
-    sub: str | None = None,
-    grace: float | None = None,
-    sponsor: str | None = None,
-    hand_over: tuple[str, ...] = (),
-    dry_run: bool = False,
+    chosen: Chosen = Chosen(),
+    label: str | None = None,
+    confirm: str | None = None,
+    wait: float | None = None,
     options: Options = DEFAULTS,
 ) -> None:
-    """Stop all connections of a person who leaves; once the grace is over, revoke them at the providers.
+    """Have a worker do it with each of the connections.
 
     Args:
-        reason: For the audit log and the report: name a ticket, and no person.
-        subject: The person, as apps name them.
-        user: The person in the tenant's directory: their id, or their userName.
-        issuer: The issuer at which the person logs in, beside --sub.
-        sub: The person's sub at the issuer.
-        grace: Seconds in which the connections can be put back; by default the tenant's.
-        sponsor: The app that answers for the person's agents from then on. Without one they are stopped.
-        hand_over: A connection of the team, and whose it becomes: CONNECTION_ID=SUBJECT. May be repeated.
-        dry_run: Change nothing, and show what would become of each connection.
+        reason: For the audit log: name a ticket, and no person.
+        label: With `label`: the one that connections get.
+        confirm: With `revoke` and `label`: what `evergrant connections bulk plan` prints.
+        wait: Seconds after which it is over, however far the connections are.
     """
-    owners = dict(_owner(text) for text in hand_over)
     with options.client() as client:
-        call = client.plan_offboarding if dry_run else client.begin_offboarding
-        result = call(
-            reason,
-            subject=subject,
-            user=user,
-            issuer=issuer,
-            sub=sub,
-            grace=None if grace is None else timedelta(seconds=grace),
-            sponsor=sponsor,
-            hand_over=owners or None,
+        begun = client.open_bulk_order(
+            action,
+            reason=reason,
+            connections=chosen.connection or None,
+            integration=chosen.integration,
+            state=chosen.state,
+            failing=chosen.failing,
+            search=chosen.search,
+            label=label,
+            confirm=confirm,
+            wait=None if wait is None else timedelta(seconds=wait),
         )
-    planned = getattr(result, "connections", None)
-    if planned is None or options.output != "table":
-        show_one(result, options.output)
-        return
-    show_rows(planned, _PLANNED, options.output)
+    show_one(begun, options.output)
 
 
-@offboard.command(name="connections")
-def connections_of_leaver(offboarding_id: str, /, *, options: Options = DEFAULTS) -> None:
-    """List the connections of a person who leaves, and what became of each."""
-    with options.client() as client:
-        show_rows(client.offboarding(offboarding_id).connections, _OF_LEAVER, options.output)
-
-
-@offboard.command(name="report")
-def offboarding_report(
-    offboarding_id: str, /, *, out: Path | None = None, options: Options = DEFAULTS
-) -> None:
-    """Print the signed report of an offboarding that is done. `evergrant incident verify` checks it.
+@bulk.command(name="connections")
+def bulk_connections(bulk_id: str, /, *, outcome: str | None = None, options: Options = DEFAULTS) -> None:
+    """List what became of each connection of a bulk order.
 
     Args:
-        out: A new file for it.
-    """
-    report(offboarding_id, out=out, options=options)
-
-
-@offboard.command
-def put_rule(
-    *,
-    subject_from: Attribute | None = None,
-    sub_from: Attribute | None = None,
-    issuer: str | None = None,
-    grace: float | None = None,
-    sponsor: str | None = None,
-    team_label: tuple[str, ...] = (),
-    team_owner: str | None = None,
-    dry_run: bool = False,
-    options: Options = DEFAULTS,
-) -> None:
-    """Say how people who leave are matched to subjects, and what becomes of what is theirs.
-
-    Args:
-        subject_from: The attribute of the directory that apps use as subject.
-        sub_from: The attribute that is the person's sub at the issuer.
-        issuer: The tenant's own issuer.
-        grace: Seconds in which connections can be put back; by default EVERGRANT_OFFBOARDING_GRACE.
-        sponsor: The app that answers for agents of people who have left.
-        team_label: Connections with this label are the team's. May be repeated.
-        team_owner: The subject to whom these are handed over.
-        dry_run: Record what SCIM and security events would begin, and begin nothing.
+        outcome: Only those that have ended so, such as renewed, failed, reconnect or taken.
     """
     with options.client() as client:
-        rule = client.put_offboarding_rule(
-            subject_from=subject_from,
-            sub_from=sub_from,
-            issuer=issuer,
-            grace=None if grace is None else timedelta(seconds=grace),
-            sponsor=sponsor,
-            team_labels=team_label or None,
-            team_owner=team_owner,
-            dry_run=dry_run,
-        )
-        show_one(rule, options.output)
+        show_rows(client.bulk_connections(bulk_id, outcome=outcome), _ORDERED, options.output)
 
 
-def _owner(text: str) -> tuple[str, str]:
-    connection, _, subject = text.partition("=")
-    if not connection or not subject:
-        raise argument_error("--hand-over is CONNECTION_ID=SUBJECT")
-    return connection, subject
+def _in_utc(at: datetime | None) -> datetime | None:
+    return at.replace(tzinfo=UTC) if at is not None and at.tzinfo is None else at

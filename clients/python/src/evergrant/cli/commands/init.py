@@ -20,18 +20,20 @@ from evergrant.cli.commands.integrations import reserve
 from evergrant.cli.options import DEFAULTS, Options, if_there, line_to_copy
 from evergrant.cli.tables import Format, printable, row_of, show_one
 from evergrant.errors import BadRequest, EvergrantError
+from evergrant.grant_files import keep_out_of_git
 from evergrant.models import State
 from evergrant.origins import read_key_file
 from evergrant.sync_client import Evergrant
 
 _NAME = re.compile(r"[a-z0-9-]+", re.IGNORECASE)
+_MOST_SHOWN = 20  # scopes
 _HERE = "http://127.0.0.1/"  # evergrant connect listens on this machine, at any port
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Answers:
-    """The options of `init`, of which it asks for the first four where they are missing."""
+    """The options of `init`, of which it asks for the first five where they are missing."""
 
     provider: str | None = None
     "A provider of the catalogue, or the URL of any server that publishes its metadata."
@@ -40,10 +42,13 @@ class Answers:
     given by its URL is asked to register a client (RFC 7591)."""
     client_secret_file: InputFile | None = None
     "A file with the client secret; - reads it from the standard input."
+    scope: Scopes = ()
+    """A scope to request; may be repeated. By default the provider's own, or openid where a server lists
+    that."""
     subject: str | None = None
     "Your name for the person who will consent."
-    scope: Scopes = ()
-    "A scope to request; may be repeated. By default the provider's own."
+    api_base_url: str | None = None
+    "Of a server that is given by its URL: where its API is, for calls through the gateway."
     name: str | None = None
     "The integration's name; by default the provider's, and server for a URL."
     app: str = "first-app"
@@ -55,7 +60,7 @@ class Answers:
 def init(*, answers: Answers = Answers(), options: Options = DEFAULTS) -> None:
     """Make an integration, an app, its permit and key, and a program that leases a token.
 
-    Asks for the first four options where they are missing. After a mistake, run it again: what works is kept.
+    Asks for the first five options where they are missing. After a mistake, run it again: what works is kept.
     """
     url, app, out, key = options.address(), answers.app, answers.out, Path(f"{answers.app}.key")
     provider = answers.provider or _ask("Provider, or your server's URL", "--provider")
@@ -70,11 +75,15 @@ def init(*, answers: Answers = Answers(), options: Options = DEFAULTS) -> None:
         uri = integration.redirect_uri
         _say(f"Register an OAuth client there with exactly this redirect URI:\n\n  {uri}\n")
         members = _client(integration, "issuer" in where, answers.client_id, answers.client_secret_file)
+        if answers.api_base_url:
+            members["params"] = {"api_base_url": answers.api_base_url}
+        if scopes := answers.scope or _scopes_before(client, integration, where, members):
+            members["default_scopes"] = list(scopes)
+        have_client(client, integration, where, members)
+        if "issuer" in where and not scopes:
+            have_scopes(client, name, where)
         question = "Your name for the person who will consent"
         subject = answers.subject or _ask(question, "--subject", getuser())
-        if answers.scope:
-            members["default_scopes"] = list(answers.scope)
-        have_client(client, integration, where, members)
         have_app(client, app, _HERE)
         have_permit(client, app, name, subject)
         have_key(client, url, app, key)
@@ -94,6 +103,7 @@ def _write_program(out: Path, url: str, key: Path, name: str, subject: str, opti
     connect = line_to_copy("evergrant", "connect", name, subject, *flags)
     text = written_program(url, os.path.relpath(key, out.parent), name, subject, connect)
     out.write_text(text, encoding="utf-8")
+    keep_out_of_git(out)
     return connect
 
 
@@ -123,6 +133,49 @@ def _client(
     if not secret:
         return {"client_id": client_id} if kept else {"client_id": client_id, "client_auth": "none"}
     return {"client_id": client_id, "client_secret": secret}
+
+
+def _scopes_before(
+    client: Evergrant, integration: Integration, where: Mapping[str, str], members: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """The scopes of a provider of the catalogue, or those that a server is to register; a server's own list
+    is known once its metadata has been read. Empty: as the integration or the provider has them."""
+    if not sys.stdin.isatty() or integration.default_scopes:
+        return ()
+    if "issuer" in where:
+        dynamic = members.get("registration") == "dynamic"
+        return _asked_scopes("Scopes to register the client for", (), "the server's own") if dynamic else ()
+    facts: Mapping[str, Any] = next(
+        (row.facts for row in client.providers() if row.name == where["provider"]), {}
+    )
+    usual = tuple(map(str, facts.get("default_scopes") or (("openid",) if facts.get("openid") else ())))
+    documented = f"; {facts['docs_url']} lists them" if facts.get("docs_url") else ""
+    return _asked_scopes(f"Scopes to request, with spaces between{documented}", usual, "none")
+
+
+def have_scopes(client: Evergrant, name: str, where: Mapping[str, str]) -> None:
+    """Default scopes for a server that lists its own: those that are chosen, else `openid` where it is
+    listed. A request without a scope is refused by many."""
+    integration = client.integration(name)
+    supported = integration.supported_scopes
+    if integration.default_scopes or not supported or integration.state != "ready":
+        return
+    usual = ("openid",) if "openid" in supported else ()
+    if sys.stdin.isatty():
+        more = f" and {len(supported) - _MOST_SHOWN} more" if len(supported) > _MOST_SHOWN else ""
+        _say(f"The server supports the scopes {' '.join(supported[:_MOST_SHOWN])}{more}")
+        usual = _asked_scopes("Scopes to request, with spaces between", usual, "the server's own")
+    elif usual:
+        _say("Requested is openid, which the server supports; --scope requests others.")
+    if usual:
+        have_client(client, integration, where, {"default_scopes": list(usual)})
+
+
+def _asked_scopes(question: str, usual: tuple[str, ...], empty: str) -> tuple[str, ...]:
+    if not usual:
+        question += f" (empty: {empty})"
+    answer = _ask(question, "--scope", " ".join(usual))
+    return tuple(filter(None, re.split(r"[,\s]+", answer)))
 
 
 def _ask(question: str, flag: str, default: str | None = None) -> str:
@@ -163,7 +216,8 @@ def have_client(
         _put_new(client, integration.name, where, members)
         return
     secret = members.get("client_secret")
-    now = {"client_id": integration.client_id, "default_scopes": list(integration.default_scopes)}
+    now: dict[str, Any] = {"client_id": integration.client_id, "params": dict(integration.params)}
+    now["default_scopes"] = list(integration.default_scopes)
     changed = [name for name, value in now.items() if name in members and members[name] != value]
     if not changed:
         if secret:
@@ -174,6 +228,8 @@ def have_client(
         raise BadRequest(why, code="integration_in_use", repair="Give this one another name: --name.")
     row: dict[str, Any] = row_of(integration)
     kept: dict[str, Any] = {name: row[name] for name in (*_KEPT, "provider", "issuer")}
+    if integration.registration and "client_id" not in members:
+        kept |= {"registration": integration.registration, "client_id": None, "client_auth": None}
     kept.update(members)
     client.put_integration(integration.name, **kept)
 
@@ -208,7 +264,8 @@ def _put_mcp(
 
     Raises `refused` if it is none.
     """
-    plain_members = {member: value for member, value in members.items() if member != "registration"}
+    others = ("registration", "params")
+    plain_members = {member: value for member, value in members.items() if member not in others}
     try:
         client.put_integration(name, provider="mcp", params={"url": url}, **plain_members)
     except EvergrantError as second:

@@ -134,6 +134,8 @@ class OAuthClient:
     issuer: str | None = None
     url: str | None = None
     "The MCP server's URL, with the provider mcp. It needs nothing else."
+    api_base_url: str | None = None
+    "With the provider generic: where the server's API is, for calls through the gateway."
     dpop: bool | None = None
     "Have tokens bound to a key (RFC 9449)."
     binding: str | None = None
@@ -157,7 +159,10 @@ class OAuthClient:
 @integrations.command(name="put")
 def put_integration(name: str, /, *, sent: OAuthClient, options: Options = DEFAULTS) -> None:
     """Create or replace an OAuth client. The provider's definition decides where an option is left out."""
-    params = dict(name_and_value(text) for text in sent.param) | ({"url": sent.url} if sent.url else {})
+    urls = {"url": sent.url, "api_base_url": sent.api_base_url}
+    params = dict(name_and_value(text) for text in sent.param) | {
+        name: url for name, url in urls.items() if url
+    }
     secret = read_secret(sent.client_secret_file) if sent.client_secret_file else None
     with options.client() as client:
         made = client.put_integration(

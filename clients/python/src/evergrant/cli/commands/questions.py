@@ -21,6 +21,7 @@ _USES = (
     *("app", "connection_id", "subject", "integration", "uses", "first_at", "last_at"),
     *("first_generation", "last_generation", "scopes", "permits"),
 )
+SHARDS = ("shard", "size", "root")  # of a verified log
 _FACTS = ("kind", "connection_id", "facts")
 _TITLES = {"soc2": "SOC 2", "iso27001": "ISO 27001, Annex A"}
 _DETECTIONS = ("at", "kind", "app", "object", "facts")
@@ -96,7 +97,7 @@ def subject(subject: str, /, *, options: Options = DEFAULTS) -> None:
     Without a token or a secret; `-o json` for the subject's own request to see it.
     """
     with options.client() as client:
-        asked = _answered(client, client.ask_question("subject", subject=subject))
+        asked = wait_for_answer(client, client.ask_question("subject", subject=subject))
         show_rows(client.answer(asked.id), _FACTS, options.output)
 
 
@@ -114,7 +115,7 @@ def answer(question_id: str, /, *, options: Options = DEFAULTS) -> None:
         question = client.question(question_id)
         if question.state != "answered":
             show_one(question, options.output)
-        elif question.question == "subject":
+        elif question.question in ("subject", "log"):
             show_rows(client.answer(question_id), _FACTS, options.output)
         else:
             show_rows(map(_use, client.answer(question_id)), _USES, options.output)
@@ -173,11 +174,11 @@ def _ask_uses(
 ) -> None:
     with options.client() as client:
         since, until = _in_utc(since), _in_utc(until)
-        asked = _answered(client, client.ask_question(kind, **about, since=since, until=until))
+        asked = wait_for_answer(client, client.ask_question(kind, **about, since=since, until=until))
         show_rows(map(_use, client.answer(asked.id)), _USES, options.output)
 
 
-def _answered(client: Evergrant, question: Question) -> Question:
+def wait_for_answer(client: Evergrant, question: Question) -> Question:
     """The question once a worker has answered it, or as it is after a while."""
     deadline = Deadline(_WAIT)
     while question.state != "answered" and deadline.seconds_left() > 0:

@@ -1,26 +1,12 @@
-"""Leavers: whose offboarding an incident is, their rule, the tenant's directory, and held connections.
-
-The index of records that end something has two further actions: a connection that an offboarding has stopped
-isn't freed by who writes to the database.
-"""
+"""Leavers: whose offboarding an incident is, their rule, the tenant's directory, and held connections."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0018"
-down_revision = "0017"
+revision = "0014"
+down_revision = "0013"
 branch_labels = None
 depends_on = None
-
-_ENDS = (
-    *("app.deleted", "app.put", "app.agent_stopped", "app.denies_changed", "approval.requested"),
-    *("approval.used", "call_approval.denied", "call_approval.expired", "call_approval.used"),
-    *("credential.deleted", "delegation.stopped", "key.revoked", "permit.deleted", "resource_token.revoked"),
-    *("connection.revocation_requested", "connection.revoked", "session.ended", "tenant.disabled"),
-    *("tenant.enabled", "token_family.ended", "token_family.replayed", "admin_login.deleted"),
-    *("client_login.deleted", "delegation_rule.deleted", "trusted_issuer.deleted"),
-    *("connection.held", "connection.restored"),
-)
 
 
 def upgrade() -> None:
@@ -39,9 +25,6 @@ def upgrade() -> None:
         postgresql_where=open_ones,
     )
     _tables()
-    op.drop_index("ix_audit_end", "audit")
-    ends = sa.text("action IN ({})".format(", ".join(f"'{action}'" for action in _ENDS)))
-    op.create_index("ix_audit_end", "audit", ["tenant", "object"], sqlite_where=ends, postgresql_where=ends)
 
 
 def downgrade() -> None:

@@ -1,29 +1,30 @@
-"""`python -m bench.audit [--records N] [--postgresql]`: what records cost in a tree, and in the chain before.
+"""What records cost in a tree, and in the chain of before.
 
 Appending is measured in memory, a batch of 64 leases at a time as the ledger takes them: what is done before
-the lock of the tree, and under it. Then a log of N leases is written and verified, with the memory it takes.
+the lock of the tree, and under it; then with the ledger alone. Then a log of leases of a year is written and
+verified, with the memory that takes, and pages of it are read.
 """
 
-import argparse
-import asyncio
 import hashlib
 import json
 import resource
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
-from json.encoder import encode_basestring_ascii as quoted
+from datetime import datetime, timedelta
 from pathlib import Path
+from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import insert, update
+from sqlalchemy import insert, select, text, update
 
+from bench.audit.chained import SHARD, ChainedFacts, ChainedRecord
+from bench.audit.chained import run as compare_ledgers
 from bench.ledger import lease_claim
 from bench.processes import postgresql
 from evergrant_server import audit
-from evergrant_server.audit.bodies import body_of, canonical_json, format_timestamp
+from evergrant_server.audit.bodies import body_of, canonical_json, format_timestamp, record_of
 from evergrant_server.audit.filing import file_leases
 from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts, LeaseRecord
 from evergrant_server.audit.tree import leaf_hash
@@ -33,38 +34,19 @@ from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.ids import AppId, ConnectionId, Tenant, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto import KeyRing, Role
-from evergrant_server.store import Store
+from evergrant_server.store import Store, Transaction
 from evergrant_server.store.audit_tables import AuditRow, AuditTreeRow
 from evergrant_server.store.database import schema
 from evergrant_server.store.database.columns import table_of
-from evergrant_server.store.database.rows import columns_equal
+from evergrant_server.store.database.rows import columns_equal, fetch_all, fetch_first
 
-TENANT, SHARD = Tenant("bench"), "bench-1"
+TENANT = Tenant("bench")
+_OF_LEDGERS = 60_000  # records of each, alone
 _BATCH = 64  # leases of a commit
 _BATCHES = 800  # of each side
 _PAGE = 4_096  # records of a transaction that fills the log
-
-
-class ChainedLease:
-    """A lease's record in the hash chain of before, from ready pieces: whole under the lock alone."""
-
-    def __init__(self, claim: LeaseClaim) -> None:
-        named = {"app": claim.app_id, "generation": claim.generation, "scopes": list(claim.scopes)}
-        self._until_at = '{"action":"lease.issued","at":"'
-        self._until_place = (
-            f'","by":{quoted(claim.context.by)},"detail":{canonical_json(named)},"event_id":null,"format":1,'
-            f'"object":{quoted(claim.connection_id)},'
-        )
-        self._until_trace = f'"shard":{quoted(SHARD)},"tenant":{quoted(claim.tenant)},"trace_id":'
-
-    def record(self, at: datetime, trace_id: str) -> tuple[str, str]:
-        head = f"{self._until_at}{format_timestamp(at)}{self._until_place}"
-        return head, f'{self._until_trace}{quoted(trace_id)},"workflow_id":null}}'
-
-    @staticmethod
-    def hash_behind(record: tuple[str, str], previous: str, seq: int) -> str:
-        place = f'"previous_hash":"{previous}","run_id":null,"seq":{seq},'
-        return hashlib.sha256(f"{record[0]}{place}{record[1]}".encode()).hexdigest()
+_PAGES = 20  # that are read of each kind
+_YEAR = timedelta(days=365)
 
 
 class _Appending:
@@ -73,7 +55,7 @@ class _Appending:
     def __init__(self, ring: KeyRing, claims: Sequence[LeaseClaim]) -> None:
         self._ring, self._now = ring, SystemClock().now()
         self._traces = [new_id("out")[-8:] * 4 for _ in range(_BATCH)]
-        self._chained = [ChainedLease(claim) for claim in claims[:_BATCH]]
+        self._chained = [ChainedFacts(claim) for claim in claims[:_BATCH]]
         self._facts = [LeaseFacts(claim) for claim in claims[:_BATCH]]
         self._entries = [_entry(claim, self._now) for claim in claims[:_BATCH]]
         self._previous, self._count, self._end = "0" * 64, 0, TreeEnd.first(ring, TENANT, SHARD)
@@ -93,13 +75,14 @@ class _Appending:
 
     def leases_in_chain(self) -> float:
         """As each of these: returns when the lock was taken."""
-        pieces = [
-            facts.record(self._now, trace) for facts, trace in zip(self._chained, self._traces, strict=True)
+        records = [
+            cast(ChainedRecord, facts.record(self._now, trace))
+            for facts, trace in zip(self._chained, self._traces, strict=True)
         ]
         locked = perf_counter()
-        for piece in pieces:
+        for record in records:
             self._count += 1
-            self._previous = ChainedLease.hash_behind(piece, self._previous, self._count)
+            self._previous = record.hash_behind(self._previous, self._count)
         self._sign_chain()
         return locked
 
@@ -154,34 +137,42 @@ def _entry(claim: LeaseClaim, at: datetime) -> AuditEntry:
     )
 
 
-async def _filled(store: Store, claims: Sequence[LeaseClaim], records: int) -> None:
-    """Write a log of so many leases, a page in each transaction."""
-    facts = [LeaseFacts(claim) for claim in claims]
-    clock = SystemClock()
+async def filled(
+    store: Store, shard: str, leased: Sequence[LeaseClaim], records: int, over: timedelta = timedelta(0)
+) -> None:
+    """Write leases to a shard until it has so many, a page in each transaction, as if they were leased over
+    this time until now."""
+    facts = [LeaseFacts(claim) for claim in leased]
+    clock, tree = SystemClock(), columns_equal(AuditTreeRow, tenant=TENANT, shard=shard)
     async with store.write() as tx:
-        await begin_tree(tx, TENANT, SHARD)
-    end = TreeEnd.first(store.ring, TENANT, SHARD)
+        await begin_tree(tx, TENANT, shard)
+        row = await fetch_first(tx.connection, select(AuditTreeRow).where(tree))
+    assert row is not None
+    end = TreeEnd(**{name: row[name] for name in TreeEnd._fields})
     while end.size < records:
         count = min(_PAGE, records - end.size)
-        page = [facts[n % len(facts)].record(clock.now(), "a" * 32) for n in range(count)]
+        moments = [
+            clock.now() - over * (1 - number / records) for number in range(end.size, end.size + count)
+        ]
+        page = [facts[n % len(facts)].record(at, "a" * 32) for n, at in enumerate(moments, end.size)]
         after = end.appended(store.ring, [record.leaf for record in page])
         async with store.write() as tx:
-            rows = [_row(record, number) for number, record in enumerate(page, end.size)]
+            rows = [_row(record, shard, number) for number, record in enumerate(page, end.size)]
             await tx.connection.execute(insert(table_of(AuditRow)), rows)
-            ours = columns_equal(AuditTreeRow, tenant=TENANT, shard=SHARD)
             moved = {"size": after.size, "peaks": after.peaks, "mac": after.mac}
-            await tx.connection.execute(update(AuditTreeRow).where(ours).values(moved))
+            await tx.connection.execute(update(AuditTreeRow).where(tree).values(moved))
         end = after
 
 
-def _row(record: LeaseRecord, number: int) -> dict[str, object]:
+def _row(record: LeaseRecord, shard: str, number: int) -> dict[str, object]:
     facts = record.facts
-    place = {"tenant": TENANT, "shard": SHARD, "seq": number, "at": record.at, "revision": 1}
-    said = {"action": facts.action, "object": facts.connection_id, "body": record.body, "leaf": record.leaf}
-    return {**place, **said, "erased_mac": None}
+    place = {"tenant": TENANT, "shard": shard, "seq": number, "at": record.at, "revision": 1}
+    copies = {"action": facts.action, "object": facts.connection_id}
+    return {**place, **copies, "body": record.body, "leaf": record.leaf, "erased_mac": None}
 
 
-def _claims() -> list[LeaseClaim]:
+def claims() -> list[LeaseClaim]:
+    """Of a hundred connections, each of an app of its own."""
     now = SystemClock().now()
     made = [
         lease_claim(TENANT, ConnectionId(new_id("con")), 1, 1, AppId(new_id("app")), 1, at=now)
@@ -197,17 +188,17 @@ def _peak_mb() -> float:
 
 async def measure(kind: str, url: str, key_file: Path, records: int) -> None:
     await schema.upgrade(url)
-    ring, claims = KeyRing.open(key_file, Role.API), _claims()
+    ring, leased = KeyRing.open(key_file, Role.API), claims()
     store = await Store.open(url, ring, SystemClock())
     try:
         began = perf_counter()
-        await _filled(store, claims, records)
-        filled, memory, began = perf_counter() - began, _peak_mb(), perf_counter()
+        await filled(store, SHARD, leased, records, over=_YEAR)
+        written, memory, began = perf_counter() - began, _peak_mb(), perf_counter()
         verdict = await audit.verify_log(store, TENANT)
         took = perf_counter() - began
         assert verdict.ok, verdict
         print(
-            f"{kind}: {verdict.records:,} records written in {filled:.0f} s, verified in {took:.1f} s"
+            f"{kind}: {verdict.records:,} records written in {written:.0f} s, verified in {took:.1f} s"
             f" ({took * 1e6 / verdict.records:.1f} µs each), peak {memory:.0f} MB before,"
             f" {_peak_mb():.0f} MB after",
             flush=True,
@@ -215,38 +206,56 @@ async def measure(kind: str, url: str, key_file: Path, records: int) -> None:
         began = perf_counter()
         await file_leases(store)
         print(f"filed by their objects in {(perf_counter() - began) * 1e6 / verdict.records:.1f} µs each")
-        for object in (None, claims[0].connection_id):
-            for newest_first in (False, True):
-                began = perf_counter()
-                async with store.read() as tx:
-                    page = await audit.page(tx, TENANT, object=object, limit=100, newest_first=newest_first)
-                about = "of a connection" if object else "of the tenant"
-                took = (perf_counter() - began) * 1000
-                print(f"a page of {len(page)} records {about}, newest first {newest_first}: {took:.1f} ms")
+        await measure_pages(store, leased[0].connection_id)
     finally:
         await store.close()
+
+
+async def measure_pages(store: Store, connection_id: str) -> None:
+    """Print what pages of a year take: of the tenant, of a connection as its leases are filed, and by the
+    index over every record by its object that there was before."""
+    records = table_of(AuditRow).c
+    mine = (records.tenant == TENANT) & (records.object == connection_id)
+    async with store.write() as tx:
+        await tx.connection.execute(text("CREATE INDEX bench_object ON audit (tenant, object, at)"))
+    for newest_first in (False, True):
+        order = [column.desc() if newest_first else column for column in (records.at, records.seq)]
+        direction = "newest" if newest_first else "oldest"
+
+        async def page(tx: Transaction, object: str | None, reverse: bool = newest_first) -> Sequence[object]:
+            return await audit.page(tx, TENANT, object=object, limit=100, newest_first=reverse)
+
+        async def before(tx: Transaction, order: Any = order) -> Sequence[object]:
+            query = select(AuditRow).where(mine).order_by(*order).limit(100)
+            return [record_of(row) for row in await fetch_all(tx.connection, query)]
+
+        for name, read in (
+            ("of the tenant", lambda tx: page(tx, None)),
+            ("of a connection", lambda tx: page(tx, connection_id)),
+            ("of a connection, by the index of before", before),
+        ):
+            times: list[float] = []
+            for _ in range(_PAGES):
+                began = perf_counter()
+                async with store.read() as tx:
+                    assert await read(tx)
+                times.append((perf_counter() - began) * 1000)
+            print(f"a page of 100 records {name}, the {direction} first: {median(times):.1f} ms", flush=True)
 
 
 async def run(records: int, *, on_postgresql: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="evergrant-bench-") as folder:
         key_file = Path(folder) / "keys.json"
         KeyRing.create(key_file)
-        costs = _Appending(KeyRing.open(key_file, Role.API), _claims()).run(_BATCHES)
+        costs = _Appending(KeyRing.open(key_file, Role.API), claims()).run(_BATCHES)
         for side, (before, under) in costs.items():
             print(f"{side}: {before:.2f} µs before the lock, {under:.2f} µs under it, for each record")
         for kind in ("leases", "others"):
             share = costs[f"{kind}_in_tree"][1] / costs[f"{kind}_in_chain"][1]
             print(f"{kind}, under the lock: {share:.1%} of the chain", flush=True)
+        await compare_ledgers(min(_OF_LEDGERS, records), on_postgresql=on_postgresql)
         if on_postgresql:
             async with postgresql() as empty_database:
                 await measure("PostgreSQL", await empty_database(), key_file, records)
         else:
             await measure("SQLite", f"sqlite:///{folder}/evergrant.db", key_file, records)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--records", type=int, default=1_000_000)
-    parser.add_argument("--postgresql", action="store_true")
-    options = parser.parse_args()
-    asyncio.run(run(options.records, on_postgresql=options.postgresql))
