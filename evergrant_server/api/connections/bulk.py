@@ -33,6 +33,7 @@ from evergrant_server.core.connections.incidents import IncidentState, ItemOutco
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.events import EventType
 from evergrant_server.core.ids import BulkId, ConnectionId, new_id
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.outbox import bulk_message
 from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
@@ -167,6 +168,8 @@ async def get_bulk_plan(
         subject=storable_search(search),
     )
     async with call.api.store.read() as tx:
+        await _named_integration(tx, call, filters)
+        await _require_ticked(tx, call, filters)
         totals = await _totals(tx, call, filters)
         listening = await _listening(tx, call, integration) if action is BulkAction.RECONNECT else None
     return BulkPlanView(
@@ -191,9 +194,7 @@ async def open_bulk_order(body: BulkBody, call: AdminCommand) -> Response:
     wait = default if body.wait is None else timedelta(seconds=body.wait)
 
     async def begin(tx: Transaction) -> CommandResponse:
-        integration = None
-        if filters.integration is not None:
-            integration = require_found(await tx.integrations.by_name(call.tenant, filters.integration))
+        integration = await _named_integration(tx, call, filters)
         await _require_ticked(tx, call, filters)
         approved: dict[str, str] = {}
         if body.action.is_dangerous:
@@ -295,6 +296,16 @@ async def _require_confirmed(call: ApiCall, body: BulkBody, filters: BulkFilter)
     most = "" if totals.complete else "at least "
     why = f"confirm must be {name!r}: it is about {most}{totals.total:,} connections."
     raise invalid_request("confirm", why)
+
+
+async def _named_integration(tx: Transaction, call: ApiCall, filters: BulkFilter) -> Integration | None:
+    """The integration of the filter. Raises Failure NOT_FOUND."""
+    if filters.integration is None:
+        return None
+    integration = await tx.integrations.by_name(call.tenant, filters.integration)
+    if integration is None:
+        raise Failure(ErrorCode.NOT_FOUND, "There is no such integration. See: evergrant integrations ls")
+    return integration
 
 
 async def _require_ticked(tx: Transaction, call: ApiCall, filters: BulkFilter) -> None:

@@ -61,7 +61,7 @@ QUERIES = {
     "GET /console/connect": ("integration={integration}&subject={subject}",),
     "GET /v1/erasures": ("", "subject={subject}"),
     "GET /v1/connections/bulk/plan": (
-        *("action=revoke&integration={integration}", "action=refresh&search={subject}"),
+        "action=revoke&integration={integration}",
         "action=refresh&connections={connection_id}",
     ),
     "GET /console/bulk/plan": (
@@ -280,7 +280,7 @@ CREATES = {
 
 
 _FILTERED = {
-    *("GET /v1/connections", "GET /v1/token-families", "GET /v1/erasures"),
+    *("GET /v1/connections", "GET /v1/connections/totals", "GET /v1/token-families", "GET /v1/erasures"),
     *("GET /v1/keys/rotations", "GET /v1/audit/evidence", "GET /v1/audit"),
 }
 

@@ -47,7 +47,9 @@ async def test_a_plan_counts_by_state_and_says_what_an_admin_can_do(api: Api):
     hook = {"url": "https://app.example/events", "events": ["connection.needs_reauth"]}
     assert (await api.call("PUT", "/v1/webhooks/a", boss, json=hook)).is_success
     assert (await plan("action=reconnect"))["listening"] == 1
-    assert (await plan(f"action=refresh&connections={gone.id}+con_absent"))["totals"]["total"] == 1
+    assert (await plan(f"action=refresh&connections={gone.id}"))["totals"]["total"] == 1
+    for absent in (f"connections={gone.id}+con_0000000000000000000000", "integration=erp"):
+        assert (await api.get(f"{BULK}/plan?action=refresh&{absent}", boss)).status_code == 404
     assert (await plan("action=refresh&search=b"))["totals"]["total"] == 1
     assert await api.records(AuditAction.BULK_OPENED) == []
 
