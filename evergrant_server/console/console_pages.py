@@ -45,6 +45,7 @@ MENU: dict[str, tuple[MenuEntry, ...]] = {
         MenuEntry("access", "access", "Who may"),
         MenuEntry("rules", "rules", "Delegation"),
         MenuEntry("agents", "agents", "Agents"),
+        MenuEntry("leavers", "leavers", "Leavers"),
         MenuEntry("clients", "clients", "Clients"),
         MenuEntry("people", "people", "People"),
         MenuEntry("requests", "requests", "Requests", whole=False),
