@@ -55,6 +55,8 @@ DetectionId = NewType("DetectionId", str)
 IncidentId = NewType("IncidentId", str)
 StreamId = NewType("StreamId", str)
 BulkId = NewType("BulkId", str)
+DirectoryUserId = NewType("DirectoryUserId", str)
+OffboardingRuleId = NewType("OffboardingRuleId", str)
 DeviceAuthorizationId = NewType("DeviceAuthorizationId", str)
 ImportId = NewType("ImportId", str)
 
@@ -104,6 +106,8 @@ PREFIXES = (
     "inc",
     "stm",
     "blk",
+    "usr",
+    "ofr",
     "dva",
     "imp",
 )
