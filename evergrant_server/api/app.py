@@ -61,7 +61,6 @@ from evergrant_server.api.console import login as console_login
 from evergrant_server.api.console import overview as console_overview
 from evergrant_server.api.console import questions as console_questions
 from evergrant_server.api.console import requests as console_requests
-from evergrant_server.api.console import streams as console_streams
 from evergrant_server.api.console import webhooks as console_webhooks
 from evergrant_server.api.console.rights import apps as console_apps
 from evergrant_server.api.console.rights import clients as console_clients
@@ -198,7 +197,6 @@ ROUTERS = (
     console_questions.router,
     console_incidents.router,
     console_leavers.router,
-    console_streams.router,
     console_webhooks.router,
     openapi.router,
 )

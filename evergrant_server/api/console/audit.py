@@ -1,4 +1,5 @@
-"""`/console/audit`: the audit log by what happened, to what, by whom and when; a record, and its receipt."""
+"""`/console/audit`: the audit log by what happened, to what, by whom and when; a record, and its receipt;
+`/console/streams`: where records are sent, and how far each stream is."""
 
 from typing import Any
 
@@ -8,6 +9,7 @@ from starlette.responses import Response
 
 from evergrant_server.api.audit import AuditView, get_audit_record, list_audit_records
 from evergrant_server.api.audit_proofs import AuditProofView, get_audit_proof
+from evergrant_server.api.audit_streams import list_audit_streams
 from evergrant_server.api.console.typed import moment_of
 from evergrant_server.api.console.visit import ROWS, VisitDep, chosen, console_page, pages_of
 from evergrant_server.api.http.call import require_auditor
@@ -114,3 +116,11 @@ def _record_of(audit_place: str) -> str:
     if not (sign and shard and index.isascii() and index.isdigit() and len(index) < 19):
         raise Failure(ErrorCode.NOT_FOUND)
     return f"{shard}/{int(index)}"
+
+
+@router.get("/console/streams")
+@console_page
+async def show_streams(visit: VisitDep) -> Response:
+    """Each stream: its receiver, what waits for it, and why it doesn't take it."""
+    call = await require_auditor(visit.call)
+    return visit.show("streams.html", "Streams", streams=(await list_audit_streams(call, limit=200)).items)
