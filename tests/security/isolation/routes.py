@@ -43,7 +43,6 @@ QUERIES = {
     "GET /v1/audit/evidence": ("framework=soc2",),
     "GET /v1/audit/proof": ("record={audit_record}",),
     "GET /v1/audit/record": ("record={audit_record}",),
-    "GET /v1/audit": ("", "object={connection_id}"),
     "GET /v1/keys/rotations": ("", "connection={connection_id}"),
     "GET /v1/delegations": ("", "app={app}"),
     "GET /v1/delegations/{delegation_id}/explain": ("connection={connection_id}",),
@@ -281,7 +280,7 @@ CREATES = {
 
 _FILTERED = {
     *("GET /v1/connections", "GET /v1/connections/totals", "GET /v1/token-families", "GET /v1/erasures"),
-    *("GET /v1/keys/rotations", "GET /v1/audit/evidence", "GET /v1/audit"),
+    *("GET /v1/keys/rotations", "GET /v1/audit/evidence"),
 }
 
 

@@ -6,7 +6,7 @@ stand the record's body and leaf, the head, and the head's own receipt: the sign
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -110,11 +110,13 @@ def _signed_root(proof: _Proof, leaf: bytes, log: VerifierKey, name: str, kind: 
 def _parsed(raw: bytes, kind: Flaw) -> _Proof:
     """Raises ReceiptError for what isn't a receipt of inclusion by Ed25519 and RFC 9162's SHA-256."""
     try:
-        match _decoded(raw):
-            case _Tag18([bytes() as protected, dict() as beside, None, bytes() as signature]):
-                return _of_parts(protected, cast("dict[Any, Any]", beside), signature)
-            case _:
-                raise ValueError("it is no COSE_Sign1 with a detached payload")
+        item = _decoded(raw)
+        if not isinstance(item, _Tag18):
+            raise ValueError("it is no COSE_Sign1")
+        protected, beside, payload, signature = item.content
+        if payload is not None or [type(protected), type(beside), type(signature)] != [bytes, dict, bytes]:
+            raise ValueError("it is no COSE_Sign1 with a detached payload")
+        return _of_parts(protected, beside, signature)
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ReceiptError(Flaw.FORMAT, f"{kind} is no COSE receipt: {error}") from None
 

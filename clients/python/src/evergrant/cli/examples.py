@@ -182,6 +182,7 @@ evergrant webhooks delete hooks
 evergrant webhooks rotate hooks --overlap 86400
 evergrant webhooks deliveries hooks --status failed
 evergrant webhooks replay hooks dlv_…
+evergrant webhooks replay-failed hooks
 evergrant webhooks test hooks
 """.splitlines()
 
