@@ -59,6 +59,15 @@ WHEN = {
     "webhooks of every integration",
     EventType.INCIDENT_ENDED: "its report is signed; `data`: `tenant`, `incident_id`, `kind`, `connections`, "
     "`outcomes`, `digest`, `key`. For the same webhooks",
+    EventType.OFFBOARDING_BEGUN: "a person leaves and their connections are stopped; `data`: `tenant`, "
+    "`offboarding_id`, `reason`, `person` (a keyed hash), `connections`, `held_until` and what else ended. "
+    "Only for webhooks of every integration",
+    EventType.OFFBOARDING_PLANNED: "the tenant's rule about leavers is a dry run: what would have begun; the "
+    "same `data`, for the same webhooks",
+    EventType.OFFBOARDING_UNDONE: "their connections were put back; `data`: `tenant`, `offboarding_id`, "
+    "`person`, `restored`. For the same webhooks",
+    EventType.OFFBOARDING_ENDED: "the report is signed; `data`: `tenant`, `offboarding_id`, `kind`, "
+    "`connections`, `outcomes`, `digest`, `key`. For the same webhooks",
     EventType.PING: "an admin requested it (`POST /v1/webhooks/{name}/test`); `data`: `tenant`, `webhook`",
 }
 PROBLEMS = {

@@ -151,6 +151,21 @@ WHEN = {
     AuditAction.HOLD_ENDED: "a legal hold was ended, or its time is over",
     AuditAction.INCIDENT_OPENED: "connections are to be stopped and revoked, or what leaked keys protect is "
     "to be replaced; names which, and why",
+    AuditAction.OFFBOARDING_BEGUN: "a person leaves: their connections are stopped, and what else is theirs "
+    "ended; names how many of each, and the person by a keyed hash alone",
+    AuditAction.OFFBOARDING_PLANNED: "the tenant's rule about leavers says that nothing begins by itself: "
+    "what SCIM or a security event would have begun",
+    AuditAction.OFFBOARDING_UNDONE: "within the grace the connections of a person were put back",
+    AuditAction.OFFBOARDING_ENDED: "an offboarding is done; names how many connections ended how, the digest "
+    "of its report, and the key that has signed it",
+    AuditAction.OFFBOARDING_RULE_PUT: "the tenant has said how people who leave are matched to subjects",
+    AuditAction.OFFBOARDING_RULE_DELETED: "people who leave are matched by orders and logins alone",
+    AuditAction.CONNECTION_HELD: "an offboarding (`incident`) has stopped it, and can put it back",
+    AuditAction.CONNECTION_RESTORED: "an offboarding was undone: the connection is as it was",
+    AuditAction.CONNECTION_HANDED_OVER: "an offboarding has given the team's connection to another subject, "
+    "whom a keyed hash names (`to`)",
+    AuditAction.DIRECTORY_USER_PUT: "the tenant's directory has told of a user by SCIM; names the id alone",
+    AuditAction.DIRECTORY_USER_DELETED: "the tenant's directory has deleted a user by SCIM",
     AuditAction.INCIDENT_PAUSED: "an incident rests, or goes on (`paused`)",
     AuditAction.INCIDENT_ENDED: "an incident is done; names how many connections ended how, the digest of "
     "its report, and the key that has signed it",

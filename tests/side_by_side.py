@@ -12,7 +12,7 @@ import struct
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
 from multiprocessing.connection import Connection, Pipe, wait
@@ -26,6 +26,7 @@ from tests.fakes.ports import PLACE
 
 _NEXT = struct.Struct("=H")  # the number of a file, in the pipe that forks take it from
 _MANY = 20  # files: for fewer, each fork prepares what it needs
+_WITH_PROCESSES = {"e2e", "faults"}
 
 Files = Sequence[Sequence[pytest.Item]]
 
@@ -41,7 +42,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
         return None  # pytest's own loop
     files = [list(items) for _, items in groupby(session.items, key=lambda item: item.path)]
     if len(files) >= _MANY:
-        _prepare()
+        _prepare({part for items in files for part in items[0].path.parts})
     numbers = _pipe_of_numbers(len(files))
     forks = [_Fork.start(session, files, numbers, place) for place in range(min(at_once, len(files)))]
     os.close(numbers)
@@ -58,10 +59,11 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     return True
 
 
-def _prepare() -> None:
-    """Do once what each fork would do at its first request."""
+def _prepare(folders: Set[str]) -> None:
+    """Do once what each fork would do at its first request, or command of the server."""
     from evergrant_server.api.apps.keys import bootstrap_admin
     from tests.fakes.api import TENANT, running_api
+    from tests.fakes.platform.warm import forking
 
     async def first_request(folder: Path) -> None:
         async with running_api(folder) as api:
@@ -69,6 +71,8 @@ def _prepare() -> None:
             await api.get("/v1/connections", key)
             api.app.openapi()
 
+    if folders & _WITH_PROCESSES:
+        forking()
     with tempfile.TemporaryDirectory(prefix="evergrant-") as folder:
         asyncio.run(first_request(Path(folder)))
     for thread in threading.enumerate():  # none may run while the process forks

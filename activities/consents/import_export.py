@@ -192,7 +192,9 @@ def _progress(export: Export) -> ExportProgress:
 async def _export_line(tx: Transaction, connection: Connection) -> Secret | None:
     """The connection as a line for `import`; None without a live grant, or when its row or seal is broken."""
     grant = await tx.grants.get(connection.tenant, connection.id)
-    if connection.state is not LifecycleState.ACTIVE or grant is None or grant.token_type == DPOP_TOKEN_TYPE:
+    if connection.state is not LifecycleState.ACTIVE or connection.held_by is not None:
+        return None
+    if grant is None or grant.token_type == DPOP_TOKEN_TYPE:
         return None  # a DPoP-bound token is useless without its key, which is not exported
     try:
         await tx.connections.get_authentic(connection.tenant, connection.id)

@@ -103,7 +103,7 @@ async def _load_source_token(
         grant = await tx.grants.get(connection.tenant, source_id)
         if source is not None:  # in the transaction that reads the token: nothing is widened in between
             await _require_source_permit(services, tx, connection, source, grant, now)
-        active = source is not None and source.state is LifecycleState.ACTIVE
+        active = source is not None and source.state is LifecycleState.ACTIVE and source.held_by is None
         if source is not None and active and grant is not None and grant.is_valid(now):
             return await tx.grants.access_token(source)
     if source is not None and active:

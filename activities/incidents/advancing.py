@@ -54,7 +54,9 @@ class IncidentActivities:
             if incident is None:
                 return IncidentProgress(state=IncidentState.DONE)
             rows = Rows(self._store, self._clock, call)
-            _, progress = await for_a_while(incident, lambda current: self._advance(rows, current))
+            _, progress = await for_a_while(
+                incident, lambda current: self._advance(rows, current), self._clock.now
+            )
             return progress
 
     async def _advance(self, rows: Rows, incident: Incident) -> Incident:
@@ -62,12 +64,14 @@ class IncidentActivities:
         waves = Waves(rows, self._wave, self._wave_s)
         leak = Leak(rows, waves, self._link, self._page)
         match incident.state:
+            case IncidentState.HOLDING:
+                return await rows.move(incident, rows.held)
             case IncidentState.SELECTING:
                 return await Selection(rows, self._page).advance(incident)
             case IncidentState.ROTATING:
                 return await leak.rotate(incident)
             case IncidentState.WORKING:
-                if incident.kind is IncidentKind.BREACH:
+                if incident.kind is not IncidentKind.LEAK:
                     return await Breach(rows, waves).advance(incident)
                 return await leak.advance(incident)
             case IncidentState.CLEANING:

@@ -66,7 +66,7 @@ class BulkActivities:
                 return IncidentProgress(state=IncidentState.DONE)
             rows = Rows(self._store, self._clock, call)
             work = BulkWork(rows, Waves(rows, self._wave, self._wave_s), self._page)
-            _, progress = await for_a_while(order, work.advance)
+            _, progress = await for_a_while(order, work.advance, self._clock.now)
             return progress
 
 

@@ -29,6 +29,11 @@ from evergrant_server.telemetry import metrics
 _LINES = 100  # of one transaction
 # what a record says that a report repeats
 _EVIDENCE = ("how", "answers", "keys_destroyed", "reason", "generation")
+# what became of a leaver's connection that isn't revoked
+_KEPT = {
+    ItemOutcome.HANDED_OVER: AuditAction.CONNECTION_HANDED_OVER,
+    ItemOutcome.RESTORED: AuditAction.CONNECTION_RESTORED,
+}
 _SECRET_ACTIONS = (AuditAction.SECRET_ROTATED, AuditAction.CLIENT_REGISTERED)
 
 
@@ -89,6 +94,9 @@ class ReportWriter:
         }
         if incident.kind is IncidentKind.LEAK:
             facts["client_secrets"] = await _secrets(tx, incident)
+        if incident.kind is IncidentKind.LEAVER:
+            undone_at = None if incident.undone_at is None else incident.undone_at.isoformat()
+            facts |= {"ended": incident.beside, "undone_at": undone_at}
         summary = report_line(facts)
         finished = finished.__replace__(summary=summary).with_lines([summary])
         signer = await log_signer(tx, self._log_name)
@@ -97,7 +105,9 @@ class ReportWriter:
             metrics.count_incident_connections(count, outcome)
         detail = {"kind": incident.kind, **incident.scope, "connections": incident.selected}
         detail |= {"outcomes": incident.outcomes, "digest": finished.digest, "key": key}
-        await self._rows.record(tx, incident, AuditAction.INCIDENT_ENDED, incident.id, **detail)
+        leaver = incident.kind is IncidentKind.LEAVER
+        action = AuditAction.OFFBOARDING_ENDED if leaver else AuditAction.INCIDENT_ENDED
+        await self._rows.record(tx, incident, action, incident.id, **detail)
         return finished.__replace__(note=report_line({"note": signer.note(note_text(finished)), "key": key}))
 
 
@@ -111,6 +121,12 @@ async def _members(tx: Transaction, incident: Incident, connection: ListedConnec
         "last_leased_at": None if item.used_at is None else item.used_at.isoformat(),
         "state": connection.state or "erased",
     }
+    if incident.kind is IncidentKind.LEAVER:
+        named["matched_by"] = item.matched
+        kept = None if item.outcome is None else _KEPT.get(item.outcome)
+        if kept is not None:
+            record = await _newest(tx, incident.tenant, item.connection_id, kept)
+            return named | {"outcome": item.outcome, "evidence": _evidence(record)}
     if incident.kind is IncidentKind.LEAK:
         record = await _newest(tx, incident.tenant, item.connection_id, AuditAction.GRANT_REFRESHED)
         renewed = record is not None and record.at >= incident.created_at

@@ -1,4 +1,4 @@
-"""Of a breach: the stopped connections are revoked at their providers, the most recently used first.
+"""Of a breach and of a leaver: stopped connections are revoked at the providers, most recently used first.
 
 The workflow of each connection is told in turn. It revokes as for any other command, for as long as that
 takes, and destroys the keys.

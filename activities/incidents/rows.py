@@ -12,10 +12,11 @@ from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.bulk import BulkOrder
 from evergrant_server.core.connections.incidents import (
     ConnectionsOrder,
+    Incident,
     IncidentItem,
+    IncidentKind,
     ItemOutcome,
     ItemStep,
-    wait_before_look,
 )
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, OutboxId, derived_id
@@ -61,6 +62,10 @@ class Rows:
             return await orders.replace(after, expected=current.revision)
 
         return await self.write(write)
+
+    async def held(self, _: Transaction, incident: Incident) -> Incident:
+        """The next state once the grace is over; until then the connections can be put back."""
+        return incident if incident.wait_s(self.now) else incident.following()
 
     def context(self, order: ConnectionsOrder[Any]) -> RequestContext:
         """The requester of what is done for it: who has ordered it."""
@@ -126,13 +131,13 @@ class Waves:
 
 
 async def for_a_while(
-    order: OrderT, advance: Callable[[OrderT], Awaitable[OrderT]]
+    order: OrderT, advance: Callable[[OrderT], Awaitable[OrderT]], now: Callable[[], datetime]
 ) -> tuple[OrderT, IncidentProgress]:
     """Advance the order until it rests, or a worker has worked for long enough; how far it is then."""
     ends, wait = seconds_since_boot() + WORK_S, 0.0
     while order.finished_at is None and not order.paused and not wait:
         order = await advance(order)
-        wait = wait_before_look(order.idle - 1) if order.idle else 0.0
+        wait = order.wait_s(now())
         if seconds_since_boot() >= ends:
             break
     counts = {"selected": order.selected, "ended": order.ended}
@@ -144,8 +149,10 @@ async def for_a_while(
 
 def reason_of(order: ConnectionsOrder[Any]) -> str:
     """Why a connection is revoked or refreshed."""
-    kind = "bulk order" if isinstance(order, BulkOrder) else "incident"
-    return f"{kind}: {order.id}"
+    if isinstance(order, BulkOrder):
+        return f"bulk order: {order.id}"
+    is_leaver = isinstance(order, Incident) and order.kind is IncidentKind.LEAVER
+    return f"{'offboarding' if is_leaver else 'incident'}: {order.id}"
 
 
 def is_new(item: IncidentItem, generation: int) -> bool:

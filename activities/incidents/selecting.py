@@ -1,4 +1,8 @@
-"""Which connections an incident is about. Of a breach each is stopped in the transaction that lists it."""
+"""Which connections an incident is about. Of a breach each is stopped in the transaction that lists it.
+
+Those of a leaver are listed and held by the order. Once the grace is over, they and those that have come
+since are stopped for good.
+"""
 
 import functools
 from collections.abc import Mapping
@@ -50,6 +54,11 @@ class Selection:
         tenant, after = incident.tenant, incident.after
         if incident.by_time:
             return await _leased_then(tx, incident)
+        if incident.kind is IncidentKind.LEAVER:
+            leaver = await tx.leavers.get(tenant, incident.id)
+            matches = () if leaver is None else leaver.matches  # None: erased meanwhile
+            ids = await tx.incident_items.of_leaver(incident, matches, after, _IDS)
+            return _Candidates(ids, ids[-1] if len(ids) == _IDS else None)
         if incident.app_id is not None:
             ids = await tx.incident_items.leased_by(tenant, incident.app_id, after, _IDS)
         else:
@@ -63,10 +72,10 @@ class Selection:
         for place in places:
             if incident.integration is not None and place.integration != incident.integration:
                 continue
-            if not await tx.incident_items.add(listed_item(incident, place, uses)):
-                continue
-            added += 1
-            if incident.kind is IncidentKind.BREACH:
+            is_new = await tx.incident_items.add(listed_item(incident, place, uses))
+            added += is_new
+            stops = is_new and incident.kind is IncidentKind.BREACH
+            if stops or incident.kind is IncidentKind.LEAVER:
                 await self._stop(tx, incident, place.id)
         return incident.__replace__(selected=incident.selected + added)
 

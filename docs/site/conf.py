@@ -43,6 +43,7 @@ CONTENTS: dict[str, dict[str, list[str]]] = {
         "Apps and people": ["docs/apps", "docs/guide/permits", "docs/guide/proxy", "docs/guide/envoy",
                             "docs/guide/asking-for-access",
                             "docs/guide/agents", "docs/guide/delegation", "docs/guide/people",
+                            "docs/guide/leavers",
                             "docs/guide/accounts", "docs/guide/webhooks"],
         "Providers": ["docs/providers/README", "docs/guide/discovery", "docs/guide/mcp",
                       "docs/guide/api-limits", "docs/guide/mcp-gateway", "docs/guide/mcp-server",

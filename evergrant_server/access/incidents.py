@@ -201,14 +201,17 @@ async def steps_left(tx: Transaction, registry: Registry, incident: Incident) ->
     scope = Scope(
         incident.tenant, incident.kind, incident.integration, incident.app, incident.since, incident.until
     )
-    if incident.kind is IncidentKind.BREACH:
+    if incident.kind is not IncidentKind.LEAK:
         unsupported = incident.outcomes.get(ItemOutcome.NOT_SUPPORTED, 0)
         unknown = incident.outcomes.get(ItemOutcome.UNKNOWN, 0)
         steps = [
             (Doer.ADMIN, "End at the provider by hand what it can't revoke", unsupported),
             (Doer.ADMIN, "Ask the provider about what it hasn't confirmed", unknown),
-            (Doer.SUBJECTS, "Connect again", incident.ended),
         ]
+        if incident.kind is IncidentKind.BREACH:
+            steps.append((Doer.SUBJECTS, "Connect again", incident.ended))
+        handed = incident.outcomes.get(ItemOutcome.HANDED_OVER, 0)
+        steps.append((Doer.SUBJECTS, "The new owner consents, with an account of their own", handed))
         return [Step(by, text, None, count) for by, text, count in steps if count]
     counts = await tx.incident_items.counts(scope.tenant, scope.integration, None, None)
     planned = [await _planned(tx, registry, scope.tenant, count) for count in counts]

@@ -138,6 +138,7 @@ def row_of(connection: Connection, grant: Grant | None) -> LeaseRow:
         grant,
         sealed_access=None,
         keys=None,
+        held=connection.held_by is not None,
     )
 
 
@@ -147,6 +148,8 @@ def state_refusal(row: LeaseRow, now: datetime, *, refreshes: bool = False) -> E
     valid = row.grant is not None and row.grant.is_valid(now)
     if row.leasable and (valid or (refreshes and row.state is LifecycleState.ACTIVE)):
         return None
+    if row.held and row.state in (*_HELD, LifecycleState.PENDING_CONSENT):
+        return ErrorCode.CONNECTION_HELD
     if row.follow_up is FollowUp.CHOOSING and row.state in _HELD:
         return ErrorCode.CHOICE_REQUIRED
     match row.state:

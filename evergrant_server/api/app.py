@@ -54,6 +54,7 @@ from evergrant_server.api.console import connections as console_connections
 from evergrant_server.api.console import incidents as console_incidents
 from evergrant_server.api.console import integrations as console_integrations
 from evergrant_server.api.console import keys as console_keys
+from evergrant_server.api.console import leavers as console_leavers
 from evergrant_server.api.console import login as console_login
 from evergrant_server.api.console import overview as console_overview
 from evergrant_server.api.console import questions as console_questions
@@ -76,6 +77,9 @@ from evergrant_server.api.integrations import routes as integrations
 from evergrant_server.api.leases import oauth1_signatures, refresh_command
 from evergrant_server.api.leases import routes as leases
 from evergrant_server.api.leases.judged_pairs import JudgedPairs, PairMiddleware
+from evergrant_server.api.leavers import routes as leavers
+from evergrant_server.api.leavers import rule as offboarding_rule
+from evergrant_server.api.leavers import scim
 from evergrant_server.api.oauth import clients as oauth_clients
 from evergrant_server.api.oauth import family_routes, registration, token_endpoint
 from evergrant_server.api.oauth import metadata as server_metadata
@@ -135,6 +139,9 @@ ROUTERS = (
     audit.access_router,
     erasures.router,
     incidents.router,
+    leavers.router,
+    offboarding_rule.router,
+    scim.router,
     simulation.router,
     explain.router,
     report.router,
@@ -184,6 +191,7 @@ ROUTERS = (
     console_keys.router,
     console_questions.router,
     console_incidents.router,
+    console_leavers.router,
     console_streams.router,
     console_webhooks.router,
     openapi.router,

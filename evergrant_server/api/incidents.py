@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import Field
@@ -30,6 +30,7 @@ from evergrant_server.store.connections.incidents import ListedConnection
 router = APIRouter(tags=["incidents"])
 
 Name = Annotated[str | None, Query(max_length=63)]
+OrderedKind = Literal[IncidentKind.BREACH, IncidentKind.LEAK]
 Moment = Annotated[UtcDatetime | None, Query()]
 
 _PAUSE_TRIES = 100
@@ -54,7 +55,7 @@ class IncidentBody(Body):
     `roots_replaced`: after a leak, that the roots are new.
     """
 
-    kind: IncidentKind
+    kind: OrderedKind
     integration: Slug | None = None
     app: Slug | None = None
     since: UtcDatetime | None = None
@@ -162,7 +163,7 @@ class IncidentConnectionView(View):
 @router.get("/v1/incidents/plan")
 async def get_incident_plan(
     call: AuditorCall,
-    kind: IncidentKind,
+    kind: OrderedKind,
     integration: Name = None,
     app: Name = None,
     since: Moment = None,

@@ -15,11 +15,11 @@ from starlette.responses import HTMLResponse, Response
 
 from evergrant_server import audit
 from evergrant_server.access.context import integration_spec
+from evergrant_server.access.person_ends import end_family
 from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.agents.delegations import end_delegation
 from evergrant_server.api.audit_proofs import receipt_view
 from evergrant_server.api.connections.commands import REVOKE_ATTEMPTS, request_revocation
-from evergrant_server.api.oauth.token_family import end_family
 from evergrant_server.api.pages.authorization.session import end_session, live_subject
 from evergrant_server.api.pages.browser import form_of, html_response, redirect_response
 from evergrant_server.api.pages.login import begin_client_login, clients_issuer

@@ -26,7 +26,7 @@ _BY_STATUS = {
 _PAGES = ("/connect/", "/oauth/callback/")
 _PEOPLE = ("/login", "/logout")
 _OWN = (  # there may be none
-    *("/v1/sessions/current", "/v1/admin-login", "/v1/client-login"),
+    *("/v1/sessions/current", "/v1/admin-login", "/v1/client-login", "/v1/offboarding-rule"),
     "/v1/audit/checkpoint",
 )
 _NAMING = ("app",)  # parameters that name what there may not be, where they are given

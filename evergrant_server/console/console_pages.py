@@ -45,6 +45,7 @@ MENU: dict[str, tuple[MenuEntry, ...]] = {
         MenuEntry("access", "access", "Who may"),
         MenuEntry("rules", "rules", "Delegation"),
         MenuEntry("agents", "agents", "Agents"),
+        MenuEntry("leavers", "leavers", "Leavers"),
         MenuEntry("clients", "clients", "Clients"),
         MenuEntry("people", "people", "People"),
         MenuEntry("requests", "requests", "Requests", whole=False),
@@ -114,7 +115,7 @@ def plain(value: object) -> str:
             ", ".join(f"{name.replace('_', ' ')} {plain(member)}" for name, member in value.items()) or "none"
         )  # pyright: ignore[reportUnknownArgumentType,reportUnknownMemberType,reportUnknownVariableType]  # JSON's values
     if isinstance(value, list | tuple):
-        return " ".join(str(member) for member in value) or "none"  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]  # JSON's values
+        return " ".join(plain(member) for member in value) or "none"  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]  # JSON's values
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)

@@ -47,6 +47,7 @@ class Action(StrEnum):
     AUDIT = "audit"  # reads what `admin` reads, and changes nothing
     EXPORT = "export"  # refresh tokens, sealed to a key of the caller's
     STORIES = "stories"  # reads what the workflows of connections wrote, also in the Temporal UI
+    DIRECTORY = "directory"  # tells by SCIM who comes and leaves, and sees no connection
 
 
 # the actions that reach tokens

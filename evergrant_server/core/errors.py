@@ -52,6 +52,7 @@ class ErrorCode(StrEnum):
     NOT_PERMITTED = "not_permitted"
     APP_DISABLED = "app_disabled"
     AGENT_ENDED = "agent_ended"
+    CONNECTION_HELD = "connection_held"
     DELEGATION_ENDED = "delegation_ended"
     TENANT_DISABLED = "tenant_disabled"
     APPROVAL_REQUIRED = "approval_required"
@@ -221,6 +222,10 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Give the app a permit for this integration and subject, or change the one that the answer names.",
     ),
     ErrorCode.APP_DISABLED: _denied("The app is disabled.", "Run: evergrant apps put APP --no-disabled."),
+    ErrorCode.CONNECTION_HELD: _denied(
+        "The connection's subject leaves: it is stopped, and is revoked once the grace is over.",
+        "Was it a mistake: evergrant offboard ls, and evergrant offboard undo before the grace is over.",
+    ),
     ErrorCode.AGENT_ENDED: _denied(
         "The agent's time is over, or its sponsor is disabled.",
         "Give the agent a later end or another sponsor: evergrant agents put.",

@@ -54,6 +54,10 @@ class EventType(StrEnum):
     ACCOUNT_SHARED = "connection.account_shared"
     INCIDENT_OPENED = "incident.opened"  # about what is stopped and replaced in a tenant
     INCIDENT_ENDED = "incident.ended"
+    OFFBOARDING_BEGUN = "offboarding.begun"  # about a person who leaves, whom it doesn't name
+    OFFBOARDING_PLANNED = "offboarding.planned"
+    OFFBOARDING_UNDONE = "offboarding.undone"
+    OFFBOARDING_ENDED = "offboarding.ended"
     PING = "webhook.ping"  # an admin tests one webhook
 
 
@@ -65,7 +69,10 @@ APP_EVENTS = (
         type_
         for type_ in EventType
         if type_.startswith(
-            ("access.", "call_approval.", "agent.", "token_family.", "detection.", "incident.")
+            (
+                *("access.", "call_approval.", "agent.", "token_family.", "detection."),
+                *("incident.", "offboarding."),
+            )
         )
     ),
 )
@@ -81,6 +88,7 @@ _NAMED_BY = (
     *(("call_approval.", "approval_id"), ("agent.", "app_id"), ("token_family.", "family_id")),
     ("detection.", "object"),
     ("incident.", "incident_id"),
+    ("offboarding.", "offboarding_id"),
 )
 
 EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
@@ -112,6 +120,10 @@ EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
     AuditAction.DETECTED: EventType.DETECTED,
     AuditAction.INCIDENT_OPENED: EventType.INCIDENT_OPENED,
     AuditAction.INCIDENT_ENDED: EventType.INCIDENT_ENDED,
+    AuditAction.OFFBOARDING_BEGUN: EventType.OFFBOARDING_BEGUN,
+    AuditAction.OFFBOARDING_PLANNED: EventType.OFFBOARDING_PLANNED,
+    AuditAction.OFFBOARDING_UNDONE: EventType.OFFBOARDING_UNDONE,
+    AuditAction.OFFBOARDING_ENDED: EventType.OFFBOARDING_ENDED,
     AuditAction.TENANT_DISABLED: EventType.TENANT_DISABLED,
     AuditAction.TENANT_ENABLED: EventType.TENANT_ENABLED,
     AuditAction.ACCOUNT_MISMATCH: EventType.ACCOUNT_MISMATCH,
@@ -200,9 +212,9 @@ def event_body(type: EventType, entry: AuditEntry, connection: Connection, grant
 
 def app_event_body(type: EventType, entry: AuditEntry) -> str:
     """The event of a record about no connection: a bulk read, a session that was made on the host, a tenant
-    that is disabled or enabled, an agent that is stopped, an incident (`incident_id`), a family of tokens
-    that a replay ended (`family_id`), a call that waits for an approval (`approval_id`), what was detected
-    about an `object`, or a request for access (`request_id`)."""
+    that is disabled or enabled, an agent that is stopped, an incident (`incident_id`), a person who leaves
+    (`offboarding_id`), a family of tokens that a replay ended (`family_id`), a call that waits for an
+    approval (`approval_id`), what was detected about an `object`, or a request for access (`request_id`)."""
     if type is EventType.BULK_READ:
         data = {"tenant": entry.tenant, "app": entry.detail["app"], "kind": entry.detail["kind"]}
     elif type is EventType.BREAK_GLASS:

@@ -55,6 +55,8 @@ DetectionId = NewType("DetectionId", str)
 IncidentId = NewType("IncidentId", str)
 StreamId = NewType("StreamId", str)
 BulkId = NewType("BulkId", str)
+DirectoryUserId = NewType("DirectoryUserId", str)
+OffboardingRuleId = NewType("OffboardingRuleId", str)
 DeviceAuthorizationId = NewType("DeviceAuthorizationId", str)
 
 # in the order of the types above
@@ -103,6 +105,8 @@ PREFIXES = (
     "inc",
     "stm",
     "blk",
+    "usr",
+    "ofr",
     "dva",
 )
 

@@ -23,6 +23,7 @@ from evergrant_server.policy.question import (
 )
 
 _DENY = Effect.DENY  # looked up once
+_TELLS = {Action.DIRECTORY}
 _REASONS = {
     PermitField.ACTION: DecisionReason.ACTION_NOT_PERMITTED,
     PermitField.METHOD: DecisionReason.REQUEST_NOT_PERMITTED,
@@ -122,7 +123,8 @@ def refused_scopes(permit: Permit, question: PermitQuestion, field: PermitField)
 
 
 def may_see(permits: Sequence[Permit], target: Target, at: datetime, address: str | None) -> bool:
-    """True when any action on it is allowed: the app may learn that it exists."""
+    """True when any action on it is allowed: the app may learn that it exists. A directory tells, and learns
+    nothing."""
     allowed: set[Action] = set()
     denied: set[Action] = set()
     for permit in _candidates(permits, target):
@@ -132,7 +134,7 @@ def may_see(permits: Sequence[Permit], target: Target, at: datetime, address: st
             allowed.update(permit.actions)
         elif permit.mode is EnforcementMode.ENFORCE and permit.denies_all:
             denied.update(permit.actions)
-    return not allowed <= denied
+    return not allowed - _TELLS <= denied
 
 
 def _candidates(permits: Sequence[Permit], target: Target) -> Sequence[Permit]:

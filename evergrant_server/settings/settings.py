@@ -17,6 +17,7 @@ from evergrant_server.core.model import CheckedModel
 from evergrant_server.settings.audit import AuditSettings
 from evergrant_server.settings.audit_streams import AuditStreamSettings
 from evergrant_server.settings.detection import DetectionSettings
+from evergrant_server.settings.endings import EndingSettings
 from evergrant_server.settings.errors import (
     PREFIX,
     SETTINGS_FILE,
@@ -108,6 +109,7 @@ class Settings(
     AuditSettings,
     AuditStreamSettings,
     DetectionSettings,
+    EndingSettings,
     BaseSettings,
 ):
     """What an operator may set. Durations are read by `read_duration`."""
@@ -238,10 +240,6 @@ class Settings(
     """How long a response is kept for its `Idempotency-Key`."""
     audit_retention: Duration = timedelta(days=3650)
     """How long audit records say what happened. Their hashes stay: `audit verify` still proves each."""
-    erasure_wait: Duration = timedelta(days=30)
-    """How long an erasure waits for a provider. Then it erases all the same, and counts it as unconfirmed."""
-    incident_wait: Duration = timedelta(days=1)
-    """How long an incident waits for providers, until its report says how far each connection is."""
     webhook_retention: Duration = timedelta(days=30)
     """How long deliveries to webhooks are kept, and can be replayed."""
     webhook_give_up_after: Duration = timedelta(days=5)

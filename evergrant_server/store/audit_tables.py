@@ -45,6 +45,7 @@ END_ACTIONS = (
     *(AuditAction.TOKEN_FAMILY_ENDED, AuditAction.TOKEN_FAMILY_REPLAYED),
     *(AuditAction.ADMIN_LOGIN_DELETED, AuditAction.CLIENT_LOGIN_DELETED),
     *(AuditAction.DELEGATION_RULE_DELETED, AuditAction.TRUSTED_ISSUER_DELETED),
+    *(AuditAction.CONNECTION_HELD, AuditAction.CONNECTION_RESTORED),
 )
 END_CONDITION = f"{NO_LEASE_CONDITION} AND action IN ({_listed(END_ACTIONS)})"
 
@@ -142,10 +143,11 @@ def detail_of(body: str | None) -> dict[str, Any]:
 # Whose details decide: whether an app is disabled, and which of its permits deny (`store.ends`). They name no
 # subject.
 DECISIVE_ACTIONS = (AuditAction.APP_PUT, AuditAction.DENIES_CHANGED)
-# What stays of what was erased: that it was revoked and erased, by whom, and which holds there were; and how
-# the chains have ended.
+# What stays of what was erased: that it was revoked and erased, by whom, and which holds there were; that
+# somebody has left; and how the chains have ended.
 EVIDENCE_ACTIONS = (
     *(AuditAction.REVOKED, AuditAction.CONNECTION_ERASED, AuditAction.ERASURE_REQUESTED),
     *(AuditAction.ERASURE_REFUSED, AuditAction.ERASURE_ENDED, AuditAction.HOLD_PUT, AuditAction.HOLD_ENDED),
+    *(AuditAction.OFFBOARDING_BEGUN, AuditAction.OFFBOARDING_UNDONE, AuditAction.OFFBOARDING_ENDED),
     AuditAction.CHAIN_ENDED,
 )

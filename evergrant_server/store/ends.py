@@ -98,7 +98,10 @@ _ENDS: dict[type[CheckedModel], tuple[_Contradiction, ...]] = {
     DelegationRule: (_ended(None, AuditAction.DELEGATION_RULE_DELETED),),
     AccessToken: (_ended(None, AuditAction.RESOURCE_TOKEN_REVOKED),),
     TokenFamily: (_ended("ended_at", AuditAction.TOKEN_FAMILY_ENDED, AuditAction.TOKEN_FAMILY_REPLAYED),),
-    Connection: (_ended("has_ended", AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED),),
+    Connection: (
+        _ended("has_ended", AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED),
+        _ended("held_by", AuditAction.CONNECTION_HELD, until=AuditAction.CONNECTION_RESTORED),
+    ),
     RootKey: (_ended("retired_at", AuditAction.ROOT_RETIRED),),
 }
 _OF_TENANT = select(

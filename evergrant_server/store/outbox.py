@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Index,
     Integer,
@@ -346,7 +347,7 @@ def _picked(with_bulk: bool) -> Select[int | None]:
 @cache
 def _other_wakes() -> Select[int | None]:
     """Further due wakes of the webhooks that the messages `seqs` wake."""
-    seqs: Any = bindparam("seqs", expanding=True)
+    seqs: BindParameter[int] = bindparam("seqs", expanding=True)
     woken, earlier, wake = _without_id, aliased(OutboxRow), OutboxKind.WAKE_WEBHOOK.value
     webhooks = select(woken(col(earlier.target))).where(col(earlier.seq).in_(seqs), col(earlier.kind) == wake)
     due = _UNDELIVERED & _due() & (col(OutboxRow.kind) == wake)
@@ -367,7 +368,7 @@ def _claimable(with_bulk: bool) -> ColumnElement[bool]:
 
 def _due() -> ColumnElement[bool]:
     """By `_moments`."""
-    now: Any = bindparam("now")
+    now: BindParameter[datetime] = bindparam("now")
     next_at, until = col(OutboxRow.next_at), col(OutboxRow.claimed_until)
     postponed = or_(next_at.is_(None), next_at <= now, next_at > bindparam("farthest_next"))
     return postponed & or_(until.is_(None), until <= now, until > bindparam("farthest_claim"))

@@ -70,6 +70,12 @@ from evergrant_server.store.oauth.requests import (
     SubjectSessions,
 )
 from evergrant_server.store.outbox import Outbox
+from evergrant_server.store.people.leavers import (
+    DirectoryUsers,
+    Leavers,
+    OffboardingRules,
+    PersonsRows,
+)
 from evergrant_server.store.people.people import AdminLogins, PersonLogins, PersonSessions
 from evergrant_server.store.provider_events import Introspections, Receivers
 from evergrant_server.store.questions.detections import AppActivities, Detections
@@ -162,6 +168,10 @@ class Transaction:
     legal_holds = _with_ring(LegalHolds)
     incidents = _with_ring(Incidents)
     incident_items = _with_connection(IncidentItems)
+    leavers = _with_ring(Leavers)
+    offboarding_rules = _with_ring(OffboardingRules)
+    directory_users = _with_ring(DirectoryUsers)
+    persons_rows = _with_connection(PersonsRows)
     bulk_orders = _with_ring(BulkOrders)
     overviews = _with_connection(Overviews)
     personal_rows = _with_connection(PersonalRows)

@@ -128,6 +128,18 @@ CERTAINTIES: dict[str, Certainty] = {
     f"{_SCHEMAS}/caep/event-type/session-revoked": Certainty.SUSPECTED,
     f"{_SCHEMAS}/caep/event-type/credential-change": Certainty.SUSPECTED,
 }
+# Of a person of the tenant, when its own identity provider says so: CAEP 1.0 sections 3.1 and 3.3, RISC 1.0
+# section 2 (sessions-revoked is the older name of the first).
+ENDS_SESSIONS = frozenset(
+    {
+        f"{_SCHEMAS}/caep/event-type/session-revoked",
+        f"{_SCHEMAS}/caep/event-type/credential-change",
+        f"{_SCHEMAS}/risc/event-type/sessions-revoked",
+    }
+)
+ENDS_PERSON = frozenset(
+    {f"{_SCHEMAS}/risc/event-type/account-disabled", f"{_SCHEMAS}/risc/event-type/account-purged"}
+)
 _VERIFICATION_TYPES = (
     f"{_SCHEMAS}/risc/event-type/verification",
     f"{_SCHEMAS}/ssf/event-type/verification",

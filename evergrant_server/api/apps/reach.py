@@ -28,6 +28,7 @@ _DOES = {
     Action.AUDIT: "read the configuration and the audit log",
     Action.EXPORT: "export refresh tokens",
     Action.STORIES: "read the stories of connections",
+    Action.DIRECTORY: "tell by SCIM who comes and leaves",
 }
 _BROKEN = "Was changed by other means than Evergrant: every request of the app is refused."
 

@@ -142,9 +142,11 @@ async def _request_new_consent(
 
 
 def require_live(connection: Connection) -> None:
-    """Raise the reason of an ended or ending connection."""
+    """Raise the reason of an ended or ending connection, and of one whose subject leaves."""
     if connection.state.is_final or connection.state is LifecycleState.REVOKING:
         raise Failure(connection.reason or ErrorCode.CONNECTION_REVOKED, connection_id=connection.id)
+    if connection.held_by is not None:
+        raise Failure(ErrorCode.CONNECTION_HELD, connection_id=connection.id)
 
 
 @router.post("/v1/connections/{connection_id}/revoke", status_code=202, response_model=ConnectionView)

@@ -103,6 +103,8 @@ class ConnectionSetup:
         live = None if named is None or named.state.is_final else named
         if live is not None:
             call.require_permit(Action.CONNECT, of=Target.of(live))
+            if live.held_by is not None:
+                raise Failure(ErrorCode.CONNECTION_HELD, connection_id=live.id)
             _require_same_settings(live, wanted)
             require_same_expectation(tx, live, wanted.account)
         spec = await integration_spec(tx, self._api.registry, integration)

@@ -55,6 +55,8 @@ async def connection_view(
     current = grant if grant and not connection.state.is_final else None
     chooses = connection.state is LifecycleState.ACTIVE and connection.follow_up is FollowUp.CHOOSING
     reason = connection.reason or (ErrorCode.CHOICE_REQUIRED if chooses else None)
+    if connection.held_by is not None and not connection.has_ended:
+        reason = ErrorCode.CONNECTION_HELD
     why = reason or connection.last_failure
     revoking = connection.state is LifecycleState.REVOKING
     consent = linked.consent if linked is not None else None

@@ -5,12 +5,12 @@ import hashlib
 import hmac
 import re
 
+from evergrant_server.access.person_ends import end_family
 from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
 from evergrant_server.api.oauth.gateway_client import KnownClient, current_client_of, note_use
 from evergrant_server.api.oauth.token_family import (
     FamilyTokenView,
-    end_family,
     invalid_grant,
     issue,
     refresh_token_of,

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field, model_validator
 
+from evergrant_server.access.person_ends import end_family
 from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
 from evergrant_server.api.http.models import (
     Body,
@@ -17,7 +18,6 @@ from evergrant_server.api.http.models import (
     Subject,
     View,
 )
-from evergrant_server.api.oauth.token_family import end_family
 from evergrant_server.core.ids import Tenant, TokenFamilyId
 from evergrant_server.core.oauth.authorizations import FamilyEnd, TokenFamily
 from evergrant_server.core.oauth.clients import known_id

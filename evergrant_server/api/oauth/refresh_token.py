@@ -10,12 +10,12 @@ import hmac
 from typing import NamedTuple
 
 from evergrant_server.access.credentials import CLIENT_TOKEN, is_right, parse_text
+from evergrant_server.access.person_ends import end_family
 from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.oauth.client_authentication import ClientTokenRequest, TokenRefused
 from evergrant_server.api.oauth.gateway_client import KnownClient, client_of, current_client_of, note_use
 from evergrant_server.api.oauth.token_family import (
     FamilyTokenView,
-    end_family,
     invalid_grant,
     issue,
     refresh_mac,

@@ -1,9 +1,9 @@
-"""A family of tokens, which begins with one authorization of a client: its tokens, their record, and its end.
+"""A family of tokens, which begins with one authorization of a client: its tokens, and their record.
 
-What ends a family, and the replay ledger, are the grants' (`authorization_code`, `refresh_token`).
+Its end is `access.person_ends`; what leads to it, and the replay ledger, are the grants'
+(`authorization_code`, `refresh_token`).
 """
 
-from datetime import datetime
 from typing import NamedTuple
 
 from evergrant_server.access.callers import standing_app
@@ -15,13 +15,11 @@ from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, RefreshTokenId, new_id
-from evergrant_server.core.messages.base import RequestContext
-from evergrant_server.core.oauth.authorizations import Authorization, FamilyEnd, RefreshToken, TokenFamily
+from evergrant_server.core.oauth.authorizations import Authorization, RefreshToken, TokenFamily
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.traces import trace_of
 
-_ALARMS = (FamilyEnd.CODE_REPLAYED, FamilyEnd.TOKEN_REPLAYED)
 _STANDING = (
     ErrorCode.UNAUTHENTICATED,
     ErrorCode.TENANT_DISABLED,
@@ -119,20 +117,3 @@ async def issue(
         refresh_token=next_token,
         scope=" ".join(scopes),
     )
-
-
-async def end_family(
-    tx: Transaction, family: TokenFamily, why: FamilyEnd, context: RequestContext, at: datetime
-) -> int:
-    """End the family with its access tokens, whose next use is refused in every process; returns how many.
-
-    The app's revision moves: its callers are read anew, and calls that are being decided are decided again.
-    """
-    ended = family.__replace__(ended_at=at, end=why)
-    valid = await tx.oauth_tokens.count_valid(family.tenant, family.id, at)
-    await tx.token_families.replace(ended, expected=family.revision)
-    await tx.access.bump(family.tenant, family.app_id)
-    action = AuditAction.TOKEN_FAMILY_REPLAYED if why in _ALARMS else AuditAction.TOKEN_FAMILY_ENDED
-    detail = {**family.named, "app": family.app_id, "reason": why.value, "access_tokens": valid}
-    await record(tx, family.tenant, action, family.id, context, at, **detail)
-    return valid

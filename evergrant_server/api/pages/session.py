@@ -234,7 +234,7 @@ PagesDep = Annotated[SubjectPages, Depends(SubjectPages)]
 def has_ended(session: ConsentSession, now: datetime) -> bool:
     """True when no browser can go on with the link any more."""
     connection = session.connection
-    ended = connection.state is LifecycleState.REVOKING or connection.state.is_final
+    ended = connection.has_ended or connection.held_by is not None
     return ended or session.consent.expires_at <= now or session.consent.status not in GOES_ON
 
 
@@ -244,6 +244,8 @@ def require_open_consent(session: ConsentSession, now: datetime) -> None:
         raise Failure(ErrorCode.CALLBACK_INVALID, "This link was already used.")
     if session.connection.state is LifecycleState.REVOKING or session.connection.state.is_final:
         raise Failure(session.connection.reason or ErrorCode.CONNECTION_REVOKED)
+    if session.connection.held_by is not None:
+        raise Failure(ErrorCode.CONNECTION_HELD)
     if session.consent.expires_at <= now:
         raise Failure(ErrorCode.CONSENT_EXPIRED)
     if is_confirming(session.consent, now):

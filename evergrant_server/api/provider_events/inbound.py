@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from evergrant_server.access.context import ApiContext
 from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.http.call import ApiDep
+from evergrant_server.api.provider_events.people import tell_of_people
 from evergrant_server.api.provider_events.receivers import request_keys
 from evergrant_server.audit.provider_reports import apply_provider_report
 from evergrant_server.core.audit import AuditAction
@@ -170,6 +171,7 @@ async def _deliver(
     for fact, connections in affected:
         for connection_id in connections:
             verdicts.append(await _report_to_connection(api, receiver, connection_id, fact, context, now))
+    people = await tell_of_people(api, receiver, integration, verified.events, context)
 
     async def remember(tx: Transaction) -> None:
         if await tx.receivers.record_event(receiver, event, now):
@@ -178,6 +180,7 @@ async def _deliver(
             }
             kinds = sorted({fact.kind for fact in verified.events})
             detail = {"receiver": receiver.id, "facts": kinds, "connections": counts, **verified.audit_detail}
+            detail |= people
             action = AuditAction.SECURITY_EVENT
             await record(tx, receiver.tenant, action, integration.id, context, now, **detail)
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from evergrant_server.core.connections.flow import Flow, TokenTarget
 from evergrant_server.core.connections.grant import AccountOption, FollowUp, matching_option
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, TenantRow
+from evergrant_server.core.ids import AppId, ConnectionId, IncidentId, IntegrationId, TenantRow
 
 
 class LifecycleState(StrEnum):
@@ -122,6 +122,7 @@ class Connection(TenantRow):
     consented_with: ConnectionId | None = None  # the consents of that connection fill this one's token slot
     expected_account: dict[str, str] | None = None  # by claim, keyed hashes of what the app expects
     reported_generation: int | None = None  # whose access token the provider refuses, say an app or a worker
+    held_by: IncidentId | None = None  # the offboarding that has stopped it, and may put it back
 
     def granted(self, at: datetime, known: int = 0) -> "Connection":
         """The row after a consent with a new grant, which ends any failure.
@@ -156,6 +157,10 @@ class Connection(TenantRow):
     def with_source_app(self, app: AppId) -> "Connection":
         """From here on its source's token is exchanged on behalf of `app`."""
         return self.__replace__(source_app=app)
+
+    def handed_over(self, subject: str, at: datetime) -> "Connection":
+        """From here on it is another subject's. Its grant stays until that one consents."""
+        return self.__replace__(subject=subject, changed_at=at)
 
     @property
     def has_ended(self) -> bool:
@@ -228,14 +233,15 @@ def is_leasable(
     follow_up: FollowUp | None = None,
     *,
     reported: bool = False,
+    held: bool = False,
 ) -> bool:
     """May a valid token be leased? Also while a new consent is awaited; not once the
     provider has ended the grant, nor while the account is still to be chosen.
 
     `reported`: an app says that the provider's API refuses the token. It counts once the grant can't
-    be refreshed any more; by itself it proves nothing.
+    be refreshed any more; by itself it proves nothing. `held`: its subject leaves.
     """
     has_grant = state in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH)
     ended = reason is ErrorCode.GRANT_REVOKED_ELSEWHERE
     refused = reported and state is LifecycleState.NEEDS_REAUTH
-    return has_grant and not ended and not refused and follow_up is not FollowUp.CHOOSING
+    return has_grant and not ended and not refused and not held and follow_up is not FollowUp.CHOOSING

@@ -1,7 +1,9 @@
 """An incident: which connections it is about, how far it has come, and the lines of its report. Pure.
 
-One workflow for both kinds. Of a breach the connections are stopped, revoked at their providers and shredded;
-after a leak of Evergrant's own keys they get new keys, and new tokens where the provider replaces them.
+One workflow for all kinds. Of a breach the connections are stopped, revoked at their providers and shredded;
+after a leak of Evergrant's own keys they get new keys, and new tokens where the provider replaces them. When
+a person leaves, theirs are stopped at once and end as of a breach, after a grace in which they can be put
+back.
 """
 
 import base64
@@ -26,9 +28,11 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
 class IncidentKind(StrEnum):
     BREACH = "breach"  # tokens may be in an attacker's hands: stop, revoke, shred
     LEAK = "leak"  # keys of Evergrant may be: new keys, new secrets, new grants
+    LEAVER = "leaver"  # a person leaves: stop, after a grace revoke and shred
 
 
 class IncidentState(StrEnum):
+    HOLDING = "holding"  # of a leaver: stopped, and can be put back
     SELECTING = "selecting"  # its connections are listed; of a breach each is stopped as it is listed
     ROTATING = "rotating"  # of a leak: the tenant's own keys are replaced
     WORKING = "working"  # connection by connection, the most recently used first
@@ -44,7 +48,21 @@ _STATES = {
         IncidentState.REPORTING,
         IncidentState.DONE,
     ),
-    IncidentKind.LEAK: tuple(IncidentState),
+    IncidentKind.LEAK: (
+        IncidentState.SELECTING,
+        IncidentState.ROTATING,
+        IncidentState.WORKING,
+        IncidentState.CLEANING,
+        IncidentState.REPORTING,
+        IncidentState.DONE,
+    ),
+    IncidentKind.LEAVER: (
+        IncidentState.HOLDING,
+        IncidentState.SELECTING,
+        IncidentState.WORKING,
+        IncidentState.REPORTING,
+        IncidentState.DONE,
+    ),
 }
 
 
@@ -67,6 +85,8 @@ class ItemOutcome(StrEnum):
     RENEWED = "renewed"  # the provider has replaced its tokens
     RECONNECT = "reconnect"  # its subject has to consent again
     GONE = "gone"  # it had ended, or ends: there is nothing to renew
+    HANDED_OVER = "handed_over"  # of a leaver: another subject has it now
+    RESTORED = "restored"  # of a leaver: it was put back within the grace
     FAILED = "failed"  # its refresh has failed; a worker tries again
     ASKED = "asked"  # apps are told that its subject has to consent again
     WELL = "well"  # it needs no new consent
@@ -116,6 +136,10 @@ class ConnectionsOrder(TenantRow, Generic[IdT]):
         """The states of an order of this kind, in their order."""
         return (IncidentState.SELECTING, IncidentState.WORKING, IncidentState.DONE)
 
+    def wait_s(self, now: datetime) -> float:
+        """Seconds until the next look; 0: there is more to do at once."""
+        return wait_before_look(self.idle - 1) if self.idle else 0.0
+
     def following(self) -> Self:
         """The next state, whose walk begins anew."""
         state = self.states[self.states.index(self.state) + 1]
@@ -131,13 +155,16 @@ class ConnectionsOrder(TenantRow, Generic[IdT]):
 
 
 class Incident(ConnectionsOrder[IncidentId]):
-    """One order about a breach or a leak.
+    """One order about a breach, a leak or a leaver.
 
     Its connections: those of `integration`, those whose tokens `app` has leased, those whose tokens were
     leased from `since` on, before `until`, or what all of these say; without any, the tenant's.
 
     `lines` and `digest` are of the report as far as it is written; `header`, `summary` and `note` are its
     first line, its last but one, and its last, with the signature over all before.
+
+    Of a leaver: `person` is a keyed hash of who it is, until `held_until` the connections can be put back,
+    and `beside` counts what has ended with them: sessions, delegations, token families, agents.
     """
 
     kind: IncidentKind
@@ -151,6 +178,10 @@ class Incident(ConnectionsOrder[IncidentId]):
     header: str = ""
     summary: str = ""
     note: str = ""
+    person: str | None = None
+    held_until: datetime | None = None
+    undone_at: datetime | None = None
+    beside: dict[str, int] = Field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -166,6 +197,17 @@ class Incident(ConnectionsOrder[IncidentId]):
     def states(self) -> tuple[IncidentState, ...]:
         return _STATES[self.kind]
 
+    def wait_s(self, now: datetime) -> float:
+        if self.state is IncidentState.HOLDING and self.held_until is not None:
+            return max((self.held_until - now).total_seconds(), 0.0)
+        return super().wait_s(now)
+
+    def undone(self, outcomes: Iterable[ItemOutcome], at: datetime) -> "Incident":
+        """What was held is put back: its report is next."""
+        return self.with_ended(outcomes).__replace__(
+            state=IncidentState.REPORTING, undone_at=at, after="", idle=0
+        )
+
     def with_lines(self, lines: Iterable[str]) -> "Incident":
         """With these lines at the end of the report."""
         digest, count = bytes.fromhex(self.digest), self.lines
@@ -177,7 +219,7 @@ class Incident(ConnectionsOrder[IncidentId]):
     def scope(self) -> dict[str, str]:
         """Which connections, for records and the report."""
         moments = {"since": self.since, "until": self.until}
-        named = {"integration": self.integration, "app": self.app}
+        named = {"integration": self.integration, "app": self.app, "person": self.person}
         named |= {name: at.isoformat() for name, at in moments.items() if at is not None}
         return {name: value for name, value in named.items() if value is not None}
 
@@ -198,6 +240,7 @@ class IncidentItem(TenantRow):
     generation: int = 0
     told_at: datetime | None = None
     line: str = ""
+    matched: str | None = None  # of a leaver: why it is theirs, a `MatchedBy`
 
 
 def wait_before_look(idle: int) -> float:

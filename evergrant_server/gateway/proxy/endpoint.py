@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from evergrant_server.access.callers import Caller
 from evergrant_server.access.judged_request import JudgedRequest
-from evergrant_server.access.judgement import target_of
+from evergrant_server.access.judgement import state_refusal, target_of
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
@@ -148,7 +148,7 @@ async def _refusal(parts: GatewayParts, request: Request, call: ProxyCall) -> Fa
         if row is None:
             return Failure(ErrorCode.NOT_FOUND)
         if not row.leasable:
-            return Failure(ErrorCode.CONNECTION_REVOKED if row.has_ended else ErrorCode.CONSENT_REQUIRED)
+            return Failure(state_refusal(row, api.clock.now()) or ErrorCode.CONSENT_REQUIRED)
         judged.permitted(Action.PROXY, of=target_of(row), proxied=await call.judged(row))
     except Failure as failure:
         return None if failure.code is ErrorCode.STORE_UNAVAILABLE else failure

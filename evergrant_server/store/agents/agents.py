@@ -9,7 +9,7 @@ from sqlmodel import col
 from evergrant_server.core.access import App
 from evergrant_server.core.agents.stops import AgentStop
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import AgentStopId, AppId, ConnectionId, Tenant
+from evergrant_server.core.ids import AgentStopId, AppId, ConnectionId, PersonId, Tenant
 from evergrant_server.store.access import AppRow, LeaseUseRow
 from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.database import columns
@@ -67,6 +67,11 @@ class Agents(AuthenticatedRepository[App, AppId]):
     async def sponsored_by(self, tenant: Tenant, sponsor: AppId, limit: int) -> list[App]:
         """The agents that this app answers for. Not checked."""
         return await self._all_unchecked(self._where(tenant=tenant, sponsor_app=sponsor).limit(limit))
+
+    async def of_person(self, tenant: Tenant, person: PersonId, limit: int) -> list[App]:
+        """The agents that this person answers for, disabled ones too. Not checked."""
+        mine = self._where(tenant=tenant, sponsor=f"person:{person}").order_by(col(AppRow.name))
+        return await self._all_unchecked(mine.limit(limit))
 
     async def end_leases_of_sponsored(self, tenant: Tenant, sponsor: AppId) -> None:
         """Have each lease of an agent that this app answers for judged again: its revision moves."""

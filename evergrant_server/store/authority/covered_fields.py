@@ -42,6 +42,7 @@ from evergrant_server.core.oauth.requests import (
     DeviceAuthorization,
     SubjectSession,
 )
+from evergrant_server.core.people.leavers import DirectoryUser, Leaver, OffboardingRule
 from evergrant_server.core.people.logins import PersonLogin
 from evergrant_server.core.people.roles import AdminLogin
 from evergrant_server.core.people.sessions import PersonSession
@@ -80,7 +81,11 @@ COVERED: dict[type[CheckedModel], set[str]] = {
     Erasure: {"tenant", "id", "kind", "target", "target_hash", "reason", "by", "state", "waits_until"}
     | {"finished_at"},
     Incident: {"tenant", "id", "kind", "integration", "app", "app_id", "since", "until", "reason", "by"}
-    | {"state", "waits_until", "selected", "digest", "lines", "note", "finished_at"},
+    | {"state", "waits_until", "selected", "digest", "lines", "note", "finished_at"}
+    | {"person", "held_until", "undone_at"},
+    OffboardingRule: set(OffboardingRule.model_fields) - {"revision", "changed_at"},
+    DirectoryUser: set(DirectoryUser.model_fields) - {"revision", "created_at", "changed_at"},
+    Leaver: set(Leaver.model_fields) - {"revision"},
     BulkOrder: {"tenant", "id", "action", "filters", "label", "reason", "by", "state", "waits_until"}
     | {"selected", "finished_at"},
     LegalHold: set(LegalHold.model_fields) - {"revision"},

@@ -8,11 +8,18 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Index, Select, and_, func, select
+from sqlalchemy import JSON, ColumnElement, Index, Select, and_, false, func, or_, select
 from sqlmodel import Field, col
 
-from evergrant_server.core.connections.incidents import ConnectionsOrder, Incident, IncidentItem, ItemStep
+from evergrant_server.core.connections.incidents import (
+    ConnectionsOrder,
+    Incident,
+    IncidentItem,
+    IncidentKind,
+    ItemStep,
+)
 from evergrant_server.core.ids import AppId, ConnectionId, IncidentId, Tenant
+from evergrant_server.core.people.leavers import Match
 from evergrant_server.store.access import LeaseUseRow
 from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRow
@@ -35,6 +42,7 @@ USE_SLACK = timedelta(hours=1)  # the ledger writes an app's leases of a connect
 class IncidentRow(columns.IdTable, table=True):
     __table_args__ = (
         columns.partial_index("ix_incident_unfinished", "created_at", where="finished_at IS NULL"),
+        columns.partial_index("ix_incident_person", "tenant", "person", where="finished_at IS NULL"),
     )
     kind: str
     integration: str | None = None
@@ -60,6 +68,10 @@ class IncidentRow(columns.IdTable, table=True):
     note: str
     finished_at: datetime | None = columns.timestamp()
     mac: str | None = None
+    person: str | None = None
+    held_until: datetime | None = columns.timestamp()
+    undone_at: datetime | None = columns.timestamp()
+    beside: dict[str, int] = Field(sa_type=JSON, sa_column_kwargs={"server_default": "{}"})
 
 
 class IncidentConnectionRow(columns.TenantTable, table=True):
@@ -77,6 +89,7 @@ class IncidentConnectionRow(columns.TenantTable, table=True):
     generation: int
     told_at: datetime | None = columns.timestamp()
     line: str
+    matched: str | None = None
 
 
 _ITEM, _CONNECTION, _USE = (table_of(table) for table in (IncidentConnectionRow, ConnectionRow, LeaseUseRow))
@@ -93,20 +106,33 @@ class Incidents(AuthenticatedRepository[Incident, IncidentId]):
         """Raises Failure ALREADY_EXISTS."""
         await self._add(incident, f"Incident {incident.id}")
 
-    async def page(self, tenant: Tenant, after: str | None, limit: int) -> list[Incident]:
-        """Incidents sorted by id. Not checked."""
-        return await self._page(self._where(tenant=tenant), "id", after, limit)
+    async def page(
+        self, tenant: Tenant, after: str | None, limit: int, *, leavers: bool = False
+    ) -> list[Incident]:
+        """Incidents, or the offboardings of leavers, sorted by id. Not checked."""
+        is_leaver = col(IncidentRow.kind) == IncidentKind.LEAVER.value
+        mine = self._where(is_leaver if leavers else ~is_leaver, tenant=tenant)
+        return await self._page(mine, "id", after, limit)
+
+    async def open_of_person(self, tenant: Tenant, person: str) -> Incident | None:
+        """The offboarding of this person that hasn't ended, nor was undone."""
+        mine = self._where(tenant=tenant, person=person, finished_at=None, undone_at=None)
+        return await self._first(mine.order_by(col(IncidentRow.created_at)))
 
     async def newest(self, tenant: Tenant, limit: int) -> list[Incident]:
         """The last incidents, the newest first. Not checked."""
         row = IncidentRow
-        query = self._where(tenant=tenant).order_by(col(row.created_at).desc(), col(row.id))
+        query = self._where(col(row.kind) != IncidentKind.LEAVER.value, tenant=tenant).order_by(
+            col(row.created_at).desc(), col(row.id)
+        )
         return await self._all_unchecked(query.limit(limit))
 
     async def unfinished(self, before: datetime, limit: int) -> list[Incident]:
-        """Those of every tenant from before then that haven't ended. Not checked."""
+        """Those of every tenant from before then that haven't ended, nor wait for the end of a grace. Not
+        checked."""
         row = IncidentRow
-        late = self._where(col(row.finished_at).is_(None), col(row.created_at) < before)
+        works = or_(col(row.held_until).is_(None), col(row.held_until) < before, col(row.state) != "holding")
+        late = self._where(col(row.finished_at).is_(None), col(row.created_at) < before, works)
         return await self._all_unchecked(late.order_by(col(row.created_at)).limit(limit))
 
 
@@ -124,6 +150,18 @@ class ListedPlace(NamedTuple):
     id: ConnectionId
     integration: str
     provider: str
+    generation: int
+
+
+class PersonsConnection(NamedTuple):
+    """A live connection of a subject that is a person's."""
+
+    id: ConnectionId
+    integration: str
+    provider: str
+    subject: str
+    label: str
+    state: str
     generation: int
 
 
@@ -145,6 +183,26 @@ class IncidentItems(Repository):
         query = select(_C.id).where(_live(tenant, integration), _C.id > after)
         rows = await self._connection.execute(query.order_by(_C.id).limit(limit))
         return [ConnectionId(id) for id in rows.scalars()]
+
+    async def of_leaver(
+        self, incident: Incident, matches: Iterable[Match], after: str, limit: int
+    ) -> list[ConnectionId]:
+        """Live connections of the subjects that are the leaver's, and those that are listed already, by id,
+        after `after`."""
+        listed = select(_I.connection_id).where(_at(incident, ItemStep.LISTED))
+        query = select(_C.id).where(_live(incident.tenant, None), _C.id > after)
+        query = query.where(or_(_of_person(matches), _C.id.in_(listed)))
+        rows = await self._connection.execute(query.order_by(_C.id).limit(limit))
+        return [ConnectionId(id) for id in rows.scalars()]
+
+    async def of_person(
+        self, tenant: Tenant, matches: Iterable[Match], limit: int
+    ) -> list[PersonsConnection]:
+        """Live connections of these subjects, by id."""
+        names = (_C.id, _C.integration, _C.provider, _C.subject, _C.label, _C.state, _C.generation)
+        query = select(*names).where(_live(tenant, None), _of_person(matches))
+        rows = await self._connection.execute(query.order_by(_C.id).limit(limit))
+        return [PersonsConnection(*row) for row in rows]
 
     async def leased_by(self, tenant: Tenant, app_id: AppId, after: str, limit: int) -> list[ConnectionId]:
         """Connections whose tokens the app has leased, ended ones too, by id, after `after`."""
@@ -305,6 +363,17 @@ def _listed(row: Values) -> ListedConnection:
 def _live(tenant: Tenant, integration: str | None) -> ColumnElement[bool]:
     mine = and_(_C.tenant == tenant, _C.state.not_in(FINAL_STATES))
     return mine if integration is None else and_(mine, _C.integration == integration)
+
+
+def _of_person(matches: Iterable[Match]) -> ColumnElement[bool]:
+    """Subjects that are the person's, each at its integration or at every one."""
+    each = [
+        _C.subject == match.subject
+        if match.integration is None
+        else and_(_C.subject == match.subject, _C.integration == match.integration)
+        for match in matches
+    ]
+    return or_(false(), *each)
 
 
 def _of(order: ConnectionsOrder[Any]) -> ColumnElement[bool]:

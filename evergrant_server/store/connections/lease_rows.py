@@ -42,13 +42,20 @@ LEFT JOIN connection_grant g ON g.tenant = c.tenant AND g.connection_id = c.id A
 _ENDED = "action IN ({})".format(
     ", ".join(f"'{action.value}'" for action in (AuditAction.REVOCATION_REQUESTED, AuditAction.REVOKED))
 )
+_HELD = " ".join(
+    (
+        f"sum(CASE action WHEN '{AuditAction.CONNECTION_HELD.value}' THEN 1",
+        f"WHEN '{AuditAction.CONNECTION_RESTORED.value}' THEN -1 ELSE 0 END)",
+    )
+)
 _COLUMNS = f"""
 SELECT c.tenant, c.id, c.id AS connection_id, c.integration_id, c.integration, c.provider, c.subject,
        c.label, c.flow, c.target, c.source, c.source_app, c.consented_with, c.expected_account,
-       c.mac, c.state, c.reason, c.follow_up, c.reported_generation,
+       c.mac, c.state, c.reason, c.follow_up, c.reported_generation, c.held_by,
        c.revision AS connection_revision, c.generation,
        EXISTS (SELECT 1 FROM audit WHERE tenant = c.tenant AND object = c.id AND {END_CONDITION}
                AND {_ENDED}) AS has_ended,
+       (SELECT {_HELD} FROM audit WHERE tenant = c.tenant AND object = c.id AND {END_CONDITION}) AS held,
        g.generation AS grant_generation, g.token_type, g.scopes, g.obtained_at, g.expires_at,
        g.refresh_expires_at, g.refreshable, g.facts, g.options, g.access_generation, g.sealed_access,
        g.mac AS grant_mac,
@@ -123,6 +130,7 @@ class LeaseRow:
     sealed_access: Sealed | None
     keys: WrappedKey | None
     slot: str = MAIN_SLOT
+    held: bool = False  # its subject leaves
 
     @property
     def has_ended(self) -> bool:
@@ -137,7 +145,7 @@ class LeaseRow:
     def leasable(self) -> bool:
         """True when its token may be leased while it is valid."""
         reported = self.reported_generation == self.generation
-        return is_leasable(self.state, self.reason, self.follow_up, reported=reported)
+        return is_leasable(self.state, self.reason, self.follow_up, reported=reported, held=self.held)
 
     def brought_token_after(self, generation: int) -> bool:
         """True when its access token is of a later generation, which a narrower one beside it isn't."""
@@ -213,7 +221,8 @@ class LeaseRows:
         parts = connection_parts(row, row["target"])
         require_signed(self._store.ring, parts, ConnectionRow, row, gateway_may=not row["generation"])
         lease_row = _lease_row(row, slot)
-        if row["has_ended"] and not lease_row.has_ended:
+        is_freed = (row["held"] or 0) > 0 and not lease_row.held
+        if (row["has_ended"] or is_freed) and not lease_row.has_ended:
             raise was_put_back(ConnectionRow, lease_row.connection_id)
         if lease_row.grant is not None:
             owner = (row["tenant"], row["connection_id"])
@@ -244,6 +253,7 @@ def _lease_row(row: Any, slot: str) -> LeaseRow:
         row["sealed_access"],
         keys,
         slot,
+        row["held_by"] is not None,
     )
 
 

@@ -103,6 +103,7 @@ class ConnectionRow(columns.IdTable, table=True):
     consented_with: str | None = None
     expected_account: dict[str, str] | None = columns.json()
     reported_generation: int | None = None
+    held_by: str | None = None
     mac: str | None = None
     account_mac: str | None = None  # of the pin: see `authority`
 

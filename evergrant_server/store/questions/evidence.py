@@ -95,7 +95,8 @@ class EvidenceCounts(Repository):
     async def incidents(self, tenant: Tenant, since: datetime) -> Counts:
         """Incidents and drills of that time by state, and the connections that ended unconfirmed in them."""
         incident = table_of(IncidentRow).c
-        states = await self._by(IncidentRow, tenant, incident.state, incident.created_at >= since)
+        of_that_time = (incident.kind != "leaver", incident.created_at >= since)
+        states = await self._by(IncidentRow, tenant, incident.state, *of_that_time)
         return {f"incidents_{state}": number for state, number in sorted(states.items())}
 
     async def listeners(self, tenant: Tenant, event: str) -> int:

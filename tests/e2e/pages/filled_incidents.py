@@ -1,4 +1,4 @@
-"""Incidents of the small tenant that the pages show."""
+"""Incidents and leavers of the small tenant that the pages show."""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -14,6 +14,7 @@ from evergrant_server.core.connections.incidents import (
     ItemStep,
 )
 from evergrant_server.core.ids import BulkId, IncidentId, new_id
+from evergrant_server.core.people.leavers import Leaver, Match, MatchedBy
 from tests.fakes.api import TENANT, Api
 
 
@@ -62,6 +63,57 @@ async def fill_incidents(api: Api, connections: Iterable[Connection], noon: date
             )
             await tx.incident_items.add(item)
     return incident.id
+
+
+async def fill_leavers(api: Api, connections: Iterable[Connection], noon: datetime) -> str:
+    """One whose connections can be put back, and one who has left; the id of the first."""
+    begun = noon - timedelta(hours=3)
+    leaves = Incident(
+        tenant=TENANT,
+        id=IncidentId(new_id("inc")),
+        kind=IncidentKind.LEAVER,
+        by="app:directory",
+        reason="deactivated by SCIM",
+        state=IncidentState.HOLDING,
+        created_at=begun,
+        held_until=begun + timedelta(days=1),
+        waits_until=begun + timedelta(days=2),
+        selected=4,
+        ended=1,
+        outcomes={"handed_over": 1},
+        person="hash-of-kim",
+        beside={"sessions": 2, "token_families": 1, "delegations": 0, "agents": 1},
+    )
+    left = leaves.__replace__(
+        id=IncidentId(new_id("inc")),
+        reason="HR-41",
+        state=IncidentState.DONE,
+        created_at=begun - timedelta(days=9),
+        finished_at=begun - timedelta(days=8),
+        ended=4,
+        outcomes={"confirmed": 3, "not_supported": 1},
+        person="hash-of-sam",
+    )
+    async with api.worker.write() as tx:
+        for incident, subject in ((leaves, "kim@acme.example"), (left, "sam@acme.example")):
+            await tx.incidents.add(incident)
+            match = Match(subject=subject, by=MatchedBy.RULE)
+            leaver = Leaver(tenant=TENANT, id=incident.id, subject=subject, matches=(match,))
+            await tx.leavers.add(leaver)
+        for number, connection in enumerate(connections):
+            item = IncidentItem(
+                tenant=TENANT,
+                incident_id=leaves.id,
+                connection_id=connection.id,
+                integration=connection.integration,
+                provider=connection.provider,
+                used_at=noon - timedelta(hours=2) if number % 2 else None,
+                step=ItemStep.LISTED if number else ItemStep.ENDED,
+                outcome=None if number else ItemOutcome.HANDED_OVER,
+                matched=MatchedBy.RULE.value,
+            )
+            await tx.incident_items.add(item)
+    return leaves.id
 
 
 async def fill_bulk_orders(api: Api, connections: Iterable[Connection], noon: datetime) -> str:

@@ -11,6 +11,7 @@ from evergrant_server.core.people.roles import Person, PersonRole
 from evergrant_server.core.people.sessions import SESSION_LASTS, SessionKind
 from tests.fakes.api import TENANT, Api
 from tests.fakes.rows import a_family
+from tests.security.isolation.world import A_CREDENTIAL
 from tests.security.people import put_session
 
 _STAFF = "https://login.acme.example"
@@ -31,6 +32,7 @@ async def fill_rights(api: Api, key: str, crm: Integration, noon: datetime) -> t
         jwks_uri=f"{_STAFF}/keys",
     )
     await api.integration("staff", provider="generic", issuer=_STAFF, endpoints=endpoints)
+    await put("apps/crm-sync/credentials/signer", A_CREDENTIAL)
     await put("issuers/staff", {"kind": "oidc", "issuer": _STAFF})
     await put(
         "issuers/pipelines",
@@ -95,7 +97,7 @@ async def _leases(api: Api, key: str, crm: Integration) -> None:
     """Some of an app, so that a change of its permits would lose something."""
     made = await api.post("/v1/apps/crm-sync/keys", key)
     assert made.is_success, made.text
-    await api.active(crm, "at-pat", subject="pat@acme.example", lifetime=None)
+    await api.active(crm, "at-pat", subject="pat@acme.example", lifetime=7200)
     for _ in range(3):
         lease = await api.lease(made.json()["key"], subject="pat@acme.example")
         assert lease.is_success, lease.text

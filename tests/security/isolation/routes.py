@@ -43,7 +43,6 @@ QUERIES = {
     "GET /v1/audit/evidence": ("framework=soc2",),
     "GET /v1/audit/proof": ("record={audit_record}",),
     "GET /v1/audit/record": ("record={audit_record}",),
-    "GET /v1/audit": ("", "object={connection_id}"),
     "GET /v1/keys/rotations": ("", "connection={connection_id}"),
     "GET /v1/delegations": ("", "app={app}"),
     "GET /v1/delegations/{delegation_id}/explain": ("connection={connection_id}",),
@@ -69,6 +68,7 @@ QUERIES = {
     ),
     "GET /v1/incidents/plan": ("kind=breach&integration={integration}",),
     "GET /console/incidents/plan": ("", "integration={integration}"),
+    "GET /console/leavers/plan": ("subject={label}&reason=a%20test",),
     "GET /v1/token-families": ("", "app={app}", "subject={subject}"),
     "GET /v1/connections": (
         *("", "integration={integration}", "provider={provider}", "subject={subject}"),
@@ -121,6 +121,9 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "POST /v1/incidents": (
         {"kind": "breach", "integration": "{integration}", "confirm": "{integration}", "reason": "a test"},
     ),
+    "POST /v1/offboardings": ({"subject": "{label}", "reason": "a test"},),
+    "POST /v1/offboardings/plan": ({"subject": "{label}", "reason": "a test"},),
+    "PUT /v1/offboarding-rule": ({"subject_from": "user_name", "sponsor": "{app}"},),
     "POST /v1/connections/bulk": (
         {"action": "revoke", "integration": "{integration}", "confirm": "{integration}", "reason": "a test"},
         {"action": "refresh", "connections": ["{connection_id}"], "reason": "a test"},
@@ -172,6 +175,12 @@ PROVED_OTHERWISE = {
     # of a person who administers: tests/security/pages/test_person_login.py, test_person_sessions.py
     *("GET /login", "POST /login", "POST /login/command", "GET /session", "POST /logout"),
     *("GET /v1/sessions/current", "DELETE /v1/sessions/current"),
+    # of the tenant's directory, with SCIM's own errors: tests/unit/api/leavers/test_scim.py
+    *(f"{method} /scim/v2/Users/{{user_id}}" for method in ("GET", "PUT", "PATCH", "DELETE")),
+    *(f"{method} /scim/v2/{{path:path}}" for method in ("GET", "POST", "PUT", "PATCH", "DELETE")),
+    *("GET /scim/v2/Users", "POST /scim/v2/Users", "POST /scim/v2/Users/.search", "POST /scim/v2/.search"),
+    *("GET /scim/v2/ServiceProviderConfig", "GET /scim/v2/ResourceTypes", "GET /scim/v2/Schemas"),
+    *("GET /scim/v2/ResourceTypes/{name}", "GET /scim/v2/Schemas/{schema_id}"),
 }
 # A browser's cookie again, for the console: test_console.py, tests/security/pages/test_console_sessions.py.
 _CONSOLE_LOGIN = {"GET /console/login", "POST /console/login", "POST /console/logout"}
@@ -236,6 +245,8 @@ CONSOLE_FORMS = {
     "POST /console/bulk/{bulk_id}/resume": {},
     "POST /console/incidents/{incident_id}/pause": {},
     "POST /console/incidents/{incident_id}/resume": {},
+    "POST /console/leavers": {"subject": "{label}", "reason": "a test", "confirm": "{label}"},
+    "POST /console/leavers/{offboarding_id}/undo": {},
     **RIGHTS,
     "POST /console/new/webhook": {"name": "new", "url": "https://hooks.example.com/new"},
     "POST /console/webhooks/{name}/edit": {"url": "https://hooks.example.com/new"},
@@ -252,7 +263,8 @@ CONSOLE_FORMS = {
 BODIES |= {route: (form,) for route, form in CONSOLE_FORMS.items()}
 _OPEN = PUBLIC | PROVED_OTHERWISE
 # The tenant's only one, so a request names none: that of another tenant stays is shown by its rows.
-ONE_OF_THE_TENANT = {"DELETE /v1/admin-login", "DELETE /v1/client-login"}
+ONE_OF_THE_TENANT = {"DELETE /v1/admin-login", "DELETE /v1/client-login", "DELETE /v1/offboarding-rule"}
+ONE_OF_THE_TENANT |= {"GET /v1/offboarding-rule"}
 # These make or change the caller's own thing of that name, whatever other tenants have.
 CREATES = {
     *("PUT /v1/agents/{name}", "PUT /v1/delegation-rules/{name}"),
@@ -262,12 +274,13 @@ CREATES = {
     *("PUT /v1/admin-login", "PUT /v1/client-login", "POST /v1/oauth-clients"),
     *("PUT /v1/apps/{name}/permits/{permit_name}", "PUT /v1/apps/{name}/credentials/{credential_name}"),
     *("PUT /v1/issuers/{name}", "POST /v1/erasures", "POST /v1/legal-holds"),
+    *("POST /v1/offboardings", "POST /v1/offboardings/plan", "PUT /v1/offboarding-rule"),
 }
 
 
 _FILTERED = {
     *("GET /v1/connections", "GET /v1/connections/totals", "GET /v1/token-families", "GET /v1/erasures"),
-    *("GET /v1/keys/rotations", "GET /v1/audit/evidence", "GET /v1/audit"),
+    *("GET /v1/keys/rotations", "GET /v1/audit/evidence"),
 }
 
 

@@ -17,12 +17,13 @@ from evergrant_server.core.connections.binding import hash_confirm_code
 from evergrant_server.core.connections.bulk import BulkAction, BulkOrder
 from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.erasure import Erasure, ErasureState, LegalHold, TargetKind
-from evergrant_server.core.connections.incidents import Incident, IncidentKind
+from evergrant_server.core.connections.incidents import Incident, IncidentKind, IncidentState
 from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.export import Export, ExportStatus
 from evergrant_server.core.ids import (
     BulkId,
     DetectionId,
+    DirectoryUserId,
     ErasureId,
     IncidentId,
     LegalHoldId,
@@ -34,6 +35,7 @@ from evergrant_server.core.ids import (
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.names import connection_workflow_id
+from evergrant_server.core.people.leavers import DirectoryUser, Leaver
 from evergrant_server.core.people.roles import PersonRole
 from evergrant_server.core.questions.detection import Detection, DetectionKind
 from evergrant_server.core.questions.questions import AnswerPage, Question, QuestionKind
@@ -156,6 +158,11 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         for erasure in erasures:
             await tx.erasures.add(erasure)
         incidents = [an_incident(tenant, now) for _ in range(2)]
+        offboardings = [an_offboarding(tenant, now) for _ in range(2)]
+        for offboarding in offboardings:
+            await tx.incidents.add(offboarding)
+            await tx.leavers.add(Leaver(tenant=tenant, id=offboarding.id, subject=f"left-{tenant}"))
+        await tx.directory_users.put(a_user(tenant, now), expected=None)
         for incident in incidents:
             await tx.incidents.add(incident)
         bulk_orders = [a_bulk_order(tenant, now) for _ in range(2)]
@@ -173,6 +180,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
             await tx.questions.write_page(question, page, now)
             await tx.detections.add(a_detection(tenant, now))
     await made("PUT", "/v1/admin-login", {"integration": own["issuer"], "roles": {"auditor": ["board"]}})
+    await made("PUT", "/v1/offboarding-rule", {"subject_from": "user_name"})
     await made("PUT", "/v1/client-login", {"app": own["app"], "integration": own["issuer"]})
     client = {"name": f"of-{tenant}", "redirect_uris": [f"https://{tenant}.example/cb"]}
     oauth_client = await made("POST", "/v1/oauth-clients", client)
@@ -204,6 +212,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         "erasure_id": min(erasure.id for erasure in erasures),
         "question_id": min(question.id for question in questions),
         "incident_id": min(incident.id for incident in incidents),
+        "offboarding_id": min(offboarding.id for offboarding in offboardings),
         "bulk_id": min(order.id for order in bulk_orders),
         "hold_id": min(hold.id for hold in holds),
         "delegation_id": min(it.id for it in delegations),
@@ -243,6 +252,20 @@ def an_incident(tenant: Tenant, now: datetime) -> Incident:
     id, kind = IncidentId(new_id("inc")), IncidentKind.BREACH
     facts = {"by": "app:boss", "reason": f"breached-{tenant}", "created_at": now, "waits_until": now}
     return Incident(tenant=tenant, id=id, kind=kind, **facts)  # type: ignore[arg-type]  # facts of each type
+
+
+def an_offboarding(tenant: Tenant, now: datetime) -> Incident:
+    """Of somebody without connections, which can be undone for a day."""
+    id, until = IncidentId(new_id("inc")), now + timedelta(days=1)
+    facts = {"by": "app:boss", "reason": f"left-{tenant}", "created_at": now, "waits_until": until}
+    held = {"state": IncidentState.HOLDING, "held_until": until, "person": f"hash-of-{id}"}
+    return Incident(tenant=tenant, id=id, kind=IncidentKind.LEAVER, **facts, **held)  # type: ignore[arg-type]  # facts of each type
+
+
+def a_user(tenant: Tenant, now: datetime) -> DirectoryUser:
+    id, name = DirectoryUserId(new_id("usr")), f"left-{tenant}"
+    moments = {"created_at": now, "changed_at": now}
+    return DirectoryUser(tenant=tenant, id=id, user_name=name, user_key=name, subject=name, **moments)
 
 
 def a_bulk_order(tenant: Tenant, now: datetime) -> BulkOrder:

@@ -3,12 +3,14 @@
 import json
 import re
 from datetime import timedelta
+from urllib.parse import urlencode
 
 import pytest
 
 from evergrant_server import audit
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
+from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.people.roles import PersonRole
 from tests.fakes.api import TENANT, Api
@@ -42,7 +44,7 @@ async def test_records_are_found_by_action_actor_object_and_time_25_a_page(api: 
     await recorded(api, 30, AuditAction.GRANT_REFRESHED, "worker", "con_a")
     await recorded(api, 3, AuditAction.LEASE_ISSUED, "app:sync", "con_b")
     await recorded(api, 2, AuditAction.PERMIT_PUT, "app:boss", "per_1")
-    for query, found in (
+    for query, count in (
         ("action=grant.refreshed", 25),
         ("action=permit.put", 2),
         ("by=app:sync", 3),
@@ -53,7 +55,7 @@ async def test_records_are_found_by_action_actor_object_and_time_25_a_page(api: 
         ("object=nothing", 0),
     ):
         page = await browser.page(f"/console/audit?{query}")
-        assert len(set(PLACE.findall(page))) == found, query
+        assert len(set(PLACE.findall(page))) == count, query
     page, seen = await browser.page("/console/audit?action=grant.refreshed"), list[str]()
     for _ in range(2):
         seen += dict.fromkeys(PLACE.findall(page))
@@ -72,22 +74,24 @@ async def test_records_are_found_by_action_actor_object_and_time_25_a_page(api: 
 
 
 async def test_a_record_is_shown_whole_and_its_receipt_is_the_apis(api: Api):
-    own = await a_world(api, TENANT)
+    world = await a_world(api, TENANT)
     browser = await person_at_console(api, PersonRole.AUDITOR)
-    page = await browser.page(f"/console/audit/{own['audit_place']}")
+    page = await browser.page(f"/console/audit/{world['audit_place']}")
     record = (
         await api.get(
-            "/v1/audit/record", await api.app_with("a", Action.AUDIT), params={"record": own["audit_record"]}
+            "/v1/audit/record",
+            await api.app_with("a", Action.AUDIT),
+            params={"record": world["audit_record"]},
         )
     ).json()
-    for shown in (record["action"], record["object"], record["hash"], own["audit_record"]):
+    for shown in (record["action"], record["object"], record["hash"], world["audit_record"]):
         assert shown in page
-    assert f"/console/audit/{own['audit_place']}/receipt" in page
-    receipt = await browser.browser.get(f"/console/audit/{own['audit_place']}/receipt")
+    assert f"/console/audit/{world['audit_place']}/receipt" in page
+    receipt = await browser.browser.get(f"/console/audit/{world['audit_place']}/receipt")
     assert (receipt.status_code, receipt.headers["cache-control"]) == (200, "no-store")
     assert receipt.headers["content-disposition"].startswith('attachment; filename="receipt-')
     proof = await api.get(
-        "/v1/audit/proof", await api.app_with("b", Action.AUDIT), params={"record": own["audit_record"]}
+        "/v1/audit/proof", await api.app_with("b", Action.AUDIT), params={"record": world["audit_record"]}
     )
     assert json.loads(receipt.text) == proof.json()
 
@@ -122,18 +126,31 @@ async def test_the_api_filters_alike_and_looks_at_so_many_records_for_one_actor(
     api.clock.advance(60)
     await recorded(api, 25, AuditAction.GRANT_REFRESHED, "worker")
     query = {"by": "app:rare", "newest_first": "true"}
-    pages, found, cursor = 0, list[str](), ""
+    pages, actors, cursor = 0, list[str](), ""
     while True:
         answer = (
             await api.get("/v1/audit", key, params=query | ({"cursor": cursor} if cursor else {}))
         ).json()
-        pages, found = pages + 1, found + [record["by"] for record in answer["items"]]
+        pages, actors = pages + 1, actors + [record["by"] for record in answer["items"]]
         if (cursor := answer["next_cursor"]) is None:
             break
-    assert (pages, found) == (3, ["app:rare"])
+    assert (pages, actors) == (3, ["app:rare"])
     query = {"action": "app.put", "object": "con_1", "limit": "1"}
     assert [record["by"] for record in (await api.get("/v1/audit", key, params=query)).json()["items"]] == [
         "app:rare"
     ]
     for wrong in ({"action": "fly"}, {"since": "soon"}, {"by": ""}):
         assert (await api.get("/v1/audit", key, params=wrong)).status_code == 400
+
+
+async def test_no_filter_finds_a_record_of_another_tenant(api: Api):
+    theirs = Tenant("acme-2")
+    await a_world(api, theirs)
+    async with api.worker.read() as tx:
+        window = audit.Window(actions=(AuditAction.DELEGATION_RULE_PUT,))
+        record, *_ = await audit.page(tx, theirs, window=window)
+    key = await api.app_with("boss", Action.ADMIN)
+    browser = await at_console(api, key)
+    for query in ({"object": record.object}, {"by": record.context.by}, {"action": record.action.value}):
+        assert (await api.get("/v1/audit", key, params=query)).json()["items"] == [], query
+        assert PLACE.findall(await browser.page(f"/console/audit?{urlencode(query)}")) == [], query

@@ -25,8 +25,8 @@ async def an_admin(api: Api) -> tuple[ConsoleBrowser, str]:
     return await at_console(api, key), key
 
 
-async def an_issuer(api: Api, browser: ConsoleBrowser, **more: str) -> str:
-    typed = {"name": "staff", "kind": "oidc", "issuer": "https://login.acme.example", **more}
+async def an_issuer(api: Api, browser: ConsoleBrowser, **changes: str) -> str:
+    typed = {"name": "staff", "kind": "oidc", "issuer": "https://login.acme.example", **changes}
     answer = await browser.send("/console/new/issuer", **typed)
     return answer.headers.get("location", answer.text)
 
@@ -141,16 +141,19 @@ async def test_a_client_is_registered_with_an_id_and_no_secret_and_changed(api: 
 
 
 async def test_as_which_app_clients_act_is_set_and_taken_away(api: Api):
-    own = await a_world(api, TENANT)
+    world = await a_world(api, TENANT)
     browser, admin = await an_admin(api)
     path = "/console/client-login"
     page = await browser.page(path)
-    assert (f'value="{own["app"]}"' in page, page.count(" checked")) == (True, 2)
-    typed = {"app": own["app"], "integration": own["issuer"], "claim": "email", "domains": "acme.example"}
-    answer = await browser.send(path, **typed, documents="yes")
+    assert (f'value="{world["app"]}"' in page, page.count(" checked")) == (True, 2)
+    typed = {"app": world["app"], "integration": world["issuer"], "claim": "email", "domains": "acme.example"}
+    answer = await browser.send(path, **typed, documents="yes", device="yes")
     assert answer.headers["location"] == "/console/clients?done=login-saved", answer.text
     login = (await api.get("/v1/client-login", admin)).json()
-    assert (login["claim"], login["registration"], login["documents"]) == ("email", False, True)
+    assert (login["claim"], login["registration"], login["documents"], login["device"]) == (
+        *("email", False),
+        *(True, True),
+    )
     assert "whose id is the URL" in await browser.page("/console/clients")
     for wrong, field in (
         ({"app": "none"}, "app"),
@@ -159,7 +162,7 @@ async def test_as_which_app_clients_act_is_set_and_taken_away(api: Api):
     ):
         refused = await browser.send(path, **{**typed, **wrong})
         assert (refused.status_code, f'id="{field}-problem"' in refused.text) == (400, True), wrong
-    answer = await browser.send(f"{path}/delete", confirm=own["app"])
+    answer = await browser.send(f"{path}/delete", confirm=world["app"])
     assert answer.headers["location"] == "/console/clients?done=login-deleted"
     assert (await api.get("/v1/client-login", admin)).status_code == 404
     assert "No client may act yet" in await browser.page("/console/clients")
@@ -210,7 +213,7 @@ async def test_what_people_authorized_is_listed_and_ended(api: Api):
 
 
 async def test_who_is_logged_in_with_which_role_and_a_session_is_ended(api: Api):
-    own = await a_world(api, TENANT)
+    world = await a_world(api, TENANT)
     ann = Person(issuer="https://login.example", sub="ann", name="ann@acme.example")
     id, bearer = await put_session(api, TENANT, PersonRole.AUDITOR, person=ann)
     browser, _ = await an_admin(api)
@@ -231,17 +234,17 @@ async def test_who_is_logged_in_with_which_role_and_a_session_is_ended(api: Api)
     assert (await browser.send(end)).headers["location"] == "/console/people?done=ended"
     assert (await api.get("/v1/sessions/current", bearer)).status_code == 401
     assert end not in await browser.page("/console/people")
-    assert own["session_id"] != id
+    assert world["session_id"] != id
 
 
 async def test_roles_by_group_are_changed_and_taken_away(api: Api):
-    own = await a_world(api, TENANT)
+    world = await a_world(api, TENANT)
     browser, admin = await an_admin(api)
     path = "/console/people-login"
     page = await browser.page(path)
     assert re.search(r'<textarea id="roles.auditor"[^>]*>\s*board</textarea>', page)
     typed = {
-        "integration": own["issuer"],
+        "integration": world["issuer"],
         "groups_claim": "roles",
         "roles.tenant_admin": "admins\r\nthe board",
     }
@@ -251,13 +254,13 @@ async def test_roles_by_group_are_changed_and_taken_away(api: Api):
     assert (login["roles"], login["groups_claim"]) == ({"tenant_admin": ["admins", "the board"]}, "roles")
     for wrong, field in (
         ({"integration": "none"}, "integration"),
-        ({"integration": own["integration"]}, "integration"),
+        ({"integration": world["integration"]}, "integration"),
     ):
         refused = await browser.send(path, **{**typed, **wrong})
         assert (refused.status_code, f'id="{field}-problem"' in refused.text) == (400, True), wrong
-    nobody = await browser.send(path, integration=own["issuer"])
+    nobody = await browser.send(path, integration=world["issuer"])
     assert (nobody.status_code, 'role="alert"' in nobody.text) == (400, True)
-    answer = await browser.send(f"{path}/delete", confirm=own["issuer"])
+    answer = await browser.send(f"{path}/delete", confirm=world["issuer"])
     assert answer.headers["location"] == "/console/people?done=login-deleted"
     assert (await api.get("/v1/admin-login", admin)).status_code == 404
     assert "No people log in" in await browser.page("/console/people")

@@ -52,13 +52,13 @@ def numbers(page: str) -> dict[str, tuple[int, int]]:
     """Of how many connections, and of how many leases and calls, the page says that they would be lost."""
     text = re.sub(r"<[^>]+>|\s+", " ", page)
     shown: dict[str, tuple[int, int]] = {}
-    for what, words in (
+    for kind, words in (
         ("connections", r"connections? that it has leased"),
         ("uses", r"leases? and calls would"),
     ):
         counted = re.search(rf"(None|[\d,]+) +of +([\d,]+) +{words}", text)
         assert counted is not None, text
-        shown[what] = (0 if counted[1] == "None" else int(counted[1]), int(counted[2]))
+        shown[kind] = (0 if counted[1] == "None" else int(counted[1]), int(counted[2]))
     return shown
 
 
@@ -319,8 +319,8 @@ async def test_a_permit_that_was_changed_meanwhile_is_looked_at_again(api: Api):
     await leased(api)
     browser, admin = await a_browser(api)
     page = await previewed(browser, ONLY, **USE)
-    other = {"integration": "crm", "subjects": ["ann"], "actions": ["token"]}
-    assert (await api.call("PUT", "/v1/apps/sync/permits/only", admin, json=other)).status_code == 200
+    changed = {"integration": "crm", "subjects": ["ann"], "actions": ["token"]}
+    assert (await api.call("PUT", "/v1/apps/sync/permits/only", admin, json=changed)).status_code == 200
     answer = await browser.send(ONLY, **hidden(page))
     assert (answer.status_code, "was changed meanwhile" in answer.text) == (409, True)
     assert len(await api.records(AuditAction.PERMIT_PUT)) == 1
@@ -338,11 +338,11 @@ async def test_an_app_gives_itself_no_token_and_four_eyes_hold(api: Api):
     fields = hidden(await previewed(browser, NEW, name="use", **USE))
     waits = await browser.send(NEW, **fields)
     assert (waits.status_code, "approval_required" in waits.text) == (403, True)
-    other = await at_console(api, await api.app_with("other", Action.ADMIN))
-    page = await other.page("/console/approvals")
+    second = await at_console(api, await api.app_with("other", Action.ADMIN))
+    page = await second.page("/console/approvals")
     assert f"POST {NEW}" in page
     (path,) = re.findall(r'action="(/console/approvals/apr_\w+)"', page)
-    assert (await other.send(path)).status_code == 303
+    assert (await second.send(path)).status_code == 303
     assert (await browser.send(NEW, **fields)).status_code == 303
 
 
@@ -350,11 +350,11 @@ async def test_who_may_takes_method_path_and_tool(api: Api):
     (ann, *_), _ = await leased(api, Action.TOKEN)
     browser, admin = await a_browser(api)
     calls: dict[str, Any] = {"integration": "crm", "actions": ["proxy"]}
-    for name, more in (
+    for name, limits in (
         ("reads", {"methods": ["GET"], "paths": ["/user/**"]}),
         ("tools", {"tools": ["search"]}),
     ):
-        put = await api.call("PUT", f"/v1/apps/sync/permits/{name}", admin, json={**calls, **more})
+        put = await api.call("PUT", f"/v1/apps/sync/permits/{name}", admin, json={**calls, **limits})
         assert put.status_code == 201
     base = f"/console/access?app=sync&connection={ann.id}&action=proxy"
     for query, allowed in (

@@ -49,7 +49,8 @@ _CLIENTS, _LOGIN, _AUTHORIZATIONS = "/console/clients", "/console/client-login",
 _LONGEST = 2000
 _MOST_COUNTED = 200
 _FIELDS = ("name", "redirect_uris", "jwks")
-_LOGIN_FIELDS = ("app", "integration", "claim", "domains", "registration", "documents")
+_LOGIN_CHECKS = ("registration", "documents", "device")
+_LOGIN_FIELDS = ("app", "integration", "claim", "domains", *_LOGIN_CHECKS)
 _FILTERS = ("app", "client_id", "subject")
 DONE = {
     "made": "The client is registered. Give it its id.",
@@ -289,15 +290,14 @@ def _login_body(fields: Mapping[str, str]) -> ClientLoginBody:
     """Raises ValidationError."""
     values: dict[str, Any] = {name: fields.get(name, "") for name in ("app", "integration")}
     values |= {"claim": fields["claim"]} if fields.get("claim") else {}
-    values |= {name: name in fields for name in ("registration", "documents")}
+    values |= {name: name in fields for name in _LOGIN_CHECKS}
     return ClientLoginBody.model_validate({**values, "domains": words_in(fields, "domains")})
 
 
 def _values_of(login: ClientLoginView) -> dict[str, str]:
     values = {"app": login.app, "integration": login.integration, "claim": login.claim.value}
     values["domains"] = " ".join(login.domains)
-    chosen = {"registration": login.registration, "documents": login.documents}
-    return values | {name: "yes" for name, is_chosen in chosen.items() if is_chosen}
+    return values | {name: "yes" for name in _LOGIN_CHECKS if getattr(login, name)}
 
 
 # --- what people authorized -----------------------------------------------------------------------

@@ -32,7 +32,7 @@ from evergrant_server.problems import invalid_request
 router = APIRouter(include_in_schema=False)
 
 _LONGEST = 2000
-_LONGEST_FORM = 200_000  # a thousand subjects
+_LONGEST_FORM = 800_000  # a thousand subjects
 _MOST_INTEGRATIONS = 200  # of a choice
 _EVERY = "*"
 _METHOD = re.compile(r"[A-Z]{1,20}\Z")

@@ -14,7 +14,7 @@ from evergrant_server.api.pages.login import clients_issuer
 from evergrant_server.api.pages.session import SubjectPages
 from evergrant_server.core.access import Action, App, Effect, Permit
 from evergrant_server.core.connections.binding import is_challenge
-from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.login import is_same_subject
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant, is_id
@@ -324,7 +324,7 @@ async def _place(
     connection = await tx.connections.find_in_any_tenant(resource.connection_id)
     if connection is None:
         raise AuthorizationRefused("invalid_target", "there is no such connection")
-    if connection.state.is_final or connection.state is LifecycleState.REVOKING:
+    if connection.has_ended or connection.held_by is not None:
         raise AuthorizationRefused("invalid_target", _ENDED)
     return connection.tenant, connection
 

@@ -59,7 +59,8 @@ STAYS: dict[str, tuple[str, str]] = {
     "idempotency": (_SHORT, "app_id key request_hash sealed_body"),
     "incident": (
         _EVIDENCE,
-        "after app app_id by digest header integration kind mac note outcomes reason state summary",
+        "after app app_id beside by digest header integration kind mac note outcomes person reason "
+        "state summary",
     ),
     "integration": (
         _CONFIGURATION,
@@ -70,6 +71,10 @@ STAYS: dict[str, tuple[str, str]] = {
         "sealed_previous_key sealed_previous_secret sealed_registration_token state",
     ),
     "key_session": (_MACHINES, "mac secret_hash"),
+    "offboarding_rule": (
+        _CONFIGURATION,
+        "issuer mac sponsor sub_from subject_from team_labels team_owner",
+    ),
     "legal_hold": (_EVIDENCE, "by end_reason ended_by kind mac reason target target_hash"),
     "oauth_client": (
         _CONFIGURATION,

@@ -1,9 +1,10 @@
-"""`evergrant access-requests` and `evergrant access changes`: one call each, and what it shows."""
+"""`evergrant access-requests`, `evergrant access changes` and `evergrant apps put`."""
 
 from typing import Any
 from unittest.mock import ANY
 
 import pytest
+from evergrant import App
 from evergrant.api.models import (
     AccessChange,
     AccessRequest,
@@ -88,3 +89,16 @@ def test_the_audit_log_is_filtered(command: Command, evergrant: ScriptedEvergran
     assert {name: sent.query[name] for name in expected} == expected
     refused = command("audit", "con_1", "--by", "app:boss")
     assert (refused.status != 0, "--object" in refused.err) == (True, True)
+
+
+def test_an_app_is_changed_without_what_is_left_out(command: Command, evergrant: ScriptedEvergrant):
+    web = example(App, name="web", return_to=["https://a/"], lease_limit=5)
+    evergrant.script("GET /v1/apps/web", ScriptedResponse(200, web))
+    evergrant.script("PUT /v1/apps/web", ScriptedResponse(200, web))
+    command("apps", "put", "web", "--lease-limit", "9")
+    command("apps", "put", "web", "--lease-limit", "0", "--return-to", "https://b/")
+    bodies = [request.body for request in evergrant.requests if request.method == "PUT"]
+    assert bodies == [
+        {"disabled": False, "return_to": ["https://a/"], "lease_limit": 9},
+        {"disabled": False, "return_to": ["https://b/"]},
+    ]

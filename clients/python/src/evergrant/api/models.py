@@ -997,6 +997,15 @@ class LostUse:
     permit: str | None
 
 @dataclass(frozen=True, slots=True)
+class Match:
+    """A subject that is the person's, and why. `integration` null: at every one; empty: with clients of the
+    gateway.
+    """
+    subject: str
+    integration: str | None
+    by: str
+
+@dataclass(frozen=True, slots=True)
 class OAuthClient:
     """`kind`: `registered` by itself, a metadata `document`, or made by an `admin`."""
     id: str
@@ -1015,6 +1024,86 @@ class Obstacle:
     """What stops the app apart from its permits, with the code of a request that meets it."""
     code: str
     detail: str
+
+@dataclass(frozen=True, slots=True)
+class OffboardedConnection:
+    """One connection of a person who leaves."""
+    connection_id: str
+    integration: str
+    provider: str
+    matched_by: str | None
+    last_leased_at: datetime | None
+    step: str
+    outcome: str | None
+    state: str
+
+@dataclass(frozen=True, slots=True)
+class Offboarding:
+    """How far the offboarding of a person is. `subject` null: they were erased. Until `held_until` the
+    connections are stopped and can be put back. `beside` counts what has ended with them: `sessions`,
+    `token_families`, `delegations`, `agents`. `outcomes`: how many connections ended how: `confirmed`,
+    `nothing_held`, `not_supported`, `unknown`, `handed_over`, `restored`.
+    """
+    id: str
+    subject: str | None
+    reason: str
+    by: str
+    state: str
+    paused: bool
+    created_at: datetime
+    held_until: datetime | None
+    waits_until: datetime
+    undone_at: datetime | None
+    selected: int
+    ended: int
+    outcomes: Facts
+    beside: Facts
+    finished_at: datetime | None
+
+@dataclass(frozen=True, slots=True)
+class OffboardingDetail:
+    """`connections`, and `left`: what a person has to do."""
+    id: str
+    subject: str | None
+    reason: str
+    by: str
+    state: str
+    paused: bool
+    created_at: datetime
+    held_until: datetime | None
+    waits_until: datetime
+    undone_at: datetime | None
+    selected: int
+    ended: int
+    outcomes: Facts
+    beside: Facts
+    finished_at: datetime | None
+    connections: tuple[OffboardedConnection, ...]
+    left: tuple[Step, ...]
+
+@dataclass(frozen=True, slots=True)
+class OffboardingPlan:
+    """What an order would do. `agents` get the new sponsor, or are stopped; `permits` name the person as a
+    subject: an admin decides what they become.
+    """
+    grace: float
+    sponsor: str | None
+    matches: tuple[Match, ...]
+    connections: tuple[PlannedConnection, ...]
+    agents: Texts
+    permits: Texts
+
+@dataclass(frozen=True, slots=True)
+class OffboardingRule:
+    subject_from: str | None
+    sub_from: str | None
+    issuer: str | None
+    grace: float | None
+    sponsor: str | None
+    team_labels: Texts
+    team_owner: str | None
+    dry_run: bool
+    changed_at: datetime
 
 @dataclass(frozen=True, slots=True)
 class OlderSecret:
@@ -1146,6 +1235,19 @@ class PersonSession:
     last_used_at: datetime
     expires_at: datetime
     ended_at: datetime | None
+
+@dataclass(frozen=True, slots=True)
+class PlannedConnection:
+    """What would become of one connection. `to`: whose it becomes."""
+    connection_id: str
+    integration: str
+    provider: str
+    subject: str
+    label: str
+    state: str
+    matched_by: str
+    fate: str
+    to: str | None
 
 @dataclass(frozen=True, slots=True)
 class PlannedIntegration:

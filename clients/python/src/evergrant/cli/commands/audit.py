@@ -64,12 +64,12 @@ def show(
         since: The first moment, for example 2026-05-01T00:00:00Z; without a zone it is UTC.
         until: The moment before which it happened.
     """
-    moments = {"since": in_utc(since), "until": in_utc(until)}
-    filters = {"action": action, "object": object, "by": by, **moments}
-    if connection_id is not None and any(filters.values()):
+    if connection_id is not None and any((action, object, by, since, until)):
         raise argument_error("filters are of the whole tenant's log: name the connection with --object")
+    since, until = in_utc(since), in_utc(until)
     with options.client() as client:
-        records = client.audit_records(**filters) if connection_id is None else client.audit(connection_id)
+        filtered = client.audit_records(action=action, object=object, by=by, since=since, until=until)
+        records = filtered if connection_id is None else client.audit(connection_id)
         show_rows(records, _RECORDS, options.output)
 
 

@@ -145,9 +145,8 @@ def _scopes_before(
     if "issuer" in where:
         dynamic = members.get("registration") == "dynamic"
         return _asked_scopes("Scopes to register the client for", (), "the server's own") if dynamic else ()
-    facts: Mapping[str, Any] = next(
-        (row.facts for row in client.providers() if row.name == where["provider"]), {}
-    )
+    nothing: Mapping[str, Any] = {}
+    facts = next((row.facts for row in client.providers() if row.name == where["provider"]), nothing)
     usual = tuple(map(str, facts.get("default_scopes") or (("openid",) if facts.get("openid") else ())))
     documented = f"; {facts['docs_url']} lists them" if facts.get("docs_url") else ""
     return _asked_scopes(f"Scopes to request, with spaces between{documented}", usual, "none")

@@ -37,7 +37,7 @@ class Permit:
     integration: str
     "Its name, or * for every one."
     action: tuple[str, ...]
-    "token, connect, admin, audit, stories, export or proxy."
+    "token, connect, admin, audit, stories, directory, export or proxy."
     deny: Flag = False
     "Refuse what fits, instead of allowing it."
     observe: Flag = False
