@@ -742,6 +742,67 @@ class Operations:
         other redirect URIs or other keys by this; its people are asked again then.
         """
 
+    @sends("DELETE", "/v1/offboarding-rule", None)
+    def delete_offboarding_rule(self) -> None:
+        """Have no rule about people who leave: SCIM and events match nobody to a subject."""
+
+    @sends("GET", "/v1/offboarding-rule", models.OffboardingRule)
+    def offboarding_rule(self) -> None:
+        """What the tenant has said about people who leave."""
+
+    @sends("PUT", "/v1/offboarding-rule", models.OffboardingRule)
+    def put_offboarding_rule(
+        self, *, subject_from: str | None = None, sub_from: str | None = None, issuer: str | None = None,
+        grace: timedelta | None = None, sponsor: str | None = None, team_labels: Texts | None = None,
+        team_owner: str | None = None, dry_run: bool | None = None
+    ) -> None:
+        """Say how people are matched to subjects, and what becomes of what is theirs.
+
+        What is known of people who leave. `subject_from`: the attribute of the directory that apps use as
+        subject; `sub_from`: the one that is `sub` at `issuer`, the tenant's own. Null: none is.
+        """
+
+    @lists("/v1/offboardings", models.Offboarding)
+    def offboardings(self) -> None:
+        """Who leaves or has left, sorted by id."""
+
+    @sends("POST", "/v1/offboardings", models.Offboarding, once=True)
+    def begin_offboarding(
+        self, reason: str, *, subject: str | None = None, user: str | None = None, issuer: str | None = None,
+        sub: str | None = None, grace: timedelta | None = None, sponsor: str | None = None,
+        hand_over: Facts | None = None
+    ) -> None:
+        """Stop all connections of a person who leaves, and end their sessions, delegations and clients.
+
+        From this response on no token of these connections is leased. Once the grace is over each is revoked
+        at its provider. A person whose offboarding is under way gets no second one.
+
+        Who leaves: by `subject`, by `user` of the directory (its id or `userName`), by `issuer` and `sub`, or
+        what of these is known. Nobody is matched by likeness.
+        """
+
+    @sends("POST", "/v1/offboardings/plan", models.OffboardingPlan)
+    def plan_offboarding(
+        self, reason: str, *, subject: str | None = None, user: str | None = None, issuer: str | None = None,
+        sub: str | None = None, grace: timedelta | None = None, sponsor: str | None = None,
+        hand_over: Facts | None = None
+    ) -> None:
+        """What an order would do, connection by connection. Changes nothing.
+
+        Who leaves: by `subject`, by `user` of the directory (its id or `userName`), by `issuer` and `sub`, or
+        what of these is known. Nobody is matched by likeness.
+        """
+
+    @sends("GET", "/v1/offboardings/{offboarding_id}", models.OffboardingDetail)
+    def offboarding(self, offboarding_id: str) -> None:
+        """How far the offboarding of a person is, connection by connection, and what a person has to do."""
+
+    @sends("POST", "/v1/offboardings/{offboarding_id}/undo", models.Offboarding)
+    def undo_offboarding(self, offboarding_id: str) -> None:
+        """Put the connections back, within the grace. Sessions, delegations and clients stay ended: people
+        log in again. Agents that were stopped are enabled by `PUT /v1/apps/{name}`.
+        """
+
     @sends("GET", "/v1/overview", models.Overview)
     def overview(self) -> None:
         """What needs somebody and whose turn it is; what ends soon; leases and refreshes of two days; how
