@@ -51,6 +51,8 @@ from evergrant_server.api.console import agents as console_agents
 from evergrant_server.api.console import audit as console_audit
 from evergrant_server.api.console import bulk as console_bulk
 from evergrant_server.api.console import connections as console_connections
+from evergrant_server.api.console import definitions as console_definitions
+from evergrant_server.api.console import imports as console_imports
 from evergrant_server.api.console import incidents as console_incidents
 from evergrant_server.api.console import integrations as console_integrations
 from evergrant_server.api.console import keys as console_keys
@@ -90,6 +92,7 @@ from evergrant_server.api.pages.browser import BrowserSessions, answer_unknown_p
 from evergrant_server.api.pages.guesses import GuessLimit
 from evergrant_server.api.people import login_rules, sessions
 from evergrant_server.api.provider_events import inbound, receivers
+from evergrant_server.api.transfer import imports
 from evergrant_server.api.transfer import routes as transfer
 from evergrant_server.console.console_pages import ConsolePages
 from evergrant_server.console.logos import Logos
@@ -151,6 +154,7 @@ ROUTERS = (
     people.router,
     people.command_router,
     transfer.router,  # before /v1/connections/{id}, which would match import and export
+    imports.router,
     bulk.router,  # likewise
     connections.router,
     commands.router,
@@ -177,8 +181,10 @@ ROUTERS = (
     console_login.router,
     console_overview.router,
     console_connections.router,
+    console_imports.router,
     console_bulk.router,
     console_integrations.router,
+    console_definitions.router,
     console_apps.router,
     console_credentials.router,
     console_permits.router,

@@ -1,8 +1,8 @@
 """The catalogue for people: searched, with the facts of a definition and what each is known from."""
 
 import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 from providers.definition.validation import CATEGORIES
 
@@ -29,6 +29,35 @@ class ProviderPage(NamedTuple):
     items: list[dict[str, Any]]
     total: int
     next_after: str | None
+
+
+class Difference(NamedTuple):
+    """A field of a definition that another version has otherwise; None: it hasn't the field."""
+
+    field: str
+    before: object
+    after: object
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
+    """What a version changes, field by field."""
+    fields = (_fields(before), _fields(after))
+    return [
+        Difference(field, fields[0].get(field), fields[1].get(field))
+        for field in sorted(fields[0].keys() | fields[1].keys())
+        if fields[0].get(field) != fields[1].get(field)
+    ]
+
+
+def _fields(definition: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The members by their path; lists are whole."""
+    fields: dict[str, Any] = {}
+    for name, value in definition.items():
+        if isinstance(value, dict) and value:
+            fields |= _fields(cast("dict[str, Any]", value), f"{prefix}{name}.")
+        else:
+            fields[f"{prefix}{name}"] = value
+    return fields
 
 
 class Evidence(NamedTuple):

@@ -34,6 +34,7 @@ MENU: dict[str, tuple[MenuEntry, ...]] = {
     "Connections": (
         MenuEntry("connections", "connections", "Connections", whole=False),
         MenuEntry("bulk", "bulk", "Bulk orders"),
+        MenuEntry("imports", "imports", "Imports"),
     ),
     "Setup": (
         MenuEntry("integrations", "integrations", "Integrations", whole=False),

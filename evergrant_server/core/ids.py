@@ -58,6 +58,7 @@ BulkId = NewType("BulkId", str)
 DirectoryUserId = NewType("DirectoryUserId", str)
 OffboardingRuleId = NewType("OffboardingRuleId", str)
 DeviceAuthorizationId = NewType("DeviceAuthorizationId", str)
+ImportId = NewType("ImportId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -108,6 +109,7 @@ PREFIXES = (
     "usr",
     "ofr",
     "dva",
+    "imp",
 )
 
 

@@ -15,7 +15,7 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import AssociatedData, KeyPurpose, Sealed
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import table_of
-from evergrant_server.store.database.rows import Values, find_one, insert
+from evergrant_server.store.database.rows import Values, columns_equal, find_one, insert
 from evergrant_server.store.erasure.orders import is_held
 from evergrant_server.store.keys import NO_CONNECTION, sealed_place
 from evergrant_server.store.sealing import SealedRepository
@@ -77,6 +77,20 @@ class Idempotency(SealedRepository):
         if first is not None and first.request_hash != request_hash:
             raise Failure(ErrorCode.IDEMPOTENCY_CONFLICT)
         raise Failure(ErrorCode.STORE_CONFLICT, "The same request was answered meanwhile.")
+
+    async def stored(
+        self, tenant: Tenant, app_id: AppId, prefix: str, limit: int
+    ) -> list[tuple[str, datetime]]:
+        """The app's keys that begin so, with when each was stored, newest first."""
+        key, at = col(IdempotencyRow.key), col(IdempotencyRow.stored_at)
+        mine = columns_equal(IdempotencyRow, tenant=tenant, app_id=app_id) & key.startswith(prefix)
+        rows = await self._connection.execute(select(key, at).where(mine).order_by(at.desc()).limit(limit))
+        return [(row[0], row[1]) for row in rows]
+
+    async def forget(self, tenant: Tenant, app_id: AppId, key: str) -> None:
+        """Delete the response of this key, if there is one."""
+        mine = columns_equal(IdempotencyRow, tenant=tenant, app_id=app_id, key=key)
+        await self._run(delete(IdempotencyRow).where(mine))
 
     async def prune(self, before: datetime, limit: int = 1000, *, now: datetime) -> int:
         """Forget answers given before this moment, `limit` at the most; returns how many. Those of a tenant

@@ -264,9 +264,9 @@ async def _delete_form(visit: ConsoleVisit, name: str, form: Form) -> Response:
         (len(pending.items), "deliveries are on their way, and would be dropped"),
         (len(failed.items), "deliveries were given up, and could be sent again until then"),
     ]
-    more = any(deliveries.next_cursor for deliveries in (pending, failed))
+    uncounted = any(deliveries.next_cursor for deliveries in (pending, failed))
     return visit.show_form(
-        "webhook_delete.html", f"Delete {name}", form, webhook=webhook, counts=counts, more=more
+        "webhook_delete.html", f"Delete {name}", form, webhook=webhook, counts=counts, uncounted=uncounted
     )
 
 

@@ -201,6 +201,15 @@ async def propose_definition(body: DefinitionBody, call: AdminCommand) -> Respon
     return await call.run(body, write)
 
 
+@router.get("/v1/definitions")
+async def list_definitions(call: AuditorCall) -> Page[DefinitionView]:
+    """The newest version of each provider that the tenant has a definition of, sorted by name."""
+    async with call.api.store.read() as tx:
+        names = await tx.definitions.names(call.tenant)
+        newest = [(await tx.definitions.versions(call.tenant, name))[0] for name in names]
+    return Page(items=[DefinitionView.of(version) for version in newest])
+
+
 @router.get("/v1/providers/{provider}/versions")
 async def list_definition_versions(provider: Slug, call: AuditorCall) -> Page[DefinitionView]:
     """The tenant's versions, newest first, with check results and decision."""

@@ -34,6 +34,20 @@ _ITEMS_AT_ONCE = 25  # of one transaction: more would make other writers wait lo
 _RAISED_KINDS = (FailureKind.PLATFORM_UNAVAILABLE,)  # not the item's fault: the app repeats the request
 
 
+class JsonObject(dict[str, Any]):
+    """A JSON object that records whether a member name occurred twice (RFC 8259 section 4 permits it)."""
+
+    has_duplicates = False
+
+    @classmethod
+    def of(cls, pairs: list[tuple[str, Any]]) -> "JsonObject":
+        members = cls(pairs)
+        members.has_duplicates = len(members) < len(pairs) or any(
+            getattr(value, "has_duplicates", False) for _, value in pairs
+        )
+        return members
+
+
 class ImportWriter:
     """Imports the items of one call, some of them in each transaction."""
 

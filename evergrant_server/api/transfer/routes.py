@@ -2,7 +2,7 @@
 
 import json
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
@@ -12,7 +12,7 @@ from evergrant_server.access.recording import record_bulk_read
 from evergrant_server.api.http.call import AdminCall, CommandResponse, ExportCall, ExportCommand
 from evergrant_server.api.http.models import MAX_INTEGER
 from evergrant_server.api.integrations.changes import integration_by_name
-from evergrant_server.api.transfer.intake import ImportWriter
+from evergrant_server.api.transfer.intake import ImportWriter, JsonObject
 from evergrant_server.api.transfer.models import ExportBody, ExportView, ImportBody, ImportOutcome, ImportView
 from evergrant_server.api.transfer.verification import ImportVerification
 from evergrant_server.core.audit import AuditAction
@@ -33,20 +33,6 @@ _MAX_LINES = 1000
 ExportQuery = Annotated[str, Query(max_length=64)]
 
 
-class _JsonObject(dict[str, Any]):
-    """A JSON object that records whether a member name occurred twice (RFC 8259 section 4 permits it)."""
-
-    has_duplicates = False
-
-    @classmethod
-    def of(cls, pairs: list[tuple[str, Any]]) -> "_JsonObject":
-        members = cls(pairs)
-        members.has_duplicates = len(members) < len(pairs) or any(
-            getattr(value, "has_duplicates", False) for _, value in pairs
-        )
-        return members
-
-
 @router.post("/v1/connections/import")
 async def import_connections(body: ImportBody, request: Request, call: AdminCall) -> ImportView:
     """Import existing grants. Items are independent of each other; repeating one changes nothing, unless
@@ -57,7 +43,7 @@ async def import_connections(body: ImportBody, request: Request, call: AdminCall
     """
     async with call.api.store.read() as tx:
         await tx.tenants.require_enabled(call.tenant)  # a session that was made on the host comes so far
-    items = json.loads(await request.body(), object_pairs_hook=_JsonObject.of)["items"]
+    items = json.loads(await request.body(), object_pairs_hook=JsonObject.of)["items"]
     verification = ImportVerification(call)
     writer = ImportWriter(call)
     outcomes = await writer.import_items(items, dry_run=body.dry_run, in_background=not body.verify)

@@ -17,7 +17,7 @@ MIN_WAIT_S = 3.0  # left for verification after a slow import
 _MOST_ASKED = 16  # workflows of one request at a time
 _POLL_S = 0.1
 _QUIET_S = 2.0  # without a refresh that ended; then workflows are asked
-_REFUSED_KINDS = (FailureKind.RECONNECT_NEEDED, FailureKind.CLIENT_MISCONFIGURED)
+REFUSED_KINDS = (FailureKind.RECONNECT_NEEDED, FailureKind.CLIENT_MISCONFIGURED)
 
 
 class ImportVerification:
@@ -165,5 +165,5 @@ class ImportVerification:
 
 def _not_verified(outcome: ImportOutcome, code: ErrorCode) -> ImportOutcome:
     failure = Failure(code)
-    how = "failed" if failure.kind in _REFUSED_KINDS else "unverified"
+    how = "failed" if failure.kind in REFUSED_KINDS else "unverified"
     return outcome.with_verification(how, failure.code, failure.detail)

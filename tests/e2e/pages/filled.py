@@ -29,6 +29,7 @@ from evergrant_server.core.messages.names import key_rotation_workflow_id
 from tests.e2e.pages.filled_incidents import fill_bulk_orders, fill_incidents, fill_leavers
 from tests.e2e.pages.filled_questions import questions_of
 from tests.e2e.pages.filled_rights import fill_rights
+from tests.e2e.pages.filled_work import fill_work
 from tests.fakes.api import TENANT, Api
 from tests.fakes.rows import a_delegation
 
@@ -59,6 +60,8 @@ class Filled:
     leaver: str
     uses: str
     about: str
+    rehearsed: str
+    ordered: str
     client: str
     family: str
     session: str
@@ -98,6 +101,7 @@ async def fill(api: Api) -> Filled:
         await fill_leavers(api, (told, choosing, failing, pending), NOON),
         uses,
         about,
+        *await fill_work(api, key, NOON),
         *rights,
     )
 

@@ -109,3 +109,29 @@ async def test_the_focus_stays_where_a_part_was_replaced(site: Site):
     await page.keyboard.press("Enter")
     await page.get_by_role("link", name="First page").wait_for()
     assert await page.evaluate("document.activeElement.id") == "results"
+
+
+async def test_an_integration_is_made_without_scripts(site: Site):
+    page = await site.page(viewport=PHONE, java_script_enabled=False)
+    await site.log_in(page)
+    await page.goto(f"{site.url}/console/integrations")
+    await page.get_by_role("link", name="Make an integration").click()
+    await page.get_by_label("Name or kind").fill("zendesk")
+    await page.get_by_role("button", name="Find the provider").click()
+    await page.get_by_role("link", name="Zendesk", exact=True).click()
+    await page.get_by_role("link", name="Make an integration").click()
+    await page.get_by_label("Name", exact=True).fill("helpdesk")
+    await page.get_by_label("Subdomain").fill("not a subdomain")
+    await page.get_by_label("Client id").fill("evergrant")
+    await page.get_by_label("Client secret").fill("hush-hush")
+    await page.get_by_role("button", name="Make the integration").click()
+    refused = page.get_by_label("Subdomain")
+    assert await refused.get_attribute("aria-invalid") == "true"
+    assert await page.get_by_label("Client secret").input_value() == "", "no secret is sent back"
+    assert await page.get_by_label("Client id").input_value() == "evergrant"
+    await refused.fill("acme")
+    await page.get_by_label("Client secret").fill("hush-hush")
+    await page.get_by_role("button", name="Make the integration").click()
+    await page.get_by_role("heading", name="helpdesk").wait_for()
+    uri = await page.get_by_label("Redirect URI, to register at the provider").input_value()
+    assert uri.startswith(f"{site.url}/oauth/callback/int_")

@@ -16,7 +16,7 @@ RULES: tuple[tuple[str, str, str], ...] = (
     (r"POST", r"/v1/(access-requests|call-approvals)", "asks, withdraws, refuses, or uses what is approved"),
     (r"POST", r"/v1/questions", "has what an auditor reads anyway put together"),
     (r"POST", r"/v1/providers", "proposes, refuses, or returns to the version before"),
-    (r"POST", r"/v1/connections/import", "adds grants that the caller holds already; replaces none in use"),
+    (r"POST", r"/v1/(connections/import|imports)", "adds grants that the caller holds; replaces none in use"),
     (r"POST", r"/v1/(lease|connections)", "is about one connection, by the permits of an app"),
     (r"POST", r"/v1/webhooks/\{name\}/", "sends to the URL that is there already"),
     (r"POST", r"/v1/token-families/end", "ends what was authorized"),

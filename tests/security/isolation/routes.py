@@ -57,6 +57,7 @@ QUERIES = {
     "GET /console/audit": ("", "object={connection_id}"),
     "GET /console/authorizations": ("", "app={app}", "subject={subject}"),
     "GET /console/access": ("app={app}&connection={connection_id}",),
+    "GET /console/new/definition": ("", "provider={provider}"),
     "GET /console/connect": ("integration={integration}&subject={subject}",),
     "GET /v1/erasures": ("", "subject={subject}"),
     "GET /v1/connections/bulk/plan": (
@@ -110,6 +111,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
         {"integration": "{integration}", "subject": "new", "source": "{connection_id}", **_EXCHANGE},
     ),
     "POST /v1/connections/import": ({"items": [_ITEM], "verify": False},),
+    "POST /v1/imports": ({"items": [_ITEM]},),
     "POST /v1/connections/export": (
         {"public_key": PUBLIC_KEY, "filters": {"integration": "{integration}", "subject": "{subject}"}},
     ),
@@ -184,6 +186,16 @@ PROVED_OTHERWISE = {
 }
 # A browser's cookie again, for the console: test_console.py, tests/security/pages/test_console_sessions.py.
 _CONSOLE_LOGIN = {"GET /console/login", "POST /console/login", "POST /console/logout"}
+_CLIENT = {"client_id": "c", "client_secret": "s"}
+_DEFINITION = "\n".join(
+    (
+        *("name: {provider}", "display_name: {provider}", "auth_modes: [authorization_code]"),
+        *(
+            "authorization_endpoint: https://idp.example/authorize",
+            "token_endpoint: https://idp.example/token",
+        ),
+    )
+)
 _A_RULE = {"issuer": "{trusted_issuer}", "token_type": "id_token", "audience": "a", "actors": "{app}"}
 _A_CLIENT = {"name": "new", "redirect_uris": "https://new.example/cb"}
 _THUMBPRINT = {"method": "self_signed_tls_client_auth", "parameters.thumbprint": "a" * 64}
@@ -259,6 +271,18 @@ CONSOLE_FORMS = {
     "POST /console/keys/pause": {"kind": "tenant"},
     "POST /console/keys/resume": {"kind": "tenant"},
     "POST /console/keys/secrets/retire": {"kind": "app_key", "name": "{app}"},
+    "POST /console/new/integration": {"name": "{integration}", "provider": "gitlab", **_CLIENT},
+    "POST /console/integrations/{name}/edit": _CLIENT,
+    "POST /console/integrations/{name}/rotate-secret": {"client_secret": "s2"},
+    "POST /console/integrations/{name}/try": {"subject": "new"},
+    "POST /console/integrations/{name}/delete": {"confirm": "{integration}"},
+    "POST /console/new/definition": {"definition": _DEFINITION},
+    "POST /console/definitions/{provider}/approve": {"version": "3"},
+    "POST /console/definitions/{provider}/reject": {"version": "4", "reason": "no"},
+    "POST /console/definitions/{provider}/roll-back": {"version": "2"},
+    "POST /console/imports": {"grants": "no grants"},
+    "POST /console/imports/{import_id}/begin": {"refresher_stopped": "yes"},
+    "POST /console/imports/{import_id}/forget": {},
 }
 BODIES |= {route: (form,) for route, form in CONSOLE_FORMS.items()}
 _OPEN = PUBLIC | PROVED_OTHERWISE
@@ -271,6 +295,7 @@ CREATES = {
     *("PUT /v1/integrations/{name}", "PUT /v1/apps/{name}", "PUT /v1/webhooks/{name}", "POST /v1/providers"),
     "PUT /v1/audit/streams/{name}",
     *("POST /v1/connections/import", "POST /v1/connections/export", "POST /v1/access-requests"),
+    "POST /v1/imports",
     *("PUT /v1/admin-login", "PUT /v1/client-login", "POST /v1/oauth-clients"),
     *("PUT /v1/apps/{name}/permits/{permit_name}", "PUT /v1/apps/{name}/credentials/{credential_name}"),
     *("PUT /v1/issuers/{name}", "POST /v1/erasures", "POST /v1/legal-holds"),

@@ -7,7 +7,7 @@ from evergrant_server.core.people.roles import PersonRole
 from tests.fakes.api import Api
 from tests.security.console import ConsoleBrowser, at_console, person_at_console
 from tests.security.isolation.routes import CONSOLE_FORMS, console_routes, requests_to
-from tests.security.isolation.test_other_tenants import TENANTS, headers_of, rows_of
+from tests.security.isolation.test_other_tenants import MADE, TENANTS, headers_of, rows_of
 from tests.security.isolation.world import a_world, absent
 from tests.security.people import ORIGIN
 
@@ -49,7 +49,7 @@ async def _answer(
     headers, page = str([it for it in headers_of(answer) if it[0] != "content-length"]), answer.text
     for value in sorted(values.values(), key=len, reverse=True):  # a name may be part of another
         headers, page = headers.replace(value, "(name)"), page.replace(value, "(name)")
-    return answer.status_code, headers, page
+    return answer.status_code, headers, MADE.sub("(made)", page)
 
 
 async def test_lists_of_the_console_show_nothing_of_another_tenant(api: Api):

@@ -45,8 +45,8 @@ ODD = (
     "\u202e",
     "\udcff",
 )
-_MADE = re.compile(
-    r"\b(?:era|hld|con|int|app|key|per|cns|exp|whk|evt|dlv|rcv|def|apr|crd|iss|req|dru|cli|clg|stm|inc|qst|det|rot)_[0-9a-z]{22}"
+MADE = re.compile(
+    r"\b(?:era|hld|con|int|app|key|per|cns|exp|whk|evt|dlv|rcv|def|apr|crd|iss|req|dru|cli|clg|stm|inc|qst|det|rot|imp)_[0-9a-z]{22}"
     r"|req-[0-9a-z]{22}|whsec_[\w+/=]+"
     r"|evg_key_\w+|/connect/[\w-]+|\"revision\":\d+"
 )
@@ -109,7 +109,7 @@ def without_names(text: str, values: Mapping[str, str]) -> str:
     """An answer without the names that were sent, and without ids and secrets that are made for each."""
     for value in sorted(values.values(), key=len, reverse=True):
         text = text.replace(value, "(name)")
-    return _MADE.sub("(made)", text)
+    return MADE.sub("(made)", text)
 
 
 def headers_of(answer: httpx2.Response) -> list[tuple[str, str]]:

@@ -179,6 +179,8 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
                 page.add("record", None, {"object": f"of-{tenant}", "number": number})
             await tx.questions.write_page(question, page, now)
             await tx.detections.add(a_detection(tenant, now))
+    item = {"integration": own["integration"], "subject": f"imported-{tenant}", "access_token": "a"}
+    rehearsed = await made("POST", "/v1/imports", {"items": [{**item, "never_expires": True}]})
     await made("PUT", "/v1/admin-login", {"integration": own["issuer"], "roles": {"auditor": ["board"]}})
     await made("PUT", "/v1/offboarding-rule", {"subject_from": "user_name"})
     await made("PUT", "/v1/client-login", {"app": own["app"], "integration": own["issuer"]})
@@ -215,6 +217,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         "offboarding_id": min(offboarding.id for offboarding in offboardings),
         "bulk_id": min(order.id for order in bulk_orders),
         "hold_id": min(hold.id for hold in holds),
+        "import_id": rehearsed["id"],
         "delegation_id": min(it.id for it in delegations),
         "integration_id": integration.id,
     }

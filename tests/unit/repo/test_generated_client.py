@@ -17,6 +17,7 @@ HARMLESS = {
     "ExportView.key",  # a thumbprint
     "AttentionView.code",  # an error's, as the next
     "FailureCauseView.code",
+    "ImportRowView.code",
     "FailedConsentView.code",
     "Obstacle.code",
 }

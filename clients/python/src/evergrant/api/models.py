@@ -744,6 +744,45 @@ class FrameworkEvidence:
     controls: tuple[Control, ...]
 
 @dataclass(frozen=True, slots=True)
+class ImportJob:
+    """An import, rehearsed or ordered. `rows` are the first 100 to repair.
+
+    Before the order `would_import` counts what it would make, and `expires_at` is when it is forgotten. After
+    it `imported` connections `waiting` for a worker become `verified` by their first refresh; `installed`
+    have no refresh token; of `failed` ones the first refresh failed.
+    """
+    id: str
+    created_at: datetime
+    begun_at: datetime | None
+    expires_at: datetime | None
+    total: int
+    would_import: int
+    imported: int
+    exists: int
+    invalid: int
+    waiting: int
+    verified: int
+    installed: int
+    failed: int
+    rows: tuple[ImportRow, ...]
+
+@dataclass(frozen=True, slots=True)
+class ImportRow:
+    """A row that somebody has to repair: it wasn't imported, or the provider refused its first refresh."""
+    index: int
+    connection_id: str | None
+    code: str | None
+    field: str | None
+    detail: str | None
+    repair: str | None
+
+@dataclass(frozen=True, slots=True)
+class ImportSummary:
+    """An import of the caller's last day."""
+    id: str
+    at: datetime
+
+@dataclass(frozen=True, slots=True)
 class Incident:
     """How far an incident is. `outcomes`: how many connections ended how: `confirmed`, `nothing_held`,
     `not_supported`, `unknown`; after a leak `renewed`, `reconnect`, `gone`.

@@ -445,6 +445,10 @@ class Operations:
     def connection_history(self, connection_id: str) -> None:
         """The events of the connection's workflow: exported runs, then those that Temporal still has."""
 
+    @lists("/v1/definitions", models.ProviderVersion)
+    def own_providers(self) -> None:
+        """The newest version of each provider that the tenant has a definition of, sorted by name."""
+
     @lists("/v1/delegation-rules", models.DelegationRule)
     def delegation_rules(self) -> None:
         """The tenant's rules, sorted by name."""
@@ -527,6 +531,33 @@ class Operations:
     @sends("GET", "/v1/erasures/{erasure_id}", models.Erasure)
     def erasure(self, erasure_id: str) -> None:
         """How far an erasure has come."""
+
+    @lists("/v1/imports", models.ImportSummary)
+    def imports(self) -> None:
+        """The caller's own imports of the last day, newest first."""
+
+    @sends("POST", "/v1/imports", models.ImportJob)
+    def rehearse_import(self, items: tuple[Facts, ...]) -> None:
+        """Check grants as an import would, and keep them sealed for its order. Nothing is imported yet.
+
+        Up to 1000 grants, as `POST /v1/connections/import` takes them; a body has at most 1 MiB.
+        """
+
+    @sends("DELETE", "/v1/imports/{import_id}", None)
+    def forget_import(self, import_id: str) -> None:
+        """Forget a rehearsal with what was sent, or the report of an import; its connections stay."""
+
+    @sends("GET", "/v1/imports/{import_id}", models.ImportJob)
+    def import_progress(self, import_id: str) -> None:
+        """One import of the caller's, with its progress."""
+
+    @sends("POST", "/v1/imports/{import_id}/begin", models.ImportJob)
+    def begin_import(self, import_id: str) -> None:
+        """Import what was rehearsed. A worker installs each and refreshes it; repeating it changes nothing.
+
+        Stop the previous refresher of these grants first: with rotating refresh tokens, two refreshers lose
+        the grant.
+        """
 
     @lists("/v1/incidents", models.Incident)
     def incidents(self) -> None:

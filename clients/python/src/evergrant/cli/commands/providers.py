@@ -51,6 +51,14 @@ def propose(definition: InputFile, /, *, rollout: Path | None = None, options: O
 
 
 @providers.command
+def own(*, options: Options = DEFAULTS) -> None:
+    """List the providers that this tenant has a definition of, each with its newest version."""
+    with options.client() as client:
+        rows = (_version_row(version) for version in client.own_providers())
+        show_rows(rows, ("name", *_VERSIONS), options.output)
+
+
+@providers.command
 def versions(provider: str, /, *, options: Options = DEFAULTS) -> None:
     """List the versions that this tenant proposed, the newest first."""
     with options.client() as client:

@@ -101,9 +101,9 @@ async def test_a_refused_form_comes_back_filled_with_the_problem_at_its_field(
     filled = {**FILLED, "integration": "crm", field: typed}
     answer = await browser.send(NEW, **filled)
     assert answer.status_code == 400
-    said = re.search(rf'<p class="problem" id="{field}-problem">([^<]+)</p>', answer.text)
-    assert said is not None
-    assert problem in said[1]
+    problem_text = re.search(rf'<p class="problem" id="{field}-problem">([^<]+)</p>', answer.text)
+    assert problem_text is not None
+    assert problem in problem_text[1]
     (marked,) = re.findall(r"<input[^>]*aria-invalid=[^>]*>", answer.text)
     assert f'name="{field}"' in marked
     assert f'aria-describedby="{field}-problem' in marked
