@@ -31,15 +31,16 @@ check: $(TEST_READY) ## for every save, under 90 seconds: ruff, the import rules
 
 unit: $(TEST_READY) ## the unit tests alone
 	@echo "==> unit tests"
-	@$(PY) -m pytest tests/unit -q --at-once 2
+	@$(PY) -m pytest tests/unit -q -n 2 --dist loadfile
 
 # Most tests wait for timers, workers and browsers: more of them at once than there are cores, and the linters
-# beside them.
+# beside them. A new clone's tests are compiled first: else each process would do it for itself.
 AT_ONCE ?= 4
 test: $(TEST_READY) ## every check and every test but the slow proofs, PostgreSQL and Temporal included (AT_ONCE=4: files of tests)
 	@$(MAKE) --no-print-directory lint & linters=$$!; \
+	ls tests/__pycache__/conftest.* > /dev/null 2>&1 || $(PY) -m pytest --collect-only -qq > /dev/null 2>&1; \
 	echo "==> tests"; \
-	$(PY) -m pytest --at-once $(AT_ONCE); tested=$$?; \
+	$(PY) -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder; tested=$$?; \
 	wait $$linters || { echo "the linters failed: make lint"; exit 1; }; exit $$tested
 
 SECONDS ?= 4
@@ -59,7 +60,7 @@ fuzz: $(TEST_READY) ## requests made of the OpenAPI document, valid and invalid,
 	@$(PY) -m tests.security.fuzz --cases $(CASES) --seed $(SEED)
 
 MANY ?= 100
-soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: a random run, a year, Temporal lost under MANY=100 connections, a shared file of tokens, each refusal of the catalogue, a quick bench
+soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: a random run, a year, Temporal lost under MANY=100 connections, a shared file of tokens, a quick bench
 	@EVERGRANT_FAULTS_MANY=$(MANY) $(PY) -m pytest -m soak
 	@PYTHONPATH=.:clients/python/src $(PY) -m tests.faults.token_file
 

@@ -23,9 +23,6 @@ from evergrant_server.egress.transport import default_tls_context
 from evergrant_server.process import exit_process
 from tests.fakes import leftovers
 from tests.fakes.patience import PATIENCE_S
-from tests.side_by_side import pytest_addoption, pytest_runtestloop
-
-__all__ = ["pytest_addoption", "pytest_runtestloop"]  # hooks
 
 # with files side by side, the run ends with quick ones
 _SLOW_FIRST = ("e2e", "workflows", "faults", "security", "conformance", "unit/repo")

@@ -34,7 +34,7 @@ from evergrant_server.audit.checkpoints import proofs
 from evergrant_server.audit.records import Window
 from evergrant_server.console.pages import OwnAccount, OwnProgram, OwnUse, Pages
 from evergrant_server.core.agents.delegations import chain_problem
-from evergrant_server.core.audit import AuditAction, AuditRecord
+from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.login import is_same_subject
@@ -181,7 +181,15 @@ async def end_my_connection(pages: PagesDep, connection_id: str, tenant: str = "
     async def write(tx: Transaction) -> None:
         connection = await _my_connection(tx, person, connection_id)
         if not (connection.state.is_final or connection.state is LifecycleState.REVOKING):
-            await request_revocation(tx, connection, _REASON, pages.context, pages.now)
+            entry = AuditEntry(
+                tenant=connection.tenant,
+                at=pages.now,
+                action=AuditAction.REVOCATION_REQUESTED,
+                object=connection.id,
+                context=pages.context,
+                detail={"reason": _REASON},
+            )
+            await request_revocation(tx, connection, _REASON, entry)
 
     await run_transaction(pages.api.store, write, tries=REVOKE_ATTEMPTS)
     pages.api.relay.notify()

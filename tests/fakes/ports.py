@@ -9,13 +9,11 @@ from collections.abc import Iterator
 # another process's connection, or to a server that binds port 0, before its server has come up.
 _FIRST, _PAST = 20_000, 32_000
 _OF_ONE_PROCESS = 500
-PLACE = "TEST_FORK_OF_EVERGRANT"
-"""The variable with the number of a process of a run, whose children have it too."""
 
 
 def _of_this_process() -> Iterator[int]:
     """Round and round, so that a port comes again as late as possible; no other test process has them."""
-    number = int(os.environ.get(PLACE) or os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     first = _FIRST + number * _OF_ONE_PROCESS % (_PAST - _FIRST)
     # A process that a test starts has the test's number: it begins somewhere else.
     at = random.randrange(_OF_ONE_PROCESS)

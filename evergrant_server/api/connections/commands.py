@@ -6,6 +6,7 @@ from datetime import datetime
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from evergrant_server import audit
 from evergrant_server.access.context import integration_spec
 from evergrant_server.access.transactions import record, signal_connection
 from evergrant_server.api.connections.consents import (
@@ -37,7 +38,7 @@ from evergrant_server.api.connections.view import add_device_code, connection_vi
 from evergrant_server.api.http.call import ApiCall, Call, Command, CommandResponse
 from evergrant_server.api.integrations.definitions import require_ready
 from evergrant_server.core.access import Action
-from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.binding import hash_confirm_code
 from evergrant_server.core.connections.confirmation import ConfirmVerdict, confirmed, judge_confirmation
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -168,22 +169,23 @@ async def _revoke(connection_id: str, call: ApiCall, sent: RevokeBody | None, re
             tx, connection_id, Action.CONNECT, Action.ADMIN, revoking=True
         )
         if not (connection.state.is_final or connection.state is LifecycleState.REVOKING):
-            connection = await request_revocation(tx, connection, reason, call.context, call.now)
+            entry = call.entry(AuditAction.REVOCATION_REQUESTED, connection.id, reason=reason)
+            connection = await request_revocation(tx, connection, reason, entry)
         return CommandResponse.of(await connection_view(tx, connection), 202)
 
     return await call.run(sent, revoke, tries=REVOKE_ATTEMPTS)
 
 
 async def request_revocation(
-    tx: Transaction, connection: Connection, reason: str, context: RequestContext, now: datetime
+    tx: Transaction, connection: Connection, reason: str, entry: AuditEntry
 ) -> Connection:
     """Write state, message and audit record of a live connection's end. From the commit on no lease is
     issued."""
-    requested = connection.revocation_requested(reason, now)
+    requested = connection.revocation_requested(reason, entry.at)
     connection = await tx.connections.replace(requested, expected=connection.revision)
-    await signal_connection(tx, connection, SignalName.REVOKE, Revoke(reason=reason, context=context), now)
-    action = AuditAction.REVOCATION_REQUESTED
-    await record(tx, connection.tenant, action, connection.id, context, now, reason=reason)
+    message = Revoke(reason=reason, context=entry.context)
+    await signal_connection(tx, connection, SignalName.REVOKE, message, entry.at)
+    await audit.append(tx, entry)
     return connection
 
 

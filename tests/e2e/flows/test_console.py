@@ -108,6 +108,7 @@ async def test_filter_page_and_revoke_by_keyboard_without_a_page_being_loaded(co
 
 async def test_the_catalogue_is_searched_while_its_words_are_typed(console: Console):
     page = await console.log_in()
+    await page.get_by_role("link", name="Setup").click()
     await page.get_by_role("link", name="Catalogue").click()
     field = page.get_by_label("Name or kind")
     await field.press_sequentially("google dri")

@@ -73,7 +73,7 @@ class WarmProcess:
         """Start `python -m evergrant_server` with these arguments; its output is added to the files."""
         for path in (out, err):
             path.touch(0o600)  # it can be read at once
-        told, line = await asyncio.open_unix_connection(str(forking()))
+        told, line = await asyncio.open_unix_connection(str(_forking()))
         order = {"arguments": arguments, "env": dict(env), "out": str(out), "err": str(err)}
         line.write(json.dumps(order).encode() + b"\n")
         return cls(json.loads(await told.readline()), told, line)
@@ -108,36 +108,35 @@ async def warm_output(arguments: list[str], env: Mapping[str, str]) -> str:
     return said
 
 
+@cache
 def warm_python() -> Path:
     """A folder for the front of PATH, whose `python -m evergrant_server` is a fork: for the commands of a
     page, which read nothing from their standard input.
     """
-    return forking().parent / "bin"
+    folder = _forking().parent / "bin"
+    folder.mkdir()
+    program = folder / "python"
+    program.write_text(_PYTHON.format(python=sys.executable, address=str(_forking())), encoding="utf-8")
+    program.chmod(0o755)
+    return folder
 
 
 @cache
-def forking() -> Path:
-    """Start the process that forks, at the first use; forks of this process use the same one. Returns the
-    path of its socket."""
+def _forking() -> Path:
+    """Start the process that forks, at the first use. Returns the path of its socket."""
     folder = Path(tempfile.mkdtemp(prefix="evergrant-warm-"))
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'clients/python/src'}"}
     command = [sys.executable, "-m", "tests.fakes.platform.warm", str(folder / "socket")]
     child = subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stdout.readline() == b"warm\n"
-    program = folder / "bin/python"
-    program.parent.mkdir()
-    address = str(folder / "socket")
-    program.write_text(_PYTHON.format(python=sys.executable, address=address), encoding="utf-8")
-    program.chmod(0o755)
 
-    def stop(process: int) -> None:
-        if process == os.getpid():  # its forks use the same one
-            child.kill()
-            child.communicate()
-            shutil.rmtree(folder)
+    def stop() -> None:
+        child.kill()
+        child.communicate()
+        shutil.rmtree(folder)
 
-    atexit.register(stop, os.getpid())
+    atexit.register(stop)
     return folder / "socket"
 
 

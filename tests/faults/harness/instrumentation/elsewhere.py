@@ -46,6 +46,7 @@ ELSEWHERE = {
     "evergrant_server.api.connections.commands:_request_new_consent": "another command of an app",
     "evergrant_server.api.connections.commands:save_account_choice": "another command of an app",
     "evergrant_server.api.connections.commands:_revoke": "another command of an app",
+    "evergrant_server.api.connections.commands:request_revocation": "another command of an app",
     "evergrant_server.api.connections.commands:choose_account": "another command of an app",
     "evergrant_server.api.connections.commands:reauthorize_connection": "another command of an app",
     "evergrant_server.api.connections.commands:revoke_connection": "another command of an app",

@@ -54,9 +54,16 @@ def login(
         device: Whether a program on a machine without a browser may show a code (RFC 8628), with which its
             person decides elsewhere. Off by default: a code is easily sent to somebody else.
     """
-    rule = {"claim": claim, "domains": domain, "registration": registration, "documents": documents}
     with options.client() as client:
-        made = client.put_client_login(integration, app, **rule, device=device)
+        made = client.put_client_login(
+            integration,
+            app,
+            claim=claim,
+            domains=domain,
+            registration=registration,
+            documents=documents,
+            device=device,
+        )
         show_one(made, options.output)
 
 
