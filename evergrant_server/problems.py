@@ -62,7 +62,7 @@ def problem_document(failure: Failure, base_url: str) -> dict[str, Any]:
         "type": f"{base_url}/docs#{failure.code}",
         "title": rule.meaning,
         "status": rule.status,
-        "detail": failure.reason,
+        "detail": failure.problem,
         "code": failure.code.value,
         "kind": rule.kind.value,
         "repairer": failure.repairer.value,

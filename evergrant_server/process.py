@@ -31,7 +31,7 @@ def exit_process(status: int) -> NoReturn:
 
 def failure_message(failure: Failure) -> str:
     """Code, detail and repair. The general repair is left out when the detail names the exact one."""
-    message = f"{failure.code}: {failure.reason}"
+    message = f"{failure.code}: {failure.problem}"
     has_repair = "key_file" in failure.context or "python -m evergrant_server" in failure.detail
     return message if has_repair else f"{message}\n  {failure.repair}"
 

@@ -61,8 +61,8 @@ def words_for_admins(failure: Failure) -> str | None:
     reference = failure.context.get("reference")
     look = f"evergrant connections ls --reference {reference} -o yaml"
     answer = f" What the provider said: {look}" if reference else ""
-    end = "" if failure.reason.endswith(".") or not repair else "."
-    return f"{failure.reason}{end}{repair}{answer}"
+    end = "" if failure.problem.endswith(".") or not repair else "."
+    return f"{failure.problem}{end}{repair}{answer}"
 
 
 def what_happened(failure: Failure, way: WayOut) -> str:

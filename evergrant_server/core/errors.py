@@ -368,7 +368,7 @@ class Failure(Exception):
 
     `retry_after` is in seconds. `context` goes on the wire (`connect_url`, `field`); its `repair` is exact,
     and its `repairer` another one than the code's where it is known better.
-    So is that at the end of `detail`, which `reason` leaves out: a message that crosses Temporal is one text.
+    So is that at the end of `detail`, which `problem` leaves out: a message that crosses Temporal is one text.
     """
 
     def __init__(
@@ -380,7 +380,7 @@ class Failure(Exception):
         self.retry_after = retry_after
         self.context = context
         exact = _ALLOWANCE.fullmatch(detail) if code is ErrorCode.EGRESS_REFUSED else None
-        self.reason = exact[1] if exact else self.detail
+        self.problem = exact[1] if exact else self.detail
         repair = f"I{exact[2][1:]}" if exact else FAILURES[code].repair
         self.repair = context.get("repair") or repair
         self.repairer = Repairer(context.get("repairer") or FAILURES[code].repairer)

@@ -160,7 +160,7 @@ async def _run_check(name: str, check: Check, settings: Settings) -> DoctorFindi
     except CheckFailed as problem:
         return DoctorFinding(name, False, problem.detail, problem.repair)
     except Failure as failure:
-        return DoctorFinding(name, False, f"{failure.code}: {failure.reason}", failure.repair)
+        return DoctorFinding(name, False, f"{failure.code}: {failure.problem}", failure.repair)
     except TimeoutError:
         return DoctorFinding(
             name,

@@ -54,6 +54,7 @@ ELSEWHERE = {
     "evergrant_server.api.connections.commands:confirm_consent": "the harness confirms without HTTP",
     "evergrant_server.api.connections.commands:_raise_refusal": "nothing is written here",
     "evergrant_server.api.connections.commands:_link": "nothing is written here",
+    "activities.support.transactions:record_once_a_day": "what a reconcile pass and the audit log have found",
 }
 
 ELSEWHERE_CALLED = {
