@@ -368,7 +368,7 @@ class Failure(Exception):
 
     `retry_after` is in seconds. `context` goes on the wire (`connect_url`, `field`); its `repair` is exact,
     and its `repairer` another one than the code's where it is known better.
-    So is that at the end of `detail`, which `problem` leaves out: a message that crosses Temporal is one text.
+    So is that at the end of `detail`, which `problem` leaves out: what crosses Temporal is one text.
     """
 
     def __init__(
