@@ -59,7 +59,7 @@ def _scale(top: int) -> str:
     lines = "".join(
         f'<line class="rule" x1="{_LEFT}" y1="{y}" x2="{_WIDTH - _LEFT}" y2="{y}"/>' for y in (_TOP, _BASE)
     )
-    return f'{lines}<text class="mark" x="{_LEFT}" y="{_TOP - 4}">{top:,}</text>'
+    return f'{lines}<text class="tick" x="{_LEFT}" y="{_TOP - 4}">{top:,}</text>'
 
 
 def _bars(totals: Sequence[int], stack: Sequence[Bars], top: int) -> list[str]:
@@ -91,6 +91,6 @@ def _times(moments: Sequence[datetime]) -> list[str]:
         x = {"start": _LEFT, "middle": _LEFT + (place + 0.5) * width, "end": _WIDTH - _LEFT}[anchor]
         text = f"{moments[place].astimezone(UTC):%d %b %H:%M}"
         drawn.append(
-            f'<text class="mark" x="{x:.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{escape(text)}</text>'
+            f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{escape(text)}</text>'
         )
     return drawn

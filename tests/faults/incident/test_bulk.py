@@ -198,7 +198,7 @@ async def test_an_order_whose_worker_is_killed_halfway_refreshes_the_rest(tmp_pa
 
 async def _killed_halfway(drill: Drill, place: str) -> dict[str, Any]:
     killed = False
-    for _ in range(1200):
+    for _ in range(3000):
         order = (await drill.send("GET", place)).json()
         if order["finished_at"] is not None:
             assert killed, "it was done before a worker could be killed"
