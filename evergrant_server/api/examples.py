@@ -114,6 +114,9 @@ BODIES: dict[str, Mapping[str, Any]] = {
         "items": [{"integration": "crm", "subject": "alice", "access_token": "…", "expires": "unknown"}],
         "dry_run": True,
     },
+    "POST /v1/imports": {
+        "items": [{"integration": "crm", "subject": "alice", "access_token": "…", "expires": "unknown"}],
+    },
     "POST /v1/connections/bulk": {"action": "refresh", "integration": "crm", "reason": "INC-9"},
     "POST /v1/connections/export": {"public_key": _PUBLIC_KEY, "filters": {"integration": "crm"}},
     "POST /v1/erasures": {"subject": "alice", "reason": "INC-9"},

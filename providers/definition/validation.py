@@ -220,6 +220,8 @@ def parameters_are_used(spec: ProviderSpec) -> RuleFindings:
     used = placeholders(*_nested_texts(dumped))
     if spec.jwt_bearer is not None:
         used |= spec.jwt_bearer.claims_when.keys()
+    if spec.api_base_url_param is not None:
+        used.add(spec.api_base_url_param)
     for name in spec.template_params:
         if name not in used:
             yield f"template_params.{name}", "is unused", _REMOVE

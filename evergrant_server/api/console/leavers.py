@@ -55,6 +55,8 @@ async def show_plan(
     """What would become of each connection, and the form that orders it."""
     fields = {"subject": subject, "user": user, "issuer": issuer, "sub": sub, "reason": reason}
     fields |= {"hours": hours, "sponsor": sponsor}
+    if not any(fields.values()):
+        return await _list(visit, Form())
     try:
         return await _plan(visit, fields, Form())
     except (Failure, ValidationError) as refusal:

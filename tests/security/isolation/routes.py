@@ -51,7 +51,7 @@ QUERIES = {
     "GET /console/connections": (
         "",
         "integration={integration}",
-        "search={subject}",
+        "search={connection_id}",
         "search={connection_id}",
     ),
     "GET /console/audit": ("", "object={connection_id}"),

@@ -22,6 +22,9 @@ ALLOWED = {
     ("WebhookSecretView", "secret"),
     ("AuditStreamSecretView", "secret"),
     ("ExportView", "key"),  # the thumbprint of a public one
+    ("ConnectionView", "token_state"),  # what the access token is, in a word
+    ("DeviceAuthorizationView", "device_code"),  # of the client that asked, and worth nothing undecided
+    ("DeviceAuthorizationView", "user_code"),
     ("DeviceView", "user_code"),  # for a person's eyes (RFC 8628), with the action connect
     ("SignatureView", "headers"),  # OAuth 1.0a, for one request
     ("CalledView", "headers"),  # as an agent asks to send them; credentials are refused

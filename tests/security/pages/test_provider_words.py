@@ -55,7 +55,7 @@ async def test_a_refused_callback_leads_the_admin_to_what_the_provider_said(api:
     assert record.detail["consent_id"] == (await it.consent()).id
     assert connection == {
         **(await api.get(f"/v1/connections/{it.connection_id}", admin)).json(),
-        **{name: connection[name] for name in ("next_action", "next_at", "device")},
+        **{name: connection[name] for name in ("next_action", "next_at", "device", "failed_consent")},
     }
 
 

@@ -240,6 +240,7 @@ async def test_many_failures_take_as_many_statements_as_one_and_none_reads_a_who
     async with api.worker.read() as tx:
         plans = [await tx.connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}") for text in of_many]
     steps = [tuple(row)[3] for plan in plans for row in plan]
-    assert any("ix_connection_failing" in step for step in steps), steps
+    partial = ("ix_connection_failing", "ix_connection_unwell")  # of those that fail, by either
+    assert any(name in step for step in steps for name in partial), steps
     assert any("ix_audit" in step and "object=? AND at=?" in step for step in steps), steps
     assert [step for step in steps if step.startswith(("SCAN connection", "SCAN audit"))] == []

@@ -34,6 +34,7 @@ evergrant export --to export.pub --out grants.sealed
 evergrant export-key export.key export.pub
 evergrant completion bash > ~/.local/share/bash-completion/completions/evergrant
 evergrant providers ls -o yaml
+evergrant providers own
 evergrant providers propose acme.json
 evergrant providers versions acme
 evergrant providers approve acme 2 --reason "new token host"
@@ -82,6 +83,8 @@ evergrant incident pause inc_…
 evergrant incident resume inc_…
 evergrant incident report inc_… --out report.jsonl
 evergrant incident verify report.jsonl --key evergrant.example+1f2e3d4c+AQ…
+evergrant offboard rule
+evergrant offboard rm-rule
 evergrant offboard put-rule --subject-from user_name --sponsor platform-team
 evergrant offboard start --subject alice --reason HR-7 --dry-run
 evergrant offboard start --subject alice --reason HR-7
