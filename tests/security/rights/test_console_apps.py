@@ -9,6 +9,7 @@ import pytest
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from tests.fakes.api import TENANT, Api
+from tests.fakes.patience import eventually
 from tests.security.console import ConsoleBrowser, at_console
 from tests.security.isolation.world import A_CREDENTIAL
 
@@ -87,7 +88,8 @@ async def test_what_ends_with_an_app_is_counted_and_only_its_own_name_ends_it(ap
     for subject in ("ann", "ann", "bob"):
         assert (await api.lease(key, subject=subject)).status_code == 200
     browser = await an_admin(api)
-    page = await browser.page("/console/apps/sync/delete")
+    uses = "<strong>2</strong> connections that it"  # noted a moment after the leases
+    page = await eventually(lambda: browser.page("/console/apps/sync/delete"), lambda page: uses in page)
     for number, words in (
         (1, "live API keys"),
         (1, "permits"),
