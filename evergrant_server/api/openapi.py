@@ -24,6 +24,7 @@ _BY_STATUS = {
     for status in sorted({rule.status for rule in FAILURES.values()})
 }
 _PAGES = ("/connect/", "/oauth/callback/")
+_OF_A_PERSON = ("/me", "/oauth/device")
 _PEOPLE = ("/login", "/logout")
 _OWN = (  # there may be none
     *("/v1/sessions/current", "/v1/admin-login", "/v1/client-login", "/v1/offboarding-rule"),
@@ -129,6 +130,8 @@ def _statuses(path: str, method: str, operation: dict[str, Any]) -> set[int]:
             statuses.add(424)
     if path.startswith(_PAGES):
         statuses |= {403, 409, 424}
+    if path.startswith(_OF_A_PERSON):
+        statuses |= {401, 403, 404, 424}
     if path in _PEOPLE:
         statuses |= {400, 404, 413, 424}
     if path in _OWN:

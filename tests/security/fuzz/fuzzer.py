@@ -134,7 +134,7 @@ def _strategy(
     operation: APIOperation, mode: Any, own: Mapping[str, str], headers: dict[str, str]
 ) -> st.SearchStrategy[Case]:
     named = {
-        it.name: own[parameter(operation.path, it.name)]
+        it.name: own.get(parameter(operation.path, it.name), "0")  # of a person's page: no such record
         for it in operation.iter_parameters()
         if it.location.value == "path"
     }

@@ -51,7 +51,7 @@ QUERIES = {
     "GET /console/connections": (
         "",
         "integration={integration}",
-        "search={connection_id}",
+        "search={subject}",
         "search={connection_id}",
     ),
     "GET /console/audit": ("", "object={connection_id}"),
@@ -73,9 +73,9 @@ QUERIES = {
     "GET /v1/token-families": ("", "app={app}", "subject={subject}"),
     "GET /v1/connections": (
         *("", "integration={integration}", "provider={provider}", "subject={subject}"),
-        *("order=urgency", "search={subject}", "search={connection_id}"),
+        *("order=urgency", "search={connection_id}"),  # the beginning of a subject is one of ours too
     ),
-    "GET /v1/connections/totals": ("", "integration={integration}", "search={subject}"),
+    "GET /v1/connections/totals": ("", "integration={integration}", "search={connection_id}"),
 }
 BODIES: dict[str, tuple[Any, ...]] = {
     "PUT /v1/integrations/{name}": ({"provider": "gitlab", "client_id": "c", "client_secret": "s"},),
