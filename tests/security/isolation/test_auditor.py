@@ -11,7 +11,11 @@ from tests.security.isolation.world import a_world
 
 # refresh tokens; imports of the caller's own
 NOT_READ = {"GET /v1/connections/export", "GET /v1/imports", "GET /v1/imports/{import_id}"}
-READS = {"POST /temporal/decode", "POST /v1/questions"}  # a question is answered by what an auditor reads
+READS = {
+    "POST /temporal/decode",
+    "POST /v1/questions",
+    "POST /v1/offboardings/plan",
+}  # a question is answered by what an auditor reads
 _OF_QUESTIONS = ("question", "outbox", "sqlite_sequence")  # and makes rows of its own
 
 

@@ -92,7 +92,7 @@ async def test_a_non_public_url_is_refused_in_any_notation(url: str) -> None:
 def test_a_refusal_says_how_the_host_is_allowed(url: str, allowed: str) -> None:
     with pytest.raises(Failure) as refused:
         EgressPolicy().check_endpoint(url)
-    assert refused.value.reason.startswith(allowed)
+    assert refused.value.problem.startswith(allowed)
     assert refused.value.repair.endswith(f" start Evergrant anew with: EVERGRANT_EGRESS_ALLOW={allowed}")
     EgressPolicy(allow=(allowed,)).check_endpoint(url)
 
@@ -103,7 +103,7 @@ def test_the_line_to_type_keeps_what_is_allowed_and_crosses_temporal() -> None:
     with pytest.raises(Failure) as refused:
         EgressPolicy(kept, "make dev").check_endpoint("http://LOCALHOST:9001/x")
     crossed = Failure(ErrorCode.EGRESS_REFUSED, refused.value.detail)
-    assert crossed.reason == "localhost:9001 is not https"
+    assert crossed.problem == "localhost:9001 is not https"
     assert crossed.repair.endswith(
         "EVERGRANT_EGRESS_ALLOW=localhost:9000,idp.internal:8443,localhost:9001 make dev"
     )
