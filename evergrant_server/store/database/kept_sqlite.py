@@ -32,7 +32,7 @@ class KeptSqlite:
         """
         async with self._database.writer:
             if self._driver is None:
-                self._driver = await self._thread.run(self._connect)
+                self._driver = await self._thread.run(self._connect, discard=sqlite3.Connection.close)
             driver = self._driver
             try:
                 if self._database.checkpoints.log_is_long:
@@ -75,12 +75,13 @@ class _Thread:
         self._done: asyncio.Future[Any] = self._loop.create_future()
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Run `work` and wait for its end, even when the caller is cancelled meanwhile."""
+    async def run(self, work: Callable[[], T], discard: Callable[[T], None] | None = None) -> T:
+        """Run `work` and wait for its end, even when the caller is cancelled meanwhile: then `discard` gets
+        the result."""
         done = self._done = self._loop.create_future()
         self._work = work
         self._wanted.release()
-        return await end_of(done)
+        return await end_of(done, discard)
 
     def end(self) -> None:
         self._work = None

@@ -15,6 +15,7 @@ from sqlalchemy import QueuePool, event, text
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.store.database import sqlite
 from evergrant_server.store.database.errors import translate_errors
+from evergrant_server.store.database.kept_sqlite import KeptSqlite
 from evergrant_server.store.database.sqlite import SqliteDatabase
 from tests.fakes.failures import fails
 from tests.fakes.patience import PATIENCE_S
@@ -173,6 +174,35 @@ async def test_a_caller_that_is_cancelled_while_a_connection_opens_leaves_none_o
         with pytest.raises(asyncio.CancelledError):
             await reading
     assert database._engine.pool.checkedout() == 0
+
+
+async def test_a_ledger_that_is_cancelled_while_its_connection_opens_leaves_none_open(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+):
+    kept, opened, goes_on = KeptSqlite(database), list[sqlite3.Connection](), threading.Event()
+    connect = kept._connect
+
+    def slow() -> sqlite3.Connection:
+        opened.append(connect())
+        goes_on.wait(PATIENCE_S)
+        return opened[0]
+
+    async def append() -> None:
+        async with kept.transaction():
+            raise AssertionError("it was cancelled before")
+
+    monkeypatch.setattr(kept, "_connect", slow)
+    task = asyncio.create_task(append())
+    while not opened:
+        await asyncio.sleep(0.001)
+    task.cancel()
+    await asyncio.sleep(0)
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
+    await kept.close()
 
 
 async def test_a_commit_of_any_connection_is_seen_and_nothing_else(database: SqliteDatabase, tmp_path: Path):
