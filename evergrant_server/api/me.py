@@ -111,12 +111,7 @@ async def show_me(pages: PagesDep, tenant: str = "", done: str = "") -> Response
     if isinstance(person, _LoggedOut):
         return await begin_client_login(pages, person.rule, urlencode({"tenant": person.rule.tenant}))
     async with pages.api.store.read() as tx:
-        mine = await tx.connections.page(person.tenant, subject=person.session.subject, limit=_MOST)
-        accounts = [
-            await _account(tx, pages, connection)
-            for connection in mine
-            if person.owns(connection.subject) and not connection.state.is_final
-        ]
+        accounts = [await _account(tx, pages, connection) for connection in await _live(tx, person)]
         programs = [*await _programs(tx, pages, person), *await _agents(tx, pages, person)]
     page = pages.templates.me(
         person=person.session.person.name or person.session.subject,
@@ -255,6 +250,18 @@ async def _my_connection(tx: Transaction, person: Me, id: str) -> Connection:
     connection = require_found(connection)
     _require_own(person, connection.subject)
     return connection
+
+
+async def _live(tx: Transaction, person: Me) -> list[Connection]:
+    """The person's connections that haven't ended, `_MOST` at the most."""
+    live, after, has_more = list[Connection](), None, True
+    while has_more and len(live) < _MOST:
+        batch = await tx.connections.page(
+            person.tenant, subject=person.session.subject, after=after, limit=_MOST
+        )
+        live += [row for row in batch if person.owns(row.subject) and not row.state.is_final]
+        after, has_more = batch.last, batch.has_more
+    return live[:_MOST]
 
 
 async def _account(tx: Transaction, pages: SubjectPages, connection: Connection) -> OwnAccount:

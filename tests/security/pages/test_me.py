@@ -6,6 +6,7 @@ import pytest
 import pytest_asyncio
 from evergrant.audit.receipts import Receipt
 
+from evergrant_server.api import me
 from evergrant_server.audit.checkpoints.heads import HeadsLog
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
@@ -38,6 +39,18 @@ async def test_a_person_sees_what_is_connected_and_who_used_it(api: Api, issuer:
     assert "reports got access" in mine.text
     assert (await user.browser.get(f"/me/connections/{other.id}")).status_code == 404
     assert (await user.browser.get("/me/connections/con_1")).status_code == 404
+
+
+async def test_what_has_ended_hides_nothing_that_is_live(
+    api: Api, issuer: LoginIssuer, monkeypatch: pytest.MonkeyPatch
+):
+    connection, _ = await agents_allowed(api, issuer)
+    for number in range(5):
+        ended = await api.active(await api.integration(f"old-{number}"), subject="user-1")
+        await api.change(ended, lambda row: row.__replace__(state=LifecycleState.REVOKED))
+    monkeypatch.setattr(me, "_MOST", 1)
+    page = await AgentUser(api, issuer).ask("/me")
+    assert (connection.id in page.text, page.text.count("/me/connections/")) == (True, 1)
 
 
 async def test_a_person_takes_the_receipt_of_a_use_and_of_nothing_else(api: Api, issuer: LoginIssuer):
