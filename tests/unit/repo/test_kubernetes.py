@@ -158,10 +158,10 @@ def test_with_a_key_service_no_pod_has_a_key_file_and_each_role_an_account_of_it
     assert "{purpose}" in settings["EVERGRANT_KEY_SERVICE"]
 
 
-def test_api_and_gateways_reach_the_key_service_and_nothing_else_more() -> None:
+def test_each_role_reaches_the_key_service_and_nothing_else_more() -> None:
     before, after = (_named(manifests, "NetworkPolicy") for manifests in (MANIFESTS, patched()))
     ways = {
         name: len(policy["spec"].get("egress", [])) - len(before[name]["spec"].get("egress", []))
         for name, policy in after.items()
     }
-    assert ways == {"api": 1, "gateway": 1, "worker": 0}
+    assert ways == {"api": 1, "gateway": 1, "worker": 1, "prepare": 1}
