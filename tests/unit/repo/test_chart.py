@@ -235,10 +235,11 @@ def _without_nothing(value: Any) -> Any:
     [
         ({"settings": {"EVERGRANT_DATABASE_PASSWORD": "hush"}}, "EVERGRANT_DATABASE_PASSWORD"),
         ({"settings": {"DATABASE_URL": "x"}}, "DATABASE_URL"),
+        ({"api": {"settings": {"EVERGRANT_DATABASE_URL": "postgresql://x"}}}, "EVERGRANT_DATABASE_URL"),
         ({"api": {"replicas": 0}}, "/api/replicas"),
         ({"worker": {"journal": {"accessMode": "ReadWriteMany"}}}, "/worker/journal/accessMode"),
         ({"gatway": {"enabled": False}}, "gatway"),
-        ({"gateway": {"databaseRole": "x; DROP TABLE app"}}, "/gateway/databaseRole"),
+        ({"database": {"roles": {"api": "x; DROP TABLE app"}}}, "/database/roles/api"),
     ],
 )
 def test_a_wrong_value_is_named(values: dict[str, Any], named: str, tmp_path: Path) -> None:

@@ -116,9 +116,16 @@ spec:
 {{- end }}
 {{- end }}
 
+{{- /* Takes (root, the role in the database). */ -}}
+{{- define "evergrant.database" -}}
+{{- $database := (index . 0).Values.database -}}
+postgresql+asyncpg://{{ index . 1 }}@{{ $database.host }}/{{ $database.name }}{{ with $database.parameters }}?{{ . }}{{ end }}
+{{- end }}
+
 {{- /* What all processes have in common, as lines NAME: "value". */ -}}
 {{- define "evergrant.settings" -}}
-{{- $settings := merge (dict "EVERGRANT_DATABASE_PASSWORD_FILE" "/run/secrets/database/password") .Values.settings }}
+{{- $url := include "evergrant.database" (list . .Values.database.roles.owner) }}
+{{- $settings := merge (dict "EVERGRANT_DATABASE_URL" $url "EVERGRANT_DATABASE_PASSWORD_FILE" "/run/secrets/database/password") .Values.settings }}
 {{- with .Values.keyService.url }}{{ $_ := set $settings "EVERGRANT_KEY_SERVICE" . }}{{ end }}
 {{- with .Values.otlp.endpoint }}{{ $_ := set $settings "OTEL_EXPORTER_OTLP_ENDPOINT" . }}{{ end }}
 {{- range $name := keys $settings | sortAlpha }}
@@ -130,7 +137,7 @@ spec:
 {{- define "evergrant.annotations" -}}
 {{- $root := index . 0 }}{{ $values := index . 2 }}{{ $annotations := deepCopy $values.podAnnotations }}
 {{- if not $root.Values.plain }}
-{{- $seen := list $root.Values.settings $root.Values.keyService.url $root.Values.otlp $values.settings | toJson }}
+{{- $seen := list $root.Values.settings $root.Values.database $root.Values.keyService.url $root.Values.otlp $values.settings | toJson }}
 {{- $_ := set $annotations "evergrant/settings" (sha256sum $seen) }}
 {{- end }}
 {{- with $annotations }}
