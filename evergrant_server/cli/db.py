@@ -57,11 +57,13 @@ async def upgrade(
             await put_role(settings.database_url, process, role, password)
             print(f"role {role}: what {WORDS[process]} reads and writes, and nothing else")
     if namespace:
-        client = await connect(settings)
-        await prepare_namespace(client, settings.history_retention)
-        print(
-            f"namespace {client.namespace}: search attributes, retention {settings.history_retention.days} d"
-        )
+        await _prepare_temporal(settings)
+
+
+async def _prepare_temporal(settings: Settings) -> None:
+    client = await connect(settings)
+    await prepare_namespace(client, settings.history_retention)
+    print(f"namespace {client.namespace}: search attributes, retention {settings.history_retention.days} d")
 
 
 async def _prepare_roots(settings: Settings) -> None:

@@ -115,11 +115,11 @@ async def connections(settings: Settings) -> str:
     async with reading(settings) as tx:
         room, processes = await seats(tx.connection), that_go_on(await tx.processes.all())
     needed = MOST_CONNECTIONS * len(processes)
-    found = f"{len(processes)} processes open up to {needed} connections, and PostgreSQL lets {room} in"
+    detail = f"{len(processes)} processes open up to {needed} connections, and PostgreSQL lets {room} in"
     if needed <= room:
-        return found
+        return detail
     raise CheckFailed(
-        found,
+        detail,
         f"As an administrator: ALTER SYSTEM SET max_connections = {needed + 20}, and restart PostgreSQL "
         "(or raise the CONNECTION LIMIT of the role or the database)",
     )

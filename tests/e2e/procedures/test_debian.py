@@ -1,4 +1,4 @@
-"""docs/guide/operations.md without containers: the page's own commands, from nothing to a lease, with the units
+"""docs/guide/operations.md without containers: the page's commands, from nothing to a lease, with the units
 as processes here.
 
 Folders and addresses are replaced by ones of this machine. `systemctl` does what the units say, but for users
@@ -139,7 +139,9 @@ async def a_host(folder: Path, stack: AsyncExitStack) -> AsyncIterator[tuple[Hos
     host = Host(
         folder,
         {
-            **{it: f"{folder}{it}" for it in ("/opt/evergrant", "/etc/", "/var/lib/", "/usr/local/bin")},
+            **{
+                root: f"{folder}{root}" for root in ("/opt/evergrant", "/etc/", "/var/lib/", "/usr/local/bin")
+            },
             "@db.internal/evergrant": f"@/evergrant?host={socket}",
             "temporal.internal:7233": temporal.address,
             "https://evergrant.example.com\n": f"http://127.0.0.1:{port}\n",

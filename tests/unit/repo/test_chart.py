@@ -55,20 +55,22 @@ OF_OPERATORS = {"ServiceMonitor", "PrometheusRule"}  # whose schemas a cluster b
 
 
 def program() -> str:
-    found = helm()
-    if found is None:
+    binary = helm()
+    if binary is None:
         pytest.skip("no helm: neither unpacked nor on PATH (bash requirements/helm.sh VENV)")
-    return found
+    return binary
 
 
 def chart(tmp_path: Path, values: dict[str, Any]) -> list[dict[str, Any]]:
     file = tmp_path / "values.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return [it for it in yaml.safe_load_all(rendered(program(), "--values", str(file))) if it]
+    return [
+        manifest for manifest in yaml.safe_load_all(rendered(program(), "--values", str(file))) if manifest
+    ]
 
 
 def of_kind(documents: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
-    return {it["metadata"]["name"]: it for it in documents if it["kind"] == kind}
+    return {manifest["metadata"]["name"]: manifest for manifest in documents if manifest["kind"] == kind}
 
 
 @cache
@@ -77,7 +79,7 @@ def versions() -> list[str]:
     import kubernetes_validate
 
     folder = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
-    minors = {int(it.name.split(".")[1]) for it in folder.glob("v1.*")}
+    minors = {int(manifest.name.split(".")[1]) for manifest in folder.glob("v1.*")}
     return [f"1.{minor}" for minor in sorted(minors)[-3:]]
 
 
@@ -117,10 +119,14 @@ def test_a_hook_migrates_before_everything_else_with_settings_of_its_own(tmp_pat
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert "envFrom" not in container
-    own = {it["name"]: it["value"] for it in container["env"]}
-    assert own.items() >= of_kind(documents, "ConfigMap")["evergrant"]["data"].items()
-    assert own["OTEL_EXPORTER_OTLP_ENDPOINT"] == EVERYTHING["otlp"]["endpoint"]
-    hooked = [it["kind"] for it in documents if "helm.sh/hook" in it["metadata"].get("annotations", {})]
+    settings = {manifest["name"]: manifest["value"] for manifest in container["env"]}
+    assert settings.items() >= of_kind(documents, "ConfigMap")["evergrant"]["data"].items()
+    assert settings["OTEL_EXPORTER_OTLP_ENDPOINT"] == EVERYTHING["otlp"]["endpoint"]
+    hooked = [
+        manifest["kind"]
+        for manifest in documents
+        if "helm.sh/hook" in manifest["metadata"].get("annotations", {})
+    ]
     assert hooked == ["Job"]
 
 
@@ -129,8 +135,8 @@ def test_a_change_of_settings_replaces_the_pods_that_read_them(tmp_path: Path) -
         documents = chart(tmp_path, values)
         pods = of_kind(documents, "Deployment") | of_kind(documents, "StatefulSet")
         return {
-            name: it["spec"]["template"]["metadata"]["annotations"]["evergrant/settings"]
-            for name, it in pods.items()
+            name: manifest["spec"]["template"]["metadata"]["annotations"]["evergrant/settings"]
+            for name, manifest in pods.items()
         }
 
     before, after = seen({}), seen({"worker": {"settings": {"EVERGRANT_LOG_LEVEL": "DEBUG"}}})
@@ -144,15 +150,19 @@ def test_each_role_has_an_account_at_the_key_service_and_the_hook_one_of_its_own
     documents = chart(tmp_path, SHAPES["with a key service"])
     accounts = of_kind(documents, "ServiceAccount")
     pods = [
-        it["spec"]["template"]["spec"] | it["metadata"]
+        manifest["spec"]["template"]["spec"] | manifest["metadata"]
         for kind in ("Job", "Deployment", "StatefulSet")
-        for it in of_kind(documents, kind).values()
+        for manifest in of_kind(documents, kind).values()
     ]
     assert {pod["name"]: pod["serviceAccountName"] for pod in pods} == {name: name for name in accounts}
-    hooked = {name for name, it in accounts.items() if "helm.sh/hook" in it["metadata"]["annotations"]}
+    hooked = {
+        name for name, manifest in accounts.items() if "helm.sh/hook" in manifest["metadata"]["annotations"]
+    }
     assert hooked == {"prepare"}
     bound = SHAPES["with a key service"]["worker"]["serviceAccountAnnotations"].items()
-    assert {name for name, it in accounts.items() if it["metadata"]["annotations"].items() >= bound} == {
+    assert {
+        name for name, manifest in accounts.items() if manifest["metadata"]["annotations"].items() >= bound
+    } == {
         "worker",
         "prepare",
     }
@@ -199,7 +209,7 @@ def test_prometheus_finds_every_process_and_the_rules_lead_to_your_pages(tmp_pat
     documents = chart(tmp_path, EVERYTHING)
     monitor = of_kind(documents, "ServiceMonitor")["evergrant"]["spec"]
     services = of_kind(documents, "Service")
-    scraped = {it["port"] for it in monitor["endpoints"]}
+    scraped = {manifest["port"] for manifest in monitor["endpoints"]}
     for name, service in services.items():
         labels = service["metadata"]["labels"]
         assert labels.items() >= monitor["selector"]["matchLabels"].items(), name
@@ -215,7 +225,10 @@ def test_prometheus_finds_every_process_and_the_rules_lead_to_your_pages(tmp_pat
 def test_with_a_key_service_the_chart_is_what_the_overlay_makes_of_the_manifests(tmp_path: Path) -> None:
     values = {"plain": True, "keyService": {"url": KEY_SERVICE}}
     ours, theirs = (
-        {(it["kind"], it["metadata"]["name"]): _without_nothing(it) for it in documents}
+        {
+            (manifest["kind"], manifest["metadata"]["name"]): _without_nothing(manifest)
+            for manifest in documents
+        }
         for documents in (chart(tmp_path, values), patched())
     )
     theirs.pop(("Namespace", "evergrant"))
@@ -225,9 +238,9 @@ def test_with_a_key_service_the_chart_is_what_the_overlay_makes_of_the_manifests
 def _without_nothing(value: Any) -> Any:
     """Without empty lists and objects, which say what their absence says."""
     if isinstance(value, dict):
-        kept = {name: _without_nothing(it) for name, it in value.items()}
-        return {name: it for name, it in kept.items() if it not in ({}, [])}
-    return [_without_nothing(it) for it in value] if isinstance(value, list) else value
+        kept = {name: _without_nothing(manifest) for name, manifest in value.items()}
+        return {name: manifest for name, manifest in kept.items() if manifest not in ({}, [])}
+    return [_without_nothing(manifest) for manifest in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize(
@@ -260,7 +273,10 @@ def test_external_secrets_are_those_that_the_chart_names() -> None:
     documents = list(
         yaml.safe_load_all((ROOT / "deploy/helm/external-secrets.yaml").read_text(encoding="utf-8"))
     )
-    kept = {it["metadata"]["name"]: [data["secretKey"] for data in it["spec"]["data"]] for it in documents}
+    kept = {
+        manifest["metadata"]["name"]: [data["secretKey"] for data in manifest["spec"]["data"]]
+        for manifest in documents
+    }
     assert kept == {
         name: ["keys.json" if name.endswith("keys") else "password"] for name in VALUES["secrets"].values()
     }
