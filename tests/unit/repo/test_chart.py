@@ -261,6 +261,17 @@ def test_a_wrong_value_is_named(values: dict[str, Any], named: str, tmp_path: Pa
     assert named in refused.value.stderr
 
 
+def test_the_guides_values_are_enough(tmp_path: Path) -> None:
+    page = (ROOT / "docs/guide/kubernetes.md").read_text(encoding="utf-8")
+    (values,) = re.findall(r"```yaml\n(# values.yaml of yours\n.*?)```", page, re.DOTALL)
+    documents = chart(tmp_path, yaml.safe_load(values))
+    settings = of_kind(documents, "ConfigMap")["evergrant"]["data"]
+    assert settings["EVERGRANT_GATEWAY_PUBLIC_URL"] == "https://calls.example.com"
+    assert settings["EVERGRANT_DATABASE_URL"].endswith("@db.internal/evergrant?sslmode=verify-full")
+    rules = {rule["host"] for rule in of_kind(documents, "Ingress")["evergrant"]["spec"]["rules"]}
+    assert rules == {"evergrant.example.com", "calls.example.com"}
+
+
 def test_every_value_is_documented_and_in_the_schema() -> None:
     """In its file by the comment above a group or beside a line; the schema knows each name and no other."""
     assert SCHEMA["properties"].keys() - {"global"} == VALUES.keys() == set(SCHEMA["required"])

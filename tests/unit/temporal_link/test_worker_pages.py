@@ -9,6 +9,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 
+from evergrant_server import probe
 from evergrant_server.settings import BadSettings, Settings, load_settings
 from evergrant_server.temporal_link.telemetry import WorkerPages, serve_worker_pages
 from tests.fakes.patience import PATIENCE_S
@@ -42,6 +43,19 @@ async def test_it_lives_from_the_start_and_is_ready_once_it_works(
     assert (await http.get("/readyz?from=probe")).status_code == 200
     assert "target_info" in (await http.get("/metrics")).text
     assert (await http.get("/v1/lease")).status_code == 404
+
+
+async def test_a_containers_health_check_passes_while_it_works(
+    settings: Settings, pages: WorkerPages, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"http://127.0.0.1:{settings.metrics_port}/readyz"
+    assert await asyncio.to_thread(probe.main, url) == 1
+    pages.is_ready = True
+    assert await asyncio.to_thread(probe.main, url) == 0
+    assert await asyncio.to_thread(probe.main, f"http://127.0.0.1:{free_port()}/readyz") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"{url}: 503"
+    assert "refused" in lines[1]
 
 
 async def test_what_is_no_request_is_closed_and_keeps_nobody_waiting(

@@ -127,6 +127,9 @@ postgresql+asyncpg://{{ index . 1 }}@{{ $database.host }}/{{ $database.name }}{{
 {{- $url := include "evergrant.database" (list . .Values.database.roles.owner) }}
 {{- $settings := merge (dict "EVERGRANT_DATABASE_URL" $url "EVERGRANT_DATABASE_PASSWORD_FILE" "/run/secrets/database/password") .Values.settings }}
 {{- with .Values.keyService.url }}{{ $_ := set $settings "EVERGRANT_KEY_SERVICE" . }}{{ end }}
+{{- if and .Values.ingress.enabled .Values.ingress.gatewayHost (not (hasKey $settings "EVERGRANT_GATEWAY_PUBLIC_URL")) }}
+{{- $_ := set $settings "EVERGRANT_GATEWAY_PUBLIC_URL" (printf "https://%s" .Values.ingress.gatewayHost) }}
+{{- end }}
 {{- with .Values.otlp.endpoint }}{{ $_ := set $settings "OTEL_EXPORTER_OTLP_ENDPOINT" . }}{{ end }}
 {{- range $name := keys $settings | sortAlpha }}
 {{ $name }}: {{ get $settings $name | toString | toJson }}
