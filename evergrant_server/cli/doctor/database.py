@@ -82,13 +82,15 @@ async def role_of_database(settings: Settings) -> str:
         return "SQLite has no roles: each process may write every row"
     process = role_of(settings)
     try:
-        if process is Role.OPERATOR or (process is not Role.GATEWAY and ROLE.get() is None):
+        if process is Role.OPERATOR:
             return await _of_a_writer(settings)
         role, rights = await rights_of_user(settings.database_url, process)
+        if rights.are_right:
+            return f"{role} reads every row, and writes what {WORDS[process]} writes alone"
+        if process is not Role.GATEWAY and ROLE.get() is None:
+            return await _of_a_writer(settings)
     except Failure as failure:
         raise unreachable(failure) from None
-    if rights.are_right:
-        return f"{role} reads every row, and writes what {WORDS[process]} writes alone"
     put = f"As the owner of the tables: {COMMAND} db upgrade --{process.value}-role "
     if rights.by_nature:
         put += f"ROLE    # another role, as which EVERGRANT_DATABASE_URL of {WORDS[process]} connects"
