@@ -83,7 +83,7 @@ def test_a_dashboards_queries_can_be_read(tmp_path: Path) -> None:
 def exported() -> frozenset[str]:
     """The series that a process exports once every instrument has counted."""
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.fakes.every_metric"],
+        [sys.executable, "-m", "tests.fakes.platform.every_metric"],
         cwd=ROOT,
         capture_output=True,
         text=True,

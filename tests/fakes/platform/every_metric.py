@@ -1,6 +1,6 @@
 """Prints what `/metrics` shows once every instrument of the product has counted.
 
-    python -m tests.fakes.every_metric
+    python -m tests.fakes.platform.every_metric
 
 A process exports an instrument from its first value on. Instruments are named in `evergrant_server.telemetry`
 alone (tests/unit/telemetry/test_names.py).
