@@ -32,6 +32,8 @@ evergrant whoami
 evergrant import grants.jsonl --dry-run
 evergrant export --to export.pub --out grants.sealed
 evergrant export-key export.key export.pub
+evergrant plan -f configuration
+evergrant apply -f configuration --prune
 evergrant completion bash > ~/.local/share/bash-completion/completions/evergrant
 evergrant providers ls -o yaml
 evergrant providers own

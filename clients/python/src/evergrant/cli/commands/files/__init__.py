@@ -1,0 +1,1 @@
+"""Commands that work on files: configuration in a folder."""
