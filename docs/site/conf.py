@@ -51,7 +51,7 @@ CONTENTS: dict[str, dict[str, list[str]]] = {
                       "docs/guide/frameworks",
                       "docs/guide/own-providers",
                       "docs/guide/adding-a-provider", "docs/flows"],
-        "In production": ["docs/guide/operations", "docs/apply", "docs/console",
+        "In production": ["docs/guide/operations", "docs/apply", "docs/deliver", "docs/console",
                           "docs/guide/kubernetes",
                           "docs/guide/external-revocation", "docs/telemetry", "docs/benchmarks",
                           "docs/capacity", "docs/reliability", "docs/protocol"],

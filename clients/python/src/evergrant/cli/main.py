@@ -30,6 +30,7 @@ NOUNS: Mapping[str, tuple[str, str]] = {
     "clients": ("clients:clients", "OAuth clients of the gateway, such as coding agents."),
     "connections": ("connections:connections", "Subjects' grants."),
     "delegations": ("agents:delegations", "Apps that act for one person: who for whom, and its end."),
+    "deliver": ("files.deliver:deliver", "Tokens kept fresh in a file, or in Secrets of Kubernetes."),
     "erasures": ("erasures:erasures", "What was erased for good, and how far it has come."),
     "holds": ("erasures:holds", "Legal holds: what may not be erased or pruned."),
     "incident": (
