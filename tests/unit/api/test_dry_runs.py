@@ -1,12 +1,17 @@
 """`?dry_run=true` of a PUT: judged and answered as if it were made, and nothing of it is kept."""
 
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
-from tests.fakes.api import Api
+from tests.fakes.api import Api, running_api
+from tests.fakes.databases import database_url, postgres_server
+
+__all__ = ["database_url", "postgres_server"]
 
 DRY = {"dry_run": "true"}
 INTEGRATION = {"provider": "github", "client_id": "Iv1.abc", "client_secret": "canary-1"}
@@ -40,6 +45,13 @@ CHANGES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("/v1/webhooks/on-call", WEBHOOK, {"events": ["connection.revoked"]}),
     ("/v1/audit/streams/siem", STREAM, {"format": "ocsf"}),
 ]
+
+
+@pytest.fixture
+async def api(database_url: str, tmp_path: Path) -> AsyncIterator[Api]:
+    """On both databases: each rolls back in its own way."""
+    async with running_api(tmp_path, database_url=database_url) as api:
+        yield api
 
 
 def shown(view: dict[str, Any]) -> dict[str, Any]:

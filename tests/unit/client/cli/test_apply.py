@@ -51,9 +51,9 @@ async def run(
     async with served(api.app) as url:
         monkeypatch.setenv("EVERGRANT_URL", url)
 
-        async def run(*words: str) -> Ended:
+        async def run(*words: str, of: str = "") -> Ended:
             with pytest.raises(SystemExit) as ended:
-                await asyncio.to_thread(main, [*words, "-f", str(folder)])
+                await asyncio.to_thread(main, [*words, "-f", str(folder / of)])
             printed = capfd.readouterr()
             assert "canary" not in printed.out + printed.err
             return Ended(int(ended.value.code or 0), printed.out, printed.err)
@@ -144,6 +144,14 @@ async def test_an_object_that_was_made_again_by_hand_stays(api: Api, admin: str,
     assert (await run("plan", "--prune")).status == 0
 
 
+async def test_pruning_needs_the_whole_folder(run: Run, folder: Path):
+    await run("apply")
+    (folder / "apps.yaml").write_text("owner: platform-team\n")
+    refused = await run("apply", "--prune", of="apps.yaml")
+    assert (refused.status, refused.out) == (1, "")
+    assert "-f names one file" in refused.err
+
+
 async def test_pruning_needs_an_owner_and_objects(run: Run, folder: Path):
     (folder / "owner.yaml").unlink()
     assert "the folder names no owner" in (await run("apply", "--prune")).err
@@ -161,6 +169,7 @@ async def test_pruning_needs_an_owner_and_objects(run: Run, folder: Path):
         ("apps:\n  sync:\n    disabled: maybe\n", "3: app sync: disabled: must be true or false"),
         ("apps:\n  sync:\n  sync:\n", "3: apps.sync: stands here a second time"),
         ("apps: [\n", "2: isn't YAML"),
+        ("apps: {}\nowner: Platform Team\n", "2: owner: must be a name of lower-case letters"),
         ("apps:\n  sync:\n    return_to: https://a.example\n", "3: apps.sync.return_to: must be a list"),
         ("webhooks:\n  a: {events: [x]}\n", "2: webhooks.a: url is missing"),
         ("webhooks:\n  a:\n    url: https://a.example/?k=1\n", "3: webhooks.a.url: the query of a URL"),

@@ -105,6 +105,7 @@ def test_a_token_is_renewed_before_it_ends(bench: Bench):
 
 
 REFUSALS = {
+    "bound": lease(token_type="DPoP"),
     "revoked": problem(409, "ReconnectNeeded", "connection_revoked"),
     "held": problem(403, "Denied", "connection_held"),
     "permit": problem(403, "Denied", "not_permitted"),

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from evergrant.errors import (
+    BadRequest,
     ClientMisconfigured,
     EvergrantError,
     PlatformUnavailable,
@@ -24,6 +25,7 @@ from evergrant.sync_client import Evergrant
 
 # after which the token that is there may be as good as before
 _MAY_PASS = (Unreachable, PlatformUnavailable, ProviderUnavailable, ProtocolError, ClientMisconfigured)
+_BOUND = "the token is bound to a key: each request needs a proof, which no file has"
 _SOONEST_S = 1.0
 _MOST_DOUBLED = 10
 
@@ -153,6 +155,10 @@ class Delivery:
             )
             if isinstance(answer, ConsentRequired):
                 raise answer.as_error()
+            if answer.token_type.lower() == "dpop":
+                raise BadRequest(
+                    _BOUND, code="token_bound", repair="Use the gateway, or the client's auth()."
+                )
         except EvergrantError as error:
             if isinstance(error, _MAY_PASS):
                 return self._unanswered(error, now)

@@ -1,5 +1,6 @@
 """A folder of YAML files that describes configuration: its objects, each value with its file and line."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from evergrant.cli.configuration.kinds import KINDS, OWNER, Key, Kind
 from evergrant.errors import BadRequest
 
 Path_ = tuple[str | int, ...]  # to a value within a file: names of members, and places in lists
+_OWNER = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a slug of the API
 _DEEPEST = 20
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 
@@ -72,10 +74,12 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """All that a folder describes. `owner` is recorded with each change; without one nothing is pruned."""
+    """All that a folder describes, or one file of it. `owner` is recorded with each change; without one
+    nothing is pruned."""
 
     objects: Mapping[Key, Described]
     owner: str | None
+    is_one_file: bool = False
 
 
 def read_folder(path: Path) -> Folder:
@@ -92,12 +96,12 @@ def read_folder(path: Path) -> Folder:
                 owner = _owner(source, sections.pop(OWNER), owner)
             for described in _objects(source, sections):
                 _add(objects, described)
-    return Folder(objects, None if owner is None else owner[0])
+    return Folder(objects, None if owner is None else owner[0], path.is_file())
 
 
 def _owner(source: Source, value: object, before: tuple[str, Place] | None) -> tuple[str, Place]:
-    if not isinstance(value, str):
-        raise source.invalid("must be a text, such as platform-team", OWNER)
+    if not isinstance(value, str) or not _OWNER.fullmatch(value):
+        raise source.invalid("must be a name of lower-case letters and hyphens, such as platform-team", OWNER)
     if before is not None and before[0] != value:
         raise source.invalid(f"{before[1]} names {before[0]}: a folder has one owner", OWNER)
     return value, source.place(OWNER)

@@ -153,6 +153,9 @@ def _to_prune(client: Evergrant, existing: Existing, folder: Folder) -> Iterator
     if folder.owner is None:
         why = "the folder names no owner, and only what an apply of the same owner made is pruned"
         raise InvalidConfiguration(why, repair="Write owner: NAME at the top of one of its files.")
+    if folder.is_one_file:
+        why = "-f names one file, and everything that the others describe would be pruned"
+        raise InvalidConfiguration(why, repair="Name the folder with -f.")
     if not folder.objects:
         why = "the folder describes nothing, so everything that it made would be pruned"
         raise InvalidConfiguration(why, repair="Check -f; delete the last objects by hand.")
