@@ -1,19 +1,13 @@
-"""Every page and every view of the console, in a browser at a filled tenant.
-
-    async with running_site(folder) as site: page = await site.log_in(); await site.show(page, view)
+"""Every page and every view of the console, as `site.Site` shows them.
 
 Pages of a consent are rendered from their templates at `/shown/NAME`: the flows that lead to each have tests
-of their own. The site's host is `HOST`, so that no view has an address of this machine.
+of their own.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
-from playwright.async_api import Browser, Page
 from starlette.responses import Response
 
 from evergrant_server.api.pages.browser import html_response
@@ -29,15 +23,10 @@ from evergrant_server.core.people.logins import CommandStart
 from evergrant_server.core.people.roles import Person, PersonRole
 from evergrant_server.core.people.sessions import PersonSession, SessionKind
 from evergrant_server.core.secret import Secret
-from tests.e2e.flows.test_implicit import running_browser
-from tests.e2e.pages.filled import ACCOUNTS, NOON, Filled, fill
-from tests.fakes.api import TENANT, Api, running_api
-from tests.fakes.certificates import loopback_tls
-from tests.fakes.http_server import listening, talk_to
-from tests.fakes.patience import PATIENCE_S
+from tests.e2e.pages.filled import ACCOUNTS, NOON
+from tests.fakes.api import TENANT
 from tests.fakes.rows import a_connection, a_consent, an_integration
 
-HOST = "evergrant.example"
 SCOPES = ("repo", "read:user", "offline_access")
 LONG_SCOPES = ("https://www.googleapis.com/auth/calendar.readonly", "crm.objects.contacts.read" * 4)
 
@@ -151,6 +140,8 @@ CONSOLE = (
     _console("people-login-delete", "people-login/delete"),
     _console("session-end", "people/{session}/end"),
     _console("agents", "agents"),
+    _console("agent-new", "new/agent"),
+    _console("agent-edit", "agents/invoice-helper/edit"),
     _console("keys", "keys"),
     _console("bulk-orders", "bulk"),
     _console("bulk-order", "bulk/{bulk}"),
@@ -171,6 +162,10 @@ CONSOLE = (
     _console("reach", "apps/invoice-helper/reach"),
     _console("reach-nothing", "apps/an-importer-that-was-replaced/reach"),
     _console("streams", "streams"),
+    _console("stream-new", "new/stream"),
+    _console("stream-edit", "streams/siem/edit"),
+    _console("stream-secret", "streams/siem/rotate-secret", "Make a new secret"),
+    _console("stream-delete", "streams/siem/delete"),
     _console("audit", "audit"),
     _console("audit-filtered", "audit?action=permit.put&by=app:console"),
     _console("audit-none", "audit?by=app:nobody"),
@@ -199,75 +194,12 @@ _STRANGERS = (
 )
 
 
-@dataclass
-class Site:
-    """A browser's way to a filled tenant."""
-
-    api: Api
-    browser: Browser
-    filled: Filled
-    problems: list[str]
-    url: str = f"https://{HOST}"
-
-    async def page(self, **context: Any) -> Page:
-        """One of a new browser. What it complains of is in `problems`."""
-        page = await self.browser.new_page(ignore_https_errors=True, **context)
-        page.set_default_timeout(PATIENCE_S * 1000)
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on("console", lambda it: self.problems.append(it.text) if "Policy" in it.text else None)
-        return page
-
-    async def log_in(self, page: Page) -> None:
-        await page.goto(f"{self.url}/console/login")
-        await page.get_by_label("API key").fill(self.filled.key)
-        await page.get_by_role("button", name="Log in", exact=True).click()
-        await page.get_by_role("heading", name="Overview").wait_for()
-
-    async def revoke_keys(self, name: str) -> None:
-        """An app has two live keys at most."""
-        app, now = await self.api.app_named(name), self.api.clock.now()
-        async with self.api.worker.write() as tx:
-            for key in await tx.access.live_keys(TENANT, app.id, now):
-                await tx.access.revoke_key(TENANT, key.id, now)
-
-    async def show(self, page: Page, view: View) -> None:
-        await page.goto(self.url + view.path.format_map(vars(self.filled)))
-        for label, text in view.typed:
-            await page.get_by_label(label, exact=True).fill(text)
-        for name in view.presses:
-            if name == "Make the key":
-                await self.revoke_keys("report")
-            if name == "Log in":
-                await page.get_by_label("API key").fill("evg_key_mistyped")
-            async with page.expect_navigation():
-                await page.get_by_role("button", name=name, exact=True).click()
-
-
-@asynccontextmanager
-async def running_site(folder: Path) -> AsyncIterator[Site]:
-    """The API over a filled tenant, and a browser that finds it as `HOST`."""
-    rendered = dict(_rendered())
-
-    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        asked = scope["path"].removeprefix("/shown/")
-        await (rendered.get(asked) or api.app)(scope, receive, send)
-
-    ui = "https://temporal.acme.example"
-    async with running_api(folder, public_url=f"https://{HOST}", temporal_ui_url=ui) as api:
-        filled = await fill(api)
-        async with (
-            listening(talk_to(app), tls=loopback_tls(folder).server) as port,
-            running_browser(f"--host-resolver-rules=MAP {HOST}:443 127.0.0.1:{port}") as browser,
-        ):
-            yield Site(api, browser, filled, [])
-
-
 def views() -> tuple[View, ...]:
     """All of them; those of the console need `Site.log_in`."""
-    return (*_STRANGERS, *(View(f"page-{name}", f"/shown/{name}") for name, _ in _rendered()), *CONSOLE)
+    return (*_STRANGERS, *(View(f"page-{name}", f"/shown/{name}") for name, _ in rendered()), *CONSOLE)
 
 
-def _rendered() -> list[tuple[str, Response]]:
+def rendered() -> list[tuple[str, Response]]:
     """The pages that a subject or a person meets on the way, by name."""
     pages = Pages()
     who = Parties(Party("crm-sync"), Party("code"), Party("GitHub"))
@@ -374,13 +306,17 @@ def _authorizations(pages: Pages, subject: str, csrf: str) -> dict[str, str]:
     rights = [
         "Use tickets.acme.example as ann@acme.example: each tool and request that the app agents may use"
     ]
-    here = {
+    here: dict[str, Any] = {
         "target": "your connections",
         "rights": own,
         "leads_to": "a program on this computer",
         "then": None,
     }
-    there = {"target": "tickets at tickets.acme.example", "rights": rights, "leads_to": "agent.acme.example"}
+    there: dict[str, Any] = {
+        "target": "tickets at tickets.acme.example",
+        "rights": rights,
+        "leads_to": "agent.acme.example",
+    }
     return {
         "authorize-device": pages.authorize(
             client=coder, **{**here, "leads_to": None}, **asks, user_code="WDJB-MJHT"
