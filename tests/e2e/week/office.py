@@ -140,8 +140,8 @@ class Office:
             await person.page.set_viewport_size({"width": width, "height": 844 if width < 600 else 800})
             for scheme in SCHEMES:
                 await person.page.emulate_media(color_scheme=scheme)
-                found = await self._problems(person, scheme)
-                self.violations += [f"{name}, {width} px, {scheme}: {problem}" for problem in found]
+                wrong = await self._problems(person, scheme)
+                self.violations += [f"{name}, {width} px, {scheme}: {problem}" for problem in wrong]
                 await person.page.screenshot(path=self.out / f"{name}-{width}-{scheme}.png", full_page=True)
         await person.page.emulate_media(color_scheme="light")
 

@@ -143,6 +143,12 @@ async def a_leaver(office: Office) -> None:
     await ann.waits_for("stopped, can be put back")
     assert await office.refusal("carol") == "connection_held"
     await office.looks_at(ann, "stopped")
+    await chosen(ann, search="carol")
+    order = await ordered(office, "refresh", "all of this list")
+    assert (order["selected"], order["outcomes"]) == (1, {"renewed": 1}), order
+    assert await office.refusal("carol") == "connection_held", "a bulk order lets nobody go"
+    await ann.menu("Access", "Leavers")
+    await ann.follows("carol")
     await ann.presses("Put the connections back")
     await ann.waits_for(re.compile("^put back$"))
 
