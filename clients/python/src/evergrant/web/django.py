@@ -36,18 +36,14 @@ def consent_urls(
     users `lambda request: request.user.get_username()`.
     """
     pages = AppPages(after, login, offers)
+    patterns = [*_consents(evergrant, pages, subject), *_accounts(evergrant, pages, subject)]
+    return patterns, "evergrant"
 
-    @require_GET
-    def connections(request: HttpRequest) -> HttpResponse:
-        person = subject(request)
-        if (refused := pages.refused(_headers(request), person)) is not None:
-            return _response(refused)
-        try:
-            rows = list(evergrant.connections(subject=person, accounts=True))
-        except EvergrantError as error:
-            return _response(pages.trouble(error))
-        header = settings.CSRF_HEADER_NAME.removeprefix("HTTP_").replace("_", "-")
-        return _response(pages.shown(rows, request.GET, {header: get_token(request)}))
+
+def _consents(
+    evergrant: Evergrant, pages: AppPages, subject: Callable[[HttpRequest], str | None]
+) -> list[Any]:
+    """The routes that begin a consent and confirm it."""
 
     @require_POST
     def connect(request: HttpRequest, integration: str) -> HttpResponse:
@@ -76,6 +72,29 @@ def consent_urls(
             return HttpResponseRedirect(pages.failed(error))
         return HttpResponseRedirect(connection.connect_url or pages.ended(connection))
 
+    return [
+        path("connect/<str:integration>", connect, name="connect"),
+        path("connected", connected, name="connected"),
+    ]
+
+
+def _accounts(
+    evergrant: Evergrant, pages: AppPages, subject: Callable[[HttpRequest], str | None]
+) -> list[Any]:
+    """The routes that list a person's connections and end one."""
+
+    @require_GET
+    def connections(request: HttpRequest) -> HttpResponse:
+        person = subject(request)
+        if (refused := pages.refused(_headers(request), person)) is not None:
+            return _response(refused)
+        try:
+            rows = list(evergrant.connections(subject=person, accounts=True))
+        except EvergrantError as error:
+            return _response(pages.trouble(error))
+        header = settings.CSRF_HEADER_NAME.removeprefix("HTTP_").replace("_", "-")
+        return _response(pages.shown(rows, request.GET, {header: get_token(request)}))
+
     @require_POST
     def disconnect(request: HttpRequest, integration: str) -> HttpResponse:
         person = subject(request)
@@ -89,13 +108,10 @@ def consent_urls(
             return _response(pages.not_opened(error, integration, _headers(request)))
         return _response(pages.disconnected(_headers(request)))
 
-    patterns = [
+    return [
         path("connections", connections, name="connections"),
-        path("connect/<str:integration>", connect, name="connect"),
-        path("connected", connected, name="connected"),
         path("disconnect/<str:integration>", disconnect, name="disconnect"),
     ]
-    return patterns, "evergrant"
 
 
 def _headers(request: HttpRequest) -> Headers:

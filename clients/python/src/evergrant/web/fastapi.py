@@ -28,16 +28,15 @@ def consent_router(
     `subject` is a dependency: the subject of the person who is logged in, None without a login.
     """
     router, pages = APIRouter(), AppPages(after, login, offers)
+    _add_consents(router, evergrant, pages, subject)
+    _add_accounts(router, evergrant, pages, subject)
+    return router
 
-    @router.get("/connections")
-    async def connections(request: Request, person: Annotated[str | None, Depends(subject)]) -> Response:
-        if (refused := pages.refused(request.headers, person)) is not None:
-            return _response(refused)
-        try:
-            rows = [row async for row in evergrant.connections(subject=person, accounts=True)]
-        except EvergrantError as error:
-            return _response(pages.trouble(error))
-        return _response(pages.shown(rows, request.query_params))
+
+def _add_consents(
+    router: APIRouter, evergrant: AsyncEvergrant, pages: AppPages, subject: Callable[..., Any]
+) -> None:
+    """The routes that begin a consent and confirm it."""
 
     @router.post("/connect/{integration}", name="evergrant_connect")
     async def connect(
@@ -69,6 +68,22 @@ def consent_router(
             return _to(pages.failed(error))
         return _to(connection.connect_url or pages.ended(connection))
 
+
+def _add_accounts(
+    router: APIRouter, evergrant: AsyncEvergrant, pages: AppPages, subject: Callable[..., Any]
+) -> None:
+    """The routes that list a person's connections and end one."""
+
+    @router.get("/connections")
+    async def connections(request: Request, person: Annotated[str | None, Depends(subject)]) -> Response:
+        if (refused := pages.refused(request.headers, person)) is not None:
+            return _response(refused)
+        try:
+            rows = [row async for row in evergrant.connections(subject=person, accounts=True)]
+        except EvergrantError as error:
+            return _response(pages.trouble(error))
+        return _response(pages.shown(rows, request.query_params))
+
     @router.post("/disconnect/{integration}")
     async def disconnect(
         integration: str,
@@ -86,8 +101,6 @@ def consent_router(
         except EvergrantError as error:
             return _response(pages.not_opened(error, integration, request.headers))
         return _response(pages.disconnected(request.headers))
-
-    return router
 
 
 def _response(reply: Reply) -> Response:

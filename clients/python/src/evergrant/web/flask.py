@@ -27,17 +27,15 @@ def consent_blueprint(
     `subject` is called in the request: the subject of the person who is logged in, None without a login.
     """
     blueprint, pages = Blueprint("evergrant", __name__), AppPages(after, login, offers)
+    _add_consents(blueprint, evergrant, pages, subject)
+    _add_accounts(blueprint, evergrant, pages, subject)
+    return blueprint
 
-    @blueprint.get("/connections")
-    def connections() -> ResponseReturnValue:
-        person = subject()
-        if (refused := pages.refused(request.headers, person)) is not None:
-            return _response(refused)
-        try:
-            rows = list(evergrant.connections(subject=person, accounts=True))
-        except EvergrantError as error:
-            return _response(pages.trouble(error))
-        return _response(pages.shown(rows, request.args))
+
+def _add_consents(
+    blueprint: Blueprint, evergrant: Evergrant, pages: AppPages, subject: Callable[[], str | None]
+) -> None:
+    """The routes that begin a consent and confirm it."""
 
     @blueprint.post("/connect/<integration>")
     def connect(integration: str) -> ResponseReturnValue:
@@ -65,6 +63,23 @@ def consent_blueprint(
             return redirect(pages.failed(error), 303)
         return redirect(connection.connect_url or pages.ended(connection), 303)
 
+
+def _add_accounts(
+    blueprint: Blueprint, evergrant: Evergrant, pages: AppPages, subject: Callable[[], str | None]
+) -> None:
+    """The routes that list a person's connections and end one."""
+
+    @blueprint.get("/connections")
+    def connections() -> ResponseReturnValue:
+        person = subject()
+        if (refused := pages.refused(request.headers, person)) is not None:
+            return _response(refused)
+        try:
+            rows = list(evergrant.connections(subject=person, accounts=True))
+        except EvergrantError as error:
+            return _response(pages.trouble(error))
+        return _response(pages.shown(rows, request.args))
+
     @blueprint.post("/disconnect/<integration>")
     def disconnect(integration: str) -> ResponseReturnValue:
         person = subject()
@@ -77,8 +92,6 @@ def consent_blueprint(
         except EvergrantError as error:
             return _response(pages.not_opened(error, integration, request.headers))
         return _response(pages.disconnected(request.headers))
-
-    return blueprint
 
 
 def _label() -> str:
