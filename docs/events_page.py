@@ -68,6 +68,13 @@ WHEN = {
     "`person`, `restored`. For the same webhooks",
     EventType.OFFBOARDING_ENDED: "the report is signed; `data`: `tenant`, `offboarding_id`, `kind`, "
     "`connections`, `outcomes`, `digest`, `key`. For the same webhooks",
+    EventType.CAMPAIGN_BEGUN: "an integration has another client, and its subjects are asked to consent to it; "
+    "`data`: `tenant`, `campaign_id`, `integration`, `reason`, `clients`, `end`, `ends_at`. Only for webhooks "
+    "of every integration",
+    EventType.CAMPAIGN_UNDONE: "before its first wave it was undone; `data`: `tenant`, `campaign_id`, "
+    "`integration`. For the same webhooks",
+    EventType.CAMPAIGN_ENDED: "its report is signed; `data`: `tenant`, `campaign_id`, `kind`, `integration`, "
+    "`connections`, `outcomes`, `digest`, `key`. For the same webhooks",
     EventType.PING: "an admin requested it (`POST /v1/webhooks/{name}/test`); `data`: `tenant`, `webhook`",
 }
 PROBLEMS = {

@@ -18,6 +18,7 @@ from evergrant_server.api import (
     audit_export,
     audit_proofs,
     audit_streams,
+    campaigns,
     detections,
     erasures,
     evidence,
@@ -50,6 +51,7 @@ from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.console import agents as console_agents
 from evergrant_server.api.console import audit as console_audit
 from evergrant_server.api.console import bulk as console_bulk
+from evergrant_server.api.console import campaigns as console_campaigns
 from evergrant_server.api.console import connections as console_connections
 from evergrant_server.api.console import definitions as console_definitions
 from evergrant_server.api.console import imports as console_imports
@@ -155,6 +157,7 @@ ROUTERS = (
     transfer.router,  # before /v1/connections/{id}, which would match import and export
     imports.router,
     bulk.router,  # likewise
+    campaigns.router,
     connections.router,
     commands.router,
     refresh_command.router,
@@ -182,6 +185,7 @@ ROUTERS = (
     console_connections.router,
     console_imports.router,
     console_bulk.router,
+    console_campaigns.router,
     console_integrations.router,
     console_definitions.router,
     console_apps.router,

@@ -67,6 +67,10 @@ QUERIES = {
     "GET /console/bulk/plan": (
         *("action=refresh&whole=yes&integration={integration}", "action=label&connection={connection_id}"),
     ),
+    "GET /v1/campaigns/plan": ("integration={integration}&successor={successor}",),
+    "GET /console/campaigns/plan": (
+        "integration={integration}&successor={successor}&reason=a%20test",
+    ),
     "GET /v1/incidents/plan": ("kind=breach&integration={integration}",),
     "GET /console/incidents/plan": ("", "integration={integration}"),
     "GET /console/leavers/plan": ("subject={label}&reason=a%20test",),
@@ -122,6 +126,12 @@ BODIES: dict[str, tuple[Any, ...]] = {
     ),
     "POST /v1/incidents": (
         {"kind": "breach", "integration": "{integration}", "confirm": "{integration}", "reason": "a test"},
+    ),
+    "POST /v1/campaigns": (
+        {
+            **{"integration": "{integration}", "successor": "{successor}", "confirm": "{integration}"},
+            "reason": "a test",
+        },
     ),
     "POST /v1/offboardings": ({"subject": "{label}", "reason": "a test"},),
     "POST /v1/offboardings/plan": ({"subject": "{label}", "reason": "a test"},),
@@ -257,6 +267,14 @@ CONSOLE_FORMS = {
     "POST /console/bulk/{bulk_id}/resume": {},
     "POST /console/incidents/{incident_id}/pause": {},
     "POST /console/incidents/{incident_id}/resume": {},
+    "POST /console/campaigns": {
+        **{"integration": "{integration}", "successor": "{successor}", "confirm": "{integration}"},
+        "reason": "a test",
+    },
+    "POST /console/campaigns/{campaign_id}/pause": {},
+    "POST /console/campaigns/{campaign_id}/resume": {},
+    "POST /console/campaigns/{campaign_id}/undo": {},
+    "POST /console/campaigns/{campaign_id}/end": {"end": "keep"},
     "POST /console/leavers": {"subject": "{label}", "reason": "a test", "confirm": "{label}"},
     "POST /console/leavers/{offboarding_id}/undo": {},
     **RIGHTS,
