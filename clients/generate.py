@@ -61,6 +61,7 @@ SECONDS = {
     "decide_within",
     "wait",
     "grace",
+    *("every", "first_wave", "lasts"),
 }  # numbers that the client takes as timedelta
 # Operations whose name in the client isn't the server's without `get_` or `list_`.
 OPERATIONS = {

@@ -133,10 +133,10 @@ class ConnectionSetup:
 
     async def _client_of(self, tx: Transaction, live: Connection) -> Integration:
         """The integration whose client the connection's subject consents to next; of one that works, and
-        whose subject no campaign asks, the one that has got its grant."""
+        whose subject nobody asks, the one that has got its grant."""
         integration = require_found(await tx.integrations.of_next_consent(live))
         works = live.state is LifecycleState.ACTIVE and integration.id != live.integration_id
-        if works and not await self._is_asked(tx, live):
+        if works and not self._step_up and not await self._is_asked(tx, live):
             return require_found(await tx.integrations.of_grant(live))
         return integration
 

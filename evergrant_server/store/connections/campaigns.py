@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, case, func, literal, or_, select, union_all
 
 from evergrant_server.core.connections.campaigns import Campaign
 from evergrant_server.core.connections.consent import ConsentStatus
@@ -29,6 +29,7 @@ from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import Repository, Values, fetch_all, read_model
 
 MOST_LEASES = 10_000  # of a connection that are counted
+_AT_ONCE = 100  # connections of one query that counts
 
 
 class CampaignRow(columns.IdTable, table=True):
@@ -105,10 +106,11 @@ class CampaignItems(Repository):
     ) -> dict[ConnectionId, int]:
         """How often each was leased since then, as far as that is counted and filed."""
         counts: dict[ConnectionId, int] = {}
-        for id in ids:
-            mine = select(_F.seq).where(_F.tenant == tenant, _F.object == id, _F.at >= since)
-            counted = select(func.count()).select_from(mine.limit(MOST_LEASES).subquery())
-            counts[id] = int((await self._connection.execute(counted)).scalar_one())
+        all_ids = list(ids)
+        for start in range(0, len(all_ids), _AT_ONCE):
+            each = [_leases_of(tenant, id, since) for id in all_ids[start : start + _AT_ONCE]]
+            rows = await self._connection.execute(union_all(*each))
+            counts |= {ConnectionId(id): int(number) for id, number in rows}
         return counts
 
     async def live_of_client(
@@ -185,6 +187,11 @@ class CampaignItems(Repository):
 
     async def _items(self, query: Select[Any]) -> list[IncidentItem]:
         return [_item(row) for row in await fetch_all(self._connection, query)]
+
+
+def _leases_of(tenant: Tenant, id: ConnectionId, since: datetime) -> Select[Any]:
+    mine = select(_F.seq).where(_F.tenant == tenant, _F.object == id, _F.at >= since).limit(MOST_LEASES)
+    return select(literal(id), func.count()).select_from(mine.subquery())
 
 
 def _last_use() -> ColumnElement[Any]:

@@ -248,7 +248,8 @@ class IncidentItems(Repository):
         same = and_(incident.tenant == _I.tenant, incident.id == _I.incident_id)
         listed = and_(_I.tenant == tenant, _I.connection_id == id, _I.step == ItemStep.LISTED.value)
         query = select(_I.connection_id).join_from(_ITEM, table_of(IncidentRow), same)
-        query = query.where(listed, incident.finished_at.is_(None)).limit(1)
+        tells = incident.kind != IncidentKind.CAMPAIGN.value  # which has nothing to tell before its end
+        query = query.where(listed, incident.finished_at.is_(None), tells).limit(1)
         return (await self._connection.execute(query)).first() is not None
 
     async def last_uses(self, tenant: Tenant, ids: Collection[ConnectionId]) -> dict[str, datetime]:
