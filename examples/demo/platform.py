@@ -1,9 +1,10 @@
 """Evergrant as `python -m evergrant_server dev` starts it, in a data folder of the demo's own."""
 
 import hashlib
+import itertools
 import os
-import random
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +20,7 @@ _KEPT = (
     "EVERGRANT_ALLOW_TOKENS_IN_BROWSER",
     "EVERGRANT_CLIENT_METADATA_URL",
 )
+_OF_ONE_PROCESS = 20  # ports
 
 
 class EvergrantProcess:
@@ -120,12 +122,22 @@ def dev_environment(egress_allow: str) -> dict[str, str]:
     }
 
 
+def _ports_of_this_process() -> Iterator[int]:
+    """Ports that no other process on this machine asks for: two of them at once would take each other's."""
+    first = 12_000 + os.getpid() % 400 * _OF_ONE_PROCESS
+    return itertools.cycle(range(first, first + _OF_ONE_PROCESS))
+
+
+_ports = _ports_of_this_process()
+
+
 def _free_port() -> int:
-    """An unused port below the range from which the system assigns ports."""
-    while True:
+    """An unused port below the range from which the system assigns ports; each comes again late."""
+    for port in itertools.islice(_ports, _OF_ONE_PROCESS):
         with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", random.randrange(12_000, 20_000)))
-            return probe.getsockname()[1]
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"none of {_OF_ONE_PROCESS} ports is free")
 
 
 def _alive(pid: int) -> bool:

@@ -37,7 +37,7 @@ from evergrant_server.store import Transaction
 
 router = APIRouter(tags=["apps"])
 
-_WEIGHTY = TOKEN_ACTIONS | {Action.ADMIN}
+_WEIGHTY = TOKEN_ACTIONS | {Action.ADMIN, Action.DIRECTORY}
 _OWN = "An app can't give itself token, proxy or export: another one must (EVERGRANT_SELF_PERMITS)."
 
 
@@ -182,7 +182,7 @@ class PermitView(View):
 
 
 @router.put("/v1/apps/{name}/permits/{permit_name}")
-@dangerous("a permit with token, proxy, export or admin, a change of one, or of what denies these")
+@dangerous("a permit with token, proxy, export, admin or directory, a change of one, or of what denies these")
 async def put_permit(
     name: Slug, permit_name: Slug, body: PermitBody, response: Response, call: AdminCall
 ) -> PermitView:
@@ -255,7 +255,7 @@ async def get_permit(name: Slug, permit_name: Slug, call: AuditorCall) -> Permit
 
 
 @router.delete("/v1/apps/{name}/permits/{permit_name}", status_code=204)
-@dangerous("of a permit that denies token, proxy, export or admin")
+@dangerous("of a permit that denies token, proxy, export, admin or directory")
 async def delete_permit(name: Slug, permit_name: Slug, call: AdminCall) -> Response:
     """Delete a permit. An app can't delete what denies it `token`, `proxy` or `export`."""
 
@@ -289,7 +289,7 @@ async def permit_facts(
 
 
 def gives_weighty(permit: PermitBody) -> bool:
-    """True when it allows what reaches tokens or the configuration."""
+    """True when it allows what reaches tokens or the configuration, or ends what people have connected."""
     return permit.effect is Effect.ALLOW and not _WEIGHTY.isdisjoint(permit.actions)
 
 

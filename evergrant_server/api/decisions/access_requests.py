@@ -138,7 +138,7 @@ async def get_access_request(request_id: str, call: Call) -> AccessRequestView:
 
 
 @router.post("/v1/access-requests/{request_id}/approve")
-@dangerous("always; a second admin, where who asked isn't one and it gives token, proxy, export or admin")
+@dangerous("always; a second admin, where who asked isn't one and the permit is a dangerous one")
 async def approve_access_request(
     request_id: str, call: AdminCall, body: ApprovalBody | None = None
 ) -> AccessRequestView:

@@ -51,10 +51,15 @@ def temporal_command(settings: Settings) -> list[str]:
 
 
 def require_free_ports(settings: Settings) -> None:
-    """Raise BadSettings when ports of `dev` are taken: it names all of them, and others that are free."""
+    """Raise BadSettings when ports of `dev` are alike, or taken: all are named, with others that are free."""
     ports = {"EVERGRANT_PORT": (settings.host, settings.port)}
     ports["EVERGRANT_GATEWAY_PORT"] = (settings.gateway_host, settings.gateway_port)
-    _require_free(settings, {**ports, **_temporal_ports(settings)})
+    ports |= _temporal_ports(settings)
+    setting_of: dict[int, str] = {}
+    for setting, (_, port) in ports.items():
+        if (earlier := setting_of.setdefault(port, setting)) != setting:
+            raise BadSettings(f"{setting}: {port} is the port of {earlier} too; choose another one")
+    _require_free(settings, ports)
 
 
 def _temporal_ports(settings: Settings) -> dict[str, tuple[str, int]]:

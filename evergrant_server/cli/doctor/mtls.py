@@ -8,6 +8,7 @@ import httpx2
 
 from evergrant_server.cli.doctor import COMMAND, CheckFailed
 from evergrant_server.cli.mtls_listener import SOCKET_MODE, require_usable_files
+from evergrant_server.egress.transport import default_tls_context
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.settings.types import CERTIFICATE_HEADER_NAMES
 
@@ -46,7 +47,7 @@ async def proxy(settings: Settings) -> str:
             raise CheckFailed("no metadata tells apps of the proxy", "EVERGRANT_MTLS_URL=https://…")
         return _NOT_USED
     url = settings.mtls_url
-    trust = httpx2.AsyncHTTPTransport(verify=ssl.create_default_context())
+    trust = httpx2.AsyncHTTPTransport(verify=default_tls_context(settings.trusted_ca_file))
     if settings.mtls_header is None:
         await _expect_alive(trust, url, url)
         return f"{url} reaches Evergrant"

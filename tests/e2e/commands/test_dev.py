@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from evergrant_server.cli.dev.temporal import TemporalStarts
+from evergrant_server.cli.dev.temporal import TemporalStarts, require_free_ports
 from evergrant_server.cli.machine import port_problem
 from evergrant_server.cli.process import ChildProcess
 from evergrant_server.core.errors import Failure
@@ -118,6 +118,12 @@ async def test_ports_in_use_are_named_at_once_with_others_that_are_free(tmp_path
         assert f"{name}: 127.0.0.1:{ports[name]} can't be used" in line
     assert (found := re.search(others, line)), line
     assert all(port_problem("127.0.0.1", int(port)) is None for port in found.groups())
+
+
+def test_two_services_with_one_port_are_refused(settings: Settings):
+    alike = settings.__replace__(gateway_port=settings.port)
+    with pytest.raises(BadSettings, match=r"EVERGRANT_GATEWAY_PORT: .* is the port of EVERGRANT_PORT too"):
+        require_free_ports(alike)
 
 
 # It ends as often as `$1` says with the words of Temporal for such a port, and then is Temporal.

@@ -255,16 +255,13 @@ async def test_no_client_but_the_proxy_reaches_a_hop_over_tls(world: World) -> N
 
 
 @pytest.mark.parametrize("proxy", ["nginx", "haproxy"])
-async def test_the_doctor_finds_both_ends_of_the_hop(
-    world: World, proxy: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(world.authorities))
-    settings = world.settings[proxy]
+async def test_the_doctor_finds_both_ends_of_the_hop(world: World, proxy: str) -> None:
+    settings = world.settings[proxy].__replace__(trusted_ca_file=world.authorities)
     assert settings.mtls_header is not None
     assert settings.mtls_header in await mtls.listener(settings)
     assert "drops a client's own" in await mtls.proxy(settings)
     with pytest.raises(CheckFailed, match="can't be reached"):
-        await mtls.proxy(settings.model_copy(update={"mtls_url": f"https://127.0.0.1:{free_port()}"}))
+        await mtls.proxy(settings.__replace__(mtls_url=f"https://127.0.0.1:{free_port()}"))
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asyncio"])

@@ -108,6 +108,22 @@ async def test_with_four_eyes_each_waits_for_a_second_admin(tmp_path: Path, pers
         assert waiting == expected - ({"POST /v1/connections/export"} if person else set())
 
 
+async def test_of_permits_those_that_reach_tokens_set_up_or_end_what_people_connected(api: Api):
+    """Given by a session that is hours old, each to an app of its own."""
+    await api.app_with("boss", Action.ADMIN, tenant=ACME)
+    stale = api.clock.now() - STEP_UP_LASTS
+    _, token = await put_session(api, ACME, PersonRole.TENANT_ADMIN, authenticated_at=stale)
+    refused: set[str] = set()
+    for action in Action:
+        permit = {"integration": "*", "actions": [action.value]}
+        assert (await api.call("PUT", f"/v1/apps/of-{action.value}", token, json={})).status_code == 201
+        given = await api.call("PUT", f"/v1/apps/of-{action.value}/permits/one", token, json=permit)
+        if given.status_code != 201:
+            assert given.json()["code"] == "step_up_required"
+            refused.add(action.value)
+    assert refused == {"token", "proxy", "export", "admin", "directory"}
+
+
 async def test_a_put_that_changes_nothing_needs_neither(tmp_path: Path):
     async with running_api(tmp_path) as api:
         own = await a_dangerous_world(api)
