@@ -224,17 +224,17 @@ class ProviderContextLoader:
         self._clock = clock
 
     async def load(
-        self, tenant: Tenant, connection_id: ConnectionId, client: IntegrationId | None = None
+        self, tenant: Tenant, connection_id: ConnectionId, client_of: IntegrationId | None = None
     ) -> ProviderContext:
-        """The context of a connection; `client`: with that of another integration than has got its grant, for
-        a consent to it, or to end a grant that it has got before.
+        """The context of a connection; `client_of`: with the client of another integration than has got its
+        grant, for a consent to it, or to end a grant that it has got before.
 
         Raises Failure NOT_FOUND, CLIENT_REJECTED (its definition is gone or doesn't fit any more),
         AUTHORITY_BROKEN, KEY_UNAVAILABLE, SEAL_BROKEN or STORE_UNAVAILABLE.
         """
         try:
             async with self._store.read() as tx:
-                rows = await tx.context_rows.connection(tenant, connection_id, client)
+                rows = await tx.context_rows.connection(tenant, connection_id, client_of)
             if rows is None:
                 raise Failure(ErrorCode.NOT_FOUND, f"there is no connection {connection_id}")
             context = self._context(rows)

@@ -109,8 +109,8 @@ class CampaignItems(Repository):
         all_ids = list(ids)
         for start in range(0, len(all_ids), _AT_ONCE):
             each = [_leases_of(tenant, id, since) for id in all_ids[start : start + _AT_ONCE]]
-            rows = await self._connection.execute(union_all(*each))
-            counts |= {ConnectionId(id): int(number) for id, number in rows}
+            rows = await fetch_all(self._connection, union_all(*each))
+            counts |= {ConnectionId(row["id"]): int(row["number"]) for row in rows}
         return counts
 
     async def live_of_client(
@@ -191,7 +191,8 @@ class CampaignItems(Repository):
 
 def _leases_of(tenant: Tenant, id: ConnectionId, since: datetime) -> Select[Any]:
     mine = select(_F.seq).where(_F.tenant == tenant, _F.object == id, _F.at >= since).limit(MOST_LEASES)
-    return select(literal(id), func.count()).select_from(mine.subquery())
+    counted: Select[Any] = select(literal(id).label("id"), func.count().label("number"))
+    return counted.select_from(mine.subquery())
 
 
 def _last_use() -> ColumnElement[Any]:

@@ -138,13 +138,13 @@ class Renewal(NamedTuple):
 
 class ContextRowsOf(SealedRepository):
     async def connection(
-        self, tenant: Tenant, id: ConnectionId, client: IntegrationId | None = None
+        self, tenant: Tenant, id: ConnectionId, client_of: IntegrationId | None = None
     ) -> ContextRows | None:
         """What stands in the store of this connection. Raises Failure AUTHORITY_BROKEN, and INTERNAL for a
         row that can't be read.
 
-        `client`: the integration whose client is used, for a consent to another one than has got the grant,
-        or to end a grant of the one before; no secret of the connection's grant may be sent with it.
+        `client_of`: the integration whose client is used, for a consent to another one than has got the
+        grant, or to end a grant of the one before; no secret of the connection's grant may be sent with it.
         """
         row = await fetch_first(self._connection, _ROWS, {"tenant": tenant, "id": id, "slot": MAIN_SLOT})
         if row is None:
@@ -152,9 +152,9 @@ class ContextRowsOf(SealedRepository):
         ring = self._sealer.ring
         connection_row, integration_row, grant_row, proof_row = (part(row, table) for table in _TABLES)
         assert connection_row is not None
-        is_own = client in (None, connection_row["integration_id"])
+        is_own = client_of in (None, connection_row["integration_id"])
         if not is_own:
-            integration_row = await find_one(self._connection, IntegrationRow, tenant=tenant, id=client)
+            integration_row = await find_one(self._connection, IntegrationRow, tenant=tenant, id=client_of)
         of_connections = Connections(self._connection, ring)
         connection = await of_connections.checked(connection_row, may_have_ended=row["may_have_ended"])
         assert connection is not None

@@ -118,9 +118,10 @@ class Incidents(AuthenticatedRepository[Incident, IncidentId]):
         return await self._page(mine, "id", after, limit)
 
     async def open_campaign(self, tenant: Tenant, integration: str) -> Incident | None:
-        """The campaign of this integration that hasn't ended."""
+        """The campaign of this integration that hasn't ended, nor was undone."""
+        kind = IncidentKind.CAMPAIGN.value
         mine = self._where(
-            tenant=tenant, kind=IncidentKind.CAMPAIGN.value, integration=integration, finished_at=None
+            tenant=tenant, kind=kind, integration=integration, finished_at=None, undone_at=None
         )
         return await self._first(mine.order_by(col(IncidentRow.created_at)))
 

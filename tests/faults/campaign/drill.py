@@ -235,7 +235,9 @@ async def _checked(
     twice = sum(count for times, count in asks.items() if times > 1)
     lost = number - sum(verified.outcomes.values())
     live_before, _ = await drill.server.refresh_tokens()
-    renewed = await _refreshed(drill)
+    renewed = await _ordered(drill, "refresh")
+    ended = await _ordered(drill, "revoke")
+    left, _ = await drill.server.refresh_tokens()
     table = {
         "connections": number,
         "asked": campaign["asked"],
@@ -248,7 +250,9 @@ async def _checked(
         "leases": leases.count,
         "leases failed": len(leases.failed),
         "refreshed afterwards, each by its own client": renewed.get("renewed", 0),
-        "refresh tokens live at the server": live_before,
+        "revoked then, what each client has got": ended.get("confirmed", 0),
+        "refresh tokens live at the server, before": live_before,
+        "refresh tokens live at the server, after": left,
     }
     for name, value in table.items():
         say(f"{name:>46} {value:>7,}")
@@ -259,9 +263,8 @@ async def _checked(
     wrong += [f"{twice} were asked twice"] if twice else []
     wrong += [f"{lost} are lost"] if lost else []
     wrong += [] if renewed == {"renewed": number} else [f"a refresh of all afterwards: {renewed}"]
-    wrong += (
-        [] if live_before == number else [f"{live_before} refresh tokens live: older ones weren't revoked"]
-    )
+    wrong += [] if ended == {"confirmed": number} else [f"a revocation of all: {ended}"]
+    wrong += [] if not left else [f"{left} refresh tokens live after all were revoked"]
     return wrong
 
 
@@ -275,9 +278,9 @@ async def _asks(drill: CampaignDrill, id: str) -> int:
     return len([record for record in records if "reminder" not in record.detail])
 
 
-async def _refreshed(drill: CampaignDrill) -> dict[str, int]:
-    """The outcomes of a refresh of all connections, each with the client that has got its grant."""
-    body = {"action": "refresh", "integration": OLD, "reason": "a drill"}
+async def _ordered(drill: CampaignDrill, action: str) -> dict[str, int]:
+    """The outcomes of a bulk order about all connections, each with the client that has got its grant."""
+    body = {"action": action, "integration": OLD, "reason": "a drill", "confirm": OLD}
     order = await drill.json("POST", "/v1/connections/bulk", body)
     while order["finished_at"] is None:
         await asyncio.sleep(0.2)

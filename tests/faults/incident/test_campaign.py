@@ -86,7 +86,6 @@ async def test_each_is_asked_once_consents_to_the_new_client_or_is_stopped(
         await place.consent(ann, integration_id=newer.id)
         moved = await place.until(ann, lambda row: row.integration_id == newer.id)
         assert (moved.state, moved.generation, moved.integration) == ("active", 2, older.name)
-        await place.until_audited(ann, AuditAction.REPLACED_GRANT_REVOKED)
         assert (await place.ensure_fresh(ann, 2)).failure is None, "by the client that has got it"
         done = await ended(place, incident, CampaignEnd.STOP)
         assert done.outcomes == {"consented": 1, "stopped": 2}
@@ -100,6 +99,9 @@ async def test_each_is_asked_once_consents_to_the_new_client_or_is_stopped(
         await place.consent(bob, integration_id=newer.id)
         back = await place.until(bob, lambda row: row.state is LifecycleState.ACTIVE)
         assert back.integration_id == newer.id
+        revoked = await place.revoked(ann)
+        assert revoked.revocation == "confirmed", "what each client has got"
+        assert await place.audited(ann, AuditAction.REPLACED_GRANT_REVOKED)
 
 
 async def test_it_is_undone_before_its_first_wave_and_nobody_was_asked(temporal_address: str, tmp_path: Path):
@@ -157,7 +159,7 @@ async def test_a_row_that_says_another_client_than_has_got_its_grant_is_refused(
     ):
         older, newer = await place.integration(), await place.integration()
         (connection,) = await place.fleet(older, 1)
-        (other,) = await place.fleet(newer, 1)  # so that the other integration has pinned hosts as well
+        other = await place.granted(await place.begin(newer, subject="else"))  # it has pinned hosts as well
         assert other.integration_id == newer.id
         async with place.store.write() as tx:
             mine = update(ConnectionRow).where(ConnectionRow.id == connection.id)  # type: ignore[arg-type]  # a column

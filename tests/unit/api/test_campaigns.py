@@ -114,8 +114,9 @@ async def test_a_reauthorization_is_to_the_new_client_and_one_without_a_subject_
     connection = await api.active(older, subject="user-1")
     own = await api.active(older, "at-2", subject="robot", flow=Flow.CLIENT_CREDENTIALS)
     await api.post(CAMPAIGNS, boss, ORDER)
+    chief = await api.app_with("chief", Action.ADMIN, Action.CONNECT)
     for each, client in ((connection, newer), (own, older)):
-        answer = await api.post(f"/v1/connections/{each.id}/reauthorize", boss)
+        answer = await api.post(f"/v1/connections/{each.id}/reauthorize", chief)
         assert answer.status_code == 200, answer.text
         assert await client_of(api, await newest_consent(api, each)) == client.id
 

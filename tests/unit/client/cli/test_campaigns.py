@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from evergrant.api.models import Campaign, CampaignConnection, CampaignPlan, PlannedWave
+from evergrant.api.models import Campaign, CampaignConnection, CampaignDetail, CampaignPlan, PlannedWave
 
 from tests.unit.client.conftest import Command
 from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, example, page
@@ -11,6 +11,7 @@ from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResp
 WAVE = example(PlannedWave, connections=50, subjects=49, leases=1204)
 PLAN = example(CampaignPlan, confirm="crm", connections=120, complete=True, waves=[WAVE])
 CAMPAIGN = example(Campaign, id="inc_1", integration="crm", reason="OPS-9", end="keep")
+DETAIL = example(CampaignDetail, id="inc_1", waves=[])
 CONNECTION = example(CampaignConnection, connection_id="con_1", outcome="kept")
 BEGUN = {"integration": "crm", "successor": "crm-2026", "reason": "OPS-9", "confirm": "crm"}
 
@@ -20,7 +21,7 @@ BEGUN = {"integration": "crm", "successor": "crm-2026", "reason": "OPS-9", "conf
     [
         ("plan crm crm-2026", "GET /plan", None, PLAN, "120 connections; to confirm: --confirm crm"),
         ("ls", "GET ", None, [CAMPAIGN], "OPS-9"),
-        ("show inc_1", "GET /inc_1", None, CAMPAIGN, "inc_1"),
+        ("show inc_1", "GET /inc_1", None, DETAIL, "inc_1"),
         ("pause inc_1", "POST /inc_1/pause", None, CAMPAIGN, "inc_1"),
         ("resume inc_1", "POST /inc_1/resume", None, CAMPAIGN, "inc_1"),
         ("undo inc_1", "POST /inc_1/undo", None, CAMPAIGN, "inc_1"),
