@@ -18,7 +18,6 @@ from evergrant_server.api import (
     audit_export,
     audit_proofs,
     audit_streams,
-    campaigns,
     detections,
     erasures,
     evidence,
@@ -46,12 +45,12 @@ from evergrant_server.api.apps import (
     trusted_issuers,
 )
 from evergrant_server.api.apps import routes as apps
+from evergrant_server.api.campaigns import routes as campaigns
 from evergrant_server.api.connections import bulk, commands, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.console import agents as console_agents
 from evergrant_server.api.console import audit as console_audit
 from evergrant_server.api.console import bulk as console_bulk
-from evergrant_server.api.console import campaigns as console_campaigns
 from evergrant_server.api.console import connections as console_connections
 from evergrant_server.api.console import definitions as console_definitions
 from evergrant_server.api.console import imports as console_imports
@@ -185,7 +184,6 @@ ROUTERS = (
     console_connections.router,
     console_imports.router,
     console_bulk.router,
-    console_campaigns.router,
     console_integrations.router,
     console_definitions.router,
     console_apps.router,

@@ -55,7 +55,7 @@ _SAME = and_(_C.tenant == _I.tenant, _C.id == _I.connection_id)
 _ENDING = (*FINAL_STATES, "revoking")
 
 
-class UsedConnection(NamedTuple):
+class MeasuredConnection(NamedTuple):
     """A live connection of an integration, and how much it is used."""
 
     id: ConnectionId
@@ -86,7 +86,7 @@ class CampaignItems(Repository):
 
     async def least_used(
         self, tenant: Tenant, integration: IntegrationId, since: datetime, limit: int
-    ) -> list[UsedConnection]:
+    ) -> list[MeasuredConnection]:
         """Live connections of a client, those with the fewest leases since then first; `limit` at most, by
         their last use."""
         last = _last_use()
@@ -98,7 +98,9 @@ class CampaignItems(Repository):
         )
         rows = await fetch_all(self._connection, query)
         counts = await self.leases(tenant, [row["id"] for row in rows], since)
-        used = [UsedConnection(row["id"], row["subject"], row["used_at"], counts[row["id"]]) for row in rows]
+        used = [
+            MeasuredConnection(row["id"], row["subject"], row["used_at"], counts[row["id"]]) for row in rows
+        ]
         return sorted(used, key=lambda connection: connection.leases)  # stable: then by their last use
 
     async def leases(

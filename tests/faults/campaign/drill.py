@@ -178,6 +178,7 @@ async def _answer(drill: CampaignDrill, place: str, answered: dict[str, float], 
         for subject in waiting
         if subject not in answered or (subject in willing and now - answered[subject] > _AGAIN_S)
     ]
+    first = {subject for subject in asked if subject not in answered}
     answered |= dict.fromkeys(asked, now)
 
     async def answer(browser: Subject, subject: str) -> None:
@@ -186,7 +187,8 @@ async def _answer(drill: CampaignDrill, place: str, answered: dict[str, float], 
             return
         opened = await drill.connect(subject)
         if opened["state"] != "active" or opened["connect_url"] is None:
-            wrong.append(f"{subject} got no link: {opened['state']}")
+            if subject in first:  # who comes again may have consented since
+                wrong.append(f"{subject} got no link: {opened['state']}")
             return
         await browser.consent(opened["connect_url"], allow=subject in willing)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from evergrant_server.access import campaigns as orders
-from evergrant_server.access.campaigns import CampaignOrder
+from evergrant_server.api.campaigns import orders
+from evergrant_server.api.campaigns.orders import CampaignOrder
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.campaigns import CampaignEnd
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -86,7 +86,7 @@ async def test_each_is_asked_once_consents_to_the_new_client_or_is_stopped(
         await place.consent(ann, integration_id=newer.id)
         moved = await place.until(ann, lambda row: row.integration_id == newer.id)
         assert (moved.state, moved.generation, moved.integration) == ("active", 2, older.name)
-        assert (await place.ensure_fresh(ann, 2)).failure is None, "by the client that has got it"
+        assert (await place.ensure_fresh(ann, 2)).problem is None, "by the client that has got it"
         done = await ended(place, incident, CampaignEnd.STOP)
         assert done.outcomes == {"consented": 1, "stopped": 2}
         line = (await report_of(place, done))[ann.id]
@@ -165,4 +165,4 @@ async def test_a_row_that_says_another_client_than_has_got_its_grant_is_refused(
             mine = update(ConnectionRow).where(ConnectionRow.id == connection.id)  # type: ignore[arg-type]  # a column
             await tx.connection.execute(mine.values(integration_id=newer.id))
         answer = await place.ensure_fresh(connection, 1)
-        assert answer.failure is ErrorCode.AUTHORITY_BROKEN
+        assert answer.problem is ErrorCode.AUTHORITY_BROKEN

@@ -37,6 +37,7 @@ _SEALED = {
     "data": "{sealed_payload}",
 }
 
+_CAMPAIGN = {"successor": "{successor}", "reason": "a", "integration": "{integration}"}
 # The query, after `?`, and the body of routes that need one.
 QUERIES = {
     "GET /v1/access/explain": ("app={app}&connection={connection_id}",),
@@ -68,9 +69,7 @@ QUERIES = {
         *("action=refresh&whole=yes&integration={integration}", "action=label&connection={connection_id}"),
     ),
     "GET /v1/campaigns/plan": ("integration={integration}&successor={successor}",),
-    "GET /console/campaigns/plan": (
-        "integration={integration}&successor={successor}&reason=a%20test",
-    ),
+    "GET /console/campaigns/plan": ("integration={integration}&successor={successor}&reason=a%20test",),
     "GET /v1/incidents/plan": ("kind=breach&integration={integration}",),
     "GET /console/incidents/plan": ("", "integration={integration}"),
     "GET /console/leavers/plan": ("subject={label}&reason=a%20test",),
@@ -127,12 +126,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "POST /v1/incidents": (
         {"kind": "breach", "integration": "{integration}", "confirm": "{integration}", "reason": "a test"},
     ),
-    "POST /v1/campaigns": (
-        {
-            **{"integration": "{integration}", "successor": "{successor}", "confirm": "{integration}"},
-            "reason": "a test",
-        },
-    ),
+    "POST /v1/campaigns": (_CAMPAIGN | {"confirm": "{integration}"},),
     "POST /v1/offboardings": ({"subject": "{label}", "reason": "a test"},),
     "POST /v1/offboardings/plan": ({"subject": "{label}", "reason": "a test"},),
     "PUT /v1/offboarding-rule": ({"subject_from": "user_name", "sponsor": "{app}"},),
@@ -267,14 +261,8 @@ CONSOLE_FORMS = {
     "POST /console/bulk/{bulk_id}/resume": {},
     "POST /console/incidents/{incident_id}/pause": {},
     "POST /console/incidents/{incident_id}/resume": {},
-    "POST /console/campaigns": {
-        **{"integration": "{integration}", "successor": "{successor}", "confirm": "{integration}"},
-        "reason": "a test",
-    },
-    "POST /console/campaigns/{campaign_id}/pause": {},
-    "POST /console/campaigns/{campaign_id}/resume": {},
-    "POST /console/campaigns/{campaign_id}/undo": {},
-    "POST /console/campaigns/{campaign_id}/end": {"end": "keep"},
+    "POST /console/campaigns": _CAMPAIGN | {"confirm": "{integration}"},
+    **{f"POST /console/campaigns/{{campaign_id}}/{act}": {} for act in ("pause", "resume", "undo", "end")},
     "POST /console/leavers": {"subject": "{label}", "reason": "a test", "confirm": "{label}"},
     "POST /console/leavers/{offboarding_id}/undo": {},
     **RIGHTS,

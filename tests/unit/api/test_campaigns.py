@@ -86,6 +86,7 @@ async def test_who_is_asked_gets_a_link_to_the_new_client_while_the_connection_w
     await api.app_with("second", Action.CONNECT, integration="crm")
     await api.made_by(connection, "pipeline")
     id = (await api.post(CAMPAIGNS, boss, ORDER)).json()["id"]
+    api.clock.advance(60)
     before = (await api.post("/v1/connections", pipeline, CONNECT)).json()
     assert (before["state"], before["connect_url"]) == ("active", None), "it isn't asked yet"
     await asked(api, id, connection)

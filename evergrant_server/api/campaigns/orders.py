@@ -18,7 +18,7 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.outbox import incident_message
 from evergrant_server.problems import invalid_request
 from evergrant_server.store import Transaction
-from evergrant_server.store.connections.campaigns import UsedConnection
+from evergrant_server.store.connections.campaigns import MeasuredConnection
 from providers.definition.registry import Registry
 
 MOST_FORECAST = 5_000  # connections that a plan counts leases of
@@ -79,7 +79,7 @@ async def plan(tx: Transaction, registry: Registry, order: CampaignOrder) -> Cam
     return CampaignPlan(len(used), complete, waves)
 
 
-def _wave(order: CampaignOrder, number: int, used: list[UsedConnection]) -> PlannedWave:
+def _wave(order: CampaignOrder, number: int, used: list[MeasuredConnection]) -> PlannedWave:
     return PlannedWave(
         begins_at=order.at + order.first_wave + number * order.every,
         connections=len(used),
