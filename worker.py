@@ -20,7 +20,7 @@ from evergrant_server.temporal_link.schedules import keep_schedules
 from evergrant_server.temporal_link.telemetry import (
     RequestTraceInterceptor,
     flush_telemetry,
-    serve_worker_metrics,
+    serve_worker_pages,
     start_telemetry,
 )
 from evergrant_server.wiring.heartbeat import Heartbeat
@@ -41,8 +41,8 @@ async def run(
     sections = CriticalSections()
     journal = Journal(settings.data_dir / "journals")
     async with (
-        serve_worker_metrics(settings, SERVICE) as options,
-        open_platform(settings, Role.WORKER, **options) as platform,
+        serve_worker_pages(settings, SERVICE) as pages,
+        open_platform(settings, Role.WORKER, **pages.client_options) as platform,
         Heartbeat(platform.store, platform.clock).running(),
     ):
         await require_prepared_namespace(platform.client)
@@ -58,8 +58,10 @@ async def run(
         try:
             async with _temporal_worker(platform, parts):
                 print("worker ready", flush=True)
+                pages.is_ready = True
                 await stop.wait()
         finally:
+            pages.is_ready = False
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)  # before the platform is closed

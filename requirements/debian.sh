@@ -10,7 +10,7 @@ set -euo pipefail
 folder=$1/debian
 lemonldap=(liblemonldap-ng-portal-perl libplack-perl libstring-random-perl libcrypt-jwt-perl libio-string-perl
     libmime-tools-perl libemail-sender-perl)
-packages=(nginx haproxy curl openssl redis-server glewlwyd dbconfig-no-thanks softhsm2 opensc "${lemonldap[@]}")
+packages=(nginx haproxy curl openssl redis-server glewlwyd dbconfig-no-thanks softhsm2 opensc promtool "${lemonldap[@]}")
 
 say() { printf '%s\n' "$*" >&2; }
 

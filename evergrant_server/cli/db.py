@@ -1,18 +1,20 @@
-"""`db`: the schema's version and its upgrade, the role of gateways, the Temporal namespace."""
+"""`db`: the schema's version and its upgrade, the roles of processes, the Temporal namespace."""
 
 from pathlib import Path
+from typing import Literal
 
 from cyclopts import App
 
 from evergrant_server.cli.flags import Flags, settings_of
 from evergrant_server.cli.keys import create_wrapped_keys, renew_gateway_bundle
 from evergrant_server.cli.roots import has_rows
+from evergrant_server.crypto.keyring import Role
 from evergrant_server.settings import BadSettings, Settings
-from evergrant_server.store.authority.gateway_role import grants, put_gateway_role
+from evergrant_server.store.authority.database_roles import WORDS, grants, put_role
 from evergrant_server.store.database import schema
 from evergrant_server.temporal_link.connect import connect, prepare_namespace
 
-_NO_ROLES = "SQLite has no roles: give gateways one of their own with PostgreSQL"
+_NO_ROLES = "SQLite has no roles: give each process one of its own with PostgreSQL"
 db = App(name="db")
 
 
@@ -20,32 +22,48 @@ db = App(name="db")
 async def upgrade(
     *,
     namespace: bool = True,
+    worker_role: str | None = None,
+    worker_password_file: Path | None = None,
+    api_role: str | None = None,
+    api_password_file: Path | None = None,
     gateway_role: str | None = None,
     gateway_password_file: Path | None = None,
     flags: Flags | None = None,
 ) -> None:
-    """Bring the schema up to date, and prepare the Temporal namespace.
+    """Bring the schema up to date, give each process's role its rights, and prepare the Temporal namespace.
 
     Args:
         namespace: Also register search attributes and set the retention of closed runs.
-        gateway_role: The role of PostgreSQL as which gateways connect: give it only what a gateway reads
-            and writes.
+        worker_role: The role of PostgreSQL as which workers connect: give it only what a worker reads and
+            writes.
+        worker_password_file: Make that role, or give it the password in this file.
+        api_role: The same for the API.
+        api_password_file: Make that role, or give it the password in this file.
+        gateway_role: The same for gateways.
         gateway_password_file: Make that role, or give it the password in this file.
     """
     settings = settings_of(flags)
-    password = gateway_password(settings, gateway_role, gateway_password_file)
+    chosen = (
+        (Role.WORKER, worker_role, worker_password_file),
+        (Role.API, api_role, api_password_file),
+        (Role.GATEWAY, gateway_role, gateway_password_file),
+    )
+    roles = [(process, role, role_password(settings, process, role, file)) for process, role, file in chosen]
     before = await schema.upgrade(settings.database_url)
     print(f"schema {before or 'none'} -> {schema.expected_version()}")
     await _prepare_roots(settings)
-    if gateway_role is not None:
-        await put_gateway_role(settings.database_url, gateway_role, password)
-        print(f"role {gateway_role}: what a gateway reads and writes, and nothing else")
+    for process, role, password in roles:
+        if role is not None:
+            await put_role(settings.database_url, process, role, password)
+            print(f"role {role}: what {WORDS[process]} reads and writes, and nothing else")
     if namespace:
-        client = await connect(settings)
-        await prepare_namespace(client, settings.history_retention)
-        print(
-            f"namespace {client.namespace}: search attributes, retention {settings.history_retention.days} d"
-        )
+        await _prepare_temporal(settings)
+
+
+async def _prepare_temporal(settings: Settings) -> None:
+    client = await connect(settings)
+    await prepare_namespace(client, settings.history_retention)
+    print(f"namespace {client.namespace}: search attributes, retention {settings.history_retention.days} d")
 
 
 async def _prepare_roots(settings: Settings) -> None:
@@ -67,30 +85,31 @@ async def current(*, flags: Flags | None = None) -> None:
 
 
 @db.command
-def gateway_role(role: str, /, *, schema: str = "public") -> None:
-    """Print the SQL that gives a role only what a gateway reads and writes.
+def role(process: Literal["worker", "api", "gateway"], role: str, /, *, schema: str = "public") -> None:
+    """Print the SQL that gives a role only what this process reads and writes.
 
-    `db upgrade --gateway-role ROLE` runs it.
+    `db upgrade` with `--worker-role`, `--api-role` and `--gateway-role` runs it.
 
     Args:
         schema: The schema of PostgreSQL that holds the tables.
     """
-    print(*(f"{statement};" for statement in grants(role, schema)), sep="\n")
+    print(*(f"{statement};" for statement in grants(role, Role(process), schema)), sep="\n")
 
 
-def gateway_password(settings: Settings, role: str | None, file: Path | None) -> str | None:
+def role_password(settings: Settings, process: Role, role: str | None, file: Path | None) -> str | None:
     """The password in the file, if there is one. Raises BadSettings."""
+    flag = f"--{process.value}-password-file"
     if role is not None and settings.uses_sqlite:
-        raise BadSettings(f"--gateway-role: {_NO_ROLES}")
+        raise BadSettings(f"--{process.value}-role: {_NO_ROLES}")
     if file is None:
         return None
     if role is None:
-        raise BadSettings("--gateway-password-file: whose? Name the role with --gateway-role")
+        raise BadSettings(f"{flag}: whose? Name the role with --{process.value}-role")
     try:
         password = file.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it isn't ASCII"
-        raise BadSettings(f"--gateway-password-file: {file} can't be read ({reason})") from None
+        raise BadSettings(f"{flag}: {file} can't be read ({reason})") from None
     if not password:
-        raise BadSettings(f"--gateway-password-file: {file} is empty; write the password into it")
+        raise BadSettings(f"{flag}: {file} is empty; write the password into it")
     return password

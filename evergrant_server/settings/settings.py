@@ -283,9 +283,10 @@ class Settings(
     log_format: Literal["text", "json"] = "text"
     """`text` for reading, `json` for one JSON object per line."""
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
-    """The port on which a worker serves `/metrics`, Temporal's own included; empty: none."""
+    """The port on which a worker serves `/metrics`, Temporal's own included, `/livez`, and `/readyz` (200
+    while it works); empty: none."""
     metrics_host: str = "127.0.0.1"
-    """The address on which a worker serves `/metrics`."""
+    """The address on which a worker serves them."""
 
     @model_validator(mode="before")
     @classmethod

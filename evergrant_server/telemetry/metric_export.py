@@ -54,10 +54,3 @@ def exposition() -> bytes:
     from prometheus_client import generate_latest
 
     return generate_latest(_state.registry)
-
-
-def serve(host: str, port: int) -> Any:
-    """Serve `exposition` on a port of its own, from a thread. Raises OSError when it is taken."""
-    from prometheus_client import start_http_server
-
-    return start_http_server(port, host, _state.registry)

@@ -33,6 +33,7 @@ from evergrant_server.telemetry.traces import BadTelemetry
 
 _BUFFER_SIZE = 50_000  # updates of the SDK between two polls
 _POLL_INTERVAL = timedelta(seconds=1)
+_REQUEST_LIMIT_S = 10.0
 
 
 class RequestTraceInterceptor(Interceptor):
@@ -78,31 +79,69 @@ def _with_current_span(args: Sequence[Any]) -> Sequence[Any]:
     return [cast(Any, args[0]).__replace__(context=updated), *args[1:]]
 
 
-@asynccontextmanager
-async def serve_worker_metrics(settings: Settings, service: str) -> AsyncIterator[dict[str, Any]]:
-    """Serve `/metrics` while the block runs. Yields options for the Temporal client.
+class WorkerPages:
+    """`/metrics`, `/livez`, and `/readyz`, which is 503 until `is_ready` is set.
 
-    Does nothing without `metrics_port`. Raises BadSettings when the port is taken.
+    The worker's event loop answers: where that hangs, a probe gets no answer.
     """
+
+    def __init__(self) -> None:
+        self.is_ready = False
+        self.client_options: dict[str, Any] = {}  # of the Temporal client, whose metrics are served too
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request, and close the connection."""
+        try:
+            async with asyncio.timeout(_REQUEST_LIMIT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(await self._response(head.split(b" ", 2)[1]))
+                await writer.drain()
+        except (OSError, TimeoutError, IndexError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # no request, or nobody who waits for the answer
+        finally:
+            writer.close()
+
+    async def _response(self, path: bytes) -> bytes:
+        status, kind, body = "200 OK", "text/plain; charset=utf-8", b"ok"
+        match path.partition(b"?")[0]:
+            case b"/metrics":
+                kind, body = metric_export.CONTENT_TYPE, await asyncio.to_thread(metric_export.exposition)
+            case b"/livez":
+                pass
+            case b"/readyz":
+                if not self.is_ready:
+                    status, body = "503 Service Unavailable", b"starting, or stopping"
+            case _:
+                status, body = "404 Not Found", b"a worker serves /metrics, /livez and /readyz"
+        head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+        return f"{head}Connection: close\r\n\r\n".encode() + body
+
+
+@asynccontextmanager
+async def serve_worker_pages(settings: Settings, service: str) -> AsyncIterator[WorkerPages]:
+    """Serve a worker's pages while the block runs.
+
+    Serves nothing without `metrics_port`. Raises BadSettings when the port is taken.
+    """
+    pages = WorkerPages()
     if settings.metrics_port is None:
-        yield {}
+        yield pages
         return
     provider = metric_export.start(service)
     try:
-        server, _ = metric_export.serve(settings.metrics_host, settings.metrics_port)
+        server = await asyncio.start_server(pages.answer, settings.metrics_host, settings.metrics_port)
     except OSError as error:
         raise BadSettings(
             f"EVERGRANT_METRICS_PORT: {settings.metrics_host}:{settings.metrics_port} can't be used "
             f"({error.strerror}); stop the process that listens there, or choose another port"
         ) from None
     buffer = MetricBuffer(_BUFFER_SIZE)
-    runtime = Runtime(telemetry=TelemetryConfig(metrics=buffer))
+    pages.client_options = {"runtime": Runtime(telemetry=TelemetryConfig(metrics=buffer))}
     try:
         async with MetricsExporter(buffer, provider, poll_interval=_POLL_INTERVAL):
-            yield {"runtime": runtime}
+            yield pages
     finally:
-        await asyncio.to_thread(server.shutdown)
-        server.server_close()
+        server.close()
 
 
 def start_telemetry(settings: Settings, service: str) -> None:

@@ -289,13 +289,15 @@ async def running_api(
     public_url: str = PUBLIC_URL,
     lease_wait: float = 3.0,
     database_url: str = "",
+    worker_url: str = "",
     certificates: CertificateHeader | None = None,
     now: datetime = NOW,
     ring: KeyRing | None = None,
     **more: Any,
 ) -> AsyncIterator[Api]:
     """Keys (those of `ring`, if it is given), and the API over a database: a fresh SQLite file, unless one is
-    named. `more` are settings, `certificates` how a proxy in front hands on certificates."""
+    named; the worker may connect as another role. `more` are settings, `certificates` how a proxy in front
+    hands on certificates."""
     clock, key_file = SetClock(now), folder / "keys.json"
     if ring is None:
         KeyRing.create(key_file)
@@ -314,7 +316,7 @@ async def running_api(
         **more,
     )
     store = await Store.open(url, ring, clock)
-    worker = await Store.open(url, KeyRing.open(key_file, Role.WORKER), clock)
+    worker = await Store.open(worker_url or url, KeyRing.open(key_file, Role.WORKER), clock)
     ledger = LeaseLedger(store.in_pool(Pool.LEDGER), "api-test", clock)
     await ledger.start()
     parts = ApiContext(

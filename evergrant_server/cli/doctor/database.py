@@ -6,18 +6,19 @@ from datetime import timedelta
 
 from evergrant_server import audit
 from evergrant_server.cli.doctor import COMMAND, CheckFailed, compare_clocks, unreachable
-from evergrant_server.cli.doctor.keys import open_store, reading, role_of
+from evergrant_server.cli.doctor.keys import ROLE, open_store, reading, role_of
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import Failure
 from evergrant_server.crypto import Role
 from evergrant_server.settings import Settings
 from evergrant_server.store import Transaction
-from evergrant_server.store.authority.gateway_role import rights_of_user, tables_not_written
+from evergrant_server.store.authority.database_roles import WORDS, rights_of_user, tables_not_written
 from evergrant_server.store.authority.scan import broken_configuration
 from evergrant_server.store.connections.connections import PendingRevocation
 from evergrant_server.store.database import schema
-from evergrant_server.store.database.engine import sqlite_path
+from evergrant_server.store.database.engine import MOST_CONNECTIONS, seats, sqlite_path
+from evergrant_server.store.rotation.processes import that_go_on
 from evergrant_server.store.store import database_time
 
 CERTIFICATE_WARNING = timedelta(days=30)
@@ -75,24 +76,27 @@ async def authority(settings: Settings) -> str:
 
 
 async def role_of_database(settings: Settings) -> str:
-    """A gateway connects as a role of PostgreSQL that writes nothing but what a gateway's code writes; the
-    others as one that reads and writes every table."""
+    """Each process connects as a role of PostgreSQL that writes nothing but what its code writes. Where the
+    container isn't named (`--role`), the tables' owner will do for all but a gateway."""
     if settings.uses_sqlite:
         return "SQLite has no roles: each process may write every row"
+    process = role_of(settings)
     try:
-        if role_of(settings) is not Role.GATEWAY:
+        if process is Role.OPERATOR:
             return await _of_a_writer(settings)
-        role, rights = await rights_of_user(settings.database_url)
+        role, rights = await rights_of_user(settings.database_url, process)
+        if rights.are_right:
+            return f"{role} reads every row, and writes what {WORDS[process]} writes alone"
+        if process is not Role.GATEWAY and ROLE.get() is None:
+            return await _of_a_writer(settings)
     except Failure as failure:
         raise unreachable(failure) from None
-    if rights.are_right:
-        return f"{role} reads every row, and writes what a gateway writes alone"
-    put = f"With the settings of a worker: {COMMAND} db upgrade --gateway-role "
+    put = f"As the owner of the tables: {COMMAND} db upgrade --{process.value}-role "
     if rights.by_nature:
-        put += "ROLE    # another role, as which EVERGRANT_DATABASE_URL of the gateway connects"
+        put += f"ROLE    # another role, as which EVERGRANT_DATABASE_URL of {WORDS[process]} connects"
     else:
         put += shlex.quote(role)
-    raise CheckFailed(f"the gateway's role {role} {rights}", put)
+    raise CheckFailed(f"{role}, as which {WORDS[process]} connects, {rights}", put)
 
 
 async def _of_a_writer(settings: Settings) -> str:
@@ -101,8 +105,25 @@ async def _of_a_writer(settings: Settings) -> str:
         return f"{role} reads and writes every table"
     named = ", ".join(tables[:_MOST_NAMED]) + (" and more" if len(tables) > _MOST_NAMED else "")
     raise CheckFailed(
-        f"the role {role} may not read and write {named}: it is a gateway's, or not the tables' owner",
-        "EVERGRANT_DATABASE_URL=<as the owner of the tables>    # for workers, the API and commands",
+        f"the role {role} may not read and write {named}: it is another process's, or not the tables' owner",
+        "EVERGRANT_DATABASE_URL=<as the owner of the tables, or a worker's role>    # for commands",
+    )
+
+
+async def connections(settings: Settings) -> str:
+    """PostgreSQL lets in what the pools of all live processes may open."""
+    if settings.uses_sqlite:
+        return "SQLite opens its file"
+    async with reading(settings) as tx:
+        room, processes = await seats(tx.connection), that_go_on(await tx.processes.all())
+    needed = MOST_CONNECTIONS * len(processes)
+    detail = f"{len(processes)} processes open up to {needed} connections, and PostgreSQL lets {room} in"
+    if needed <= room:
+        return detail
+    raise CheckFailed(
+        detail,
+        f"As an administrator: ALTER SYSTEM SET max_connections = {needed + 20}, and restart PostgreSQL "
+        "(or raise the CONNECTION LIMIT of the role or the database)",
     )
 
 

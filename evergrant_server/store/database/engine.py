@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import URL, QueuePool, make_url
+from sqlalchemy import URL, QueuePool, make_url, text
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -49,7 +49,7 @@ class Pool(StrEnum):
     BACKGROUND = "background"  # the relay of the outbox
 
 
-# open connections, and those beyond them under load: twenty in all, of an API process or a worker
+# open connections, and those beyond them under load (docs/guide/operations.md)
 _POOL_SIZES = {
     Pool.REQUESTS: (8, 4),
     Pool.LEASES: (4, 0),
@@ -57,6 +57,13 @@ _POOL_SIZES = {
     Pool.POLLER: (1, 0),
     Pool.BACKGROUND: (1, 1),
 }
+MOST_CONNECTIONS = sum(map(sum, _POOL_SIZES.values()))  # of one process
+_SEATS = text(
+    "SELECT least("
+    "current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"
+    " nullif(d.datconnlimit, -1), nullif(r.rolconnlimit, -1)) FROM pg_database d, pg_roles r"
+    " WHERE d.datname = current_database() AND r.rolname = current_user"
+)
 _POOL_TIMEOUT_S = 10.0
 _COMMAND_TIMEOUT_S = 20.0
 _BROKEN = (*DRIVER_ERRORS, OSError, TimeoutError)
@@ -188,6 +195,11 @@ class KeptPostgres:
 
 Database = SqliteDatabase | PostgresDatabase
 DatabaseConnection = SqliteConnection | AsyncConnection  # inside one transaction
+
+
+async def seats(connection: DatabaseConnection) -> int:
+    """How many connections PostgreSQL lets in for this role and database, at most."""
+    return int((await connection.execute(_SEATS)).scalar_one())
 
 
 def open_database(url: str, *, limits: bool = True) -> Database:

@@ -26,8 +26,9 @@ _FULL = ("the disk is full", "Make room on the disk of the database.")
 _NAMED = {
     "42501": (
         "its user may not do that there",
-        "If it is a gateway's: python -m evergrant_server db upgrade --gateway-role USER, with a worker's "
-        "settings. Else let it own the database: ALTER DATABASE name OWNER TO user, as an administrator.",
+        "If it is a process's: python -m evergrant_server db upgrade, as the owner of the tables, with "
+        "--gateway-role USER, --api-role or --worker-role. To upgrade it has to own the database: ALTER "
+        "DATABASE name OWNER TO user, as an administrator.",
     ),
     "28P01": ("it refused the user or the password", ""),
     "28000": ("it refused the user", ""),

@@ -30,10 +30,8 @@ async def test_the_services_of_the_file_serve_a_lease(tmp_path):
         of_api = tmp_path / "keys/api/keys.json"
         purposes = (set(json.loads(it)["purposes"]) for it in (keys, of_api.read_bytes()))
         assert set.difference(*purposes) == {"refresh"}
-        passwords = {
-            (tmp_path / it / "database-password").read_text() for it in ("secrets", "secrets-gateway")
-        }
-        assert len(passwords) == 2
+        passwords = {file.read_text(encoding="utf-8") for file in tmp_path.glob("secrets*/database-password")}
+        assert len(passwords) == 6
         assert stat.S_IMODE(of_api.stat().st_mode) == 0o600
         assert set(json.loads((tmp_path / "keys/gateway/keys.json").read_bytes())["purposes"]) == {"lease"}
         compose = place.compose
@@ -42,7 +40,7 @@ async def test_the_services_of_the_file_serve_a_lease(tmp_path):
         started = [await _worker(place, stack, "worker-1"), await _api(place, stack)]
         started.append(await _gateway(place, stack))
         admin = await place.compose.run("worker-1", "keys", "bootstrap", extra=place.own("worker-1"))
-        await _lease(place, idp, admin.strip(), stack)
+        await lease_as_alice(place.port, idp, admin.strip(), stack)
         await _doctor_is_content(place)
         assert [await process.stop() for process in started] == [0, 0, 0]
 
@@ -72,7 +70,7 @@ async def test_with_a_key_service_no_service_has_a_key_file_and_each_role_its_ow
         assert [path for path in (tmp_path / "keys").rglob("*") if path.is_file()] == []
         assert (await place.command(["compose", "start", "worker-1", "api", "gateway"], b"")).status == 0
         admin = await place.compose.run("worker-1", "keys", "bootstrap", extra=place.own("worker-1"))
-        await _lease(place, idp, admin.strip(), stack)
+        await lease_as_alice(place.port, idp, admin.strip(), stack)
         for service, role in {"worker-1": "worker", "api": "api", "gateway": "gateway"}.items():
             words = ("doctor", "--role", role, "-o", "json")
             findings = json.loads(await place.compose.run(service, *words, extra=place.own(service)))
@@ -104,16 +102,16 @@ async def _gateway(place: Site, stack: AsyncExitStack) -> Running:
     return process
 
 
-async def _lease(place: Site, idp: ScriptedProvider, admin_key: str, stack: AsyncExitStack) -> None:
+async def lease_as_alice(port: int, idp: ScriptedProvider, admin_key: str, stack: AsyncExitStack) -> None:
     """Integration, consent and lease, as an admin and a subject would."""
-    api = await stack.enter_async_context(EvergrantApi(f"http://127.0.0.1:{place.port}", admin_key))
+    api = await stack.enter_async_context(EvergrantApi(f"http://127.0.0.1:{port}", admin_key))
     await api.put("/v1/integrations/crm", at(idp, binding="none"))
     await eventually(lambda: api.get("/v1/integrations/crm"), lambda it: it["state"] == "ready")
     await api.put("/v1/apps/report", {})
     permit = {"integration": "crm", "subjects": ["alice"], "actions": ["token", "connect"]}
     await api.put("/v1/apps/report/permits/crm", permit)
     key = (await api.post("/v1/apps/report/keys"))["key"]
-    app = await stack.enter_async_context(EvergrantApi(f"http://127.0.0.1:{place.port}", key))
+    app = await stack.enter_async_context(EvergrantApi(f"http://127.0.0.1:{port}", key))
     connection = await app.post("/v1/connections", {"integration": "crm", "subject": "alice"})
     async with Subject("alice", "") as alice:
         await alice.consent(connection["connect_url"])
@@ -128,8 +126,11 @@ async def _doctor_is_content(place: Site) -> None:
     the gateway's, whose role in the database writes no row of authority."""
     details: dict[str, dict[str, str]] = {}
     for service in ("worker-1", "api", "gateway"):
-        found = json.loads(await place.compose.run(service, "doctor", "-o", "json", extra=place.own(service)))
+        words = ("doctor", "--role", service.removesuffix("-1"), "-o", "json")
+        found = json.loads(await place.compose.run(service, *words, extra=place.own(service)))
         assert [it for it in found if not it["ok"]] == []
         details[service] = {it["check"]: it["detail"] for it in found}
     assert "refresh" not in details["api"]["keys of the database"]
-    assert details["gateway"]["database role"].startswith("evergrant_gateway reads every row")
+    for role, checks in details.items():
+        database_role = f"evergrant_{role.removesuffix('-1')}"
+        assert checks["database role"].startswith(f"{database_role} reads every row"), checks["database role"]

@@ -137,6 +137,9 @@ async def _metrics_hold(platform: RunningPlatform, of_api: str, received: Receiv
     """Both expositions parse, say what happened, and name no tenant, id or subject."""
     async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:
         of_worker = (await http.get(platform.worker_metrics)).text
+        base = platform.worker_metrics.removesuffix("/metrics")
+        pages = [(await http.get(base + path)).status_code for path in ("/livez", "/readyz", "/else")]
+        assert pages == [200, 200, 404]
     api = {it.name: it for it in text_string_to_metric_families(of_api)}
     worker = {it.name: it for it in text_string_to_metric_families(of_worker)}
     leases = {

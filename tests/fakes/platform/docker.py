@@ -28,7 +28,9 @@ from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import TemporalServer, running_temporal
 
 SERVED = ("api", "gateway", "worker-1", "worker-2")  # of the file's services those that run on
-_VOLUMES = ("keys/worker", "keys/api", "keys/gateway", "secrets", "secrets-gateway")
+_ROLES = ("worker", "api", "gateway")
+_SECRETS = ("secrets", *(f"secrets-{name}" for name in (*_ROLES, "postgres", "temporal")))
+_VOLUMES = (*(f"keys/{name}" for name in _ROLES), *_SECRETS)
 _ELSEWHERE = (
     "postgres",
     "temporal",
@@ -77,6 +79,8 @@ class Site:
     authorities: Path | None  # the processes trust them, and no other
     running: dict[str, Running] = field(default_factory=dict)
     beside_init: list[set[str]] = field(default_factory=list)  # what ran while `init` did, each time
+    has_database: bool = False
+    ports: dict[str, int] = field(default_factory=dict)  # of metrics, by service
 
     @property
     def url(self) -> str:
@@ -90,7 +94,9 @@ class Site:
         """The data folder that the image gives a service, which no setting of the file names."""
         folder = str(self.folder / f"data-{service}")
         trusted = {} if self.authorities is None else {"SSL_CERT_FILE": str(self.authorities)}
-        return {"EVERGRANT_DATA_DIR": folder, "EVERGRANT_ALLOW_UNBOUND_CONSENT": "true", **trusted}
+        metrics = self.ports.setdefault(service, free_port())  # of this machine, and not of a container
+        settings = {"EVERGRANT_DATA_DIR": folder, "EVERGRANT_ALLOW_UNBOUND_CONSENT": "true"}
+        return {**settings, "EVERGRANT_METRICS_PORT": str(metrics), **trusted}
 
     async def shell(self, block: str, *, status: int = 0) -> str:
         """Run the lines of a page as an operator does, in a folder of their own; what they printed."""
@@ -153,7 +159,25 @@ class Site:
             ended = await self._finished(service, self.compose.arguments(service), {}, b"")
             if ended.status:
                 return ended
+            if not self.has_database:
+                await self.first_start()
         return ended
+
+    async def first_start(self) -> None:
+        """What the image of PostgreSQL does with an empty volume: the script that the file mounts."""
+        script = (ROOT / "deploy/postgresql/roles.sh").read_text(encoding="utf-8")
+        here = script.replace("/run/evergrant", str(self.folder / "secrets"))
+        path = f"{postgresql_programs()}:/usr/bin:/bin"
+        ended = await _ended(["sh", "-c", here], {"PGHOST": self.database_socket, "PATH": path}, b"")
+        assert ended.status == 0, ended.errors
+        self.has_database = True
+
+    async def without_database(self) -> None:
+        """PostgreSQL's volume is lost."""
+        server, self.has_database = postgres(), False
+        await server.drop(server.url("evergrant"))
+        roles = ("evergrant_worker", "evergrant_api", "evergrant_gateway", "evergrant", "temporal")
+        await server.admin(*(f"DROP ROLE IF EXISTS {role}" for role in roles))
 
     async def _run(self, rest: Sequence[str], stdin: bytes) -> Ended:
         flags, environment, service, command = _parsed(rest, {"--rm", "-T", "--no-deps"})
@@ -225,9 +249,7 @@ class Site:
     async def lose_volumes(self) -> None:
         """The host is lost, with what its services have written: not Temporal, nor the operator's desk."""
         await self._stop(list(self.running))
-        server = postgres()
-        await server.drop(server.url("evergrant"))
-        await server.admin("DROP ROLE evergrant_gateway", "CREATE DATABASE evergrant OWNER evergrant")
+        await self.without_database()
         for name in (*_VOLUMES, *(f"data-{service}" for service in SERVED)):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in _VOLUMES:
@@ -324,7 +346,7 @@ async def site(folder: Path, idp: ScriptedProvider) -> AsyncIterator[Site]:
         replaced = {
             "@postgres/evergrant": f"@/evergrant?host={database_socket}",
             "temporal:7233": temporal.address,
-            "/run/evergrant": str(folder / "secrets"),  # and the gateway's beside it
+            "/run/evergrant": str(folder / "secrets"),  # and those of the roles beside it
             "/keys/": f"{folder}/keys/",
             "0.0.0.0": "127.0.0.1",
             "localhost:8480": f"127.0.0.1:{port}",
@@ -337,18 +359,13 @@ async def site(folder: Path, idp: ScriptedProvider) -> AsyncIterator[Site]:
         trusted = idp.tls.authorities if idp.tls else None
         place = Site(compose, temporal, folder, database_socket, port, gateway_port, trusted)
         await compose.run("secrets")
-        password = (folder / "secrets/database-password").read_text()
-        await server.admin(  # as the image of PostgreSQL makes its user and its database
-            f"CREATE ROLE evergrant LOGIN SUPERUSER PASSWORD '{password}'",
-            "CREATE DATABASE evergrant OWNER evergrant",
-        )
         try:
+            await place.first_start()
             async with _program(place):
                 yield place
         finally:
             await place.end()
-            await server.drop(server.url("evergrant"))
-            await server.admin("DROP ROLE IF EXISTS evergrant_gateway", "DROP ROLE evergrant")
+            await place.without_database()
 
 
 def blocks(page: Path, heading: str, tag: str) -> list[str]:

@@ -40,10 +40,9 @@ async def serving(settings: Settings, port: int = 0) -> AsyncIterator[str]:
             )
         )
         try:
-            async with served(app, port) as url:
+            async with app.router.lifespan_context(app), served(app, port) as url:
                 yield url
         finally:
             relay.cancel()
             await asyncio.gather(relay, return_exceptions=True)
-            await app.state.refresher.stop()
             await ledger.stop()

@@ -1,4 +1,4 @@
-"""Which keys, password and disk each role's container has: the same rules for compose and Kubernetes.
+"""Which keys, password and disk each role's process has: the same rules for compose, Kubernetes and systemd.
 
 The page's own commands for Kubernetes fill its secrets, with a `kubectl` that writes down what it is told.
 """
@@ -29,7 +29,10 @@ MANIFESTS = [
     for manifest in yaml.safe_load_all(file.read_text(encoding="utf-8"))
 ]
 _WORDS = {"serve": Role.API, "gateway": Role.GATEWAY, "worker": Role.WORKER}  # of a container's command
-_PASSWORDS = {"secrets": "database", "gateway-secrets": "gateway-database"}  # compose's volumes, as secrets
+_PASSWORDS = {  # compose's volumes, as secrets
+    "secrets": "database",
+    **{f"{role}-secrets": f"{role}-database" for role in ("worker", "api", "gateway")},
+}
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class Rule:
 
 
 RULES = {
-    Role.WORKER: Rule("worker-keys", "database", "evergrant", True, 150),
-    Role.API: Rule("api-keys", "database", "evergrant", False, 30),
+    Role.WORKER: Rule("worker-keys", "worker-database", "evergrant_worker", True, 150),
+    Role.API: Rule("api-keys", "api-database", "evergrant_api", False, 30),
     Role.GATEWAY: Rule("gateway-keys", "gateway-database", "evergrant_gateway", False, 45),
 }
 
@@ -123,17 +126,52 @@ def _of_kubernetes() -> Iterator[Container]:
         )
 
 
+def _of_systemd() -> Iterator[Container]:
+    """The folders of /etc/evergrant stand for secrets: `worker` has worker-keys and worker-database."""
+    text = (GUIDE / "operations.md").read_text(encoding="utf-8")
+    (each,) = re.findall(r'echo "EVERGRANT_DATABASE_URL=(\S+\$role\S+)"', text)
+    for file in sorted((ROOT / "deploy/systemd").glob("*.service")):
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if "=" in line]
+        directives: dict[str, list[str]] = {}
+        for name, _, value in (line.partition("=") for line in lines):
+            directives.setdefault(name, []).append(value)
+        (command,) = directives["ExecStart"]
+        word = command.partition("evergrant_server ")[2].split()[0]
+        if word not in _WORDS:
+            continue
+        role = _WORDS[word]
+        loaded = dict(value.split(":") for value in directives["LoadCredential"])
+        folders = {name: Path(path).parent.name for name, path in loaded.items()}
+        environment = dict(value.split("=", 1) for value in directives["Environment"])
+        assert directives["ExecStartPre"] == [
+            f"/usr/bin/install -m 0600 %d/keys.json {environment['EVERGRANT_KEY_FILE']}"
+        ]
+        assert f"/etc/evergrant/{role.value}/settings.env" in directives["EnvironmentFile"]
+        yield Container(
+            f"systemd {file.stem}",
+            role,
+            frozenset({f"{folders['keys.json']}-keys"}),
+            f"{folders['keys.json']}-keys",
+            False,  # the unit makes its copy anew at each start
+            frozenset({f"{folders['database-password']}-database"}),
+            _user({"EVERGRANT_DATABASE_URL": each.replace("$role", role.value)}),
+            role is Role.WORKER
+            and environment["EVERGRANT_DATA_DIR"] == f"%S/{directives['StateDirectory'][0]}",
+            int(directives["TimeoutStopSec"][0]),
+        )
+
+
 WORKLOADS = {
     f"{manifest['kind'].lower()}/{manifest['metadata']['name']}"
     for manifest in MANIFESTS
     if manifest["kind"] in ("Deployment", "StatefulSet")
 }
-CONTAINERS = [*_of_compose(), *_of_kubernetes()]
+CONTAINERS = [*_of_compose(), *_of_kubernetes(), *_of_systemd()]
 
 
 def test_every_role_has_a_container_in_each():
     roles = [(container.name.partition(" ")[0], container.role) for container in CONTAINERS]
-    assert set(roles) == {(shape, role) for shape in ("compose", "kubernetes") for role in RULES}
+    assert set(roles) == {(shape, role) for shape in ("compose", "kubernetes", "systemd") for role in RULES}
 
 
 @pytest.mark.parametrize("container", CONTAINERS, ids=lambda container: container.name)
@@ -212,7 +250,8 @@ def desk(tmp_path: Path) -> Desk:
         _KUBECTL.format(python=sys.executable, secrets=str(tmp_path / "secrets")), encoding="utf-8"
     )
     program.chmod(0o755)
-    for name in ("database-password", "gateway-database-password"):
+    for name in ("owner", "worker", "api", "gateway"):
+        name = f"{name}-database-password"
         (tmp_path / name).write_text("hush")
     return Desk(tmp_path)
 

@@ -28,7 +28,7 @@ OURS = {"evergrant", "evergrant-server"}
 IMPORT = re.compile(r"^ *(?:import|from) (\w+)", re.MULTILINE)  # a line of prose names no distribution
 FRAMEWORKS = tuple(f"frameworks/{path.stem}" for path in (ROOT / "requirements/frameworks").glob("*.txt"))
 KEY_SERVICES = tuple(f"key-services/{it.stem}" for it in (ROOT / "requirements/key-services").glob("*.txt"))
-OWN = ("build", "demo", "mutations", "server", "test", "timestamps", "typescript")
+OWN = ("build", "demo", "helm", "mutations", "server", "test", "timestamps", "typescript")
 LOCKS = (*OWN, *sorted(FRAMEWORKS), *sorted(KEY_SERVICES))
 
 # used without an import statement, and how

@@ -23,12 +23,14 @@ from evergrant_server import __version__
 from evergrant_server.cli.process import WORKER_STOP_LIMIT_S
 from evergrant_server.core.messages.jobs import PROVIDER_TIMEOUT
 from evergrant_server.core.single_use.attempt import LIMITS
+from evergrant_server.store.database.engine import MOST_CONNECTIONS
 from tests.fakes.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+SECRETS = {name for name in COMPOSE["volumes"] if name.endswith("secrets")}
 OURS = ("init", "api", "gateway", "worker-1", "worker-2")
 
 
@@ -127,17 +129,44 @@ def test_what_compose_mounts_to_be_read_is_written_by_a_service_before() -> None
     assert {it.split(":")[0] for it in named if _is_written(it)} == set(COMPOSE["volumes"])
 
 
-def test_a_gateway_has_a_password_of_its_own_and_no_other() -> None:
-    """The role of its URL is the one that `init` makes."""
-    held = {it.partition(":")[0] for it in SERVICES["gateway"]["volumes"]}
-    assert held == {"gateway-keys", "gateway-secrets"}
-    for name, service in SERVICES.items():
-        has_it = any(it.startswith("gateway-secrets:") for it in service.get("volumes", []))
-        assert has_it is (name in ("secrets", "init", "gateway")), name
-    role = re.search(r"--gateway-role (\S+)", SERVICES["init"]["command"][0])
-    assert role is not None
-    assert f"//{role[1]}@" in SERVICES["gateway"]["environment"]["EVERGRANT_DATABASE_URL"]
-    assert role[1] != SERVICES["postgres"]["environment"]["POSTGRES_USER"]
+@pytest.mark.parametrize("role", ["worker", "api", "gateway"])
+def test_each_role_has_a_password_of_its_own_and_no_other(role: str) -> None:
+    """The role of its URL is the one that `init` makes, with that password. None is the superuser."""
+    name = "worker-1" if role == "worker" else role
+    held = {it.partition(":")[0] for it in SERVICES[name]["volumes"]} & SECRETS
+    assert held == {f"{role}-secrets"}
+    made = re.search(rf"--{role}-role (\S+) --{role}-password-file (\S+)", SERVICES["init"]["command"][0])
+    assert made is not None
+    environment = SERVICES[name]["environment"]
+    assert f"//{made[1]}@" in environment["EVERGRANT_DATABASE_URL"]
+    assert made[2] == environment["EVERGRANT_DATABASE_PASSWORD_FILE"]
+    assert made[1] not in ("postgres", "evergrant", "temporal")
+
+
+def test_nobody_connects_as_the_superuser() -> None:
+    """The image makes it, as `postgres`; its password is in the server's own volume alone."""
+    assert "POSTGRES_USER" not in SERVICES["postgres"]["environment"]
+    holders = {
+        name
+        for name, service in SERVICES.items()
+        if any(it.startswith("postgres-secrets:") for it in service.get("volumes", []))
+    }
+    assert holders == {"secrets", "postgres"}
+    script = (ROOT / "deploy/postgresql/roles.sh").read_text(encoding="utf-8")
+    made = re.findall(r"^CREATE ROLE (\w+) (.*) PASSWORD", script, re.MULTILINE)
+    assert dict(made) == {"evergrant": "LOGIN CREATEROLE", "temporal": "LOGIN CREATEDB"}
+    assert "//evergrant@" in SERVICES["init"]["environment"]["EVERGRANT_DATABASE_URL"]
+    assert SERVICES["temporal"]["environment"]["POSTGRES_USER"] == "temporal"
+
+
+def test_postgresql_lets_every_process_in() -> None:
+    """And as many again for Temporal, commands and a roll-out."""
+    seats = int(SERVICES["postgres"]["command"][-1].removeprefix("max_connections="))
+    processes = set(OURS) - {"init"}
+    assert seats >= 2 * MOST_CONNECTIONS * len(processes)
+    text = (ROOT / "docs/guide/operations.md").read_text(encoding="utf-8")
+    assert f"max_connections = {MOST_CONNECTIONS} \N{MULTIPLICATION SIGN} (APIs" in text
+    assert f"opens up to {MOST_CONNECTIONS} connections" in text
 
 
 def test_workers_have_journals_of_their_own() -> None:
@@ -206,7 +235,8 @@ def test_files_that_compose_mounts_exist() -> None:
     ]
     assert mounted
     for name in mounted:
-        assert yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert text.startswith("#!/bin/sh\n") if name.endswith(".sh") else yaml.safe_load(text)
 
 
 def test_one_version_everywhere() -> None:
@@ -216,6 +246,8 @@ def test_one_version_everywhere() -> None:
     client = tomllib.loads((ROOT / "clients/python/pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == __version__ == typescript == client["version"]
     assert f"## [{__version__}]" in changes
+    image = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert f'org.opencontainers.image.version="{__version__}"' in image
 
 
 def test_installing_the_root_installs_dependencies_but_no_package(tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ def test_only_workers_and_the_preparing_job_have_the_full_key_file() -> None:
     }
     assert secrets == {
         "prepare": {"worker-keys", "database"},
-        "api": {"api-keys", "database"},
+        "api": {"api-keys", "api-database"},
         "gateway": {"gateway-keys", "gateway-database"},
-        "worker": {"worker-keys", "database"},
+        "worker": {"worker-keys", "worker-database"},
     }
 
 
@@ -74,13 +74,15 @@ def test_every_variable_is_a_setting() -> None:
     assert named <= known
 
 
-def test_a_gateway_connects_as_the_role_that_the_preparing_job_gives_its_rights() -> None:
+@pytest.mark.parametrize("name", ["worker", "api", "gateway"])
+def test_a_process_connects_as_the_role_that_the_preparing_job_gives_its_rights(name: str) -> None:
     settings = {it["metadata"]["name"]: it["data"] for it in MANIFESTS if it["kind"] == "ConfigMap"}
-    read = [it["configMapRef"]["name"] for it in PODS["gateway"]["containers"][0]["envFrom"]]
-    assert read == ["evergrant", "gateway"]  # the last one wins
-    url = settings["gateway"]["EVERGRANT_DATABASE_URL"]
-    role = PODS["prepare"]["containers"][0]["args"][-1]
-    assert url == settings["evergrant"]["EVERGRANT_DATABASE_URL"].replace("evergrant@", f"{role}@")
+    read = [it["configMapRef"]["name"] for it in PODS[name]["containers"][0]["envFrom"]]
+    assert read == ["evergrant", name]  # the last one wins
+    options = dict(it.split("=") for it in PODS["prepare"]["containers"][0]["args"][2:])
+    role = options[f"--{name}-role"]
+    of_owner = settings["evergrant"]["EVERGRANT_DATABASE_URL"]
+    assert settings[name]["EVERGRANT_DATABASE_URL"] == of_owner.replace("evergrant@", f"{role}@")
 
 
 # --- with a key service ---------------------------------------------------------------------
@@ -147,7 +149,7 @@ def test_with_a_key_service_no_pod_has_a_key_file_and_each_role_an_account_of_it
         assert pod["serviceAccountName"] == ("worker" if name == "prepare" else name)
         accounts[pod["serviceAccountName"]] += 1
         secrets = {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
-        assert secrets == {"gateway-database" if name == "gateway" else "database"}
+        assert secrets == {"database" if name == "prepare" else f"{name}-database"}
         volumes = {volume["name"] for volume in pod["volumes"]} | {"journal"}
         for container in (*pod["initContainers"], *pod["containers"]):
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
@@ -158,10 +160,10 @@ def test_with_a_key_service_no_pod_has_a_key_file_and_each_role_an_account_of_it
     assert "{purpose}" in settings["EVERGRANT_KEY_SERVICE"]
 
 
-def test_api_and_gateways_reach_the_key_service_and_nothing_else_more() -> None:
+def test_each_role_reaches_the_key_service_and_nothing_else_more() -> None:
     before, after = (_named(manifests, "NetworkPolicy") for manifests in (MANIFESTS, patched()))
     ways = {
         name: len(policy["spec"].get("egress", [])) - len(before[name]["spec"].get("egress", []))
         for name, policy in after.items()
     }
-    assert ways == {"api": 1, "gateway": 1, "worker": 0}
+    assert ways == {"api": 1, "gateway": 1, "worker": 1, "prepare": 1}

@@ -1,4 +1,7 @@
-"""A gateway with a role of its own on PostgreSQL: its calls work, and it writes no other row of authority."""
+"""A gateway with a role of its own on PostgreSQL: its calls work, and it writes no other row of authority.
+
+Those of the API and of workers: tests/security/authority/test_database_roles.py.
+"""
 
 import base64
 import os
@@ -19,13 +22,12 @@ from evergrant_server.core.ids import ConnectionId
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import load_settings
 from evergrant_server.store.authority.covered_fields import GATEWAY_MAY_WRITE
-from evergrant_server.store.authority.gateway_role import (
+from evergrant_server.store.authority.database_roles import (
     grants,
-    inserted,
-    put_gateway_role,
+    put_role,
     rights_of_user,
     scram_verifier,
-    updated,
+    writes_of,
 )
 from evergrant_server.store.authority.scan import ALL
 from evergrant_server.store.database.columns import METADATA, table_of
@@ -77,6 +79,7 @@ __all__ = [
 _OF_TEMPORAL = {name for name, check in CHECKS.items() if check.__module__.endswith(".temporal")}
 _OF_TEMPORAL |= {"workflows", "erasures"}
 ROLE = f"gateway of {os.getpid()}"  # has to be quoted
+WRITES = writes_of(Role.GATEWAY)
 
 
 @pytest_asyncio.fixture
@@ -85,7 +88,7 @@ async def url() -> AsyncIterator[str]:
     async with lent("postgresql", Path()) as owner:
         database = make_url(owner).database
         assert database is not None
-        await put_gateway_role(owner, ROLE, "wrong for nobody here")
+        await put_role(owner, Role.GATEWAY, ROLE, "wrong for nobody here")
         yield owner
         await postgres().admin(f'DROP OWNED BY "{ROLE}"', f'DROP ROLE "{ROLE}"', database=database)
 
@@ -129,10 +132,10 @@ async def test_postgresql_refuses_every_other_write(refused: Callable[[str], Awa
     for table in METADATA.sorted_tables:
         name = f'"{table.name}"'
         adds = f"INSERT INTO {name} SELECT * FROM {name} WHERE false"
-        assert await refused(adds) is (table not in inserted()), adds
+        assert await refused(adds) is (table not in WRITES.inserted), adds
         for column in table.columns:
             changes = f'UPDATE {name} SET "{column.name}" = NULL WHERE false'
-            assert await refused(changes) is (column not in updated()), changes
+            assert await refused(changes) is (column not in WRITES.updated), changes
         for what in ("DELETE FROM {}", "TRUNCATE {} CASCADE", "DROP TABLE {} CASCADE"):
             assert await refused(what.format(name)), what.format(name)
         assert await refused(f"ALTER TABLE {name} DISABLE TRIGGER ALL")
@@ -142,8 +145,8 @@ async def test_postgresql_refuses_every_other_write(refused: Callable[[str], Awa
 
 def test_of_rows_of_authority_it_adds_those_that_count_with_its_signature():
     authority = {table_of(it): model for it, model in ALL.items()}
-    assert {authority[it] for it in inserted() & authority.keys()} == GATEWAY_MAY_WRITE.keys()
-    changed = {(it.table.name, it.name) for it in updated() if it.table in authority}
+    assert {authority[it] for it in WRITES.inserted & authority.keys()} == GATEWAY_MAY_WRITE.keys()
+    changed = {(it.table.name, it.name) for it in WRITES.updated if it.table in authority}
     assert changed == {
         *(("call_approval", name) for name in ("state", "used_at", "next_at", "mac", "revision")),
         *(("connection", name) for name in ("consent_deadline", "requested_scopes", "default_scopes")),
@@ -194,8 +197,8 @@ async def test_what_it_used_and_how_calls_ended_is_written(api: Api, gateway: Ga
 
 
 async def test_its_rights_are_exact_and_are_restored(url: str, of_role: str):
-    assert (await rights_of_user(of_role)) == (ROLE, ([], [], []))
-    owner, rights = await rights_of_user(url)
+    assert (await rights_of_user(of_role, Role.GATEWAY)) == (ROLE, ([], [], []))
+    owner, rights = await rights_of_user(url, Role.GATEWAY)
     assert owner == "postgres"
     assert set(rights.by_nature) >= {"is a superuser", "owns tables"}
     database = make_url(url).database
@@ -206,11 +209,11 @@ async def test_its_rights_are_exact_and_are_restored(url: str, of_role: str):
         f'REVOKE INSERT ON audit FROM "{ROLE}"',
         database=database,
     )
-    _, (lacking, beyond, _) = await rights_of_user(of_role)
+    _, (lacking, beyond, _) = await rights_of_user(of_role, Role.GATEWAY)
     assert lacking == ["INSERT on audit"]
     assert {"DELETE permit", "UPDATE permit.actions", "UPDATE connection.state"} <= set(beyond)
-    await put_gateway_role(url, ROLE)
-    assert (await rights_of_user(of_role)) == (ROLE, ([], [], []))
+    await put_role(url, Role.GATEWAY, ROLE)
+    assert (await rights_of_user(of_role, Role.GATEWAY)) == (ROLE, ([], [], []))
 
 
 async def test_doctor_says_what_a_processs_role_may_beyond_its_job_or_lacks(
@@ -229,13 +232,13 @@ async def test_doctor_says_what_a_processs_role_may_beyond_its_job_or_lacks(
     assert [it for it in right.values() if not it.ok] == []
     assert right["database role"].detail == f"{ROLE} reads every row, and writes what a gateway writes alone"
     owner = (await diagnosed(**of_gateway, database_url=url))["database role"]
-    assert "the gateway's role postgres is a superuser and makes roles" in owner.detail
+    assert "postgres, as which a gateway connects, is a superuser and makes roles" in owner.detail
     assert "db upgrade --gateway-role ROLE" in owner.repair
     database = make_url(url).database
     assert database is not None
     await postgres().admin(f'GRANT DELETE ON permit TO "{ROLE}"', database=database)
     more = (await diagnosed(**of_gateway, database_url=of_role))["database role"]
-    assert more.detail == f"the gateway's role {ROLE} may DELETE permit"
+    assert more.detail == f"{ROLE}, as which a gateway connects, may DELETE permit"
     assert more.repair.endswith(f"db upgrade --gateway-role '{ROLE}'")
     of_worker = await diagnosed(data_dir=tmp_path, key_file=full, database_url=url)
     assert of_worker["database role"].detail == "postgres reads and writes every table"
@@ -246,15 +249,15 @@ async def test_doctor_says_what_a_processs_role_may_beyond_its_job_or_lacks(
 
 async def test_a_role_that_is_worth_more_is_refused(url: str):
     with fails(ErrorCode.NOT_FOUND, "no role nobody") as absent:
-        await put_gateway_role(url, "nobody")
+        await put_role(url, Role.GATEWAY, "nobody")
     assert 'CREATE ROLE "nobody" LOGIN' in absent.value.repair
     with fails(ErrorCode.NOT_PERMITTED, "is a superuser and makes roles"):
-        await put_gateway_role(url, "postgres")
+        await put_role(url, Role.GATEWAY, "postgres")
     database = make_url(url).database
     assert database is not None
     await postgres().admin(f'GRANT CREATE ON SCHEMA public TO "{ROLE}"', database=database)
     with fails(ErrorCode.NOT_PERMITTED, "makes tables and functions"):
-        await put_gateway_role(url, ROLE)
+        await put_role(url, Role.GATEWAY, ROLE)
     parent = f"{ROLE} owner"
     statements = (f'CREATE ROLE "{parent}" NOINHERIT', f'ALTER TABLE app OWNER TO "{parent}"')
     await postgres().admin(
@@ -265,14 +268,14 @@ async def test_a_role_that_is_worth_more_is_refused(url: str):
     )
     try:
         with fails(ErrorCode.NOT_PERMITTED, "owns tables"):
-            await put_gateway_role(url, ROLE)
+            await put_role(url, Role.GATEWAY, ROLE)
     finally:
         back = ("ALTER TABLE app OWNER TO postgres", f'DROP ROLE "{parent}"')
         await postgres().admin(*back, database=database)
 
 
 def test_a_role_and_a_schema_are_quoted():
-    statements = grants('x"; DROP TABLE app; --', "evergrant")
+    statements = grants('x"; DROP TABLE app; --', Role.GATEWAY, "evergrant")
     assert all(it.endswith('"x""; DROP TABLE app; --"') for it in statements)
     assert sum('IN SCHEMA "evergrant"' in it for it in statements) == 1
 
@@ -290,7 +293,7 @@ async def test_the_password_is_sent_as_what_postgresql_keeps_of_it(url: str):
         theirs = str(await connection.fetchval(kept, ROLE))
         salt = base64.b64decode(theirs.partition(":")[2].partition("$")[0])
         assert scram_verifier(password, salt) == theirs
-        await put_gateway_role(url, ROLE, password)
+        await put_role(url, Role.GATEWAY, ROLE, password)
         ours = str(await connection.fetchval(kept, ROLE))
         salt = base64.b64decode(ours.partition(":")[2].partition("$")[0])
         assert (scram_verifier(password, salt), ours != theirs) == (ours, True)

@@ -1,6 +1,7 @@
-"""The role of a gateway on PostgreSQL: it reads every row, and writes what the code of a gateway writes.
+"""The roles of processes on PostgreSQL: each reads every row, and writes what its code writes.
 
-A stolen gateway signs no row of authority; with a role of its own it can't write one either (ADR 0064).
+A stolen gateway signs no row of authority; with a role of its own it can't write one either (ADR 0064). The
+API changes no record of the audit log, and no process makes or drops tables (ADR 0126).
 """
 
 import base64
@@ -14,7 +15,9 @@ from sqlalchemy import Column, Connection, Table, text
 from sqlalchemy.dialects import postgresql
 
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.crypto.keyring import Role
 from evergrant_server.store.access import AppKeyUseRow, LeaseUseRow
+from evergrant_server.store.audit.checkpoints import AuditAnchorRow, AuditCheckpointRow
 from evergrant_server.store.audit_tables import AuditRow, AuditTreeRow
 from evergrant_server.store.authentication import AppAssertionRow
 from evergrant_server.store.authority.covered_fields import GATEWAY_MAY_WRITE
@@ -49,8 +52,12 @@ _CHANGED: dict[type[Row], tuple[str, ...]] = {
     IntegrationRow: ("created_at",),
     RootKeyRow: ("created_at",),
 }
-_DIALECT = postgresql.dialect()
-_FORBIDDEN = ("DELETE", "TRUNCATE", "TRIGGER")
+# What the API adds to and never rewrites: workers erase what records say.
+_KEPT_BY_API: tuple[type[Row], ...] = (AuditRow, AuditCheckpointRow, AuditAnchorRow)
+_quoted = postgresql.dialect().identifier_preparer.quote_identifier
+_FORBIDDEN = ("TRUNCATE", "TRIGGER")
+PROCESSES = (Role.WORKER, Role.API, Role.GATEWAY)
+WORDS = {Role.WORKER: "a worker", Role.API: "the API", Role.GATEWAY: "a gateway"}
 _MOST_NAMED = 5
 # What no grant gives, and none takes away. Who makes functions where the tables are can have others run them.
 _BY_NATURE = text(
@@ -67,6 +74,7 @@ _RIGHTS = text(
     " has_column_privilege(:role, c.oid, a.attnum, 'SELECT') AS \"SELECT\","
     " has_column_privilege(:role, c.oid, a.attnum, 'INSERT') AS \"INSERT\","
     " has_column_privilege(:role, c.oid, a.attnum, 'UPDATE') AS \"UPDATE\","
+    " has_table_privilege(:role, c.oid, 'DELETE') AS \"DELETE\","
     + ",".join(f" has_table_privilege(:role, c.oid, '{right}') AS \"{right}\"" for right in _FORBIDDEN)
     + " FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
     " WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r'"
@@ -80,7 +88,7 @@ _NOT_WRITTEN = text(
 
 
 class Rights(NamedTuple):
-    """What is wrong with a role, in words; nothing where it has the rights of a gateway and no other."""
+    """What is wrong with a role, in words; nothing where it has the rights of its process and no other."""
 
     lacking: list[str]
     beyond: list[str]
@@ -98,46 +106,68 @@ class Rights(NamedTuple):
         return " and ".join(word + _some(names) for word, names in parts if names)
 
 
-def inserted() -> set[Table]:
-    """The tables to which a gateway adds rows: of authority those alone that count with its signature."""
+class Writes(NamedTuple):
+    """What a process writes: the tables it adds to, the columns it changes, the tables it deletes from."""
+
+    inserted: set[Table]
+    updated: set[Column[object]]
+    deleted: set[Table]
+
+
+def writes_of(process: Role) -> Writes:
+    """What a worker, the API or a gateway writes."""
+    if process is Role.GATEWAY:
+        return Writes(_inserted_by_gateways(), _updated_by_gateways(), set())
+    every = set(METADATA.sorted_tables)
+    kept = {table_of(row) for row in _KEPT_BY_API} if process is Role.API else set[Table]()
+    return Writes(every, {column for table in every - kept for column in table.columns}, every - kept)
+
+
+def _inserted_by_gateways() -> set[Table]:
+    """Of authority those tables alone whose rows count with a gateway's signature."""
     signed = {table for table, model in ALL.items() if model in GATEWAY_MAY_WRITE}
     return {table_of(row) for row in (*signed, *_ADDED, *_COUNTED)}
 
 
-def updated() -> set[Column[object]]:
-    """The columns that a gateway changes."""
+def _updated_by_gateways() -> set[Column[object]]:
     whole = {column for row in _COUNTED for column in table_of(row).columns}
     return whole | {table_of(row).columns[name] for row, names in _CHANGED.items() for name in names}
 
 
-def grants(role: str, schema_name: str = "public") -> list[str]:
-    """The statements that give this role what a gateway needs, and take the rest from it."""
-    quoted = _DIALECT.identifier_preparer.quote_identifier
-    to, tables = quoted(role), METADATA.sorted_tables
+def grants(role: str, process: Role, schema_name: str = "public") -> list[str]:
+    """The statements that give this role what the process needs, and take the rest from it."""
+    to, tables, writes = _quoted(role), METADATA.sorted_tables, writes_of(process)
+
+    def named(chosen: set[Table]) -> str:
+        return ", ".join(_quoted(table.name) for table in tables if table in chosen)
+
+    whole = {table for table in tables if set(table.columns) <= writes.updated}
     columns: defaultdict[Table, list[str]] = defaultdict(list)
-    for column in sorted(updated(), key=lambda column: column.name):
-        columns[column.table].append(quoted(column.name))
-    every = ", ".join(quoted(table.name) for table in tables)
-    new = [table for table in tables if table in inserted()]
+    for column in sorted(writes.updated, key=lambda column: column.name):
+        if column.table not in whole:
+            columns[column.table].append(_quoted(column.name))
     numbered = [
-        f"{table.name}_{at.name}_seq" for table in new if (at := table.autoincrement_column) is not None
+        f"{table.name}_{at.name}_seq"
+        for table in tables
+        if table in writes.inserted and (at := table.autoincrement_column) is not None
     ]
     return [
-        f"REVOKE ALL ON ALL TABLES IN SCHEMA {quoted(schema_name)} FROM {to}",
-        f"GRANT USAGE ON SCHEMA {quoted(schema_name)} TO {to}",
-        f"GRANT SELECT ON {every}, alembic_version TO {to}",
-        f"GRANT INSERT ON {', '.join(quoted(table.name) for table in new)} TO {to}",
-        *(f"GRANT USAGE ON SEQUENCE {quoted(sequence)} TO {to}" for sequence in numbered),
+        f"REVOKE ALL ON ALL TABLES IN SCHEMA {_quoted(schema_name)} FROM {to}",
+        f"GRANT USAGE ON SCHEMA {_quoted(schema_name)} TO {to}",
+        f"GRANT SELECT ON {named(set(tables))}, alembic_version TO {to}",
+        f"GRANT INSERT ON {named(writes.inserted)} TO {to}",
+        *(f"GRANT USAGE ON SEQUENCE {_quoted(sequence)} TO {to}" for sequence in numbered),
+        f"GRANT UPDATE ON {named(whole)} TO {to}",
         *(
-            f"GRANT UPDATE ({', '.join(columns[table])}) ON {quoted(table.name)} TO {to}"
-            for table in tables
-            if table in columns
+            f"GRANT UPDATE ({', '.join(columns[table])}) ON {_quoted(table.name)} TO {to}"
+            for table in columns
         ),
+        *([f"GRANT DELETE ON {named(writes.deleted)} TO {to}"] if writes.deleted else []),
     ]
 
 
-async def put_gateway_role(url: str, role: str, password: str | None = None) -> None:
-    """Give the role what a gateway needs, alone. With a password it is made, or gets that one.
+async def put_role(url: str, process: Role, role: str, password: str | None = None) -> None:
+    """Give the role what the process needs, alone. With a password it is made, or gets that one.
 
     Raises Failure SCHEMA_MISMATCH, STORE_UNAVAILABLE, NOT_FOUND for a role that isn't there,
     NOT_PERMITTED for one that may do more by what it is or belongs to.
@@ -146,18 +176,18 @@ async def put_gateway_role(url: str, role: str, password: str | None = None) -> 
     try:
         with translate_errors():
             async with database.write() as connection:
-                await connection.run_sync(_put, role, password)
+                await connection.run_sync(_put, process, role, password)
     finally:
         await database.close()
 
 
-async def rights_of_user(url: str) -> tuple[str, Rights]:
+async def rights_of_user(url: str, process: Role) -> tuple[str, Rights]:
     """The role as which this URL connects, and what is wrong with its rights."""
     database = open_database(url)
     try:
         with translate_errors():
             async with database.read() as connection:
-                return await connection.run_sync(_rights_of_user)
+                return await connection.run_sync(_rights_of_user, process)
     finally:
         await database.close()
 
@@ -175,20 +205,21 @@ async def tables_not_written(url: str) -> tuple[str, list[str]]:
         await database.close()
 
 
-def _put(connection: Connection, role: str, password: str | None) -> None:
+def _put(connection: Connection, process: Role, role: str, password: str | None) -> None:
     schema.require_expected_version(connection)
     exists = connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role}).first()
-    quoted = _DIALECT.identifier_preparer.quote_identifier(role)
+    quoted = _quoted(role)
     if password is not None:
         made = "ALTER" if exists else "CREATE"
         _run(connection, f"{made} ROLE {quoted} LOGIN PASSWORD '{scram_verifier(password)}'")
     elif exists is None:
         repair = f"As an administrator of PostgreSQL: CREATE ROLE {quoted} LOGIN PASSWORD '…'"
         raise Failure(ErrorCode.NOT_FOUND, f"PostgreSQL has no role {role}.", repair=repair)
-    here = connection.execute(text("SELECT current_schema()")).scalar_one()
-    for statement in grants(role, here):
+    here, name = connection.execute(text("SELECT current_schema(), current_database()")).one()
+    _run(connection, f"GRANT CONNECT ON DATABASE {_quoted(name)} TO {quoted}")
+    for statement in grants(role, process, here):
         _run(connection, statement)
-    rights = _rights(connection, role)
+    rights = _rights(connection, process, role)
     if not rights.are_right:
         repair = (
             "Name a role that is no superuser, makes no roles, and owns no tables, also not as a member. "
@@ -203,28 +234,32 @@ def _some(names: list[str]) -> str:
     )
 
 
-def _rights_of_user(connection: Connection) -> tuple[str, Rights]:
+def _rights_of_user(connection: Connection, process: Role) -> tuple[str, Rights]:
     role = connection.execute(text("SELECT current_user")).scalar_one()
-    return role, _rights(connection, role)
+    return role, _rights(connection, process, role)
 
 
-def _rights(connection: Connection, role: str) -> Rights:
-    """Compare what the role may do with what a gateway needs, for each column of each table."""
-    new, changed = (
-        {table.name for table in inserted()},
-        {(column.table.name, column.name) for column in updated()},
-    )
+def _rights(connection: Connection, process: Role, role: str) -> Rights:
+    """Compare what the role may do with what the process needs, for each column of each table."""
+    writes = writes_of(process)
+    new, gone = ({table.name for table in tables} for tables in (writes.inserted, writes.deleted))
+    changed = {(column.table.name, column.name) for column in writes.updated}
     lacking: set[str] = set()
     beyond: set[str] = set()
     nature = connection.execute(_BY_NATURE, {"role": role}).mappings().one()
     for row in connection.execute(_RIGHTS, {"role": role}).mappings():
         table, column = row["relname"], row["attname"]
-        needs = {"SELECT": True, "INSERT": table in new, "UPDATE": (table, column) in changed}
+        needs = {
+            "SELECT": True,
+            "INSERT": table in new,
+            "UPDATE": (table, column) in changed,
+            "DELETE": table in gone,
+        }
         for right, needed in needs.items():
             if needed and not row[right]:
                 lacking.add(f"{right} on {table}")
             elif row[right] and not needed:
-                beyond.add(f"{right} {table}.{column}")
+                beyond.add(f"{right} {table}" + (f".{column}" if right != "DELETE" else ""))
         beyond |= {f"{right} {table}" for right in _FORBIDDEN if row[right]}
     return Rights(sorted(lacking), sorted(beyond), [name for name, holds in nature.items() if holds])
 
