@@ -96,9 +96,7 @@ async def _clients(
     older = await tx.integrations.by_name(order.tenant, order.integration)
     newer = await tx.integrations.by_name(order.tenant, order.successor)
     if older is None or newer is None:
-        name = order.integration if older is None else order.successor
-        why = f"There is no integration {name}. See: evergrant integrations ls"
-        raise Failure(ErrorCode.NOT_FOUND, why)
+        raise Failure(ErrorCode.NOT_FOUND, "There is no such integration. See: evergrant integrations ls")
     if older.id == newer.id:
         raise invalid_request("successor", "It is the same integration: put one with the new client.")
     if newer.state is not IntegrationState.READY or not newer.client_id:

@@ -193,8 +193,8 @@ class CampaignItems(Repository):
 
 def _leases_of(tenant: Tenant, id: ConnectionId, since: datetime) -> Select[Any]:
     mine = select(_F.seq).where(_F.tenant == tenant, _F.object == id, _F.at >= since).limit(MOST_LEASES)
-    counted: Select[Any] = select(literal(id).label("id"), func.count().label("number"))
-    return counted.select_from(mine.subquery())
+    named: list[ColumnElement[Any]] = [literal(id).label("id"), func.count().label("number")]
+    return select(*named).select_from(mine.subquery())
 
 
 def _last_use() -> ColumnElement[Any]:
