@@ -109,8 +109,10 @@ site: $(TEST_READY) ## build these pages as a site, with search: build/site/inde
 	@$(BIN)/sphinx-build --quiet --fail-on-warning -c docs/site -b html . build/site
 	@echo "wrote build/site/index.html"
 
-typescript: $(TYPESCRIPT_READY) ## build the TypeScript client, its types made of the OpenAPI document: build/typescript/*.tgz
-	@bash clients/typescript/build.sh $(VENV) build/typescript
+typescript: $(TYPESCRIPT_READY) ## build the TypeScript client, its types made of the OpenAPI document, and the connect element: build/typescript/*.tgz
+	@bash clients/web/build.sh $(VENV) build/typescript/web & element=$$!; \
+	bash clients/typescript/build.sh $(VENV) build/typescript && wait $$element
+	@mv build/typescript/web/*.tgz build/typescript/
 	@ls build/typescript/*.tgz
 
 histories: $(TEST_READY) ## record the golden workflow histories that are missing; the replay test reads them

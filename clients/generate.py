@@ -106,6 +106,8 @@ BY_HAND = frozenset(
         "receive_event",  # for providers
     }
 )
+# Parameters of the query that no method takes: pages' own, and those of `evergrant apply`.
+UNSAID = frozenset({"limit", "cursor", "format", "dry_run", "managed_by"})
 PREFIX = "#/components/schemas/"
 
 
@@ -273,7 +275,7 @@ def members(
     """The query's parameters and the body's members with their types, and which have to be there."""
     for parameter in operation.get("parameters", ()):
         name = parameter["name"]
-        if parameter["in"] == "query" and name not in ("limit", "cursor", "format"):
+        if parameter["in"] == "query" and name not in UNSAID:
             kind = schemas.parameter(name, parameter["schema"], in_query=True)
             yield f"{name}: {kind}", bool(parameter.get("required"))
     if "oneOf" in body:  # the credentials: each method has its own parameters

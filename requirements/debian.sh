@@ -10,7 +10,7 @@ set -euo pipefail
 folder=$1/debian
 lemonldap=(liblemonldap-ng-portal-perl libplack-perl libstring-random-perl libcrypt-jwt-perl libio-string-perl
     libmime-tools-perl libemail-sender-perl)
-packages=(nginx haproxy curl openssl redis-server glewlwyd dbconfig-no-thanks softhsm2 opensc promtool "${lemonldap[@]}")
+packages=(nginx haproxy curl openssl redis-server glewlwyd dbconfig-no-thanks softhsm2 opensc "${lemonldap[@]}")
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -33,6 +33,12 @@ apt() {
 }
 
 apt update
+# promtool has a package of its own from Debian 13 on
+if apt-cache -o Dir::State::lists="$folder/apt/lists" show promtool >/dev/null 2>&1; then
+    packages+=(promtool)
+else
+    packages+=(prometheus)
+fi
 apt install --download-only --reinstall "${packages[@]}"
 for package in "$folder"/apt/archives/*.deb; do
     dpkg-deb --extract "$package" "$folder"

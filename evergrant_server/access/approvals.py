@@ -80,11 +80,16 @@ async def use_approval(
     """Use up the approval of this command, and return who gave it, for its audit record.
 
     `sent` is the body without secrets; `resolves_to` is JSON: what its names stand for in this transaction.
-    To be called in the transaction of a `dangerous` route. Empty without EVERGRANT_FOUR_EYES. Raises Failure
-    STEP_UP_REQUIRED.
+    To be called in the transaction of a `dangerous` route. Empty without EVERGRANT_FOUR_EYES, and for a dry
+    run, which asks nobody. Raises Failure STEP_UP_REQUIRED.
     """
+    four_eyes = call.api.settings.four_eyes
+    if call.dry_run is not None:
+        if four_eyes:
+            call.dry_run.note_approval()
+        return {}
     call.require_step_up()
-    if not call.api.settings.four_eyes:
+    if not four_eyes:
         return {}
     command = _Command(call, sent, json.loads(json.dumps(resolves_to or {})))
     approval = await tx.approvals.get(call.tenant, command.approval_id)

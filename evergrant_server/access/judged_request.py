@@ -3,20 +3,21 @@
 import hashlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Self, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request
+from starlette.responses import Response
 
 from evergrant_server import audit
 from evergrant_server.access.callers import Caller
 from evergrant_server.access.context import ApiContext
 from evergrant_server.access.judgement import NO_PERMIT, PermitJudge
 from evergrant_server.access.people import login_url
-from evergrant_server.access.transactions import ATTEMPTS, run_transaction
+from evergrant_server.access.transactions import ATTEMPTS, run_rolled_back, run_transaction
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection
@@ -45,15 +46,34 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,4})(?=$|[,;\s])", re.IGNORECAS
 
 
 @dataclass(frozen=True)
+class DryRun:
+    """A change that is judged and written as any other one, and then rolled back. Headers of the `response`
+    say what the answer can't: which secrets are others than the stored ones, and that a person approves."""
+
+    response: Response
+
+    def note_secrets(self, changed: Mapping[str, bool]) -> None:
+        """Name the fields of secrets that would change."""
+        for name, is_changed in changed.items():
+            if is_changed:
+                self.response.headers.append("Evergrant-Changed-Secret", name)
+
+    def note_approval(self) -> None:
+        self.response.headers["Evergrant-Needs-Approval"] = "true"
+
+
+@dataclass(frozen=True)
 class JudgedRequest:
     """A request of an authenticated app. `observed` collects the permits that would have denied it if their
-    mode were `enforce`."""
+    mode were `enforce`. `managed_by` names the set of configuration files that a change comes from."""
 
     api: ApiContext
     caller: Caller
     context: RequestContext
     request: Request
     observed: set[str] = field(default_factory=set[str], compare=False, kw_only=True)
+    dry_run: DryRun | None = field(default=None, compare=False, kw_only=True)
+    managed_by: str | None = field(default=None, kw_only=True)
 
     @classmethod
     def of(cls, api: ApiContext, request: Request, caller: Caller) -> Self:
@@ -198,10 +218,13 @@ class JudgedRequest:
     def entry(self, action: AuditAction, object_id: str, /, **detail: object) -> AuditEntry:
         """An audit entry about the object with this id. `detail` must hold no secret.
 
-        It names the permits that would have denied the request if their mode were `enforce`.
+        It names the permits that would have denied the request if their mode were `enforce`, and the set of
+        configuration files that the change comes from.
         """
         if self.observed:
             detail = {**detail, "would_be_denied_by": sorted(self.observed)}
+        if self.managed_by is not None:
+            detail = {**detail, "managed_by": self.managed_by}
         return AuditEntry(
             tenant=self.tenant,
             at=self.now,
@@ -216,7 +239,10 @@ class JudgedRequest:
         await audit.append(tx, self.entry(action, object_id, **detail))
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]], *, tries: int = ATTEMPTS) -> T:
-        """Run `work` in a transaction, again after a conflict, and deliver the outbox."""
+        """Run `work` in a transaction, again after a conflict, and deliver the outbox; of a dry run keep
+        nothing."""
+        if self.dry_run is not None:
+            return await run_rolled_back(self.api.store, work, tries=tries)
         result = await run_transaction(self.api.store, work, tries=tries)
         self.api.relay.notify()
         return result

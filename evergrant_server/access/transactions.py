@@ -7,7 +7,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from evergrant_server import audit
 from evergrant_server.core.audit import AuditAction, AuditEntry
@@ -41,6 +41,28 @@ async def run_transaction(
                 raise
         await asyncio.sleep(random.uniform(0, min(_FIRST_PAUSE_S * 2**attempt, _MAX_PAUSE_S)))
     raise AssertionError("unreachable")
+
+
+class _RolledBack(Exception):
+    """Ends a transaction whose result is wanted, and none of its changes."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__()
+        self.result = result
+
+
+async def run_rolled_back(
+    store: Store, work: Callable[[Transaction], Awaitable[T]], *, tries: int = ATTEMPTS
+) -> T:
+    """As `run_transaction`, and nothing is kept of what `work` writes."""
+
+    async def undone(tx: Transaction) -> T:
+        raise _RolledBack(await work(tx))
+
+    try:
+        return await run_transaction(store, undone, tries=tries)
+    except _RolledBack as transaction:
+        return transaction.result
 
 
 async def poll_until(read: Callable[[], Awaitable[T]], done: Callable[[T], bool], longest: float) -> T:

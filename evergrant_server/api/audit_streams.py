@@ -15,7 +15,14 @@ from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
 from evergrant_server.access.approvals import dangerous, fingerprint, use_approval
-from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, AuditorCall, CommandResponse
+from evergrant_server.api.http.call import (
+    AdminCall,
+    AdminChange,
+    AdminCommand,
+    ApiCall,
+    AuditorCall,
+    CommandResponse,
+)
 from evergrant_server.api.http.models import (
     Body,
     Page,
@@ -33,6 +40,7 @@ from evergrant_server.core.audit_streams.stream import AuditStream, StreamBegin,
 from evergrant_server.core.ids import StreamId, new_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhooks import SECRET_BYTES, masked_url, new_signing_secret
+from evergrant_server.policy import Target
 from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction
 
@@ -109,7 +117,7 @@ class AuditStreamSecretView(AuditStreamView):
 @router.put("/v1/audit/streams/{name}")
 @dangerous("a new stream, and each change: of where audit records go, as what, or whether any do")
 async def put_audit_stream(
-    name: Slug, body: AuditStreamBody, response: Response, call: AdminCall
+    name: Slug, body: AuditStreamBody, response: Response, call: AdminChange
 ) -> AuditStreamSecretView:
     """Create or change a stream of the audit log. Only the response that creates it contains the secret that
     signs batches (Standard Webhooks).
@@ -118,11 +126,13 @@ async def put_audit_stream(
     show `***` in place of the query, and a request with that URL leaves it as it is.
     """
     call.api.require_endpoint("url", body.url)  # names are resolved when it is sent to
+    call.require_change_of_url(body.url)
+    call.require_permit(*call.changing(body.headers), of=Target())
 
     async def write(tx: Transaction) -> tuple[AuditStreamView, str | None]:
         before = await tx.audit_streams.by_name_unchecked(call.tenant, name)
         approved: dict[str, str] = {}
-        if before is None or await _changes(tx, before, body):
+        if before is None or await _changes(tx, call, before, body):
             approved = await use_approval(tx, call, *_to_approve(call, before, body))
         if before is None:
             secret = new_signing_secret(secrets.token_bytes(SECRET_BYTES))
@@ -141,7 +151,7 @@ async def put_audit_stream(
 
     after, shown = await call.write(write)
     response.status_code = 200 if shown is None else 201
-    return AuditStreamSecretView.of(after, secret=shown)
+    return AuditStreamSecretView.of(after, secret=None if call.dry_run else shown)
 
 
 def _to_approve(
@@ -149,7 +159,7 @@ def _to_approve(
 ) -> tuple[AuditStreamBody, dict[str, object]]:
     """The body without secrets, and what stands for them."""
     shown_url, _ = masked_url(body.url)
-    headers = None if body.headers is None else Secret(repr(_in_order(body.headers)))
+    headers = None if body.headers is None else _as_secret(body.headers)
     facts = {
         "stream": before and before.id,
         "url": fingerprint(call, body.url),
@@ -158,13 +168,15 @@ def _to_approve(
     return body.__replace__(url=shown_url, headers=None), facts
 
 
-async def _changes(tx: Transaction, before: AuditStream, body: AuditStreamBody) -> bool:
+async def _changes(tx: Transaction, call: ApiCall, before: AuditStream, body: AuditStreamBody) -> bool:
     """Whether the body says anything else than what is stored."""
     access = await tx.audit_streams.access(before)
-    same_url = body.url in (before.url, access.url.reveal())
-    same_headers = body.headers is None or _in_order(body.headers) == _in_order(access.headers)
+    another_url = body.url != before.url and Secret(body.url) != access.url
+    other_headers = body.headers is not None and _as_secret(body.headers) != _as_secret(access.headers)
+    if call.dry_run is not None:
+        call.dry_run.note_secrets({"url": another_url, "headers": other_headers})
     same_rest = (body.format, body.disabled) == (before.format, before.disabled)
-    return not (same_url and same_headers and same_rest)
+    return another_url or other_headers or not same_rest
 
 
 async def _add(
@@ -268,8 +280,8 @@ async def _view(tx: Transaction, stream: AuditStream) -> AuditStreamView:
     return AuditStreamView.of(stream, **progress, unsent=unsent)
 
 
-def _in_order(headers: Mapping[str, Secret]) -> list[tuple[str, str]]:
-    return sorted((name.lower(), value.reveal()) for name, value in headers.items())
+def _as_secret(headers: Mapping[str, Secret]) -> Secret:
+    return Secret(repr(sorted((name.lower(), value.reveal()) for name, value in headers.items())))
 
 
 def _origin(url: str) -> str:

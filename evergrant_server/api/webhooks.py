@@ -14,12 +14,20 @@ from starlette.responses import Response
 
 from evergrant_server import audit
 from evergrant_server.access.approvals import dangerous, fingerprint, use_approval
-from evergrant_server.api.http.call import AdminCall, AdminCommand, ApiCall, AuditorCall, CommandResponse
+from evergrant_server.api.http.call import (
+    AdminCall,
+    AdminChange,
+    AdminCommand,
+    ApiCall,
+    AuditorCall,
+    CommandResponse,
+)
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, View, absolute_url
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.events import DEFAULT_EVENTS, EventType, WebhookEvent, ping_body
 from evergrant_server.core.ids import DeliveryId, EventId, WebhookId, new_id
+from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhooks import (
     ANY_INTEGRATION,
     SECRET_BYTES,
@@ -100,7 +108,7 @@ class WebhookSecretView(WebhookView):
 @router.put("/v1/webhooks/{name}")
 @dangerous("a new webhook, and each change: of where events go, of which, or whether any do")
 async def put_webhook(
-    name: Slug, body: WebhookBody, response: Response, call: AdminCall
+    name: Slug, body: WebhookBody, response: Response, call: AdminChange
 ) -> WebhookSecretView:
     """Create or change a webhook. Only the response that creates it contains the signing secret.
 
@@ -108,6 +116,7 @@ async def put_webhook(
     answers show `***` in its place, and a request with that URL leaves it as it is.
     """
     call.api.require_endpoint("url", body.url)  # names are resolved at delivery
+    call.require_change_of_url(body.url)
 
     async def write(tx: Transaction) -> tuple[Webhook, str | None]:
         before = await tx.webhooks.by_name_unchecked(call.tenant, name)
@@ -134,12 +143,14 @@ async def put_webhook(
 
     after, shown = await call.write(write)
     response.status_code = 200 if shown is None else 201
-    return WebhookSecretView.of(after, secret=shown)
+    return WebhookSecretView.of(after, secret=None if call.dry_run else shown)
 
 
 async def _change(tx: Transaction, call: ApiCall, before: Webhook, body: WebhookBody) -> Webhook:
     """Write the body's members, and have pending deliveries sent where the webhook works again or moved."""
     moved = await _moves(tx, before, body)
+    if call.dry_run is not None:
+        call.dry_run.note_secrets({"url": moved})
     changed = _with_body(before, body, moved=moved).__replace__(changed_at=call.now)
     if moved:
         after = await tx.webhooks.replace_with_url(changed, body.url, expected=before.revision)
@@ -219,7 +230,7 @@ async def rotate_webhook_secret(
 
 async def _moves(tx: Transaction, before: Webhook, body: WebhookBody) -> bool:
     """Whether the body has another URL; the masked one leaves it as it is."""
-    return body.url not in (before.url, (await tx.webhooks.whole_url(before)).reveal())
+    return body.url != before.url and Secret(body.url) != await tx.webhooks.whole_url(before)
 
 
 async def _new_webhook(tx: Transaction, call: ApiCall, name: str, body: WebhookBody) -> Webhook:

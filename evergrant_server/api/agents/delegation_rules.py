@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.apps.trusted_issuers import issuer_facts
-from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
+from evergrant_server.api.http.call import AdminCall, AdminChange, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Page, Slug, Text, View
 from evergrant_server.core.agents.delegation_rules import (
     MOST_RULES,
@@ -71,7 +71,7 @@ class DelegationRuleView(View):
 @router.put("/v1/delegation-rules/{name}")
 @dangerous("a new rule, and each change of one")
 async def put_delegation_rule(
-    name: Slug, body: DelegationRuleBody, response: Response, call: AdminCall
+    name: Slug, body: DelegationRuleBody, response: Response, call: AdminChange
 ) -> DelegationRuleView:
     """Say which tokens of a trusted issuer let which apps act for a person. A change ends the delegations
     that the rule has accepted before."""

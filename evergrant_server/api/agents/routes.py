@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 
 from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.apps.routes import app_facts, require_app
-from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
+from evergrant_server.api.http.call import AdminCall, AdminChange, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, UtcDatetime, View
 from evergrant_server.core.access import App
 from evergrant_server.core.agents.stops import AgentStop
@@ -60,7 +60,7 @@ class AgentView(View):
 
 @router.put("/v1/agents/{name}")
 @dangerous("a new agent, another sponsor, purpose or end")
-async def put_agent(name: Slug, body: AgentBody, response: Response, call: AdminCall) -> AgentView:
+async def put_agent(name: Slug, body: AgentBody, response: Response, call: AdminChange) -> AgentView:
     """Make an app an agent, or give an agent another sponsor, purpose or end. An app of this name is created
     if there is none; one that is an agent stays one until it is deleted.
     """

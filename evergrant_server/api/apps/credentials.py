@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.apps.routes import app_facts, require_app
-from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
+from evergrant_server.api.http.call import AdminCall, AdminChange, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Page, Slug, Text, View, checked_storable
 from evergrant_server.core.access import AppCredential, AuthenticationMethod
 from evergrant_server.core.audit import AuditAction
@@ -217,7 +217,7 @@ class CredentialView(View):
 @router.put(_PATH + "/{credential_name}")
 @dangerous("a new way in, and each change of one")
 async def put_credential(
-    name: Slug, credential_name: Slug, body: CredentialBody, response: Response, call: AdminCall
+    name: Slug, credential_name: Slug, body: CredentialBody, response: Response, call: AdminChange
 ) -> CredentialView:
     """Register a credential, or replace it, which ends its tokens at once.
 

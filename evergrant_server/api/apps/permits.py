@@ -11,7 +11,7 @@ from evergrant_server import audit
 from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.apps.routes import app_facts, require_app
 from evergrant_server.api.connections.scopes import retry_waiting_connections
-from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
+from evergrant_server.api.http.call import AdminCall, AdminChange, ApiCall, AuditorCall
 from evergrant_server.api.http.models import (
     Body,
     Page,
@@ -184,7 +184,7 @@ class PermitView(View):
 @router.put("/v1/apps/{name}/permits/{permit_name}")
 @dangerous("a permit with token, proxy, export, admin or directory, a change of one, or of what denies these")
 async def put_permit(
-    name: Slug, permit_name: Slug, body: PermitBody, response: Response, call: AdminCall
+    name: Slug, permit_name: Slug, body: PermitBody, response: Response, call: AdminChange
 ) -> PermitView:
     """Create or change a permit. An app can't give itself `token`, `proxy` or `export`, nor change what
     denies it these."""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.api.connections.scopes import retry_waiting_connections
-from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
+from evergrant_server.api.http.call import AdminCall, AdminChange, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, ReturnTo, Slug, View
 from evergrant_server.core.access import App, Effect
 from evergrant_server.core.audit import AuditAction
@@ -54,11 +54,12 @@ async def app_facts(tx: Transaction, app: App) -> dict[str, Any]:
 
 @router.put("/v1/apps/{name}")
 @dangerous("to enable a disabled app")
-async def put_app(name: Slug, body: AppBody, response: Response, call: AdminCall) -> AppView:
+async def put_app(name: Slug, body: AppBody, response: Response, call: AdminChange) -> AppView:
     """Create or change an app. Requests of a disabled app are refused at once."""
     if body.disabled and name == call.caller.app.name:
         raise invalid_request("disabled", "An app can't disable itself.")
-    async with call.api.store.write() as tx:
+
+    async def write(tx: Transaction) -> tuple[bool, App]:
         before = await tx.access.app_to_replace(call.tenant, name)
         approved: dict[str, str] = {}
         if before is not None and before.disabled and not body.disabled:
@@ -78,8 +79,10 @@ async def put_app(name: Slug, body: AppBody, response: Response, call: AdminCall
         if body.lease_limit is not None:
             detail["lease_limit"] = body.lease_limit
         await call.record(tx, AuditAction.APP_PUT, after.id, app=name, **detail, **approved)
-    call.api.relay.notify()
-    response.status_code = 201 if before is None else 200
+        return before is None, after
+
+    created, after = await call.write(write)
+    response.status_code = 201 if created else 200
     return AppView.of(after)
 
 

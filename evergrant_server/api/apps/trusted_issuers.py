@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from evergrant_server.access.approvals import dangerous, use_approval
 from evergrant_server.access.context import ApiContext
-from evergrant_server.api.http.call import AdminCall, ApiCall, AuditorCall
+from evergrant_server.api.http.call import AdminCall, AdminChange, ApiCall, AuditorCall
 from evergrant_server.api.http.models import Body, Page, PageCursor, PageLimit, Slug, Text, View, request_url
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -58,7 +58,7 @@ class TrustedIssuerView(View):
 @router.put("/v1/issuers/{name}")
 @dangerous("a new issuer, and another place of its keys")
 async def put_issuer(
-    name: Slug, body: TrustedIssuerBody, response: Response, call: AdminCall
+    name: Slug, body: TrustedIssuerBody, response: Response, call: AdminChange
 ) -> TrustedIssuerView:
     """Trust an issuer of workload tokens, change where its keys are, or have them read now.
 

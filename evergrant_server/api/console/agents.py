@@ -1,8 +1,5 @@
 """`/console/agents`: who the agents are, what they ask for, and how one is stopped."""
 
-import json
-from typing import Any
-
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -11,11 +8,11 @@ from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, con
 from evergrant_server.api.decisions.call_approvals import (
     CallApprovalView,
     CallDecisionBody,
-    CalledView,
     approve_call,
     deny_call,
     get_call_approval,
     list_call_approvals,
+    visible_call,
 )
 from evergrant_server.api.http.call import require_auditor
 from evergrant_server.api.pages.browser import APPROVAL_PAGES, redirect_response
@@ -59,7 +56,7 @@ async def show_call(visit: VisitDep, call_approval_id: str) -> Response:
         "call_approval.html",
         f"{view.agent} asks for a call",
         it=view,
-        called=_shown(view.call),
+        called=visible_call(view.call),
         decides=decides,
         old_login=_has_old_login(visit),
     )
@@ -133,20 +130,3 @@ def _has_old_login(visit: ConsoleVisit) -> bool:
 
 def _require_admin(visit: ConsoleVisit) -> None:
     visit.call.require_permit(Action.ADMIN, of=Target())
-
-
-def _shown(called: CalledView | None) -> dict[str, str]:
-    """The call's members as text in which nothing is invisible."""
-    members: dict[str, Any] = {} if called is None else called.model_dump(exclude_none=True)
-    if called is not None and called.headers is not None:
-        members["headers"] = "\n".join(f"{header.name}: {header.value}" for header in called.headers)
-    texts = {
-        name: value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
-        for name, value in members.items()
-    }
-    return {name: "".join(map(_visible, text)) for name, text in texts.items()}
-
-
-def _visible(character: str) -> str:
-    """Controls, and what turns or hides other characters, as their code point."""
-    return character if character.isprintable() or character == "\n" else f"[U+{ord(character):04X}]"

@@ -69,7 +69,7 @@ async def log_in(visit: VisitDep) -> Response:
         )
 
     await run_transaction(api.store, write)
-    response = redirect_response(visit.browsers.page_after_login(visit.request, "/console"))
+    response = redirect_response(visit.browsers.page_after_login(visit.request, session.tenant, "/console"))
     visit.browsers.begin_session(response, key_cookie(api.settings.public_url), cookie, LASTS)
     return response
 

@@ -8,20 +8,22 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Annotated, TypeVar
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Query, Request
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from evergrant_server.access.callers import Caller
 from evergrant_server.access.context import ApiContext
-from evergrant_server.access.judged_request import JudgedRequest
+from evergrant_server.access.judged_request import DryRun, JudgedRequest
 from evergrant_server.access.people import person_caller
 from evergrant_server.access.transactions import ATTEMPTS
 from evergrant_server.api.http.cursors import Listing
+from evergrant_server.api.http.models import Slug
 from evergrant_server.api.http.request_errors import require_known_query
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.webhooks import masked_url
 from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
 
@@ -48,6 +50,18 @@ class ApiCall(JudgedRequest):
     """A request of an authenticated app. `key` is its Idempotency-Key."""
 
     key: str | None = None
+
+    def changing(self, *secrets: object) -> tuple[Action, ...]:
+        """The actions of which one is needed to change configuration. Who reads it may make a dry run, but
+        not with secrets: whether one is the stored one is for admins."""
+        only_reads = self.dry_run is not None and all(secret is None for secret in secrets)
+        return READING_ACTIONS if only_reads else (Action.ADMIN,)
+
+    def require_change_of_url(self, url: str) -> None:
+        """Check that the caller may change where the tenant's events or records go; the query of the URL is a
+        secret. Raises Failure NOT_PERMITTED."""
+        query = None if masked_url(url)[0] == url else url
+        self.require_permit(*self.changing(query), of=Target())
 
     def listing(self, list: str, limit: int, cursor: str | None, **filters: object) -> Listing:
         """The page of a list that the request asks for. Raises Failure INVALID_REQUEST for its cursor."""
@@ -165,6 +179,29 @@ async def _export_command(call: ExportCall, key: _Key = None) -> ApiCall:
     return replace(call, key=key)
 
 
+_DryRun = Annotated[bool, Query(description="Judge the change and answer as if it were made, and make none.")]
+_ManagedBy = Annotated[
+    Slug | None, Query(description="The set of configuration files that it comes from, for the audit record.")
+]
+
+
+async def _change(
+    call: Call, response: Response, dry_run: _DryRun = False, managed_by: _ManagedBy = None
+) -> ApiCall:
+    """The call of a PUT of configuration, whose route checks whether the caller may change it."""
+    return replace(call, dry_run=DryRun(response) if dry_run else None, managed_by=managed_by)
+
+
+Change = Annotated[ApiCall, Depends(_change)]
+
+
+async def _admin_change(call: Change) -> ApiCall:
+    """The call of an app with `admin` for the whole tenant; of a dry run also with `audit`."""
+    call.require_permit(*call.changing(), of=Target())
+    return call
+
+
+AdminChange = Annotated[ApiCall, Depends(_admin_change)]
 ApiDep = Annotated[ApiContext, Depends(api_context)]
 Command = Annotated[ApiCall, Depends(_command)]
 AdminCommand = Annotated[ApiCall, Depends(_admin_command)]

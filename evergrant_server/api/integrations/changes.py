@@ -12,6 +12,7 @@ from evergrant_server.access.context import integration_spec
 from evergrant_server.api.http.call import ApiCall
 from evergrant_server.api.integrations.checks import (
     NO_CERTIFICATE,
+    client_certificate_of,
     client_key_of,
     has_client,
     require_credentials,
@@ -250,13 +251,25 @@ async def is_dangerous_change(
     as what is changed, since an integration may be deleted first."""
     if before is None or _decisive(before) != _decisive(after):
         return True
-    stored = await tx.integrations.client_secret(before)
-    if body.client_secret is not None and body.client_secret != stored:
+    if body.client_certificate is not None or body.initial_access_token is not None:
         return True
-    key, certificate = client_key_of(body), body.client_certificate
-    if key is not None and key != await tx.integrations.client_key(before):
-        return True
-    return certificate is not None or body.initial_access_token is not None
+    return any((await changed_secrets(tx, before, body)).values())
+
+
+async def changed_secrets(
+    tx: Transaction, before: Integration, body: IntegrationBody, now: datetime | None = None
+) -> dict[str, bool]:
+    """Which secrets of the body are others than the stored ones; with `now` also its certificate. An initial
+    access token, which is kept until it was used, never is."""
+    key, secret = client_key_of(body), body.client_secret
+    changed = {
+        "client_secret": secret is not None and secret != await tx.integrations.client_secret(before),
+        "client_key": key is not None and key != await tx.integrations.client_key(before),
+    }
+    if now is not None and body.client_certificate is not None:
+        stored = (await tx.integrations.sealed_client(before)).certificate()
+        changed["client_certificate"] = client_certificate_of(body, now) != stored
+    return changed
 
 
 async def change_facts(
@@ -272,7 +285,7 @@ async def change_facts(
         "login": await integration_by_name(tx, registry, tenant, login),
         "identity_provider": await integration_by_name(tx, registry, tenant, after.identity_provider),
     }
-    for name, secret in _secrets(body).items():
+    for name, secret in secrets_of(body).items():
         facts[name] = fingerprint(call, secret)
     return facts
 
@@ -284,7 +297,7 @@ def without_secrets(body: IntegrationBody) -> IntegrationBody:
     )
 
 
-def _secrets(body: IntegrationBody) -> dict[str, Secret]:
+def secrets_of(body: IntegrationBody) -> dict[str, Secret]:
     """The secrets that the body has, by the names of its members."""
     secrets = {"client_secret": body.client_secret, "initial_access_token": body.initial_access_token}
     secrets |= {"client_key": body.client_key and body.client_key.private}

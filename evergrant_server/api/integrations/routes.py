@@ -12,16 +12,18 @@ from starlette.responses import Response
 
 from evergrant_server.access.approvals import dangerous, fingerprint, use_approval
 from evergrant_server.access.context import integration_spec, spec_by_name
-from evergrant_server.api.http.call import ApiCall, ApiDep, Call, Command, CommandResponse
+from evergrant_server.api.http.call import ApiCall, ApiDep, Call, Change, Command, CommandResponse
 from evergrant_server.api.http.models import Page, PageCursor, PageLimit, Slug
 from evergrant_server.api.integrations.changes import (
     change_client_secret,
     change_facts,
     changed_integration,
+    changed_secrets,
     integration_facts,
     is_dangerous_change,
     new_integration,
     retry_failing_connections,
+    secrets_of,
     without_secrets,
 )
 from evergrant_server.api.integrations.checks import (
@@ -43,7 +45,6 @@ from evergrant_server.api.integrations.models import (
 from evergrant_server.audit.exchanges import Exchange, newest_exchanges
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction
-from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, is_id
 from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
@@ -92,52 +93,58 @@ async def _share_used_until(
 @router.put("/v1/integrations/{name}", status_code=200)
 @dangerous("a new one, and each change but one of default scopes and refresh rules")
 async def put_integration(
-    name: Slug, body: IntegrationBody, response: Response, call: Call
+    name: Slug, body: IntegrationBody, response: Response, call: Change
 ) -> IntegrationView:
     """Create or change an integration. Waits for a worker if the endpoints are discovered."""
     target = await call.integration_target(name, body.provider)
     for provider in {target.provider, body.provider}:
-        call.require_permit(Action.ADMIN, of=target._replace(provider=provider))
-    api, now = call.api, call.now
-    require_binding_allowed(body.binding, api)
-    key, certificate = client_key_of(body), client_certificate_of(body, now)
-    async with api.store.write() as tx:
-        spec = await spec_by_name(tx, api.registry, call.tenant, body.provider)
-        body = with_default_registration(spec, body)
-        check_body(spec, body)
-        if (param := spec.api_base_url_param) in body.params:
-            api.require_endpoint(f"params.{param}", body.params[param])  # names are resolved at each call
-        login = await pinned_login(tx, call.tenant, login_rule(body))
-        await require_identity_provider(tx, call, name, body.identity_provider)
-        before = await tx.integrations.by_name(call.tenant, name)
-        if before is None:
-            after = new_integration(spec, body, login, call.tenant, name, now)
-        else:
-            after = await changed_integration(tx, spec, body, login, before, now)
+        call.require_permit(*call.changing(*secrets_of(body).values()), of=target._replace(provider=provider))
+    require_binding_allowed(body.binding, call.api)
+
+    async def write(tx: Transaction) -> tuple[Integration | None, Integration, IntegrationView]:
+        spec = await spec_by_name(tx, call.api.registry, call.tenant, body.provider)
+        sent = with_default_registration(spec, body)
+        before, after = await _changed(tx, call, spec, name, sent)
         approved: dict[str, str] = {}
-        if await is_dangerous_change(tx, before, after, body):
-            facts = await change_facts(tx, call, before, after, body)
-            approved = await use_approval(tx, call, without_secrets(body), facts)
-        after = await _write(tx, call, body, before, after, key, certificate)
+        if await is_dangerous_change(tx, before, after, sent):
+            facts = await change_facts(tx, call, before, after, sent)
+            approved = await use_approval(tx, call, without_secrets(sent), facts)
+        if call.dry_run is not None and before is not None:
+            call.dry_run.note_secrets(await changed_secrets(tx, before, sent, call.now))
+        after = await _write(tx, call, sent, before, after)
         await _record(tx, call, AuditAction.INTEGRATION_PUT, after, approved)
-    api.relay.notify()
+        return before, after, await _view(tx, call, after)
+
+    before, after, view = await call.write(write)
+    response.status_code = 201 if before is None else 200
+    if call.dry_run is not None:
+        return view
     if after.state is IntegrationState.DISCOVERING:
         await _discover(call, after)
-    response.status_code = 201 if before is None else 200
-    async with api.store.read() as tx:
+    async with call.api.store.read() as tx:
         return await _view(tx, call, require_found(await tx.integrations.get(call.tenant, after.id)))
 
 
+async def _changed(
+    tx: Transaction, call: ApiCall, spec: ProviderSpec, name: str, body: IntegrationBody
+) -> tuple[Integration | None, Integration]:
+    """The integration before the change, if there is one, and after it. Raises Failure INVALID_REQUEST."""
+    check_body(spec, body)
+    if (param := spec.api_base_url_param) in body.params:
+        call.api.require_endpoint(f"params.{param}", body.params[param])  # names are resolved at each call
+    login = await pinned_login(tx, call.tenant, login_rule(body))
+    await require_identity_provider(tx, call, name, body.identity_provider)
+    before = await tx.integrations.by_name(call.tenant, name)
+    if before is None:
+        return None, new_integration(spec, body, login, call.tenant, name, call.now)
+    return before, await changed_integration(tx, spec, body, login, before, call.now)
+
+
 async def _write(
-    tx: Transaction,
-    call: ApiCall,
-    body: IntegrationBody,
-    before: Integration | None,
-    after: Integration,
-    key: ClientKey | None,
-    certificate: ClientCertificate | None,
+    tx: Transaction, call: ApiCall, body: IntegrationBody, before: Integration | None, after: Integration
 ) -> Integration:
     """Write the integration with its credentials, and what follows: retries and a registration."""
+    key, certificate = client_key_of(body), client_certificate_of(body, call.now)
     after = await tx.integrations.put(
         after,
         body.client_secret,

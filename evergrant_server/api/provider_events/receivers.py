@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from evergrant_server.access.approvals import dangerous, fingerprint, use_approval
 from evergrant_server.access.context import ApiContext
-from evergrant_server.api.http.call import ApiCall, Call
+from evergrant_server.api.http.call import ApiCall, Call, Change
 from evergrant_server.api.http.models import Body, Slug, StorableSecret, Text, View
 from evergrant_server.core.access import READING_ACTIONS, Action
 from evergrant_server.core.audit import AuditAction
@@ -80,16 +80,16 @@ class EventReceiverView(View):
 @router.put("/v1/integrations/{name}/security-events", status_code=200)
 @dangerous("a new receiver, and each change: of who is believed that a grant has ended")
 async def put_event_receiver(
-    name: Slug, body: EventReceiverBody, response: Response, call: Call
+    name: Slug, body: EventReceiverBody, response: Response, call: Change
 ) -> EventReceiverView:
     """Create or change the receiver of an integration. A worker fetches the transmitter's keys."""
     _check_body(call.api, body)
 
-    async def write(tx: Transaction) -> tuple[Receiver, bool]:
+    async def write(tx: Transaction) -> tuple[EventReceiverView, bool]:
         now = call.now
-        integration, before = await _find(tx, call, name, Action.ADMIN)
+        integration, before = await _find(tx, call, name, *call.changing(body.secret))
         approved: dict[str, str] = {}
-        if before is None or await _says_otherwise(tx, before, body):
+        if before is None or await _says_otherwise(tx, call, before, body):
             facts = {"integration": integration.id, "secret": fingerprint(call, body.secret)}
             approved = await use_approval(tx, call, body.__replace__(secret=None), facts)
         if before is None:
@@ -109,11 +109,11 @@ async def put_event_receiver(
         if after.jwks_uri is not None and after.keys is None:
             after = await request_keys(tx, after, call.context, now)
         await _record(tx, call, AuditAction.RECEIVER_PUT, integration, after, approved)
-        return after, before is None
+        return await _view(tx, call.api, after), before is None
 
-    after, new = await call.write(write)
+    view, new = await call.write(write)
     response.status_code = 201 if new else 200
-    return await _view(call.api, after)
+    return view
 
 
 @router.get("/v1/integrations/{name}/security-events")
@@ -121,7 +121,7 @@ async def get_event_receiver(name: Slug, call: Call) -> EventReceiverView:
     """The receiver, with the URL to register at the provider. Never its secret."""
     async with call.api.store.read() as tx:
         _, receiver = await _find(tx, call, name, *READING_ACTIONS)
-    return await _view(call.api, require_found(receiver))
+        return await _view(tx, call.api, require_found(receiver))
 
 
 @router.delete("/v1/integrations/{name}/security-events", status_code=204)
@@ -187,17 +187,16 @@ def _with_body(before: Receiver, body: EventReceiverBody, now: datetime) -> Rece
     )
 
 
-async def _says_otherwise(tx: Transaction, before: Receiver, body: EventReceiverBody) -> bool:
+async def _says_otherwise(tx: Transaction, call: ApiCall, before: Receiver, body: EventReceiverBody) -> bool:
     """Whether the body changes the receiver, or its secret."""
-    if _with_body(before, body, before.changed_at) != before:
-        return True
-    stored = await tx.receivers.secret(before)
-    return body.secret is not None and (stored is None or stored.reveal() != body.secret.reveal())
+    another_secret = body.secret is not None and body.secret != await tx.receivers.secret(before)
+    if call.dry_run is not None:
+        call.dry_run.note_secrets({"secret": another_secret})
+    return another_secret or _with_body(before, body, before.changed_at) != before
 
 
-async def _view(api: ApiContext, receiver: Receiver) -> EventReceiverView:
-    async with api.store.read() as tx:
-        secret = await tx.receivers.secret(receiver)
+async def _view(tx: Transaction, api: ApiContext, receiver: Receiver) -> EventReceiverView:
+    secret = await tx.receivers.secret(receiver)
     url = f"{api.settings.public_url}/v1/security-events/{receiver.id}"
     return EventReceiverView.of(
         receiver, url=url, has_secret=secret is not None, keys=len(receiver.keys or ())

@@ -143,30 +143,13 @@ async def installed(folder: Path) -> AsyncIterator[Installed]:
         yield Installed(place, idp, tls, stack)
 
 
-async def test_a_rotation_reaches_every_container(tmp_path: Path):
-    async with installed(tmp_path) as operator:
-        old = await operator.tenant("acme")
-        before = {service: operator.roots(service) for service in SERVED}
-        await operator.follow("### Rotating the key file")
-        for service in SERVED:
-            assert operator.roots(service)["lease"] == operator.roots("worker-1")["lease"]
-            assert operator.roots(service)["lease"] != before[service]["lease"]
-        words = "docker compose exec worker-1 python -m evergrant_server keys status -o json"
-        roots = json.loads(await operator.place.shell(words))["roots"]
-        under = {root["id"]: root["tenant_keys"] for root in roots if root["purpose"] == "lease"}
-        assert under.pop(before["api"]["lease"]) == 0
-        assert min(under.values()) > 0
-        await old.requests_work()
-        await (await operator.tenant("umbrella")).requests_work()
-        await operator.doctor_is_content()
-
-
-async def test_a_restored_backup_is_what_every_container_sees(tmp_path: Path):
-    """The backup is older than the key file, the copies of it, and a revocation; then the host is lost."""
+async def test_a_rotation_two_losses_and_an_upgrade_by_the_pages_commands(tmp_path: Path):
+    """The backup is older than the key file, the copies of it, and a revocation; then the host is lost; then
+    a newer version comes."""
     async with installed(tmp_path) as operator:
         stays, leaves = await operator.tenant("acme"), await operator.tenant("umbrella")
         await operator.follow("## Backups")
-        await operator.follow("### Rotating the key file")
+        await rotation(operator, stays)
         await leaves.app.post(f"/v1/connections/{leaves.connection_id}/revoke", {"reason": "they left"})
         await leaves.app.state(leaves.connection_id, "revoked", PATIENCE_S)
         await operator.restored(["docker compose stop"])
@@ -178,19 +161,35 @@ async def test_a_restored_backup_is_what_every_container_sees(tmp_path: Path):
         await operator.place.lose_volumes()
         await operator.restored(["docker compose up --detach postgres"])
         await stays.requests_work()
+        await upgrade(operator, stays)
 
 
-async def test_an_upgrade_leaves_nothing_of_the_older_version(tmp_path: Path):
-    """The older version's gateway needed one secret less, and its database had a table less."""
-    async with installed(tmp_path) as operator:
-        tenant = await operator.tenant("acme")
-        copy = operator.place.folder / "keys/gateway/keys.json"
-        document = json.loads(copy.read_bytes())
-        del document["derived"]["mcp-session"]
-        copy.write_text(json.dumps(document))
-        await postgres().admin("REVOKE ALL ON usage FROM evergrant_gateway", database="evergrant")
-        del operator.place.beside_init[:]
-        await operator.follow("## Upgrades")
-        assert operator.place.beside_init == [set()], "what still runs has the code of before"
-        await tenant.requests_work()
-        await operator.doctor_is_content()
+async def rotation(operator: Installed, tenant: Tenant) -> None:
+    """It reaches every container."""
+    before = {service: operator.roots(service) for service in SERVED}
+    await operator.follow("### Rotating the key file")
+    for service in SERVED:
+        assert operator.roots(service)["lease"] == operator.roots("worker-1")["lease"]
+        assert operator.roots(service)["lease"] != before[service]["lease"]
+    words = "docker compose exec worker-1 python -m evergrant_server keys status -o json"
+    roots = json.loads(await operator.place.shell(words))["roots"]
+    under = {root["id"]: root["tenant_keys"] for root in roots if root["purpose"] == "lease"}
+    assert under.pop(before["api"]["lease"]) == 0
+    assert min(under.values()) > 0
+    await tenant.requests_work()
+    await operator.doctor_is_content()
+
+
+async def upgrade(operator: Installed, tenant: Tenant) -> None:
+    """It leaves nothing of the older version, whose gateway needed one secret less, and whose database had a
+    table less."""
+    copy = operator.place.folder / "keys/gateway/keys.json"
+    document = json.loads(copy.read_bytes())
+    del document["derived"]["mcp-session"]
+    copy.write_text(json.dumps(document))
+    await postgres().admin("REVOKE ALL ON usage FROM evergrant_gateway", database="evergrant")
+    del operator.place.beside_init[:]
+    await operator.follow("## Upgrades")
+    assert operator.place.beside_init == [set()], "what still runs has the code of before"
+    await tenant.requests_work()
+    await operator.doctor_is_content()

@@ -178,6 +178,9 @@ PROVED_OTHERWISE = {
     *("GET /me", "GET /me/connections/{connection_id}", "POST /me/connections/{connection_id}/end"),
     "GET /me/connections/{connection_id}/receipts/{shard}/{index}",
     *("POST /me/programs/{program_id}/end", "POST /me/log-out"),
+    # and what waits for them: tests/security/pages/test_own_approvals.py
+    *("GET /me/approvals", "GET /me/approvals/{approval_id}"),
+    "POST /me/approvals/{approval_id}/{decision}",
     # of a person who administers: tests/security/pages/test_person_login.py, test_person_sessions.py
     *("GET /login", "POST /login", "POST /login/command", "GET /session", "POST /logout"),
     *("GET /v1/sessions/current", "DELETE /v1/sessions/current"),

@@ -32,6 +32,10 @@ evergrant whoami
 evergrant import grants.jsonl --dry-run
 evergrant export --to export.pub --out grants.sealed
 evergrant export-key export.key export.pub
+evergrant plan -f configuration
+evergrant apply -f configuration --prune
+evergrant deliver file token github alice --mode 0640 --owner report:www-data
+evergrant deliver kubernetes --namespace reports
 evergrant completion bash > ~/.local/share/bash-completion/completions/evergrant
 evergrant providers ls -o yaml
 evergrant providers own

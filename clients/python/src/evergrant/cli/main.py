@@ -1,6 +1,7 @@
 """The `evergrant` command: a table of its nouns and verbs, of which the one that is used is loaded.
 
-Exit statuses: 0 done, 1 refused or failed, 2 misused, 130 interrupted.
+Exit statuses: 0 done, 1 refused or failed, 2 misused, 130 interrupted. Of `plan`, and `apply --dry-run`, 2 is
+that there is something to change: misused they end with 1.
 """
 
 import os
@@ -29,6 +30,7 @@ NOUNS: Mapping[str, tuple[str, str]] = {
     "clients": ("clients:clients", "OAuth clients of the gateway, such as coding agents."),
     "connections": ("connections:connections", "Subjects' grants."),
     "delegations": ("agents:delegations", "Apps that act for one person: who for whom, and its end."),
+    "deliver": ("files.deliver:deliver", "Tokens kept fresh in a file, or in Secrets of Kubernetes."),
     "erasures": ("erasures:erasures", "What was erased for good, and how far it has come."),
     "holds": ("erasures:holds", "Legal holds: what may not be erased or pruned."),
     "incident": (
@@ -54,6 +56,10 @@ NOUNS: Mapping[str, tuple[str, str]] = {
 }
 # each command without verbs, and the first line of its docstring
 COMMANDS: Mapping[str, tuple[str, str]] = {
+    "apply": (
+        "files.apply:apply",
+        "Create and change what a folder of YAML files describes. Running it again changes nothing more.",
+    ),
     "completion": ("leases:completion", "Print what a shell needs to complete commands and options."),
     "connect": (
         "connections:connect",
@@ -89,6 +95,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "connections:overview",
         "Show what needs somebody and whose turn it is, what ends soon, and how each integration is.",
     ),
+    "plan": (
+        "files.apply:plan",
+        "Show what `apply` would change. Exits with 0 if nothing, with 2 if something.",
+    ),
     "proof": (
         "leases:proof",
         "Print a DPoP header for one request with a token that is bound to a key (RFC 9449).",
@@ -101,6 +111,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "whoami": ("people:whoami", "Show who you are, in which role, and until when."),
 }
 ALIASES = {"lease": "token"}
+_PLANS = ("plan", "apply")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -135,7 +146,7 @@ def _status(arguments: list[str]) -> int:
         build_app(arguments[0])(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         print(f"evergrant: usage: {usage_error(error)}", file=sys.stderr)
-        return 2
+        return 1 if arguments[0] in _PLANS else 2
     except EvergrantError as error:
         show_error(error)
         return 1

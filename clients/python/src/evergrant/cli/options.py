@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from itertools import islice
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, Unpack
 
 import httpx2
 from cyclopts import Parameter
@@ -25,6 +25,7 @@ from evergrant.identity.session_file import CREDENTIALS, token_for
 from evergrant.origins import ServerAddress, is_loopback, origin_of, read_key_file
 from evergrant.retries import DEADLINE
 from evergrant.sync_client import Evergrant
+from evergrant.transport import ClientOptions
 
 SETTINGS_FILE = "evergrant.env"
 _ADDRESSES = ("EVERGRANT_URL", "EVERGRANT_GATEWAY_URL")
@@ -230,9 +231,9 @@ class Options:
     "File with the app's API key; by default EVERGRANT_API_KEY(_FILE), evergrant.env or login."
 
     @contextmanager
-    def client(self) -> Generator[Evergrant]:
+    def client(self, **settings: Unpack[ClientOptions]) -> Generator[Evergrant]:
         """The client, once its server has accepted a connection. Raises EvergrantError."""
-        with self._connected() as client:
+        with self._connected(settings) as client:
             try:
                 yield client
             except EvergrantError as error:
@@ -242,7 +243,7 @@ class Options:
                     _name_the_apps_key(error)
                 raise
 
-    def _connected(self) -> Evergrant:
+    def _connected(self, settings: ClientOptions) -> Evergrant:
         url = self.address()
         require_listener(url)
         set_on_retry_hooks([_say])
@@ -255,7 +256,8 @@ class Options:
                 error.repair = _OTHER_SERVER
             raise
         key, identity = server.api_key or None, server.identity
-        return Evergrant(server.url, key, identity=identity, issuer=server.issuer, allow_plain_http=True)
+        known = ClientOptions(identity=identity, issuer=server.issuer, allow_plain_http=True)
+        return Evergrant(server.url, key, **{**known, **settings})
 
     def address(self) -> str:
         """The server's URL alone, for commands that send no credential."""
