@@ -62,8 +62,7 @@ QUERIES = {
     "GET /console/connect": ("integration={integration}&subject={subject}",),
     "GET /v1/erasures": ("", "subject={subject}"),
     "GET /v1/connections/bulk/plan": (
-        "action=revoke&integration={integration}",
-        "action=refresh&connections={connection_id}",
+        *("action=revoke&integration={integration}", "action=refresh&connections={connection_id}"),
     ),
     "GET /console/bulk/plan": (
         *("action=refresh&whole=yes&integration={integration}", "action=label&connection={connection_id}"),

@@ -1,4 +1,4 @@
-"""`/v1/campaigns` over HTTP: which client a consent is to, what apps see of it, and who may order it."""
+"""`/v1/campaigns` and its pages: which client a consent is to, what apps see of it, and who may order it."""
 
 from datetime import timedelta
 from typing import Any
@@ -12,7 +12,9 @@ from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.incidents import IncidentItem, IncidentState, ItemStep
 from evergrant_server.core.ids import ConsentId, IncidentId
 from evergrant_server.core.integrations import Integration
+from evergrant_server.core.people.roles import PersonRole
 from tests.fakes.api import TENANT, Api
+from tests.security.console import person_at_console
 
 CAMPAIGNS = "/v1/campaigns"
 ORDER: dict[str, Any] = {"integration": "crm", "successor": "crm-2026", "confirm": "crm", "reason": "OPS-9"}
@@ -208,3 +210,66 @@ async def test_only_an_admin_of_the_tenant_orders_one(api: Api):
     ):
         key = await api.app_with(name, *actions, **limits)
         assert (await api.post(CAMPAIGNS, key, ORDER)).status_code == 403
+
+
+# --- in the console ---------------------------------------------------------------------------
+
+_FIELDS = {"integration": "crm", "successor": "crm-2026", "reason": "OPS-9", "wave_size": "2"}
+_PLAN = "/console/campaigns/plan?integration=crm&successor=crm-2026&reason=OPS-9&wave_size=2"
+
+
+async def three_connections(api: Api) -> None:
+    older = await api.integration()
+    await api.integration("crm-2026", client_id="client-2")
+    for number in range(3):
+        await api.active(older, f"at-{number}", subject=f"user-{number}")
+
+
+async def client_named(api: Api, name: str) -> str | None:
+    async with api.worker.read() as tx:
+        integration = await tx.integrations.by_name(TENANT, name)
+    return None if integration is None else integration.client_id
+
+
+async def test_an_admin_reads_the_forecast_begins_by_typing_the_name_pauses_and_undoes(api: Api):
+    await three_connections(api)
+    browser = await person_at_console(api, PersonRole.TENANT_ADMIN)
+    assert "No campaign yet" in await browser.page("/console/campaigns")
+    plan = await browser.page(_PLAN)
+    assert "Waves, by the leases of the last month" in plan
+    assert "<strong>3</strong> connections, whose subjects are asked" in plan
+    refused = await browser.send("/console/campaigns", **_FIELDS, confirm="else")
+    assert refused.status_code == 400
+    assert await client_named(api, "crm") == "client-1"
+    ordered = await browser.send("/console/campaigns", **_FIELDS, confirm="crm")
+    assert ordered.status_code == 303, ordered.text
+    assert await client_named(api, "crm") == "client-2"
+    place = ordered.headers["location"]
+    assert "A new client for crm" in await browser.page(place)
+    assert (await browser.send(f"{place}/pause")).status_code == 303
+    assert "Go on" in await browser.page(place)
+    assert (await browser.send(f"{place}/undo")).status_code == 303
+    assert await client_named(api, "crm") == "client-1"
+    assert "undone" in await browser.page("/console/campaigns")
+
+
+async def test_what_cant_be_planned_stands_at_its_field(api: Api):
+    await three_connections(api)
+    browser = await person_at_console(api, PersonRole.TENANT_ADMIN)
+    for typed, words in (
+        (_PLAN.replace("crm-2026", "crm"), "It is the same integration"),
+        (_PLAN.replace("wave_size=2", "wave_size=two"), "use a whole number"),
+        (f"{_PLAN}&remind_days=soon", "Use a number"),
+    ):
+        page = await browser.browser.get(typed)
+        assert page.status_code == 400, page.text
+        assert words in page.text
+
+
+async def test_an_auditor_reads_and_begins_nothing(api: Api):
+    await three_connections(api)
+    browser = await person_at_console(api, PersonRole.AUDITOR)
+    assert "Show what would follow" not in await browser.page("/console/campaigns")
+    refused = await browser.send("/console/campaigns", **_FIELDS, confirm="crm")
+    assert refused.status_code == 403
+    assert await client_named(api, "crm") == "client-1"
