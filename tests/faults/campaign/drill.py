@@ -134,7 +134,8 @@ async def _campaign(drill: CampaignDrill, say: Callable[[str], None]) -> tuple[d
     plan = await drill.json("GET", path)
     waves = [(wave["connections"], wave["subjects"], wave["leases"]) for wave in plan["waves"]]
     say(f"the forecast: {len(waves)} waves of connections, subjects and leases of a month: {waves}")
-    body = {**names, "confirm": OLD, "reason": "a drill", "wave_size": size, "every": 1, "first_wave": 0}
+    every = max(1.0, size / 5)  # about as long as a wave's subjects take
+    body = {**names, "confirm": OLD, "reason": "a drill", "wave_size": size, "every": every, "first_wave": 0}
     begun = await drill.json("POST", "/v1/campaigns", {**body, "remind": [2], "lasts": 7200, "end": "keep"})
     place, wrong, answered = f"/v1/campaigns/{begun['id']}", list[str](), dict[str, float]()
     killing: asyncio.Task[list[str]] | None = None
