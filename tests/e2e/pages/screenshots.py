@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.pages.product import running_product
-from tests.e2e.pages.views import CONSOLE, Site, View, running_site, views
+from tests.e2e.pages.site import Site, running_site
+from tests.e2e.pages.views import CONSOLE, View, views
 
 WIDTHS = (390, 1280)
 SCHEMES = ("light", "dark")

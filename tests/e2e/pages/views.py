@@ -1,28 +1,12 @@
-"""Every page and every view of the console, in a browser at a filled tenant.
-
-    async with running_site(folder) as site: page = await site.log_in(); await site.show(page, view)
+"""Every page and every view of the console, as `site.Site` shows them.
 
 Pages of a consent are rendered from their templates at `/shown/NAME`: the flows that lead to each have tests
-of their own. The site's host is `HOST`, so that no view has an address of this machine.
+of their own.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from playwright.async_api import Browser, Page
-
-from tests.e2e.flows.test_implicit import running_browser
-from tests.e2e.pages.filled import Filled, fill
 from tests.e2e.pages.rendered import rendered_pages
-from tests.fakes.api import TENANT, Api, running_api
-from tests.fakes.certificates import loopback_tls
-from tests.fakes.http_server import listening, talk_to
-from tests.fakes.patience import PATIENCE_S
-
-HOST = "evergrant.example"
 
 
 @dataclass(frozen=True)
@@ -134,6 +118,8 @@ CONSOLE = (
     _console("people-login-delete", "people-login/delete"),
     _console("session-end", "people/{session}/end"),
     _console("agents", "agents"),
+    _console("agent-new", "new/agent"),
+    _console("agent-edit", "agents/invoice-helper/edit"),
     _console("keys", "keys"),
     _console("bulk-orders", "bulk"),
     _console("bulk-order", "bulk/{bulk}"),
@@ -157,6 +143,10 @@ CONSOLE = (
     _console("reach", "apps/invoice-helper/reach"),
     _console("reach-nothing", "apps/an-importer-that-was-replaced/reach"),
     _console("streams", "streams"),
+    _console("stream-new", "new/stream"),
+    _console("stream-edit", "streams/siem/edit"),
+    _console("stream-secret", "streams/siem/rotate-secret", "Make a new secret"),
+    _console("stream-delete", "streams/siem/delete"),
     _console("audit", "audit"),
     _console("audit-filtered", "audit?action=permit.put&by=app:console"),
     _console("audit-none", "audit?by=app:nobody"),
@@ -183,69 +173,6 @@ _STRANGERS = (
     View("console-login", "/console/login"),
     View("console-login-refused", "/console/login", ("Log in",)),
 )
-
-
-@dataclass
-class Site:
-    """A browser's way to a filled tenant."""
-
-    api: Api
-    browser: Browser
-    filled: Filled
-    problems: list[str]
-    url: str = f"https://{HOST}"
-
-    async def page(self, **context: Any) -> Page:
-        """One of a new browser. What it complains of is in `problems`."""
-        page = await self.browser.new_page(ignore_https_errors=True, **context)
-        page.set_default_timeout(PATIENCE_S * 1000)
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on("console", lambda it: self.problems.append(it.text) if "Policy" in it.text else None)
-        return page
-
-    async def log_in(self, page: Page) -> None:
-        await page.goto(f"{self.url}/console/login")
-        await page.get_by_label("API key").fill(self.filled.key)
-        await page.get_by_role("button", name="Log in", exact=True).click()
-        await page.get_by_role("heading", name="Overview").wait_for()
-
-    async def revoke_keys(self, name: str) -> None:
-        """An app has two live keys at most."""
-        app, now = await self.api.app_named(name), self.api.clock.now()
-        async with self.api.worker.write() as tx:
-            for key in await tx.access.live_keys(TENANT, app.id, now):
-                await tx.access.revoke_key(TENANT, key.id, now)
-
-    async def show(self, page: Page, view: View) -> None:
-        await page.goto(self.url + view.path.format_map(vars(self.filled)))
-        for label, text in view.typed:
-            await page.get_by_label(label, exact=True).fill(text)
-        for name in view.presses:
-            if name == "Make the key":
-                await self.revoke_keys("report")
-            if name == "Log in":
-                await page.get_by_label("API key").fill("evg_key_mistyped")
-            async with page.expect_navigation():
-                await page.get_by_role("button", name=name, exact=True).click()
-
-
-@asynccontextmanager
-async def running_site(folder: Path) -> AsyncIterator[Site]:
-    """The API over a filled tenant, and a browser that finds it as `HOST`."""
-    rendered = dict(rendered_pages())
-
-    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        asked = scope["path"].removeprefix("/shown/")
-        await (rendered.get(asked) or api.app)(scope, receive, send)
-
-    ui = "https://temporal.acme.example"
-    async with running_api(folder, public_url=f"https://{HOST}", temporal_ui_url=ui) as api:
-        filled = await fill(api)
-        async with (
-            listening(talk_to(app), tls=loopback_tls(folder).server) as port,
-            running_browser(f"--host-resolver-rules=MAP {HOST}:443 127.0.0.1:{port}") as browser,
-        ):
-            yield Site(api, browser, filled, [])
 
 
 def views() -> tuple[View, ...]:
