@@ -61,6 +61,7 @@ SECONDS = {
     "decide_within",
     "wait",
     "grace",
+    *("every", "first_wave", "lasts"),
 }  # numbers that the client takes as timedelta
 # Operations whose name in the client isn't the server's without `get_` or `list_`.
 OPERATIONS = {
@@ -97,7 +98,7 @@ BY_HAND = frozenset(
         *("ask_for_call", "use_approval"),
         *("import_connections", "request_export", "fetch_export", "delete_export"),
         "get_incident_report",  # as those
-        "get_offboarding_report",  # the same as an incident's
+        *("get_offboarding_report", "get_campaign_report"),  # the same as an incident's
         "delete_connection",  # the same as revoke
         "get_provider",  # a definition as the catalogue writes it: for its authors, who have the file
         "export_audit_log",  # evergrant.api.commands: a page is kept as it came

@@ -13,7 +13,8 @@ WHEN = {
     EventType.REFRESHED: "a refresh replaced the grant; as often as tokens expire",
     EventType.FAILING: "refreshes keep failing; `repairer` should look. A valid token is served all the same",
     EventType.RECOVERED: "refreshes succeed again, or the subject has consented again",
-    EventType.NEEDS_REAUTH: "the grant is lost (`reason`); the subject has to consent again",
+    EventType.NEEDS_REAUTH: "the grant is lost (`reason`); the subject has to consent again. With the reason "
+    "`reconsent_required` and the state `active` it works on: a campaign asks, or reminds",
     EventType.OUTCOME_UNKNOWN: "a refresh's response was lost and its token is spent. Always sent with "
     "`connection.needs_reauth`: that one is for contacting subjects, this one for counting losses",
     EventType.EXPIRING: "a grant that no refresh extends ends at `ends_at`",
@@ -67,6 +68,13 @@ WHEN = {
     EventType.OFFBOARDING_UNDONE: "their connections were put back; `data`: `tenant`, `offboarding_id`, "
     "`person`, `restored`. For the same webhooks",
     EventType.OFFBOARDING_ENDED: "the report is signed; `data`: `tenant`, `offboarding_id`, `kind`, "
+    "`connections`, `outcomes`, `digest`, `key`. For the same webhooks",
+    EventType.CAMPAIGN_BEGUN: "an integration has another client, and its subjects are asked to consent to "
+    "it; `data`: `tenant`, `campaign_id`, `integration`, `reason`, `clients`, `end`, `ends_at`. Only for "
+    "webhooks of every integration",
+    EventType.CAMPAIGN_UNDONE: "before its first wave it was undone; `data`: `tenant`, `campaign_id`, "
+    "`integration`. For the same webhooks",
+    EventType.CAMPAIGN_ENDED: "its report is signed; `data`: `tenant`, `campaign_id`, `kind`, `integration`, "
     "`connections`, `outcomes`, `digest`, `key`. For the same webhooks",
     EventType.PING: "an admin requested it (`POST /v1/webhooks/{name}/test`); `data`: `tenant`, `webhook`",
 }

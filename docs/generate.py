@@ -160,6 +160,13 @@ WHEN = {
     "of its report, and the key that has signed it",
     AuditAction.OFFBOARDING_RULE_PUT: "the tenant has said how people who leave are matched to subjects",
     AuditAction.OFFBOARDING_RULE_DELETED: "people who leave are matched by orders and logins alone",
+    AuditAction.CAMPAIGN_BEGUN: "subjects of an integration are to consent to another client; names both "
+    "clients, why, and until when",
+    AuditAction.CAMPAIGN_WAVE_BEGUN: "a campaign asks the next subjects: of this wave, `size` at the most",
+    AuditAction.CAMPAIGN_CHANGED: "a campaign ends before its time; names what becomes of the rest (`end`)",
+    AuditAction.CAMPAIGN_UNDONE: "before the first wave of a campaign its integrations got their names back",
+    AuditAction.CAMPAIGN_ENDED: "a campaign is done; names how many connections ended how, the digest of its "
+    "report, and the key that has signed it",
     AuditAction.CONNECTION_HELD: "an offboarding (`incident`) has stopped it, and can put it back",
     AuditAction.CONNECTION_RESTORED: "an offboarding was undone: the connection is as it was",
     AuditAction.CONNECTION_HANDED_OVER: "an offboarding has given the team's connection to another subject, "

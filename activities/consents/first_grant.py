@@ -39,7 +39,7 @@ from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.lifecycle.timers import STATES_WITHOUT_GRANT
 from evergrant_server.core.messages.activities import ConsentCall, GrantResult
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
-from evergrant_server.store import Transaction
+from evergrant_server.store import Store, Transaction
 
 _RETRIED_BY_TEMPORAL = (
     *(ErrorCode.REFRESH_PENDING, ErrorCode.JOURNAL_UNAVAILABLE),
@@ -90,6 +90,9 @@ class FirstGrantSpend(GrantSpend[ConsentCall]):
         now = self.services.clock.now()
         pin = await tx.account_identifiers.account_hash(current)
         after = context.after_consent(current.granted(now, request.generation), consent)
+        if context.integration.id != current.integration_id:
+            expected = tx.account_identifiers.expectation_at(current, context.integration.id, tokens.account)
+            after = after.of_client(context.integration.id, expected)
         grant = Grant.from_tokens(
             tokens,
             generation=after.generation,
@@ -103,7 +106,8 @@ class FirstGrantSpend(GrantSpend[ConsentCall]):
         await install_further_slots(tx, ring, request, context, saved, tokens, since, now, consent)
         # not `close_attempt`: a takeover in this moment is a conflict, and the row shows it at the next try
         await tx.attempts.close(row, AttemptOutcome.INSTALLED, now)
-        await record_grant(tx, request, current, consent, grant, now, tokens.account)
+        moved = {} if saved.integration_id == current.integration_id else {"client": saved.integration_id}
+        await record_grant(tx, request, current, consent, grant, now, tokens.account, **moved)
         await record_sharing(tx, request, saved, tokens, pin, now)
         return context.grant_result(saved, grant)
 
@@ -125,7 +129,8 @@ class FirstGrantSpend(GrantSpend[ConsentCall]):
         ends_alone = current.state is LifecycleState.REVOKING and not current.flow.may_be_revoked
         if current.state.is_final or ends_alone:
             return None
-        if current.generation == row.from_generation and current.state in STATES_WITHOUT_GRANT:
+        waits = current.generation == row.from_generation and current.state in STATES_WITHOUT_GRANT
+        if waits and self.context.integration.id == current.integration_id:
             await keep_late_tokens(tx, call, row, tokens, now)
         else:  # a revocation takes them too; alone they may end the grant in use, if it is of the same code
             detail = {"attempt": row.id, "state": current.state, "revoked": False}
@@ -138,6 +143,18 @@ def _is_overtaken(current: Connection, attempt: Attempt) -> bool:
     """True when another grant came since the tokens were set aside, or the provider ended the grant."""
     ended = current.reason is ErrorCode.GRANT_REVOKED_ELSEWHERE and current.changed_at > attempt.opened_at
     return ended or current.generation != attempt.from_generation
+
+
+async def _require_newest_client(store: Store, connection: Connection, consent: Consent) -> None:
+    """Raise Failure CALLBACK_INVALID, before a code is spent, for a consent to another client than has got
+    the grant, unless it is to the one that subjects consent to by now."""
+    if consent.integration_id == connection.integration_id:
+        return
+    async with store.read() as tx:
+        newest = await tx.integrations.of_next_consent(connection)
+    if newest is None or newest.id != consent.integration_id:
+        why = "Its integration has got another client since: begin anew."
+        raise Failure(ErrorCode.CALLBACK_INVALID, why)
 
 
 def may_be_sent_later(failure: Failure) -> bool:
@@ -177,12 +194,13 @@ class FirstGrantActivities(ABC):
         """The flow from load to commit. Each candidate is tried at most once, in an attempt of its own."""
         services = self._services
         consent = await self._load_consent(request)
-        context = await services.contexts.load(request.tenant, request.connection_id)
+        context = await services.contexts.load(request.tenant, request.connection_id, consent.integration_id)
         if consent.kind is ConsentKind.IMPORT:  # it came with its tokens
             return await install_import(services.store, services.clock, request, context, consent)
         result = _result_if_ended(consent, context)
         if result is not None:
             return result
+        await _require_newest_client(services.store, context.connection, consent)
         await require_own_account(services.store, context.connection)
         await require_replaceable(services.store, context.connection, consent)
         context = context.for_new_grant()
@@ -197,7 +215,7 @@ class FirstGrantActivities(ABC):
         """Judge and commit a reply that a journal holds, as one that has just arrived."""
         services, request = self._services, ConsentCall.model_validate(journaled.request)
         consent = await self._load_consent(request)
-        context = await services.contexts.load(request.tenant, request.connection_id)
+        context = await services.contexts.load(request.tenant, request.connection_id, consent.integration_id)
         replayed = self.spend_type(services, request, context, consent, provisional=journaled.provisional)
         return await services.single_use.conclude(attempt, journaled, replayed)
 

@@ -138,8 +138,9 @@ async def refuse_account(
     }
     await append_audit(tx, call, AuditAction.ACCOUNT_MISMATCH, now, **detail)
     if current.flow.may_be_revoked:
+        came_by = None if came is None else identifiers.hash_of(context.client_of(current), came)
         for slot_tokens in all_slots(tokens):
-            await keep_unwanted_tokens(tx, call, context, current, slot_tokens, account_hash, now)
+            await keep_unwanted_tokens(tx, call, context, current, slot_tokens, came_by, now)
     return MISMATCH
 
 
@@ -159,7 +160,8 @@ async def keep_refused_tokens(
     if not isinstance(failure, IdTokenRefused) or current.state.is_final or not current.flow.may_be_revoked:
         return
     came = failure.tokens.account
-    account_hash = None if came is None else tx.account_identifiers.hash_of(current, came)
+    owner = context.client_of(current)
+    account_hash = None if came is None else tx.account_identifiers.hash_of(owner, came)
     await keep_unwanted_tokens(tx, call, context, current, failure.tokens, account_hash, now, attempt)
 
 

@@ -4,6 +4,7 @@ What isn't revoked at once is revoked together with its connection.
 """
 
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 
 from activities.support.provider_context import ProviderContext
@@ -45,9 +46,11 @@ async def install_new_grant(
     account = await tx.account_identifiers.own_account(current)
     old = await revocable_tokens(tx, current, after.changed_at)
     hosts = context.hosts_to_pin(grant.metadata)
+    older = None if after.integration_id == current.integration_id else current.integration_id
     saved = await tx.grants.install(
-        after, tokens, grant, origin=Origin.NEW, expected=current.revision, hosts=hosts
+        after, tokens, grant, origin=Origin.NEW, expected=current.revision, hosts=hosts, older=older
     )
+    context = replace(context, connection=saved)
     if isinstance(old, ErrorCode):  # a new consent is the way out for a grant that can't be opened
         detail = {"generation": current.generation, "old_revoked": False, "reason": old}
         await append_audit(tx, call, AuditAction.GRANT_REPLACED, after.changed_at, **detail)
@@ -94,7 +97,7 @@ async def keep_unwanted_tokens(
     `account_hash`: of their account, None when the provider names none. Those of an `attempt` are kept once,
     however often its reply is judged. Not `wanted`: they may be of the grant in use, and wait for its end.
     """
-    replaced = _replaced(current, now, account_hash=account_hash)
+    replaced = _replaced(context.client_of(current), now, account_hash=account_hash)
     if attempt is not None:
         id = ReplacedGrantId(derived_id("rpl", attempt.tenant, attempt.id))
         if await tx.replaced_grants.get(attempt.tenant, id) is not None:
@@ -202,8 +205,11 @@ async def _is_of_same_account(
 ) -> bool | None:
     """Whether they are of the account of the connection's grant as it is now; None: not known.
 
-    A later consent may have come back to that account.
+    A later consent may have come back to that account. What another client has got is of no account of this
+    one's: it ends nothing of it.
     """
+    if replaced.integration_id != connection.integration_id:
+        return False
     if await tx.grants.get(connection.tenant, connection.id) is None:
         return False
     mine = await tx.account_identifiers.account_hash(connection)
@@ -237,7 +243,7 @@ async def keep_overtaken_tokens(
         return
     consented = any(installed.kind in _CONSENTS and installed.credential != consent for installed in since)
     wanted = consented and await _is_of_another_grant(tx, current, tokens, now)
-    account = await _account_hash(tx, current, attempt, tokens)
+    account = await _account_hash(tx, context, current, attempt, tokens)
     await keep_unwanted_tokens(tx, call, context, current, tokens, account, now, attempt, wanted=wanted)
 
 
@@ -251,11 +257,11 @@ async def _is_of_another_grant(tx: Transaction, current: Connection, tokens: Tok
 
 
 async def _account_hash(
-    tx: Transaction, current: Connection, attempt: Attempt, tokens: TokenSet
+    tx: Transaction, context: ProviderContext, current: Connection, attempt: Attempt, tokens: TokenSet
 ) -> str | None:
     """Of the account that the reply names, or that the grant of before had."""
     if tokens.account is not None:
-        return tx.account_identifiers.hash_of(current, tokens.account)
+        return tx.account_identifiers.hash_of(context.client_of(current), tokens.account)
     replaced = await tx.replaced_grants.of_connection(current.tenant, current.id)
     return next(
         (grant.account_hash for grant in replaced if grant.generation == attempt.from_generation), None

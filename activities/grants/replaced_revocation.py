@@ -87,7 +87,12 @@ async def revoke_replaced(
         if not (row.pending or with_connection):
             continue
         try:
-            done.outcomes.extend(await _revoke_one(services, call, context, row, with_connection))
+            own = await _with_client_of(services, context, row)
+            if own is None:
+                await _write(services, call, row, how=RevocationOutcome.UNKNOWN)
+                done.outcomes.append(RevocationOutcome.UNKNOWN)
+                continue
+            done.outcomes.extend(await _revoke_one(services, call, own, row, with_connection))
         except Failure as failure:
             if is_token_refused(failure):
                 done.refused.append(row)
@@ -102,6 +107,19 @@ async def revoke_replaced(
     if first is not None:
         raise first
     return done
+
+
+async def _with_client_of(
+    services: GrantServices, context: ProviderContext, row: ReplacedGrant
+) -> ProviderContext | None:
+    """The context with the client that has got these tokens; None: it is gone, and no other can end them."""
+    if row.integration_id == context.integration.id:
+        return context
+    async with services.store.read() as tx:
+        if await tx.integrations.get_unchecked(row.tenant, row.integration_id) is None:
+            return None
+    older = await services.contexts.load(row.tenant, row.connection_id, row.integration_id)
+    return older.without_staged_definition()
 
 
 async def _revoke_one(

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from temporalio import activity
 
+from activities.incidents.campaigns import CampaignWork
 from activities.incidents.renewing import Leak
 from activities.incidents.report import ReportWriter
 from activities.incidents.revoking import Breach
@@ -61,16 +62,21 @@ class IncidentActivities:
 
     async def _advance(self, rows: Rows, incident: Incident) -> Incident:
         """The incident after one more page or look."""
+        campaign = CampaignWork(rows, self._page) if incident.kind is IncidentKind.CAMPAIGN else None
         waves = Waves(rows, self._wave, self._wave_s)
         leak = Leak(rows, waves, self._link, self._page)
         match incident.state:
             case IncidentState.HOLDING:
                 return await rows.move(incident, rows.held)
             case IncidentState.SELECTING:
+                if campaign is not None:
+                    return await campaign.select(incident)
                 return await Selection(rows, self._page).advance(incident)
             case IncidentState.ROTATING:
                 return await leak.rotate(incident)
             case IncidentState.WORKING:
+                if campaign is not None:
+                    return await campaign.advance(incident)
                 if incident.kind is not IncidentKind.LEAK:
                     return await Breach(rows, waves).advance(incident)
                 return await leak.advance(incident)

@@ -34,6 +34,10 @@ _KEPT = {
     ItemOutcome.HANDED_OVER: AuditAction.CONNECTION_HANDED_OVER,
     ItemOutcome.RESTORED: AuditAction.CONNECTION_RESTORED,
 }
+_ENDS = {
+    IncidentKind.LEAVER: AuditAction.OFFBOARDING_ENDED,
+    IncidentKind.CAMPAIGN: AuditAction.CAMPAIGN_ENDED,
+}
 _SECRET_ACTIONS = (AuditAction.SECRET_ROTATED, AuditAction.CLIENT_REGISTERED)
 
 
@@ -94,9 +98,11 @@ class ReportWriter:
         }
         if incident.kind is IncidentKind.LEAK:
             facts["client_secrets"] = await _secrets(tx, incident)
+        undone_at = None if incident.undone_at is None else incident.undone_at.isoformat()
         if incident.kind is IncidentKind.LEAVER:
-            undone_at = None if incident.undone_at is None else incident.undone_at.isoformat()
             facts |= {"ended": incident.beside, "undone_at": undone_at}
+        if incident.kind is IncidentKind.CAMPAIGN:
+            facts |= {"undone_at": undone_at, **await _clients(tx, incident)}
         summary = report_line(facts)
         finished = finished.__replace__(summary=summary).with_lines([summary])
         signer = await log_signer(tx, self._log_name)
@@ -105,8 +111,7 @@ class ReportWriter:
             metrics.count_incident_connections(count, outcome)
         detail = {"kind": incident.kind, **incident.scope, "connections": incident.selected}
         detail |= {"outcomes": incident.outcomes, "digest": finished.digest, "key": key}
-        leaver = incident.kind is IncidentKind.LEAVER
-        action = AuditAction.OFFBOARDING_ENDED if leaver else AuditAction.INCIDENT_ENDED
+        action = _ENDS.get(incident.kind, AuditAction.INCIDENT_ENDED)
         await self._rows.record(tx, incident, action, incident.id, **detail)
         return finished.__replace__(note=report_line({"note": signer.note(note_text(finished)), "key": key}))
 
@@ -121,6 +126,14 @@ async def _members(tx: Transaction, incident: Incident, connection: ListedConnec
         "last_leased_at": None if item.used_at is None else item.used_at.isoformat(),
         "state": connection.state or "erased",
     }
+    if incident.kind is IncidentKind.CAMPAIGN:
+        asked_at = None if item.told_at is None else item.told_at.isoformat()
+        named |= {"wave": item.wave, "asked_at": asked_at, "reminders": item.reminders}
+        record = await _newest(tx, incident.tenant, item.connection_id, AuditAction.GRANT_INSTALLED)
+        installed = item.outcome is ItemOutcome.CONSENTED
+        kept = ItemOutcome.UNKNOWN if incident.undone_at is None else ItemOutcome.KEPT
+        outcome = item.outcome or kept
+        return named | {"outcome": outcome, "evidence": _evidence(record) if installed else None}
     if incident.kind is IncidentKind.LEAVER:
         named["matched_by"] = item.matched
         kept = None if item.outcome is None else _KEPT.get(item.outcome)
@@ -141,6 +154,18 @@ async def _members(tx: Transaction, incident: Incident, connection: ListedConnec
         outcome = ItemOutcome.UNKNOWN
         record = await _newest(tx, incident.tenant, item.connection_id, AuditAction.REVOCATION_FAILED)
     return named | {"outcome": outcome, "evidence": _evidence(record)}
+
+
+async def _clients(tx: Transaction, incident: Incident) -> dict[str, Any]:
+    """The client ids of both integrations, as far as they are there, and how many were asked and reminded."""
+    campaign = await tx.campaigns.get(incident.tenant, incident.id)
+    if campaign is None:
+        return {}
+    clients: dict[str, str | None] = {}
+    for name, id in (("older", campaign.older), ("newer", campaign.newer)):
+        integration = await tx.integrations.get_unchecked(incident.tenant, id)
+        clients[name] = None if integration is None else integration.client_id
+    return {"clients": clients, "asked": campaign.asked, "reminded": campaign.reminded}
 
 
 async def _newest(tx: Transaction, tenant: Tenant, id: str, action: AuditAction) -> AuditRecord | None:

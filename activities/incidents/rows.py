@@ -95,11 +95,17 @@ class Rows:
         self, tx: Transaction, order: ConnectionsOrder[Any], item: IncidentItem, name: str, message: Message
     ) -> None:
         """Signal the connection's workflow, once for the order, and note that it was told."""
+        await self.signal(tx, order, item, name, message)
+        told = item.__replace__(step=ItemStep.TOLD, told_at=self.now)
+        await tx.incident_items.replace(told, expected=item.revision)
+
+    async def signal(
+        self, tx: Transaction, order: ConnectionsOrder[Any], item: IncidentItem, name: str, message: Message
+    ) -> None:
+        """Signal the connection's workflow, once for the order."""
         id = OutboxId(derived_id("out", order.id, name, item.connection_id))
         signal = signal_message(order.tenant, item.connection_id, name, message, self.now)
         await tx.outbox.add_once(signal.__replace__(id=id))
-        told = item.__replace__(step=ItemStep.TOLD, told_at=self.now)
-        await tx.incident_items.replace(told, expected=item.revision)
 
     async def end(self, tx: Transaction, item: IncidentItem, outcome: ItemOutcome) -> None:
         ended = item.__replace__(step=ItemStep.ENDED, outcome=outcome)

@@ -57,7 +57,9 @@ class ConsentStartActivities:
 
             words: dict[str, Any] = {}
             try:
-                context = await self._contexts.load(request.tenant, request.connection_id)
+                context = await self._contexts.load(
+                    request.tenant, request.connection_id, consent.integration_id
+                )
                 context = context.without_staged_definition().for_new_grant()
                 outcome, _ = await try_each_secret(context, push)
             except Failure as failure:
@@ -103,7 +105,7 @@ class ConsentStartActivities:
             if consent is None or consent.redirect_uri is None:
                 raise Failure(ErrorCode.CALLBACK_INVALID, "The consent was restarted, or has ended.")
             callback = consent.redirect_uri
-            context = await self._contexts.load(request.tenant, consent.connection_id)
+            context = await self._contexts.load(request.tenant, consent.connection_id, consent.integration_id)
             if context.connection.flow is not Flow.OAUTH1:
                 detail = "This flow has no temporary credentials."
                 raise Failure(ErrorCode.INVALID_REQUEST, detail, field="flow")

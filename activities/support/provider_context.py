@@ -12,7 +12,7 @@ from evergrant_server.core.connections.credentials import DPOP_TOKEN_TYPE, Proof
 from evergrant_server.core.connections.grant import FollowUp, Grant
 from evergrant_server.core.definition import Definition
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.integrations import NOTHING_PINNED, Endpoints, Integration, PinnedHosts
 from evergrant_server.core.lifecycle.snapshot import grant_result_of
 from evergrant_server.core.messages.activities import GrantResult
@@ -118,6 +118,10 @@ class ProviderContext(ProviderAccess):
         """True when its tokens are, or may be, bound to a DPoP key (RFC 9449)."""
         return self.spec.dpop or (self.previous_spec is not None and self.previous_spec.dpop)
 
+    def client_of(self, current: Connection) -> Connection:
+        """The connection as one whose grant this client has got: whose accounts are compared."""
+        return current.__replace__(integration_id=self.integration.id)
+
     def with_proof_key(self, key: ProofKey) -> "ProviderContext":
         """The context with the DPoP key of its tokens."""
         other_client = replace(self.other_client, proof_key=key) if self.other_client else None
@@ -219,15 +223,18 @@ class ProviderContextLoader:
         self.announce_days = announce_days
         self._clock = clock
 
-    async def load(self, tenant: Tenant, connection_id: ConnectionId) -> ProviderContext:
-        """The context of a connection.
+    async def load(
+        self, tenant: Tenant, connection_id: ConnectionId, client_of: IntegrationId | None = None
+    ) -> ProviderContext:
+        """The context of a connection; `client_of`: with the client of another integration than has got its
+        grant, for a consent to it, or to end a grant that it has got before.
 
         Raises Failure NOT_FOUND, CLIENT_REJECTED (its definition is gone or doesn't fit any more),
         AUTHORITY_BROKEN, KEY_UNAVAILABLE, SEAL_BROKEN or STORE_UNAVAILABLE.
         """
         try:
             async with self._store.read() as tx:
-                rows = await tx.context_rows.connection(tenant, connection_id)
+                rows = await tx.context_rows.connection(tenant, connection_id, client_of)
             if rows is None:
                 raise Failure(ErrorCode.NOT_FOUND, f"there is no connection {connection_id}")
             context = self._context(rows)

@@ -119,7 +119,7 @@ async def not_leasable(call: JudgedRequest, lease_request: LeaseRequest, row: Le
     if code is not ErrorCode.CONSENT_REQUIRED:
         return Failure(code, connection_id=row.connection_id)
     needed = await _with_link(Failure(code), call, _wanted(lease_request, row), target_of(row))
-    if row.reason is ErrorCode.GRANT_REVOKED_ELSEWHERE:
+    if row.reason is ErrorCode.GRANT_REVOKED_ELSEWHERE or row.reason is ErrorCode.RECONSENT_REQUIRED:
         needed.context["reason"] = row.reason.value
     return needed
 

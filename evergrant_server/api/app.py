@@ -45,6 +45,7 @@ from evergrant_server.api.apps import (
     trusted_issuers,
 )
 from evergrant_server.api.apps import routes as apps
+from evergrant_server.api.campaigns import routes as campaigns
 from evergrant_server.api.connections import bulk, commands, history
 from evergrant_server.api.connections import routes as connections
 from evergrant_server.api.console import agents as console_agents
@@ -155,6 +156,7 @@ ROUTERS = (
     transfer.router,  # before /v1/connections/{id}, which would match import and export
     imports.router,
     bulk.router,  # likewise
+    campaigns.router,
     connections.router,
     commands.router,
     refresh_command.router,

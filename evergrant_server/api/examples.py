@@ -119,6 +119,13 @@ BODIES: dict[str, Mapping[str, Any]] = {
     },
     "POST /v1/connections/bulk": {"action": "refresh", "integration": "crm", "reason": "INC-9"},
     "POST /v1/connections/export": {"public_key": _PUBLIC_KEY, "filters": {"integration": "crm"}},
+    "POST /v1/campaigns": {
+        "integration": "crm",
+        "successor": "crm-2026",
+        "confirm": "crm",
+        "reason": "OPS-9",
+    },
+    "POST /v1/campaigns/{campaign_id}/end": {"end": "keep"},
     "POST /v1/erasures": {"subject": "alice", "reason": "INC-9"},
     "POST /v1/offboardings": {"subject": "alice", "reason": "HR-7"},
     "POST /v1/offboardings/plan": {"user": "alice@example.com", "reason": "HR-7"},

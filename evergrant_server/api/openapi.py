@@ -40,7 +40,7 @@ _HEADERS: dict[int, dict[str, Any]] = {
 _TAGS = (
     *("integrations", "providers", "apps", "connections", "leases", "webhooks", "audit", "transfer"),
     *("security events", "oauth", "workload identity", "agents", "people", "erasures"),
-    *("incidents", "overview", "pages", "health"),
+    *("incidents", "campaigns", "overview", "pages", "health"),
 )
 _REF = "#/components/schemas/"
 

@@ -36,6 +36,7 @@ MENU: dict[str, tuple[MenuEntry, ...]] = {
         MenuEntry("connections", "connections", "Connections", whole=False),
         MenuEntry("bulk", "bulk", "Bulk orders"),
         MenuEntry("imports", "imports", "Imports"),
+        MenuEntry("campaigns", "campaigns", "Campaigns"),
     ),
     "Setup": (
         MenuEntry("integrations", "integrations", "Integrations", whole=False),

@@ -22,6 +22,7 @@ class ErrorCode(StrEnum):
     REFRESH_KEEPS_FAILING = "refresh_keeps_failing"
     GRANT_PROBABLY_OVER = "grant_probably_over"
     GRANT_REVOKED_ELSEWHERE = "grant_revoked_elsewhere"
+    RECONSENT_REQUIRED = "reconsent_required"
     CONNECTION_REVOKED = "connection_revoked"
     SCOPE_NOT_GRANTED = "scope_not_granted"
     TOKEN_REFUSED = "token_refused"
@@ -130,6 +131,10 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ErrorCode.GRANT_REVOKED_ELSEWHERE: _reconnect(
         "The provider reports that this grant was ended on its side.",
         "Reauthorize the connection; or revoke it, if the subject doesn't want it any more.",
+    ),
+    ErrorCode.RECONSENT_REQUIRED: _reconnect(
+        "The integration has another OAuth client: a campaign asks the subject to consent to it.",
+        "Send the subject to a new connect link, which the app makes: POST /v1/connections.",
     ),
     ErrorCode.CONNECTION_REVOKED: _reconnect("The connection was revoked; revocation is final.", _BEGIN_ANEW),
     ErrorCode.SCOPE_NOT_GRANTED: _reconnect(

@@ -58,6 +58,9 @@ class EventType(StrEnum):
     OFFBOARDING_PLANNED = "offboarding.planned"
     OFFBOARDING_UNDONE = "offboarding.undone"
     OFFBOARDING_ENDED = "offboarding.ended"
+    CAMPAIGN_BEGUN = "campaign.begun"  # about an integration that has another client
+    CAMPAIGN_UNDONE = "campaign.undone"
+    CAMPAIGN_ENDED = "campaign.ended"
     PING = "webhook.ping"  # an admin tests one webhook
 
 
@@ -71,7 +74,7 @@ APP_EVENTS = (
         if type_.startswith(
             (
                 *("access.", "call_approval.", "agent.", "token_family.", "detection."),
-                *("incident.", "offboarding."),
+                *("incident.", "offboarding.", "campaign."),
             )
         )
     ),
@@ -89,6 +92,7 @@ _NAMED_BY = (
     ("detection.", "object"),
     ("incident.", "incident_id"),
     ("offboarding.", "offboarding_id"),
+    ("campaign.", "campaign_id"),
 )
 
 EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
@@ -124,6 +128,9 @@ EVENTS_BY_ACTION: dict[AuditAction, EventType] = {
     AuditAction.OFFBOARDING_PLANNED: EventType.OFFBOARDING_PLANNED,
     AuditAction.OFFBOARDING_UNDONE: EventType.OFFBOARDING_UNDONE,
     AuditAction.OFFBOARDING_ENDED: EventType.OFFBOARDING_ENDED,
+    AuditAction.CAMPAIGN_BEGUN: EventType.CAMPAIGN_BEGUN,
+    AuditAction.CAMPAIGN_UNDONE: EventType.CAMPAIGN_UNDONE,
+    AuditAction.CAMPAIGN_ENDED: EventType.CAMPAIGN_ENDED,
     AuditAction.TENANT_DISABLED: EventType.TENANT_DISABLED,
     AuditAction.TENANT_ENABLED: EventType.TENANT_ENABLED,
     AuditAction.ACCOUNT_MISMATCH: EventType.ACCOUNT_MISMATCH,
@@ -213,8 +220,9 @@ def event_body(type: EventType, entry: AuditEntry, connection: Connection, grant
 def app_event_body(type: EventType, entry: AuditEntry) -> str:
     """The event of a record about no connection: a bulk read, a session that was made on the host, a tenant
     that is disabled or enabled, an agent that is stopped, an incident (`incident_id`), a person who leaves
-    (`offboarding_id`), a family of tokens that a replay ended (`family_id`), a call that waits for an
-    approval (`approval_id`), what was detected about an `object`, or a request for access (`request_id`)."""
+    (`offboarding_id`), a campaign (`campaign_id`), a family of tokens that a replay ended (`family_id`), a
+    call that waits for an approval (`approval_id`), what was detected about an `object`, or a request for
+    access (`request_id`)."""
     if type is EventType.BULK_READ:
         data = {"tenant": entry.tenant, "app": entry.detail["app"], "kind": entry.detail["kind"]}
     elif type is EventType.BREAK_GLASS:

@@ -29,6 +29,7 @@ class ReportSource(StrEnum):
     INTROSPECTION = "introspection"  # RFC 7662
     SECURITY_EVENT = "security_event"  # a signed token of RISC or CAEP (RFC 8417)
     HOOK = "hook"  # a provider's own uninstall or deauthorization call
+    CAMPAIGN = "campaign"  # no provider: the subject hasn't consented to another client in time
 
 
 class Certainty(StrEnum):

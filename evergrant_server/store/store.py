@@ -23,6 +23,7 @@ from evergrant_server.store.authentication import AppCredentials, AppTokens, Key
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
 from evergrant_server.store.connections.bulk import BulkOrders
+from evergrant_server.store.connections.campaigns import CampaignItems, Campaigns
 from evergrant_server.store.connections.connections import Connections
 from evergrant_server.store.connections.consents import Consents
 from evergrant_server.store.connections.context_rows import ContextRowsOf
@@ -173,6 +174,8 @@ class Transaction:
     directory_users = _with_ring(DirectoryUsers)
     persons_rows = _with_connection(PersonsRows)
     bulk_orders = _with_ring(BulkOrders)
+    campaigns = _with_ring(Campaigns)
+    campaign_items = _with_connection(CampaignItems)
     overviews = _with_connection(Overviews)
     personal_rows = _with_connection(PersonalRows)
     attempts = _with_connection(Attempts)

@@ -117,7 +117,7 @@ async def _request_new_consent(
 ) -> ConnectionWithLink:
     require_live(named)
     require_same_expectation(tx, named, wanted.account)
-    integration = require_found(await tx.integrations.get(named.tenant, named.integration_id))
+    integration = require_found(await tx.integrations.of_next_consent(named))
     require_ready(integration)
     connection = await consenting_connection(tx, named)
     await require_consent_allowed(tx, call, connection)

@@ -57,7 +57,7 @@ async def request_consent(
     slot_scopes: Mapping[str, tuple[str, ...]],
     wanted: ConnectionBody | ReauthorizeBody,
 ) -> tuple[Consent, str]:
-    """Add a consent and return it with its connect URL.
+    """Add a consent to the integration's client and return it with its connect URL.
 
     Of the device flow a worker requests the code and polls for the token (RFC 8628). Raises Failure
     BINDING_REQUIRED, MADE_BY_ANOTHER_APP.
@@ -76,6 +76,7 @@ async def request_consent(
         wanted,
         link,
         id=id,
+        integration_id=integration.id,
         scopes=scopes,
         slot_scopes=dict(slot_scopes),
         binding=binding,
@@ -98,7 +99,6 @@ def _new_consent(
     return Consent(
         tenant=connection.tenant,
         connection_id=connection.id,
-        integration_id=connection.integration_id,
         kind=ConsentKind.DEVICE if device else ConsentKind.CODE,
         status=ConsentStatus.CODE_RECEIVED if device else ConsentStatus.OPEN,
         return_to=wanted.return_to,

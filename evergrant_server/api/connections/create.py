@@ -105,6 +105,7 @@ class ConnectionSetup:
             call.require_permit(Action.CONNECT, of=Target.of(live))
             if live.held_by is not None:
                 raise Failure(ErrorCode.CONNECTION_HELD, connection_id=live.id)
+            integration = await self._client_of(tx, live)
             _require_same_settings(live, wanted)
             require_same_expectation(tx, live, wanted.account)
         spec = await integration_spec(tx, self._api.registry, integration)
@@ -129,6 +130,23 @@ class ConnectionSetup:
             changed = live.__replace__(choice=wanted.choice)
             live = await tx.connections.replace(changed, expected=live.revision)
         return await self._existing_with_link(tx, check, live, scopes, slots, wanted)
+
+    async def _client_of(self, tx: Transaction, live: Connection) -> Integration:
+        """The integration whose client the connection's subject consents to next; of one that works, and
+        whose subject nobody asks, the one that has got its grant."""
+        integration = require_found(await tx.integrations.of_next_consent(live))
+        works = live.state is LifecycleState.ACTIVE and integration.id != live.integration_id
+        if works and not self._step_up and not await self._is_asked(tx, live):
+            return require_found(await tx.integrations.of_grant(live))
+        return integration
+
+    async def _is_asked(self, tx: Transaction, live: Connection) -> bool:
+        """Whether a campaign asks the subject of this connection, which works, and this app may ask it."""
+        if self._for_lease or not await tx.campaign_items.is_asked(live.tenant, live.id):
+            return False
+        if self._call.allows(Action.ADMIN, Target.of(live)):
+            return True
+        return await tx.consents.maker_of(live) == self._call.caller.app.id
 
     async def _require_integration(self, tx: Transaction, name: str, subject: str) -> Integration:
         """The integration, locked against deletion, if the caller may connect the subject there."""
@@ -202,7 +220,9 @@ class ConnectionSetup:
         """The live connection, with an open or new link if its subject has to consent."""
         waits = named.state in (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
         steps_up = self._step_up and named.state is LifecycleState.ACTIVE and not named.flow.is_client_grant
-        if not (waits or steps_up) or named.flow.is_static:
+        # a campaign's: only for what it asks for is another client's integration chosen while one works
+        asked = named.state is LifecycleState.ACTIVE and check.integration.id != named.integration_id
+        if not (waits or steps_up or asked) or named.flow.is_static:
             return ConnectionWithLink(named, False)
         if named.flow.is_client_grant:
             return await self._retry_client_grant(tx, named, scopes)
@@ -217,6 +237,7 @@ class ConnectionSetup:
         existing = await open_consent(tx, self._call, connection, wanted.challenge)
         if (
             existing is not None
+            and existing.integration_id == check.integration.id
             and (self._api.ring.holds(KeyPurpose.INTAKE) or tx.consents.has_derived_link(existing))
             and is_reusable(existing, connection, scopes, wanted, self._call, for_lease=self._for_lease)
         ):

@@ -219,7 +219,7 @@ async def list_offboardings(
     """Who leaves or has left, sorted by id."""
     listing = call.listing("offboardings", limit, cursor)
     async with call.api.store.read() as tx:
-        incidents = await tx.incidents.page(call.tenant, listing.after, listing.most, leavers=True)
+        incidents = await tx.incidents.page(call.tenant, listing.after, listing.most, (IncidentKind.LEAVER,))
         views = [await _view(tx, incident) for incident in incidents]
     return listing.page(views, incidents, lambda incident: incident.id)
 

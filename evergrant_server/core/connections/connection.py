@@ -163,6 +163,17 @@ class Connection(TenantRow):
         return self.__replace__(subject=subject, changed_at=at)
 
     @property
+    def may_change_client(self) -> bool:
+        """Whether its next consent may be given to another client of its integration: its grant is its own,
+        and of a browser's consent."""
+        alone = self.consented_with is None and not self.slot_scopes
+        return alone and self.flow is Flow.AUTHORIZATION_CODE
+
+    def of_client(self, integration: IntegrationId, expected: dict[str, str] | None) -> "Connection":
+        """With a grant that another client has got; `expected`: hashes of what the app expects, made anew."""
+        return self.__replace__(integration_id=integration, expected_account=expected)
+
+    @property
     def has_ended(self) -> bool:
         """It is being revoked, or nothing leads out of its state."""
         return self.state is LifecycleState.REVOKING or self.state.is_final
@@ -236,12 +247,12 @@ def is_leasable(
     held: bool = False,
 ) -> bool:
     """May a valid token be leased? Also while a new consent is awaited; not once the
-    provider has ended the grant, nor while the account is still to be chosen.
+    provider or a campaign has ended the grant, nor while the account is still to be chosen.
 
     `reported`: an app says that the provider's API refuses the token. It counts once the grant can't
     be refreshed any more; by itself it proves nothing. `held`: its subject leaves.
     """
     has_grant = state in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH)
-    ended = reason is ErrorCode.GRANT_REVOKED_ELSEWHERE
+    ended = reason in (ErrorCode.GRANT_REVOKED_ELSEWHERE, ErrorCode.RECONSENT_REQUIRED)
     refused = reported and state is LifecycleState.NEEDS_REAUTH
     return has_grant and not ended and not refused and not held and follow_up is not FollowUp.CHOOSING

@@ -3,7 +3,7 @@
 One workflow for all kinds. Of a breach the connections are stopped, revoked at their providers and shredded;
 after a leak of Evergrant's own keys they get new keys, and new tokens where the provider replaces them. When
 a person leaves, theirs are stopped at once and end as of a breach, after a grace in which they can be put
-back.
+back. A campaign has subjects consent to another client (`core.connections.campaigns`).
 """
 
 import base64
@@ -29,10 +29,11 @@ class IncidentKind(StrEnum):
     BREACH = "breach"  # tokens may be in an attacker's hands: stop, revoke, shred
     LEAK = "leak"  # keys of Evergrant may be: new keys, new secrets, new grants
     LEAVER = "leaver"  # a person leaves: stop, after a grace revoke and shred
+    CAMPAIGN = "campaign"  # an integration has another client: subjects consent again, wave by wave
 
 
 class IncidentState(StrEnum):
-    HOLDING = "holding"  # of a leaver: stopped, and can be put back
+    HOLDING = "holding"  # of a leaver: stopped, and can be put back; of a campaign: before its first wave
     SELECTING = "selecting"  # its connections are listed; of a breach each is stopped as it is listed
     ROTATING = "rotating"  # of a leak: the tenant's own keys are replaced
     WORKING = "working"  # connection by connection, the most recently used first
@@ -56,6 +57,13 @@ _STATES = {
         IncidentState.REPORTING,
         IncidentState.DONE,
     ),
+    IncidentKind.CAMPAIGN: (
+        IncidentState.SELECTING,
+        IncidentState.HOLDING,
+        IncidentState.WORKING,
+        IncidentState.REPORTING,
+        IncidentState.DONE,
+    ),
     IncidentKind.LEAVER: (
         IncidentState.HOLDING,
         IncidentState.SELECTING,
@@ -71,7 +79,7 @@ class ItemStep(StrEnum):
 
     LISTED = "listed"  # of a breach: stopped, no token is leased
     KEYED = "keyed"  # of a leak: its keys are new
-    TOLD = "told"  # its workflow is told to revoke, or to refresh
+    TOLD = "told"  # its workflow is told to revoke, or to refresh; of a campaign: its subject is asked
     ENDED = "ended"
 
 
@@ -92,6 +100,9 @@ class ItemOutcome(StrEnum):
     WELL = "well"  # it needs no new consent
     LABELLED = "labelled"  # it has the label
     TAKEN = "taken"  # another connection of its subject has the label
+    CONSENTED = "consented"  # of a campaign: its grant is the new client's
+    KEPT = "kept"  # of a campaign: it goes on with the client of before
+    STOPPED = "stopped"  # of a campaign: it waits for its subject's consent
 
 
 _OF_REVOCATION = {
@@ -164,7 +175,8 @@ class Incident(ConnectionsOrder[IncidentId]):
     first line, its last but one, and its last, with the signature over all before.
 
     Of a leaver: `person` is a keyed hash of who it is, until `held_until` the connections can be put back,
-    and `beside` counts what has ended with them: sessions, delegations, token families, agents.
+    and `beside` counts what has ended with them: sessions, delegations, token families, agents. Of a
+    campaign: `held_until` is when its first wave begins, until then it can be undone.
     """
 
     kind: IncidentKind
@@ -241,6 +253,9 @@ class IncidentItem(TenantRow):
     told_at: datetime | None = None
     line: str = ""
     matched: str | None = None  # of a leaver: why it is theirs, a `MatchedBy`
+    leases: int = 0  # of a campaign, like what follows: its leases of a month, when it was listed
+    wave: int = 0
+    reminders: int = 0
 
 
 def wait_before_look(idle: int) -> float:

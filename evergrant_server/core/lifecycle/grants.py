@@ -15,6 +15,7 @@ from evergrant_server.core.lifecycle.command import Command, Moment, Transition
 from evergrant_server.core.lifecycle.schedule import LifecycleRules, revocation_retry_at
 from evergrant_server.core.messages.activities import GrantFacts, GrantResult, RevocationResult
 from evergrant_server.core.messages.connection import ConnectionState, LifecycleEvent
+from evergrant_server.core.provider_events import ReportSource
 
 _LAST_CHANCE = 0.9  # of the refresh token's lifetime, after which no lost reply is waited for
 _SAME_END = timedelta(hours=1)  # replies round, and clocks differ a little
@@ -204,14 +205,16 @@ def on_revocation_ended(connection: ConnectionState, event: LifecycleEvent, at: 
 
 
 def on_revoked_at_provider(connection: ConnectionState, event: LifecycleEvent, at: Moment) -> Transition:
-    """The provider ended a generation, as the store says already; a newer grant stays."""
+    """The provider, or a campaign, ended a generation, as the store says already; a newer grant stays."""
     has_grant = connection.state in (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH)
     if not has_grant or connection.generation > (event.seen_generation or 0):
         return Transition(connection)
+    campaign = event.reason == ReportSource.CAMPAIGN
+    reason = ErrorCode.RECONSENT_REQUIRED if campaign else ErrorCode.GRANT_REVOKED_ELSEWHERE
     return Transition(
         without_failures(connection).__replace__(
             state=LifecycleState.NEEDS_REAUTH,
-            reason=ErrorCode.GRANT_REVOKED_ELSEWHERE,
+            reason=reason,
             retry_at=None,
             caller_retry_at=None,
         )

@@ -18,6 +18,7 @@ from evergrant_server.core.agents.stops import AgentStop
 from evergrant_server.core.audit_streams.stream import AuditStream
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.bulk import BulkOrder
+from evergrant_server.core.connections.campaigns import Campaign
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus
 from evergrant_server.core.connections.erasure import Erasure, LegalHold
@@ -52,6 +53,7 @@ from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.crypto.root_keys import RootKey
 
 _MOMENTS_OF_CONSENTS = {"revision", "created_at", "expires_at", "confirm_by", "confirmed_at"}
+_PROGRESS_OF_CAMPAIGNS = {"wave", "to_ask", "wave_at", "asked", "reminded"}
 _FACTS_OF_RECEIVERS = {"revision", "created_at", "changed_at", "keys_requested_at", "keys_problem"}
 _FACTS_OF_INTEGRATIONS = {
     *("revision", "created_at", "changed_at", "state", "problem", "refresh", "refresh_overrides"),
@@ -88,6 +90,7 @@ COVERED: dict[type[CheckedModel], set[str]] = {
     Leaver: set(Leaver.model_fields) - {"revision"},
     BulkOrder: {"tenant", "id", "action", "filters", "label", "reason", "by", "state", "waits_until"}
     | {"selected", "finished_at"},
+    Campaign: set(Campaign.model_fields) - {"revision"} - _PROGRESS_OF_CAMPAIGNS,
     LegalHold: set(LegalHold.model_fields) - {"revision"},
     Export: {"tenant", "id", "recipient", "filters", "by"},
     Consent: set(Consent.model_fields) - _MOMENTS_OF_CONSENTS,

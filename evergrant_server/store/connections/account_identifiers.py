@@ -59,7 +59,7 @@ _OF_CONNECTION = select(_IDENTIFIERS.c.name, _IDENTIFIERS.c.identifier_hash).whe
 _RENEW = (
     update(_IDENTIFIERS)
     .where(*(_IDENTIFIERS.c[name] == bindparam(f"of_{name}") for name in ("tenant", "connection_id", "name")))
-    .values(identifier_hash=bindparam("of_identifier_hash"))
+    .values(identifier_hash=bindparam("of_identifier_hash"), integration_id=bindparam("of_integration_id"))
 )
 
 
@@ -95,10 +95,10 @@ class AccountIdentifiers(Repository):
                 delete(AccountIdentifierRow).where(mine, col(AccountIdentifierRow.name).in_(sorted(gone)))
             )
         for name, hashed in wanted.items():
-            row = {**key, "name": name, "identifier_hash": hashed}
+            client = owner.integration_id
+            row = {**key, "name": name, "identifier_hash": hashed, "integration_id": client}
             if name not in had:
-                values = {**row, "integration_id": owner.integration_id, "revision": 1}
-                await insert(self._connection, AccountIdentifierRow, values)
+                await insert(self._connection, AccountIdentifierRow, {**row, "revision": 1})
             elif had[name] != hashed and name not in stay:
                 renamed = {f"of_{column}": value for column, value in row.items()}
                 await change(self._connection, _RENEW, renamed)
@@ -208,6 +208,16 @@ class AccountIdentifiers(Repository):
             name: self._ring.account_hash(tenant, integration_id, f"expected:{name}", comparable(name, value))
             for name, value in claims.items()
         }
+
+    def expectation_at(
+        self, owner: Connection, integration: IntegrationId, came: Account | None
+    ) -> dict[str, str] | None:
+        """The expectation of the connection, which this account has met, as hashes of another client."""
+        if owner.expected_account is None:
+            return None
+        claims = {} if came is None else came.claims
+        expected = {name: claims[name] for name in owner.expected_account if name in claims}
+        return self.hash_claims(owner.tenant, integration, expected)
 
     async def of_other_subjects(self, owner: Connection, account: Account) -> list[ConnectionId]:
         """Other subjects' live connections that are pinned to this account, a few at most."""

@@ -150,13 +150,17 @@ class Connections(ModelRepository[Connection, ConnectionId]):
             authentic(self._ring, Connection, ConnectionRow, before)
         return await self._change(after, expected, mac=row_mac(self._ring, after))
 
-    async def countersigned(self, after: Connection) -> Values:
-        """The worker's signature of names that a gateway signed, written with the first grant. Raises Failure
+    async def countersigned(self, after: Connection, older: IntegrationId | None = None) -> Values:
+        """The worker's signature of names that a gateway signed, written with the first grant, or of those of
+        a connection whose grants were the client's of the integration `older`. Raises Failure
         AUTHORITY_BROKEN."""
-        if after.generation != 1:
+        if after.generation != 1 and older is None:
             return {}
         row = await find_one(self._connection, self._table, tenant=after.tenant, id=after.id)
-        if row is None or row["generation"] or not str(row["mac"]).startswith(f"{Signer.GATEWAY}."):
+        if row is None:
+            return {}
+        gateways = not row["generation"] and str(row["mac"]).startswith(f"{Signer.GATEWAY}.")
+        if older is None and not gateways:
             return {}
         authentic(self._ring, Connection, ConnectionRow, row)
         return {"mac": row_mac(self._ring, after)}

@@ -11,7 +11,7 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.credentials import ProofKey
 from evergrant_server.core.connections.grant import MAIN_SLOT, Grant
 from evergrant_server.core.definition import Definition
-from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.integrations import NOTHING_PINNED, Integration, PinnedHosts
 from evergrant_server.core.single_use.attempt import Attempt, AttemptOutcome
 from evergrant_server.crypto import KeyPurpose
@@ -34,7 +34,15 @@ from evergrant_server.store.connections.tables import (
     UsageRow,
 )
 from evergrant_server.store.database.columns import table_of
-from evergrant_server.store.database.rows import Values, fetch_first, labelled, not_found, part, read_model
+from evergrant_server.store.database.rows import (
+    Values,
+    fetch_first,
+    find_one,
+    labelled,
+    not_found,
+    part,
+    read_model,
+)
 from evergrant_server.store.integrations.definitions import SERVING_STATES, DefinitionRow, Definitions
 from evergrant_server.store.integrations.destinations import require_pins
 from evergrant_server.store.integrations.integrations import SealedClient
@@ -129,14 +137,24 @@ class Renewal(NamedTuple):
 
 
 class ContextRowsOf(SealedRepository):
-    async def connection(self, tenant: Tenant, id: ConnectionId) -> ContextRows | None:
+    async def connection(
+        self, tenant: Tenant, id: ConnectionId, client_of: IntegrationId | None = None
+    ) -> ContextRows | None:
         """What stands in the store of this connection. Raises Failure AUTHORITY_BROKEN, and INTERNAL for a
-        row that can't be read."""
+        row that can't be read.
+
+        `client_of`: the integration whose client is used, for a consent to another one than has got the
+        grant, or to end a grant of the one before; no secret of the connection's grant may be sent with it.
+        """
         row = await fetch_first(self._connection, _ROWS, {"tenant": tenant, "id": id, "slot": MAIN_SLOT})
         if row is None:
             return None
         ring = self._sealer.ring
         connection_row, integration_row, grant_row, proof_row = (part(row, table) for table in _TABLES)
+        assert connection_row is not None
+        is_own = client_of in (None, connection_row["integration_id"])
+        if not is_own:
+            integration_row = await find_one(self._connection, IntegrationRow, tenant=tenant, id=client_of)
         of_connections = Connections(self._connection, ring)
         connection = await of_connections.checked(connection_row, may_have_ended=row["may_have_ended"])
         assert connection is not None
@@ -150,10 +168,10 @@ class ContextRowsOf(SealedRepository):
         if integration_row is None:
             return ContextRows(connection, tokens, leased)
         integration = authentic(ring, Integration, IntegrationRow, integration_row)
-        pins = require_pins(ring, connection, integration, integration_row, grant_row)
+        pins = require_pins(ring, connection, integration, integration_row, grant_row if is_own else None)
         grant = None if grant_row is None else authentic_grant(ring, connection, grant_row)
         definitions: list[Definition] = []
-        if row["has_definitions"]:
+        if row["has_definitions"] or not is_own:
             definitions = await Definitions(self._connection, ring).serving(tenant, integration.provider)
         client = SealedClient(integration, integration_row, keys)
         return ContextRows(connection, tokens, leased, client, grant, pins, tuple(definitions), proof_row)

@@ -13,7 +13,7 @@ from sqlmodel import col
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import MAIN_SLOT, NARROWED, Grant, Origin, TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
 from evergrant_server.core.integrations import NOTHING_PINNED, PinnedHosts
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import ROOT_PURPOSES, AssociatedData, KeyPurpose, KeyRing, Sealed
@@ -166,6 +166,7 @@ class Grants(SealedRepository):
         expected: int,
         hosts: PinnedHosts = NOTHING_PINNED,
         stored: StoredGrant | None = None,
+        older: IntegrationId | None = None,
     ) -> Connection:
         """Write the connection `after` and its new grant in one go, if the row is still at `expected`.
 
@@ -175,15 +176,16 @@ class Grants(SealedRepository):
         6, OpenID Connect Core section 12.2); a new grant inherits none, and its secrets are sent to `hosts`
         alone. A grant with `access_generation` keeps the access token as well; any other ends the narrower
         ones. `stored`: the grant of this slot, read with the connection at `expected`; None: it is read.
+        `older`: the integration whose client has got the grant of before, where that is another one.
         Needs the lease and refresh purposes. Raises Failure STORE_CONFLICT, NOT_FOUND, KEY_UNAVAILABLE,
         AUTHORITY_BROKEN.
         """
         if grant.slot == MAIN_SLOT and grant.generation != after.generation:
             raise ValueError("a main grant is installed with the generation of its connection")
-        revision = await self._change_connection(after, tokens, grant, origin, expected)
+        revision = await self._change_connection(after, tokens, grant, origin, expected, older)
         stored = stored or StoredGrant(await self._row(after, grant.slot))
         values = await self._values(after, tokens, grant, origin, stored.row)
-        values |= await self._destination(after, stored.row, origin, hosts)
+        values |= await self._destination(after, stored.row, origin, hosts, older)
         await self._put(values, stored.row)
         if stored.has_late_tokens:  # superseded
             await LateTokenSets(self._connection, self._sealer).delete(after.tenant, after.id)
@@ -210,10 +212,16 @@ class Grants(SealedRepository):
         }
 
     async def _change_connection(
-        self, after: Connection, tokens: TokenSet, grant: Grant, origin: Origin, expected: int
+        self,
+        after: Connection,
+        tokens: TokenSet,
+        grant: Grant,
+        origin: Origin,
+        expected: int,
+        older: IntegrationId | None,
     ) -> int:
         """Write the connection, with the account that the reply names; returns the new revision."""
-        countersigned = await Connections(self._connection, self._sealer.ring).countersigned(after)
+        countersigned = await Connections(self._connection, self._sealer.ring).countersigned(after, older)
         changed = column_values(after, **countersigned)
         if grant.slot == MAIN_SLOT:
             identifiers = AccountIdentifiers(self._connection, self._sealer.ring)
@@ -222,12 +230,17 @@ class Grants(SealedRepository):
         return await compare_and_set(self._connection, ConnectionRow, key, changed, expected)
 
     async def _destination(
-        self, after: Connection, old: Mapping[str, Any] | None, origin: Origin, hosts: PinnedHosts
+        self,
+        after: Connection,
+        old: Mapping[str, Any] | None,
+        origin: Origin,
+        hosts: PinnedHosts,
+        older: IntegrationId | None,
     ) -> Values:
         """A refresh continues a grant of the same place, even if the integration's row has changed since."""
         if old is not None and origin is Origin.REFRESH:
             return {name: old[name] for name in (HOSTS, COLUMN)}
-        return await Destinations(self._connection, self._sealer.ring).of_new_grant(after, hosts, old)
+        return await Destinations(self._connection, self._sealer.ring).of_new_grant(after, hosts, old, older)
 
     async def access_token(self, owner: Connection, slot: str = MAIN_SLOT) -> Secret:
         """As `SealedTokens.access_token`. Raises Failure STORE_CONFLICT."""

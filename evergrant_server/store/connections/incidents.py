@@ -36,6 +36,7 @@ from evergrant_server.store.database.rows import (
     read_model,
 )
 
+INCIDENTS = (IncidentKind.BREACH, IncidentKind.LEAK)  # the kinds that are called so
 USE_SLACK = timedelta(hours=1)  # the ledger writes an app's leases of a connection as often as this
 
 
@@ -90,6 +91,9 @@ class IncidentConnectionRow(columns.TenantTable, table=True):
     told_at: datetime | None = columns.timestamp()
     line: str
     matched: str | None = None
+    leases: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    wave: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    reminders: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
 
 
 _ITEM, _CONNECTION, _USE = (table_of(table) for table in (IncidentConnectionRow, ConnectionRow, LeaseUseRow))
@@ -107,12 +111,19 @@ class Incidents(AuthenticatedRepository[Incident, IncidentId]):
         await self._add(incident, f"Incident {incident.id}")
 
     async def page(
-        self, tenant: Tenant, after: str | None, limit: int, *, leavers: bool = False
+        self, tenant: Tenant, after: str | None, limit: int, kinds: tuple[IncidentKind, ...] = INCIDENTS
     ) -> list[Incident]:
-        """Incidents, or the offboardings of leavers, sorted by id. Not checked."""
-        is_leaver = col(IncidentRow.kind) == IncidentKind.LEAVER.value
-        mine = self._where(is_leaver if leavers else ~is_leaver, tenant=tenant)
+        """Orders of these kinds, sorted by id. Not checked."""
+        mine = self._where(col(IncidentRow.kind).in_(kinds), tenant=tenant)
         return await self._page(mine, "id", after, limit)
+
+    async def open_campaign(self, tenant: Tenant, integration: str) -> Incident | None:
+        """The campaign of this integration that hasn't ended, nor was undone."""
+        kind = IncidentKind.CAMPAIGN.value
+        mine = self._where(
+            tenant=tenant, kind=kind, integration=integration, finished_at=None, undone_at=None
+        )
+        return await self._first(mine.order_by(col(IncidentRow.created_at)))
 
     async def open_of_person(self, tenant: Tenant, person: str) -> Incident | None:
         """The offboarding of this person that hasn't ended, nor was undone."""
@@ -122,7 +133,7 @@ class Incidents(AuthenticatedRepository[Incident, IncidentId]):
     async def newest(self, tenant: Tenant, limit: int) -> list[Incident]:
         """The last incidents, the newest first. Not checked."""
         row = IncidentRow
-        query = self._where(col(row.kind) != IncidentKind.LEAVER.value, tenant=tenant).order_by(
+        query = self._where(col(row.kind).in_(INCIDENTS), tenant=tenant).order_by(
             col(row.created_at).desc(), col(row.id)
         )
         return await self._all_unchecked(query.limit(limit))
@@ -238,7 +249,8 @@ class IncidentItems(Repository):
         same = and_(incident.tenant == _I.tenant, incident.id == _I.incident_id)
         listed = and_(_I.tenant == tenant, _I.connection_id == id, _I.step == ItemStep.LISTED.value)
         query = select(_I.connection_id).join_from(_ITEM, table_of(IncidentRow), same)
-        query = query.where(listed, incident.finished_at.is_(None)).limit(1)
+        tells = incident.kind != IncidentKind.CAMPAIGN.value  # which has nothing to tell before its end
+        query = query.where(listed, incident.finished_at.is_(None), tells).limit(1)
         return (await self._connection.execute(query)).first() is not None
 
     async def last_uses(self, tenant: Tenant, ids: Collection[ConnectionId]) -> dict[str, datetime]:

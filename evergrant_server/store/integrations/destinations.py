@@ -11,6 +11,7 @@ from sqlalchemy import update
 
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.ids import IntegrationId
 from evergrant_server.core.integrations import Integration, PinnedHosts, hosts_in, hosts_text
 from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.authority.authenticators import (
@@ -66,13 +67,24 @@ class Destinations(Repository):
         return PinnedHosts(integration=hosts_in(hosts))
 
     async def of_new_grant(
-        self, connection: Connection, hosts: PinnedHosts, old: Mapping[str, Any] | None = None
+        self,
+        connection: Connection,
+        hosts: PinnedHosts,
+        old: Mapping[str, Any] | None = None,
+        older: IntegrationId | None = None,
     ) -> dict[str, str | None]:
         """The columns for a grant that was made at `hosts`; without values when its integration is gone.
 
-        It may replace `old`, whose tokens will be revoked, only at the same place. Raises Failure
-        AUTHORITY_BROKEN, KEY_UNAVAILABLE without the refresh purpose.
+        It may replace `old`, whose tokens will be revoked, only at the same place; one that the client of
+        another integration, `older`, has got has to be of that one's. Raises Failure AUTHORITY_BROKEN,
+        KEY_UNAVAILABLE without the refresh purpose.
         """
+        if old is not None and older is not None:
+            before = connection.__replace__(integration_id=older)
+            row = await find_one(self._connection, IntegrationRow, tenant=connection.tenant, id=older)
+            made = "" if row is None else row[COLUMN] or ""
+            require_own_destination(self._ring, before, old[COLUMN], made, old[HOSTS])
+            old = None
         for _ in range(_MAX_TRIES):
             id = {"tenant": connection.tenant, "id": connection.integration_id}
             row = await find_one(self._connection, IntegrationRow, **id)

@@ -9,6 +9,7 @@ from sqlalchemy import and_, exists, or_, select, update
 from sqlmodel import col
 
 from evergrant_server.core.connections.binding import Binding
+from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.credentials import ClientCertificate, ClientKey
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import IntegrationId, Tenant
@@ -115,6 +116,28 @@ class Integrations(
 
     async def by_name(self, tenant: Tenant, name: str) -> Integration | None:
         return await self._one(tenant=tenant, name=name)
+
+    async def of_next_consent(self, connection: Connection) -> Integration | None:
+        """The integration to whose client the connection's subject consents next: the one that has the name
+        by now. None: its integration is gone.
+
+        While a campaign goes on, and after it, that is another one than has got its grant (ADR 0117).
+        """
+        if connection.may_change_client:
+            named = await self.by_name(connection.tenant, connection.integration)
+            if named is not None and named.provider == connection.provider:
+                return named
+        return await self.of_grant(connection)
+
+    async def of_grant(self, connection: Connection) -> Integration | None:
+        """The integration whose client has got the connection's grant, by the name that permits know: a
+        campaign has given it to another one (ADR 0117)."""
+        own = await self.get(connection.tenant, connection.integration_id)
+        return None if own is None else own.__replace__(name=connection.integration)
+
+    async def rename(self, i: Integration, name: str) -> Integration:
+        """Raises Failure STORE_CONFLICT."""
+        return await self._change(i.__replace__(name=name), i.revision)
 
     async def find_in_any_tenant(self, id: IntegrationId) -> Integration | None:
         """The integration with this id in whichever tenant: the callback route knows no more."""

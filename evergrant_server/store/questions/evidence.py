@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Table, func, select
 
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store.access import AppCredentialRow, AppKeyRow, AppRow
-from evergrant_server.store.connections.incidents import IncidentRow
+from evergrant_server.store.connections.incidents import INCIDENTS, IncidentRow
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database.columns import Row, table_of
 from evergrant_server.store.database.rows import Repository
@@ -95,7 +95,7 @@ class EvidenceCounts(Repository):
     async def incidents(self, tenant: Tenant, since: datetime) -> Counts:
         """Incidents and drills of that time by state, and the connections that ended unconfirmed in them."""
         incident = table_of(IncidentRow).c
-        of_that_time = (incident.kind != "leaver", incident.created_at >= since)
+        of_that_time = (incident.kind.in_(INCIDENTS), incident.created_at >= since)
         states = await self._by(IncidentRow, tenant, incident.state, *of_that_time)
         return {f"incidents_{state}": number for state, number in sorted(states.items())}
 

@@ -26,6 +26,7 @@ from evergrant_server.core.key_rotation import RotationCommand, RotationKind, Ro
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.keys import KeyRotationProgress, KeyRotationStart
 from evergrant_server.core.messages.names import key_rotation_workflow_id
+from tests.e2e.pages.filled_campaigns import fill_campaigns
 from tests.e2e.pages.filled_incidents import fill_bulk_orders, fill_incidents, fill_leavers
 from tests.e2e.pages.filled_questions import questions_of
 from tests.e2e.pages.filled_rights import fill_rights
@@ -58,6 +59,7 @@ class Filled:
     incident: str
     bulk: str
     leaver: str
+    campaign: str
     uses: str
     about: str
     rehearsed: str
@@ -99,6 +101,7 @@ async def fill(api: Api) -> Filled:
         await fill_incidents(api, (told, choosing, failing, pending), NOON),
         await fill_bulk_orders(api, (told, choosing, failing, pending), NOON),
         await fill_leavers(api, (told, choosing, failing, pending), NOON),
+        await fill_campaigns(api, (told, choosing, failing, pending), NOON),
         uses,
         about,
         *await fill_work(api, key, NOON),

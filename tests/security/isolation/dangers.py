@@ -23,6 +23,7 @@ RULES: tuple[tuple[str, str, str], ...] = (
     (r"POST", r"/v1/keys/rotations/", "lets a rotation wait, or go on"),
     (r"POST", r"/v1/keys/secrets/retire", "takes away what was replaced; what replaced it was judged"),
     (r"POST", r"/v1/incidents/", "lets an incident wait, or go on"),
+    (r"POST", r"/v1/campaigns/\{campaign_id\}/(pause|resume)", "lets a campaign wait, or go on"),
     (r"POST", r"/v1/offboardings/plan", "changes nothing"),
     (r"POST", r"/v1/connections/bulk/", "lets a bulk order wait, or go on"),
     (r"DELETE", r"/", "takes away; what is made in its place is judged as new"),

@@ -38,6 +38,7 @@ _SEALED = {
     "data": "{sealed_payload}",
 }
 
+_CAMPAIGN = {"successor": "{successor}", "reason": "a", "integration": "{integration}"}
 # The query, after `?`, and the body of routes that need one.
 QUERIES = {
     "GET /v1/access/explain": ("app={app}&connection={connection_id}",),
@@ -62,12 +63,13 @@ QUERIES = {
     "GET /console/connect": ("integration={integration}&subject={subject}",),
     "GET /v1/erasures": ("", "subject={subject}"),
     "GET /v1/connections/bulk/plan": (
-        "action=revoke&integration={integration}",
-        "action=refresh&connections={connection_id}",
+        *("action=revoke&integration={integration}", "action=refresh&connections={connection_id}"),
     ),
     "GET /console/bulk/plan": (
         *("action=refresh&whole=yes&integration={integration}", "action=label&connection={connection_id}"),
     ),
+    "GET /v1/campaigns/plan": ("integration={integration}&successor={successor}",),
+    "GET /console/campaigns/plan": ("integration={integration}&successor={successor}&reason=a%20test",),
     "GET /v1/incidents/plan": ("kind=breach&integration={integration}",),
     "GET /console/incidents/plan": ("", "integration={integration}"),
     "GET /console/leavers/plan": ("subject={label}&reason=a%20test",),
@@ -124,6 +126,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "POST /v1/incidents": (
         {"kind": "breach", "integration": "{integration}", "confirm": "{integration}", "reason": "a test"},
     ),
+    "POST /v1/campaigns": (_CAMPAIGN | {"confirm": "{integration}"},),
     "POST /v1/offboardings": ({"subject": "{label}", "reason": "a test"},),
     "POST /v1/offboardings/plan": ({"subject": "{label}", "reason": "a test"},),
     "PUT /v1/offboarding-rule": ({"subject_from": "user_name", "sponsor": "{app}"},),
@@ -226,6 +229,8 @@ CONSOLE_FORMS = {
     "POST /console/bulk/{bulk_id}/resume": {},
     "POST /console/incidents/{incident_id}/pause": {},
     "POST /console/incidents/{incident_id}/resume": {},
+    "POST /console/campaigns": _CAMPAIGN | {"confirm": "{integration}"},
+    **{f"POST /console/campaigns/{{campaign_id}}/{act}": {} for act in ("pause", "resume", "undo", "end")},
     "POST /console/leavers": {"subject": "{label}", "reason": "a test", "confirm": "{label}"},
     "POST /console/leavers/{offboarding_id}/undo": {},
     **RIGHTS,

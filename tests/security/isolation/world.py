@@ -15,6 +15,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.binding import hash_confirm_code
 from evergrant_server.core.connections.bulk import BulkAction, BulkOrder
+from evergrant_server.core.connections.campaigns import Campaign
 from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.erasure import Erasure, ErasureState, LegalHold, TargetKind
 from evergrant_server.core.connections.incidents import Incident, IncidentKind, IncidentState
@@ -26,6 +27,7 @@ from evergrant_server.core.ids import (
     DirectoryUserId,
     ErasureId,
     IncidentId,
+    IntegrationId,
     LegalHoldId,
     QuestionId,
     Tenant,
@@ -62,6 +64,7 @@ _NAMED = (
     "idempotency_key",
     "trusted_issuer",
     "delegation_rule",
+    "successor",
 )
 ISSUER = Endpoints(
     issuer="https://login.example",
@@ -95,6 +98,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
     connection = await api.active(integration, f"at-of-{tenant}", subject=own["subject"], label=own["label"])
     boss = await api.app_with(f"boss-of-{tenant}", *Action, tenant=tenant)
     await api.integration("second", tenant=tenant)  # lists have a next page
+    await api.integration(own["successor"], tenant=tenant)
     await api.integration(own["issuer"], tenant=tenant, issuer=ISSUER.issuer, endpoints=ISSUER)
 
     async def made(method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -162,6 +166,10 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         for offboarding in offboardings:
             await tx.incidents.add(offboarding)
             await tx.leavers.add(Leaver(tenant=tenant, id=offboarding.id, subject=f"left-{tenant}"))
+        campaigns = [a_campaign(tenant, now) for _ in range(2)]
+        for campaign, order in campaigns:
+            await tx.incidents.add(order)
+            await tx.campaigns.add(campaign)
         await tx.directory_users.put(a_user(tenant, now), expected=None)
         for incident in incidents:
             await tx.incidents.add(incident)
@@ -214,6 +222,7 @@ async def a_world(api: Api, tenant: Tenant) -> dict[str, str]:
         "erasure_id": min(erasure.id for erasure in erasures),
         "question_id": min(question.id for question in questions),
         "incident_id": min(incident.id for incident in incidents),
+        "campaign_id": min(campaign.id for campaign, _ in campaigns),
         "offboarding_id": min(offboarding.id for offboarding in offboardings),
         "bulk_id": min(order.id for order in bulk_orders),
         "hold_id": min(hold.id for hold in holds),
@@ -263,6 +272,17 @@ def an_offboarding(tenant: Tenant, now: datetime) -> Incident:
     facts = {"by": "app:boss", "reason": f"left-{tenant}", "created_at": now, "waits_until": until}
     held = {"state": IncidentState.HOLDING, "held_until": until, "person": f"hash-of-{id}"}
     return Incident(tenant=tenant, id=id, kind=IncidentKind.LEAVER, **facts, **held)  # type: ignore[arg-type]  # facts of each type
+
+
+def a_campaign(tenant: Tenant, now: datetime) -> tuple[Campaign, Incident]:
+    """Of an integration that is gone, which can be undone for a day."""
+    id, until = IncidentId(new_id("inc")), now + timedelta(days=1)
+    facts = {"by": "app:boss", "reason": f"moved-{tenant}", "created_at": now, "waits_until": until}
+    held = {"state": IncidentState.HOLDING, "held_until": until, "integration": f"gone-{id[4:12]}"}
+    order = Incident(tenant=tenant, id=id, kind=IncidentKind.CAMPAIGN, **facts, **held)  # type: ignore[arg-type]  # facts of each type
+    gone = {"older": IntegrationId(new_id("int")), "newer": IntegrationId(new_id("int"))}
+    waves = {"newer_name": "gone", "wave_size": 10, "every_s": 60.0, "wave_at": until}
+    return Campaign(tenant=tenant, id=id, **gone, **waves), order  # type: ignore[arg-type]  # facts of each type
 
 
 def a_user(tenant: Tenant, now: datetime) -> DirectoryUser:

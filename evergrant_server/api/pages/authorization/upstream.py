@@ -22,9 +22,11 @@ from evergrant_server.core.connections.consent import LINK_BYTES, Consent, Conse
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConsentId, new_id
+from evergrant_server.core.integrations import Integration
 from evergrant_server.core.oauth.client_login import ClientLogin
 from evergrant_server.core.oauth.requests import AuthorizationRequest, RequestStatus
 from evergrant_server.core.secret import Secret
+from evergrant_server.problems import require_found
 from evergrant_server.store import Transaction
 
 _WAITING = (LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH)
@@ -70,12 +72,9 @@ async def consent_at_provider(
 
 
 async def _renewed(
-    tx: Transaction, pages: SubjectPages, connection: Connection, ends: datetime
+    tx: Transaction, pages: SubjectPages, integration: Integration, connection: Connection, ends: datetime
 ) -> Connection:
-    """The connection, which waits for the new consent as long as that lasts. Raises Failure NOT_FOUND."""
-    integration = await tx.integrations.get(connection.tenant, connection.integration_id)
-    if integration is None:
-        raise Failure(ErrorCode.NOT_FOUND)
+    """The connection, which waits for the new consent as long as that lasts."""
     require_ready(integration)
     if connection.state is not LifecycleState.PENDING_CONSENT:
         return connection
@@ -99,12 +98,13 @@ async def _new_consent(
 ) -> Consent:
     """A consent of this browser, which has begun: its subject is logged in."""
     now, ends = pages.now, pages.now + pages.api.settings.consent_ttl
-    connection = await _renewed(tx, pages, connection, ends)
+    integration = require_found(await tx.integrations.of_next_consent(connection))
+    connection = await _renewed(tx, pages, integration, connection, ends)
     return Consent(
         tenant=connection.tenant,
         id=ConsentId(new_id("cns")),
         connection_id=connection.id,
-        integration_id=connection.integration_id,
+        integration_id=integration.id,
         scopes=connection.requested_scopes,
         slot_scopes=connection.slot_scopes,
         return_to=f"{pages.api.settings.public_url}{AUTHORIZE_PATH}/{request.id}",

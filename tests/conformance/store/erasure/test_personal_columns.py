@@ -44,6 +44,7 @@ STAYS: dict[str, tuple[str, str]] = {
     "app_key_use": (_MACHINES, "key_id"),
     "app_token": (_MACHINES, "app_id confirmation mac method secret_hash"),
     "caller_network": (_MACHINES, "network"),
+    "campaign": (_EVIDENCE, "end mac newer newer_name older remind_s"),
     "client_login": (_CONFIGURATION, "claim domains integration issuer mac"),
     "definition": (_CONFIGURATION, "decided_by document findings mac name proposed_by reason rollout state"),
     "delegation_rule": (

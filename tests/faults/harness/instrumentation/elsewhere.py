@@ -21,6 +21,7 @@ ELSEWHERE = {
     "activities.consents.first_grant:FirstGrantSpend.install#5": "another grant came first",
     "activities.consents.first_grant:FirstGrantSpend.install#7": "another account: nothing is installed",
     "activities.consents.first_grant:FirstGrantSpend.install#8": "another account: nothing is installed",
+    "activities.consents.first_grant:_require_newest_client": "another client: tests/faults/campaign",
     "activities.consents.first_grant:FirstGrantSpend._keep_late#4": (
         "another grant is installed: nothing is replaced"
     ),

@@ -82,21 +82,29 @@ def test_what_was_revoked_elsewhere_or_waits_for_a_choice_is_not_leased():
         assert not is_leasable(state, reason, FollowUp.CHOOSING)
     assert is_leasable(LifecycleState.ACTIVE, None)
     assert is_leasable(LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED)
-    assert not is_leasable(LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REVOKED_ELSEWHERE)
+    for ended in (ErrorCode.GRANT_REVOKED_ELSEWHERE, ErrorCode.RECONSENT_REQUIRED):
+        assert not is_leasable(LifecycleState.NEEDS_REAUTH, ended)
     assert not is_leasable(LifecycleState.REVOKING, None)
     assert is_leasable(LifecycleState.ACTIVE, None, reported=True), "nothing confirms the report"
     assert not is_leasable(LifecycleState.NEEDS_REAUTH, ErrorCode.GRANT_REJECTED, reported=True)
 
 
-def test_the_workflow_waits_for_the_subject_and_tries_nothing():
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (ReportSource.INTROSPECTION, ErrorCode.GRANT_REVOKED_ELSEWHERE),
+        (ReportSource.CAMPAIGN, ErrorCode.RECONSENT_REQUIRED),
+    ],
+)
+def test_the_workflow_waits_for_the_subject_and_tries_nothing(source: ReportSource, reason: ErrorCode):
     failing = ACTIVE.model_copy(update={"failures": 2, "retry_at": NOW, "caller_retry_at": NOW})
-    ended = step(failing, EventKind.REVOKED_AT_PROVIDER, seen_generation=3)
+    ended = step(failing, EventKind.REVOKED_AT_PROVIDER, seen_generation=3, reason=source)
     assert ended.command is Command.NOTHING
     assert ended.state.state is LifecycleState.NEEDS_REAUTH
-    assert ended.state.reason is ErrorCode.GRANT_REVOKED_ELSEWHERE
+    assert ended.state.reason is reason
     assert (ended.state.retry_at, ended.state.caller_retry_at, ended.state.failures) == (None, None, 0)
     assert next_timer(ended.state, steps.NEWEST) is None
-    assert step(ended.state, EventKind.REFRESH_REQUESTED).state.refusal is ErrorCode.GRANT_REVOKED_ELSEWHERE
+    assert step(ended.state, EventKind.REFRESH_REQUESTED).state.refusal is reason
 
 
 # --- introspection: what is believed, and about which token ---------------------------------

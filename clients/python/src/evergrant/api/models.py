@@ -362,6 +362,98 @@ class CallHeader:
     value: str
 
 @dataclass(frozen=True, slots=True)
+class Campaign:
+    """How far a campaign is. `older`, `newer`: the names that its integrations have now, null for one that
+    was deleted. `next_wave_at` null: no more begins. `declined` asked subjects have denied, or tried in
+    vain. `outcomes`: how many connections ended how: `consented`, `kept`, `stopped`, `gone`,
+    `not_supported`, `nothing_held`.
+    """
+    id: str
+    integration: str
+    older: str | None
+    newer: str | None
+    reason: str
+    by: str
+    state: str
+    paused: bool
+    created_at: datetime
+    first_wave_at: datetime
+    ends_at: datetime
+    end: str
+    wave_size: int
+    every: float
+    remind: tuple[float, ...]
+    wave: int
+    next_wave_at: datetime | None
+    selected: int
+    asked: int
+    reminded: int
+    consented: int
+    declined: int
+    ended: int
+    outcomes: Facts
+    undone_at: datetime | None
+    finished_at: datetime | None
+
+@dataclass(frozen=True, slots=True)
+class CampaignConnection:
+    """One connection of a campaign. `wave` 0: it wasn't asked yet."""
+    connection_id: str
+    integration: str
+    wave: int
+    leases: int
+    last_leased_at: datetime | None
+    asked_at: datetime | None
+    reminders: int
+    step: str
+    outcome: str | None
+    state: str
+
+@dataclass(frozen=True, slots=True)
+class CampaignDetail:
+    """With its waves."""
+    id: str
+    integration: str
+    older: str | None
+    newer: str | None
+    reason: str
+    by: str
+    state: str
+    paused: bool
+    created_at: datetime
+    first_wave_at: datetime
+    ends_at: datetime
+    end: str
+    wave_size: int
+    every: float
+    remind: tuple[float, ...]
+    wave: int
+    next_wave_at: datetime | None
+    selected: int
+    asked: int
+    reminded: int
+    consented: int
+    declined: int
+    ended: int
+    outcomes: Facts
+    undone_at: datetime | None
+    finished_at: datetime | None
+    waves: tuple[Wave, ...]
+
+@dataclass(frozen=True, slots=True)
+class CampaignPlan:
+    """What a campaign would do. `complete` false: more connections follow than the waves have. `listening`:
+    webhooks that hear whose subject is asked; without one no app makes a link by itself.
+    """
+    integration: str
+    successor: str
+    connections: int
+    complete: bool
+    waves: tuple[PlannedWave, ...]
+    listening: int
+    confirm: str
+
+@dataclass(frozen=True, slots=True)
 class ClientLogin:
     app: str
     integration: str
@@ -1304,6 +1396,14 @@ class PlannedIntegration:
     secret: bool
 
 @dataclass(frozen=True, slots=True)
+class PlannedWave:
+    """One wave. `leases`: of its connections in the last month."""
+    begins_at: datetime
+    connections: int
+    subjects: int
+    leases: int
+
+@dataclass(frozen=True, slots=True)
 class ProviderSaid:
     """The newest refusal in which the provider said something, else the newest refusal.
 
@@ -1558,6 +1658,14 @@ class WaitingDecisions:
     kind: str
     number: int
     since: datetime
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """A wave that has begun. `leases`: of its connections in the month before the campaign."""
+    wave: int
+    connections: int
+    consented: int
+    leases: int
 
 @dataclass(frozen=True, slots=True)
 class Webhook:

@@ -340,6 +340,64 @@ class Operations:
         `note` is for the agent.
         """
 
+    @lists("/v1/campaigns", models.Campaign)
+    def campaigns(self) -> None:
+        """The tenant's campaigns, sorted by id."""
+
+    @sends("POST", "/v1/campaigns", models.Campaign, once=True)
+    def begin_campaign(
+        self, integration: str, successor: str, reason: str, *, confirm: str | None = None,
+        wave_size: int | None = None, every: timedelta | None = None, first_wave: timedelta | None = None,
+        remind: tuple[float, ...] | None = None, lasts: timedelta | None = None, end: str | None = None
+    ) -> None:
+        """Have the subjects of an integration's connections consent to another client, wave by wave.
+
+        Each connection works with the client of before until its subject has consented; apps change nothing.
+        New connections get the new client at once.
+
+        Whose subjects consent to which client, and how. `successor` is another integration, with the new
+        client and without connections, at the same provider: it gets the name of `integration` at once.
+        """
+
+    @sends("GET", "/v1/campaigns/plan", models.CampaignPlan)
+    def campaign_plan(
+        self, integration: str, successor: str, *, wave_size: int | None = None,
+        every: timedelta | None = None, first_wave: timedelta | None = None
+    ) -> None:
+        """The waves of a campaign, the least used connections first, by the leases of the last month. Changes
+        nothing.
+        """
+
+    @sends("GET", "/v1/campaigns/{campaign_id}", models.CampaignDetail)
+    def campaign(self, campaign_id: str) -> None:
+        """How far a campaign is, wave by wave."""
+
+    @lists("/v1/campaigns/{campaign_id}/connections", models.CampaignConnection)
+    def campaign_connections(self, campaign_id: str, *, outcome: str | None = None) -> None:
+        """What became of each connection of a campaign, sorted by id; with `outcome` those that have ended
+        so.
+        """
+
+    @sends("POST", "/v1/campaigns/{campaign_id}/end", models.Campaign)
+    def end_campaign(self, campaign_id: str, *, end: str | None = None) -> None:
+        """End a campaign whose waves have begun before its time.
+
+        What becomes of connections whose subjects haven't consented; null: as the campaign says.
+        """
+
+    @sends("POST", "/v1/campaigns/{campaign_id}/pause", models.Campaign)
+    def pause_campaign(self, campaign_id: str) -> None:
+        """Have a campaign rest: nobody is asked or reminded. Consents of who was asked count all the same.
+        """
+
+    @sends("POST", "/v1/campaigns/{campaign_id}/resume", models.Campaign)
+    def resume_campaign(self, campaign_id: str) -> None:
+        """Have a paused campaign go on."""
+
+    @sends("POST", "/v1/campaigns/{campaign_id}/undo", models.Campaign)
+    def undo_campaign(self, campaign_id: str) -> None:
+        """Give both integrations their names of before, as long as no wave has begun."""
+
     @sends("DELETE", "/v1/client-login", None)
     def delete_client_login(self) -> None:
         """Let no OAuth clients act here. Ends what was authorized before."""

@@ -44,6 +44,7 @@ NOUNS: Mapping[str, tuple[str, str]] = {
     ),
     "keys": ("keys:keys", "The keys that seal the tenant's secrets, and rotations of them."),
     "mcp": ("leases:mcp", "MCP servers through the gateway."),
+    "campaigns": ("integrations:campaigns", "Subjects consent to another client of an integration."),
     "offboard": ("erasures:offboard", "A person leaves: stop and revoke what is theirs, and its report."),
     "people": ("people:people", "People who administer: where they log in, their roles and sessions."),
     "permits": ("permits:permits", "What apps may do. A deny wins."),
