@@ -9,13 +9,12 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-from evergrant import App
 from evergrant.api.models import ApiKey, Permit
 
 from tests.fakes.ports import free_port
+from tests.unit.client.cli.conftest import FLAGS, NO_SUCH, sent
 from tests.unit.client.conftest import Command
 from tests.unit.client.scripted_evergrant import (
     SECRET,
@@ -23,7 +22,6 @@ from tests.unit.client.scripted_evergrant import (
     ScriptedEvergrant,
     ScriptedResponse,
     an_integration,
-    connection,
     example,
     lease,
     page,
@@ -31,36 +29,8 @@ from tests.unit.client.scripted_evergrant import (
 )
 
 ROOT = Path(__file__).parents[4]
-NO_SUCH = problem(404, "BadRequest", "not_found")
 URI = "https://e/oauth/callback/int_1"
-FLAGS = ("--provider", "github", "--client-id", "c-1", "--subject", "alice")
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def server(evergrant: ScriptedEvergrant) -> ScriptedEvergrant:
-    """A server without anything, which accepts all that init makes."""
-    key = example(ApiKey, key=SECRET)
-    evergrant.script("GET /v1/integrations/github", NO_SUCH)
-    evergrant.script(
-        "PUT /v1/integrations/github", ScriptedResponse(201, an_integration(name="github", client_id=""))
-    )
-    evergrant.script("GET /v1/apps/first-app", NO_SUCH)
-    evergrant.script("GET /v1/apps/first-app/permits/github", NO_SUCH)
-    evergrant.script("PUT /v1/apps/first-app", ScriptedResponse(201, example(App)))
-    evergrant.script("PUT /v1/apps/first-app/permits/github", ScriptedResponse(201, example(Permit)))
-    evergrant.script("POST /v1/apps/first-app/keys", ScriptedResponse(201, key))
-    evergrant.script("GET /v1/connections", page())
-    return evergrant
-
-
-def sent(server: ScriptedEvergrant) -> list[tuple[str, Any]]:
-    return [(f"{it.method} {it.path}", it.body) for it in server.requests if it.method != "GET"]
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def test_init_makes_all_that_a_first_lease_needs(command: Command, server: ScriptedEvergrant, here: Path):
@@ -81,9 +51,11 @@ def test_init_makes_all_that_a_first_lease_needs(command: Command, server: Scrip
 
     again = command("init", *FLAGS, "--client-secret-file", "secret")
     assert (again.status, server.count("POST /v1/apps/first-app/keys")) == (0, 1)
-    (here / "lease.py").write_text("mine\n")
-    refused = command("init", *FLAGS, "--client-secret-file", "secret")
-    assert (refused.status, refused.err.count("\n"), "--out" in refused.err) == (1, 1, True)
+    for changed in ("mine\n", (here / "lease.py").read_text() + "print('mine')\n"):
+        (here / "lease.py").write_text(changed)
+        refused = command("init", *FLAGS, "--client-secret-file", "secret")
+        assert (refused.status, refused.err.count("\n"), "--out" in refused.err) == (1, 1, True)
+        assert (here / "lease.py").read_text() == changed
 
 
 def test_the_written_program_runs(command: Command, server: ScriptedEvergrant, here: Path):
@@ -328,71 +300,3 @@ def test_json_for_programs_has_what_init_made(command: Command, server: Scripted
     (here / "secret").write_text(SECRET)
     made = json.loads(command("init", *FLAGS, "--client-secret-file", "secret", "-o", "json").out)
     assert (made["redirect_uri"], made["key_file"]) == (URI, "first-app.key")
-
-
-READY: dict[str, Any] = {
-    "name": "github",
-    "state": "ready",
-    "provider": "github",
-    "client_id": "c-1",
-    "has_client_secret": True,
-}
-PERMIT: dict[str, Any] = example(Permit, name="github", effect="allow", subjects=["bob"], owner="data")
-
-
-@pytest.fixture
-def used(server: ScriptedEvergrant, here: Path) -> ScriptedEvergrant:
-    """A server that has what init makes, and an admin's settings beside it."""
-    (here / "secret").write_text(SECRET)
-    there = {**READY, "binding": "oidc", "default_scopes": ["read"]}
-    server.script("GET /v1/integrations/github", ScriptedResponse(200, an_integration(**there)))
-    server.script(
-        "POST /v1/integrations/github/rotate-secret", ScriptedResponse(200, an_integration(**READY))
-    )
-    app = example(App, return_to=["https://a/"], lease_limit=5)
-    server.script("GET /v1/apps/first-app", ScriptedResponse(200, app))
-    server.script("GET /v1/apps/first-app/permits/github", ScriptedResponse(200, PERMIT))
-    return server
-
-
-def test_init_undoes_nothing_that_works(command: Command, used: ScriptedEvergrant):
-    assert command("init", *FLAGS, "--client-secret-file", "secret").status == 0
-    rotated, app, permit, _ = (body for _, body in sent(used))
-    assert rotated == {"client_secret": SECRET, "overlap_s": 0}
-    assert app == {"disabled": False, "return_to": ["https://a/", "http://127.0.0.1/"], "lease_limit": 5}
-    assert (permit["subjects"], permit["owner"]) == (["bob", "alice"], "data")
-    assert command("init", *FLAGS).status == 0  # the stored secret
-    assert used.count("POST /v1/integrations/github/rotate-secret") == 1
-
-
-@pytest.mark.parametrize("flags", [("--client-id", "c-2"), ("--client-id", "c-1", "--scope", "repo")])
-def test_init_changes_a_client_that_no_connection_uses(
-    command: Command, used: ScriptedEvergrant, flags: tuple[str, ...]
-):
-    line = ("init", "--provider", "github", "--subject", "alice", *flags, "--client-secret-file", "secret")
-    assert command(*line).status == 0
-    put = sent(used)[0][1]
-    assert (put["binding"], put["client_secret"]) == ("oidc", SECRET)
-    assert flags[-1] in (put["client_id"], *put.get("default_scopes", ()))
-    used.script("GET /v1/connections", page(connection()))
-    refused = command(*line)
-    assert (refused.status, "--name" in refused.err) == (1, True)
-    assert used.count("PUT /v1/integrations/github") == 1
-
-
-def test_init_moves_no_integration_to_another_provider(command: Command, used: ScriptedEvergrant):
-    other = ("--provider", "gitlab", "--name", "github", "--client-id", "c", "--subject", "alice")
-    refused = command("init", *other, "--client-secret-file", "secret")
-    assert (refused.status, sent(used)) == (1, [])
-    assert "the integration github is there already, for github (Give this one another name" in refused.err
-
-
-def test_init_replaces_no_key_that_another_server_may_accept(
-    command: Command, server: ScriptedEvergrant, here: Path
-):
-    (here / "secret").write_text(SECRET)
-    (here / "first-app.key").write_text("evg_of_another_server\n")
-    server.script("GET /v1/connections", problem(401, "BadRequest", "unauthenticated"))
-    refused = command("init", *FLAGS, "--client-secret-file", "secret")
-    assert (refused.status, "rm first-app.key" in refused.err) == (1, True)
-    assert (here / "first-app.key").read_text() == "evg_of_another_server\n"

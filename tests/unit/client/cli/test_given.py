@@ -32,6 +32,7 @@ def test_an_admin_is_told_which_name_was_meant(command: Command, evergrant: Scri
     evergrant.script("POST /v1/connections", NO_SUCH)
     told = command("connect", "crn", "alice").err
     assert told == "evergrant: not_found: there is no integration crn (Did you mean crm?)\n"
+    evergrant.script("GET /v1/apps/reprot/permits/crm", NO_SUCH)
     evergrant.script("PUT /v1/apps/reprot/permits/crm", NO_SUCH)
     told = command("apps", "permit", "reprot", "crm", "--subject", "alice").err
     assert told == "evergrant: not_found: there is no app reprot (Did you mean report?)\n"
@@ -39,13 +40,18 @@ def test_an_admin_is_told_which_name_was_meant(command: Command, evergrant: Scri
     assert "evergrant apps ls lists them" in command("apps", "get", "zz").err
 
 
-def test_an_app_is_told_the_permit_that_an_admin_may_give(command: Command, evergrant: ScriptedEvergrant):
+def test_an_app_is_told_the_permit_that_an_admin_may_give(
+    command: Command, evergrant: ScriptedEvergrant, tmp_path: Path
+):
     evergrant.script("GET /v1/integrations", DENIED, page())
     evergrant.script("POST /v1/connections", NO_SUCH)
     for _ in range(2):
         told = command("connect", "crm", "bob").err
         assert "an admin gives it: " in told
         assert "evergrant apps permit APP crm --subject bob" in told
+    (tmp_path / "report.key").write_text("evg_app")
+    told = command("connect", "crm", "bob", "--api-key-file", str(tmp_path / "report.key")).err
+    assert "evergrant apps permit report crm --subject bob" in told
 
 
 def test_what_an_app_does_not_have_is_named(command: Command, evergrant: ScriptedEvergrant):
@@ -68,6 +74,7 @@ def test_a_permit_for_an_integration_that_is_not_there_says_so(
     command: Command, evergrant: ScriptedEvergrant
 ):
     evergrant.script("GET /v1/integrations", page(an_integration(name="crm")))
+    evergrant.script("GET /v1/apps/report/permits/crmm", NO_SUCH)
     evergrant.script("PUT /v1/apps/report/permits/crmm", ScriptedResponse(201, example(Permit)))
     ended = command("apps", "permit", "report", "crmm", "--subject", "alice")
     assert ended.status == 0

@@ -12,7 +12,13 @@ from evergrant.api.models import Permit
 
 from evergrant_server.api.apps.permits import PermitBody
 from tests.unit.client.conftest import Command
-from tests.unit.client.scripted_evergrant import ScriptedEvergrant, ScriptedResponse, example, page
+from tests.unit.client.scripted_evergrant import (
+    ScriptedEvergrant,
+    ScriptedResponse,
+    example,
+    page,
+    problem,
+)
 
 CRM_PERMIT = example(Permit, name="crm", subjects=["team-*"])
 ALLOW = "permits put etl crm --integration crm --action token --action connect --subject team-* --scope read"
@@ -85,3 +91,65 @@ def test_a_command_about_permits_is_one_call(
     assert ("team-*" in ended.out) is (answer is not None)
     (sent,) = evergrant.requests
     assert sent.body == body
+
+
+STANDS = {"effect": "allow", "integration": "crm", "subjects": ["alice"], "actions": ["token"]}
+LIMITS = {"scope_ceiling": ["read"], "sources": ["10.1.0.0/16"], "owner": "data", "expires_at": None}
+PUT, GET = "PUT /v1/apps/report/permits/crm", "GET /v1/apps/report/permits/crm"
+
+
+@pytest.mark.parametrize(
+    ("flags", "subjects", "actions"),
+    [
+        (("--subject", "bob"), ["alice", "bob"], ["token"]),
+        (("--subject", "bob", "--action", "token"), ["alice", "bob"], ["token"]),
+        (("--subject", "alice", "--action", "connect"), ["alice"], ["token", "connect"]),
+    ],
+)
+def test_a_permit_of_the_same_name_keeps_what_it_allows(
+    command: Command, evergrant: ScriptedEvergrant, flags: tuple[str, ...], subjects: Any, actions: Any
+):
+    """A printed repair for bob takes nothing from alice."""
+    evergrant.script(GET, ScriptedResponse(200, example(Permit, name="crm", **STANDS, **LIMITS)))
+    evergrant.script(PUT, ScriptedResponse(200, CRM_PERMIT))
+    assert command("apps", "permit", "report", "crm", *flags).status == 0
+    (sent,) = (each.body for each in evergrant.requests if each.method == "PUT")
+    assert (sent["subjects"], sent["actions"]) == (subjects, actions)
+    assert {name: sent.get(name) for name in LIMITS} == LIMITS
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--subject", "bob", "--action", "admin"),  # which alice would have too
+        ("--subject", "bob", "--scope", "write"),
+        ("--subject", "bob", "--name", "other"),  # which is for another integration
+    ],
+)
+def test_a_permit_is_replaced_on_demand_alone(
+    command: Command, evergrant: ScriptedEvergrant, flags: tuple[str, ...]
+):
+    row = example(Permit, name="crm", **STANDS, **LIMITS)
+    evergrant.script(GET, ScriptedResponse(200, row))
+    elsewhere = {**row, "name": "other", "integration": "hub"}
+    evergrant.script(GET.replace("crm", "other"), ScriptedResponse(200, elsewhere))
+    for put in (PUT, PUT.replace("crm", "other")):
+        evergrant.script(put, ScriptedResponse(200, CRM_PERMIT))
+    refused = command("apps", "permit", "report", "crm", *flags)
+    assert (refused.status, "for alice with read (" in refused.err, "--replace" in refused.err) == (
+        1,
+        True,
+        True,
+    )
+    assert [each.method for each in evergrant.requests if each.method == "PUT"] == []
+    assert command("apps", "permit", "report", "crm", *flags, "--replace").status == 0
+    assert evergrant.requests[0].method == "GET"
+    (sent,) = (each.body for each in evergrant.requests if each.method == "PUT")
+    assert sent["subjects"] == ["bob"]
+
+
+def test_the_first_permit_connects_and_leases(command: Command, evergrant: ScriptedEvergrant):
+    evergrant.script(GET, problem(404, "BadRequest", "not_found"))
+    evergrant.script(PUT, ScriptedResponse(201, CRM_PERMIT))
+    command("apps", "permit", "report", "crm", "--subject", "alice")
+    assert evergrant.requests[1].body["actions"] == ["token", "connect"]

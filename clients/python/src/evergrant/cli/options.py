@@ -131,7 +131,7 @@ _MOST = 500
 _OF_AN_APP = {"permit": "permits ls", "key": "apps keys ls", "credential": "apps credentials ls"}
 
 
-def name_what_is_missing(client: Evergrant, error: EvergrantError) -> None:
+def name_what_is_missing(client: Evergrant, error: EvergrantError, key_file: Path | None) -> None:
     """Say which name of the call doesn't exist, for an admin; for others, which permit would be needed."""
     listed: dict[str, Callable[[], Iterable[Any]]] = {
         "app": client.apps,
@@ -146,10 +146,10 @@ def name_what_is_missing(client: Evergrant, error: EvergrantError) -> None:
         try:
             known = [listed_one.name for listed_one in islice(names_of(), _MOST)]
         except EvergrantError:
-            _name_the_permit(error)
+            _name_the_permit(error, key_file)
             return
         if not known:  # to an app without the action admin
-            _name_the_permit(error)
+            _name_the_permit(error, key_file)
             return
         if name in known:
             continue
@@ -173,10 +173,12 @@ def _name_the_apps_key(error: EvergrantError) -> None:
         error.repair = f"With the app's own key: --api-key-file {files[0]}. {error.repair}"
 
 
-def _name_the_permit(error: EvergrantError) -> None:
+def _name_the_permit(error: EvergrantError, key_file: Path | None) -> None:
+    """Name the command that gives the permit. `init` and `apps key` write the key of an app into APP.key."""
     integration, subject = error.context.get("integration"), error.context.get("subject")
+    app = key_file.stem if key_file is not None and key_file.suffix == ".key" else "APP"
     if isinstance(integration, str) and isinstance(subject, str):
-        command = line_to_copy("evergrant", "apps", "permit", "APP", integration, "--subject", subject)
+        command = line_to_copy("evergrant", "apps", "permit", app, integration, "--subject", subject)
         error.repair = f"Check the names. If the app lacks a permit, an admin gives it: {command}"
 
 
@@ -238,7 +240,7 @@ class Options:
                 yield client
             except EvergrantError as error:
                 if error.code == "not_found":
-                    name_what_is_missing(client, error)
+                    name_what_is_missing(client, error, self.api_key_file)
                 if error.code == "not_permitted" and self.api_key_file is None:
                     _name_the_apps_key(error)
                 raise

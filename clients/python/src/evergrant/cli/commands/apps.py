@@ -2,21 +2,25 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
-from evergrant.api.models import ApiKey
+from evergrant.api.methods import Texts
+from evergrant.api.models import ApiKey, Permit
 from evergrant.api.models import App as Consumer
 from evergrant.cli.arguments import Days, Scopes
 from evergrant.cli.commands.credentials import credentials
 from evergrant.cli.options import DEFAULTS, Options, if_there, note_missing_integration
 from evergrant.cli.tables import row_of, show_one
 from evergrant.cli.verbs import verb
+from evergrant.errors import BadRequest
 from evergrant.grant_files import write_private_file
 from evergrant.sync_client import Evergrant
 
 _APPS = ("name", "disabled", "sponsor", "return_to", "lease_limit", "created_at", "id")
 _KEYS = ("id", "live", "created_at", "expires_at", "revoked_at", "last_used_at")
+FIRST_ACTIONS = ("token", "connect")
 
 apps = App(name="apps")
 keys = App(name="keys", help="API keys. Two of an app may be live: create the second, then revoke the first.")
@@ -89,31 +93,77 @@ def permit_app(
     /,
     *,
     subject: tuple[str, ...],
-    action: tuple[str, ...] = ("token", "connect"),
+    action: tuple[str, ...] = (),
     scope: Scopes = (),
     name: str | None = None,
+    replace: Annotated[bool, Parameter(negative=())] = False,
     options: Options = DEFAULTS,
 ) -> None:
     """Let an app connect subjects at an integration, and lease their tokens. `permits put` knows more.
 
+    A permit of this name keeps its subjects, and gets these too.
+
     Args:
         integration: Its name, or * for every one.
         subject: An exact subject; one that ends in * stands for all that begin so. May be repeated.
-        action: token, connect, admin, audit, stories, export or proxy; may be repeated.
+        action: token, connect, admin, audit, stories, export or proxy; may be repeated. By default token and
+            connect, or those of the permit that is there.
         scope: A scope that a token may have; may be repeated. Any by default.
-        name: The permit's name; by default the integration's. One of this name is replaced.
+        name: The permit's name; by default the integration's.
+        replace: Put this in the place of the permit of this name: what that allowed besides is lost.
     """
+    name = name or ("all" if integration == "*" else integration)
     with options.client() as client:
-        made = client.put_permit(
-            app,
-            name or ("all" if integration == "*" else integration),
-            integration=integration,
-            subjects=subject,
-            actions=action,
-            scope_ceiling=scope or None,
-        )
+        permit = None if replace else if_there(client.permit, app, name)
+        if permit is None:
+            made = client.put_permit(
+                app,
+                name,
+                integration=integration,
+                subjects=subject,
+                actions=action or FIRST_ACTIONS,
+                scope_ceiling=scope or None,
+            )
+        else:
+            _require_widening(app, permit, integration, subject, action, scope)
+            made = put_widened(client, app, permit, subject, action)
         note_missing_integration(client, integration)
         show_one(made, options.output)
+
+
+def _require_widening(
+    app: str, permit: Permit, integration: str, subject: Texts, action: Texts, scope: Texts
+) -> None:
+    """Raise BadRequest unless only subjects are added to the permit, or only actions: with both, subjects
+    that are there would be allowed more than was asked for."""
+    actions_stay = not action or set(action) == set(permit.actions)
+    subjects_stay = set(subject) == set(permit.subjects)
+    scopes_stay = not scope or set(scope) == set(permit.scope_ceiling or ())
+    same = permit.effect == "allow" and permit.integration == integration and scopes_stay
+    if same and (actions_stay or subjects_stay):
+        return
+    limits = f" with {' '.join(permit.scope_ceiling)}" if permit.scope_ceiling else ""
+    why = (
+        f"{app} has a permit {permit.name} already: {permit.effect} {' '.join(permit.actions)} at "
+        f"{permit.integration} for {' '.join(permit.subjects)}{limits}"
+    )
+    repair = "Give this one another name: --name. In its place, which loses what it allows: --replace."
+    raise BadRequest(why, code="already_exists", repair=repair)
+
+
+def put_widened(client: Evergrant, app: str, permit: Permit, subjects: Texts, actions: Texts) -> Permit:
+    """Put a permit with these subjects and actions beside its own; the rest of it stays as it is."""
+    stays: dict[str, Any] = {
+        member: value
+        for member, value in row_of(permit).items()
+        if member not in ("id", "name", "created_at", "revision") and value is not None
+    }
+    stays |= {"expires_at": permit.expires_at, "integration": permit.integration}
+    stays["actions"] = tuple(dict.fromkeys((*permit.actions, *actions)))
+    stays["subjects"] = (
+        permit.subjects if "*" in permit.subjects else tuple(dict.fromkeys((*permit.subjects, *subjects)))
+    )
+    return client.put_permit(app, permit.name, **stays)
 
 
 @apps.command(name="key")

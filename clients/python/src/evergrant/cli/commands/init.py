@@ -1,10 +1,10 @@
-"""The program that `evergrant init` writes: one lease, and what to do without one. It holds no secret."""
+"""`evergrant init`: all that a first lease needs, and the program that leases it."""
 
-import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from getpass import getpass, getuser
@@ -15,8 +15,9 @@ from cyclopts import Parameter
 
 from evergrant.api.models import Integration
 from evergrant.cli.arguments import InputFile, Scopes, argument_error, read_secret
-from evergrant.cli.commands.apps import key_in_file
-from evergrant.cli.commands.integrations import reserve
+from evergrant.cli.commands.apps import FIRST_ACTIONS, key_in_file, put_widened
+from evergrant.cli.configuration.kinds import BY_NAME, Key
+from evergrant.cli.lease_program import require_replaceable, written_program
 from evergrant.cli.options import DEFAULTS, Options, if_there, line_to_copy
 from evergrant.cli.tables import Format, printable, row_of, show_one
 from evergrant.errors import BadRequest, EvergrantError
@@ -69,8 +70,9 @@ def init(*, answers: Answers = Answers(), options: Options = DEFAULTS) -> None:
         raise argument_error(f"{provider!r} is neither a provider's name nor a URL with https:// or http://")
     name = answers.name or ("server" if "issuer" in where else provider)
     require_replaceable(out)
-    with options.client() as client:
-        integration = reserve(client, name, where["provider"], where.get("issuer"))
+    if answers.subject is None and not sys.stdin.isatty():
+        raise _missing("--subject")
+    with options.client() as client, _reserved(client, name, where) as integration:
         require_same_server(integration, where)
         uri = integration.redirect_uri
         _say(f"Register an OAuth client there with exactly this redirect URI:\n\n  {uri}\n")
@@ -94,6 +96,30 @@ def init(*, answers: Answers = Answers(), options: Options = DEFAULTS) -> None:
     _say(f"Made the integration {name}, the app {app} with a permit for {subject}, {key} and {out}.")
     _say(f"Next:\n\n  {connect}\n  {line_to_copy('python', str(out))}")
     _say("\nWith a URL of the provider's API behind it, the second gets that with the token.")
+
+
+@contextmanager
+def _reserved(client: Evergrant, name: str, where: Mapping[str, str]) -> Generator[Integration]:
+    """The integration of this name, or a new one that waits for its client.
+
+    A refused `init` deletes the one that it has made, unless somebody may have registered a client with its
+    redirect URI: then the next `init` goes on with it.
+    """
+    before = if_there(client.integration, name)
+    integration = before or client.put_integration(name, where["provider"], issuer=where.get("issuer"))
+    try:
+        yield integration
+    except EvergrantError:
+        with suppress(EvergrantError):
+            made = None if before else if_there(client.integration, name)
+            if made and made.state == "failed" and made.registration:
+                client.delete_integration(name)
+            elif made and made.state == "failed":
+                delete = line_to_copy("evergrant", "integrations", "delete", name)
+                _say(
+                    f"The integration {name} keeps its redirect URI for the next init. Without one: {delete}"
+                )
+        raise
 
 
 def _write_program(out: Path, url: str, key: Path, name: str, subject: str, options: Options) -> str:
@@ -129,7 +155,7 @@ def _client(
     elif kept:
         secret = ""
     else:
-        raise argument_error("--client-secret-file is missing, and there is no terminal to ask at")
+        raise _missing("--client-secret-file")
     if not secret:
         return {"client_id": client_id} if kept else {"client_id": client_id, "client_auth": "none"}
     return {"client_id": client_id, "client_secret": secret}
@@ -161,8 +187,8 @@ def have_scopes(client: Evergrant, name: str, where: Mapping[str, str]) -> None:
         return
     usual = ("openid",) if "openid" in supported else ()
     if sys.stdin.isatty():
-        more = f" and {len(supported) - _MOST_SHOWN} more" if len(supported) > _MOST_SHOWN else ""
-        _say(f"The server supports the scopes {' '.join(supported[:_MOST_SHOWN])}{more}")
+        rest = f" and {len(supported) - _MOST_SHOWN} more" if len(supported) > _MOST_SHOWN else ""
+        _say(f"The server supports the scopes {' '.join(supported[:_MOST_SHOWN])}{rest}")
         usual = _asked_scopes("Scopes to request, with spaces between", usual, "the server's own")
     elif usual:
         _say("Requested is openid, which the server supports; --scope requests others.")
@@ -179,12 +205,16 @@ def _asked_scopes(question: str, usual: tuple[str, ...], empty: str) -> tuple[st
 
 def _ask(question: str, flag: str, default: str | None = None) -> str:
     if not sys.stdin.isatty():
-        raise argument_error(f"{flag} is missing, and there is no terminal to ask at")
+        raise _missing(flag)
     _say(f"{question}{f' [{default}]' if default else ''}: ", end="")
     answer = sys.stdin.readline().strip() or default
     if answer is None:
         raise argument_error(f"{flag} is missing")
     return answer
+
+
+def _missing(flag: str) -> BadRequest:
+    return argument_error(f"{flag} is missing, and there is no terminal to ask at")
 
 
 def _say(text: str, end: str = "\n") -> None:
@@ -214,23 +244,34 @@ def have_client(
     if integration.state != "ready":
         _put_new(client, integration.name, where, members)
         return
-    secret = members.get("client_secret")
-    now: dict[str, Any] = {"client_id": integration.client_id, "params": dict(integration.params)}
-    now["default_scopes"] = list(integration.default_scopes)
-    changed = [name for name, value in now.items() if name in members and members[name] != value]
-    if not changed:
-        if secret:
-            client.rotate_client_secret(integration.name, str(secret), overlap=timedelta(0))
-        return
-    if next(client.connections(integration=integration.name, state=State.ACTIVE), None) is not None:
+    row: dict[str, Any] = row_of(integration)
+    compared = ("client_id", "params", "default_scopes")
+    changed = [name for name in compared if name in members and members[name] != row[name]]
+    in_use = next(client.connections(integration=integration.name, state=State.ACTIVE), None) is not None
+    if in_use and changed:
         why = f"connections use the integration {integration.name}, with another {' and '.join(changed)}"
         raise BadRequest(why, code="integration_in_use", repair="Give this one another name: --name.")
-    row: dict[str, Any] = row_of(integration)
     kept: dict[str, Any] = {name: row[name] for name in (*_KEPT, "provider", "issuer")}
     if integration.registration and "client_id" not in members:
         kept |= {"registration": integration.registration, "client_id": None, "client_auth": None}
     kept.update(members)
-    client.put_integration(integration.name, **kept)
+    if changed:
+        client.put_integration(integration.name, **kept)
+    elif "client_secret" in members and in_use:
+        _keep_secret(client, integration.name, kept)
+    elif "client_secret" in members:
+        client.rotate_client_secret(integration.name, str(members["client_secret"]), overlap=timedelta(0))
+
+
+def _keep_secret(client: Evergrant, name: str, members: Mapping[str, Any]) -> None:
+    """Leave the secret that connections use, and say so if another one came. A dry run compares them."""
+    compare = BY_NAME["integration"].call(Key("integration", None, name), members, dry_run="true")
+    if "client_secret" in client.send(compare).secrets:
+        rotate = ("integrations", "rotate-secret", name, "--client-secret-file", "FILE")
+        _say(
+            f"Connections use the integration {name}: its stored client secret stays, and this one is not it."
+        )
+        _say(f"To replace it, which keeps the stored one for a day: {line_to_copy('evergrant', *rotate)}")
 
 
 def _put_new(client: Evergrant, name: str, where: Mapping[str, str], members: Mapping[str, Any]) -> None:
@@ -286,31 +327,12 @@ def have_app(client: Evergrant, app: str, return_to: str) -> None:
 
 def have_permit(client: Evergrant, app: str, integration: str, subject: str) -> None:
     """A permit of the app to connect the subject and to lease its tokens, named for the integration."""
-    actions = ("token", "connect")
-    now = if_there(client.permit, app, integration)
-    if now is None:
+    permit = if_there(client.permit, app, integration)
+    if permit is None:
+        actions = FIRST_ACTIONS
         client.put_permit(app, integration, integration=integration, subjects=(subject,), actions=actions)
-    elif now.effect == "allow" and {subject, "*"}.isdisjoint(now.subjects):
-        client.put_permit(
-            app,
-            integration,
-            integration=now.integration,
-            actions=now.actions,
-            provider=now.provider,
-            subjects=(*now.subjects, subject),
-            connections=now.connections,
-            sources=now.sources,
-            scope_ceiling=now.scope_ceiling,
-            exact_scopes=now.exact_scopes,
-            expires_at=now.expires_at,
-            purpose=now.purpose,
-            owner=now.owner,
-            reason=now.reason,
-            methods=now.methods,
-            paths=now.paths,
-            call_approval=now.call_approval,
-            tools=now.tools,
-        )
+    elif permit.effect == "allow" and {subject, "*"}.isdisjoint(permit.subjects):
+        put_widened(client, app, permit, (subject,), ())
 
 
 def have_key(client: Evergrant, url: str, app: str, path: Path) -> None:
@@ -325,64 +347,3 @@ def have_key(client: Evergrant, url: str, app: str, path: Path) -> None:
             why = f"the key in {path} is not accepted by {url}"
             repair = f"Remove it (rm {path}), or choose another --app; then run this again."
             raise BadRequest(why, code=refused.code, repair=repair) from None
-
-
-_FIRST_LINE = '"""Written by evergrant init'
-_PROGRAM = '''{first}: one lease of a token. With a URL of the provider's API, it gets that too.
-
-The app's key is in a file of its own.
-"""
-
-import sys
-from datetime import timedelta
-from pathlib import Path
-from urllib.parse import urljoin
-
-import httpx2
-
-from evergrant import ConsentRequired, Evergrant, EvergrantError, Lease
-
-NAMES = {name}, {subject}  # the integration, and the person who consented
-KEY_FILE = Path(__file__).parent / {key}
-CONNECT = {connect}
-
-try:
-    with Evergrant(
-        {url},
-        KEY_FILE.read_text().strip(),
-        deadline=timedelta(seconds=5),
-    ) as evergrant:
-        match evergrant.lease(*NAMES):
-            case Lease() as lease:
-                # lease.access_token goes into the header Authorization: Bearer ...
-                print("a token with", " ".join(lease.scopes) or "the server's own scopes")
-                print("valid until", lease.expires_at or "it is revoked")
-            case ConsentRequired():
-                sys.exit("no consent yet. Run: " + CONNECT)
-        for url in sys.argv[1:]:
-            # with the token, and once more with a newer one after a 401
-            answer = httpx2.get(url, auth=evergrant.auth(*NAMES, origins=urljoin(url, "/")))
-            print(answer.status_code, answer.text[:1000])
-except (EvergrantError, httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-    sys.exit(str(error))
-'''
-
-
-def written_program(url: str, key: str, name: str, subject: str, connect: str) -> str:
-    """Python, with each value as a literal."""
-    values = {"url": url, "key": key, "name": name, "subject": subject, "connect": connect}
-    return _PROGRAM.format(
-        first=_FIRST_LINE, **{name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
-    )
-
-
-def require_replaceable(path: Path) -> None:
-    """Raise BadRequest for a file that this command did not write, or can't write."""
-    if not os.access(path.parent, os.W_OK):
-        why = f"{path.parent.absolute()} is no folder that you may write to"
-        raise BadRequest(why, code="file_error", repair="Name another file: --out FOLDER/lease.py.")
-    if not path.exists():
-        return
-    if not path.is_file() or not path.read_text(encoding="utf-8", errors="replace").startswith(_FIRST_LINE):
-        why = f"{path} is there already, and evergrant init did not write it"
-        raise BadRequest(why, code="file_exists", repair="Name another file: --out other.py.")
