@@ -14,8 +14,13 @@ ROOT = Path(__file__).parents[2]
 project = "Evergrant"
 release = re.findall(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[0]
 root_doc = "README"
-include_patterns = ["*.md", "docs/**.md", "examples/pipeline/README.md", "clients/typescript/README.md",
-                    "clients/web/README.md"]
+include_patterns = [
+    "*.md",
+    "docs/**.md",
+    "examples/pipeline/README.md",
+    "clients/typescript/README.md",
+    "clients/web/README.md",
+]
 exclude_patterns = [".*", "build"]  # else each file of the virtual environment is looked at
 extensions = ["myst_parser", "sphinx_copybutton", "sphinx_llms_txt"]
 myst_heading_anchors = 4
