@@ -17,7 +17,7 @@ TYPESCRIPT_READY := $(VENV)/.ready-typescript
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check unit test bench faults fuzz soak conformance frameworks mutations dev screenshots lint format imports types docs manifests site typescript histories db-upgrade doctor sbom release lock clean
+.PHONY: help demo check unit test bench faults fuzz soak conformance frameworks mutations dev screenshots week lint format imports types docs manifests site typescript histories db-upgrade doctor sbom release lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"
@@ -81,6 +81,9 @@ dev: $(DEMO_READY) ## leave the whole platform running here, and print its addre
 screenshots: $(TEST_READY) ## every page and view of the console at 390 and 1280 px, light and dark: build/screenshots/*.png
 	@$(PY) -m tests.e2e.pages.screenshots
 
+week: $(TEST_READY) ## the week of an admin in a browser, thirty tasks without a command line, each looked at: ONLY=12 (all), build/week/*.png
+	@$(PY) -m tests.e2e.week $(if $(ONLY),--only $(ONLY))
+
 lint: $(TEST_READY) ## ruff's rules and format, the import rules, the types
 	@echo "==> ruff"
 	@$(BIN)/ruff check --quiet $(CHECKED)
@@ -109,8 +112,10 @@ site: $(TEST_READY) ## build these pages as a site, with search: build/site/inde
 	@$(BIN)/sphinx-build --quiet --fail-on-warning -c docs/site -b html . build/site
 	@echo "wrote build/site/index.html"
 
-typescript: $(TYPESCRIPT_READY) ## build the TypeScript client, its types made of the OpenAPI document: build/typescript/*.tgz
-	@bash clients/typescript/build.sh $(VENV) build/typescript
+typescript: $(TYPESCRIPT_READY) ## build the TypeScript client, its types made of the OpenAPI document, and the connect element: build/typescript/*.tgz
+	@bash clients/web/build.sh $(VENV) build/typescript/web & element=$$!; \
+	bash clients/typescript/build.sh $(VENV) build/typescript && wait $$element
+	@mv build/typescript/web/*.tgz build/typescript/
 	@ls build/typescript/*.tgz
 
 histories: $(TEST_READY) ## record the golden workflow histories that are missing; the replay test reads them

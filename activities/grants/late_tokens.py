@@ -322,7 +322,8 @@ class LateTokensSpend(GrantSpend[VerifyLateTokens]):
         await close_attempt(tx, attempt.row, AttemptOutcome.INSTALLED, now)
         await record_sharing(tx, request, saved, tokens, pin, now)
         if consent is not None:  # it was written off when its code was refused a second time
-            await record_grant(tx, request, current, consent, grant, now, late_attempt=request.attempt_id)
+            detail = {"late_attempt": request.attempt_id}
+            await record_grant(tx, request, current, consent, grant, now, tokens.account, **detail)
         elif current.state is not LifecycleState.REVOKING:
             detail = {"generation": grant.generation, "late_attempt": request.attempt_id}
             await append_audit(tx, request, AuditAction.CONNECTION_RECOVERED, now, **detail)

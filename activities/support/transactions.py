@@ -240,10 +240,10 @@ async def record_grant(
 ) -> None:
     """Record that the grant of a consent is installed: the consent is done, and `before` has recovered.
 
-    The page of the browser that consented names the account that `came`.
+    The account that `came` is kept with the consent, for its owner to recognize it by.
     """
     await record_recovery(tx, call, before, now)
-    shown = ConsentAccount(came=came.name) if came is not None and consent.came_from_browser else None
+    shown = None if came is None else ConsentAccount(came=came.name)
     await end_unless_done(tx, consent, ConsentStatus.DONE, account=shown)
     detail = {"generation": grant.generation, "scopes": list(grant.scopes), "consent": consent.id, **detail}
     await append_audit(tx, call, AuditAction.GRANT_INSTALLED, now, **detail)

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 project = "Evergrant"
 release = re.findall(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[0]
 root_doc = "README"
-include_patterns = ["*.md", "docs/**.md", "examples/pipeline/README.md", "clients/typescript/README.md"]
+include_patterns = ["*.md", "docs/**.md", "examples/pipeline/README.md", "clients/typescript/README.md",
+                    "clients/web/README.md"]
 exclude_patterns = [".*", "build"]  # else each file of the virtual environment is looked at
 extensions = ["myst_parser", "sphinx_copybutton", "sphinx_llms_txt"]
 myst_heading_anchors = 4
@@ -39,6 +40,7 @@ CONTENTS: dict[str, dict[str, list[str]]] = {
         "First steps": ["docs/guide/getting-started", "docs/guide/concepts", "docs/comparison",
                         "docs/guide/binding",
                         "docs/guide/python", "clients/typescript/README", "examples/pipeline/README",
+                        "docs/guide/settings-page", "clients/web/README",
                         "docs/guide/moving-in"],
         "Apps and people": ["docs/apps", "docs/guide/permits", "docs/guide/proxy", "docs/guide/envoy",
                             "docs/guide/asking-for-access",

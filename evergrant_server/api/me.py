@@ -1,4 +1,5 @@
-"""`/me`: what is connected for a person, what uses it, and what the person let in; each ended by a button.
+"""`/me`: what is connected for a person, what uses it, and what they let in, each ended by a button; and what
+waits for their decision.
 
 The person is whom the login of the tenant's OAuth clients names (`PUT /v1/client-login`): the subject of
 their connections. They see and end what is theirs, and nothing else.
@@ -15,11 +16,19 @@ from starlette.responses import HTMLResponse, Response
 
 from evergrant_server import audit
 from evergrant_server.access.context import integration_spec
+from evergrant_server.access.people import login_url
 from evergrant_server.access.person_ends import end_family
 from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.agents.delegations import end_delegation
 from evergrant_server.api.audit_proofs import receipt_view
 from evergrant_server.api.connections.commands import REVOKE_ATTEMPTS, request_revocation
+from evergrant_server.api.connections.view import account_name
+from evergrant_server.api.decisions.own_approvals import (
+    decide_approval,
+    deciding_call,
+    shown_approval,
+    waiting_approvals,
+)
 from evergrant_server.api.pages.authorization.session import end_session, live_subject
 from evergrant_server.api.pages.browser import form_of, html_response, redirect_response
 from evergrant_server.api.pages.login import begin_client_login, clients_issuer
@@ -36,7 +45,6 @@ from evergrant_server.console.pages import OwnAccount, OwnProgram, OwnUse, Pages
 from evergrant_server.core.agents.delegations import chain_problem
 from evergrant_server.core.audit import AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
-from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.connections.login import is_same_subject
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, DelegationId, Tenant, TokenFamilyId, is_id
@@ -46,6 +54,7 @@ from evergrant_server.core.oauth.requests import SubjectSession
 from evergrant_server.problems import require_found
 from evergrant_server.store import Transaction
 from evergrant_server.store.audit_tables import LEASE_ACTIONS
+from evergrant_server.telemetry.alarms import unless_broken
 
 router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
 
@@ -57,6 +66,8 @@ _OFF = "No login for people is set up here: an admin does it with evergrant clie
 _DONE = {
     "connection": "It is ended: no app gets in any more. A worker has the provider confirm it.",
     "program": "The program is out. What it holds counts no more.",
+    "approved": "You have approved it.",
+    "denied": "You have denied it.",
 }
 me_page = partial(html_route, page=Pages.not_shown)
 
@@ -112,11 +123,16 @@ async def show_me(pages: PagesDep, tenant: str = "", done: str = "") -> Response
         return await begin_client_login(pages, person.rule, urlencode({"tenant": person.rule.tenant}))
     async with pages.api.store.read() as tx:
         accounts = [await _account(tx, pages, connection) for connection in await _live(tx, person)]
+        accounts.sort(key=lambda row: (row.provider.name.casefold(), row.account or "", row.connection.label))
         programs = [*await _programs(tx, pages, person), *await _agents(tx, pages, person)]
+        has_login = await unless_broken(tx.admin_logins.of_tenant(person.tenant)) is not None
+    call = await deciding_call(pages, person.tenant, person.session.person)
     page = pages.templates.me(
         person=person.session.person.name or person.session.subject,
         accounts=accounts,
         programs=programs,
+        approvals=None if call is None else await waiting_approvals(call),
+        decides_elsewhere=call is None and has_login,
         said=_DONE.get(done),
         query=person.query,
         now=pages.now,
@@ -213,6 +229,58 @@ async def end_my_program(pages: PagesDep, program_id: str, tenant: str = "") -> 
     return _back(person, "program")
 
 
+@router.get(ME_PATH + "/approvals")
+@me_page
+async def log_in_to_decide(pages: PagesDep, tenant: str = "") -> Response:
+    """Send a person who decides to the login of those who administer, which leads back to their own page."""
+    person = await _require_me(pages, tenant)
+    return _to_login(pages, person, ME_PATH)
+
+
+@router.get(ME_PATH + "/approvals/{approval_id}")
+@me_page
+async def show_my_approval(pages: PagesDep, approval_id: str, tenant: str = "") -> Response:
+    """Exactly what waits for the person's decision, and the buttons."""
+    person = await _require_me(pages, tenant)
+    path = f"{ME_PATH}/approvals/{approval_id}"
+    call = await deciding_call(pages, person.tenant, person.session.person)
+    if call is None or call.caller.session is None:
+        return _to_login(pages, person, path)
+    again = None
+    if not call.caller.session.is_stepped_up(pages.now):
+        again = login_url(pages.api, person.tenant, step_up=True)
+    page = pages.templates.my_approval(
+        decision=await shown_approval(call, approval_id),
+        step_up=again,
+        query=person.query,
+        now=pages.now,
+        csrf=_csrf(pages, person),
+    )
+    response = html_response(page)
+    # with no-referrer a browser sends `Origin: null` beside the form (Fetch section 3.1)
+    response.headers["Referrer-Policy"] = "same-origin"
+    pages.browsers.keep_page(response, path)
+    return response
+
+
+@router.post(ME_PATH + "/approvals/{approval_id}/{decision}", openapi_extra=form_of("csrf"))
+@me_page
+async def decide_my_approval(pages: PagesDep, approval_id: str, decision: str, tenant: str = "") -> Response:
+    """Approve or deny what waits, as its route in the API does."""
+    person = await _of_form(pages, tenant)
+    call = await deciding_call(pages, person.tenant, person.session.person)
+    if call is None:
+        return _to_login(pages, person, f"{ME_PATH}/approvals/{approval_id}")
+    await decide_approval(call, approval_id, decision)
+    return _back(person, "approved" if decision == "approve" else "denied")
+
+
+def _to_login(pages: SubjectPages, person: Me, path: str) -> Response:
+    response = redirect_response(login_url(pages.api, person.tenant))
+    pages.browsers.keep_page(response, path)
+    return response
+
+
 @router.post(ME_PATH + "/log-out", openapi_extra=form_of("csrf"))
 @me_page
 async def leave_my_page(pages: PagesDep, tenant: str = "") -> Response:
@@ -265,23 +333,18 @@ async def _live(tx: Transaction, person: Me) -> list[Connection]:
 
 
 async def _account(tx: Transaction, pages: SubjectPages, connection: Connection) -> OwnAccount:
-    """A connection as its person sees it: the account's name is the one that the provider gave at the
-    consent, while that is kept."""
+    """A connection as its person sees it."""
     integration = await tx.integrations.get(connection.tenant, connection.integration_id)
     name, known_as = connection.provider, connection.provider
     if integration is not None:
         spec = await integration_spec(tx, pages.api.registry, integration)
         name = provider_display_name(spec, integration)
         known_as = name if spec.discovery else spec.name
-    consent = await tx.consents.newest(connection.tenant, connection.id)
-    account = connection.choice
-    if consent is not None and consent.status is ConsentStatus.DONE:
-        account = (await tx.consents.account(consent)).came or account
     last = await _uses(tx, connection, 1)
     return OwnAccount(
         connection=connection,
         provider=pages.templates.logos.party(name, "provider", known_as),
-        account=account,
+        account=await account_name(tx, connection),
         last=_use(last[0]) if last else None,
     )
 

@@ -2,11 +2,12 @@
 
 from typing import Any, NamedTuple
 
-from evergrant_server.console.next_steps import TOKEN_NOTES, WHO, state_words, step_of
+from evergrant_server.console.next_steps import TOKEN_NOTES, WHO, repair_of, state_words, step_of
 from evergrant_server.console.pages import FOLDER, new_environment
 from evergrant_server.console.times import span
 from evergrant_server.core.errors import FAILURES
 
+_SHORT = {word: word.upper() for word in ("api", "id", "uri", "url")}
 _HTMX = "htmx-4.0.1.min.js"
 _JAVASCRIPT = "text/javascript; charset=utf-8"
 STATIC = {
@@ -80,11 +81,12 @@ class ConsolePages:
 
     def __init__(self) -> None:
         self._templates = new_environment()
-        self._templates.filters |= {"span": span, "plain": plain, "pair": pair}
+        self._templates.filters |= {"span": span, "plain": plain, "pair": pair, "label": label}
         self._templates.globals |= {
             "htmx": _HTMX,
             "state_words": state_words,
             "step_of": step_of,
+            "repair_of": repair_of,
             "token_notes": TOKEN_NOTES,
             "who": WHO,
             "failures": FAILURES,
@@ -109,6 +111,12 @@ def pair(value: str) -> tuple[str, str]:
     return value, value
 
 
+def label(name: str) -> str:
+    """The name of a member as a field's label: `api_base_url` is API base URL."""
+    words = [_SHORT.get(word, word) for word in name.split("_")]
+    return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
+
+
 def plain(value: object) -> str:
     """A value of a record's detail as text."""
     if isinstance(value, dict):
@@ -119,4 +127,4 @@ def plain(value: object) -> str:
         return " ".join(plain(member) for member in value) or "none"  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]  # JSON's values
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "none" if value is None else str(value)
+    return "none" if value is None or value == "" else str(value)

@@ -8,7 +8,7 @@ from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.token_state import TokenState
-from evergrant_server.core.errors import FAILURES, ErrorCode
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.core.failure_kinds import Repairer
 from evergrant_server.core.integrations import IntegrationState
 
@@ -32,6 +32,19 @@ WHO = {
 _REPAIRS = {  # where the table's words are for a program
     ErrorCode.CHOICE_REQUIRED: "Choose one of the accounts: on the connect page, or here."
 }
+
+
+_APPROVED = "Once another admin has approved it there, open the form again and send it."
+_HERE = {  # a repair in the console, where the table names commands
+    ErrorCode.STEP_UP_REQUIRED: "Log in again: it leads back to the form. Send it within five minutes.",
+    ErrorCode.APPROVAL_REQUIRED: f"It stands under Approvals, with what it resolves to. {_APPROVED}",
+    ErrorCode.APPROVAL_OUTDATED: f"It stands under Approvals anew, with what it resolves to now. {_APPROVED}",
+}
+
+
+def repair_of(failure: Failure) -> str:
+    """What a visitor of the console does after a failure."""
+    return _HERE.get(failure.code, failure.repair)
 
 
 class Shown(Protocol):

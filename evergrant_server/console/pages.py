@@ -2,7 +2,7 @@
 
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -74,6 +74,25 @@ class OwnAccount(NamedTuple):
     provider: Party
     account: str | None
     last: OwnUse | None
+
+
+class OwnApproval(NamedTuple):
+    """What waits for a decision. `is_sponsored`: the person answers for the agent that asks."""
+
+    id: str
+    title: str
+    why: str
+    ends_at: datetime
+    is_sponsored: bool = False
+
+
+class OwnDecision(NamedTuple):
+    """All that a decision is about, its members by name, and what this person may do."""
+
+    approval: OwnApproval
+    exact: Mapping[str, str]
+    may_approve: bool
+    may_deny: bool
 
 
 class OwnProgram(NamedTuple):
@@ -209,13 +228,19 @@ class Pages:
         person: str,
         accounts: Sequence[OwnAccount],
         programs: Sequence[OwnProgram],
+        approvals: Sequence[OwnApproval] | None,
+        decides_elsewhere: bool,
         said: str | None,
         query: str,
         now: datetime,
         csrf: str,
     ) -> str:
-        """What is connected for a person, and what acts for them."""
+        """What is connected for a person, what acts for them, and what waits for their decision.
+
+        `approvals` None: nobody who decides is logged in; with `decides_elsewhere` there is a login for that.
+        """
         shown = {"accounts": accounts, "programs": programs, "said": said, "query": query, "csrf": csrf}
+        shown |= {"approvals": approvals, "decides_elsewhere": decides_elsewhere}
         return self._render("me.html", title="Your connections", person=person, now=now, **shown)
 
     def my_connection(
@@ -224,6 +249,13 @@ class Pages:
         """Who used one of a person's connections, and the button that ends it."""
         shown = {"account": account, "uses": uses, "query": query, "csrf": csrf, "now": now}
         return self._render("my_connection.html", title=account.provider.name, **shown)
+
+    def my_approval(
+        self, *, decision: OwnDecision, step_up: str | None, query: str, now: datetime, csrf: str
+    ) -> str:
+        """All that a person decides about, and the buttons. `step_up`: where to log in again before."""
+        shown = {"decision": decision, "step_up": step_up, "query": query, "csrf": csrf, "now": now}
+        return self._render("my_approval.html", title=decision.approval.title, **shown)
 
     def not_shown(self, failure: Failure) -> str:
         """Why a person doesn't see the page of their connections."""

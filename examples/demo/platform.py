@@ -96,8 +96,9 @@ def _pid(file: Path) -> int:
     return int(file.read_text().split()[0])
 
 
-def dev_command(data: Path) -> list[str]:
-    return ["dev", "--data-dir", str(data), "--port", str(_free_port())]
+def dev_command(data: Path, port: int | None = None) -> list[str]:
+    """`dev` at this port, by default at a free one."""
+    return ["dev", "--data-dir", str(data), "--port", str(port or _free_port())]
 
 
 def dev_environment(egress_allow: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from django.middleware.csrf import get_token
 from django.urls import include, path
 from django.views.decorators.csrf import csrf_exempt
 from evergrant import Evergrant, Lease
+from evergrant.web import Offer
 from evergrant.web.django import consent_urls
 
 settings.configure(
@@ -47,11 +48,9 @@ def home(request: HttpRequest) -> HttpResponse:
     return HttpResponse("connected" if connected else BUTTON.format(get_token(request)))
 
 
-urlpatterns = [
-    path("", home),
-    path("login", log_in),
-    path("evergrant/", include(consent_urls(evergrant, subject=current_user, after="/", login="/login"))),
-]
+offers = [Offer("crm", "The CRM", several=True)]
+consents = consent_urls(evergrant, subject=current_user, after="/", login="/login", offers=offers)
+urlpatterns = [path("", home), path("login", log_in), path("evergrant/", include(consents))]
 app = get_wsgi_application()
 
 if __name__ == "__main__":

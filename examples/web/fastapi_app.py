@@ -4,6 +4,7 @@ import os
 from typing import Annotated
 
 from evergrant import AsyncEvergrant, Lease
+from evergrant.web import Offer
 from evergrant.web.fastapi import consent_router
 from fastapi import Depends, FastAPI, Form, Request
 from fastapi.responses import HTMLResponse
@@ -21,7 +22,14 @@ def current_user(request: Request) -> str | None:
 
 
 app.include_router(
-    consent_router(evergrant, subject=current_user, after="/", login="/login"), prefix="/evergrant"
+    consent_router(
+        evergrant,
+        subject=current_user,
+        after="/",
+        login="/login",
+        offers=[Offer("crm", "The CRM", several=True)],
+    ),
+    prefix="/evergrant",
 )
 
 

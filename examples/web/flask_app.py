@@ -3,6 +3,7 @@
 import os
 
 from evergrant import Evergrant, Lease
+from evergrant.web import Offer
 from evergrant.web.flask import consent_blueprint
 from flask import Flask, request, session
 
@@ -18,7 +19,14 @@ def current_user() -> str | None:
 
 
 app.register_blueprint(
-    consent_blueprint(evergrant, subject=current_user, after="/", login="/login"), url_prefix="/evergrant"
+    consent_blueprint(
+        evergrant,
+        subject=current_user,
+        after="/",
+        login="/login",
+        offers=[Offer("crm", "The CRM", several=True)],
+    ),
+    url_prefix="/evergrant",
 )
 
 

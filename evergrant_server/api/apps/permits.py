@@ -293,7 +293,14 @@ def gives_weighty(permit: PermitBody) -> bool:
     return permit.effect is Effect.ALLOW and not _WEIGHTY.isdisjoint(permit.actions)
 
 
-def _denies(permit: Permit | PermitBody | None, actions: frozenset[Action] | set[Action]) -> bool:
+def denies_weighty(permit: PermitView) -> bool:
+    """True when it refuses what reaches tokens or the configuration: to remove it takes a fresh login."""
+    return _denies(permit, _WEIGHTY)
+
+
+def _denies(
+    permit: Permit | PermitBody | PermitView | None, actions: frozenset[Action] | set[Action]
+) -> bool:
     """True when it refuses some of these actions: the app gets more once it is gone."""
     return (
         permit is not None

@@ -258,6 +258,8 @@ class ConnectionView(View):
     `metadata` are facts of the grant, such as the account's id or the API's host. `choices` are the
     accounts that the grant reaches, if the provider lists them; with the reason `choice_required` the
     API issues no lease before one is chosen.
+    `account` is the name that the provider gave to the account, such as an email address: only in lists with
+    `accounts=true`, for an app that may lease its token or that made the connection.
     `expected_account` are the claims by which the app has said which account it expects.
     `consented_with` is set for a further token slot: the connection whose consent brings its grants.
     `revoking` is set until the provider has confirmed a revocation. `revocation` is how it ended: `confirmed`
@@ -299,6 +301,7 @@ class ConnectionView(View):
     choice: str | None = None
     choices: tuple[AccountOption, ...] = ()
     slot_scopes: dict[str, tuple[str, ...]] = Field(default={})
+    account: str | None = None
     expected_account: tuple[str, ...] = ()
     consented_with: str | None = None
     created_at: datetime

@@ -22,6 +22,7 @@ from evergrant_server.api.connections.models import (
 from evergrant_server.api.connections.scopes import require_source_permit, take_over_exchange
 from evergrant_server.api.connections.view import (
     DESCRIBE_TIMEOUT_S,
+    account_for,
     add_device_code,
     add_next_step,
     connection_view,
@@ -110,6 +111,7 @@ async def list_connections(
     search: Search = None,
     order: ListOrder = ListOrder.ID,
     reference: _Name = None,
+    accounts: Annotated[bool, Query(description="With the name of each account, as `account`")] = False,
     limit: PageLimit = 50,
     cursor: PageCursor = None,
 ) -> ConnectionList:
@@ -132,7 +134,7 @@ async def list_connections(
     async with call.api.store.read() as tx:
         lists = ConnectionSearch(tx.connection, call.tenant)
         connections, unreadable, last = await _visible_page(call, lists, wanted, order, listing.after, limit)
-        items, unreadable_views = await _views(tx, connections)
+        items, unreadable_views = await _views(tx, connections, call if accounts else None)
     unreadable += unreadable_views
     report_unreadable(log, unreadable)
     next_cursor = None if last is None else listing.cursor_after(last)
@@ -179,14 +181,18 @@ def _judged_totals(call: ApiCall, rows: list[dict[str, Any]]) -> ConnectionTotal
 
 
 async def _views(
-    tx: Transaction, connections: list[Connection]
+    tx: Transaction, connections: list[Connection], names_for: ApiCall | None
 ) -> tuple[list[ConnectionView], list[tuple[str, str]]]:
-    """The views, and the id and the reason of each that the server can't read, such as of its grant's row."""
+    """The views, with the accounts' names for this caller; and the id and the reason of each that the server
+    can't read, such as of its grant's row."""
     views: list[ConnectionView] = []
     unreadable: list[tuple[str, str]] = []
     for connection in connections:
         try:
-            views.append(await connection_view(tx, connection))
+            view = await connection_view(tx, connection)
+            if names_for is not None and not connection.state.is_final:
+                view = view.__replace__(account=await account_for(tx, names_for, connection))
+            views.append(view)
         except Failure as failure:
             if failure.code is not ErrorCode.INTERNAL:
                 raise

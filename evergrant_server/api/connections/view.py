@@ -20,6 +20,7 @@ from evergrant_server.api.connections.models import (
     RevocationProgressView,
 )
 from evergrant_server.api.http.call import ApiCall, CommandResponse
+from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import Consent, ConsentKind, ConsentStatus, reference_of
@@ -76,6 +77,27 @@ async def connection_view(
         connect_url=linked.connect_url if linked is not None else None,
         connect_expires_at=consent.expires_at if consent is not None else None,
     )
+
+
+async def account_name(tx: Transaction, connection: Connection) -> str | None:
+    """The account as its owner knows it: the name that the provider gave at the consent, with the chosen one
+    where a grant reaches several; None where neither is known."""
+    consent = await tx.consents.newest_granted(connection)
+    came = None if consent is None else (await tx.consents.account(consent)).came
+    chosen = connection.choice
+    if chosen is not None:
+        grant = await tx.grants.get(connection.tenant, connection.id)
+        options = () if grant is None else grant.options
+        chosen = next((option.label for option in options if option.id == chosen), chosen)
+    return ", ".join(name for name in (came, chosen) if name) or None
+
+
+async def account_for(tx: Transaction, call: ApiCall, connection: Connection) -> str | None:
+    """`account_name` for an app that may lease its token, or that made the connection; None for others."""
+    may_know = call.allows(Action.TOKEN, Target.of(connection))
+    if not may_know and call.allows(Action.CONNECT, Target.of(connection)):
+        may_know = await tx.consents.maker_of(connection) == call.caller.app.id
+    return await account_name(tx, connection) if may_know else None
 
 
 async def _token_state(tx: Transaction, connection: Connection, grant: Grant | None) -> TokenState:

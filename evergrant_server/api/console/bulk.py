@@ -130,6 +130,7 @@ async def show_bulk_order(visit: VisitDep, bulk_id: str, cursor: str = "") -> Re
         connections=connections.items,
         words=WORDS[order.action],
         tones=TONES,
+        names=await visit.names_of([order.by]),
         administers=visit.call.allows(Action.ADMIN, Target()),
         **pages_of(f"{_BULK}/{bulk_id}", cursor, connections.next_cursor),
     )

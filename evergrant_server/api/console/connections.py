@@ -361,7 +361,8 @@ async def erase(visit: VisitDep, connection_id: str) -> Response:
 async def show_erasure(visit: VisitDep, erasure_id: str) -> Response:
     """How far an erasure has come."""
     erasure = await get_erasure(erasure_id, await require_auditor(visit.call))
-    return visit.show("erasure.html", "Erasure", erasure=erasure)
+    names = await visit.names_of([erasure.by])
+    return visit.show("erasure.html", "Erasure", erasure=erasure, names=names)
 
 
 @router.post("/console/connections/{connection_id}/confirm")

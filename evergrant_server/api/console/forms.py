@@ -90,8 +90,11 @@ def _field_of(member: str, places: Mapping[str, str]) -> str | None:
 
 
 def _in_words(refusal: Failure, name: str) -> str:
-    """What is wrong with the field, and the repair where it is an exact one."""
-    return " ".join((refusal.detail.removeprefix(f"{name}: "), refusal.context.get("repair", ""))).strip()
+    """What is wrong with the field, and the repair where it is an exact one. A provider's parameter is given
+    in its own field, whatever the repair says of a command."""
+    repair = "" if name.startswith("params.") else refusal.context.get("repair", "")
+    detail = refusal.detail.removeprefix(f"{name}: ")
+    return f"{detail if detail.endswith(('.', '?')) or not repair else f'{detail}.'} {repair}".strip()
 
 
 def number_of(fields: Mapping[str, str], name: str) -> float | None:

@@ -103,6 +103,7 @@ async def show_incident(visit: VisitDep, incident_id: str, cursor: str = "") -> 
         "Incident",
         incident=incident,
         connections=connections.items,
+        names=await visit.names_of([incident.by]),
         administers=_administers(visit),
         **pages_of(f"{_INCIDENTS}/{incident_id}", cursor, connections.next_cursor),
     )

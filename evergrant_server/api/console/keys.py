@@ -41,6 +41,7 @@ async def show_keys(visit: VisitDep) -> Response:
         keys=keys.keys,
         secrets=(await list_older_secrets(call)).items,
         rotations=rotations,
+        names=await visit.names_of(rotation.by for rotation in rotations),
         answers=answers,
         administers=visit.call.allows(Action.ADMIN, Target()),
     )

@@ -111,7 +111,8 @@ async def _plan(visit: ConsoleVisit, fields: dict[str, str], form: Form) -> Resp
 async def show_leaver(visit: VisitDep, offboarding_id: str) -> Response:
     """How far the offboarding of a person is, connection by connection."""
     leaver = await get_offboarding(offboarding_id, await require_auditor(visit.call))
-    return visit.show("leaver.html", "Leaver", leaver=leaver, administers=_administers(visit))
+    names = await visit.names_of([leaver.by])
+    return visit.show("leaver.html", "Leaver", leaver=leaver, names=names, administers=_administers(visit))
 
 
 @router.post(f"{_LEAVERS}/{{offboarding_id}}/undo")

@@ -28,7 +28,11 @@ _FORM = "console login"  # what the CSRF token of the form is bound to, beside i
 @router.get(LOGIN)
 async def show_login(visit: VisitDep) -> Response:
     """The form for an API key, and the way to the issuer where people log in."""
-    return await _login_page(visit)
+    response = await _login_page(visit)
+    # whoever comes here by a bookmark is led to the console too
+    tenant = visit.api.settings.tenant
+    visit.browsers.keep_page(response, visit.browsers.page_after_login(visit.request, tenant, "/console"))
+    return response
 
 
 async def _login_page(visit: ConsoleVisit, failure: Failure | None = None) -> Response:
@@ -69,7 +73,7 @@ async def log_in(visit: VisitDep) -> Response:
         )
 
     await run_transaction(api.store, write)
-    response = redirect_response(visit.browsers.page_after_login(visit.request, "/console"))
+    response = redirect_response(visit.browsers.page_after_login(visit.request, session.tenant, "/console"))
     visit.browsers.begin_session(response, key_cookie(api.settings.public_url), cookie, LASTS)
     return response
 

@@ -31,6 +31,7 @@ DONE = {
     "approved": "It is approved, and holds from now on.",
     "denied": "It is denied.",
     "withdrawn": "It is withdrawn.",
+    "command": "The command is approved. Who sent it sends it again: it is then carried out.",
 }
 
 
@@ -113,7 +114,7 @@ async def withdraw(visit: VisitDep, request_id: str) -> Response:
 
 @router.get("/console/approvals")
 @console_page
-async def show_approvals(visit: VisitDep) -> Response:
+async def show_approvals(visit: VisitDep, done: str = "") -> Response:
     """The commands that wait for a second admin, and the first calls that wait for anybody."""
     call = await require_auditor(visit.call)
     commands = (await list_approvals(call)).items
@@ -124,9 +125,11 @@ async def show_approvals(visit: VisitDep) -> Response:
         commands=commands,
         calls=calls.items,
         more_calls=calls.next_cursor is not None,
+        said=DONE.get(done),
         decides=call.allows(Action.ADMIN, Target()),
         own=call.context.by,
         people=await visit.names_of(command.by for command in commands),
+        names=await visit.names_of(wanted.sponsor for wanted in calls.items if wanted.sponsor),
     )
 
 
@@ -136,7 +139,7 @@ async def approve_waiting_command(visit: VisitDep, approval_id: str) -> Response
     """Approve another app's command, which that app then sends again."""
     await visit.read_form()
     await approve_command(approval_id, await require_tenant_admin(visit.call))
-    return redirect_response("/console/requests")
+    return redirect_response("/console/approvals?done=command")
 
 
 def _seconds(hours: str) -> float | None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from evergrant_server import audit
+from evergrant_server.access.approvals import danger_of
 from evergrant_server.access.context import ApiContext
 from evergrant_server.access.people import login_url, person_caller, presented_secret, require_same_origin
 from evergrant_server.api.console.forms import Form
@@ -87,8 +88,22 @@ class ConsoleVisit:
             old_login=session is not None and not session.is_stepped_up(self.call.now),
         )
 
-    def show_form(self, template: str, title: str, form: Form, **values: Any) -> Response:
-        """The page of a form: blank, or refused, with its problems."""
+    def show_form(
+        self,
+        template: str,
+        title: str,
+        form: Form,
+        *,
+        route: Callable[..., Any] | None = None,
+        **values: Any,
+    ) -> Response:
+        """The page of a form: blank, or refused, with its problems.
+
+        `route` is the API's that the form's act calls: an old login is told so where the route takes a fresh
+        one. Without it the template decides.
+        """
+        if route is not None:
+            values["takes_login"] = danger_of(route) is not None
         return self.show(template, title, status=form.status, form=form, **values)
 
     def show(self, template: str, title: str, *, status: int = 200, **values: Any) -> Response:
@@ -124,7 +139,7 @@ class ConsoleVisit:
         """Note the page that is shown to somebody whom a login may follow: it leads back to it."""
         session = self.call.caller.session if hasattr(self, "call") else None
         if self.request.method == "GET" and (session is not None or not hasattr(self, "call")):
-            self.browsers.keep_page(response, self.request.url.path)
+            self.browsers.keep_page(response, self.request.url.path, self.request.url.query)
         return response
 
     def failed(self, failure: Failure) -> Response:

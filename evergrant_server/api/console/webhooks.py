@@ -266,7 +266,13 @@ async def _delete_form(visit: ConsoleVisit, name: str, form: Form) -> Response:
     ]
     uncounted = any(deliveries.next_cursor for deliveries in (pending, failed))
     return visit.show_form(
-        "webhook_delete.html", f"Delete {name}", form, webhook=webhook, counts=counts, uncounted=uncounted
+        "webhook_delete.html",
+        f"Delete {name}",
+        form,
+        route=delete_webhook,
+        webhook=webhook,
+        counts=counts,
+        uncounted=uncounted,
     )
 
 

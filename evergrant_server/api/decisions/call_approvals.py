@@ -1,5 +1,6 @@
 """`/v1/call-approvals`: an agent asks for one call, a person decides, and the call is made once."""
 
+import json
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
@@ -192,6 +193,26 @@ async def deny_call(
         return await _decide(tx, call, AuditAction.CALL_APPROVAL_DENIED, after, agent)
 
     return await call.write(write)
+
+
+def visible_call(called: CalledView | None) -> dict[str, str]:
+    """The call's members as text in which nothing is invisible."""
+    members: dict[str, Any] = {} if called is None else called.model_dump(exclude_none=True)
+    if called is not None and called.headers is not None:
+        members["headers"] = "\n".join(f"{header.name}: {header.value}" for header in called.headers)
+    return {
+        name: visible_text(
+            member if isinstance(member, str) else json.dumps(member, indent=2, ensure_ascii=False)
+        )
+        for name, member in members.items()
+    }
+
+
+def visible_text(text: str) -> str:
+    """Controls, and what turns or hides other characters, as their code point."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else f"[U+{ord(letter):04X}]" for letter in text
+    )
 
 
 # --- steps --------------------------------------------------------------------------------

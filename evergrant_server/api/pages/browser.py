@@ -22,8 +22,12 @@ from evergrant_server.crypto import KeyRing
 APPROVAL_PAGES = "/console/call-approvals"
 _COOKIE_VALUE = re.compile(r"^[A-Za-z0-9_-]{43}\Z")
 _MAX_FORM_BYTES, _MAX_FORM_FIELDS = 4096, 10
-_PAGE_COOKIE, _PAGE_S = "evergrant-page", 600  # only a path of the console: the page asks who is there
-_CONSOLE_PATH = re.compile(r"/console(?!/(?:login|logout|static)\b)(?:/\w[\w.-]{0,199}){1,6}\Z", re.ASCII)
+_PAGE_COOKIE, _PAGE_S = "evergrant-page", 600  # only a path of ours: the page asks who is there
+_CONSOLE_PATH = (
+    r"/console(?!/(?:login|logout|static)\b)(?:/\w[\w.-]{0,199}){0,6}(?:\?[\w.~%&=+:@/-]{1,1500})?"
+)
+_OWN_PATH = r"/me(?:/approvals/\w{1,40})?"  # of a person, whose tenant the login knows
+_KEPT_PATH = re.compile(rf"(?:{_CONSOLE_PATH}|(?P<own>{_OWN_PATH}))\Z", re.ASCII)
 _CONFIRM_COOKIE, _CONFIRM_S = "evergrant-confirm", 120  # compared with the consent's hash
 
 
@@ -98,18 +102,21 @@ class BrowserSessions:
     def end_session(self, response: Response, cookie: str) -> None:
         response.delete_cookie(cookie, path="/", secure=self.secure, httponly=True, samesite="lax")
 
-    def keep_page(self, response: Response, path: str) -> None:
-        """Have this browser's next login lead back to this page of the console."""
-        if _CONSOLE_PATH.match(path):
+    def keep_page(self, response: Response, path: str, query: str = "") -> None:
+        """Have this browser's next login lead back to this page of the console, with what its form asked, or
+        of the person."""
+        page = f"{path}?{query}" if _KEPT_PATH.match(f"{path}?{query}") else path
+        if _KEPT_PATH.match(page):
             rules = {"max_age": _PAGE_S, "secure": self.secure, "httponly": True}
-            response.set_cookie(_PAGE_COOKIE, path, path="/", samesite="lax", **rules)
+            response.set_cookie(_PAGE_COOKIE, page, path="/", samesite="lax", **rules)
 
     @staticmethod
-    def page_after_login(request: Request, otherwise: str) -> str:
-        """The console's page for which the browser was sent to log in. No other address is taken from a
-        request."""
-        path = request.cookies.get(_PAGE_COOKIE, "")
-        return path if _CONSOLE_PATH.match(path) else otherwise
+    def page_after_login(request: Request, tenant: str, otherwise: str) -> str:
+        """The page for which the browser was sent to log in. No other address is taken from a request."""
+        page = _KEPT_PATH.match(request.cookies.get(_PAGE_COOKIE, ""))
+        if page is None:
+            return otherwise
+        return page[0] if page["own"] is None else f"{page[0]}?tenant={tenant}"
 
     def set_confirm_code(self, response: Response, code: Secret) -> None:
         """Give this browser a confirm code, which the connect page shows it."""

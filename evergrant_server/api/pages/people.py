@@ -140,7 +140,7 @@ async def _give_session(pages: SubjectPages, login: PersonLogin) -> Response:
         return secret
 
     secret = await run_transaction(pages.api.store, write)
-    response = redirect_response(pages.browsers.page_after_login(pages.request, "/session"))
+    response = redirect_response(pages.browsers.page_after_login(pages.request, login.tenant, "/session"))
     cookie = session_cookie(pages.api.settings.public_url)
     pages.browsers.begin_session(response, cookie, secret.reveal(), SESSION_LASTS)
     return response

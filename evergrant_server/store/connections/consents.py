@@ -241,6 +241,13 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
         consents = await self._all_unchecked(self._newest(tenant, connection_id, true()).limit(1))
         return consents[0] if consents else None
 
+    async def newest_granted(self, connection: Connection) -> Consent | None:
+        """The newest consent that brought a grant of the connection, or None. Not checked: as `newest`."""
+        consented = connection.consented_with or connection.id
+        done = col(ConsentRow.status) == ConsentStatus.DONE.value
+        consents = await self._all_unchecked(self._newest(connection.tenant, consented, done).limit(1))
+        return consents[0] if consents else None
+
     async def by_reference(self, tenant: Tenant, reference: str) -> list[Consent]:
         """The consents of a reference as `reference_of` gives it, in any spelling. Not checked."""
         begins = "".join(reference.lower().split()).replace("-", "")
@@ -312,15 +319,17 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
 
 
 def _is_between() -> ColumnElement[bool]:
-    """The connection has an older consent that brought a grant, and a newer one."""
+    """The connection has an older consent that brought a grant, and a newer one; of those that brought one
+    itself, a newer one that did: the newest names the account."""
     older, newer = aliased(ConsentRow), aliased(ConsentRow)
 
     def of_same(row: type[ConsentRow]) -> ColumnElement[bool]:
         same = col(row.tenant) == col(ConsentRow.tenant)
         return same & (col(row.connection_id) == col(ConsentRow.connection_id))
 
-    made = col(ConsentRow.created_at)
-    brought = (col(older.created_at) < made) & (col(older.status) == ConsentStatus.DONE.value)
+    made, done = col(ConsentRow.created_at), ConsentStatus.DONE.value
+    brought = (col(older.created_at) < made) & (col(older.status) == done)
+    replaces = (col(ConsentRow.status) != done) | (col(newer.status) == done)
     return exists().where(of_same(older), brought) & exists().where(
-        of_same(newer), col(newer.created_at) > made
+        of_same(newer), col(newer.created_at) > made, replaces
     )

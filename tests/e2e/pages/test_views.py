@@ -1,33 +1,18 @@
-"""Every page and view on a phone: nothing scrolls sideways, all has a name, a role and enough contrast.
+"""Every page and view on a phone: nothing scrolls sideways, all has a name, a role and enough contrast."""
 
-axe-core reads the pages as assistive technology does (WCAG 2.1 AA, and its best practices).
-"""
-
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from playwright.async_api import Page
 
-from tests.e2e.pages.views import CONSOLE, Site, running_site, views
+from tests.e2e.pages.axe import AXE, contrast_problems, problems
+from tests.e2e.pages.site import Site, running_site
+from tests.e2e.pages.views import CONSOLE, views
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one tenant and one browser for all: it takes seconds
 
 PHONE = {"width": 390, "height": 844}
-AXE = Path(sys.prefix) / "axe/node_modules/axe-core/axe.min.js"
-# rows and routes that look like the ones before them; a page that waits for a worker reloads, and says so
-_OPTIONS = "{rules: {'meta-refresh': {enabled: false}}}"
-_CONTEXT = "{exclude: ['section.route ~ section.route', 'tbody > tr:nth-child(n+5)']}"
-_NODE = "`${it.id}: ${node.target} ${node.html.slice(0, 90)}`"
-_TOLD = f"found.violations.flatMap(it => it.nodes.map(node => {_NODE}))"
-_ALL = f"async () => {{ const found = await axe.run({_CONTEXT}, {_OPTIONS}); return {_TOLD} }}"
-_CONTRAST = _ALL.replace(_OPTIONS, "{runOnly: ['color-contrast']}")
-_TOO_WIDE = "document.documentElement.scrollWidth - innerWidth"
-_CUT = """[...document.querySelectorAll('body *:not(.unseen, input, select, thead)')]
-  .filter(it => it.scrollWidth > it.clientWidth + 1 && getComputedStyle(it).overflowX === 'hidden')
-  .map(it => it.outerHTML.slice(0, 90))"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -45,12 +30,9 @@ async def test_wcag_every_view_at_390_px_light_and_dark(site: Site):
             logged_in = True
         await page.emulate_media(color_scheme="light")
         await site.show(page, view)
-        if await page.evaluate(_TOO_WIDE) > 0:
-            found.append(f"{view.name} is wider than the screen")
-        found += [f"{view.name} cuts {it}" for it in await page.evaluate(_CUT)]
-        found += [f"{view.name}: {it}" for it in await page.evaluate(_ALL)]
+        found += [f"{view.name}: {problem}" for problem in await problems(page)]
         await page.emulate_media(color_scheme="dark")
-        found += [f"{view.name}, dark: {it}" for it in await page.evaluate(_CONTRAST)]
+        found += [f"{view.name}, dark: {problem}" for problem in await contrast_problems(page)]
     assert not found, "\n".join(found)
     assert site.problems == [], "no script was refused, and none failed"
 

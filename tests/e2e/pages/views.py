@@ -1,45 +1,12 @@
-"""Every page and every view of the console, in a browser at a filled tenant.
-
-    async with running_site(folder) as site: page = await site.log_in(); await site.show(page, view)
+"""Every page and every view of the console, as `site.Site` shows them.
 
 Pages of a consent are rendered from their templates at `/shown/NAME`: the flows that lead to each have tests
-of their own. The site's host is `HOST`, so that no view has an address of this machine.
+of their own.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
-from playwright.async_api import Browser, Page
-from starlette.responses import Response
-
-from evergrant_server.api.pages.browser import html_response
-from evergrant_server.console.advice import WayOut
-from evergrant_server.console.logos import Parties, Party
-from evergrant_server.console.pages import OwnAccount, OwnProgram, OwnUse, Pages
-from evergrant_server.core.connections.connection import LifecycleState
-from evergrant_server.core.connections.device_code import DeviceCode
-from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import OAuthClientId
-from evergrant_server.core.oauth.clients import ClientKind, GatewayClient
-from evergrant_server.core.people.logins import CommandStart
-from evergrant_server.core.people.roles import Person, PersonRole
-from evergrant_server.core.people.sessions import PersonSession, SessionKind
-from evergrant_server.core.secret import Secret
-from tests.e2e.flows.test_implicit import running_browser
-from tests.e2e.pages.filled import ACCOUNTS, NOON, Filled, fill
-from tests.fakes.api import TENANT, Api, running_api
-from tests.fakes.certificates import loopback_tls
-from tests.fakes.http_server import listening, talk_to
-from tests.fakes.patience import PATIENCE_S
-from tests.fakes.rows import a_connection, a_consent, an_integration
-
-HOST = "evergrant.example"
-SCOPES = ("repo", "read:user", "offline_access")
-LONG_SCOPES = ("https://www.googleapis.com/auth/calendar.readonly", "crm.objects.contacts.read" * 4)
+from tests.e2e.pages.rendered import rendered_pages
 
 
 @dataclass(frozen=True)
@@ -151,6 +118,8 @@ CONSOLE = (
     _console("people-login-delete", "people-login/delete"),
     _console("session-end", "people/{session}/end"),
     _console("agents", "agents"),
+    _console("agent-new", "new/agent"),
+    _console("agent-edit", "agents/invoice-helper/edit"),
     _console("keys", "keys"),
     _console("bulk-orders", "bulk"),
     _console("bulk-order", "bulk/{bulk}"),
@@ -171,6 +140,10 @@ CONSOLE = (
     _console("reach", "apps/invoice-helper/reach"),
     _console("reach-nothing", "apps/an-importer-that-was-replaced/reach"),
     _console("streams", "streams"),
+    _console("stream-new", "new/stream"),
+    _console("stream-edit", "streams/siem/edit"),
+    _console("stream-secret", "streams/siem/rotate-secret", "Make a new secret"),
+    _console("stream-delete", "streams/siem/delete"),
     _console("audit", "audit"),
     _console("audit-filtered", "audit?action=permit.put&by=app:console"),
     _console("audit-none", "audit?by=app:nobody"),
@@ -199,195 +172,6 @@ _STRANGERS = (
 )
 
 
-@dataclass
-class Site:
-    """A browser's way to a filled tenant."""
-
-    api: Api
-    browser: Browser
-    filled: Filled
-    problems: list[str]
-    url: str = f"https://{HOST}"
-
-    async def page(self, **context: Any) -> Page:
-        """One of a new browser. What it complains of is in `problems`."""
-        page = await self.browser.new_page(ignore_https_errors=True, **context)
-        page.set_default_timeout(PATIENCE_S * 1000)
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on("console", lambda it: self.problems.append(it.text) if "Policy" in it.text else None)
-        return page
-
-    async def log_in(self, page: Page) -> None:
-        await page.goto(f"{self.url}/console/login")
-        await page.get_by_label("API key").fill(self.filled.key)
-        await page.get_by_role("button", name="Log in", exact=True).click()
-        await page.get_by_role("heading", name="Overview").wait_for()
-
-    async def revoke_keys(self, name: str) -> None:
-        """An app has two live keys at most."""
-        app, now = await self.api.app_named(name), self.api.clock.now()
-        async with self.api.worker.write() as tx:
-            for key in await tx.access.live_keys(TENANT, app.id, now):
-                await tx.access.revoke_key(TENANT, key.id, now)
-
-    async def show(self, page: Page, view: View) -> None:
-        await page.goto(self.url + view.path.format_map(vars(self.filled)))
-        for label, text in view.typed:
-            await page.get_by_label(label, exact=True).fill(text)
-        for name in view.presses:
-            if name == "Make the key":
-                await self.revoke_keys("report")
-            if name == "Log in":
-                await page.get_by_label("API key").fill("evg_key_mistyped")
-            async with page.expect_navigation():
-                await page.get_by_role("button", name=name, exact=True).click()
-
-
-@asynccontextmanager
-async def running_site(folder: Path) -> AsyncIterator[Site]:
-    """The API over a filled tenant, and a browser that finds it as `HOST`."""
-    rendered = dict(_rendered())
-
-    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        asked = scope["path"].removeprefix("/shown/")
-        await (rendered.get(asked) or api.app)(scope, receive, send)
-
-    ui = "https://temporal.acme.example"
-    async with running_api(folder, public_url=f"https://{HOST}", temporal_ui_url=ui) as api:
-        filled = await fill(api)
-        async with (
-            listening(talk_to(app), tls=loopback_tls(folder).server) as port,
-            running_browser(f"--host-resolver-rules=MAP {HOST}:443 127.0.0.1:{port}") as browser,
-        ):
-            yield Site(api, browser, filled, [])
-
-
 def views() -> tuple[View, ...]:
     """All of them; those of the console need `Site.log_in`."""
-    return (*_STRANGERS, *(View(f"page-{name}", f"/shown/{name}") for name, _ in _rendered()), *CONSOLE)
-
-
-def _rendered() -> list[tuple[str, Response]]:
-    """The pages that a subject or a person meets on the way, by name."""
-    pages = Pages()
-    who = Parties(Party("crm-sync"), Party("code"), Party("GitHub"))
-    long = Parties(Party("quarterly-report-builder"), Party("erp"), Party("login.sub.acme.example:8443"))
-    integration = an_integration(TENANT, NOON)
-    connection = a_connection(integration, NOON)
-    consent = a_consent(connection, NOON, scopes=SCOPES)
-    bare = a_consent(connection, NOON, scopes=())
-    code = DeviceCode(
-        device_code=Secret("d"),
-        user_code="WDJB-MJHT",
-        verification_uri="https://github.com/login/device",
-        expires_at=NOON + timedelta(minutes=15),
-    )
-    subject, csrf = "ann@acme.example", "0" * 64
-    person = PersonSession.model_construct(
-        tenant=TENANT,
-        kind=SessionKind.BROWSER,
-        person=Person(issuer="https://login.acme.example", sub="ann", name=subject),
-        role=PersonRole.TENANT_ADMIN,
-        expires_at=NOON + timedelta(hours=12),
-    )
-    command = CommandStart(port=40001, state="s" * 16, challenge="c" * 43)
-    login = {"host": "login.acme.example", "tenant": TENANT, "csrf": csrf}
-    back = "https://crm.acme.example/connected"
-    expired, rejected = Failure(ErrorCode.CONSENT_EXPIRED), Failure(ErrorCode.CLIENT_REJECTED)
-    used = Failure(ErrorCode.CALLBACK_INVALID, "This login was used, or has expired: log in again.")
-    rejected.context["reference"] = "K7QD-2M9X"
-    html = {
-        "consent": pages.connect(parties=who, subject=subject, consent=consent, csrf=csrf),
-        "consent-long": pages.connect(
-            parties=long, subject=subject, consent=bare, csrf=csrf, login="login.acme.example"
-        ),
-        "leaving": pages.redirecting(parties=who, to="GitHub", url="/livez").replace("0;url", "600;url"),
-        "device": pages.device(parties=who, consent=consent, device=code).replace(
-            'content="5"', 'content="600"'
-        ),
-        "confirm-code": pages.confirm(parties=who, subject=subject, code=Secret("k" * 43)),
-        "install": pages.install(provider="Slack", start_url=back),
-        "choose": pages.choose(parties=who, options=ACCOUNTS, link="x", csrf=csrf),
-        "choose-none": pages.choose(parties=who, options=(), link="x", csrf=csrf),
-        "pending": pages.pending(parties=who).replace('content="2"', 'content="600"'),
-        "connected": pages.connected(parties=who, subject=subject, account="ann-of-acme", scopes=SCOPES),
-        "connected-long": pages.connected(
-            parties=long, subject=subject * 4, account=None, scopes=LONG_SCOPES
-        ),
-        "declined": pages.declined(parties=who, reference="K7QD-2M9X"),
-        "expired": pages.failed(expired, WayOut(who, over=True, back=back)),
-        "for-admins": pages.failed(rejected, WayOut(who)),
-        "login": pages.login(**login, step_up=False, command=None),
-        "login-command": pages.login(**login, step_up=True, command=command),
-        **_authorizations(pages, subject, csrf),
-        **_own(pages, subject, csrf),
-        "session": pages.session(session=person, step_up="/login", csrf=csrf),
-        "logged-out": pages.logged_out(),
-        "not-logged-in": pages.not_logged_in(used),
-        "not-authorized": pages.not_authorized(Failure(ErrorCode.CLIENT_UNKNOWN)),
-    }
-    return [(name, html_response(text)) for name, text in html.items()]
-
-
-def _own(pages: Pages, subject: str, csrf: str) -> dict[str, str]:
-    """A person's own pages."""
-    asks = {"query": "tenant=acme", "now": NOON, "csrf": csrf}
-    used = OwnUse(NOON - timedelta(minutes=5), "crm-sync", "got access", "api-1/7")
-    called = OwnUse(
-        NOON - timedelta(hours=3), "assistant", "called GET api.github.com /user/repos", "api-1/3"
-    )
-    states = (LifecycleState.ACTIVE, LifecycleState.NEEDS_REAUTH, LifecycleState.REVOKING)
-    accounts = [
-        OwnAccount(
-            a_connection(an_integration(TENANT, NOON), NOON - timedelta(days=40)).__replace__(state=state),
-            Party(name),
-            account,
-            used if state is LifecycleState.ACTIVE else None,
-        )
-        for state, name, account in zip(
-            states, ("GitHub", "Salesforce", "tickets.acme.example"), (subject, None, "ann" * 30), strict=True
-        )
-    ]
-    programs = [
-        OwnProgram("fam_1", "Coder", "all of your connections", NOON - timedelta(days=2), NOON, None),
-        OwnProgram("dlg_1", "assistant", "what its permits allow", NOON - timedelta(hours=1), None, None),
-    ]
-    me = {"person": subject, "said": None, **asks}
-    return {
-        "me": pages.me(accounts=accounts, programs=programs, **me),
-        "me-none": pages.me(accounts=[], programs=[], **me),
-        "me-connection": pages.my_connection(account=accounts[0], uses=[used, called], **asks),
-    }
-
-
-def _authorizations(pages: Pages, subject: str, csrf: str) -> dict[str, str]:
-    """The page that asks whether a client may act: of each kind of client."""
-    facts = {"tenant": TENANT, "created_at": NOON, "redirect_uris": ()}
-    coder = GatewayClient(
-        **facts, id=OAuthClientId("cli_1"), client_id="cli_1", kind=ClientKind.REGISTERED, name="Coder"
-    )
-    url, long = "https://agent.acme-coding-agents.example/clients/desktop.json", "Long" * 19
-    known = coder.model_copy(update={"client_id": url, "kind": ClientKind.DOCUMENT, "name": long})
-    admins = coder.model_copy(update={"kind": ClientKind.ADMIN, "name": ""})
-    asks = {"person": subject, "csrf": csrf}
-    own = ["See which of your accounts are connected", "Call their APIs as you: crm, code and 3 more"]
-    rights = [
-        "Use tickets.acme.example as ann@acme.example: each tool and request that the app agents may use"
-    ]
-    here = {
-        "target": "your connections",
-        "rights": own,
-        "leads_to": "a program on this computer",
-        "then": None,
-    }
-    there = {"target": "tickets at tickets.acme.example", "rights": rights, "leads_to": "agent.acme.example"}
-    return {
-        "authorize-device": pages.authorize(
-            client=coder, **{**here, "leads_to": None}, **asks, user_code="WDJB-MJHT"
-        ),
-        "enter-code": pages.enter_code(),
-        "device-decided": pages.device_decided(allowed=True),
-        "authorize": pages.authorize(client=coder, **here, **asks),
-        "authorize-long": pages.authorize(client=known, **there, then="tickets.acme.example", **asks),
-        "authorize-admins": pages.authorize(client=admins, **here, **asks),
-    }
+    return (*_STRANGERS, *(View(f"page-{name}", f"/shown/{name}") for name, _ in rendered_pages()), *CONSOLE)

@@ -21,6 +21,7 @@ from tests.fakes.rows import put_app
 ROOT = Path(__file__).parents[3]
 SMOKE = """
 import { Evergrant, EvergrantError } from './index.js'
+import { answer } from './backend.js'
 
 const evergrant = new Evergrant({ url: URL_ + '/', apiKey: async () => KEY, deadline: 60_000 })
 
@@ -44,7 +45,25 @@ const { data } = await evergrant.api.GET('/v1/connections', { params: { query: {
 // @ts-expect-error: the document has no such member
 data?.nothing
 console.log(data?.items.map((it) => it.state).join())
+
+// examples/web/backend.ts, as the connect element calls it
+const alice = { subject: 'alice', verifier: 'v'.repeat(43) }
+const own = { 'Sec-Fetch-Site': 'same-origin' }
+const asks = (path: string, method = 'GET', headers: Record<string, string> = own) =>
+  answer(new Request('https://shop.example/evergrant/' + path, { method, headers }), evergrant, alice)
+const listed = await (await asks('connections')).json()
+const begun = await asks('connect/crm?label=second', 'POST')
+const ended = await asks('disconnect/crm', 'POST')
+const foreign = await asks('disconnect/crm?label=second', 'POST', { 'Sec-Fetch-Site': 'cross-site' })
+const over = await answer(new Request('https://shop.example/evergrant/connections'), evergrant, undefined)
+console.log(listed.integrations[0].accounts[0].status, begun.status, ended.status, foreign.status)
+const after = (await (await asks('connections')).json()).integrations[0].accounts
+const waits = after.filter((account: { status: string }) => account.status === 'pending')
+console.log(over.status, waits.map((account: { label: string }) => account.label).join())
 """
+SAID = "pending_consent\npending 200 204 403\n401 second\n"
+BACK = ("https://shop.example/evergrant/connected",)
+BACKEND = (ROOT / "examples/web/backend.ts").read_text(encoding="utf-8")
 
 
 async def test_the_client_is_typed_by_the_document_and_gets_leases_links_and_refusals(
@@ -62,7 +81,7 @@ async def test_the_client_is_typed_by_the_document_and_gets_leases_links_and_ref
     async with open_platform(ready.settings, Role.OPERATOR) as parts:
         everything = {"name": "all", "integration": "*", "actions": tuple(Action)}
         async with parts.store.write() as tx:
-            key = await put_app(tx, TENANT, "everything", parts.clock.now(), everything)
+            key = await put_app(tx, TENANT, "everything", parts.clock.now(), everything, return_to=BACK)
     folder = tmp_path / "client"
     (folder / "src").mkdir(parents=True)
     async with serving(ready.settings) as url:
@@ -74,8 +93,9 @@ async def test_the_client_is_typed_by_the_document_and_gets_leases_links_and_ref
         }
         smoke = "".join(f"const {name}: string = {value!r}\n" for name, value in values.items()) + SMOKE
         (folder / "src/smoke.ts").write_text(smoke)
+        (folder / "src/backend.ts").write_text(BACKEND.replace("'evergrant'", "'./index.js'"))
         await finished("bash", str(ROOT / "clients/typescript/build.sh"), sys.prefix, str(folder))
-        assert await finished(str(NODE), str(folder / "dist/smoke.js")) == "pending_consent\n"
+        assert await finished(str(NODE), str(folder / "dist/smoke.js")) == SAID
 
 
 async def finished(*command: str) -> str:

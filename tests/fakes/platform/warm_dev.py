@@ -43,13 +43,13 @@ class _Dev(Process):
 
 
 async def start_dev(
-    data: Path, egress_allow: str, settings: Mapping[str, str] | None = None
+    data: Path, egress_allow: str, settings: Mapping[str, str] | None = None, *, port: int | None = None
 ) -> EvergrantProcess:
-    """As `EvergrantProcess.start`, with these settings in the environment."""
+    """As `EvergrantProcess.start`, with these settings in the environment, at this port or a free one."""
     out = data.with_name(f"{data.name}-dev.out")
     out.touch()  # it is read until the fork writes to it
     env = {**CHEAP, **dev_environment(egress_allow), **(settings or {})}  # `CHEAP` is its Temporal's
-    child = await WarmProcess.start(dev_command(data), env, out, out)
+    child = await WarmProcess.start(dev_command(data, port), env, out, out)
     process = _Dev(child, out)
     try:
         await process.until_ready()

@@ -180,6 +180,18 @@ async def test_a_journalled_reply_for_an_ended_consent_is_revoked_once(
     assert told == (["refresh_token", "access_token"] if revoked else ["refresh_token"])
 
 
+async def test_the_name_of_the_account_stays_with_a_consent_that_no_browser_carried(device: Device):
+    who = {"iss": device.idp.issuer, "aud": device.idp.client_id, "email": "ann@example.org"}
+    await device.died_with_the_answer(id_token=id_token("ann", **who, email_verified=True))
+    await device.worker.replayer.sweep()
+    connection = await device.place.row(device.connection)
+    assert connection.state is LifecycleState.ACTIVE
+    async with device.place.store.read() as tx:
+        consent = await tx.consents.newest_granted(connection)
+        assert consent is not None
+        assert (await tx.consents.account(consent)).came == "ann@example.org"
+
+
 async def test_a_refused_id_token_after_the_end_leaves_no_tokens(device: Device):
     """No workflow is left that could revoke them later."""
     await device.died_with_the_answer(id_token=id_token("ann", iss="https://another.example", aud="another"))

@@ -11,7 +11,7 @@ from tests.security.isolation.routes import PROVED_OTHERWISE, endpoints
 RULES: tuple[tuple[str, str, str], ...] = (
     (r"GET|OPTIONS", r"/", "reads"),
     (r"POST", r"/console/(login|logout)", "begins or ends a session of one's own"),
-    (r"POST", r"/console/", "calls one of the API's commands, and is judged as that is"),
+    (r"POST", r"/(console|me/approvals)/", "calls one of the API's commands, and is judged as that is"),
     (r"POST", r"/v1/access/simulate|/temporal/decode", "changes nothing"),
     (r"POST", r"/v1/(access-requests|call-approvals)", "asks, withdraws, refuses, or uses what is approved"),
     (r"POST", r"/v1/questions", "has what an auditor reads anyway put together"),

@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from evergrant_server.temporal_link.stories import ENCODING
+from tests.security.isolation.rights import RIGHTS
 from tests.security.isolation.world import A_CREDENTIAL, PUBLIC_KEY, document
 
 # What `{name}` names in each collection.
@@ -23,7 +24,7 @@ NAMED |= {"/v1/issuers/": "trusted_issuer", "/v1/agents/": "agent"}
 NAMED |= {"/v1/delegation-rules/": "delegation_rule"}
 NAMED |= {"/console/integrations/": "integration", "/console/apps/": "app", "/console/agents/": "agent"}
 NAMED |= {"/console/rules/": "delegation_rule", "/console/issuers/": "trusted_issuer"}
-NAMED |= {"/console/webhooks/": "webhook"}
+NAMED |= {"/console/webhooks/": "webhook", "/console/streams/": "audit_stream"}
 NAMED |= {"/console/static/": "app"}  # no file has this name
 _NAME = re.compile(r"\{(\w+)\}")
 _CON = "/v1/connections/{connection_id}"
@@ -174,6 +175,9 @@ PROVED_OTHERWISE = {
     *("GET /me", "GET /me/connections/{connection_id}", "POST /me/connections/{connection_id}/end"),
     "GET /me/connections/{connection_id}/receipts/{shard}/{index}",
     *("POST /me/programs/{program_id}/end", "POST /me/log-out"),
+    # and what waits for them: tests/security/pages/test_own_approvals.py
+    *("GET /me/approvals", "GET /me/approvals/{approval_id}"),
+    "POST /me/approvals/{approval_id}/{decision}",
     # of a person who administers: tests/security/pages/test_person_login.py, test_person_sessions.py
     *("GET /login", "POST /login", "POST /login/command", "GET /session", "POST /logout"),
     *("GET /v1/sessions/current", "DELETE /v1/sessions/current"),
@@ -196,41 +200,6 @@ _DEFINITION = "\n".join(
         ),
     )
 )
-_A_RULE = {"issuer": "{trusted_issuer}", "token_type": "id_token", "audience": "a", "actors": "{app}"}
-_A_CLIENT = {"name": "new", "redirect_uris": "https://new.example/cb"}
-_THUMBPRINT = {"method": "self_signed_tls_client_auth", "parameters.thumbprint": "a" * 64}
-RIGHTS = {
-    "POST /console/new/app": {"name": "new"},
-    "POST /console/apps/{name}/edit": {},
-    "POST /console/apps/{name}/disable": {},
-    "POST /console/apps/{name}/enable": {},
-    "POST /console/apps/{name}/delete": {"confirm": "{app}"},
-    "POST /console/apps/{name}/new/credential": {"name": "new", **_THUMBPRINT},
-    "POST /console/apps/{name}/credentials/{credential_name}/remove": {"confirm": "{credential}"},
-    "POST /console/apps/{name}/new/permit": {
-        **{"name": "new", "integration": "{integration}", "actions": "connect", "subjects": "*"}
-    },
-    "POST /console/apps/{name}/permits/{permit_name}": {
-        **{"integration": "{integration}", "actions": "connect", "subjects": "*"}
-    },
-    "POST /console/apps/{name}/permits/{permit_name}/remove": {"confirm": "{permit}"},
-    "POST /console/new/rule": {"name": "new", **_A_RULE},
-    "POST /console/rules/{name}": _A_RULE,
-    "POST /console/rules/{name}/delete": {"confirm": "{delegation_rule}"},
-    "POST /console/new/issuer": {"name": "new", "kind": "oidc", "issuer": "https://new.example"},
-    "POST /console/issuers/{name}/read": {},
-    "POST /console/issuers/{name}/delete": {"confirm": "{trusted_issuer}"},
-    "POST /console/new/client": _A_CLIENT,
-    "POST /console/clients/{oauth_client_id}/edit": _A_CLIENT,
-    "POST /console/clients/{oauth_client_id}/switch": {"disabled": "yes"},
-    "POST /console/clients/{oauth_client_id}/delete": {"confirm": "{oauth_client_id}"},
-    "POST /console/authorizations/{family_id}/end": {},
-    "POST /console/people/{session_id}/end": {},
-    "POST /console/people-login": {"integration": "{issuer}", "roles.auditor": "board"},
-    "POST /console/client-login": {"app": "{app}", "integration": "{issuer}"},
-    "POST /console/client-login/delete": {"confirm": "{app}"},
-    "POST /console/people-login/delete": {"confirm": "{issuer}"},
-}
 CONSOLE_FORMS = {
     "POST /console/connect": {"integration": "{integration}", "subject": "new"},
     "POST /console/connections/{connection_id}/reconnect": {},

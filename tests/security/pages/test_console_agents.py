@@ -117,7 +117,10 @@ async def test_a_link_to_an_approval_leads_there_after_the_login_and_nowhere_els
     assert (await ann.log_in(step_up="true")).headers["location"] == path
     assert "Approve this one call" in (await ann.browser.get(path)).text
     elsewhere = PersonAt(api)
-    for place in ("//evil.example", "/console//evil.example", "/console/../x", "/console/login", "/v1/apps"):
+    for place in (
+        *("//evil.example", "/console//evil.example", "/console/../x", "/console/login", "/v1/apps"),
+        *("/consolex", "/console?x=//evil.example\\", "/console/login?x=1"),
+    ):
         elsewhere.browser.cookies.set("evergrant-page", place)
         assert (await elsewhere.log_in()).headers["location"] == "/session"
         elsewhere.browser.cookies.clear()
@@ -128,6 +131,48 @@ async def test_a_link_to_an_approval_leads_there_after_the_login_and_nowhere_els
     form = {"csrf": csrf[1] if csrf else "", "key": key}
     came = await by_key.post("/console/login", data=form, headers={"Origin": ORIGIN})
     assert came.headers["location"] == path
+
+
+async def test_an_agent_is_made_and_changed_by_a_form(api: Api):
+    browser = await person_at_console(api, PersonRole.TENANT_ADMIN, person=ANN)
+    new = "/console/new/agent"
+    assert new in await browser.page("/console/agents")
+    ends_at = f"{api.clock.now() + timedelta(days=30):%Y-%m-%dT%H:%M}"
+    filled = {"name": "support", "purpose": "answers mails", "ends_at": ends_at}
+    for field, text in (("name", "No Slug"), ("purpose", ""), ("ends_at", "2020-01-01T00:00")):
+        refused = await browser.send(new, **{**filled, field: text})
+        assert (refused.status_code, f'id="{field}-problem"' in refused.text) == (400, True), field
+    answer = await browser.send(new, **filled)
+    assert answer.headers["location"] == "/console/apps/support?done=agent-made"
+    app = await api.app_named("support")
+    assert f"An agent of {app.sponsor}: answers mails." in await browser.page("/console/apps/support")
+    assert (app.purpose, (app.sponsor or "").startswith("person:psn_")) == ("answers mails", True)
+    taken = await browser.send(new, **filled)
+    assert (taken.status_code, "There is an agent of this name." in taken.text) == (409, True)
+
+    await api.app_with("desk", Action.TOKEN)
+    form = await browser.page("/console/agents/support/edit")
+    assert ('value="answers mails"' in form, f'value="{ends_at}"' in form) == (True, True)
+    assert '<option value="app:desk">the app desk</option>' in form
+    assert '<option value="app:support"' not in form
+    changed = {"purpose": "answers mails", "ends_at": ends_at, "sponsor": "app:desk"}
+    assert (await browser.send("/console/agents/support/edit", **changed)).status_code == 303
+    assert (await api.app_named("support")).sponsor == "app:desk"
+    assert '<option value="app:desk" selected>' in await browser.page("/console/agents/support/edit")
+
+
+async def test_an_app_becomes_an_agent_and_an_auditor_makes_none(api: Api):
+    await api.app_with("bot", Action.TOKEN)
+    ends_at = f"{api.clock.now() + timedelta(days=30):%Y-%m-%dT%H:%M}"
+    filled = {"name": "bot", "purpose": "refunds", "ends_at": ends_at}
+    auditor = await person_at_console(api, PersonRole.AUDITOR, person=ANN)
+    assert "/console/new/agent" not in await auditor.page("/console/agents")
+    for path in ("/console/new/agent", "/console/agents/bot/edit"):
+        assert (await auditor.send(path, **filled)).status_code == 403
+    assert not (await api.app_named("bot")).is_agent
+    browser = await at_console(api, await api.app_with("boss", Action.ADMIN))
+    assert (await browser.send("/console/new/agent", **filled)).status_code == 303
+    assert (await api.app_named("bot")).sponsor == "app:boss"
 
 
 async def test_an_agent_is_stopped_from_its_form(api: Api):

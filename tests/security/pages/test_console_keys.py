@@ -156,6 +156,7 @@ async def test_four_eyes_a_key_waits_for_another_admin_and_the_same_form_makes_i
     once = await once_of(browser)
     waits = await browser.send(KEYS, once=once)
     assert (waits.status_code, "approval_required" in waits.text) == (403, True)
+    assert 'href="/console/approvals">To what waits for a second admin' in waits.text
     page = await browser.page("/console/requests")
     assert "POST /console/apps/boss/keys" in page
     assert "/console/approvals/" not in page, "not by the same app"
@@ -163,7 +164,9 @@ async def test_four_eyes_a_key_waits_for_another_admin_and_the_same_form_makes_i
     other = await at_console(api, await api.app_with("other", Action.ADMIN))
     (path,) = re.findall(r'action="(/console/approvals/apr_\w+)"', await other.page("/console/requests"))
     assert (await browser.send(path)).status_code == 403
-    assert (await other.send(path)).status_code == 303
+    approved = await other.send(path)
+    assert approved.headers["location"] == "/console/approvals?done=command"
+    assert "The command is approved." in await other.page("/console/approvals?done=command")
     assert "by app:other; it is to be sent again" in await browser.page("/console/requests")
     assert len(KEY.findall((await browser.send(KEYS, once=once)).text)) == 1
 

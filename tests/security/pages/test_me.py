@@ -10,10 +10,13 @@ from evergrant_server.api import me
 from evergrant_server.audit.checkpoints.heads import HeadsLog
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.account import ConsentAccount
 from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.oauth.authorizations import FamilyEnd
 from tests.fakes.api import TENANT, Api
 from tests.fakes.providers.login_issuer import LoginIssuer
+from tests.fakes.rows import a_consent
 from tests.security.clients.agents import AgentUser, agents_allowed, csrf_in, registered
 from tests.security.clients.test_device_logins import Device, decided
 
@@ -39,6 +42,19 @@ async def test_a_person_sees_what_is_connected_and_who_used_it(api: Api, issuer:
     assert "reports got access" in mine.text
     assert (await user.browser.get(f"/me/connections/{other.id}")).status_code == 404
     assert (await user.browser.get("/me/connections/con_1")).status_code == 404
+
+
+async def test_several_accounts_at_one_provider_are_told_apart(api: Api, issuer: LoginIssuer):
+    connection, _ = await agents_allowed(api, issuer)
+    second = await api.connection(await api.integration("crm-two"), subject="user-1", label="work")
+    async with api.worker.write() as tx:
+        consent = a_consent(connection, api.clock.now(), status=ConsentStatus.DONE)
+        await tx.consents.add(consent, None, account=ConsentAccount(came="ann@<b>example.org"))
+        await tx.consents.add(a_consent(connection, api.clock.now(), status=ConsentStatus.OPEN), None)
+        await tx.consents.add(a_consent(second, api.clock.now(), status=ConsentStatus.OPEN), None)
+    page = (await AgentUser(api, issuer).ask("/me")).text
+    assert "ann@&lt;b&gt;example.org" in page, "also while another consent is only begun"
+    assert "<bdi>crm-two work</bdi>, connected" in page
 
 
 async def test_what_has_ended_hides_nothing_that_is_live(

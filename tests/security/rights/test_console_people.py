@@ -76,7 +76,7 @@ async def test_a_rule_is_made_changed_and_deleted(api: Api):
         await api.app_with(app, Action.PROXY)
     assert "staff: https://login.acme.example" in await browser.page("/console/new/rule")
     answer = await browser.send("/console/new/rule", name="portal", **RULE)
-    assert answer.headers["location"] == "/console/rules?done=rule-saved"
+    assert answer.headers["location"] == "/console/rules?done=rule-made"
     again = await browser.send("/console/new/rule", name="portal", **RULE)
     assert (again.status_code, "a rule of this name" in again.text) == (409, True)
     path = "/console/rules/portal"

@@ -70,7 +70,7 @@ async def test_one_is_made_from_the_catalogue_and_its_secret_is_sent_back_by_no_
     browser = await an_admin(api)
     assert f'href="{NEW}?provider=github"' in await browser.page("/console/providers/github")
     form = await browser.page(f"{NEW}?provider=github")
-    for shown in ("Connect to GitHub", 'value="read:user" checked', 'value="github"'):
+    for shown in ("Make an integration: GitHub", 'value="read:user" checked', 'value="github"'):
         assert shown in form
     assert (await browser.send(NEW, **FILLED)).status_code == 303
     integration = await stored(api)
@@ -218,6 +218,9 @@ async def test_it_is_tried_at_once_by_who_may_connect(api: Api):
     assert record.context.by == "app:boss"
     refused = await browser.send(f"{CRM}/try", subject="")
     assert (refused.status_code, bool(problem_at(refused.text, "subject"))) == (400, True)
+    window = await at_console(api, await api.app_with("sync", Action.CONNECT))
+    assert 'name="subject" value="sync"' in await window.page(f"{CRM}/try"), "as the page of a person says"
+    assert (await window.browser.get("/console/integrations/absent/try")).status_code == 404
     person = await person_at_console(api, PersonRole.TENANT_ADMIN)
     assert "belongs to the app that asks for it" in await person.page(f"{CRM}/try")
     assert (await person.send(f"{CRM}/try", subject="ann")).status_code == 403

@@ -148,6 +148,12 @@ async def test_what_was_given_up_says_why_and_is_sent_again(api: Api):
     for _ in range(3):
         answer = await browser.send(f"{HOOK}/test")
         assert answer.headers["location"] == f"{HOOK}?done=test"
+    assert "Send now" not in await browser.page(HOOK), "nothing was tried yet"
+    async with api.worker.write() as tx:
+        (first, *_) = await tx.deliveries.page(TENANT, (await stored(api)).id)
+        failed = first.failed(503, DeliveryProblem.REFUSED, api.clock.now())
+        await tx.deliveries.replace(failed, expected=first.revision)
+    assert (await browser.page(HOOK)).count("Send now: ") == 1, "what waits for its next try needn't wait"
     await give_up(api)
     for path in ("/console/webhooks", HOOK):
         page = await browser.page(path)

@@ -242,9 +242,11 @@ def test_files_that_compose_mounts_exist() -> None:
 def test_one_version_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    typescript = json.loads((ROOT / "clients/typescript/package.json").read_text(encoding="utf-8"))["version"]
+    packages = [ROOT / f"clients/{name}/package.json" for name in ("typescript", "web")]
+    npm = {json.loads(path.read_text(encoding="utf-8"))["version"] for path in packages}
     client = tomllib.loads((ROOT / "clients/python/pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["version"] == __version__ == typescript == client["version"]
+    assert project["version"] == __version__ == client["version"]
+    assert npm == {__version__}
     assert f"## [{__version__}]" in changes
     image = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     assert f'org.opencontainers.image.version="{__version__}"' in image

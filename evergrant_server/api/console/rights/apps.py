@@ -28,6 +28,8 @@ DONE = {
     "disabled": "The app is disabled. Its requests are refused at once.",
     "enabled": "The app is enabled.",
     "key-revoked": "The key is revoked. Requests with it are refused at once.",
+    "agent-made": "It is an agent now. It reaches what its permits allow, and nothing without one.",
+    "agent-changed": "The agent is changed.",
     "credential-made": "The credential is registered.",
     "credential-removed": "The credential is removed. Requests with its tokens are refused at once.",
     "permit-saved": "The permit is saved, and holds from now on.",
@@ -57,10 +59,12 @@ async def show_app(visit: VisitDep, name: str, done: str = "", cursor: str = "")
     """One app: what it may do, and how it proves who it is."""
     call = await require_auditor(visit.call)
     permits = await list_permits(name, call, limit=ROWS, cursor=cursor or None)
+    app = await get_app(name, call)
     return visit.show(
         "app.html",
         name,
-        it=await get_app(name, call),
+        it=app,
+        names=await visit.names_of([app.sponsor or ""]),
         permits=permits.items,
         keys=(await list_keys(name, call)).items,
         credentials=(await list_credentials(name, call)).items,
@@ -196,7 +200,8 @@ async def _delete_form(visit: ConsoleVisit, name: str, form: Form) -> Response:
         (len(await _permit_names(call, name)), "permits"),
         *_lost_counts(await _loss(call, name)),
     ]
-    return visit.show_form("app_delete.html", f"Delete {name}?", form, name=name, counts=counts)
+    title = f"Delete {name}?"
+    return visit.show_form("app_delete.html", title, form, route=delete_app, name=name, counts=counts)
 
 
 async def _loss(call: ApiCall, name: str) -> Simulation | None:

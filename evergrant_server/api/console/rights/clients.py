@@ -196,7 +196,8 @@ async def _client_deletion(visit: ConsoleVisit, oauth_client_id: str, form: Form
     most = " at least" if families.next_cursor else ""
     counts = [(live, f"live authorizations of people{most}")]
     title = f"Delete {client.name or client.client_id}?"
-    return visit.show_form("client_delete.html", title, form, client=client, counts=counts)
+    values = {"client": client, "counts": counts}
+    return visit.show_form("client_delete.html", title, form, route=delete_oauth_client, **values)
 
 
 def _client_form(visit: ConsoleVisit, form: Form, client: OAuthClientView | None) -> Response:

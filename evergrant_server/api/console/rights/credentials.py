@@ -212,4 +212,5 @@ async def remove_credential(visit: VisitDep, name: str, credential_name: str) ->
 async def _remove_form(visit: ConsoleVisit, name: str, credential_name: str, form: Form) -> Response:
     credential = await get_credential(name, credential_name, await require_tenant_admin(visit.call))
     title = f"Remove {credential_name}?"
-    return visit.show_form("credential_remove.html", title, form, name=name, credential=credential)
+    values = {"name": name, "credential": credential}
+    return visit.show_form("credential_remove.html", title, form, route=delete_credential, **values)

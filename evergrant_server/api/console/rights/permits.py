@@ -11,7 +11,14 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from evergrant_server.api.apps.explain import explain_access
-from evergrant_server.api.apps.permits import PermitBody, PermitView, delete_permit, get_permit, put_permit
+from evergrant_server.api.apps.permits import (
+    PermitBody,
+    PermitView,
+    delete_permit,
+    denies_weighty,
+    get_permit,
+    put_permit,
+)
 from evergrant_server.api.apps.reach import app_reach
 from evergrant_server.api.apps.routes import get_app
 from evergrant_server.api.apps.simulation import Simulation, SimulationBody, simulate_change
@@ -234,7 +241,8 @@ async def _remove_form(visit: ConsoleVisit, name: str, permit_name: str, form: F
     simulation = await simulate_change(call, SimulationBody(app=name, permits={permit_name: None}))
     title = f"Remove {permit_name} of {name}?"
     values = {"app": name, "permit": permit, "simulation": simulation, "changed": simulation.permits[0]}
-    return visit.show_form("permit_remove.html", title, form, **values)
+    takes_login = denies_weighty(permit)
+    return visit.show_form("permit_remove.html", title, form, takes_login=takes_login, **values)
 
 
 # --- what an app can reach, and whether it may ----------------------------------------------------

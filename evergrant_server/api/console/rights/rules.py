@@ -44,6 +44,7 @@ _RULE_FIELDS = (
 )
 _ISSUER_FIELDS = ("name", "kind", "issuer", "jwks_uri")
 DONE = {
+    "rule-made": "The rule is made.",
     "rule-saved": "The rule is saved. What it had accepted before has ended.",
     "rule-deleted": "The rule is deleted, and what it had accepted has ended.",
     "issuer-saved": "The issuer is trusted. A worker reads its keys now.",
@@ -91,7 +92,7 @@ async def make_rule(visit: VisitDep) -> Response:
         await put_delegation_rule(name, _rule_body(fields), Response(), call)
     except (Failure, ValidationError) as refusal:
         return await _rule_form(visit, Form.refused(fields, refusal, _RULE_FIELDS), None)
-    return redirect_response(f"{_RULES}?done=rule-saved")
+    return redirect_response(f"{_RULES}?done=rule-made")
 
 
 @router.get(f"{_RULES}/{{name}}")

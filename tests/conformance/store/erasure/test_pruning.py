@@ -124,7 +124,9 @@ async def test_a_hold_whose_time_is_over_is_ended_and_recorded(store: Store, clo
     assert ended.context.by == "schedule"
 
 
-async def test_the_first_and_the_newest_consent_of_a_live_connection_stay(store: Store, clock: SetClock):
+async def test_the_first_and_the_newest_consent_of_a_live_connection_stay_and_those_of_its_grants(
+    store: Store, clock: SetClock
+):
     connection = await added(store, a_connection())
     done, failed = ConsentStatus.DONE, ConsentStatus.FAILED
     made = [
@@ -135,6 +137,7 @@ async def test_the_first_and_the_newest_consent_of_a_live_connection_stay(store:
                 {"status": done, "expires_at": OLD},
                 {"status": done, "expires_at": OLD},
                 {"status": done, "expires_at": OLD, "kind": ConsentKind.IMPORT},
+                {"status": done, "expires_at": OLD},
                 {"status": failed, "expires_at": OLD},
                 {"status": failed, "expires_at": OLD},
             )
@@ -146,7 +149,7 @@ async def test_the_first_and_the_newest_consent_of_a_live_connection_stay(store:
     await Pruning(store, clock, Periods()).run()
     async with store.read() as tx:
         left = [await tx.consents.get(ACME, consent.id) is not None for consent in made]
-    assert left == [True, True, False, True, False, True]
+    assert left == [True, True, False, True, True, False, True]
 
 
 async def test_a_log_is_pruned_in_steps_and_what_decides_is_kept(store: Store, clock: SetClock):

@@ -403,8 +403,10 @@ class Connection:
 
     `metadata` are facts of the grant, such as the account's id or the API's host. `choices` are the accounts
     that the grant reaches, if the provider lists them; with the reason `choice_required` the API issues no
-    lease before one is chosen. `expected_account` are the claims by which the app has said which account it
-    expects. `consented_with` is set for a further token slot: the connection whose consent brings its grants.
+    lease before one is chosen. `account` is the name that the provider gave to the account, such as an email
+    address: only in lists with `accounts=true`, for an app that may lease its token or that made the
+    connection. `expected_account` are the claims by which the app has said which account it expects.
+    `consented_with` is set for a further token slot: the connection whose consent brings its grants.
     `revoking` is set until the provider has confirmed a revocation. `revocation` is how it ended: `confirmed`
     speaks of every token; `unknown` says that an answer was lost, whose token may live on at the provider.
     `token_state` says what the access token is: of an active connection `idle`, `due`, `late` or `failing`
@@ -445,6 +447,7 @@ class Connection:
     choice: str | None = None
     choices: tuple[AccountChoice, ...] = ()
     slot_scopes: Facts = field(default_factory=dict[str, Any])
+    account: str | None = None
     expected_account: Texts = ()
     consented_with: str | None = None
     next_action: str | None = None

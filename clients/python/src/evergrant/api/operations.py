@@ -366,7 +366,8 @@ class Operations:
     def connections(
         self, *, integration: str | None = None, provider: str | None = None, subject: str | None = None,
         state: str | None = None, expiring_before: datetime | None = None, failing: bool | None = None,
-        search: str | None = None, order: str | None = None, reference: str | None = None
+        search: str | None = None, order: str | None = None, reference: str | None = None,
+        accounts: bool | None = None
     ) -> None:
         """The connections that the app's permits cover, sorted by id.
 

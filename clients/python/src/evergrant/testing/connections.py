@@ -55,6 +55,7 @@ class FakeConnection:
     confirmation: str | None = None
     leases: int = 0  # how many leases were handed out
     refuses_refresh: bool = False
+    account: str | None = None  # the name that the provider gives to the account
     token_type: str = "Bearer"  # "DPoP": each request needs a proof (RFC 9449)
     events: list[tuple[datetime, str]] = field(default_factory=list[tuple[datetime, str]])
 
@@ -146,6 +147,7 @@ def connection_body(connection: FakeConnection, *, link: bool = False) -> dict[s
         "label": connection.label,
         "scopes": list(connection.scopes),
         "requested_scopes": list(connection.scopes),
+        "account": connection.account,
         **_status(connection),
         "failures": 0,
         "last_failure": None,

@@ -3,36 +3,52 @@
 The verifier is kept in `flask.session`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from flask import Blueprint, redirect, request, session, url_for
+from flask import Blueprint, jsonify, redirect, request, session, url_for
 from flask.typing import ResponseReturnValue
 
 from evergrant.errors import EvergrantError
 from evergrant.sync_client import Evergrant
-from evergrant.web.session import AppPages, ConsentReturn, challenge_in
+from evergrant.web.session import AppPages, Asks, ConsentReturn, Reply, challenge_in, is_to_end
+from evergrant.web.settings_page import REASON, Offer
 
 
 def consent_blueprint(
-    evergrant: Evergrant, *, subject: Callable[[], str | None], after: str, login: str
+    evergrant: Evergrant,
+    *,
+    subject: Callable[[], str | None],
+    after: str,
+    login: str,
+    offers: Sequence[Offer] = (),
 ) -> Blueprint:
-    """Routes that begin and confirm consents, as `evergrant.web` describes.
+    """Routes that begin, confirm, list and end connections, as `evergrant.web` describes.
 
     `subject` is called in the request: the subject of the person who is logged in, None without a login.
     """
-    blueprint, pages = Blueprint("evergrant", __name__), AppPages(after, login)
+    blueprint, pages = Blueprint("evergrant", __name__), AppPages(after, login, offers)
+    _add_consents(blueprint, evergrant, pages, subject)
+    _add_accounts(blueprint, evergrant, pages, subject)
+    return blueprint
+
+
+def _add_consents(
+    blueprint: Blueprint, evergrant: Evergrant, pages: AppPages, subject: Callable[[], str | None]
+) -> None:
+    """The routes that begin a consent and confirm it."""
 
     @blueprint.post("/connect/<integration>")
     def connect(integration: str) -> ResponseReturnValue:
-        if not (person := subject()):
-            return redirect(pages.logging_in(pages.after), 303)
+        person = subject()
+        if (refused := pages.refused(request.headers, person)) is not None:
+            return _response(refused)
         return_to = url_for("evergrant.connected", _external=True)
-        challenge = challenge_in(session)
+        asks = Asks(label=_label(), return_to=return_to, challenge=challenge_in(session))
         try:
-            opened = evergrant.connect(integration, person, return_to=return_to, challenge=challenge)
+            opened = evergrant.connect(integration, str(person), **asks)
         except EvergrantError as error:
-            return redirect(pages.failed(error), 303)
-        return redirect(opened.connect_url or pages.ended(opened), 303)
+            return _response(pages.not_opened(error, integration, request.headers))
+        return _response(pages.opened(opened, request.headers))
 
     @blueprint.get("/connected")
     def connected() -> ResponseReturnValue:
@@ -47,4 +63,44 @@ def consent_blueprint(
             return redirect(pages.failed(error), 303)
         return redirect(connection.connect_url or pages.ended(connection), 303)
 
-    return blueprint
+
+def _add_accounts(
+    blueprint: Blueprint, evergrant: Evergrant, pages: AppPages, subject: Callable[[], str | None]
+) -> None:
+    """The routes that list a person's connections and end one."""
+
+    @blueprint.get("/connections")
+    def connections() -> ResponseReturnValue:
+        person = subject()
+        if (refused := pages.refused(request.headers, person)) is not None:
+            return _response(refused)
+        try:
+            rows = list(evergrant.connections(subject=person, accounts=True))
+        except EvergrantError as error:
+            return _response(pages.trouble(error))
+        return _response(pages.shown(rows, request.args))
+
+    @blueprint.post("/disconnect/<integration>")
+    def disconnect(integration: str) -> ResponseReturnValue:
+        person = subject()
+        if (refused := pages.refused(request.headers, person)) is not None:
+            return _response(refused)
+        try:
+            for connection in evergrant.connections(integration=integration, subject=person):
+                if is_to_end(connection, _label()):
+                    evergrant.revoke(connection.id, REASON)
+        except EvergrantError as error:
+            return _response(pages.not_opened(error, integration, request.headers))
+        return _response(pages.disconnected(request.headers))
+
+
+def _label() -> str:
+    return request.args.get("label", "default")
+
+
+def _response(reply: Reply) -> ResponseReturnValue:
+    if reply.location is not None:
+        return redirect(reply.location, 303)
+    if reply.body is None:
+        return "", reply.status
+    return jsonify(reply.body), reply.status, {"Cache-Control": "no-store"}
