@@ -185,6 +185,12 @@ async def _attention(tx: Transaction, call: ApiCall) -> tuple[list[Attention], b
     return await tx.overviews.attention_for(call.tenant, lambda *names: call.may_see(Target(*names)))
 
 
+_FIRST_CONSENT = (
+    "The subject opens the connect link. If the provider refused a consent, evergrant connections get shows "
+    "its words: an admin corrects the integration."
+)
+
+
 def _attention_view(group: Attention) -> AttentionView:
     code = _known(group.code)
     rule = None if code is None else FAILURES[code]
@@ -192,7 +198,7 @@ def _attention_view(group: Attention) -> AttentionView:
         is_revoking = group.state is LifecycleState.REVOKING
         turn = Repairer.TIME if is_revoking else Repairer.SUBJECT
         meaning = "The provider has not confirmed yet." if is_revoking else "They wait for a first consent."
-        repair = "None: a worker tries again." if is_revoking else "The subject opens the connect link."
+        repair = "None: a worker tries again." if is_revoking else _FIRST_CONSENT
         facts = {"code": None, "repairer": turn, "meaning": meaning, "repair": repair}
     else:
         facts = {"code": code, "repairer": rule.repairer, "meaning": rule.meaning, "repair": rule.repair}

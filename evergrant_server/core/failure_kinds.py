@@ -70,7 +70,7 @@ def rules_of(
     return row
 
 
-LATER = "Try again after Retry-After seconds."
+LATER = "Try again later."  # the client names the seconds of Retry-After
 # the kinds of the failure table
 reconnect = rules_of(FailureKind.RECONNECT_NEEDED, Repairer.SUBJECT, RetryAdvice.NEVER, 409)
 client = rules_of(FailureKind.CLIENT_MISCONFIGURED, Repairer.INTEGRATION_ADMIN, RetryAdvice.AFTER_REPAIR, 424)

@@ -37,7 +37,7 @@ class ApiLimitReached(RateLimited):
     def __init__(self, row: LeaseRow, seconds: float) -> None:
         why = f"{row.provider}'s API takes no more of this app's calls for {seconds:.1f} seconds."
         repair = (
-            "Send it again after Retry-After seconds. An admin may give the app's calls a larger part: "
+            "Try again later. An admin may give the app's calls a larger part: "
             "evergrant permits put --priority high."
         )
         about = {"connection_id": row.connection_id, "integration": row.integration, "repair": repair}

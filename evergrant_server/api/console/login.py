@@ -1,12 +1,14 @@
 """What needs no session: `/console/login`, where an API key is pasted once for a session of an hour, and the
 style sheet and scripts of the console's pages."""
 
-from fastapi import APIRouter
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from evergrant_server.access.callers import Caller
 from evergrant_server.access.context import ApiContext
-from evergrant_server.access.people import login_url, require_same_origin, session_cookie
+from evergrant_server.access.people import login_url, origin_of, require_same_origin, session_cookie
 from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.api.console.key_sessions import LASTS, key_caller, key_cookie, new_key_session
 from evergrant_server.api.console.visit import LOGIN, ConsoleVisit, VisitDep, console_page
@@ -17,6 +19,7 @@ from evergrant_server.core.access import AuthenticationMethod
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
+from evergrant_server.settings.types import is_loopback
 from evergrant_server.store import Transaction
 from evergrant_server.telemetry.traces import trace_of
 
@@ -27,12 +30,22 @@ _FORM = "console login"  # what the CSRF token of the form is bound to, beside i
 
 @router.get(LOGIN)
 async def show_login(visit: VisitDep) -> Response:
-    """The form for an API key, and the way to the issuer where people log in."""
+    """The form for an API key, and the way to the issuer where people log in: at the public URL, whose origin
+    the form's answer has to come from."""
+    if _is_by_another_name(visit.request, visit.api.settings.public_url):
+        return redirect_response(origin_of(visit.api.settings.public_url) + LOGIN)
     response = await _login_page(visit)
     # whoever comes here by a bookmark is led to the console too
     tenant = visit.api.settings.tenant
     visit.browsers.keep_page(response, visit.browsers.page_after_login(visit.request, tenant, "/console"))
     return response
+
+
+def _is_by_another_name(request: Request, public_url: str) -> bool:
+    """Whether a browser of this machine came by `localhost` where the public URL says `127.0.0.1`, or so."""
+    public, host = urlsplit(public_url), request.url.hostname or ""
+    both_here = is_loopback(host) and is_loopback(public.hostname or "")
+    return both_here and host != public.hostname and request.url.port == public.port
 
 
 async def _login_page(visit: ConsoleVisit, failure: Failure | None = None) -> Response:

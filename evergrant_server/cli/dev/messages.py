@@ -35,7 +35,7 @@ def print_ready(settings: Settings, client_file: Path | None) -> None:
         key_file = _near(settings.data_dir / "admin.key")
         print(f"  export EVERGRANT_URL={local_url(settings)} EVERGRANT_API_KEY_FILE={key_file}")
     command = _near(Path(sys.executable).with_name("evergrant"))
-    _print_command(f"{command} init", "five questions, then a program that prints a token")
+    _print_command(f"{command} init", "five questions, then a program that leases a token")
     data_dir = "" if settings.data_dir == Path(".evergrant").absolute() else f"EVERGRANT_DATA_DIR={folder} "
     _print_command(f"{data_dir}{own_command('doctor')}", "says what is wrong, and what repairs it")
     _print_allowed(settings)

@@ -129,7 +129,7 @@ async def no_consent(place: Place) -> str:
     return await place.say("token", "crm", "alice", "--label", "none", "--api-key-file", "first-app.key")
 
 
-@mistake("a subject that the app has no permit for", "evergrant apps permit APP crm --subject bea")
+@mistake("a subject that the app has no permit for", "evergrant apps permit first-app crm --subject bea")
 async def no_permit(place: Place) -> str:
     return await place.say("connect", "crm", "bea", "--api-key-file", "first-app.key")
 

@@ -16,6 +16,9 @@ name and whose `code` is stable. No message holds a token, a key or a connect li
 """
 
 from collections.abc import Mapping
+from math import ceil
+
+_LATER = "Try again later."
 
 
 class EvergrantError(Exception):
@@ -47,11 +50,14 @@ class EvergrantError(Exception):
         super().__init__(detail)
 
     def __str__(self) -> str:
-        """`code: detail (repair)` with the field that is wrong, in one line without control characters."""
+        """`code: detail (repair)` with the wrong field and the wait, on one line without control letters."""
         detail, wrong = f": {self.detail}" if self.detail else "", self._text("field")
         if wrong and wrong not in detail:
             detail = f": {wrong}{detail}"
-        text = f"{self.code}{detail} ({self.repair})"
+        repair = self.repair
+        if self.retry_after is not None:
+            repair = repair.replace(_LATER, f"Try again in {ceil(self.retry_after)} seconds.")
+        text = f"{self.code}{detail} ({repair})"
         return "".join(letter if letter.isprintable() else " " for letter in text)
 
     def _text(self, name: str) -> str | None:
@@ -91,7 +97,7 @@ class ClientMisconfigured(EvergrantError):
 class ProviderUnavailable(EvergrantError):
     """The provider can't answer now. `retry_after` is in seconds."""
 
-    default_repair = "Try again later."
+    default_repair = _LATER
 
 
 class Denied(EvergrantError):

@@ -37,7 +37,7 @@ from tests.unit.client.scripted_evergrant import (
 ROOT = Path(__file__).parents[3]
 CONTROLS: dict[str, Any] = {"detail": "no\x1b[31m such\nthing", "repair": "Check the name."}
 MISSING = problem(404, "BadRequest", "not_found", **CONTROLS)
-BUSY = problem(503, "ProviderUnavailable", "provider_error", retry_after=89.2, repair="Try again.")
+BUSY = problem(503, "ProviderUnavailable", "provider_error", retry_after=89.2, repair="Try again later.")
 REPORT = "POST /v1/connections/con_1/refresh"
 
 
@@ -73,7 +73,7 @@ def test_a_missing_consent_prints_the_link(command: Command, evergrant: Scripted
     ("answer", "line"),
     [
         (MISSING, "not_found: no [31m such thing: connection con_9 (Check the name.)"),
-        (BUSY, "provider_error: the reason (Try again.) Retry-After: 90 seconds"),
+        (BUSY, "provider_error: the reason (Try again in 90 seconds.)"),
     ],
 )
 def test_an_error_is_one_line_with_code_repair_and_wait(

@@ -22,6 +22,7 @@ from tests.unit.client.scripted_evergrant import (
     ScriptedEvergrant,
     ScriptedResponse,
     an_integration,
+    consent_required,
     example,
     lease,
     page,
@@ -61,7 +62,12 @@ def test_init_makes_all_that_a_first_lease_needs(command: Command, server: Scrip
 def test_the_written_program_runs(command: Command, server: ScriptedEvergrant, here: Path):
     (here / "secret").write_text(SECRET)
     command("init", *FLAGS, "--client-secret-file", "secret")
-    server.script("POST /v1/lease", lease(), problem(403, "Denied", "not_permitted", repair="Give a permit."))
+    server.script(
+        "POST /v1/lease",
+        lease(),
+        consent_required(),
+        problem(403, "Denied", "not_permitted", repair="Give a permit."),
+    )
     server.script("GET /me", ScriptedResponse(200, {"name": "alice"}))
     env = {"PATH": "", "PYTHONPATH": str(ROOT / "clients/python/src")}
     run = [sys.executable, "lease.py"]
@@ -70,6 +76,8 @@ def test_the_written_program_runs(command: Command, server: ScriptedEvergrant, h
     assert "valid until 2030-01-02 03:04:05" in first.stdout
     assert '200 {"name": "alice"}' in first.stdout
     assert server.requests[-1].headers["authorization"] == f"Bearer {TOKEN}"
+    unconnected = subprocess.run(run, env=env, capture_output=True, text=True)
+    assert unconnected.stderr.endswith("an admin sees why: evergrant connections get con_1\n")
     second = subprocess.run(run, env=env, capture_output=True, text=True)
     assert (second.returncode, second.stdout) == (1, "")
     assert second.stderr == "not_permitted: the reason (Give a permit.)\n"

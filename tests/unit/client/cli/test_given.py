@@ -26,6 +26,16 @@ DENIED = problem(403, "Denied", "not_permitted")
 PUT_CRM = ("integrations", "put", "crm", "--provider", "github", "--client-id", "c")
 
 
+def test_a_connection_that_is_over_is_begun_anew_by_a_line_to_copy(
+    command: Command, evergrant: ScriptedEvergrant, tmp_path: Path
+):
+    (tmp_path / "app.key").write_text("evg_app")
+    evergrant.script("POST /v1/lease", problem(409, "ReconnectNeeded", "connection_revoked"))
+    told = command("token", "crm", "alice", "--api-key-file", str(tmp_path / "app.key")).err
+    line = f"evergrant connect crm alice --open --wait --api-key-file {tmp_path / 'app.key'})\n"
+    assert told.endswith(line)
+
+
 def test_an_admin_is_told_which_name_was_meant(command: Command, evergrant: ScriptedEvergrant):
     evergrant.script("GET /v1/integrations", page(an_integration(name="crm")))
     evergrant.script("GET /v1/apps", page(example(App, name="report")))
@@ -165,6 +175,7 @@ def test_a_connection_without_a_grant_names_the_command_for_a_link(
 
 def test_a_command_of_the_server_is_named(command: Command):
     assert "python -m evergrant_server serve --port 1" in command("serve", "--port", "1").err
+    assert "make doctor" in command("doctor").err
     assert set(SERVER_COMMANDS) <= set(server_app)
 
 

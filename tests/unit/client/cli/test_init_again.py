@@ -125,3 +125,20 @@ def test_init_replaces_no_key_that_another_server_may_accept(
     refused = command("init", *FLAGS, "--client-secret-file", "secret")
     assert (refused.status, "rm first-app.key" in refused.err) == (1, True)
     assert (here / "first-app.key").read_text() == "evg_of_another_server\n"
+
+
+@pytest.mark.parametrize("scope", ["calendar", "email"])
+def test_a_scope_that_the_server_does_not_list_is_told(
+    command: Command, server: ScriptedEvergrant, here: Path, scope: str
+):
+    url, route = "https://login.example", "/v1/integrations/server"
+    ready = {"name": "server", "client_id": "c-1", "state": "ready", "issuer": url, "provider": "generic"}
+    row = an_integration(**ready, supported_scopes=["openid", "email"])
+    server.script(f"GET {route}", NO_SUCH, ScriptedResponse(200, row))
+    server.script(f"PUT {route}", ScriptedResponse(201, row))
+    server.script("GET /v1/apps/first-app/permits/server", NO_SUCH)
+    server.script("PUT /v1/apps/first-app/permits/server", ScriptedResponse(201, example(Permit)))
+    (here / "secret").write_text(SECRET)
+    line = ("--provider", url, "--client-id", "c-1", "--subject", "alice", "--scope", scope)
+    ended = command("init", *line, "--client-secret-file", "secret")
+    assert (ended.status, "use others: openid email" in ended.err) == (0, scope == "calendar"), ended.err

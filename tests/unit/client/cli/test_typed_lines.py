@@ -14,7 +14,7 @@ FOLDERS = ("evergrant_server", "activities", "workflows", "providers", "clients/
 PROSE = {"init did", "connect listens"}  # what a command does, no line to type
 PASSED_ON = {"explain", "try"}  # of `providers`: to the server's command
 LINE = re.compile(
-    r"(?<![-\w./@])(?<!-n )(?<!namespace )evergrant ((?:[a-z][a-z-]+ ?){1,3})"
+    r"(?<![-\w./@])(?<!-n )(?<!namespace )(?<!--install )evergrant ((?:[a-z][a-z-]+ ?){1,3})"
     r"([^\n`|;&,:(]*?)(?=\.\s|\.$|[\n`|;&,:(\"]|$)"
 )
 FLAG = re.compile(r"(?<!\S)--[a-z][a-z-]+")

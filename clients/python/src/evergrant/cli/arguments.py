@@ -20,6 +20,7 @@ from cyclopts import (
 )
 from cyclopts.validators import Number
 
+from evergrant.cli.options import line_to_copy
 from evergrant.errors import BadRequest
 
 _TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([smhd]?)", re.IGNORECASE)
@@ -79,10 +80,13 @@ _FORMS = {
 
 def usage_error(error: CycloptsError) -> str:
     """One line, which ends with the command for its help."""
-    chain, unused = tuple(error.command_chain or ()), tuple(getattr(error, "unused_tokens", None) or ())
+    chain = tuple(error.command_chain or ())
+    unused: tuple[str, ...] = tuple(getattr(error, "unused_tokens", None) or ())
     message = " ".join(str(error).split())
     if isinstance(error, UnknownCommandError) and not chain and unused and unused[0] in SERVER_COMMANDS:
-        return f"{unused[0]} is a command of the server: python -m evergrant_server {' '.join(unused)}"
+        line = line_to_copy("python", "-m", "evergrant_server", *unused)
+        in_a_checkout = " (in a checkout: make doctor)" if unused[0] == "doctor" else ""
+        return f"{unused[0]} is a command of the server: {line}{in_a_checkout}"
     if isinstance(error, UnusedCliTokensError):
         message = f"{len(unused)} more than the command takes."  # which may be a secret
     if isinstance(error, MissingArgumentError) and error.argument and error.keyword is None:

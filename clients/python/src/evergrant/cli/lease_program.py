@@ -37,8 +37,9 @@ try:
                 # lease.access_token goes into the header Authorization: Bearer ...
                 print("a token with", " ".join(lease.scopes) or "the server's own scopes")
                 print("valid until", lease.expires_at or "it is revoked")
-            case ConsentRequired():
-                sys.exit("no consent yet. Run: " + CONNECT)
+            case ConsentRequired() as needed:
+                failed = "\\nIf one has failed, an admin sees why: evergrant connections get "
+                sys.exit("no consent yet. Run: " + CONNECT + failed + needed.connection_id)
         for url in sys.argv[1:]:
             # with the token, and once more with a newer one after a 401
             answer = httpx2.get(url, auth=evergrant.auth(*NAMES, origins=urljoin(url, "/")))

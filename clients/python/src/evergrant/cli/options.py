@@ -214,8 +214,10 @@ _OTHER_SERVER = (
 
 def show_error(error: EvergrantError) -> None:
     """One line on stderr: code, detail, repair, and the seconds to wait if the server named them."""
-    wait = "" if error.retry_after is None else f" Retry-After: {ceil(error.retry_after)} seconds"
-    print(f"evergrant: {error}{wait}", file=sys.stderr)
+    line = f"evergrant: {error}"
+    if error.retry_after is not None and "Try again in " not in line:
+        line += f" Try again in {ceil(error.retry_after)} seconds."
+    print(line, file=sys.stderr)
 
 
 @Parameter(name="*")

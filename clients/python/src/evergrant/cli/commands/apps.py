@@ -116,14 +116,8 @@ def permit_app(
     with options.client() as client:
         permit = None if replace else if_there(client.permit, app, name)
         if permit is None:
-            made = client.put_permit(
-                app,
-                name,
-                integration=integration,
-                subjects=subject,
-                actions=action or FIRST_ACTIONS,
-                scope_ceiling=scope or None,
-            )
+            actions, ceiling = action or FIRST_ACTIONS, scope or None
+            made = client.put_permit(app, name, integration, actions, subjects=subject, scope_ceiling=ceiling)
         else:
             _require_widening(app, permit, integration, subject, action, scope)
             made = put_widened(client, app, permit, subject, action)

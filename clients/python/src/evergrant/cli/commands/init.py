@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -84,6 +84,8 @@ def init(*, answers: Answers = Answers(), options: Options = DEFAULTS) -> None:
         have_client(client, integration, where, members)
         if "issuer" in where and not scopes:
             have_scopes(client, name, where)
+        elif "issuer" in where:
+            _note_unlisted(client, name, scopes)
         question = "Your name for the person who will consent"
         subject = answers.subject or _ask(question, "--subject", getuser())
         have_app(client, app, _HERE)
@@ -194,6 +196,16 @@ def have_scopes(client: Evergrant, name: str, where: Mapping[str, str]) -> None:
         _say("Requested is openid, which the server supports; --scope requests others.")
     if usual:
         have_client(client, integration, where, {"default_scopes": list(usual)})
+
+
+def _note_unlisted(client: Evergrant, name: str, scopes: Sequence[str]) -> None:
+    """Say which scopes the server's metadata doesn't list: it need not list all (RFC 8414 section 2)."""
+    integration = if_there(client.integration, name)
+    supported = integration.supported_scopes if integration else ()
+    unlisted = [scope for scope in scopes if scope not in supported] if supported else []
+    if unlisted:
+        _say(f"Not among the scopes that the server lists: {' '.join(unlisted)}.")
+        _say(f"If a consent is refused (invalid_scope), use others: {' '.join(supported[:_MOST_SHOWN])}")
 
 
 def _asked_scopes(question: str, usual: tuple[str, ...], empty: str) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ from evergrant.gateway.clients import gateway_address
 from evergrant.lease import Lease
 from evergrant.models import ConsentRequired, State
 
+_BEGUN_ANEW = ("connection_revoked", "consent_expired", "consent_denied")
+
 
 def token(
     integration: str,
@@ -40,7 +42,12 @@ def token(
     ttl = None if min_ttl is None else timedelta(seconds=min_ttl)
     with options.client() as client:
         wanted: LeaseOptions = {"label": label, "min_ttl": ttl, "scopes": scope or None, "exact": exact}
-        answer = client.lease(integration, subject, **wanted)
+        try:
+            answer = client.lease(integration, subject, **wanted)
+        except ReconnectNeeded as ended:
+            if ended.code in _BEGUN_ANEW:
+                ended.repair = f"Begin anew: {_connect_line(integration, subject, label, options)}"
+            raise
     match answer:
         case ConsentRequired():
             raise _consent_needed(answer, integration, subject, label, options)
@@ -59,12 +66,16 @@ def _consent_needed(
     if answer.missing_scopes:
         needed.repair = f"Send the subject to {answer.connect_url}"
         return needed
-    flags = () if label == "default" else ("--label", label)
-    key = ("--api-key-file", str(options.api_key_file)) if options.api_key_file else ()
-    command = line_to_copy("evergrant", "connect", integration, subject, *flags, "--open", "--wait", *key)
     needed.detail = f"{subject} has not consented at {integration}"
+    command = _connect_line(integration, subject, label, options)
     needed.repair = f"Run: {command}; or send the subject to {answer.connect_url}"
     return needed
+
+
+def _connect_line(integration: str, subject: str, label: str, options: Options) -> str:
+    flags = () if label == "default" else ("--label", label)
+    key = ("--api-key-file", str(options.api_key_file)) if options.api_key_file else ()
+    return line_to_copy("evergrant", "connect", integration, subject, *flags, "--open", "--wait", *key)
 
 
 def proof(
@@ -182,7 +193,7 @@ def url(
         ]
     if not ids:
         why = f"{subject} has no connection of {integration} that this app may see"
-        repair = f"Run: evergrant connect {integration} {subject} --open --wait"
+        repair = f"Run: {_connect_line(integration, subject, label, options)}"
         raise BadRequest(why, code="not_found", repair=repair)
     print(f"{gateway}/mcp/{ids[0]}")
 
