@@ -208,9 +208,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
         "Lease the token; or name the API: of a server of your own with evergrant integrations put "
         "--api-base-url, of a provider by a definition with api_base_url.",
     ),
-    ErrorCode.PROVIDER_UNREACHABLE: _provider(
-        "The provider can't be reached, or did not answer in time.", kinds.LATER
-    ),
+    ErrorCode.PROVIDER_UNREACHABLE: _provider("The provider did not answer in time, or at all.", kinds.LATER),
     ErrorCode.PROVIDER_ERROR: _provider("The provider answered with an error of its own.", kinds.LATER),
     ErrorCode.PROVIDER_RATE_LIMITED: _provider("The provider asks us to slow down.", kinds.LATER),
     ErrorCode.REFRESH_PENDING: _provider("A refresh is under way and has not ended yet.", kinds.LATER),

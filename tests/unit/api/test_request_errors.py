@@ -68,7 +68,7 @@ async def test_a_form_is_told_to_be_json(api: Api, admin: str):
 
 @pytest.mark.parametrize(("query", "said"), [("state=actve", "did you mean active?"),
                                              ("stat=active", "did you mean state?"),
-                                             ("user=canary", "this route has cursor, ")])  # fmt: skip
+                                             ("user=canary", "this route has accounts, ")])  # fmt: skip
 async def test_a_query_that_would_be_ignored_is_refused(api: Api, query: str, said: str):
     key = await api.app_with("pipeline", Action.TOKEN)
     answer = await api.get(f"/v1/connections?{query}", key)
