@@ -147,6 +147,12 @@ class Integration(TenantRow):
         return until is not None and (now < until or self.secret_refused_at is not None)
 
     @property
+    def server(self) -> tuple[str, str | None, dict[str, str]]:
+        """Which authorization server its client is one of: provider, issuer and template parameters. A
+        consent to one client takes the place of a consent to another client of the same server."""
+        return self.provider, self.issuer, self.params
+
+    @property
     def authorization_server(self) -> str | None:
         """The issuer: as the admin has named it, or as a protected resource's metadata names it."""
         return self.issuer or (self.endpoints.issuer if self.endpoints is not None else None)

@@ -102,8 +102,7 @@ async def _clients(
     if newer.state is not IntegrationState.READY or not newer.client_id:
         why = f"{newer.name} isn't ready: {newer.problem or 'it has no client yet'}."
         raise invalid_request("successor", why)
-    places = [(each.provider, each.issuer, each.params) for each in (older, newer)]
-    if places[0] != places[1]:
+    if older.server != newer.server:
         why = f"{newer.name} has another provider, issuer or params than {older.name}: put it with the same."
         raise invalid_request("successor", why)
     if older.binding is not newer.binding or older.login != newer.login:

@@ -119,15 +119,16 @@ class Integrations(
 
     async def of_next_consent(self, connection: Connection) -> Integration | None:
         """The integration to whose client the connection's subject consents next: the one that has the name
-        by now. None: its integration is gone.
+        by now, if its client is one of the same server. None: its integration is gone.
 
         While a campaign goes on, and after it, that is another one than has got its grant (ADR 0117).
         """
-        if connection.may_change_client:
+        own = await self.of_grant(connection)
+        if own is not None and connection.may_change_client:
             named = await self.by_name(connection.tenant, connection.integration)
-            if named is not None and named.provider == connection.provider:
+            if named is not None and named.server == own.server:
                 return named
-        return await self.of_grant(connection)
+        return own
 
     async def of_grant(self, connection: Connection) -> Integration | None:
         """The integration whose client has got the connection's grant, by the name that permits know: a

@@ -124,6 +124,26 @@ async def test_a_reauthorization_is_to_the_new_client_and_one_without_a_subject_
         assert await client_of(api, await newest_consent(api, each)) == client.id
 
 
+async def test_an_integration_of_another_server_under_the_name_gets_no_consent_of_the_connections_before(
+    api: Api,
+):
+    older, newer, boss = await two_clients(api)
+    connection = await api.active(older, subject="user-1")
+    await api.post(CAMPAIGNS, boss, ORDER)
+    async with api.worker.write() as tx:
+        await tx.integrations.delete(TENANT, newer.id)
+    chief = await api.app_with("chief", Action.ADMIN, Action.CONNECT)
+    for number, elsewhere in enumerate(({"issuer": "https://other.example"}, {"params": {"domain": "b"}})):
+        other = await api.integration(f"other-{number}", **elsewhere)
+        async with api.worker.write() as tx:
+            named = await tx.integrations.rename(other, "crm")
+        answer = await api.post(f"/v1/connections/{connection.id}/reauthorize", chief)
+        assert answer.status_code == 200, answer.text
+        assert await client_of(api, await newest_consent(api, connection)) == older.id
+        async with api.worker.write() as tx:
+            await tx.integrations.delete(TENANT, named.id)
+
+
 async def test_the_forecast_has_the_least_used_first_and_changes_nothing(api: Api):
     older, _, boss = await two_clients(api)
     for number in range(5):
