@@ -13,7 +13,8 @@ from evergrant_server.store import Store
 from tests.fakes.databases import NOW, postgres
 from tests.fakes.failures import fails
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.platform.docker import blocks, postgresql_programs
+from tests.fakes.platform.docker import blocks
+from tests.fakes.postgresql.program import postgresql_programs
 from tests.fakes.rows import an_integration
 
 PAGE = Path(__file__).parents[3] / "docs/security/erasure.md"

