@@ -60,8 +60,9 @@ fuzz: $(TEST_READY) ## requests made of the OpenAPI document, valid and invalid,
 	@$(PY) -m tests.security.fuzz --cases $(CASES) --seed $(SEED)
 
 MANY ?= 100
-soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: a random run, a year, Temporal lost under MANY=100 connections, a shared file of tokens, a quick bench
-	@EVERGRANT_FAULTS_MANY=$(MANY) $(PY) -m pytest -m soak
+WHERE ?= tests
+soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: operators' procedures, every view, drills, a random run, a year, Temporal lost under MANY=100 connections, a quick bench: WHERE=tests/e2e/procedures (all)
+	@EVERGRANT_FAULTS_MANY=$(MANY) $(PY) -m pytest -m soak $(WHERE)
 	@PYTHONPATH=.:clients/python/src $(PY) -m tests.faults.token_file
 
 conformance: $(TEST_READY) ## Evergrant as an MCP client, judged by the protocol's conformance suite: every auth scenario of two revisions; a server behind the gateway; and our issuer

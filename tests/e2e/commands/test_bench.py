@@ -16,6 +16,7 @@ GATEWAY = (report.CALLS, report.STREAMS)
 Tables = dict[str, list[dict[str, str]]]
 
 
+@pytest.mark.soak
 async def test_an_app_that_leases_from_five_processes_gets_nothing_once_it_or_its_tenant_is_disabled(
     tmp_path: Path,
 ) -> None:

@@ -1,10 +1,15 @@
-"""What docker-compose.yml says our services run, run here: from an empty database to a lease."""
+"""What docker-compose.yml says our services run, run here: from an empty database to a lease (`make soak`).
+
+The short form is what runs before them and decides what each may do: secrets, keys, schema and roles.
+"""
 
 import json
 import re
 import stat
 from contextlib import AsyncExitStack
 from pathlib import Path
+
+import pytest
 
 from examples.demo.evergrant_api import EvergrantApi
 from examples.demo.subject import Subject
@@ -17,24 +22,36 @@ from tests.fakes.platform.warm import warm_python
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
 
-async def test_the_services_of_the_file_serve_a_lease(tmp_path):
-    async with AsyncExitStack() as stack:
-        idp = await stack.enter_async_context(ScriptedProvider())
-        place = await stack.enter_async_context(site(tmp_path, idp))
-        first = await place.compose.run("init", extra=place.own("init"))
-        assert "search attributes, retention 365 d" in first
+def passwords_in(folder: Path) -> set[str]:
+    return {file.read_text(encoding="utf-8") for file in folder.glob("secrets*/database-password")}
+
+
+def _forks(place: Site) -> dict[str, str]:
+    return {"PATH": f"{warm_python()}:{place.compose.environment('init')['PATH']}"}
+
+
+async def test_init_gives_each_role_its_keys_and_password_and_changes_nothing_the_second_time(tmp_path: Path):
+    async with ScriptedProvider() as idp, site(tmp_path, idp) as place:
+        extra = place.own("init") | _forks(place)
+        assert "search attributes, retention 365 d" in await place.compose.run("init", extra=extra)
         keys = (tmp_path / "keys/worker/keys.json").read_bytes()
-        again = {"PATH": f"{warm_python()}:{place.compose.environment('init')['PATH']}"}
-        await place.compose.run("init", extra=place.own("init") | again)
+        await place.compose.run("init", extra=extra)
         assert (tmp_path / "keys/worker/keys.json").read_bytes() == keys
         of_api = tmp_path / "keys/api/keys.json"
         purposes = (set(json.loads(it)["purposes"]) for it in (keys, of_api.read_bytes()))
         assert set.difference(*purposes) == {"refresh"}
-        passwords = {file.read_text(encoding="utf-8") for file in tmp_path.glob("secrets*/database-password")}
-        assert len(passwords) == 6
+        assert len(passwords_in(tmp_path)) == 6
         assert stat.S_IMODE(of_api.stat().st_mode) == 0o600
         assert set(json.loads((tmp_path / "keys/gateway/keys.json").read_bytes())["purposes"]) == {"lease"}
+
+
+@pytest.mark.soak
+async def test_the_services_of_the_file_serve_a_lease(tmp_path: Path):
+    async with AsyncExitStack() as stack:
+        idp = await stack.enter_async_context(ScriptedProvider())
+        place = await stack.enter_async_context(site(tmp_path, idp))
         compose = place.compose
+        await compose.run("init", extra=place.own("init"))
         assert compose.arguments("worker-2") == compose.arguments("worker-1")
         assert compose.environment("worker-2") == compose.environment("worker-1")
         started = [await _worker(place, stack, "worker-1"), await _api(place, stack)]
@@ -45,6 +62,7 @@ async def test_the_services_of_the_file_serve_a_lease(tmp_path):
         assert [await process.stop() for process in started] == [0, 0, 0]
 
 
+@pytest.mark.soak
 async def test_with_a_key_service_no_service_has_a_key_file_and_each_role_its_own_principal(tmp_path: Path):
     """By the page's `.env` and `compose.override.yaml`, with a real OpenBao at another address."""
     page = (Path(__file__).parents[3] / "docs/guide/operations.md").read_text(encoding="utf-8")
@@ -63,7 +81,7 @@ async def test_with_a_key_service_no_service_has_a_key_file_and_each_role_its_ow
         assert "vault:https://vault.example:8200" in variables
         (desk / ".env").write_text(variables.replace("vault:https://vault.example:8200", address))
         (desk / "compose.override.yaml").write_text(override)
-        forks = {"PATH": f"{warm_python()}:{place.compose.environment('init')['PATH']}"}
+        forks = _forks(place)
         first = await place.compose.run("init", extra=place.own("init") | forks)
         assert "authority: authority_" in first
         await place.compose.run("init", extra=place.own("init") | forks)

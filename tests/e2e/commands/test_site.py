@@ -1,12 +1,18 @@
-"""`make site` builds without a warning: every page is in the sidebar, every anchor and link has a target."""
+"""`make site` builds without a warning (`make soak`).
+
+The short form is tests/unit/repo/test_docs.py: the sidebar, links and anchors.
+"""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.soak
 def test_the_pages_become_a_site_with_search_and_a_list_for_language_models(tmp_path: Path):
     built = subprocess.run(
         [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "-c", "docs/site", "-b", "html",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from examples.demo.evergrant_api import EvergrantApi
 from tests.e2e.world import define, leave
@@ -143,6 +144,7 @@ async def installed(folder: Path) -> AsyncIterator[Installed]:
         yield Installed(place, idp, tls, stack)
 
 
+@pytest.mark.soak
 async def test_a_rotation_two_losses_and_an_upgrade_by_the_pages_commands(tmp_path: Path):
     """The backup is older than the key file, the copies of it, and a revocation; then the host is lost; then
     a newer version comes."""

@@ -16,6 +16,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.commands.test_compose import lease_as_alice
 from tests.fakes.databases import postgres
 from tests.fakes.patience import PATIENCE_S, eventually
@@ -177,6 +179,7 @@ def _is_gone(pid: int) -> bool:
     return state == "Z"
 
 
+@pytest.mark.soak
 async def test_the_pages_commands_lead_from_nothing_to_a_lease(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         idp = await stack.enter_async_context(ScriptedProvider())

@@ -74,6 +74,7 @@ async def test_after_a_rotation_each_host_is_told_that_its_copy_is_old_until_it_
     doctor.ROLE.reset(before)
 
 
+@pytest.mark.soak
 async def test_dev_comes_back_with_a_backup_that_is_older_than_its_key_file(tmp_path: Path):
     (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
     data = tmp_path / ".evergrant"

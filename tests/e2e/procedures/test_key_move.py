@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from bench import installation
 from bench.load import HOST
@@ -259,6 +260,7 @@ async def unreadable(place: Place, key_file: Path) -> list[str]:
     return broken
 
 
+@pytest.mark.soak
 async def test_keys_move_to_a_service_and_back_while_tokens_are_leased_and_refreshed(tmp_path: Path):
     first, second = tmp_path / "keys.json", tmp_path / "second" / "keys.json"
     async with running_place(tmp_path) as place:
