@@ -32,6 +32,9 @@ async def upgrade(
 ) -> None:
     """Bring the schema up to date, give each process's role its rights, and prepare the Temporal namespace.
 
+    Processes of this release and of the one before may run meanwhile. A database that a newer release has upgraded
+    stays as it is, with the rights of its roles.
+
     Args:
         namespace: Also register search attributes and set the retention of closed runs.
         worker_role: The role of PostgreSQL as which workers connect: give it only what a worker reads and
@@ -50,12 +53,15 @@ async def upgrade(
     )
     roles = [(process, role, role_password(settings, process, role, file)) for process, role, file in chosen]
     before = await schema.upgrade(settings.database_url)
-    print(f"schema {before or 'none'} -> {schema.expected_version()}")
-    await _prepare_roots(settings)
-    for process, role, password in roles:
-        if role is not None:
-            await put_role(settings.database_url, process, role, password)
-            print(f"role {role}: what {WORDS[process]} reads and writes, and nothing else")
+    if before is not None and schema.Stamp(before).is_newer:
+        print(f"schema {before} is a newer release's, and works with this one: it stays, with its roles' rights")
+    else:
+        print(f"schema {before or 'none'} -> {schema.expected_version()}")
+        await _prepare_roots(settings)
+        for process, role, password in roles:
+            if role is not None:
+                await put_role(settings.database_url, process, role, password)
+                print(f"role {role}: what {WORDS[process]} reads and writes, and nothing else")
     if namespace:
         await _prepare_temporal(settings)
 

@@ -210,7 +210,7 @@ class Store:
     """One database and the keys to its columns. Belongs to one event loop."""
 
     def __init__(self, database: Database, ring: KeyRing, clock: Clock) -> None:
-        """Use `open`: it checks that the database can be reached and has this version's schema."""
+        """Use `open`: it checks that the database can be reached and has a schema for this code."""
         self._database = database
         self._clock = clock
         self.ring = ring
@@ -220,15 +220,15 @@ class Store:
     async def open(cls, url: str, ring: KeyRing, clock: Clock) -> "Store":
         """Open the database behind `url` with the keys of `ring`.
 
-        Raises Failure STORE_UNAVAILABLE when it can't be reached, SCHEMA_MISMATCH when its version isn't
-        this code's.
+        Raises Failure STORE_UNAVAILABLE when it can't be reached, SCHEMA_MISMATCH when its schema isn't for
+        this code.
         """
         schema.require_existing_file(url)
         database = open_database(url)
         try:
             with translate_errors():
                 async with database.read() as connection:
-                    await connection.run_sync(schema.require_expected_version)
+                    await connection.run_sync(schema.require_usable_schema)
         except BaseException:
             await database.close()
             raise

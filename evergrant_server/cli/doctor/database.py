@@ -46,17 +46,21 @@ async def reachable(settings: Settings) -> str:
 
 async def migrations(settings: Settings) -> str:
     try:
-        version, newest = await schema.current_version(settings.database_url), schema.expected_version()
+        stamp, newest = await schema.read_stamp(settings.database_url), schema.expected_version()
     except Failure as failure:
         raise unreachable(failure) from None
-    if version == newest:
-        return f"schema {version}, the newest"
-    if version is not None and not schema.is_known(version):
-        raise CheckFailed(
-            f"schema {version} is from a newer server than this one ({newest})",
-            "Run the release that wrote it or a newer one; never downgrade a database",
-        )
-    raise CheckFailed(f"schema {version or 'none'}, this code needs {newest}", f"{COMMAND} db upgrade")
+    if stamp is None:
+        raise CheckFailed(f"schema none, this code needs {newest}", f"{COMMAND} db upgrade")
+    if not stamp.is_newer:
+        if stamp.suits:
+            return f"schema {stamp.version}, the newest"
+        raise CheckFailed(f"schema {stamp.version}, this code needs {newest}", f"{COMMAND} db upgrade")
+    if stamp.suits:
+        return f"schema {stamp.version} is a newer release's, and works with this one's code ({newest})"
+    raise CheckFailed(
+        f"schema {stamp.version} is from a newer server than this one ({newest})",
+        "Run the release that wrote it or a newer one; never downgrade a database",
+    )
 
 
 async def authority(settings: Settings) -> str:

@@ -16,7 +16,8 @@ from evergrant_server.core.errors import ErrorCode, Failure
 
 DRIVER_ERRORS = (InterfaceError, InternalClientError, PostgresError)  # asyncpg's own
 _RETRY_AFTER = 1.0  # seconds
-_CONFLICT_STATES = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
+# serialization_failure, deadlock_detected, lock_not_available
+_CONFLICT_STATES = frozenset({"40001", "40P01", "55P03"})
 _SCHEMA_STATES = frozenset({"42P01", "42703"})  # undefined_table, undefined_column
 # not_null_violation, check_violation: no other change causes them, and no further try ends them
 _NEVER_STORED = frozenset({"23502", "23514", "SQLITE_CONSTRAINT_NOTNULL", "SQLITE_CONSTRAINT_CHECK"})

@@ -1,8 +1,8 @@
 """The schema: made from nothing, the same as the models, upgraded, refused when it is another."""
 
 import asyncio
-import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tests.conformance.store.samples import an_app
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import DURABLE
 from tests.fakes.failures import fails
+from tests.fakes.later_release import A_COLUMN, later_release
 
 
 async def test_upgrades_at_once_bring_an_empty_database_to_head_and_a_later_one_leaves_it_there(
@@ -44,44 +45,26 @@ def test_no_migration_can_be_reverted():
             script.module.downgrade()
 
 
-LATER = """
-import sqlalchemy as sa
-from alembic import op
-
-revision, down_revision = "9999", "{before}"
-
-
-def upgrade() -> None:
-    op.add_column("app", sa.Column("later", sa.String(), nullable=False, server_default="yes"))
-    op.execute("{statement}")
-"""
-
-
 @pytest.fixture
-def later_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+def newer_code(tmp_path: Path) -> Iterator[Callable[[str], None]]:
     """Makes this code the release after the next: with one more migration, which runs a statement."""
+    with ExitStack() as stack:
 
-    def release(statement: str) -> None:
-        folder = tmp_path / "migrations"
-        shutil.copytree(schema.MIGRATIONS, folder)
-        written = LATER.format(statement=statement, before=schema.expected_version())
-        (folder / "versions" / "9999_later.py").write_text(written)
-        monkeypatch.setattr(schema, "MIGRATIONS", folder)
-        schema.known_versions.cache_clear()
+        def release(statement: str) -> None:
+            stack.enter_context(later_release(tmp_path, A_COLUMN, f'op.execute("{statement}")'))
 
-    yield release
-    schema.known_versions.cache_clear()
+        yield release
 
 
 async def test_a_database_of_an_older_version_is_refused_until_its_upgrade_which_keeps_the_rows(
-    database_url: str, ring: KeyRing, clock: SetClock, later_release: Callable[[str], None]
+    database_url: str, ring: KeyRing, clock: SetClock, newer_code: Callable[[str], None]
 ):
     before = schema.expected_version()
     store = await Store.open(database_url, ring, clock)
     async with store.write() as tx:
         await tx.access.put_app(an_app(), expected=None)
     await store.close()
-    later_release("UPDATE app SET later = name")
+    newer_code("UPDATE app SET later = name")
     with fails(ErrorCode.SCHEMA_MISMATCH, f"older schema {before}") as caught:
         await Store.open(database_url, ring, clock)
     assert "db upgrade" in caught.value.repair
@@ -95,12 +78,12 @@ async def test_a_database_of_an_older_version_is_refused_until_its_upgrade_which
 
 
 async def test_a_migration_that_fails_changes_nothing(
-    database_url: str, later_release: Callable[[str], None]
+    database_url: str, newer_code: Callable[[str], None]
 ):
     database, version = open_database(database_url), schema.expected_version()
     async with database.read() as connection:
         before = await connection.run_sync(shape_of)
-    later_release("UPDATE nothing SET there = 1")
+    newer_code("UPDATE nothing SET there = 1")
     with pytest.raises((Failure, DBAPIError)):
         await schema.upgrade(database_url)
     async with database.read() as connection:

@@ -15,9 +15,9 @@ async def test_a_database_that_is_not_reached_at_once_ends_no_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     begun: list[str] = []
-    versions = [Failure(ErrorCode.STORE_UNAVAILABLE), None, schema.expected_version()]
+    versions = [Failure(ErrorCode.STORE_UNAVAILABLE), None, schema.Stamp(schema.expected_version())]
 
-    async def version(_: str) -> str | None:
+    async def version(_: str) -> schema.Stamp | None:
         found = versions.pop(0)
         if isinstance(found, Failure):
             raise found
@@ -29,7 +29,7 @@ async def test_a_database_that_is_not_reached_at_once_ends_no_worker(
     async def work(_: object) -> None:
         begun.append("work")
 
-    monkeypatch.setattr(schema, "current_version", version)
+    monkeypatch.setattr(schema, "read_stamp", version)
     monkeypatch.setattr(services, "_prepare_namespace", ready)
     monkeypatch.setattr(worker, "main", work)
     settings = load_settings(data_dir=tmp_path)
