@@ -8,12 +8,14 @@ from sqlalchemy import Connection
 
 from evergrant_server.store.database.columns import METADATA
 from evergrant_server.store.database.engine import open_database
+from evergrant_server.store.database.schema import write_oldest_code
 
 
 def _run(connection: Connection) -> None:
     context.configure(connection=connection, target_metadata=METADATA)
     with context.begin_transaction():
         context.run_migrations()
+    write_oldest_code(connection)
 
 
 async def _run_on(url: str) -> None:

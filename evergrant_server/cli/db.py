@@ -32,8 +32,8 @@ async def upgrade(
 ) -> None:
     """Bring the schema up to date, give each process's role its rights, and prepare the Temporal namespace.
 
-    Processes of this release and of the one before may run meanwhile. A database that a newer release has upgraded
-    stays as it is, with the rights of its roles.
+    Processes of this release and of the one before may run meanwhile. A database that a newer release has
+    upgraded stays as it is, with the rights of its roles.
 
     Args:
         namespace: Also register search attributes and set the retention of closed runs.
@@ -54,7 +54,7 @@ async def upgrade(
     roles = [(process, role, role_password(settings, process, role, file)) for process, role, file in chosen]
     before = await schema.upgrade(settings.database_url)
     if before is not None and schema.Stamp(before).is_newer:
-        print(f"schema {before} is a newer release's, and works with this one: it stays, with its roles' rights")
+        print(f"schema {before} is a newer release's, and works with this one: it and its roles stay")
     else:
         print(f"schema {before or 'none'} -> {schema.expected_version()}")
         await _prepare_roots(settings)

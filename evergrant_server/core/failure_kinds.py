@@ -87,8 +87,8 @@ PLATFORM_FAILURES: dict[str, FailureRule] = {
     "store_unavailable": platform("The store can't be reached.", "Check EVERGRANT_DATABASE_URL."),
     "store_conflict": platform("Another change came first.", "Try again.", status=409),
     "schema_mismatch": platform(
-        "The database has another schema version than this code.",
-        "Run: python -m evergrant_server db upgrade. A newer database needs a newer server.",
+        "The database has a schema that this code doesn't work with.",
+        "Run: python -m evergrant_server db upgrade. A newer database may need a newer server.",
     ),
     "store_behind": platform(
         "The store holds an older generation than the workflow knows: it was restored from a backup, "

@@ -1,4 +1,5 @@
-"""A process writes every few seconds that it lives, and which root keys it holds and seals with."""
+"""A process writes every few seconds that it lives, which root keys it holds and seals with, and which
+schema its code is written for."""
 
 import asyncio
 import secrets
@@ -14,6 +15,7 @@ from evergrant_server.crypto.keyring import Role
 from evergrant_server.crypto.root_keys import BUNDLE_OF_ROLE
 from evergrant_server.store import Store
 from evergrant_server.store.database.engine import Pool
+from evergrant_server.store.database.schema import expected_version
 from evergrant_server.store.rotation.processes import HEARTBEAT
 
 
@@ -57,6 +59,7 @@ class Heartbeat:
         """Write it now. Raises Failure STORE_UNAVAILABLE."""
         ring = self._ring
         names = {"role": ring.role.value, "host": socket.gethostname(), "version": __version__}
+        names["schema_version"] = expected_version()
         self._changed.clear()
         held = self._held()
         async with self._store.write() as tx:

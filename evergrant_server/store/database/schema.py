@@ -1,9 +1,9 @@
 """The schema's version: reads the database's, compares it with this code's, and upgrades.
 
 Alembic upgrades. Every process compares versions when it starts, and doesn't import Alembic for it. A process
-also works with a newer schema that says so: the column `oldest_code` of `alembic_version` is the version of the
-oldest code that does (ADR 0132). Versions are numbers of four digits, so that code judges one that it has never
-heard of.
+also works with a newer schema that says so: the column `oldest_code` of `alembic_version` is the version of
+the oldest code that does (ADR 0132). Versions are numbers of four digits, so that code can judge one that it
+has never heard of.
 """
 
 import asyncio
@@ -20,19 +20,22 @@ from evergrant_server.store.database.engine import open_database, sqlite_path
 from evergrant_server.store.database.errors import store_unavailable, translate_errors
 
 T = TypeVar("T")
+# The oldest code that works with this code's schema: `db upgrade` writes it into the database. A migration
+# that takes away what older code uses raises it, to a version whose code no longer does (ADR 0132).
+OLDEST_CODE = "0018"
 MIGRATIONS = Path(__file__).resolve().parents[3] / "migrations"
 _OF_A_NEWER_SERVER = (
     "Start the newer release with this database; or restore the backup from before its upgrade. "
     "If a checkout from before 0.1.0 made it: begin with an empty database."
 )
 _LONG_SESSIONS = (
-    "Wait for its end (a backup), or end it, and run it again: SELECT pid, xact_start, query FROM pg_stat_activity "
-    "WHERE xact_start < now() - interval '1 minute'"
+    "Wait for its end (a backup), or end it, and run it again: SELECT pid, xact_start, query "
+    "FROM pg_stat_activity WHERE xact_start < now() - interval '1 minute'"
 )
 _OR_OTHER = "or name another file: EVERGRANT_DATABASE_URL=sqlite:///FOLDER/evergrant.db"
 _UPGRADE_LOCK = 0x4576_6572  # "Ever": one upgrade at a time on PostgreSQL
-# While a migration waits for a table, so does everything that comes after it: it waits a little, and comes again.
-# Longer than PostgreSQL's deadlock_timeout (1 s), after which an autovacuum makes way.
+# While a migration waits for a table, so does everything that comes after it: it waits a little, and comes
+# again. Longer than PostgreSQL's deadlock_timeout (1 s), after which an autovacuum makes way.
 _TABLE_LOCK_MS = 1500
 _LOCK_TRIES, _BETWEEN_TRIES_S = 60, 1.0
 
@@ -96,8 +99,8 @@ async def upgrade(url: str) -> str | None:
     """Bring the database to `expected_version()`, in one transaction; returns the version it had.
 
     Does nothing to a database of that version or of a newer one that works with this code, and returns None
-    for one that was empty. Raises Failure SCHEMA_MISMATCH for a newer database that doesn't, STORE_UNAVAILABLE
-    when it can't be reached, or a table is locked for minutes.
+    for one that was empty. Raises Failure SCHEMA_MISMATCH for a newer database that doesn't,
+    STORE_UNAVAILABLE when it can't be reached, or a table is locked for minutes.
     """
     _private_file(url)
     for _ in range(_LOCK_TRIES):
@@ -159,11 +162,19 @@ def _upgrade(connection: Connection) -> str | None:
     return None if stamp is None else stamp.version
 
 
+def write_oldest_code(connection: Connection) -> None:
+    """Have the database say which code works with it. Alembic has brought it to this code's version."""
+    if "oldest_code" in {column["name"] for column in inspect(connection).get_columns("alembic_version")}:
+        connection.execute(text("UPDATE alembic_version SET oldest_code = :code"), {"code": OLDEST_CODE})
+
+
 def _stamp(connection: Connection) -> Stamp | None:
     if not inspect(connection).has_table("alembic_version"):
         return None
     row = connection.execute(text("SELECT * FROM alembic_version")).mappings().one_or_none()
-    return None if row is None else Stamp(row["version_num"], row.get("oldest_code"))  # of before 0019: without
+    return (
+        None if row is None else Stamp(row["version_num"], row.get("oldest_code"))
+    )  # of before 0019: without
 
 
 def _has_rows(connection: Connection) -> bool:
@@ -190,7 +201,11 @@ def _mismatch(stamp: Stamp | None, expected: str) -> Failure:
         detail = f"The database has the older schema {stamp.version} and this code wants {expected}."
     else:
         detail = f"The database has schema {stamp.version}, from a newer server; this code knows {expected}"
-        works = f", and that schema works with code of {stamp.oldest_code} and later." if stamp.oldest_code else "."
+        works = (
+            f", and that schema works with code of {stamp.oldest_code} and later."
+            if stamp.oldest_code
+            else "."
+        )
         detail, repair = detail + works, _OF_A_NEWER_SERVER
     version = stamp.version if stamp else "none"
     return Failure(ErrorCode.SCHEMA_MISMATCH, detail, found=version, expected=expected, repair=repair)

@@ -1,21 +1,22 @@
-"""Processes of the installation, and which root keys each holds and seals with.
+"""Processes of the installation: which root keys each holds and seals with, and which schema its code is for.
 
 Each writes its row every few seconds. By the database's clock where there is one, so that no host's clock
 decides who is alive. The rows let a rotation wait; they let no process seal: the transaction that seals looks
 for itself whether its root is the current one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import Connection, delete, func, inspect, select, update
 
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import table_of
-from evergrant_server.store.database.engine import DatabaseConnection
+from evergrant_server.store.database.engine import DatabaseConnection, open_database
+from evergrant_server.store.database.errors import translate_errors
 from evergrant_server.store.database.rows import Values, fetch_all, insert
 
 HEARTBEAT = timedelta(seconds=10)
@@ -30,6 +31,7 @@ class ProcessRow(columns.IdTable, table=True):
     role: str
     host: str
     version: str
+    schema_version: str | None = None  # that its code is written for; None: code of before 0019
     roots: dict[str, list[str]] = columns.json()  # that it holds, by purpose
     seals_with: dict[str, str] = columns.json()  # the current one of each purpose, as it knows it
     started_at: datetime = columns.timestamp()
@@ -49,6 +51,7 @@ class Process(NamedTuple):
     role: str
     host: str
     version: str
+    schema_version: str | None
     roots: dict[str, list[str]]
     seals_with: dict[str, str]
     started_at: datetime
@@ -79,7 +82,7 @@ class Processes:
         seals_with: Mapping[str, str],
         started_at: datetime,
     ) -> None:
-        """Write that this process lives, and what it holds. `names` are its role, host and version."""
+        """Write that this process lives, and what it holds. `names` are its role, host and versions."""
         now = await self._database_time()
         held: Values = {"roots": dict(roots), "seals_with": dict(seals_with), "seen_at": now}
         mine = update(ProcessRow).where(_P.tenant == _INSTALLATION, _P.id == id)
@@ -101,21 +104,37 @@ class Processes:
             delete(ProcessRow).where(_P.tenant == _INSTALLATION, _P.seen_at <= old)
         )
 
-    async def all(self) -> list[Process]:
-        """Every process that wrote within the last day, by role and host."""
+    async def all(self, names: Collection[str] = Process._fields[:-1]) -> list[Process]:
+        """Every process that wrote within the last day, by role and host; of these columns."""
         now = await self._database_time()
-        query = select(table_of(ProcessRow)).where(_P.seen_at > now - _KEPT)
+        query = select(*(_P[name] for name in names)).where(_P.seen_at > now - _KEPT)
         rows = await fetch_all(self._connection, query.order_by(_P.role, _P.host, _P.id))
-        shown = Process._fields[:-1]
-        return [
-            Process(**{name: row[name] for name in shown}, silent_for=now - row["seen_at"]) for row in rows
-        ]
+        missing: dict[str, Any] = dict.fromkeys(Process._fields[:-1])
+        return [Process(**{**missing, **row}, silent_for=now - row["seen_at"]) for row in rows]
 
     async def _database_time(self) -> datetime:
         if self._connection.dialect.name != "postgresql":
             return self._now
         moment: datetime = (await self._connection.execute(select(func.clock_timestamp()))).scalar_one()
         return moment
+
+
+async def read_processes(url: str, now: datetime) -> list[Process]:
+    """As `Processes.all`, also in a database that this code has yet to upgrade. Raises Failure
+    STORE_UNAVAILABLE."""
+    database = open_database(url)
+    try:
+        with translate_errors():
+            async with database.read() as connection:
+                names = [name for name in await connection.run_sync(_columns) if name in Process._fields]
+                return await Processes(connection, now).all(names) if names else []
+    finally:
+        await database.close()
+
+
+def _columns(connection: Connection) -> list[str]:
+    table, there = table_of(ProcessRow).name, inspect(connection)
+    return [column["name"] for column in there.get_columns(table)] if there.has_table(table) else []
 
 
 def that_go_on(processes: list[Process]) -> list[Process]:

@@ -21,7 +21,7 @@ from tests.conformance.store.samples import an_app
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import DURABLE
 from tests.fakes.failures import fails
-from tests.fakes.later_release import A_COLUMN, later_release
+from tests.upgrade.later_release import A_COLUMN, later_release
 
 
 async def test_upgrades_at_once_bring_an_empty_database_to_head_and_a_later_one_leaves_it_there(
@@ -77,9 +77,7 @@ async def test_a_database_of_an_older_version_is_refused_until_its_upgrade_which
     assert names == [an_app().name]
 
 
-async def test_a_migration_that_fails_changes_nothing(
-    database_url: str, newer_code: Callable[[str], None]
-):
+async def test_a_migration_that_fails_changes_nothing(database_url: str, newer_code: Callable[[str], None]):
     database, version = open_database(database_url), schema.expected_version()
     async with database.read() as connection:
         before = await connection.run_sync(shape_of)
@@ -147,20 +145,6 @@ async def test_an_empty_database_is_refused(empty_url: str, ring: KeyRing, clock
     versions = {"found": "none", "expected": schema.expected_version()}
     assert caught.value.context.items() >= versions.items()
     assert "db upgrade" in caught.value.context["repair"]
-
-
-async def test_a_database_from_a_newer_version_is_refused(database_url: str, ring: KeyRing, clock: SetClock):
-    database = open_database(database_url)
-    async with database.write() as connection:
-        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    await database.close()
-    for refused in (lambda: Store.open(database_url, ring, clock), lambda: schema.upgrade(database_url)):
-        with fails(ErrorCode.SCHEMA_MISMATCH, "newer") as caught:
-            await refused()
-        versions = {"found": "9999", "expected": schema.expected_version()}
-        assert caught.value.context.items() >= versions.items()
-        assert "newer release" in caught.value.context["repair"]
-    assert await schema.current_version(database_url) == "9999"
 
 
 async def test_a_new_sqlite_file_is_private_and_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

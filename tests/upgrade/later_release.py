@@ -1,8 +1,8 @@
 """The release after the next: this code with one more migration, and a database that it has upgraded.
 
-    with later_release(tmp_path, 'op.add_column("app", …)'):
-        await schema.upgrade(url)   # to 9999
-    # from here on this code is the release before
+with later_release(tmp_path, 'op.add_column("app", …)'):
+    await schema.upgrade(url)   # to 9999
+# from here on this code is the release before
 """
 
 import shutil
