@@ -9,7 +9,8 @@ from evergrant_server.egress.client import ANSWER_TIMEOUT_S, Egress, may_call_ou
 from evergrant_server.egress.connection import UpstreamClosed
 from evergrant_server.egress.policy import EgressPolicy
 from evergrant_server.egress.streaming import StreamedResponse, StreamingTransport
-from evergrant_server.egress.transport import DOES_NOT_RESOLVE, BeforeSend, SendObserver
+from evergrant_server.egress.transport import BeforeSend, SendObserver
+from evergrant_server.egress.unreachable import DOES_NOT_RESOLVE, tls_error, why_unreachable
 
 silence_http_debug_logs()
 
@@ -24,4 +25,6 @@ __all__ = [
     "StreamingTransport",
     "UpstreamClosed",
     "may_call_out",
+    "tls_error",
+    "why_unreachable",
 ]

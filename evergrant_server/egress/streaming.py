@@ -9,15 +9,16 @@ import asyncio
 import re
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import httpcore2
 
 from evergrant_server.core.bounded import Bounded
-from evergrant_server.egress.connection import LATE, LOST, RawHeaders, UpstreamConnection, unreachable
+from evergrant_server.egress.connection import RawHeaders, UpstreamConnection, unreachable
 from evergrant_server.egress.policy import EgressPolicy
 from evergrant_server.egress.transport import GuardedBackend, default_tls_context
+from evergrant_server.egress.unreachable import connection_problem
 
 _CONNECT_TIMEOUT_S = 5.0  # for the name, an address and TLS
 _MOST_IDLE = 16  # kept for one origin
@@ -96,10 +97,11 @@ class StreamingTransport:
         host, port = origin.host, origin.port
         tls, name = (self._tls, host) if origin.tls else (None, None)
         loop = asyncio.get_running_loop()
+        problem: Exception = OSError("no address")
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 for address in await self._backend.checked_addresses(host, port):
-                    with suppress(OSError):
+                    try:
                         _, connection = await loop.create_connection(
                             lambda: UpstreamConnection(self._silence_s),
                             address,
@@ -108,11 +110,12 @@ class StreamingTransport:
                             server_hostname=name,
                         )
                         return connection
-        except TimeoutError:
-            raise unreachable(LATE) from None
-        except httpcore2.ConnectError:  # the name doesn't resolve
-            pass
-        raise unreachable(LOST)
+                    except OSError as error:
+                        problem = error
+        except (TimeoutError, httpcore2.ConnectError) as error:  # the second: the name doesn't resolve
+            problem = error
+        shown = origin.host_header.decode()
+        raise unreachable(f"The provider's API has no connection: {connection_problem(shown, problem)}.")
 
     def _new_connection(self) -> UpstreamConnection:
         return UpstreamConnection(self._silence_s)

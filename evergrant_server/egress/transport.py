@@ -16,6 +16,7 @@ import httpx2
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.egress.policy import EgressPolicy, address_refusal
+from evergrant_server.egress.unreachable import DOES_NOT_RESOLVE
 
 _ERROR_TYPES: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = (
     (httpcore2.ConnectTimeout, httpx2.ConnectTimeout),
@@ -30,7 +31,6 @@ _ERROR_TYPES: tuple[tuple[type[Exception], type[httpx2.TransportError]], ...] = 
 _REQUEST_STARTED = frozenset({"http11.send_request_headers.started", "http2.send_request_headers.started"})
 _REQUEST_WRITTEN = frozenset({"http11.send_request_body.complete", "http2.send_request_body.complete"})
 
-DOES_NOT_RESOLVE = "does not resolve"
 BODY_LIMIT = 1024 * 1024  # bytes, before and after decompression
 
 BeforeSend = Callable[[], Callable[[], None] | None]

@@ -9,7 +9,7 @@ import httpx2
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.workloads.issuer import X509_SVID
-from evergrant_server.egress import Egress
+from evergrant_server.egress import Egress, why_unreachable
 from providers.requests.request_format import STANDARD_HEADERS
 from providers.responses.raw_reply import UnreadableBody, parse_body
 
@@ -70,7 +70,7 @@ async def _fetch(egress: Egress, url: str, name: str) -> httpx2.Response:
         except httpx2.InvalidURL:
             raise Failure(ErrorCode.EGRESS_REFUSED, f"the URL of {name} is none") from None
         except httpx2.TransportError as error:
-            detail = f"{name} could not be fetched ({type(error).__name__})"
+            detail = f"{name} could not be fetched: {why_unreachable(error)}"
             raise Failure(ErrorCode.PROVIDER_UNREACHABLE, detail) from None
     if response.status_code != 200:
         raise Failure(ErrorCode.PROVIDER_ERROR, f"{name}: status {response.status_code}")

@@ -17,7 +17,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import Endpoints
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.text import json_type
-from evergrant_server.egress import BeforeSend, Egress, SendObserver
+from evergrant_server.egress import BeforeSend, Egress, SendObserver, why_unreachable
 from providers.definition.schema_request import MUTUAL_TLS
 from providers.registration.documents import MAX_URL_LENGTH, fail, fetch_document, shown
 from providers.requests.id_jag import ID_JAG_PROFILE
@@ -247,6 +247,6 @@ async def send_registration(
     except Failure as failure:
         raise SendFailed(failure, sent=watch.sent) from None
     except httpx2.TransportError as error:
-        why = f"the registration endpoint could not be reached ({type(error).__name__})"
+        why = f"no client was registered: {why_unreachable(error)}"
         raise SendFailed(Failure(ErrorCode.PROVIDER_UNREACHABLE, why), sent=watch.sent) from None
     return RawReply.of(response)

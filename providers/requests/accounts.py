@@ -12,7 +12,7 @@ import httpx2
 from evergrant_server.core.connections.grant import AccountOption
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from evergrant_server.egress import Egress
+from evergrant_server.egress import Egress, why_unreachable
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_response import WHOLE_REPLY, AccountLookup
 from providers.definition.templates import (
@@ -57,7 +57,7 @@ async def send_lookup(
         async with egress.client(headers=headers) as http:
             response = await http.request(lookup.method, url)
     except httpx2.TransportError as error:
-        why = f"{spec.name} could not be reached for its accounts ({type(error).__name__})"
+        why = f"the accounts could not be read: {why_unreachable(error)}"
         raise Failure(ErrorCode.PROVIDER_UNREACHABLE, why, provider=spec.name) from None
     return RawReply.of(response)
 

@@ -13,7 +13,7 @@ from evergrant_server.core.clock import clocks_apart
 from evergrant_server.core.connections.id_token import checked_claims, require_nonce
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from evergrant_server.egress import Egress
+from evergrant_server.egress import Egress, why_unreachable
 from providers.requests.request_format import STANDARD_HEADERS
 from providers.responses.raw_reply import UnreadableBody, parse_body
 from providers.responses.signing_keys import ALGORITHMS, UnusableKey, verified_payload
@@ -85,7 +85,7 @@ async def fetch_claims(
         async with egress.client(headers=headers) as http:
             reply = await http.get(endpoint)
     except httpx2.TransportError as error:
-        why = f"the issuer's userinfo_endpoint could not be reached ({type(error).__name__})"
+        why = f"the issuer's userinfo_endpoint could not be read: {why_unreachable(error)}"
         raise Failure(ErrorCode.PROVIDER_UNREACHABLE, why) from None
     try:
         claims = parse_body(reply.content, "json") if reply.status_code == 200 else None

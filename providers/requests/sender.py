@@ -12,7 +12,7 @@ import httpx2
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.secret import Secret
-from evergrant_server.egress import BeforeSend, Egress, SendObserver
+from evergrant_server.egress import BeforeSend, Egress, SendObserver, why_unreachable
 from providers.client_auth import ASSERTION_TYPE, client_assertion, secret_assertion
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import ClientAuth
@@ -65,7 +65,8 @@ class Sender:
             except httpx2.InvalidURL:
                 raise SendFailed(Failure(ErrorCode.EGRESS_REFUSED, "not a URL"), sent=False) from None
             except httpx2.TransportError as error:
-                raise SendFailed(_unreachable_failure(spec, error), sent=observer.sent) from None
+                lost = Failure(ErrorCode.PROVIDER_UNREACHABLE, why_unreachable(error), provider=spec.name)
+                raise SendFailed(lost, sent=observer.sent) from None
             except Failure as failure:
                 raise SendFailed(failure, sent=observer.sent) from failure
             response.request = written
@@ -180,10 +181,3 @@ def _grouped(repeated: Sequence[tuple[str, str]]) -> dict[str, str | list[str]]:
     for name, value in repeated:
         grouped.setdefault(name, []).append(value)
     return {name: values[0] if len(values) == 1 else values for name, values in grouped.items()}
-
-
-def _unreachable_failure(spec: ProviderSpec, error: httpx2.TransportError) -> Failure:
-    """The failure with the kind of error only, since the error's text may quote a URL."""
-    timed_out = isinstance(error, httpx2.TimeoutException)
-    kind = "did not reply in time" if timed_out else f"could not be reached ({type(error).__name__})"
-    return Failure(ErrorCode.PROVIDER_UNREACHABLE, f"{spec.name} {kind}", provider=spec.name)

@@ -12,7 +12,7 @@ import httpx2
 
 from evergrant_server.core.definition import HOSTS_CHECK, CheckLevel, CheckResult
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.egress import Egress
+from evergrant_server.egress import Egress, why_unreachable
 from providers.definition.schema import ProviderSpec
 from providers.definition.schema_base import placeholders
 from providers.definition.templates import checked_params, fill_template
@@ -113,7 +113,7 @@ async def _probe_endpoint(egress: Egress, spec: ProviderSpec, name: str, url: st
     except Failure as failure:
         return _problem(name, failure.detail)
     except httpx2.TransportError as error:
-        return _problem(name, f"{urlsplit(url).hostname} could not be reached ({type(error).__name__})")
+        return _problem(name, why_unreachable(error))
 
 
 def _authorization_page_finding(name: str, response: httpx2.Response) -> CheckResult:

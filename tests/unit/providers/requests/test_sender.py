@@ -87,6 +87,7 @@ async def test_lost_reply_counts_as_sent(answer: object, acted: int) -> None:
         with pytest.raises(SendFailed) as raised:
             await Talk(idp).refresh(grant["refresh_token"])
         assert (raised.value.code, raised.value.sent) == (ErrorCode.PROVIDER_UNREACHABLE, True)
+        assert raised.value.detail == f"{idp.allowance} closed the connection without an answer"
         assert idp.refreshes == acted
 
 
