@@ -17,6 +17,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.integrations import (
+    NO_CLIENT,
     Endpoints,
     Integration,
     IntegrationState,
@@ -45,7 +46,8 @@ class DiscoveryActivities:
 
     @activity.defn(name=jobs.DISCOVER_ENDPOINTS.name)
     async def discover_endpoints(self, request: DiscoverEndpoints) -> DiscoveryResult:
-        """Write READY with the endpoints (and the client id), or FAILED with the reason."""
+        """Write READY with the endpoints (and the client id), or FAILED with the reason: an integration
+        whose issuer is right, and that has no client yet, has its endpoints too."""
         async with self.store.read() as tx:
             integration = await tx.integrations.get(request.tenant, request.integration_id)
         if integration is None:
@@ -134,9 +136,10 @@ class DiscoveryActivities:
             current = await current_if_same_place(tx, seen)
             if current is None:
                 return
+            lacks_client = current.lacks_client and registered is None
             after = current.__replace__(
-                state=IntegrationState.READY,
-                problem=None,
+                state=IntegrationState.FAILED if lacks_client else IntegrationState.READY,
+                problem=NO_CLIENT if lacks_client else None,
                 endpoints=endpoints if is_discovered else None,  # None: the definition has them
                 changed_at=now,
                 metadata_read_at=now,

@@ -86,6 +86,11 @@ class Endpoints(FrozenModel):
         return self.__replace__(**aliases)
 
 
+NO_CLIENT = (
+    "It has no OAuth client yet: register one at the provider with this redirect URI, then put its client id."
+)
+
+
 class IntegrationState(StrEnum):
     DISCOVERING = "discovering"  # waits for the issuer's metadata
     READY = "ready"

@@ -23,7 +23,13 @@ from evergrant_server.core.connections.credentials import ClientKey
 from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import IntegrationId, Tenant, new_id
-from evergrant_server.core.integrations import Endpoints, Integration, IntegrationState, RegistrationMethod
+from evergrant_server.core.integrations import (
+    NO_CLIENT,
+    Endpoints,
+    Integration,
+    IntegrationState,
+    RegistrationMethod,
+)
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.outbox import retry_integration_message
 from evergrant_server.core.secret import Secret
@@ -34,9 +40,6 @@ from providers.definition.schema import ProviderSpec
 from providers.definition.schema_request import MUTUAL_TLS, ClientAuth
 from providers.definition.templates import integration_endpoints
 
-NO_CLIENT = (
-    "It has no OAuth client yet: register one at the provider with this redirect URI, then put its client id."
-)
 _AS_SENT = {  # members of a body that the row has too
     *("issuer", "params", "client_auth", "registration", "dpop", "default_scopes", "scope_ceiling"),
     *("binding", "on_reconnect", "after_grant_over", "identity_provider"),
@@ -216,7 +219,9 @@ def _with_body(
     if body.registration is RegistrationMethod.METADATA_DOCUMENT:
         update["client_auth"] = "none"
     if not has_client(body):
-        update |= {"state": IntegrationState.FAILED, "problem": NO_CLIENT}
+        update["problem"] = NO_CLIENT
+        if integration.state is not IntegrationState.DISCOVERING:  # else a worker checks the issuer first
+            update["state"] = IntegrationState.FAILED
     return integration.__replace__(**update).with_provider_rules(spec.refresh_rules())
 
 

@@ -15,7 +15,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import new_id
-from evergrant_server.core.integrations import Integration, IntegrationState, RegistrationMethod
+from evergrant_server.core.integrations import NO_CLIENT, Integration, IntegrationState, RegistrationMethod
 from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.integrations import DiscoverEndpoints, DiscoveryResult
 from evergrant_server.core.messages.maintenance import RereadMetadata, RereadMetadataResult
@@ -81,6 +81,19 @@ async def test_rfc7591_a_registered_client_connects(place: Installation):
         AuditAction.CLIENT_REGISTERED,
         AuditAction.INTEGRATION_DISCOVERED,
     ]
+
+
+async def test_a_checked_issuer_waits_for_its_client(place: Installation):
+    """What it publishes is there for whoever registers one by hand; no consent begins before."""
+    said = {"client_id": "", "issuer": place.idp.issuer, "state": IntegrationState.DISCOVERING}
+    async with place.store.write() as tx:
+        row = an_integration(TENANT, place.parts.clock.now(), **said)
+        integration = await tx.integrations.put(row, None, expected=None)
+    assert (await discovered(place, integration)).failure is None
+    now = await place.integration_now(integration.id)
+    assert (now.state, now.problem) == (IntegrationState.FAILED, NO_CLIENT)
+    assert now.endpoints is not None
+    assert place.idp.count("register") == 0
 
 
 async def test_rfc7591_3_an_initial_access_token_is_sent_once_whatever_comes_of_it(place: Installation):

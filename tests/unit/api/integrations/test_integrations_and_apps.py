@@ -184,6 +184,19 @@ async def test_a_failed_discovery_is_said_and_can_be_tried_again(api: Api, admin
     assert (away.status_code, away.json()["code"]) == (503, "temporal_unavailable")
 
 
+async def test_an_issuer_is_checked_before_there_is_a_client(api: Api, admin: str):
+    """A wrong URL is told before anybody has registered a client, or typed its secret."""
+    without_client = {"provider": "generic", "issuer": GENERIC["issuer"]}
+    discovers(api, ErrorCode.DISCOVERY_FAILED)
+    refused = await put(api, admin, without_client)
+    assert (refused.status_code, refused.json()["code"]) == (424, "discovery_failed")
+    discovers(api, state=IntegrationState.FAILED)
+    reserved = (await put(api, admin, without_client)).json()
+    assert (reserved["state"], "put its client id" in reserved["problem"]) == ("failed", True)
+    discovers(api, problem=None)
+    assert (await put(api, admin, GENERIC)).json()["state"] == "ready"
+
+
 async def test_secrets_and_tokens_are_never_redirected_to_another_server(api: Api, admin: str):
     """A new issuer needs the secret again, and no live connection at all."""
     discovers(api)

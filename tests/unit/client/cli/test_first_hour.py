@@ -188,15 +188,45 @@ def test_the_url_of_an_mcp_server_is_enough(command: Command, server: ScriptedEv
     server.script(f"GET {route}", NO_SUCH)
     server.script("GET /v1/apps/first-app/permits/server", NO_SUCH)
     server.script("PUT /v1/apps/first-app/permits/server", ScriptedResponse(201, example(Permit)))
-    reserved = ScriptedResponse(201, an_integration(name="server", client_id="", state="discovering"))
     flags = ("--provider", typed, "--client-id", "", "--subject", "alice", "--scope", "mcp:tools")
-    server.script(f"PUT {route}", reserved, none, problem(424, "ClientMisconfigured", "egress_refused"))
+    server.script(f"PUT {route}", none, problem(424, "ClientMisconfigured", "egress_refused"))
     assert "egress_refused" in command("init", *flags).err, "of the issuer that it names"
-    server.script(f"PUT {route}", reserved, none, ScriptedResponse(200, an_integration(name="server")))
+    ready = {"name": "server", "state": "ready", "client_id": "c", "registration": "automatic"}
+    ready |= {"provider": "mcp", "params": {"url": typed}, "issuer": None, "default_scopes": ["mcp:tools"]}
+    server.script(f"PUT {route}", none, ScriptedResponse(200, an_integration(**ready)))
+    server.script(f"GET {route}", NO_SUCH, ScriptedResponse(200, an_integration(**ready)))
     ended = command("init", *flags)
     assert (ended.status, "is an MCP server" in ended.err) == (0, True), ended.err
     put = [body for path, body in sent(server) if path == f"PUT {route}"][-1]
     assert put == {"provider": "mcp", "params": {"url": typed}, "default_scopes": ["mcp:tools"]}
+
+
+def test_an_mcp_server_that_registers_no_client_waits_for_one(command: Command, server: ScriptedEvergrant):
+    typed, route = "http://127.0.0.1:9/mcp", "/v1/integrations/server"
+    none = problem(424, "ClientMisconfigured", "discovery_failed")
+    unregistered = problem(424, "ClientMisconfigured", "client_rejected", detail="Register one at https://i")
+    waiting = {"name": "server", "state": "failed", "client_id": "", "registration": "automatic"}
+    row = ScriptedResponse(200, an_integration(**waiting, provider="mcp", params={"url": typed}))
+    server.script(f"GET {route}", NO_SUCH, row)
+    server.script(f"PUT {route}", none, unregistered, row)
+    server.script("GET /v1/apps/first-app/permits/server", NO_SUCH)
+    server.script("PUT /v1/apps/first-app/permits/server", ScriptedResponse(201, example(Permit)))
+    Path("secret").write_text(SECRET)
+    flags = (
+        "--provider",
+        typed,
+        "--client-id",
+        "c-1",
+        "--client-secret-file",
+        "secret",
+        "--subject",
+        "alice",
+    )
+    ended = command("init", *flags)
+    assert (ended.status, "Register one at https://i" in ended.err) == (0, True), ended.err
+    put = [body for path, body in sent(server) if path == f"PUT {route}"][-1]
+    client = {"client_id": "c-1", "client_secret": SECRET}
+    assert put == {"provider": "mcp", "params": {"url": typed}, **client}
 
 
 def test_the_redirect_uri_comes_before_the_client_id(command: Command, evergrant: ScriptedEvergrant):

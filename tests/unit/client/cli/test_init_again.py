@@ -71,6 +71,25 @@ def test_init_keeps_a_secret_that_connections_use(command: Command, used: Script
     assert [each.query for each in puts] == [{"dry_run": "true"}]
 
 
+def test_a_servers_url_is_checked_before_anything_is_asked(command: Command, evergrant: ScriptedEvergrant):
+    """Nobody registers a client, or types its secret, for a URL that is refused; and nothing stays."""
+    url, route = "https://login.example", "/v1/integrations/server"
+    row = an_integration(name="server", client_id="", state="failed", issuer=url, registration=None)
+    evergrant.script(f"GET {route}", NO_SUCH, ScriptedResponse(200, row))
+    evergrant.script(
+        f"PUT {route}", problem(424, "ClientMisconfigured", "egress_refused", repair="Allow it.")
+    )
+    evergrant.script(f"DELETE {route}", ScriptedResponse(204))
+    line = ("--provider", url, "--subject", "alice", "--client-id", "c-1", "--client-secret-file", "none")
+    ended = command("init", *line)
+    assert (ended.status, "egress_refused" in ended.err, "Allow it." in ended.err) == (1, True, True)
+    assert ("redirect URI" in ended.err, evergrant.count(f"DELETE {route}")) == (False, 1)
+    assert sent(evergrant)[0] == (f"PUT {route}", {"provider": "generic", "issuer": url})
+    evergrant.script(f"GET {route}", ScriptedResponse(200, row))
+    command("init", *line)
+    assert (evergrant.count(f"PUT {route}"), evergrant.count(f"DELETE {route}")) == (2, 1), "it was there"
+
+
 @pytest.mark.parametrize("registration", [None, "dynamic"])
 def test_a_refused_init_says_what_it_leaves(
     command: Command, evergrant: ScriptedEvergrant, registration: str | None

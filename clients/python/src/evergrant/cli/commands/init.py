@@ -28,6 +28,7 @@ from evergrant.sync_client import Evergrant
 
 _NAME = re.compile(r"[a-z0-9-]+", re.IGNORECASE)
 _MOST_SHOWN = 20  # scopes
+Where = Mapping[str, Any]  # the provider, and the issuer or the parameters
 _HERE = "http://127.0.0.1/"  # evergrant connect listens on this machine, at any port
 
 
@@ -68,23 +69,26 @@ def init(*, answers: Answers = Answers(), options: Options = DEFAULTS) -> None:
     where = {"provider": "generic", "issuer": provider} if "://" in provider else {"provider": provider}
     if "issuer" not in where and not _NAME.fullmatch(provider):
         raise argument_error(f"{provider!r} is neither a provider's name nor a URL with https:// or http://")
-    name = answers.name or ("server" if "issuer" in where else provider)
+    by_url = "issuer" in where
+    name = answers.name or ("server" if by_url else provider)
     require_replaceable(out)
     if answers.subject is None and not sys.stdin.isatty():
         raise _missing("--subject")
-    with options.client() as client, _reserved(client, name, where) as integration:
+    with options.client() as client, _reserved(client, name, where, answers.scope) as (integration, where):
         require_same_server(integration, where)
         uri = integration.redirect_uri
         _say(f"Register an OAuth client there with exactly this redirect URI:\n\n  {uri}\n")
-        members = _client(integration, "issuer" in where, answers.client_id, answers.client_secret_file)
+        members = _client(integration, by_url, answers.client_id, answers.client_secret_file)
         if answers.api_base_url:
             members["params"] = {"api_base_url": answers.api_base_url}
-        if scopes := answers.scope or _scopes_before(client, integration, where, members):
+        if scopes := answers.scope or _scopes_before(
+            client, integration, None if by_url else provider, members
+        ):
             members["default_scopes"] = list(scopes)
         have_client(client, integration, where, members)
-        if "issuer" in where and not scopes:
+        if by_url and not scopes:
             have_scopes(client, name, where)
-        elif "issuer" in where:
+        elif by_url:
             _note_unlisted(client, name, scopes)
         question = "Your name for the person who will consent"
         subject = answers.subject or _ask(question, "--subject", getuser())
@@ -101,20 +105,27 @@ def init(*, answers: Answers = Answers(), options: Options = DEFAULTS) -> None:
 
 
 @contextmanager
-def _reserved(client: Evergrant, name: str, where: Mapping[str, str]) -> Generator[Integration]:
-    """The integration of this name, or a new one that waits for its client.
+def _reserved(
+    client: Evergrant, name: str, where: Where, scopes: Scopes
+) -> Generator[tuple[Integration, Where]]:
+    """The integration of this name, or a new one that waits for its client; and where it really is.
 
-    A refused `init` deletes the one that it has made, unless somebody may have registered a client with its
-    redirect URI: then the next `init` goes on with it.
+    The metadata of a server that is given by its URL is read before anybody registers a client there, or
+    types its secret. A refused `init` deletes the integration that it has made, unless somebody may have
+    registered a client with its redirect URI: then the next `init` goes on with it.
     """
-    before = if_there(client.integration, name)
-    integration = before or client.put_integration(name, where["provider"], issuer=where.get("issuer"))
+    before = integration = if_there(client.integration, name)
+    shown = False
     try:
-        yield integration
+        if integration is None or ("issuer" in where and _waits_for_client(integration)):
+            early = {"default_scopes": list(scopes)} if scopes and "issuer" in where else {}
+            integration, where = _put_new(client, name, where, early)
+        shown = True
+        yield integration, where
     except EvergrantError:
         with suppress(EvergrantError):
             made = None if before else if_there(client.integration, name)
-            if made and made.state == "failed" and made.registration:
+            if made and (not shown or (made.state == "failed" and made.registration)):
                 client.delete_integration(name)
             elif made and made.state == "failed":
                 delete = line_to_copy("evergrant", "integrations", "delete", name)
@@ -122,6 +133,10 @@ def _reserved(client: Evergrant, name: str, where: Mapping[str, str]) -> Generat
                     f"The integration {name} keeps its redirect URI for the next init. Without one: {delete}"
                 )
         raise
+
+
+def _waits_for_client(integration: Integration) -> bool:
+    return integration.state != "ready" and not (integration.client_id or integration.registration)
 
 
 def _write_program(out: Path, url: str, key: Path, name: str, subject: str, options: Options) -> str:
@@ -164,23 +179,23 @@ def _client(
 
 
 def _scopes_before(
-    client: Evergrant, integration: Integration, where: Mapping[str, str], members: Mapping[str, Any]
+    client: Evergrant, integration: Integration, provider: str | None, members: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """The scopes of a provider of the catalogue, or those that a server is to register; a server's own list
     is known once its metadata has been read. Empty: as the integration or the provider has them."""
     if not sys.stdin.isatty() or integration.default_scopes:
         return ()
-    if "issuer" in where:
+    if provider is None:
         dynamic = members.get("registration") == "dynamic"
         return _asked_scopes("Scopes to register the client for", (), "the server's own") if dynamic else ()
     nothing: Mapping[str, Any] = {}
-    facts = next((row.facts for row in client.providers() if row.name == where["provider"]), nothing)
+    facts = next((row.facts for row in client.providers() if row.name == provider), nothing)
     usual = tuple(map(str, facts.get("default_scopes") or (("openid",) if facts.get("openid") else ())))
     documented = f"; {facts['docs_url']} lists them" if facts.get("docs_url") else ""
     return _asked_scopes(f"Scopes to request, with spaces between{documented}", usual, "none")
 
 
-def have_scopes(client: Evergrant, name: str, where: Mapping[str, str]) -> None:
+def have_scopes(client: Evergrant, name: str, where: Where) -> None:
     """Default scopes for a server that lists its own: those that are chosen, else `openid` where it is
     listed. A request without a scope is refused by many."""
     integration = client.integration(name)
@@ -239,17 +254,17 @@ _KEPT = (
 )
 
 
-def require_same_server(integration: Integration, where: Mapping[str, str]) -> None:
+def require_same_server(integration: Integration, where: Where) -> None:
     """Refuse to move an integration that works to another provider."""
     server = integration.issuer or integration.params.get("url") or integration.provider
-    wanted = where.get("issuer", where["provider"])
+    wanted = where.get("issuer") or where.get("params", {}).get("url") or where["provider"]
     if integration.state == "ready" and str(server).rstrip("/") != wanted.rstrip("/"):
         why = f"the integration {integration.name} is there already, for {server}"
         raise BadRequest(why, code="already_exists", repair="Give this one another name: --name.")
 
 
 def have_client(
-    client: Evergrant, integration: Integration, where: Mapping[str, str], members: Mapping[str, Any]
+    client: Evergrant, integration: Integration, where: Where, members: Mapping[str, Any]
 ) -> None:
     """The integration with this OAuth client and these scopes. While connections use it, only its secret
     changes."""
@@ -286,16 +301,16 @@ def _keep_secret(client: Evergrant, name: str, members: Mapping[str, Any]) -> No
         _say(f"To replace it, which keeps the stored one for a day: {line_to_copy('evergrant', *rotate)}")
 
 
-def _put_new(client: Evergrant, name: str, where: Mapping[str, str], members: Mapping[str, Any]) -> None:
+def _put_new(
+    client: Evergrant, name: str, where: Where, members: Mapping[str, Any]
+) -> tuple[Integration, Where]:
     """Put the integration. A URL that is no issuer is another one's by a final slash, or an MCP server's.
 
     With and without the slash there is one metadata document (RFC 8414 section 3.1): the server that answers
     is the one that was named.
     """
-    whole: dict[str, Any] = dict(members)
-    whole.update(where)
     try:
-        client.put_integration(name, **whole)
+        return client.put_integration(name, **{**members, **where}), where
     except EvergrantError as refused:
         if refused.code != "discovery_failed" or "issuer" not in where:
             raise
@@ -303,28 +318,33 @@ def _put_new(client: Evergrant, name: str, where: Mapping[str, str], members: Ma
         issuer = typed.removesuffix("/") if typed.endswith("/") else f"{typed}/"
         if refused.detail.endswith(f" another issuer: {issuer}"):
             _say(f"The server's own name is {issuer}: that is its issuer.")
-            whole["issuer"] = issuer
-            client.put_integration(name, **whole)
-            return
-        _put_mcp(client, name, typed, members, refused)
+            where = {**where, "issuer": issuer}
+            return client.put_integration(name, **{**members, **where}), where
+        return _put_mcp(client, name, typed, members, refused)
 
 
 def _put_mcp(
     client: Evergrant, name: str, url: str, members: Mapping[str, Any], refused: EvergrantError
-) -> None:
-    """Put the integration for an MCP server, whose metadata names its issuer (RFC 9728).
+) -> tuple[Integration, Where]:
+    """Put the integration for an MCP server, whose metadata names its issuer (RFC 9728). Where that registers
+    no client, the integration waits for one.
 
     Raises `refused` if it is none.
     """
+    where: Where = {"provider": "mcp", "params": {"url": url}}
     others = ("registration", "params")
     plain_members = {member: value for member, value in members.items() if member not in others}
     try:
-        client.put_integration(name, provider="mcp", params={"url": url}, **plain_members)
+        integration = client.put_integration(name, **{**plain_members, **where})
     except EvergrantError as second:
         if second.code in ("discovery_failed", "invalid_request", "not_found"):
             raise refused from None
-        raise
+        if second.code != "client_rejected" or members.get("client_id"):
+            raise
+        _say(printable(second.detail))
+        integration = client.integration(name)
     _say(f"{url} is an MCP server, and names who issues tokens for it.")
+    return integration, where
 
 
 def have_app(client: Evergrant, app: str, return_to: str) -> None:
