@@ -45,7 +45,8 @@ _LEASES = (AuditAction.LEASE_ISSUED, AuditAction.DPOP_PROOF_ISSUED, AuditAction.
 class AttentionView(View):
     """Connections of one integration that fail, or wait, for one cause: whose turn it is, and since when.
 
-    `code` null: they wait for the subject's first consent, or for the provider to confirm a revocation.
+    `code` null: they wait for the subject's first consent, or for the provider to confirm a revocation. Where
+    an admin has to repair what their newest consents have failed by, the code is that failure.
     """
 
     integration: str
@@ -185,10 +186,7 @@ async def _attention(tx: Transaction, call: ApiCall) -> tuple[list[Attention], b
     return await tx.overviews.attention_for(call.tenant, lambda *names: call.may_see(Target(*names)))
 
 
-_FIRST_CONSENT = (
-    "The subject opens the connect link. If the provider refused a consent, evergrant connections get shows "
-    "its words: an admin corrects the integration."
-)
+_FIRST_CONSENT = "The subject opens the connect link."
 
 
 def _attention_view(group: Attention) -> AttentionView:

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from evergrant_server.console.next_steps import TOKEN_NOTES, WHO, repair_of, state_words, step_of
+from evergrant_server.console.next_steps import TOKEN_NOTES, WHO, cause_of, repair_of, state_words, step_of
 from evergrant_server.console.pages import FOLDER, new_environment
 from evergrant_server.console.times import span
 from evergrant_server.core.errors import FAILURES
@@ -86,6 +86,7 @@ class ConsolePages:
         self._templates.globals |= {
             "htmx": _HTMX,
             "state_words": state_words,
+            "cause_of": cause_of,
             "step_of": step_of,
             "repair_of": repair_of,
             "token_notes": TOKEN_NOTES,

@@ -1,6 +1,6 @@
 """What a connection or an integration needs next and who acts, in words, from what the API shows of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol
 
@@ -11,6 +11,7 @@ from evergrant_server.core.connections.token_state import TokenState
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.core.failure_kinds import Repairer
 from evergrant_server.core.integrations import IntegrationState
+from evergrant_server.core.provider_words import repair_after
 
 _STATES = {  # in words, and the tone of its mark
     LifecycleState.PENDING_CONSENT: ("waits for consent", "wait"),
@@ -47,6 +48,15 @@ def repair_of(failure: Failure) -> str:
     return _HERE.get(failure.code, failure.repair)
 
 
+class _FailedConsent(Protocol):
+    code: ErrorCode
+    repairer: Repairer
+
+
+class _ProviderSaid(Protocol):
+    error: str | None
+
+
 class Shown(Protocol):
     """What the words depend on: members of the API's view of a connection."""
 
@@ -57,6 +67,11 @@ class Shown(Protocol):
     last_failure: ErrorCode | None
     expires_at: datetime | None
     token_state: TokenState
+
+    @property
+    def failed_consent(self) -> _FailedConsent | None: ...
+    @property
+    def provider_said(self) -> _ProviderSaid | None: ...
 
 
 class NextStep(NamedTuple):
@@ -71,14 +86,23 @@ def state_words(state: LifecycleState) -> str:
     return _STATES[state][0]
 
 
+def cause_of(shown: Shown) -> ErrorCode | None:
+    """Why somebody has to act: for an admin's repair it may be how the newest consent has failed."""
+    failed = shown.failed_consent
+    if failed is not None and failed.repairer is not Repairer.SUBJECT and failed.repairer is shown.repairer:
+        return failed.code
+    return shown.reason or shown.last_failure
+
+
 def step_of(shown: Shown) -> NextStep:
     """What has to happen, and who does it."""
     _, tone = _STATES[shown.state]
     if shown.state.is_final:
         return NextStep("None: it has ended.", "", tone)
-    failure = shown.reason or shown.last_failure
+    failure = cause_of(shown)
     if failure is not None and shown.state is not LifecycleState.REVOKING:
-        return step_after(failure, shown.repairer or FAILURES[failure].repairer, shown.state)
+        error = None if shown.provider_said is None else shown.provider_said.error
+        return step_after(failure, shown.repairer or FAILURES[failure].repairer, shown.state, error)
     match shown.state:
         case LifecycleState.PENDING_CONSENT if shown.flow.is_client_grant or shown.flow.is_static:
             return NextStep("A worker gets the first token.", "a worker", tone)
@@ -128,10 +152,14 @@ class ShownCause(Protocol):
     repairer: Repairer
     is_sole: bool
 
+    @property
+    def provider_said(self) -> Sequence[_ProviderSaid]: ...
+
 
 def turn_of(cause: ShownCause) -> NextStep:
     """What has to happen for the connections that fail for one cause, and who does it."""
-    step = step_after(cause.code, cause.repairer, cause.state)
+    error = cause.provider_said[0].error if cause.provider_said else None  # the most frequent
+    step = step_after(cause.code, cause.repairer, cause.state, error)
     if not cause.is_sole:
         return step
     alone = "It can't be decided yet whose fault this is: it is the only connection here. "
@@ -139,10 +167,12 @@ def turn_of(cause: ShownCause) -> NextStep:
     return step._replace(text=text, actor="not known yet")
 
 
-def step_after(failure: ErrorCode, repairer: Repairer, state: LifecycleState) -> NextStep:
-    """What repairs a failure."""
+def step_after(
+    failure: ErrorCode, repairer: Repairer, state: LifecycleState, error: str | None = None
+) -> NextStep:
+    """What repairs a failure that the provider called `error`."""
     _, tone = _STATES[state]
-    text = _REPAIRS.get(failure, FAILURES[failure].repair)
+    text = _REPAIRS.get(failure) or repair_after(failure, error)
     if repairer is Repairer.TIME:
         text = "None: a worker tries again by itself."
     elif repairer is Repairer.SUBJECT and state is LifecycleState.NEEDS_REAUTH:

@@ -12,10 +12,29 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import UNSENT_CODES
 from evergrant_server.core.model import FrozenModel
 
+_REDIRECT_URI = (
+    "Compare the redirect URI in the client's registration at the provider, character by character, with the "
+    "integration's: evergrant integrations redirect-uri."
+)
+_FLOW = "Allow the client this flow (its grant types and response types) in its registration at the provider."
+_CLIENT_REPAIRS = {  # RFC 6749 sections 4.1.2.1 and 5.2, RFC 8707 section 2
+    "invalid_client": "Correct the integration's client id and secret: evergrant integrations put.",
+    "invalid_scope": "Request scopes that the provider has and this client may request: the integration's "
+    "default scopes, and those that the app names.",
+    "unauthorized_client": _FLOW,
+    "unsupported_response_type": _FLOW,
+    "unsupported_grant_type": _FLOW,
+    "access_denied": "Allow the client the requested scopes in its registration at the provider, or request "
+    "fewer.",
+    "invalid_target": "Correct the resource or audience that the connection names.",
+    "invalid_request": _REDIRECT_URI,
+    "invalid_grant": _REDIRECT_URI,  # a refusal of the client only where its description blames the URI
+    "redirect_uri_mismatch": _REDIRECT_URI,
+}
 PROVIDER_SAID = "provider_said"  # the member of an audit record's detail
 REDACTED = "[redacted]"
 CALLBACK_REFUSED = "The provider's callback was refused: "  # begins the detail, in words for an admin
@@ -115,6 +134,12 @@ def words_in(failure: Failure) -> dict[str, Any]:
     if failure.code in UNSENT_CODES and "host" in failure.context:
         return {"host": failure.context["host"], "why": failure.detail}
     return {} if words is None else words.as_detail()
+
+
+def repair_after(code: ErrorCode, error: str | None) -> str:
+    """What repairs a failure, where the provider called it `error`: a refused client has many repairs."""
+    exact = _CLIENT_REPAIRS.get(error or "") if code is ErrorCode.CLIENT_REJECTED else None
+    return exact or FAILURES[code].repair
 
 
 def looks_secret(text: str) -> bool:

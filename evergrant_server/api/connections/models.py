@@ -31,6 +31,7 @@ from evergrant_server.core.connections.token_state import TokenState
 from evergrant_server.core.errors import ErrorCode, Failure, FailureKind, Repairer
 from evergrant_server.core.ids import ConnectionId, is_id
 from evergrant_server.core.messages.connection import ConnectionDescription
+from evergrant_server.core.provider_words import repair_after
 from evergrant_server.core.text import is_storable_text
 from evergrant_server.problems import invalid_request
 from evergrant_server.store.connections.search import StateCounts
@@ -240,14 +241,15 @@ class FailedConsentView(View):
     reference: str
 
     @classmethod
-    def of(cls, consent: Consent) -> "FailedConsentView":
+    def of(cls, consent: Consent, error: str | None = None) -> "FailedConsentView":
+        """`error`: what the provider called it."""
         failure = Failure(ErrorCode(consent.failure or ErrorCode.INTERNAL))
         return cls(
             code=failure.code,
             detail=failure.detail,
             kind=failure.kind,
             repairer=failure.rule.repairer,
-            repair=failure.repair,
+            repair=repair_after(failure.code, error),
             reference=reference_of(consent.id),
         )
 
@@ -266,9 +268,12 @@ class ConnectionView(View):
     speaks of every token; `unknown` says that an answer was lost, whose token may live on at the provider.
     `token_state` says what the access token is: of an active connection `idle`, `due`, `late` or `failing`
     where it has expired. `idle`: no app has asked since, and the next one that asks gets a new one.
+    `repairer` is whose turn it is: an admin's, not the subject's, where the newest consent has failed by the
+    integration or a permit, until the integration is changed.
     `provider_said` explains one connection's failure to an admin, and is null elsewhere.
-    `failed_consent` is set while the newest consent has failed or was denied, and `missing_scopes` are those
-    that were requested and that the grant lacks: both only where one connection is read.
+    `failed_consent` is set while the newest consent has failed or was denied; in lists only of connections
+    that wait for one. `missing_scopes` are those that were requested and that the grant lacks: only where one
+    connection is read.
     `failing_since` is set while refreshes keep failing; the token is valid until it expires.
     `live` (with the next attempt as `next_at`) and `differs` are null unless the request had
     `live=true` and the workflow answered.

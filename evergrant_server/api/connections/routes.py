@@ -27,7 +27,7 @@ from evergrant_server.api.connections.view import (
     add_next_step,
     connection_view,
     device_view,
-    failed_consent,
+    failed_consent_in_full,
     missing_scopes,
     newest_consent,
     provider_said,
@@ -277,7 +277,7 @@ async def get_connection(
         base_url = await _api_base_url(tx, api, connection, view)
         lacking = missing_scopes(api.registry, connection, view.scopes) if view.scopes else ()
         consent = await newest_consent(tx, connection)
-        failed = failed_consent(consent)
+        failed = await failed_consent_in_full(tx, connection, consent)
         view = view.__replace__(
             api_base_url=base_url, provider_said=refusal, failed_consent=failed, missing_scopes=lacking
         )

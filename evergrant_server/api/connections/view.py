@@ -58,7 +58,11 @@ async def connection_view(
     reason = connection.reason or (ErrorCode.CHOICE_REQUIRED if chooses else None)
     if connection.held_by is not None and not connection.has_ended:
         reason = ErrorCode.CONNECTION_HELD
-    why = reason or connection.last_failure
+    failed = refused = None
+    if connection.state in _AWAITING_CONSENT and reason is not ErrorCode.CONNECTION_HELD:
+        failed = failed_consent(await newest_consent(tx, connection))
+        refused = await tx.consents.refused_by(connection) if failed else None
+    why = refused or reason or connection.last_failure
     revoking = connection.state is LifecycleState.REVOKING
     consent = linked.consent if linked is not None else None
     return ConnectionView.of(
@@ -73,6 +77,7 @@ async def connection_view(
         expected_account=tuple(sorted(connection.expected_account or {})),
         reason=reason,
         repairer=FAILURES[why].repairer if why else None,
+        failed_consent=failed,
         revoking=await _revocation_progress(tx, connection) if revoking else None,
         connect_url=linked.connect_url if linked is not None else None,
         connect_expires_at=consent.expires_at if consent is not None else None,
@@ -185,8 +190,14 @@ async def provider_said(
 
     None without a failure, and for a caller that is neither admin nor auditor.
     """
-    if not call.may_audit(Target.of(connection)):
-        return None
+    may_know = call.may_audit(Target.of(connection))
+    return await newest_refusal(tx, connection, consent) if may_know else None
+
+
+async def newest_refusal(
+    tx: Transaction, connection: Connection, consent: Consent | None = None
+) -> ProviderSaidView | None:
+    """As `provider_said`, whoever asks."""
     since = await _failing_since(tx, connection) if consent is None else consent.created_at
     if since is None:
         return None
@@ -227,10 +238,22 @@ async def newest_consent(tx: Transaction, connection: Connection) -> Consent | N
     return await tx.consents.newest(connection.tenant, connection.id)
 
 
-def failed_consent(consent: Consent | None) -> FailedConsentView | None:
-    """How a consent ended without a grant; None where it didn't, or is open."""
+def failed_consent(consent: Consent | None, error: str | None = None) -> FailedConsentView | None:
+    """How a consent ended without a grant, which the provider called `error`; None where it didn't, or is
+    open."""
     ended = consent is not None and consent.status in (ConsentStatus.FAILED, ConsentStatus.DENIED)
-    return FailedConsentView.of(consent) if consent is not None and ended else None
+    return FailedConsentView.of(consent, error) if consent is not None and ended else None
+
+
+async def failed_consent_in_full(
+    tx: Transaction, connection: Connection, consent: Consent | None
+) -> FailedConsentView | None:
+    """As `failed_consent`, with the repair of what the provider said; its words stay an admin's."""
+    failed = failed_consent(consent)
+    if failed is None or failed.code is not ErrorCode.CLIENT_REJECTED:
+        return failed
+    refusal = await newest_refusal(tx, connection, consent)
+    return failed_consent(consent, None if refusal is None else refusal.error)
 
 
 def missing_scopes(registry: Registry, connection: Connection, granted: tuple[str, ...]) -> tuple[str, ...]:

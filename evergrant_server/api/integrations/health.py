@@ -27,7 +27,7 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
 from evergrant_server.core.failure_kinds import Repairer
 from evergrant_server.core.ids import ConnectionId
-from evergrant_server.core.provider_words import PROVIDER_SAID, ProviderWords
+from evergrant_server.core.provider_words import PROVIDER_SAID, ProviderWords, repair_after
 from evergrant_server.core.single_use.recurring_errors import RECURS_FOR_ALONE, UNDECIDED
 from evergrant_server.problems import require_found
 from evergrant_server.store.connections.failures import Cause, Causes, causes_of
@@ -75,7 +75,8 @@ async def get_integration_health(name: Slug, call: Call) -> IntegrationHealthVie
 
 
 def _failures_in(counted: Causes) -> Iterator[Cause]:
-    """The causes of failures; a connection that is revoked, or waits for its first consent, has none."""
+    """The causes of failures; a connection that is revoked, or waits for its subject's first consent, has
+    none."""
     yield from counted.failing
     for cause in counted.states:
         if cause.state in _FAILING_STATES and cause.code is not None:
@@ -109,7 +110,7 @@ def _cause_view(
     step: tuple[str | None, datetime | None],
     client_changed_at: datetime,
 ) -> FailureCauseView:
-    rule, newest = FAILURES[_code_of(cause)], cause.examples[0]
+    rule, newest, wordings = FAILURES[_code_of(cause)], cause.examples[0], _wordings(cause, records)
     undecided_since = _undecided_since(cause, counted, records)
     next_step, next_at = step
     return FailureCauseView(
@@ -117,7 +118,7 @@ def _cause_view(
         code=_code_of(cause),
         repairer=rule.repairer,
         meaning=rule.meaning,
-        repair=rule.repair,
+        repair=repair_after(_code_of(cause), wordings[0].error if wordings else None),
         connections=cause.connections,
         since=cause.since,
         failed_at=newest.failed_at,
@@ -128,7 +129,7 @@ def _cause_view(
         decided_by=None
         if undecided_since is None
         else max(undecided_since, client_changed_at) + RECURS_FOR_ALONE,
-        provider_said=_wordings(cause, records),
+        provider_said=wordings,
     )
 
 

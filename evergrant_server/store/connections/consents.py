@@ -27,7 +27,8 @@ from evergrant_server.core.ids import AppId, ConnectionId, ConsentId, Tenant
 from evergrant_server.core.secret import Secret
 from evergrant_server.crypto import seal
 from evergrant_server.store.authority.authenticators import AuthenticatedRepository, row_mac
-from evergrant_server.store.connections.tables import ConsentRow, ended_connections
+from evergrant_server.store.connections.refused_consents import refused_by
+from evergrant_server.store.connections.tables import ConnectionRow, ConsentRow, ended_connections
 from evergrant_server.store.database.columns import UtcDateTime, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import (
@@ -240,6 +241,14 @@ class Consents(IntakeRepository[Consent, ConsentId], AuthenticatedRepository[Con
         """The connection's newest consent, or None. Not checked: it is only shown."""
         consents = await self._all_unchecked(self._newest(tenant, connection_id, true()).limit(1))
         return consents[0] if consents else None
+
+    async def refused_by(self, connection: Connection) -> ErrorCode | None:
+        """By what the newest consent has failed, while that is an admin's to repair. Not checked: it is only
+        shown."""
+        row = table_of(ConnectionRow).c
+        mine = (row.tenant == connection.tenant, row.id == connection.id)
+        (found,) = await fetch_all(self._connection, select(refused_by().label("code")).where(*mine))
+        return None if found["code"] is None else ErrorCode(found["code"])
 
     async def newest_granted(self, connection: Connection) -> Consent | None:
         """The newest consent that brought a grant of the connection, or None. Not checked: as `newest`."""

@@ -10,6 +10,7 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, IntegrationId, Tenant
+from evergrant_server.store.connections.refused_consents import AWAITING_CONSENT, refused_by
 from evergrant_server.store.connections.tables import FAILING_CONDITION, LIVE_CONDITION, ConnectionRow
 from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.engine import DatabaseConnection
@@ -71,11 +72,14 @@ async def causes_of(
         func.coalesce(_ROW.failing_since, _ROW.last_failed_at).label("since"),
     ).where(mine, text(FAILING_CONDITION))
     waits = _ROW.state != LifecycleState.ACTIVE.value
+    awaits = _ROW.state.in_([state.value for state in AWAITING_CONSENT])
     live = select(
         _ROW.id,
         _ROW.state,
         _ROW.flow,
-        case((waits, _ROW.reason), else_=null()).label("code"),
+        case((awaits, func.coalesce(refused_by(), _ROW.reason)), (waits, _ROW.reason), else_=null()).label(
+            "code"
+        ),
         _ROW.changed_at.label("failed_at"),
         _ROW.changed_at.label("since"),
     ).where(mine, text(LIVE_CONDITION))

@@ -16,6 +16,7 @@ from evergrant_server.core.definition import DefinitionState
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store.access import AppKeyRow, AppRow
 from evergrant_server.store.audit_tables import AuditHourRow
+from evergrant_server.store.connections.refused_consents import AWAITING_CONSENT, refused_by
 from evergrant_server.store.connections.tables import (
     FIXED_END_CONDITION,
     UNWELL_CONDITION,
@@ -244,7 +245,10 @@ def _rows_that_wait(tenant: Tenant, most: int) -> Subquery:
     chooses = case((_ROW.failures > 0, _ROW.last_failure), else_=literal("choice_required"))
     failing_since = func.coalesce(_ROW.failing_since, _ROW.last_failed_at, _ROW.changed_at)
     parts = [of(text(UNWELL_CONDITION), chooses, failing_since)]
-    parts += [of(_ROW.state == state.value, _ROW.reason, _ROW.changed_at) for state in _WAITING]
+    refused = func.coalesce(refused_by(), _ROW.reason)
+    for state in _WAITING:
+        code = refused if state in AWAITING_CONSENT else _ROW.reason
+        parts.append(of(_ROW.state == state.value, code, _ROW.changed_at))
     return union_all(*parts).subquery()
 
 

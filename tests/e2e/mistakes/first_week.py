@@ -90,7 +90,10 @@ async def wrong_redirect_uri(place: Place) -> str:
     )
 
 
-@mistake("a scope that the server doesn't know", "invalid_scope", "evergrant integrations get crm")
+@mistake(
+    *("a scope that the server doesn't know", "invalid_scope", "default scopes"),
+    "evergrant integrations get crm",
+)
 async def unknown_scope(place: Place) -> str:
     place.idp.refusal = "invalid_scope"
     try:

@@ -8,8 +8,10 @@ import pytest
 from evergrant_server.audit.filing import file_leases
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection, LifecycleState
+from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.errors import ErrorCode
 from tests.fakes.api import TENANT, Api
+from tests.fakes.rows import a_consent
 
 HOUR = timedelta(hours=1)
 
@@ -50,6 +52,48 @@ async def test_what_needs_somebody_says_whose_turn_it_is_the_admins_first(api: A
     standings = {standing["name"]: standing for standing in shown["integrations"]}
     assert (standings["crm"]["active"], standings["crm"]["failing"]) == (2, 1)
     assert (standings["mail"]["active"], standings["mail"]["needs_reauth"]) == (1, 1)
+
+
+async def consent_failed(api: Api, connection: Connection, code: ErrorCode) -> None:
+    """What the API or a worker writes of the newest consent."""
+    api.clock.advance(1)
+    ended = {"status": ConsentStatus.FAILED, "failure": code, "app_id": (await api.app_named("boss")).id}
+    async with api.store.write() as tx:
+        await tx.consents.add(a_consent(connection, api.clock.now(), **ended), None)
+
+
+@pytest.mark.parametrize("state", [LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH])
+async def test_a_consent_that_failed_by_the_client_is_its_admins_turn_until_that_is_changed(
+    api: Api, state: LifecycleState
+):
+    """Overview, list, connection and the integration's health say the same."""
+    crm, boss = await api.integration("crm"), await api.app_with("boss", Action.ADMIN)
+    if state is LifecycleState.PENDING_CONSENT:
+        connection = await api.connection(crm, subject="ann")
+    else:
+        connection = await api.active(crm, subject="ann")
+        await api.change(connection, lambda row: row.rejected(ErrorCode.GRANT_REJECTED, api.clock.now()))
+
+    async def turns() -> list[tuple[str | None, str | None]]:
+        one = (await api.get(f"/v1/connections/{connection.id}", boss)).json()
+        listed = (await api.get("/v1/connections", boss)).json()["items"][0]
+        causes = (await api.get("/v1/integrations/crm/health", boss)).json()["causes"]
+        (group,) = (await overview(api, boss))["attention"]
+        return [(group["repairer"], group["code"]), (one["repairer"], listed["repairer"])] + [
+            (cause["repairer"], cause["code"]) for cause in causes
+        ]
+
+    await consent_failed(api, connection, ErrorCode.PROVIDER_ERROR)
+    assert "integration_admin" not in str(await turns()), "another try of the subject may do"
+    await consent_failed(api, connection, ErrorCode.CLIENT_REJECTED)
+    admins = ("integration_admin", "client_rejected")
+    assert await turns() == [admins, ("integration_admin", "integration_admin"), admins]
+    api.clock.advance(1)
+    async with api.store.write() as tx:
+        row = await tx.integrations.get(TENANT, crm.id)
+        assert row is not None
+        await tx.integrations.replace(row.__replace__(changed_at=api.clock.now()), expected=row.revision)
+    assert "integration_admin" not in str(await turns())
 
 
 async def test_a_caller_sees_what_its_permits_cover_and_nothing_of_the_whole_tenant(api: Api):

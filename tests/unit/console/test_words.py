@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from evergrant_server.console.catalogue import evidence_of, search
-from evergrant_server.console.next_steps import TOKEN_NOTES, findings, step_of, turn_of
+from evergrant_server.console.next_steps import TOKEN_NOTES, cause_of, findings, step_of, turn_of
 from evergrant_server.console.times import ago
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import LifecycleState
@@ -18,7 +18,7 @@ from evergrant_server.core.integrations import IntegrationState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NOTHING = {"reason": None, "repairer": None, "last_failure": None, "expires_at": None}
-NOTHING |= {"token_state": TokenState.VALID}
+NOTHING |= {"token_state": TokenState.VALID, "failed_consent": None, "provider_said": None}
 
 
 def step(state: LifecycleState, flow: Flow = Flow.AUTHORIZATION_CODE, **more: Any) -> tuple[str, str]:
@@ -54,6 +54,22 @@ def test_who_acts_for_some():
     assert step(LifecycleState.ACTIVE, last_failure=refused) == ("the integration's admin", "wait")
 
 
+@pytest.mark.parametrize("state", [LifecycleState.PENDING_CONSENT, LifecycleState.NEEDS_REAUTH])
+def test_a_consent_that_the_client_made_fail_is_its_admins_turn(state: LifecycleState):
+    admin, reason = Repairer.INTEGRATION_ADMIN, None
+    if state is LifecycleState.NEEDS_REAUTH:
+        reason = ErrorCode.GRANT_REJECTED
+    failed = SimpleNamespace(code=ErrorCode.CLIENT_REJECTED, repairer=admin)
+    said = SimpleNamespace(error="invalid_scope")
+    more = {"reason": reason, "failed_consent": failed, "provider_said": said}
+    shown = SimpleNamespace(state=state, flow=Flow.OAUTH1, **NOTHING | more)
+    shown.repairer = admin
+    assert (step_of(shown).actor, "scopes" in step_of(shown).text) == ("the integration's admin", True)
+    assert cause_of(shown) is ErrorCode.CLIENT_REJECTED
+    shown.repairer = None  # the integration was changed since
+    assert step_of(shown).actor == "the subject"
+
+
 @pytest.mark.parametrize(
     ("token", "actor", "said"),
     [
@@ -73,7 +89,8 @@ def test_an_active_connection_with_an_expired_token_says_why(token: TokenState, 
 
 def test_whose_turn_a_cause_is_and_that_nobody_knows_it_of_a_sole_connection():
     def turn(code: ErrorCode, state: LifecycleState, *, is_sole: bool = False) -> tuple[str, str]:
-        shown = SimpleNamespace(state=state, code=code, repairer=FAILURES[code].repairer, is_sole=is_sole)
+        facts = {"repairer": FAILURES[code].repairer, "is_sole": is_sole, "provider_said": ()}
+        shown = SimpleNamespace(state=state, code=code, **facts)
         step = turn_of(shown)
         return step.actor, step.text
 

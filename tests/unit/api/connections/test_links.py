@@ -3,12 +3,15 @@
 import asyncio
 from datetime import timedelta
 
+from evergrant_server import audit
 from evergrant_server.core.access import Action
-from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import ConsentStatus, reference_of
-from evergrant_server.core.errors import ErrorCode
+from evergrant_server.core.errors import FAILURES, ErrorCode
 from evergrant_server.core.ids import ConnectionId
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.provider_words import ProviderWords
 from tests.fakes.api import TENANT, Api
 from tests.fakes.patience import eventually
 from tests.fakes.visitor import Visitor, consent_of
@@ -189,6 +192,22 @@ async def test_an_app_is_told_that_the_newest_consent_has_failed(api: Api):
     assert (failed["code"], failed["kind"]) == ("client_rejected", "ClientMisconfigured")
     assert failed["repairer"] == "integration_admin"
     assert failed["reference"] == reference_of(consent.id)
+    said = {"consent": consent.id, **ProviderWords(error="invalid_scope").as_detail()}
+    context = RequestContext(by="worker")
+    refused = AuditEntry(
+        tenant=TENANT,
+        at=api.clock.now(),
+        action=AuditAction.CONSENT_FAILED,
+        object=consent.connection_id,
+        context=context,
+        detail=said,
+    )
+    async with api.worker.write() as tx:
+        await audit.append(tx, refused)
+    assert failed["repair"] == FAILURES[ErrorCode.CLIENT_REJECTED].repair
+    exact = (await api.get(path, key)).json()
+    assert "default scopes" in exact["failed_consent"]["repair"], "of what the provider said"
+    assert exact["provider_said"] is None, "its words are an admin's"
     await links(api, key)
     assert (await api.get(path, key)).json()["failed_consent"] is None, "a new link is open"
 

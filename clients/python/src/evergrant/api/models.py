@@ -195,7 +195,8 @@ class ApprovedCall:
 class Attention:
     """Connections of one integration that fail, or wait, for one cause: whose turn it is, and since when.
 
-    `code` null: they wait for the subject's first consent, or for the provider to confirm a revocation.
+    `code` null: they wait for the subject's first consent, or for the provider to confirm a revocation. Where
+    an admin has to repair what their newest consents have failed by, the code is that failure.
     """
     integration: str
     provider: str
@@ -503,11 +504,13 @@ class Connection:
     speaks of every token; `unknown` says that an answer was lost, whose token may live on at the provider.
     `token_state` says what the access token is: of an active connection `idle`, `due`, `late` or `failing`
     where it has expired. `idle`: no app has asked since, and the next one that asks gets a new one.
-    `provider_said` explains one connection's failure to an admin, and is null elsewhere. `failed_consent` is
-    set while the newest consent has failed or was denied, and `missing_scopes` are those that were requested
-    and that the grant lacks: both only where one connection is read. `failing_since` is set while refreshes
-    keep failing; the token is valid until it expires. `live` (with the next attempt as `next_at`) and
-    `differs` are null unless the request had `live=true` and the workflow answered.
+    `repairer` is whose turn it is: an admin's, not the subject's, where the newest consent has failed by the
+    integration or a permit, until the integration is changed. `provider_said` explains one connection's
+    failure to an admin, and is null elsewhere. `failed_consent` is set while the newest consent has failed or
+    was denied; in lists only of connections that wait for one. `missing_scopes` are those that were requested
+    and that the grant lacks: only where one connection is read. `failing_since` is set while refreshes keep
+    failing; the token is valid until it expires. `live` (with the next attempt as `next_at`) and `differs`
+    are null unless the request had `live=true` and the workflow answered.
     """
     id: str
     integration: str
