@@ -67,7 +67,7 @@ async def test_a_client_with_1500_idle_connections_keeps_no_other_away(tmp_path:
     async with running_process(python_module("bench.bare", tmp_path, str(port), "300"), port=port):
         idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(IDLE)]
         try:
-            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client:
                 assert (await client.get("/livez", timeout=PATIENCE_S)).status_code == 200
         finally:
             for _, writer in idle:

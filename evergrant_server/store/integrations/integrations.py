@@ -123,12 +123,12 @@ class Integrations(
 
         While a campaign goes on, and after it, that is another one than has got its grant (ADR 0117).
         """
-        own = await self.of_grant(connection)
-        if own is not None and connection.may_change_client:
+        granting = await self.of_grant(connection)
+        if granting is not None and connection.may_change_client:
             named = await self.by_name(connection.tenant, connection.integration)
-            if named is not None and named.server == own.server:
+            if named is not None and named.server == granting.server:
                 return named
-        return own
+        return granting
 
     async def of_grant(self, connection: Connection) -> Integration | None:
         """The integration whose client has got the connection's grant, by the name that permits know: a

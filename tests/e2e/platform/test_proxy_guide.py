@@ -20,6 +20,7 @@ from evergrant.cli.main import main
 from evergrant_server.api.apps.keys import bootstrap_admin
 from tests.fakes.api import TENANT, Api, api
 from tests.fakes.http_server import served
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.gateway import Gateway, RawUpstream, answer, running_gateway, upstream_api
 
 __all__ = ["api"]
@@ -93,7 +94,7 @@ async def test_the_commands_of_the_guide(installed: Installation):
     assert "api_refused" in errors
     url = re.findall(r"\$EVERGRANT_GATEWAY_URL(/\S+)", PAGE)[0].replace("con_…", installed.connection_id)
     headers = {"Authorization": f"Bearer {installed.agent}"}
-    async with httpx2.AsyncClient(base_url=installed.gateway_url) as client:
+    async with httpx2.AsyncClient(base_url=installed.gateway_url, timeout=PATIENCE_S) as client:
         assert (await client.get(url, headers=headers)).status_code == 200
 
 

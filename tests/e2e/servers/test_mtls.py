@@ -214,7 +214,7 @@ async def test_a_bound_token_works_with_its_certificate_alone(world: World, prox
             assert (await http.post("/v1/lease", **lease)).json()["code"] == "certificate_required"
         async with world.client(proxy, world.authority.issue(dns=("sync.acme.example",))) as http:
             assert (await http.post("/v1/lease", **lease)).json()["code"] == "certificate_required"
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE_S) as http:
         refused = await http.post(f"{world.url}/v1/lease", **lease)
         assert (refused.status_code, refused.json()["code"]) == (401, "certificate_required")
 
@@ -249,7 +249,7 @@ async def test_no_client_but_the_proxy_reaches_a_hop_over_tls(world: World) -> N
         if own is not None:
             (world.folder / "stranger.pem").write_text(own.certificate + own.private)
             context.load_cert_chain(world.folder / "stranger.pem")
-        async with httpx2.AsyncClient(verify=context) as http:
+        async with httpx2.AsyncClient(verify=context, timeout=PATIENCE_S) as http:
             with pytest.raises((httpx2.TransportError, ssl.SSLError)):
                 await http.get(f"https://127.0.0.1:{port}/livez")
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import httpx2
 
 from tests.fakes.http_server import listening, read_request
+from tests.fakes.patience import PATIENCE_S
 
 _HOP = (
     "connection",
@@ -113,7 +114,7 @@ class Front:
             return self._respond(request)
         assert self._behind is not None
         headers = {name: value for name, value in request.headers.items() if name not in _HOP}
-        async with httpx2.AsyncClient(trust_env=False) as client:
+        async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S) as client:
             reply = await client.request(
                 request.method, self._behind + request.target, headers=headers, content=request.body
             )

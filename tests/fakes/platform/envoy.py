@@ -108,7 +108,7 @@ def _address(host: str, port: int) -> dict[str, Any]:
 
 
 async def _listening_port(child: asyncio.subprocess.Process, admin: Path, log: Path) -> int:
-    async with asyncio.timeout(PATIENCE_S), httpx2.AsyncClient(trust_env=False) as client:
+    async with asyncio.timeout(PATIENCE_S), httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S) as client:
         while True:
             if child.returncode is not None:
                 raise RuntimeError(f"Envoy ended, see {log}")

@@ -36,6 +36,7 @@ from evergrant_server.crypto.keyring import KeyRing, Role
 from evergrant_server.store import Store, Transaction
 from providers.definition.registry import Registry
 from tests.fakes.databases import postgres
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.rows import (
     a_connection,
     a_consent,
@@ -86,7 +87,8 @@ class HarnessDatabase:
         self._asking = asyncio.Lock()  # one question at a time on one connection
         self._clock = SystemClock()
         self._registry = Registry.load()
-        self._browser = httpx2.AsyncClient(trust_env=False, limits=httpx2.Limits(max_keepalive_connections=0))
+        none_kept = httpx2.Limits(max_keepalive_connections=0)
+        self._browser = httpx2.AsyncClient(trust_env=False, limits=none_kept, timeout=PATIENCE_S)
 
     @classmethod
     async def open(cls, folder: Path) -> "HarnessDatabase":

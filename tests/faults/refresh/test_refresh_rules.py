@@ -137,7 +137,10 @@ async def test_a_report_is_answered_with_the_generation_there_is(place: Installa
         key = http.headers["Authorization"].removeprefix("Bearer ")
         async with AsyncEvergrant(str(http.base_url), key, deadline=timedelta(seconds=PATIENCE_S)) as client:
             auth = client.auth(connection.integration, connection.subject, origins=resource)
-            async with httpx2.AsyncClient(auth=auth, trust_env=False) as user, asyncio.timeout(PATIENCE_S):
+            async with (
+                httpx2.AsyncClient(auth=auth, trust_env=False, timeout=PATIENCE_S) as user,
+                asyncio.timeout(PATIENCE_S),
+            ):
                 assert (await user.get(f"{resource}/me")).status_code == 401
     assert place.idp.count("token") == sent
 

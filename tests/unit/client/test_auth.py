@@ -14,6 +14,7 @@ import pytest
 from evergrant import AsyncEvergrant, BadRequest, Evergrant, Proof, ProviderUnavailable, ReconnectNeeded
 from evergrant.testing import FakeConnection, FakeEvergrant, ManualClock
 
+from tests.fakes.patience import PATIENCE_S
 from tests.unit.client.scripted_evergrant import RecordedRequest, ScriptedResponse, served
 
 
@@ -138,7 +139,7 @@ async def test_simultaneous_401s_are_one_report(
     refuse_current(resource, alice)
     async with AsyncEvergrant() as client:
         auth = client.auth("crm", "alice", origins=resource.url)
-        async with httpx2.AsyncClient(auth=auth, trust_env=False) as http:
+        async with httpx2.AsyncClient(auth=auth, trust_env=False, timeout=PATIENCE_S) as http:
             responses = await asyncio.gather(*(http.get(f"{resource.url}/{n}") for n in range(20)))
     assert {response.status_code for response in responses} == {200}
     assert reports() == [1]
@@ -180,7 +181,7 @@ def test_a_body_is_sent_again_and_a_stream_is_not(
     refuse_current(resource, alice)
     with Evergrant(clock=evergrant_clock, cache_leases_for=timedelta(0)) as client:
         auth = client.auth("crm", "alice", origins=resource.url)
-        with httpx2.Client(auth=auth, trust_env=False) as http:
+        with httpx2.Client(auth=auth, trust_env=False, timeout=PATIENCE_S) as http:
             assert http.post(f"{resource.url}/a", json={"n": 1}).status_code == 200
             assert [request.raw for request in resource.requests] == [b'{"n":1}'] * 2
             refuse_current(resource, alice)
@@ -197,7 +198,10 @@ def test_a_report_that_fails_is_raised(
     alice.refuses_refresh = True
     with Evergrant(clock=evergrant_clock) as client:
         auth = client.auth("crm", "alice", origins=resource.url)
-        with httpx2.Client(auth=auth, trust_env=False) as http, pytest.raises(ProviderUnavailable):
+        with (
+            httpx2.Client(auth=auth, trust_env=False, timeout=PATIENCE_S) as http,
+            pytest.raises(ProviderUnavailable),
+        ):
             http.get(f"{resource.url}/a")
 
 
@@ -216,9 +220,12 @@ async def test_each_auth_is_for_its_own_kind_of_http_client(fake_evergrant: Fake
         blocking = client.auth("crm", "alice", origins="https://a.example")
     async with AsyncEvergrant() as other:
         asynchronous = other.auth("crm", "alice", origins="https://a.example")
-    with httpx2.Client(auth=asynchronous) as http, pytest.raises(RuntimeError, match="AsyncClient"):
+    with (
+        httpx2.Client(auth=asynchronous, timeout=PATIENCE_S) as http,
+        pytest.raises(RuntimeError, match="AsyncClient"),
+    ):
         http.get("https://a.example")
-    async with httpx2.AsyncClient(auth=blocking) as http:
+    async with httpx2.AsyncClient(auth=blocking, timeout=PATIENCE_S) as http:
         with pytest.raises(RuntimeError, match="AsyncEvergrant"):
             await http.get("https://a.example")
 
@@ -266,7 +273,7 @@ def test_rfc6750_3_1_a_403_for_lack_of_a_scope_leads_to_a_consent_for_it(
 
     with served(respond) as url, Evergrant(clock=evergrant_clock) as client:
         auth = client.auth("crm", "alice", origins=url)
-        with httpx2.Client(auth=auth, trust_env=False) as http:
+        with httpx2.Client(auth=auth, trust_env=False, timeout=PATIENCE_S) as http:
             with pytest.raises(ReconnectNeeded) as needed:
                 http.get(f"{url}/a")
             assert (needed.value.code, needed.value.connect_url is not None) == ("scope_not_granted", True)

@@ -23,6 +23,7 @@ from evergrant_server.api.connections.models import (
 from evergrant_server.api.leases.models import LeaseView, ProofView
 from evergrant_server.api.leases.oauth1_signatures import SignatureView
 from evergrant_server.api.transfer import models as transfer_models
+from tests.fakes.patience import PATIENCE_S
 
 PROGRAM = Path(__file__).with_name("user_program.py")
 CLIENT = Path(__file__).parents[3] / "clients/python/src"
@@ -162,6 +163,8 @@ def test_the_fakes_members_are_the_servers(fake_evergrant: FakeEvergrant):
     alice = fake_evergrant.connect("crm", "alice")
     assert set(connection_body(alice, link=True)) <= set(ConnectionView.model_fields)
     assert set(live_body(alice)) == set(LiveView.model_fields)
-    with httpx2.Client(headers={"authorization": f"Bearer {fake_evergrant.api_key}"}) as http:
+    with httpx2.Client(
+        headers={"authorization": f"Bearer {fake_evergrant.api_key}"}, timeout=PATIENCE_S
+    ) as http:
         leased = http.post(f"{fake_evergrant.url}/v1/lease", json={"integration": "crm", "subject": "alice"})
     assert set(leased.json()) == set(LeaseView.model_fields)

@@ -13,7 +13,9 @@ TESTS = Path(__file__).parents[2]
 # `process_time` isn't among them: what else runs on the machine costs a process no time of its own.
 CLOCKS = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "time"}
 LEAST_S = 60  # a wait for an event
-WORDS = re.compile(r"monotonic|perf_counter|\.time\(|statistics|asyncio\.(timeout|wait_for)")
+WORDS = re.compile(
+    r"monotonic|perf_counter|\.time\(|statistics|asyncio\.(timeout|wait_for)|httpx2?\.(Async)?Client"
+)
 
 
 def measured(node: ast.AST, durations: set[str]) -> bool:
@@ -49,6 +51,10 @@ def problems(tree: ast.Module) -> list[tuple[int, str]]:
                     if isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE) and measured(upper, durations):
                         found.append((node.lineno, "an upper bound of a measured time"))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if isinstance(node.func.value, ast.Name) and node.func.value.id.startswith("httpx"):
+                patient = {it.arg for it in node.keywords} & {"timeout", "transport", None}
+                if node.func.attr in ("AsyncClient", "Client") and not patient:
+                    found.append((node.lineno, "a client that waits five seconds, which is httpx's default"))
             limit = {"timeout": 0, "wait_for": 1}.get(node.func.attr)
             of_asyncio = isinstance(node.func.value, ast.Name) and node.func.value.id == "asyncio"
             if limit is not None and of_asyncio and len(node.args) > limit:
@@ -85,6 +91,9 @@ def test_no_test_expects_a_quick_machine() -> None:
         ("asyncio.timeout(0.5)", True),
         ("asyncio.timeout(PATIENCE_S)", False),
         ("await asyncio.wait({reading}, timeout=0.5)", False),
+        ("httpx2.AsyncClient(trust_env=False)", True),
+        ("httpx2.Client(timeout=PATIENCE_S)", False),
+        ("httpx2.AsyncClient(transport=of_the_app)", False),
     ],
 )
 def test_a_line_is_judged(line: str, bad: bool) -> None:

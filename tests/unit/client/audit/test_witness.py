@@ -15,6 +15,7 @@ from evergrant.audit.witness import PATH, Answer, Witness, last_signed, serving
 
 from evergrant_server.audit import tree
 from evergrant_server.audit.tree import Frontier, TileSlice
+from tests.fakes.patience import PATIENCE_S
 from tests.unit.client.audit.test_notes import LOG, LOG_KEY, WITNESS, WITNESS_KEY, signed, vkey
 
 LEAVES = [tree.leaf_hash(bytes([number])) for number in range(40)]
@@ -131,7 +132,9 @@ def test_over_http(file: Path):
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            with httpx2.Client(base_url=f"http://127.0.0.1:{server.server_port}", trust_env=False) as client:
+            with httpx2.Client(
+                base_url=f"http://127.0.0.1:{server.server_port}", trust_env=False, timeout=PATIENCE_S
+            ) as client:
                 assert VerifierKey.parse(client.get("/").text) == witness.key
                 reply = client.post(PATH, content=request(0, 3))
                 assert (reply.status_code, reply.headers["content-type"]) == (

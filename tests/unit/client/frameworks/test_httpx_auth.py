@@ -7,6 +7,7 @@ import pytest
 from evergrant import AsyncEvergrant, Evergrant
 from evergrant.testing import FakeConnection, FakeEvergrant
 
+from tests.fakes.patience import PATIENCE_S
 from tests.unit.client.scripted_evergrant import RecordedRequest, ScriptedResponse, served
 
 
@@ -38,7 +39,7 @@ def test_a_401_is_reported_and_a_body_in_memory_is_sent_again(resource: tuple[st
     url, api = resource
     with Evergrant() as client:
         auth = client.auth("crm", "alice", origins=url).for_httpx()
-        with httpx.Client(auth=auth, trust_env=False) as http:
+        with httpx.Client(auth=auth, trust_env=False, timeout=PATIENCE_S) as http:
             assert http.post(f"{url}/a", json={"n": 1}).status_code == 200
             assert [request.raw for request in api.requests] == [b'{"n":1}'] * 2
 
@@ -53,9 +54,9 @@ async def test_a_stream_is_not_sent_again_and_the_next_request_has_the_newer_tok
 
     async with AsyncEvergrant() as client:
         auth = client.auth("crm", "alice", origins=url).for_httpx()
-        async with httpx.AsyncClient(auth=auth, trust_env=False) as http:
+        async with httpx.AsyncClient(auth=auth, trust_env=False, timeout=PATIENCE_S) as http:
             sent = await http.post(f"{url}/b", content=stream(), headers={"content-length": "1"})
             assert sent.status_code == 401
             assert (await http.get(f"{url}/c")).status_code == 200
             with pytest.raises(RuntimeError, match="AsyncClient"):
-                httpx.Client(auth=auth).get(url)
+                httpx.Client(auth=auth, timeout=PATIENCE_S).get(url)
