@@ -27,6 +27,7 @@ from examples.demo.platform import EvergrantProcess, still_running
 from examples.demo.processes import ROOT, DidNotStart
 from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.platform.descendants import descendants
+from tests.fakes.platform.warm_dev import start_dev
 from tests.fakes.ports import free_port
 from tests.fakes.temporal import program
 
@@ -49,7 +50,7 @@ async def test_dev_ends_every_process_and_keeps_its_state(tmp_path: Path):
         assert [line for line in said[:5] if ready in line]
     assert stat.S_IMODE((tmp_path / "dev.env").stat().st_mode) == 0o600
 
-    second = await EvergrantProcess.start(tmp_path, UNUSED_ADDRESS)
+    second = await start_dev(tmp_path, UNUSED_ADDRESS)
     try:
         assert second.admin_key == first.admin_key
         async with EvergrantApi(second.api, second.admin_key) as admin:

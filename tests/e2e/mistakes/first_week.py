@@ -27,7 +27,7 @@ async def mistyped_key(place: Place) -> str:
     return await place.say("apps", "ls", env={"EVERGRANT_API_KEY": typed})
 
 
-@mistake("a revoked API key", "was revoked at", "evergrant apps key")
+@mistake("a revoked API key", "was revoked at", "evergrant apps key", quick=False)
 async def revoked_key(place: Place) -> str:
     made = await place.admin.post("/v1/apps/first-app/keys")
     await place.say("apps", "keys", "revoke", "first-app", made["id"])
@@ -47,7 +47,7 @@ async def not_allowed(place: Place) -> str:
         )
 
 
-@mistake("an issuer that names itself otherwise", "names another issuer: http://")
+@mistake("an issuer that names itself otherwise", "names another issuer: http://", quick=False)
 async def another_issuer(place: Place) -> str:
     place.idp.metadata["issuer"] = "http://127.0.0.1:9/other"
     try:
@@ -93,6 +93,7 @@ async def wrong_redirect_uri(place: Place) -> str:
 @mistake(
     *("a scope that the server doesn't know", "invalid_scope", "default scopes"),
     "evergrant integrations get crm",
+    quick=False,
 )
 async def unknown_scope(place: Place) -> str:
     place.idp.refusal = "invalid_scope"
@@ -103,7 +104,11 @@ async def unknown_scope(place: Place) -> str:
 
 
 @mistake(
-    "a scope that the client may not have", "access_denied", "client_rejected", "registration at the provider"
+    "a scope that the client may not have",
+    "access_denied",
+    "client_rejected",
+    "registration at the provider",
+    quick=False,
 )
 async def forbidden_scope(place: Place) -> str:
     place.idp.refusal = "access_denied"
@@ -137,7 +142,7 @@ async def no_permit(place: Place) -> str:
     return await place.say("connect", "crm", "bea", "--api-key-file", "first-app.key")
 
 
-@mistake("the admin's key for a token", "--api-key-file", "admin")
+@mistake("the admin's key for a token", "--api-key-file", "admin", quick=False)
 async def admin_for_token(place: Place) -> str:
     await place.connect("crm", "alice")
     return await place.say("token", "crm", "alice")
@@ -169,7 +174,7 @@ async def stopped_temporal(place: Place) -> str:
         os.kill(place.pid("temporal"), signal.SIGCONT)
 
 
-@mistake("the gateway for a server whose API isn't named", "--api-base-url")
+@mistake("the gateway for a server whose API isn't named", "--api-base-url", quick=False)
 async def no_api(place: Place) -> str:
     await place.integration("no-api")
     await place.connect("no-api", "alice")
@@ -185,7 +190,7 @@ async def local_webhook(place: Place) -> str:
     return await place.say("webhooks", "put", "hooks", f"http://localhost:{free_port()}/hooks")
 
 
-@mistake("an app's clock that is wrong", "ahead of this server's clock", "NTP")
+@mistake("an app's clock that is wrong", "ahead of this server's clock", "NTP", quick=False)
 async def wrong_clock(place: Place) -> str:
     key = str(place.folder / "app.jwk")
     await place.say("apps", "credentials", "new-key", key)

@@ -17,6 +17,7 @@ import httpx2
 from examples.demo.evergrant_api import EvergrantApi
 from examples.demo.platform import EvergrantProcess
 from tests.e2e.world import leave
+from tests.fakes.platform.warm_dev import start_dev
 from tests.fakes.providers.scripted_provider import Family, ScriptedProvider
 
 ROOT = Path(__file__).parents[3]
@@ -112,7 +113,7 @@ async def placed() -> AsyncIterator[Place]:
         folder, data = Path(name) / "folder", Path(name) / "data"
         folder.mkdir()
         async with Provider() as idp:
-            platform = await EvergrantProcess.start(data, idp.allowance)
+            platform = await start_dev(data, idp.allowance)
             try:
                 async with EvergrantApi(platform.api, platform.admin_key) as admin:
                     yield await _furnished(Place(platform, data, folder, idp, admin))

@@ -75,6 +75,7 @@ async def github(api: Api, folder: Path) -> None:
     (folder / "workload.jwt").write_text(token + "\n")
 
 
+@pytest.mark.soak
 async def test_each_way_leads_to_a_lease_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     port = free_port()
     (tmp_path / "app").mkdir()

@@ -59,6 +59,7 @@ async def world(tmp_path: Path) -> AsyncIterator[Kept]:
         yield world
 
 
+@pytest.mark.soak
 async def test_keys_that_can_be_taken_away(world: Kept, tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "keys.json").exists()
     with closing(sqlite3.connect(tmp_path / "data" / "evergrant.db")) as database:

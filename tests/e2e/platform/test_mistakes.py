@@ -1,4 +1,4 @@
-"""The short form of `python -m tests.e2e.mistakes`: what takes no process of its own."""
+"""The short form of `python -m tests.e2e.mistakes`: what takes few processes; in `make soak` all of it."""
 
 import pytest
 
@@ -13,7 +13,9 @@ def test_the_list_is_whole():
     assert all(mistake.repair for mistake in place.MISTAKES)
 
 
-async def test_the_repair_is_on_the_first_screen(capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.soak)])
+async def test_the_repair_is_on_the_first_screen(capsys: pytest.CaptureFixture[str], quick: bool):
+    """Each mistake is made in one of the two."""
     async with place.placed() as here:
-        silent = await place.made(here, [mistake for mistake in place.MISTAKES if mistake.quick])
+        silent = await place.made(here, [mistake for mistake in place.MISTAKES if mistake.quick is quick])
     assert [mistake.name for mistake in silent] == [], capsys.readouterr().out

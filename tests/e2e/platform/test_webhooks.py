@@ -5,6 +5,8 @@ import re
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from examples.demo.subject import Subject
 from tests.e2e.world import COMMAND, run
 from tests.fakes.platform.processes import ROOT, RunningPlatform, running_platform
@@ -28,6 +30,7 @@ async def evergrant(platform: RunningPlatform, *arguments: str) -> str:
     return said
 
 
+@pytest.mark.soak
 async def test_the_guide_works_as_written() -> None:
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="evergrant-") as name:

@@ -51,6 +51,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serve
         yield world
 
 
+@pytest.mark.soak
 async def test_the_guides_lead_to_calls_of_a_tool(world: Servers, tmp_path: Path):
     """docs/guide/mcp.md, then mcp-gateway.md: their commands and programs run as they are written.
 

@@ -1,4 +1,8 @@
-"""The troubles of `make faults`, small: each happens, and no lease of another tenant fails."""
+"""The troubles of `make faults`, small: each happens, and no lease of another tenant fails (`make soak`).
+
+Every run has their parts: tests/unit/fair_turns, unit/api/leases/test_own_connections.py,
+unit/audit/test_fair_leases.py and tests/workflows/test_one_tenants_backlog.py.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -11,6 +15,7 @@ from tests.faults.fairness.troubles import Sizes
 SMALL = Sizes(greedy_clients=20, hanging=12, hanging_clients=12, webhooks=8, hot=20)
 
 
+@pytest.mark.soak
 async def test_no_fresh_lease_fails_in_another_tenants_trouble(tmp_path: Path):
     result = await run(tmp_path, seconds=1, sizes=SMALL, say=print, compares=False)
     assert [judged.name for judged in result.troubles if not judged.happened] == []

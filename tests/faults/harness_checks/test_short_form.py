@@ -1,4 +1,5 @@
-"""The short form of `make faults`, and the proof that it can fail."""
+"""The short form of `make faults`, and the proof that it can fail: for each broken build in `make soak`, for
+one of them in every run, by the command."""
 
 import asyncio
 import os
@@ -137,16 +138,19 @@ async def _broken(folder: Path, choose: Choose, build: str) -> TableResult:
     return walked
 
 
+@pytest.mark.soak
 async def test_a_build_without_a_journal_loses_connections(tmp_path: Path):
     broken = await _broken(tmp_path, _killed_with_an_answer_in_the_journal, "no-journal")
     assert broken.verdicts[Verdict.LOST] == broken.cases
 
 
+@pytest.mark.soak
 async def test_a_build_without_compare_and_set_undoes_a_revocation(tmp_path: Path):
     broken = await _broken(tmp_path, _revoked_while_the_answer_is_committed, "no-compare-and-set")
     assert any("revoking became active" in str(it) for it in broken.bad)
 
 
+@pytest.mark.soak
 async def test_a_build_that_takes_over_at_once_is_seen_on_one_host_and_on_two(tmp_path: Path):
     broken = await _broken(tmp_path, _stopped_while_the_answer_is_on_its_way, "no-waiting")
     if len(broken.bad) < broken.cases:  # on a busy machine the answer may arrive before the takeover

@@ -45,6 +45,7 @@ __all__ = [
 
 PAGE = (Path(__file__).parents[3] / "docs/guide/operations.md").read_text(encoding="utf-8")
 (SQL,) = re.findall(r"```sql roles\n(.*?)```", PAGE, re.DOTALL)
+STATEMENTS = [statement for statement in SQL.split(";") if statement.strip()]
 NAMES = re.findall(r"CREATE ROLE (\w+) ", SQL)
 KEPT_BY_API = {"audit", "audit_checkpoint", "audit_anchor"}
 
@@ -54,19 +55,34 @@ def url_of(role: str) -> str:
     return url.render_as_string(hide_password=False)
 
 
-@pytest_asyncio.fixture
-async def database_of_the_page() -> AsyncIterator[None]:
-    """The roles and the database of the page, migrated by their owner, and each role with its rights."""
-    server = postgres()
-    await server.admin(*(statement for statement in SQL.split(";") if statement.strip()))
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def template_of_the_page() -> AsyncIterator[str]:
+    """The name of a database of the page: its roles, the schema by their owner, and each role's rights."""
+    server, name = postgres(), "evergrant_page"
+    await server.admin(*STATEMENTS)
     try:
         await schema.upgrade(url_of("evergrant"))
         for process in PROCESSES:
             await put_role(url_of("evergrant"), process, f"evergrant_{process.value}")
+        await server.admin(f"ALTER DATABASE evergrant RENAME TO {name}")
+        yield name
+    finally:
+        for database in ("evergrant", name):
+            await server.drop(server.url(database))
+        await server.admin(*(f"DROP ROLE {role}" for role in NAMES))
+
+
+@pytest_asyncio.fixture
+async def database_of_the_page(template_of_the_page: str) -> AsyncIterator[None]:
+    """A copy of the page's database, whose own rights are the page's again: a copy hasn't those."""
+    server = postgres()
+    own = [statement for statement in STATEMENTS if " ON DATABASE " in statement]
+    await server.admin(f"CREATE DATABASE evergrant OWNER evergrant TEMPLATE {template_of_the_page}", *own)
+    try:
         yield
     finally:
+        await server.admin("ALTER ROLE evergrant_worker CONNECTION LIMIT -1")  # what a test may have set
         await server.drop(server.url("evergrant"))
-        await server.admin(*(f"DROP ROLE {name}" for name in NAMES))
 
 
 @pytest_asyncio.fixture
