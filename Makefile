@@ -61,7 +61,7 @@ fuzz: $(TEST_READY) ## requests made of the OpenAPI document, valid and invalid,
 
 MANY ?= 100
 WHERE ?= tests
-soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: operators' procedures, every view, drills, a random run, a year, Temporal lost under MANY=100 connections, a quick bench: WHERE=tests/e2e/procedures (all)
+soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: operators' procedures, every view, the demo, drills, faults on PostgreSQL, a random run, a year, Temporal lost under MANY=100 connections, a quick bench: WHERE=tests/e2e/procedures (all)
 	@EVERGRANT_FAULTS_MANY=$(MANY) $(PY) -m pytest -m soak $(WHERE)
 	@PYTHONPATH=.:clients/python/src $(PY) -m tests.faults.token_file
 

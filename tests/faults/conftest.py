@@ -4,7 +4,6 @@ A file says what is different about them by fixtures of its own: `provider`, `li
 `with_worker`.
 """
 
-import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from tests.fakes.databases import clock, key_path, lent, postgres_server, ring, 
 from tests.fakes.platform.installation import Installation, installation
 from tests.fakes.providers.scripted_provider import ScriptedProvider
 
-KINDS = ("sqlite", "postgresql")
 ON_BOTH = {
     "test_takeover",
     "test_store_restored",
@@ -31,16 +29,18 @@ ON_BOTH = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "database_url" in metafunc.fixturenames and metafunc.definition.path.stem in ON_BOTH:
-        metafunc.parametrize("database_url", KINDS, indirect=True)
+    """SQLite, and PostgreSQL as well for the files above or in `make soak`: it takes twice the time, and the
+    store's own tests run on both (tests/conformance/store)."""
+    if "database_url" in metafunc.fixturenames and not hasattr(metafunc.module, "database_url"):
+        marks = () if metafunc.definition.path.stem in ON_BOTH else pytest.mark.soak
+        kinds = ["sqlite", pytest.param("postgresql", marks=marks)]
+        metafunc.parametrize("database_url", kinds, indirect=True)
 
 
 @pytest_asyncio.fixture
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """A database with the newest schema and no rows: of both kinds for the files above, else of the one
-    that the test's name falls to. The store's own tests run on both (tests/conformance/store)."""
-    falls_to = KINDS[zlib.crc32(request.node.name.encode()) % 2]
-    async with lent(getattr(request, "param", falls_to), tmp_path) as url:
+    """A database with the newest schema and no rows, of the kind that is asked for."""
+    async with lent(request.param, tmp_path) as url:
         yield url
 
 

@@ -240,6 +240,7 @@ def family_of(spec: ProviderSpec) -> tuple[object, ...]:
     return *exchanged, spec.discovery, spec.client_auth, spec.refresh_rules().rotation, spec.dpop
 
 
+@pytest.mark.soak
 async def test_an_error_of_no_definition_ends_within_the_stated_time_in_each_family_of_flows(tmp_path: Path):
     ended: dict[tuple[object, ...], Any] = {}
     async with the_catalogue(tmp_path) as all_of_it:

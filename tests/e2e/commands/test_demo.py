@@ -17,7 +17,8 @@ from tests.fakes.temporal import running_temporal
 __all__ = ["postgres_server"]  # the fixture
 
 
-@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 async def test_every_claim_of_the_demo_is_observed(database: str, request: pytest.FixtureRequest, tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EVERGRANT_")}
     environment["EVERGRANT_KEY_FILE"] = str(tmp_path / "keys.json")

@@ -2,7 +2,8 @@
 
 Each cell is a refresh at a server that others wrote, by one worker's activities and the workflow's decisions
 on a real store; the time between two tries is skipped, the servers' own isn't. Each cell is played twice:
-beside another connection of the same client, which is refreshed meanwhile, and with the only connection.
+beside another connection of the same client, which is refreshed meanwhile, and (`make soak`) with the only
+connection.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -251,7 +252,9 @@ async def server(
         yield running
 
 
-@pytest.mark.parametrize("alone", [False, True], ids=["beside_another", "alone"])
+@pytest.mark.parametrize(
+    "alone", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["beside_another", "alone"]
+)
 @pytest.mark.parametrize("cell", CELLS, ids=lambda kind: kind.__name__)
 async def test_the_right_repairer_within_two_minutes(
     server: RealServer, cell: Cell, alone: bool, tmp_path: Path

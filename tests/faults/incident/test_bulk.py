@@ -179,6 +179,7 @@ async def test_a_search_is_forgotten_with_the_end_of_its_order(temporal_address:
         assert (done.selected, done.filters.subject) == (1, None)
 
 
+@pytest.mark.soak
 async def test_an_order_whose_worker_is_killed_halfway_refreshes_the_rest(tmp_path: Path):
     """But for refreshes whose answer died with the worker: these are sent again minutes later, by their own
     schedule, and the order waits for them."""

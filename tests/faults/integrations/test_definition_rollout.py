@@ -86,6 +86,7 @@ async def kept_fresh(
     said: list[ErrorCode | None] = []
     while not stop.is_set():
         said.append((await place.ensure_fresh(connection, len(said) + 1)).problem)
+        await asyncio.sleep(0.1)  # its step with the token
     return said
 
 

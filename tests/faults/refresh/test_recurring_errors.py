@@ -212,7 +212,11 @@ async def test_an_error_that_other_connections_dont_meet_is_the_subjects_in_the_
         assert await tx.attempts.open_of_any_kind(TENANT, row.id, "main") is None
 
 
-@pytest.mark.parametrize("reply", [EMPTY, INVENTED, DOWN], ids=["empty", "invented", "500"])
+@pytest.mark.parametrize(
+    "reply",
+    [EMPTY, pytest.param(INVENTED, marks=pytest.mark.soak), pytest.param(DOWN, marks=pytest.mark.soak)],
+    ids=["empty", "invented", "500"],
+)
 async def test_an_error_that_every_connection_meets_asks_no_subject(
     place: LoneWorker, server: PlainServer, reply: Reply
 ):
