@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from contextlib import suppress
 from datetime import timedelta
 
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
@@ -12,6 +13,7 @@ from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.journal import Journal
 from evergrant_server.process import exit_process
+from evergrant_server.regions.region import Region
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.temporal_link.connect import require_prepared_namespace
 from evergrant_server.temporal_link.queue_order import QueueOrderInterceptor
@@ -30,6 +32,7 @@ from workflows.registry import WORKFLOWS
 
 SERVICE = "evergrant-worker"
 GRACEFUL_SHUTDOWN = timedelta(seconds=100)  # longer than any activity that sends a request to a provider
+_LOOK_S = 1.0  # of a region that another one serves for, at whether it still does
 COMMIT_LIMIT = timedelta(seconds=10)  # then for answers that still have to be committed
 
 
@@ -46,6 +49,8 @@ async def run(
         Heartbeat(platform.store, platform.clock).running(),
     ):
         await require_prepared_namespace(platform.client)
+        if platform.region is not None and not await _until_here(platform.region, stop):
+            return journal.release()
         parts = build_worker_parts(platform, sections, journal, limits)
         background = [
             asyncio.create_task(platform.relay.run()),
@@ -67,6 +72,19 @@ async def run(
             await asyncio.gather(*background, return_exceptions=True)  # before the platform is closed
             await sections.drain(COMMIT_LIMIT)
     journal.release()
+
+
+async def _until_here(region: Region, stop: asyncio.Event) -> bool:
+    """Wait until this region serves; False: told to stop first. A worker of the region that waits would
+    start workflows for connections that the other one refreshes."""
+    while not await region.is_here():
+        print(f"worker waits until region {region.name} serves", flush=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_S):
+                await stop.wait()
+        if stop.is_set():
+            return False
+    return True
 
 
 def _temporal_worker(platform: Platform, parts: WorkerParts) -> Worker:

@@ -138,6 +138,12 @@ WHEN = {
     AuditAction.DEFINITION_STAGED: "it serves a share of the connections from then on",
     AuditAction.DEFINITION_ACTIVATED: "it serves every connection of its provider",
     AuditAction.DEFINITION_ROLLED_BACK: "the previous version serves again, after failures or on request",
+    AuditAction.TENANT_DURABILITY_CHANGED: "the operator has changed whether the tenant's leases wait for "
+    "the other region",
+    AuditAction.REGION_ATTACHED: "the region that serves waits for another one from here on",
+    AuditAction.REGION_DETACHED: "the region that serves waits for no other one any more",
+    AuditAction.REGION_PROMOTED: "this region has taken over from another one; names it, and how many "
+    "attempts were open",
     AuditAction.TENANT_DISABLED: "the operator has disabled the tenant; names the reason",
     AuditAction.TENANT_ENABLED: "the operator has enabled the tenant again; names the reason",
     AuditAction.ERASURE_REQUESTED: "a connection, a subject or a tenant is to be erased for good; names the "

@@ -38,6 +38,7 @@ from evergrant_server.core.single_use.attempt import (
 )
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.journal import Journal
+from evergrant_server.regions.region import Region
 from evergrant_server.store import NO_CONNECTION, KeyRows, Store, UnwrappedKeys
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 from providers.requests.sender import Sender, SendFailed
@@ -93,9 +94,12 @@ class SingleUseProtocol:
         journal: Journal,
         sender: Sender,
         limits: TimeLimits = LIMITS,
+        region: Region | None = None,
     ) -> None:
+        """`region`: where another region has a standby of the database."""
         self._store = store
         self._clock = clock
+        self._region = region
         self.sections = sections
         self._journal = journal
         self._sender = sender
@@ -118,7 +122,7 @@ class SingleUseProtocol:
         Raises Failure REFRESH_PENDING while an earlier attempt has to be waited for,
         OUTCOME_UNKNOWN once the credential was sent as often as allowed, REPLY_UNREADABLE while
         its reply is kept for a definition that can read it, and KEY_UNAVAILABLE,
-        JOURNAL_UNAVAILABLE or STORE_UNAVAILABLE.
+        JOURNAL_UNAVAILABLE or STORE_UNAVAILABLE; REGION_AWAY or REGION_FENCED of `Region.confirmed`.
         """
         keys = await self._reply_keys(kind, connection, read)
         began_at = seconds_since_boot()
@@ -131,10 +135,21 @@ class SingleUseProtocol:
                 row = await commit_intent(
                     tx, row, connection.state, rules, self.tracker, token_valid=token_valid
                 )
+            if self._region is not None:
+                await self._require_known_elsewhere(self._region, row)
         except BaseException as error:
             reservation.abandon(error)
             raise
         return SingleUseAttempt(row, keys, SendFence(reservation, self._clock, began_at, self._limits))
+
+    async def _require_known_elsewhere(self, region: Region, row: Attempt) -> None:
+        """The other region knows the intent before the credential is sent; else the intent is withdrawn."""
+        try:
+            await region.confirmed()
+        except Failure:
+            async with self._store.write() as tx:
+                await tx.attempts.close(row, AttemptOutcome.NOT_SENT, self._clock.now())
+            raise
 
     def _row(self, kind: AttemptKind, connection: Connection, credential: str) -> Attempt:
         return Attempt(
@@ -208,7 +223,8 @@ class SingleUseProtocol:
             _log_unexpected(attempt, unexpected)
             raise Failure(ErrorCode.INTERNAL, "the reply can't be judged; the journal keeps it") from None
         result = await spend.commit(attempt, tokens)
-        if attempt.entry is not None:
+        is_kept = self._region is not None and not await self._region.has_all()
+        if attempt.entry is not None and not is_kept:
             attempt.entry.drop()  # no thread: it is one unlink
         return result
 

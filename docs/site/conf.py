@@ -64,7 +64,7 @@ CONTENTS: dict[str, dict[str, list[str]]] = {
                           "docs/benchmarks", "docs/capacity", "docs/reliability", "docs/protocol"],
         "Security": ["docs/guide/security", "docs/security/threat-model", "docs/security/keys",
                      "docs/guide/audit", "docs/guide/audit-streams", "docs/guide/questions",
-                     "docs/guide/incidents", "docs/guide/campaigns",
+                     "docs/guide/incidents", "docs/guide/regions", "docs/guide/campaigns",
                      "docs/security/key-services", "docs/security/erasure", "docs/security/clauses",
                      "docs/security/roles",
                      "docs/security/dangerous", "SECURITY"],

@@ -17,6 +17,7 @@ from evergrant_server.core.messages.keys import KeyRotationStart
 from evergrant_server.core.messages.work import CommandT, Job, ResultT
 from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, new_sealing_key
 from evergrant_server.problems import invalid_request
+from evergrant_server.regions.region import Region
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows, Store, Transaction
 from evergrant_server.store.database.engine import Pool
@@ -93,6 +94,7 @@ class ApiContext:
     lease_rows: LeaseRows
     check_endpoint: Callable[[str], None]
     offer_consent: "Callable[[JudgedRequest, WantedConsent], Awaitable[OfferedConsent]]"
+    region: Region | None = None  # None: there is one region
     authenticator: Authenticator = field(init=False)
     limits: RequestLimits = field(init=False)
 
@@ -132,7 +134,9 @@ async def readiness(api: ApiContext) -> tuple[bool, dict[str, str]]:
         "keys": _check_keys(api),
         "temporal": await _check_temporal(api),
     }
-    return checks["store"] == checks["keys"] == "ok", checks
+    if api.region is not None:
+        checks["region"] = await _check_region(api.region)
+    return all(word == "ok" for name, word in checks.items() if name != "temporal"), checks
 
 
 async def _check_store(api: ApiContext) -> str:
@@ -142,6 +146,15 @@ async def _check_store(api: ApiContext) -> str:
     except Failure as failure:
         return failure.code.value
     return "ok"
+
+
+async def _check_region(region: Region) -> str:
+    """Whether this region may lease: a load balancer's requests belong in the one that does."""
+    try:
+        authority = await region.look()
+    except Failure as failure:
+        return failure.code.value
+    return "ok" if authority is not None and authority.lets(region.name) else ErrorCode.REGION_FENCED.value
 
 
 def _check_keys(api: ApiContext) -> str:

@@ -21,6 +21,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import KeyId, PermitId, Tenant, new_id
 from evergrant_server.crypto import Role
+from evergrant_server.regions.region import Region
 from evergrant_server.store import Store
 from evergrant_server.store.database.kept_sqlite import KeptSqlite
 from evergrant_server.telemetry import metrics
@@ -55,10 +56,13 @@ class RecordedLease(NamedTuple):
 class LeaseLedger:
     """Records leases in this process's own shard. One per process; belongs to one event loop."""
 
-    def __init__(self, store: Store, shard: str, clock: Clock) -> None:
+    def __init__(self, store: Store, shard: str, clock: Clock, region: Region | None = None) -> None:
+        """`region`: where another region has a standby of the database."""
         self._store = store
         self._shard = shard
         self._clock = clock
+        self._region = region
+        self._confirming = set[asyncio.Task[None]]()  # leases that are here, and wait for the other region
         self._queue = LeaseQueue()
         self._uses: dict[tuple[str, ...], datetime] = {}
         self._leases: dict[tuple[str, ...], datetime] = {}  # written with the next batch that is due
@@ -73,7 +77,8 @@ class LeaseLedger:
         if self._task is not None:
             raise RuntimeError("the ledger runs already")
         self._stopping = False
-        self._writer = _writer_of(self._store, self._shard, self._clock)
+        region = None if self._region is None else self._region.name
+        self._writer = _writer_of(self._store, self._shard, self._clock, region)
         self._write = self._writer.write
         self._task = asyncio.create_task(self._run(), name=f"lease-ledger:{self._shard}")
 
@@ -84,13 +89,15 @@ class LeaseLedger:
         if self._task is not None:
             await self._task
             self._task = None
+            await asyncio.gather(*self._confirming)
             await self._writer.close()
 
     async def record(self, claim: LeaseClaim) -> RecordedLease:
         """Return once the lease is committed to the log. Only then may it leave.
 
         Raises StaleClaim when connection or app changed since the claim was judged or its key or permit
-        has expired, Failure AUDIT_UNAVAILABLE when the log can't be written.
+        has expired, Failure AUDIT_UNAVAILABLE when the log can't be written, REGION_FENCED when another
+        region may serve.
         """
         facts = LeaseFacts(claim)
         return RecordedLease(facts, await self.record_pair(facts, claim.at, claim.context.trace_id))
@@ -163,8 +170,7 @@ class LeaseLedger:
                 if place in written.busy:
                     self._queue.add(waiting)
                 elif place in written.leased:
-                    waiting.done.set_result(written.leased[place])
-                    self._note_lease(waiting.record.facts, waiting.record.at)
+                    self._hand_over(waiting, written.leased[place])
                 else:
                     waiting.done.set_exception(StaleClaim())
             all_busy = len(written.busy) == len(batch) > 0
@@ -172,7 +178,8 @@ class LeaseLedger:
             if all_busy:
                 await asyncio.sleep(_BUSY_S)
         except Failure as failure:
-            problem = _unavailable(failure.detail)
+            fenced = failure.code is ErrorCode.REGION_FENCED
+            problem = failure if fenced else _unavailable(failure.detail)
             if failure.code is ErrorCode.AUTHORITY_BROKEN:  # one tenant's log: it stops no other's leases
                 tenant = failure.context["row"].partition("/")[0]
                 broken = [waiting for waiting in batch if waiting.record.facts.tenant == tenant]
@@ -182,6 +189,26 @@ class LeaseLedger:
             problem = _unavailable(type(error).__name__)
         finally:
             self._fail(batch, problem)
+
+    def _hand_over(self, waiting: WaitingLease, number: int) -> None:
+        """Answer a caller whose lease is committed: now, or once the other region has its record too."""
+        self._note_lease(waiting.record.facts, waiting.record.at)
+        if self._region is None or not self._region.waits_for(waiting.record.facts.tenant):
+            waiting.done.set_result(number)
+            return
+        task = asyncio.create_task(self._hand_over_confirmed(self._region, waiting, number))
+        self._confirming.add(task)
+        task.add_done_callback(self._confirming.discard)
+
+    @staticmethod
+    async def _hand_over_confirmed(region: Region, waiting: WaitingLease, number: int) -> None:
+        problem = await region.unconfirmed()
+        if waiting.done.done():
+            return
+        if problem:
+            waiting.done.set_exception(_unavailable(f"the other region doesn't have the record: {problem}"))
+        else:
+            waiting.done.set_result(number)
 
     async def _commit(self, batch: Sequence[WaitingLease], uses: LastUses) -> Written:
         while True:
@@ -198,11 +225,13 @@ class LeaseLedger:
                 done.set_exception(problem)
 
 
-def _writer_of(store: Store, shard: str, clock: Clock) -> SqliteLeaseWriter | PostgresLeaseWriter:
+def _writer_of(
+    store: Store, shard: str, clock: Clock, region: str | None
+) -> SqliteLeaseWriter | PostgresLeaseWriter:
     kept = store.kept()
     if isinstance(kept, KeptSqlite):
         return SqliteLeaseWriter(kept, shard, store.ring, clock)
-    return PostgresLeaseWriter(kept, shard, store.ring, clock)
+    return PostgresLeaseWriter(kept, shard, store.ring, clock, region)
 
 
 def _unavailable(why: str) -> Failure:

@@ -7,6 +7,9 @@ written with care, statement by statement, which finds out what that is.
 A change of what a lease names waits for the batch: it commits before or after the lease is in the log, never
 in between (the other side is the trigger `exclude_leases`). The batch waits for no change: a lease whose row
 is being changed is judged with a later batch, and those beside it don't wait.
+
+Where there is another region, the same statement looks whether this one has the authority, and for how long;
+what comes back later than that is discarded (ADR 0137).
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,22 +37,30 @@ from evergrant_server.audit.lease_batch import (
 from evergrant_server.audit.lease_record import LeaseRecord, rows_postgresql
 from evergrant_server.audit.trees import TreeEnd
 from evergrant_server.core.bounded import Bounded
-from evergrant_server.core.clock import Clock
+from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.database.engine import KeptPostgres
 from evergrant_server.store.database.errors import translate_errors
+from evergrant_server.store.regions import REMAINING
 
 _MOST_REMEMBERED = 20_000  # ends of trees
+_KEEPS_SESSION = (ErrorCode.AUTHORITY_BROKEN, ErrorCode.REGION_FENCED)  # refused before anything was written
 # The driver looks ten times at every element of a list, so arrays without an empty element go as one text.
 _AS_TEXT = (8, 9, 12, 15, 16, 17)  # locks, connections, apps, actions, objects, bodies
+_RETRY_AFTER_S = 1.0
 _SEPARATOR = "\x1f"  # in no id or name, and JSON escapes it
-_RECORD = "SELECT record_leases({})".format(
+_CALL = "record_leases({})".format(
     ", ".join(
         f"string_to_array(${place}, E'\\x1f')" if place in _AS_TEXT else f"${place}" for place in range(1, 19)
     )
 )
+_RECORD = f"SELECT {_CALL}"
+_RECORD_BY_AUTHORITY = (
+    f"SELECT remaining, CASE WHEN remaining > 0 THEN {_CALL} END FROM ({REMAINING}$19) AS authority"
+)
+_REMAINING = REMAINING + "$1"
 _LOCKS = (
     "SELECT id FROM unnest($1::varchar[]) AS id"
     " WHERE pg_try_advisory_xact_lock_shared(hashtextextended(id, 0))"
@@ -76,24 +87,32 @@ _USAGE = (
 
 
 class PostgresLeaseWriter:
-    def __init__(self, kept: KeptPostgres, shard: str, ring: KeyRing, clock: Clock) -> None:
+    def __init__(
+        self, kept: KeptPostgres, shard: str, ring: KeyRing, clock: Clock, region: str | None = None
+    ) -> None:
+        """`region`: this one's name, where there is another; it leases while it has the authority."""
         self._kept, self._shard, self._ring, self._clock = kept, shard, ring, clock
+        self._region, self._lease_until = region, 0.0  # seconds since boot: of the batch that is written
         self._ends: Bounded[str, TreeEnd] = Bounded(_MOST_REMEMBERED)  # authentic ones, by tenant
 
     async def write(self, batch: Sequence[WaitingLease], uses: LastUses) -> Written:
-        """Commit what still holds and isn't being changed. Raises TreeMissing and Failure.
+        """Commit what still holds and isn't being changed. Raises TreeMissing and Failure; REGION_FENCED
+        where another region may serve.
 
         No caller may have its lease then, though it may be in the log: a commit's answer can be lost.
         """
         try:
             with translate_errors():
-                return await self._written(await self._kept.driver(), batch, uses)
+                written = await self._written(await self._kept.driver(), batch, uses)
+            if self._region is not None and seconds_since_boot() > self._lease_until:
+                raise _fenced()  # the commit's answer came after the authority's end
+            return written
         except TreeMissing:
             await self._kept.close()  # the tree is begun by a connection of the pool
             raise
         except BaseException as error:
             self._ends.clear()
-            if not (isinstance(error, Failure) and error.code is ErrorCode.AUTHORITY_BROKEN):
+            if not (isinstance(error, Failure) and error.code in _KEEPS_SESSION):
                 await self._kept.drop()
             raise
 
@@ -107,6 +126,7 @@ class PostgresLeaseWriter:
             return Written(numbers, frozenset())
         self._ends.clear()
         async with raw.transaction(isolation="read_committed"):  # so that the rows are read after the locks
+            await self._require_authority(raw)
             return await self._write_with_care(raw, waiting, uses)
 
     async def _write_at_once(
@@ -123,9 +143,9 @@ class PostgresLeaseWriter:
             calls.append(call)
             numbers |= numbered(records, end.size)
         if len(calls) == 1 and not uses:
-            written: bool = await raw.fetchval(_RECORD, *calls[0][1])
+            written = await self._record(raw, calls[0][1])
         else:
-            written = await _call_each(raw, [arguments for _, arguments in calls], uses)
+            written = await self._record_each(raw, [arguments for _, arguments in calls], uses)
         if not written:
             return None
         for after, _ in calls:
@@ -162,6 +182,44 @@ class PostgresLeaseWriter:
         await write_uses_postgresql(raw, uses)
         return Written(numbers, busy)
 
+    async def _record(self, raw: Any, arguments: Sequence[Any]) -> bool:
+        """A tenant's leases in one round trip. Raises Failure REGION_FENCED."""
+        if self._region is None:
+            return await raw.fetchval(_RECORD, *arguments)
+        began = seconds_since_boot()
+        remaining, written = await raw.fetchrow(_RECORD_BY_AUTHORITY, *arguments, self._region) or (0, False)
+        self._note_authority(began, remaining)
+        return bool(written)
+
+    async def _record_each(self, raw: Any, calls: Sequence[Sequence[Any]], uses: LastUses) -> bool:
+        """All of it in one transaction, or nothing: False. Raises Failure REGION_FENCED."""
+        transaction = raw.transaction(isolation="read_committed")
+        await transaction.start()
+        try:
+            await self._require_authority(raw)
+        except Failure:
+            await transaction.rollback()
+            raise
+        for arguments in calls:
+            if not await raw.fetchval(_RECORD, *arguments):
+                await transaction.rollback()
+                return False
+        await write_uses_postgresql(raw, uses)
+        await transaction.commit()
+        return True
+
+    async def _require_authority(self, raw: Any) -> None:
+        """Raises Failure REGION_FENCED."""
+        if self._region is not None:
+            began = seconds_since_boot()
+            self._note_authority(began, await raw.fetchval(_REMAINING, self._region) or 0)
+
+    def _note_authority(self, began: float, remaining_s: float) -> None:
+        """`remaining_s` was read after `began`."""
+        if remaining_s <= 0:
+            raise _fenced()
+        self._lease_until = began + remaining_s
+
     async def _end(self, raw: Any, query: str, tenant: Tenant) -> TreeEnd:
         """Raises TreeMissing, and Failure AUTHORITY_BROKEN: no token leaves behind records that were cut or
         rewritten."""
@@ -174,17 +232,9 @@ class PostgresLeaseWriter:
         return end
 
 
-async def _call_each(raw: Any, calls: Sequence[Sequence[Any]], uses: LastUses) -> bool:
-    """All of it in one transaction, or nothing: False."""
-    transaction = raw.transaction(isolation="read_committed")
-    await transaction.start()
-    for arguments in calls:
-        if not await raw.fetchval(_RECORD, *arguments):
-            await transaction.rollback()
-            return False
-    await write_uses_postgresql(raw, uses)
-    await transaction.commit()
-    return True
+def _fenced() -> Failure:
+    why = "Not leased: this region has no authority, or hasn't renewed it in time."
+    return Failure(ErrorCode.REGION_FENCED, why, retry_after=_RETRY_AFTER_S)
 
 
 def _call(ring: KeyRing, end: TreeEnd, records: Sequence[LeaseRecord]) -> tuple[TreeEnd, list[Any]] | None:

@@ -162,6 +162,7 @@ app.command("evergrant_server.cli.operate:audit_log", name="audit", help="The au
 app.command("evergrant_server.cli.authority:authority", help="The authenticators of rows.")
 app.command("evergrant_server.cli.tenants:tenants", help="Which tenants are served.")
 app.command("evergrant_server.cli.providers:providers", help="The provider catalogue.")
+app.command("evergrant_server.cli.region:region_app", name="region", help="A second region, and a fail-over.")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

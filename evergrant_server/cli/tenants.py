@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Literal
 
 from cyclopts import App
 
@@ -126,6 +127,28 @@ async def _is_already(tx: Transaction, tenant: Tenant, *, disabled: bool) -> boo
     if await tx.tenants.to_change(tenant) is None and not await tx.access.apps(tenant, limit=1):
         raise unknown
     return False
+
+
+@tenants.command
+async def durability(tenant: str, wanted: Literal["local", "region"], *, flags: Flags | None = None) -> None:
+    """Have a tenant's leases wait until the other region has their audit records, or not. Processes know it
+    within seconds.
+
+    Args:
+        tenant: The tenant's name.
+        wanted: `region`: a lease waits for a round trip between the regions, and is refused while the other
+            one is away. `local`: the records of the last moments are lost with a region.
+    """
+
+    async def write(tx: Transaction) -> None:
+        now, action = SystemClock().now(), AuditAction.TENANT_DURABILITY_CHANGED
+        await tx.regions.put_durability(Tenant(tenant), wanted)
+        await record(tx, Tenant(tenant), action, tenant, _OPERATOR, now, durability=wanted)
+
+    async with _store(flags) as store:
+        await _require_known(store, Tenant(tenant))
+        await run_transaction(store, write)
+    print(f"{tenant}\t{wanted}")
 
 
 @tenants.command

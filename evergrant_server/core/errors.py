@@ -75,6 +75,8 @@ class ErrorCode(StrEnum):
     SEAL_BROKEN = "seal_broken"
     AUTHORITY_BROKEN = "authority_broken"
     AUDIT_UNAVAILABLE = "audit_unavailable"
+    REGION_FENCED = "region_fenced"
+    REGION_AWAY = "region_away"
     RATE_LIMITED = "rate_limited"
     JOURNAL_UNAVAILABLE = "journal_unavailable"
     TEMPORAL_UNAVAILABLE = "temporal_unavailable"
@@ -99,8 +101,8 @@ class ErrorCode(StrEnum):
     CLIENTS_OFF = "clients_off"
 
 
-_reconnect, _client, _provider = kinds.reconnect, kinds.client, kinds.provider
-_denied, _refused, _caller = kinds.denied, kinds.refused, kinds.caller
+_reconnect, _client, _provider, _denied = kinds.reconnect, kinds.client, kinds.provider, kinds.denied
+_refused, _caller = kinds.refused, kinds.caller
 _identity = kinds.rules_of(FailureKind.DENIED, Repairer.SUBJECT, RetryAdvice.BACKOFF, 403)
 _REAUTHORIZE = "Reauthorize the connection: evergrant connections reauthorize."
 _BEGIN_ANEW = "Begin anew: evergrant connect, or POST /v1/connections."
@@ -340,8 +342,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.CLIENT_UNKNOWN: _caller(
         "The program that sent the browser is no client of Evergrant, or names another's redirect URI.",
-        "Remove Evergrant's server from the program and add it again. An admin sees clients with: evergrant "
-        "clients ls.",
+        "Remove Evergrant's server from the program and add it again. Admins see: evergrant clients ls.",
     ),
     ErrorCode.CLIENTS_OFF: _denied(
         "This tenant lets no such OAuth client act for its people.",

@@ -122,6 +122,18 @@ PLATFORM_FAILURES: dict[str, FailureRule] = {
     "audit_unavailable": platform(
         "The audit record could not be committed, so no token was leased.", "Check the store."
     ),
+    "region_fenced": platform(
+        "This region doesn't have the authority to serve, or hasn't renewed it in time: another region may "
+        "serve in its place.",
+        "See which one does: python -m evergrant_server region status. If the other region is down and "
+        "stays down: python -m evergrant_server region detach.",
+    ),
+    "region_away": platform(
+        "The other region doesn't confirm that it has what was committed here, and the settings say to wait "
+        "for it.",
+        "Repair the replication (python -m evergrant_server region status), or go on without the other "
+        "region: EVERGRANT_REGION_AWAY=continue.",
+    ),
     "rate_limited": platform(
         "A limit of requests is reached: violated-policies names it.", LATER, status=429
     ),

@@ -26,6 +26,7 @@ from evergrant_server.settings.errors import (
     suspicious_variables,
 )
 from evergrant_server.settings.gateway import GatewaySettings, OAuthSettings
+from evergrant_server.settings.regions import RegionSettings
 from evergrant_server.settings.types import (
     CertificateHeader,
     DatabaseUrl,
@@ -106,6 +107,7 @@ class Settings(
     MtlsSettings,
     GatewaySettings,
     OAuthSettings,
+    RegionSettings,
     AuditSettings,
     AuditStreamSettings,
     DetectionSettings,
@@ -306,6 +308,8 @@ class Settings(
             self.database_url = f"sqlite:///{self.data_dir / 'evergrant.db'}"
         elif self.database_password_file is not None:
             self.database_url = with_password(self.database_url, self.database_password_file)
+        if self.region and self.uses_sqlite:
+            raise ValueError("EVERGRANT_REGION: needs PostgreSQL; SQLite is on one host, without a standby")
         if self.key_file is None:
             self.key_file = self.data_dir / "keys.json"
         if not self.public_url:

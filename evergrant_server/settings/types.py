@@ -48,7 +48,8 @@ def _positive(value: timedelta) -> timedelta:
     return value
 
 
-def _split(value: Any) -> Any:
+def split(value: Any) -> Any:
+    """The entries of a text that separates them by commas."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
@@ -120,9 +121,9 @@ DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 Days = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_days)]
 Duration = Annotated[timedelta, BeforeValidator(read_duration), AfterValidator(_positive)]
 Host = Annotated[str, AfterValidator(_host)]
-HostPorts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_host_ports)]
+HostPorts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split), AfterValidator(_host_ports)]
 LogLevel = Annotated[str, AfterValidator(_log_level)]
-Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_networks)]
+Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split), AfterValidator(_networks)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 TemporalAddress = Annotated[str, AfterValidator(_temporal_address)]
 

@@ -83,6 +83,7 @@ from evergrant_server.store.questions.detections import AppActivities, Detection
 from evergrant_server.store.questions.evidence import EvidenceCounts
 from evergrant_server.store.questions.overview import Overviews
 from evergrant_server.store.questions.questions import PersonalFacts, Questions, Uses
+from evergrant_server.store.regions import Regions
 from evergrant_server.store.root_keys import WrappedRoots
 from evergrant_server.store.rotation.connection_keys import ConnectionKeyRotation
 from evergrant_server.store.rotation.processes import Processes
@@ -200,6 +201,7 @@ class Transaction:
     uses = _with_connection(Uses)
     personal_facts = _with_connection(PersonalFacts)
     checkpoints = _with_sealer(AuditCheckpoints)
+    regions = _with_connection(Regions)
     processes = cached_property(lambda tx: Processes(tx.connection, tx.now))
     root_moves = cached_property(lambda tx: RootMoves(tx.connection, tx.ring, tx.now))
     tenant_keys = cached_property(lambda tx: TenantKeyRotation(tx.connection, tx.ring, tx.now))

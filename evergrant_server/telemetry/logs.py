@@ -60,6 +60,8 @@ class LogEvent(StrEnum):
     PROTOCOL_FAILED = "protocol failed"
     PROVIDER_REFUSED = "provider refused"
     REDIS_AWAY = "redis away"
+    REGION_AWAY = "region away"
+    REGION_BACK = "region back"
     REQUEST_FAILED = "request failed"
     ROW_UNREADABLE = "row unreadable"
     SECURITY_EVENT_REFUSED = "security event refused"

@@ -196,6 +196,14 @@ _key_calls = _meter.create_counter(
     "{call}",
     "keys that a key service was to unwrap: answered, away, denied, gone or broken",
 )
+REGION_AWAY = _meter.create_gauge(
+    "evergrant.region.away", "{region}", "1 while the other region doesn't confirm to this process, else 0"
+)
+REGION_ALONE = _meter.create_counter(
+    "evergrant.region.alone",
+    "{credential}",
+    "single-use credentials that were sent while the other region was away: a fail-over then loses them",
+)
 KEY_AGE = _meter.create_gauge(
     "evergrant.key_service.age",
     "s",

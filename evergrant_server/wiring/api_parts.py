@@ -22,7 +22,8 @@ async def open_api(settings: Settings, role: Role) -> AsyncIterator[tuple[Platfo
     Raises as `open_platform`, which doesn't wait for Temporal here.
     """
     async with open_platform(settings, role, lazy=True) as platform:
-        ledger = LeaseLedger(platform.store.in_pool(Pool.LEDGER), new_lease_shard(role), platform.clock)
+        store, clock = platform.store, platform.clock
+        ledger = LeaseLedger(store.in_pool(Pool.LEDGER), new_lease_shard(role), clock, platform.region)
         await ledger.start()
         api = ApiContext(
             settings=settings,
@@ -36,6 +37,7 @@ async def open_api(settings: Settings, role: Role) -> AsyncIterator[tuple[Platfo
             lease_rows=LeaseRows(platform.store),
             check_endpoint=EgressPolicy(settings.egress_allow, settings.start_command).check_endpoint,
             offer_consent=offer_consent,
+            region=platform.region,
         )
         try:
             async with Heartbeat(platform.store, platform.clock).running():

@@ -1,7 +1,7 @@
 """The parts that API, worker and operator commands share, opened from the settings."""
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from evergrant_server.crypto.key_services.bound import BoundKeyService
 from evergrant_server.crypto.key_services.opening import open_key_service
 from evergrant_server.crypto.keyfile import key_file_error
 from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.regions.region import Region, RegionRules
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
@@ -46,6 +47,7 @@ class Platform:
     reconciler: Reconciler
     relay: OutboxRelay
     key_services: Sequence[BoundKeyService] = ()  # the first wraps; none where roots lie in the key file
+    region: Region | None = None  # None: there is one region
 
 
 def key_services(settings: Settings) -> list[BoundKeyService]:
@@ -144,4 +146,22 @@ async def open_platform(
             background, link, reconciler, clock, settings.relay_interval, bulk=role is not Role.API
         )
         parts = (settings, clock, ring, store, registry, client, link, reconciler, relay)
-        yield Platform(*parts, keeper.services)
+        async with AsyncExitStack() as stack:
+            region = region_of(settings, store)
+            if region is not None and role is not Role.OPERATOR:
+                await stack.enter_async_context(region.running(renews=role is not Role.GATEWAY))
+            yield Platform(*parts, keeper.services, region)
+
+
+def region_of(settings: Settings, store: Store) -> Region | None:
+    """What this process waits for in the other region; None: there is one region."""
+    if not settings.region:
+        return None
+    rules = RegionRules(
+        settings.region,
+        settings.region_wait,
+        stops_when_away=settings.region_away == "stop",
+        authority=settings.region_authority,
+        durable_by_default=settings.audit_durability == "region",
+    )
+    return Region(store, rules)

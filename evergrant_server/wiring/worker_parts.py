@@ -90,7 +90,7 @@ def build_worker_parts(
     contexts = ProviderContextLoader(
         store, platform.registry, settings.public_url, clock, settings.expiry_announce_days
     )
-    single_use = SingleUseProtocol(store, clock, sections, journal, sender, limits)
+    single_use = SingleUseProtocol(store, clock, sections, journal, sender, limits, platform.region)
     registrations = ClientRegistrations(store, egress, clock, sections, journal, limits)
     services = GrantServices(store, contexts, sender, single_use, clock, settings.control_requests)
     grants, replays = _grant_activities(platform, services, egress)

@@ -11,15 +11,17 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import Failure
 from evergrant_server.crypto import Role
+from evergrant_server.regions.status import region_status
 from evergrant_server.settings import Settings
 from evergrant_server.store import Transaction
 from evergrant_server.store.authority.database_roles import WORDS, rights_of_user, tables_not_written
 from evergrant_server.store.authority.scan import broken_configuration
 from evergrant_server.store.connections.connections import PendingRevocation
 from evergrant_server.store.database import schema
-from evergrant_server.store.database.engine import MOST_CONNECTIONS, seats, sqlite_path
+from evergrant_server.store.database.engine import MOST_CONNECTIONS, MOST_OF_BARRIERS, seats, sqlite_path
 from evergrant_server.store.rotation.processes import that_go_on
 from evergrant_server.store.store import database_time
+from evergrant_server.wiring.platform import region_of
 
 CERTIFICATE_WARNING = timedelta(days=30)
 API_KEY_WARNING = timedelta(days=14)
@@ -120,7 +122,8 @@ async def connections(settings: Settings) -> str:
         return "SQLite opens its file"
     async with reading(settings) as tx:
         room, processes = await seats(tx.connection), that_go_on(await tx.processes.all())
-    needed = MOST_CONNECTIONS * len(processes)
+    each = MOST_CONNECTIONS + (MOST_OF_BARRIERS if settings.region else 0)
+    needed = each * len(processes)
     detail = f"{len(processes)} processes open up to {needed} connections, and PostgreSQL lets {room} in"
     if needed <= room:
         return detail
@@ -129,6 +132,20 @@ async def connections(settings: Settings) -> str:
         f"As an administrator: ALTER SYSTEM SET max_connections = {needed + 20}, and restart PostgreSQL "
         "(or raise the CONNECTION LIMIT of the role or the database)",
     )
+
+
+async def region(settings: Settings) -> str:
+    """Another region can take over, and would lose nothing now."""
+    async with open_store(settings) as store:
+        here = region_of(settings, store)
+        if here is None:
+            return "there is one region"
+        now = await region_status(store, here)
+    if now.problems:
+        raise CheckFailed(now.problems[0].problem, now.problems[0].repair)
+    if now.is_standby:
+        return f"this database is a standby, and {now.serves} serves"
+    return f"{now.region} serves, and {now.waits_for} has everything that was committed"
 
 
 async def outbox(settings: Settings) -> str:

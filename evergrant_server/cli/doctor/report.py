@@ -44,6 +44,7 @@ CHECKS: dict[str, Check] = {
     "hosts": configuration.hosts,
     "database role": database.role_of_database,
     "database connections": database.connections,
+    "region": database.region,
     "outbox": database.outbox,
     "checkpoints": audit_log.checkpoints,
     "revocations": database.revocations,
@@ -84,7 +85,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
         ("keys of the database", "roots of processes", "authority", "hosts", "database role", "outbox"), _ROWS
     ),
     **dict.fromkeys(("revocations", "client certificates", "admin key", "API keys"), _ROWS),
-    "database connections": _ROWS,
+    **dict.fromkeys(("database connections", "region"), _ROWS),
     **dict.fromkeys(("bindings", "logins", "trusted issuers", "callers' addresses", "exchanges"), _ROWS),
     **dict.fromkeys(("confirmations", "audit streams", "webhooks", "checkpoints", "token limits"), _ROWS),
     "clock, database": _ROWS,

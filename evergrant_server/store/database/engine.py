@@ -47,6 +47,7 @@ class Pool(StrEnum):
     LEDGER = "ledger"  # the commits of leases, one after another
     POLLER = "poller"  # the positions of connections whose refresh is waited for, one query after another
     BACKGROUND = "background"  # the relay of the outbox
+    BARRIER = "barrier"  # waits for the other region's standby, where there is one
 
 
 # open connections, and those beyond them under load (docs/guide/operations.md)
@@ -56,8 +57,12 @@ _POOL_SIZES = {
     Pool.LEDGER: (1, 0),
     Pool.POLLER: (1, 0),
     Pool.BACKGROUND: (1, 1),
+    Pool.BARRIER: (2, 0),
 }
-MOST_CONNECTIONS = sum(map(sum, _POOL_SIZES.values()))  # of one process
+MOST_OF_BARRIERS = sum(_POOL_SIZES[Pool.BARRIER])  # of one process, where there is another region
+MOST_CONNECTIONS = sum(map(sum, _POOL_SIZES.values())) - MOST_OF_BARRIERS  # of one process
+# A commit of these waits for the standby; all others do what the server's own setting says.
+_WAITS = {"synchronous_commit": "on"}
 _SEATS = text(
     "SELECT least("
     "current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"
@@ -89,6 +94,7 @@ class PostgresDatabase:
         self._turns = FairTurns(sum(_POOL_SIZES[pool]))
         unlimited = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
         settings = _POSTGRES_SETTINGS if limits else _POSTGRES_SETTINGS | unlimited
+        settings = settings | _WAITS if pool is Pool.BARRIER else settings
         command_timeout = _COMMAND_TIMEOUT_S if limits else None
         self._engine = create_async_engine(
             url,

@@ -1,5 +1,6 @@
-"""`make faults`: the table, the random run, fairness. Ends with 1 when anything was violated or lost, when a
-whole table left a point out, and when what it is for didn't happen: nothing walked, leased or refreshed.
+"""`make faults`: the table, the random run, fairness, a lost region. Ends with 1 when anything was violated
+or lost, when a whole table left a point out, and when what it is for didn't happen: nothing walked, leased or
+refreshed.
 
 python -m tests.faults.harness --seconds 120 --seed 1 [--cases 2000] [--shard 1/4] [--jobs 2]
 """
@@ -53,6 +54,7 @@ async def main(arguments: argparse.Namespace) -> int:
         if arguments.seconds:
             bad |= await random_run(Path(name), arguments, walked.windows_ms)
             bad |= await fairness(Path(tempfile.mkdtemp(dir=name)))
+            bad |= await regions(arguments.seed)
         return int(bad)
 
 
@@ -72,6 +74,13 @@ async def fairness(folder: Path) -> bool:
     return await (await asyncio.create_subprocess_exec(*command)).wait() != 0
 
 
+async def regions(seed: int) -> bool:
+    """With databases and Temporals of its own."""
+    say("==> regions: one is lost, the other takes over")
+    command = (sys.executable, "-m", "tests.faults.region", "--seed", str(seed))
+    return await (await asyncio.create_subprocess_exec(*command)).wait() != 0
+
+
 def piece(text: str) -> tuple[int, int]:
     """`2/4`: the second of four."""
     number, _, of = text.partition("/")
@@ -82,9 +91,7 @@ def piece(text: str) -> tuple[int, int]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
-    parser.add_argument(
-        "--seconds", type=float, default=120, help="of the random run; 0: without it and fairness"
-    )
+    parser.add_argument("--seconds", type=float, default=120, help="of the random run; 0: the table alone")
     parser.add_argument("--seed", type=int, default=1, help="of the plan of faults, and of the sample")
     parser.add_argument("--cases", type=int, default=0, help="walk so many of the table; 0: all")
     parser.add_argument("--shard", type=piece, default=(1, 1), help="1/4: the first quarter of the table")

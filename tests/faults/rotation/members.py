@@ -20,14 +20,20 @@ class Member:
     """An API, a gateway or a worker."""
 
     def __init__(
-        self, name: str, module: str, folder: Path, env: Callable[[], dict[str, str]], port: int = 0
+        self,
+        name: str,
+        module: str,
+        folder: Path,
+        env: Callable[[], dict[str, str]],
+        port: int = 0,
+        words: str = "worker ready",
     ) -> None:
-        """`env` is asked at each start."""
+        """`env` is asked at each start. One without a port serves once it has logged the `words`."""
         self.name, self.port = name, port
         self._module, self._folder, self._env = module, folder / name, env
         self._folder.mkdir(exist_ok=True)
         self._process = python_module(module, self._folder)
-        self._words = "" if port else "worker ready"
+        self._words = "" if port else words
         self._starting = asyncio.Lock()
         self._starts: list[Any] = []  # kept: a context that is let go ends the process
 

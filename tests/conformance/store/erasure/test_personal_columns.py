@@ -87,6 +87,8 @@ STAYS: dict[str, tuple[str, str]] = {
         "provider purpose reason scope_ceiling scopes sources subjects tools",
     ),
     "permit_use": (_MACHINES, "permit_id"),
+    "region": ("the installation's, which is no tenant", "name taken_from"),
+    "tenant_durability": (_CONFIGURATION, "audit_durability"),
     "person_session": (_STAFF, "kind mac person reason role rule secret_hash"),
     "received_event": (_MACHINES, "event_hash"),
     "tenant_standing": (_EVIDENCE, "mac reason"),
@@ -96,7 +98,7 @@ STAYS: dict[str, tuple[str, str]] = {
         _CONFIGURATION,
         "disabled_by events integration mac name sealed_previous_secret sealed_query sealed_secret url",
     ),
-    "process": (_INSTALLATION, "host role roots seals_with version"),
+    "process": (_INSTALLATION, "host role roots schema_version seals_with version"),
     "root_key": (_INSTALLATION, "mac purpose service state wrapped"),
 }
 _CANARY = re.compile(rb"canary:([a-z_0-9]+\.[a-z_0-9]+):")

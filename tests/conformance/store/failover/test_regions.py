@@ -1,0 +1,126 @@
+"""Two regions on two PostgreSQL servers: what waits for the standby, and which region leases."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from evergrant_server.audit.lease_ledger import LeaseClaim, LeaseLedger
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.errors import ErrorCode
+from evergrant_server.crypto import KeyRing, Role
+from evergrant_server.regions.barrier import Barrier, NotConfirmed
+from evergrant_server.regions.region import Region, RegionRules
+from evergrant_server.store import Store
+from evergrant_server.store.database import schema
+from tests.conformance.store.samples import ACME, an_app_of, granted
+from tests.fakes.failures import fails
+from tests.fakes.patience import PATIENCE_S, eventually
+from tests.fakes.postgresql.replicated import PostgresServer, replicated
+from tests.unit.audit.claims import a_claim
+
+TTL = timedelta(seconds=3)
+_WAITERS = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+_LEASES = "SELECT count(*) FROM audit WHERE action = 'lease.issued'"
+
+
+@asynccontextmanager
+async def region_of(
+    server: PostgresServer, name: str, ring: KeyRing, *, stops_when_away: bool = False
+) -> AsyncIterator[tuple[Store, Region, LeaseLedger]]:
+    store = await Store.open(server.url(), ring, SystemClock())
+    rules = RegionRules(name, wait=TTL / 8, authority=TTL, stops_when_away=stops_when_away)
+    region = Region(store, rules)
+    ledger = LeaseLedger(store, f"lease-{name}", SystemClock(), region)
+    await ledger.start()
+    try:
+        yield store, region, ledger
+    finally:
+        await ledger.stop()
+        await store.close()
+
+
+async def fenced(ledger: LeaseLedger, claim: LeaseClaim) -> bool:
+    """Whether the region may no longer lease."""
+    ended = await asyncio.gather(ledger.record(claim), return_exceptions=True)
+    return getattr(ended[0], "code", None) is ErrorCode.REGION_FENCED
+
+
+async def test_a_region_serves_as_long_as_the_other_one_confirms_and_never_after_it_took_over(
+    tmp_path: Path,
+):
+    KeyRing.create(tmp_path / "keys.json")
+    ring = KeyRing.open(tmp_path / "keys.json", Role.WORKER)
+    async with replicated(synchronous=True) as (first, second):
+        await schema.upgrade(first.url())
+        async with (
+            region_of(first, "a", ring) as (store, region, ledger),
+            region_of(first, "a", ring, stops_when_away=True) as (_, stopping, _ledger),
+        ):
+            connection, app = await granted(store), await an_app_of(store)
+            claim = a_claim(connection, app, valid_until=SystemClock().now() + timedelta(days=1))
+            assert await fenced(ledger, claim), "nobody has the authority yet"
+            async with store.write() as tx:
+                await tx.regions.put("a", standalone=False)
+                await tx.regions.put_durability(ACME, "region")
+            assert await region.renew()
+            assert not await region.renew(), "it was renewed a moment ago"
+            await ledger.record(claim)  # its record is waited for
+            assert await second.value(_LEASES) == 1
+            await region.confirmed()
+            assert (await region.has_all(), region.sent_alone) == (True, 0)
+
+            second.pause()
+            ended = asyncio.create_task(stopping.confirmed())
+            await region.confirmed()  # alone, after the wait
+            assert region.sent_alone == 1
+            with fails(ErrorCode.REGION_AWAY):
+                await ended
+            assert (await region.has_all(), await stopping.has_all()) == (True, False)
+            await eventually(lambda: fenced(ledger, claim), bool)
+            with fails(ErrorCode.REGION_FENCED):
+                await region.confirmed()
+            assert not await region.renew()
+
+            second.resume()
+            await eventually(region.renew, bool)
+            await ledger.record(claim)
+            first.pause()
+            await second.promote()
+            async with region_of(second, "b", ring) as (elsewhere, new, new_ledger):
+                assert await fenced(new_ledger, claim), "the old region still has the authority"
+                assert not await new.is_here()
+                await asyncio.sleep(TTL.total_seconds())
+                async with elsewhere.write() as tx:
+                    await tx.regions.put("b", standalone=True, taken_from="a")
+                await new.confirmed()
+                await new_ledger.record(claim)
+            first.resume()
+            assert await fenced(ledger, claim)
+            with fails(ErrorCode.REGION_FENCED):
+                await region.confirmed()
+            assert await second.value(_LEASES) == await first.value(_LEASES) + 1
+
+
+async def test_a_barrier_that_was_cancelled_or_waits_for_nobody_has_not_passed(tmp_path: Path):
+    KeyRing.create(tmp_path / "keys.json")
+    async with replicated() as (first, _):
+        await schema.upgrade(first.url())
+        store = await Store.open(
+            first.url(), KeyRing.open(tmp_path / "keys.json", Role.WORKER), SystemClock()
+        )
+        try:
+            barrier = Barrier(store, PATIENCE_S)
+            ended = await asyncio.gather(barrier.passed(), return_exceptions=True)
+            assert isinstance(ended[0], NotConfirmed)
+            assert "waits for no standby" in str(ended[0])
+            first.configure(synchronous_standby_names="nobody", synchronous_commit="local")
+            await first.reload()
+            waiting = [asyncio.create_task(barrier.passed()) for _ in range(20)]
+            await eventually(lambda: first.value(_WAITERS), bool)
+            ended = await asyncio.gather(*waiting, return_exceptions=True)
+            assert {type(problem) for problem in ended} == {NotConfirmed}
+            assert "01000" in str(ended[0])
+        finally:
+            await store.close()

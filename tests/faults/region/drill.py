@@ -1,0 +1,198 @@
+"""One drill: load, the end of a region, the promotion of the other, and what is left of everything."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+from sqlalchemy import func, select
+
+from bench.load import HOST
+from evergrant_server.core.audit import AuditAction
+from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.store.audit_tables import AuditRow
+from evergrant_server.store.database.columns import table_of
+from tests.fakes.patience import PATIENCE_S
+from tests.faults.region.place import Place, promoted, two_regions
+
+_AUDIT = table_of(AuditRow)
+_AFTER_S = 2.0  # of leases at the old region, once it has come back
+_AT_ONCE = 8  # refreshes of the last look
+
+
+@dataclass(frozen=True)
+class Case:
+    """`end`: the old region is killed, or paused and resumed once the new one serves."""
+
+    seed: int
+    connections: int
+    load_s: float = 8.0
+    leasing: int = 8
+    refreshing: int = 4
+    end: str = "kill"
+    rotation: str = "grace"
+    durability: str = "local"
+    wait_s: float = 60.0
+
+
+@dataclass
+class Outcome:
+    """A row of the table. Seconds count from the moment at which the region ended."""
+
+    leases: int = 0
+    refreshes: int = 0
+    leased_after_s: float = -1.0
+    promote_s: float = 0.0
+    open_attempts: int = 0
+    fates: dict[str, int] = field(default_factory=dict)
+    lost: int = 0
+    waiting: int = 0
+    double_sends: int = 0
+    records_missing: int = 0
+    leased_by_old: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Load:
+    """Callers of one API. What is counted was answered."""
+
+    place: Place
+    port: int
+    case: Case
+    leases: int = 0
+    refreshes: int = 0
+    first_lease_at: float = 0.0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(self._lease(number)) for number in range(self.case.leasing)]
+        tasks += [asyncio.create_task(self._refresh(number)) for number in range(self.case.refreshing)]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def client(self, key: str) -> httpx2.AsyncClient:
+        headers = {"Authorization": f"Bearer {key}"}
+        url = f"http://{HOST}:{self.port}"
+        return httpx2.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=PATIENCE_S)
+
+    async def _lease(self, number: int) -> None:
+        chance = random.Random(f"{self.case.seed} lease {number}")
+        async with self.client(self.place.ready.key) as http:
+            while True:
+                subject = chance.choice(self.place.ready.connections).subject
+                with suppress(httpx2.HTTPError):
+                    reply = await http.post("/v1/lease", json={"integration": "crm", "subject": subject})
+                    if reply.status_code == 200:
+                        self.leases += 1
+                        self.first_lease_at = self.first_lease_at or time.monotonic()
+                await asyncio.sleep(chance.uniform(0.01, 0.05))
+
+    async def _refresh(self, number: int) -> None:
+        chance = random.Random(f"{self.case.seed} refresh {number}")
+        mine = self.place.ready.connections[number :: self.case.refreshing]
+        async with self.client(self.place.ready.admin_key) as http:
+            while True:
+                with suppress(httpx2.HTTPError):
+                    path = f"/v1/connections/{chance.choice(mine).id}/refresh"
+                    reply = await http.post(path, json={})
+                    self.refreshes += reply.status_code == 200
+                await asyncio.sleep(chance.uniform(0, 0.05))
+
+
+async def drill(folder: Path, case: Case) -> Outcome:
+    """Run one case. `Outcome.wrong` names what mustn't be."""
+    outcome = Outcome()
+    async with two_regions(folder, case.connections, case.rotation, case.durability) as place:
+        before = _Load(place, place.old.settings.port, case)
+        async with before.running():
+            await asyncio.sleep(case.load_s * random.Random(case.seed).uniform(0.8, 1.2))
+            ended_at = time.monotonic()
+            place.old.pause() if case.end == "pause" else place.old.end()
+        outcome.leases, outcome.refreshes = before.leases, before.refreshes
+        after = _Load(place, place.new.settings.port, case)
+        async with after.running():
+            report, outcome.promote_s = await promoted(place.new, case.wait_s)
+        outcome.leased_after_s = after.first_lease_at - ended_at
+        outcome.open_attempts, outcome.fates = report["open_attempts"], report["fates"]
+        outcome.lost, outcome.waiting = len(report["lost"]), len(report["waiting"])
+        if case.end == "pause":
+            outcome.leased_by_old = await _leased_by_old(place, case)
+        outcome.records_missing = await _records_missing(place, before.leases, after.leases)
+        lost = await _lost(place, after, set(report["waiting"]))
+        if lost != set(report["lost"]):
+            outcome.wrong.append(f"the report says {report['lost']} are lost, and {sorted(lost)} are")
+        outcome.double_sends = place.provider.in_flight_together()
+    _judge(case, outcome, after)
+    return outcome
+
+
+async def _leased_by_old(place: Place, case: Case) -> int:
+    """What the old region leases once it has come back: nothing, if its fence holds."""
+    place.old.resume()
+    load = _Load(place, place.old.settings.port, case)
+    async with load.running():
+        await asyncio.sleep(_AFTER_S)
+    place.old.end()
+    return load.leases
+
+
+async def _records_missing(place: Place, *answered: int) -> int:
+    """How many leases that apps got have no record in the region that serves."""
+    async with place.store(place.new) as store, store.read() as tx:
+        query = select(func.count()).select_from(_AUDIT).where(_AUDIT.c.action == AuditAction.LEASE_ISSUED)
+        recorded = (await tx.connection.execute(query)).scalar_one()
+    return max(sum(answered) - recorded, 0)
+
+
+async def _lost(place: Place, load: _Load, waiting: set[str]) -> set[str]:
+    """The connections that one more refresh in the new region ends, without those that still wait."""
+    turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def refreshed(http: httpx2.AsyncClient, id: str) -> str | None:
+        async with turns:
+            reply = await http.post(f"/v1/connections/{id}/refresh", json={})
+            row = (await http.get(f"/v1/connections/{id}")).json()
+        return None if reply.status_code == 200 and row["state"] == LifecycleState.ACTIVE else id
+
+    async with load.client(place.ready.admin_key) as http:
+        ids = [connection.id for connection in place.ready.connections if connection.id not in waiting]
+        return {id for id in await asyncio.gather(*(refreshed(http, id) for id in ids)) if id is not None}
+
+
+def _judge(case: Case, outcome: Outcome, after: _Load) -> None:
+    if not (outcome.leases and outcome.refreshes and after.leases and after.refreshes):
+        outcome.wrong.append("there was no load")
+    if case.rotation == "grace" and (outcome.lost or outcome.waiting):
+        outcome.wrong.append(
+            f"{outcome.lost} lost, {outcome.waiting} waiting, though the provider has a grace"
+        )
+    if case.durability == "region" and outcome.records_missing:
+        outcome.wrong.append(f"{outcome.records_missing} records are missing that were waited for")
+    if outcome.leased_by_old:
+        outcome.wrong.append(f"the old region leased {outcome.leased_by_old} times after it came back")
+
+
+def row(case: Case, outcome: Outcome) -> str:
+    """As `HEAD` names them."""
+    fates = ", ".join(f"{number} {fate}" for fate, number in outcome.fates.items()) or "none"
+    counted = [outcome.lost, outcome.double_sends, outcome.records_missing, outcome.leased_by_old]
+    return (
+        f"{case.seed:4} {case.end:5} {case.rotation:6} {case.durability:7} {case.connections:5}"
+        f" {outcome.leases:6} {outcome.refreshes:5} {outcome.leased_after_s:8.1f} {outcome.promote_s:7.1f}"
+        f" {outcome.open_attempts:4} {fates:22}" + "".join(f" {number:7}" for number in counted)
+    )
+
+
+HEAD = (
+    "seed end   rotat. records conns leases  refr leased_s command open what became of them  "
+    "   lost  double missing  by_old"
+)

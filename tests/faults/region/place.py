@@ -1,0 +1,174 @@
+"""Two regions of real processes: PostgreSQL, Temporal, an API and a worker in each, one provider for both."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from bench import installation
+from evergrant_server.cli.serve import settings_environment
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.integrations import RefreshRules, Rotation
+from evergrant_server.crypto.keyring import KeyRing, Role
+from evergrant_server.settings import Settings, load_settings
+from evergrant_server.store import Store
+from evergrant_server.temporal_link.connect import prepare_namespace
+from evergrant_server.wiring.platform import open_platform
+from tests.fakes.platform.compose import finished
+from tests.fakes.ports import free_port
+from tests.fakes.postgresql.replicated import PostgresServer, replicated
+from tests.fakes.temporal import TemporalServer, running_temporal
+from tests.faults.harness.provider import GRACE_S, StrictProvider
+from tests.faults.rotation.members import Member
+
+AUTHORITY = timedelta(seconds=4)
+_COMMAND_S = 300.0
+_RULES = {
+    "grace": RefreshRules(rotation=Rotation.GRACE, grace_s=GRACE_S),
+    "strict": RefreshRules(rotation=Rotation.STRICT),
+}
+
+
+@dataclass
+class RegionPlace:
+    """One region: its database, its Temporal, and the processes that are killed with it."""
+
+    name: str
+    settings: Settings
+    database: PostgresServer
+    temporal: TemporalServer
+    members: list[Member]
+
+    @property
+    def env(self) -> dict[str, str]:
+        return _environment(self.settings)
+
+    async def command(self, *words: str) -> str:
+        """A command of the operator in this region; what it printed."""
+        command = [sys.executable, "-m", "evergrant_server", "region", *words]
+        return await finished(command, {**os.environ, **self.env}, _COMMAND_S)
+
+    def end(self) -> None:
+        """As its data centre loses its power: nothing is shut down."""
+        self.database.kill()
+        self._signal(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """As if it were cut off and silent: it comes back, and knows of nothing."""
+        self.database.pause()
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.database.resume()
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for member in self.members:
+            member.signal(number)
+        os.kill(self.temporal.pid, number)
+
+
+@dataclass
+class Place:
+    """Both regions. `ready` has the keys of apps and the connections."""
+
+    ready: installation.Installation
+    old: RegionPlace
+    new: RegionPlace
+    provider: StrictProvider
+
+    @asynccontextmanager
+    async def store(self, region: RegionPlace) -> AsyncIterator[Store]:
+        ring = KeyRing.open(self.ready.settings.key_path, Role.WORKER)
+        store = await Store.open(region.settings.database_url, ring, SystemClock())
+        try:
+            yield store
+        finally:
+            await store.close()
+
+
+@asynccontextmanager
+async def two_regions(folder: Path, connections: int, rotation: str, durability: str) -> AsyncIterator[Place]:
+    """Fill them and run them: `a` serves, and `b` waits."""
+    async with AsyncExitStack() as stack:
+        provider = await stack.enter_async_context(StrictProvider(rotation, 3600))
+        first, second = await stack.enter_async_context(replicated(synchronous=True))
+        temporals = list[TemporalServer]()
+        for name in ("a", "b"):
+            (folder / f"temporal-{name}").mkdir()
+            running = running_temporal(folder / f"temporal-{name}")
+            temporals.append(await stack.enter_async_context(running))
+        ready = await installation.prepare(
+            folder,
+            first.url(),
+            free_port(),
+            [provider.grant("read write") for _ in range(connections)],
+            issuer=provider.issuer,
+            client_secret=provider.client_secret,
+            refresh=_RULES[rotation],
+            temporal_address=temporals[0].address,
+            egress_allow=(provider.allowance,),
+            relay_interval=timedelta(seconds=0.2),
+            region="a",
+            region_wait=timedelta(seconds=1),
+            region_authority=AUTHORITY,
+            audit_durability=durability,
+        )
+        old = _region("a", folder, ready.settings, first, temporals[0])
+        other = ready.settings.model_dump() | {
+            "region": "b",
+            "database_url": second.url(),
+            "temporal_address": temporals[1].address,
+            "port": free_port(),
+            "public_url": "",
+            "client_metadata_url": "",
+            "data_dir": folder / "data-b",
+        }
+        new = _region("b", folder, load_settings(**other), second, temporals[1])
+        await old.command("attach")
+        for region in (old, new):
+            async with open_platform(region.settings, Role.OPERATOR) as parts:
+                await prepare_namespace(parts.client, timedelta(days=1))
+                if region is old:
+                    await parts.reconciler.reconcile_all(compare=False)
+            for member in region.members:
+                stack.push_async_callback(member.stop)
+                await member.start()
+        yield Place(ready, old, new, provider)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """What a child of these settings inherits, with those of regions and the relay."""
+    inherited = ("region", "region_wait", "region_authority", "audit_durability", "relay_interval")
+    values = {name: getattr(settings, name) for name in inherited}
+    return settings_environment(settings) | {
+        f"EVERGRANT_{name.upper()}": str(value.total_seconds() if isinstance(value, timedelta) else value)
+        for name, value in values.items()
+    }
+
+
+def _region(
+    name: str, folder: Path, settings: Settings, database: PostgresServer, temporal: TemporalServer
+) -> RegionPlace:
+    env, port = _environment(settings), settings.port
+    (folder / f"data-{name}").mkdir(exist_ok=True)
+    words = "worker ready" if name == "a" else "worker waits"
+    members = [
+        Member(f"api-{name}", "evergrant_server serve", folder, lambda: env, port),
+        Member(f"worker-{name}", "tests.faults.region.worker", folder, lambda: env, words=words),
+    ]
+    return RegionPlace(name, settings, database, temporal, members)
+
+
+async def promoted(region: RegionPlace, wait_s: float) -> tuple[dict[str, Any], float]:
+    """The report of the command, and how long it took."""
+    began = time.monotonic()
+    printed = await region.command("promote", "--wait", str(wait_s), "-o", "json")
+    return json.loads(printed), time.monotonic() - began
