@@ -100,6 +100,10 @@ def old_log(ring: KeyRing, leases: int = FEW) -> tuple[list[dict[str, Any]], lis
     return rows, ends
 
 
+# the judgement of rows that were read, which are the same from each database
+ON_POSTGRESQL_IN_SOAK = pytest.mark.parametrize(
+    "empty_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)], indirect=True
+)
 Filled = Callable[..., Awaitable[Store]]
 
 
@@ -228,6 +232,7 @@ TAMPERED: dict[str, tuple[list[Any], int, FlawKind]] = {
 }
 
 
+@ON_POSTGRESQL_IN_SOAK
 @pytest.mark.parametrize("case", TAMPERED)
 async def test_a_chain_that_was_tampered_with_is_named(upgraded: Filled, case: str):
     statements, seq, kind = TAMPERED[case]
@@ -255,6 +260,7 @@ async def test_a_chain_that_was_put_back_with_its_end_isnt_as_it_was_closed(upgr
     assert (verdict.shard, verdict.seq, verdict.kind) == ("main", 7, FlawKind.FORGED_END), verdict.problem
 
 
+@ON_POSTGRESQL_IN_SOAK
 @pytest.mark.parametrize(
     "tampering",
     [

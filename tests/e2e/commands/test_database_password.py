@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from evergrant_server.cli.dev.messages import READY
 from examples.demo.processes import ROOT
 from tests.fakes.databases import lent
@@ -18,6 +20,7 @@ from tests.fakes.ports import free_port
 PASSWORD = "canary-of-the-database"
 
 
+@pytest.mark.soak
 async def test_no_process_of_dev_has_the_password_in_its_environment(tmp_path: Path):
     """`dev` starts the API and a worker, and the API starts two workers of granian."""
     (tmp_path / "password").write_text(PASSWORD + "\n")

@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from evergrant_server.audit import verify_log
 from evergrant_server.cli.serve import settings_environment
 from evergrant_server.core.audit import AuditAction
@@ -91,6 +93,7 @@ async def api_and_worker(settings: Settings, folder: Path) -> AsyncIterator[list
         yield pids
 
 
+@pytest.mark.soak
 async def test_an_import_whose_processes_are_killed_goes_on_where_it_was(
     temporal_address: str, tmp_path: Path
 ):

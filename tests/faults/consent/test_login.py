@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SystemClock
@@ -33,6 +34,7 @@ async def test_a_message_exchanges_no_code_of_a_login(place: Installation):
     assert place.idp.count("token") == 0
 
 
+@pytest.mark.soak
 async def test_api_and_worker_killed_between_login_and_provider(
     tmp_path: Path, temporal_address: str, tls: Any
 ):

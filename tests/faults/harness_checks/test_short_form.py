@@ -1,5 +1,4 @@
-"""The short form of `make faults`, and the proof that it can fail: for each broken build in `make soak`, for
-one of them in every run, by the command."""
+"""The short form of `make faults`, and the proof that it can fail: broken builds, in `make soak`."""
 
 import asyncio
 import os
@@ -166,6 +165,7 @@ def _writes_a_refresh(point: Point) -> bool:
     return "RefreshSpend._replace_grant" in point.name and point.source.startswith("tx.grants.install(")
 
 
+@pytest.mark.soak
 async def test_the_command_exits_with_1_for_a_broken_build(tmp_path: Path):
     """A piece of the table so small that it is hardly more than a case that this build fails."""
     (writes,) = [it.name for it in existing() if _writes_a_refresh(it)]

@@ -156,6 +156,7 @@ async def worker_process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Pr
         await child.wait()
 
 
+@pytest.mark.soak
 async def test_a_worker_that_is_killed_between_two_pages_is_followed_by_another(
     store: Store,
     clock: SetClock,

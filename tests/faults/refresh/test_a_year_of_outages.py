@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
 from evergrant_server.core.connections.connection import LifecycleState
@@ -61,6 +62,7 @@ async def place(server: Rotating, tmp_path: Path) -> AsyncIterator[LoneWorker]:
         yield place
 
 
+@pytest.mark.soak
 async def test_a_year_with_an_outage_a_month_asks_no_subject_in_vain(place: LoneWorker, server: Rotating):
     integration = await place.integration(
         refresh=RefreshRules(rotation=Rotation.STRICT),

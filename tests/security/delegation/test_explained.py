@@ -70,8 +70,13 @@ async def require_same(
     return statuses
 
 
-@pytest.mark.parametrize("denies", [False, True])
-@pytest.mark.parametrize("provider", ["auth0", "gitlab"])  # the first issues narrower tokens
+@pytest.mark.parametrize(
+    ("provider", "denies"),
+    [
+        *(("auth0", False), ("gitlab", True)),  # the first issues narrower tokens
+        *(pytest.param(*pair, marks=pytest.mark.soak) for pair in (("auth0", True), ("gitlab", False))),
+    ],
+)
 async def test_an_explanation_is_what_the_lease_is_answered(
     api: Api, some: Delegating, admin: str, provider: str, denies: bool
 ):

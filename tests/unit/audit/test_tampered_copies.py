@@ -20,7 +20,9 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("on_postgresql", [False, True], ids=["sqlite", "postgresql"])
+@pytest.mark.parametrize(
+    "on_postgresql", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["sqlite", "postgresql"]
+)
 async def test_each_copy_is_named(on_postgresql: bool, capsys: pytest.CaptureFixture[str]):
     rows = await tampered.run(RECORDS, on_postgresql=on_postgresql)
     assert [row.copy for row in rows] == list(NAMED)
