@@ -256,7 +256,7 @@ async def files_of(store: Store, url: str) -> list[bytes]:
 
     PostgreSQL's pages are written anew before, as docs/security/erasure.md says, and its log isn't read.
     `VACUUM FULL` keeps a deleted row while any session may still see it (a read that began before, autovacuum
-    while it analyses): those end first.
+    while it analyses): those end first. The planner's statistics keep values of columns until `ANALYZE`.
     """
     if store.is_sqlite:
         path = Path(url.removeprefix("sqlite:///"))
@@ -266,7 +266,7 @@ async def files_of(store: Store, url: str) -> list[bytes]:
         now = (await connection.execute(text(_TRANSACTION))).scalar_one()
         while (await connection.execute(text(_OLDER_SNAPSHOTS), {"now": now})).scalar_one():
             await asyncio.sleep(0.01)
-    await postgres().admin("VACUUM FULL", "CHECKPOINT", database=name)
+    await postgres().admin("ANALYZE", "VACUUM FULL", "CHECKPOINT", database=name)
     async with store.autocommit() as connection:
         oid = await connection.execute(text("SELECT oid FROM pg_database WHERE datname = current_database()"))
         data = await connection.execute(text("SELECT current_setting('data_directory')"))
