@@ -52,7 +52,7 @@ CASES ?= 0
 SHARD ?= 1/1
 JOBS ?= 1
 faults: SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),120)
-faults: $(TEST_READY) ## kill, stop and rob a refresh at every await, a random run, fairness between tenants, a lost region: CASES=0 (all) SHARD=1/1 JOBS=1 SECONDS=120 SEED=1
+faults: $(TEST_READY) ## kill, stop and rob a refresh at every await, a random run, fairness between tenants, fail-overs of the database, a lost region: CASES=0 (all) SHARD=1/1 JOBS=1 SECONDS=120 SEED=1
 	@$(PY) -m tests.faults.harness --cases $(CASES) --shard $(SHARD) --jobs $(JOBS) --seconds $(SECONDS) --seed $(SEED)
 
 fuzz: CASES := $(if $(filter command line,$(origin CASES)),$(CASES),10000)

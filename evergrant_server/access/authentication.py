@@ -81,6 +81,7 @@ class Authenticator:
         self._store = store
         self._clock = clock
         self._cache = Bounded[bytes, tuple[Caller, datetime]](_MAX_CACHED)  # with the end of their time here
+        store.servers.on_failover(self._cache.clear)
 
     async def authenticate(self, request: Request) -> Caller:
         """Read the key or token, the app and its permits from the store.

@@ -83,6 +83,7 @@ class LeaseIssuer:
         self._margin = RULES[NEWEST_RULES].margin
         # with the end of their time here, and what is over once a root leaves that may wrap their keys
         self._rows = Bounded[tuple[str, ...], tuple[LeaseRow, datetime, Hold]](_MAX_CACHED)
+        api.store.servers.on_failover(self._rows.clear)
 
     async def issue(
         self, request: Request, lease_request: LeaseRequest, known: tuple[Caller, bool]

@@ -128,7 +128,8 @@ class Settings(
     """The folder of a worker's journal, and of all data of `dev`. It must be on a local disk that outlives
     the process; each host needs its own."""
     database_url: DatabaseUrl = Field(default="", repr=False)
-    """SQLAlchemy URL of the store; empty: SQLite in the data folder."""
+    """SQLAlchemy URL of the store; empty: SQLite in the data folder. Of a PostgreSQL with standbys it names
+    every server: `postgresql://USER@/DATABASE?host=db-a:5432&host=db-b:5432`."""
     database_password_file: Path | None = None
     """A file that holds the database's password, to keep it out of the URL and of every environment. Each
     process reads it."""

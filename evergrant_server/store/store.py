@@ -216,7 +216,7 @@ class Store:
         self._database = database
         self._clock = clock
         self.ring = ring
-        self.is_sqlite = database.is_sqlite
+        self.is_sqlite, self.servers = database.is_sqlite, database.servers
 
     @classmethod
     async def open(cls, url: str, ring: KeyRing, clock: Clock) -> "Store":

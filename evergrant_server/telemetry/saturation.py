@@ -1,5 +1,6 @@
 """Metrics of what tenants share: refreshes that wait, postponed activities, connections to PostgreSQL."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 
@@ -8,10 +9,11 @@ from opentelemetry import metrics
 from evergrant_server.telemetry.metrics import ACTIVITY, PROVIDER
 
 POOL = "evergrant.pool"
+STATE = "evergrant.state"
 REASON = "evergrant.reason"
 
 _meter = metrics.get_meter("evergrant")
-_state = SimpleNamespace(connections=None)
+_state = SimpleNamespace(connections=None, servers=None)
 
 REFRESHES_WAITING = _meter.create_gauge(
     "evergrant.refresh.waiting", "{refresh}", "refreshes that this API process waits for"
@@ -60,4 +62,24 @@ _meter.create_observable_gauge(
     [_read_connections],
     "{connection}",
     "connections to PostgreSQL that are in use by this process; work waits where all of a pool are",
+)
+
+
+def observe_servers(servers: Callable[[], Mapping[str, str]]) -> None:
+    """Export how many PostgreSQL servers are in each state, whenever the metrics are read."""
+    _state.servers = servers
+
+
+def _read_servers(_: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+    states: Mapping[str, str] = _state.servers() if _state.servers is not None else {}
+    counts = Counter(states.values())
+    return [metrics.Observation(counts[state], {STATE: state}) for state in _STATES if states]
+
+
+_STATES = ("primary", "standby", "replaced", "away")  # of `ServerState` in the store
+_meter.create_observable_gauge(
+    "evergrant.store.servers",
+    [_read_servers],
+    "{server}",
+    "PostgreSQL servers by what they were when this process last asked; none where the URL names one server",
 )

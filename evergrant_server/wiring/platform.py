@@ -133,6 +133,7 @@ async def open_platform(
     async with open_store(settings, role, clock) as (store, keeper):
         ring = store.ring
         saturation.observe_connections(store.connections_in_use)
+        saturation.observe_servers(store.servers.named_states)
         await require_matching_key_ring(store, ring)
         client = await connect(settings, store, lazy=lazy, plugins=client_plugins(), **client_options)
         link = TemporalLink(client, ring, clock, settings.temporal_task_queue)

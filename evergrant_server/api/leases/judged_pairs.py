@@ -70,6 +70,7 @@ class JudgedPairs:
     def __init__(self, api: ApiContext, issuer: LeaseIssuer) -> None:
         self._api, self._issuer = api, issuer
         self._pairs = Bounded[bytes, JudgedPair](_MOST_PAIRS)
+        api.store.servers.on_failover(self._pairs.clear)
         self.leased = 0
 
     def get(self, key: bytes) -> JudgedPair | None:

@@ -18,7 +18,15 @@ from evergrant_server.store.authority.database_roles import WORDS, rights_of_use
 from evergrant_server.store.authority.scan import broken_configuration
 from evergrant_server.store.connections.connections import PendingRevocation
 from evergrant_server.store.database import schema
-from evergrant_server.store.database.engine import MOST_CONNECTIONS, MOST_OF_BARRIERS, seats, sqlite_path
+from evergrant_server.store.database.engine import (
+    MOST_CONNECTIONS,
+    MOST_OF_BARRIERS,
+    seats,
+    servers_of,
+    sqlite_path,
+)
+from evergrant_server.store.database.hosts import ServerState
+from evergrant_server.store.database.server_reports import server_reports
 from evergrant_server.store.rotation.processes import that_go_on
 from evergrant_server.store.store import database_time
 from evergrant_server.wiring.platform import region_of
@@ -27,6 +35,7 @@ CERTIFICATE_WARNING = timedelta(days=30)
 API_KEY_WARNING = timedelta(days=14)
 REVOCATION_AGE_LIMIT = timedelta(minutes=10)  # a provider that answers confirms within seconds
 _MOST_NAMED = 5
+BYTES_BEHIND_LIMIT = 64 << 20  # a standby that streams is far nearer
 OUTBOX_AGE_LIMIT = timedelta(minutes=1)  # no relay is delivering a message that waits longer
 
 
@@ -116,14 +125,53 @@ async def _of_a_writer(settings: Settings) -> str:
     )
 
 
+async def servers(settings: Settings) -> str:
+    """Of several PostgreSQL servers one is the primary, and another can take over at once."""
+    reports = await server_reports(settings.database_url)
+    if not reports:
+        return "one: EVERGRANT_DATABASE_URL names no standby"
+    primaries = [report for report in reports if report.state is ServerState.PRIMARY]
+    if not primaries:
+        said = "; ".join(f"{report.host}: {report.why or report.state}" for report in reports)
+        raise CheckFailed(f"none takes writes ({said})", "SELECT pg_promote()    # at a standby")
+    primary = primaries[0]
+    for report in reports:
+        behind = primary.position - report.position
+        if report.state is ServerState.REPLACED:
+            raise CheckFailed(
+                f"{report.host} takes writes, and {primary.host} has replaced it",
+                f"Stop PostgreSQL on {report.host}, and make it a standby with pg_rewind",
+            )
+        if report.state is ServerState.AWAY:
+            raise CheckFailed(
+                f"{report.host} gives no session ({report.why}): the primary's failure would be an outage",
+                f"Start PostgreSQL on {report.host}, or leave it out of EVERGRANT_DATABASE_URL",
+            )
+        if report.state is ServerState.STANDBY and behind > BYTES_BEHIND_LIMIT:
+            raise CheckFailed(
+                f"{report.host} is {behind >> 20} MiB behind {primary.host}",
+                f"SELECT * FROM pg_stat_wal_receiver    # at {report.host}: does it stream?",
+            )
+    standbys = ", ".join(
+        f"{report.host} ({max(primary.position - report.position, 0)} bytes behind)"
+        for report in reports
+        if report is not primary
+    )
+    waits = (
+        "commits wait for a standby" if primary.waits else "commits wait for none: a fail-over loses the last"
+    )
+    return f"{primary.host} is the primary, and can be replaced by {standbys}; {waits}"
+
+
 async def connections(settings: Settings) -> str:
     """PostgreSQL lets in what the pools of all live processes may open."""
     if settings.uses_sqlite:
         return "SQLite opens its file"
     async with reading(settings) as tx:
         room, processes = await seats(tx.connection), that_go_on(await tx.processes.all())
+    _, several = servers_of(settings.database_url)
     each = MOST_CONNECTIONS + (MOST_OF_BARRIERS if settings.region else 0)
-    needed = each * len(processes)
+    needed = (each + bool(several)) * len(processes)  # each process watches each of several servers
     detail = f"{len(processes)} processes open up to {needed} connections, and PostgreSQL lets {room} in"
     if needed <= room:
         return detail

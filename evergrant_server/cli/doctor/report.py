@@ -43,6 +43,7 @@ CHECKS: dict[str, Check] = {
     "authority": database.authority,
     "hosts": configuration.hosts,
     "database role": database.role_of_database,
+    "database servers": database.servers,
     "database connections": database.connections,
     "region": database.region,
     "outbox": database.outbox,

@@ -12,14 +12,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import URL, QueuePool, make_url, text
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL, QueuePool, event, make_url, text
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.fair_turns import FairTurns
 from evergrant_server.store.database.errors import DRIVER_ERRORS
+from evergrant_server.store.database.hosts import DatabaseHost, DatabaseServers, hosts_of, url_of
 from evergrant_server.store.database.sqlite import SqliteConnection, SqliteDatabase
 
 _POSTGRES_SETTINGS = {
@@ -72,6 +74,7 @@ _SEATS = text(
 _POOL_TIMEOUT_S = 10.0
 _COMMAND_TIMEOUT_S = 20.0
 _BROKEN = (*DRIVER_ERRORS, OSError, TimeoutError)
+_USELESS = frozenset({"25006", "57P01", "57P02", "57P03"})  # read-only; being shut down, crashed, starting
 _requester: ContextVar[tuple[str, str] | None] = ContextVar("requester", default=None)
 
 
@@ -88,22 +91,40 @@ class PostgresDatabase:
 
     is_sqlite = False
 
-    def __init__(self, url: URL, *, limits: bool = True, pool: Pool = Pool.REQUESTS) -> None:
+    def __init__(
+        self,
+        url: URL,
+        *,
+        limits: bool = True,
+        pool: Pool = Pool.REQUESTS,
+        servers: DatabaseServers | None = None,
+    ) -> None:
+        """`servers`: those of all pools."""
         self._url, self._limits = url, limits
+        self.servers = servers or DatabaseServers(hosts_of(url))
         self._pools: dict[Pool, PostgresDatabase] = {pool: self}
         self._turns = FairTurns(sum(_POOL_SIZES[pool]))
         unlimited = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
         settings = _POSTGRES_SETTINGS if limits else _POSTGRES_SETTINGS | unlimited
         settings = settings | _WAITS if pool is Pool.BARRIER else settings
-        command_timeout = _COMMAND_TIMEOUT_S if limits else None
+        arguments: dict[str, Any] = {
+            "timeout": 5,
+            "command_timeout": _COMMAND_TIMEOUT_S if limits else None,
+            "server_settings": settings,
+        }
+        if self.servers.hosts:
+            url = url_of(url, self.servers.hosts[0])
+            arguments["async_creator_fn"] = self.servers.connect
         self._engine = create_async_engine(
             url,
             hide_parameters=True,
             pool_size=_POOL_SIZES[pool][0],
             max_overflow=_POOL_SIZES[pool][1],
             pool_timeout=_POOL_TIMEOUT_S,
-            connect_args={"timeout": 5, "command_timeout": command_timeout, "server_settings": settings},
+            connect_args=arguments,
         )
+        event.listen(self._engine.sync_engine, "checkout", _replace_if_closed)
+        event.listen(self._engine.sync_engine, "handle_error", _end_if_useless)
         self._readers = self._engine.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
@@ -150,7 +171,8 @@ class PostgresDatabase:
     def in_pool(self, pool: Pool) -> "PostgresDatabase":
         """The same database through the connections of `pool`, which are opened when they are needed."""
         if pool not in self._pools:
-            self._pools[pool] = PostgresDatabase(self._url, limits=self._limits, pool=pool)
+            database = PostgresDatabase(self._url, limits=self._limits, pool=pool, servers=self.servers)
+            self._pools[pool] = database
             self._pools[pool]._pools = self._pools
         return self._pools[pool]
 
@@ -166,6 +188,7 @@ class PostgresDatabase:
 
     async def close(self) -> None:
         """Close the connections of every pool."""
+        await self.servers.close()
         for database in self._pools.values():
             await database._engine.dispose()
 
@@ -179,7 +202,9 @@ class KeptPostgres:
         self._driver: Any = None
 
     async def driver(self) -> Any:
-        """asyncpg's own connection, outside a transaction."""
+        """asyncpg's own connection, outside a transaction; another one once it was cut."""
+        if self._connection is not None and self._driver.is_closed():
+            await self.drop()
         if self._connection is None:
             self._connection = await self._engine.connect()
             self._driver = await asyncpg_driver(self._connection)
@@ -199,6 +224,18 @@ class KeptPostgres:
             await connection.close()
 
 
+def _replace_if_closed(_connection: Any, record: Any, _proxy: Any) -> None:
+    """Of a pool's connection that the server has ended, or a fail-over: its work gets another one."""
+    if record.driver_connection.is_closed():
+        raise DisconnectionError
+
+
+def _end_if_useless(context: ExceptionContext) -> None:
+    """End the connection, and those of its pool, to a server that takes no writes (any more)."""
+    if getattr(context.original_exception, "sqlstate", None) in _USELESS:
+        context.is_disconnect = True
+
+
 Database = SqliteDatabase | PostgresDatabase
 DatabaseConnection = SqliteConnection | AsyncConnection  # inside one transaction
 
@@ -215,6 +252,12 @@ def open_database(url: str, *, limits: bool = True) -> Database:
     """
     file = sqlite_path(url)
     return PostgresDatabase(_parse_url(url), limits=limits) if file is None else SqliteDatabase(file)
+
+
+def servers_of(url: str) -> tuple[URL, tuple[DatabaseHost, ...]]:
+    """The URL and its PostgreSQL servers; none unless it names several. Raises Failure STORE_UNAVAILABLE."""
+    parsed = _parse_url(url)
+    return parsed, () if parsed.drivername == "sqlite" else hosts_of(parsed)
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -255,7 +298,14 @@ def _for_asyncpg(url: URL) -> URL:
     unknown = sorted(set(query) - _URL_PARAMETERS)
     if unknown:
         raise _unusable(f"its parameter {unknown[0]} isn't known here: leave it out")
-    return url.set(drivername="postgresql+asyncpg", query=query)
+    url = url.set(drivername="postgresql+asyncpg", query=query)
+    try:
+        several = hosts_of(url)
+    except ValueError as error:
+        raise _unusable(str(error)) from None
+    if several and query.get("target_session_attrs", "read-write") not in ("read-write", "primary"):
+        raise _unusable("with several servers, target_session_attrs is read-write: leave it out")
+    return url
 
 
 def _unusable(why: str) -> Failure:

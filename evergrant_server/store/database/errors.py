@@ -35,6 +35,12 @@ _NAMED = {
     "28000": ("it refused the user", ""),
     "3D000": ("it has no database of that name", ""),
     "53300": ("it has no connection left to give", ""),
+    "08003": ("the session was cut", ""),
+    "57P01": ("it is being shut down", ""),
+    "57P02": ("it has crashed and starts again", ""),
+    "57P03": ("it is starting or being shut down", ""),
+    "25006": ("it is a standby, or was made read-only", ""),
+    "TargetServerAttributeNotMatched": ("it is a standby, or was made read-only", ""),
     "SQLITE_CANTOPEN": ("its file can't be opened or isn't there", ""),
     "SQLITE_READONLY": _READ_ONLY,
     "SQLITE_READONLY_DIRECTORY": _READ_ONLY,
@@ -55,7 +61,12 @@ _UNREACHABLE = {
     "ConnectionError": "it takes no TLS, which sslmode in its URL demands",
     "SSLCertVerificationError": "its certificate is by no authority of this machine or of SSL_CERT_FILE",
 }
+_PROMOTE = "Start the primary, or promote a standby: SELECT pg_promote() there."
 _SCHEMA_WORDS = ("no such table", "no such column", "has no column named")
+
+
+class NoPrimary(ConnectionError):
+    """None of several servers takes writes. The text says why, server by server, and quotes nothing else."""
 
 
 @contextmanager
@@ -67,9 +78,18 @@ def translate_errors() -> Generator[None]:
         raise _failure_of(error) from None
     except (sqlite3.Error, *DRIVER_ERRORS) as error:  # from a driver
         raise _failure_of(DBAPIError("", None, error)) from None
+    except NoPrimary as error:
+        raise store_unavailable(f"none of its servers takes writes ({error})", _PROMOTE) from None
     except (OSError, TimeoutError) as error:
-        name = type(error).__name__
-        raise store_unavailable(f"{_UNREACHABLE[name]} ({name})" if name in _UNREACHABLE else name) from None
+        raise store_unavailable(reason_of(error)) from None
+
+
+def reason_of(error: Exception) -> str:
+    """Why a server gave no session: without its own text, which may quote values."""
+    name = type(error).__name__
+    if isinstance(error, OSError | TimeoutError):
+        return f"{_UNREACHABLE[name]} ({name})" if name in _UNREACHABLE else name
+    return _named(DBAPIError("", None, error), str(getattr(error, "sqlstate", None) or ""))[0]
 
 
 def store_unavailable(why: str, repair: str = "") -> Failure:
@@ -103,5 +123,5 @@ def _named(error: DBAPIError, state: str) -> tuple[str, str]:
     name = type(error.orig).__name__ if error.orig is not None else type(error).__name__
     sqlite = getattr(error.orig, "sqlite_errorname", "")
     quoted = " ".join(part for part in (name, state, sqlite) if part)
-    why, repair = _NAMED.get(state) or _NAMED.get(sqlite) or ("", "")
+    why, repair = _NAMED.get(state) or _NAMED.get(sqlite) or _NAMED.get(name) or ("", "")
     return f"{why} ({quoted})" if why else quoted, repair

@@ -19,6 +19,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from sqlalchemy import URL, Connection, CursorResult, Dialect, Executable, QueuePool, create_engine, event
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from evergrant_server.store.database.hosts import DatabaseServers
 from evergrant_server.store.database.plans import Plan, plan_of
 
 P = ParamSpec("P")
@@ -79,7 +80,7 @@ class SqliteDatabase:
     is_sqlite = True
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.servers = path, DatabaseServers(())
         self._engine = create_engine(
             URL.create("sqlite", database=str(path)),
             hide_parameters=True,

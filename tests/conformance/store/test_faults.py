@@ -12,10 +12,12 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store import LeaseRows, Store
 from evergrant_server.store.database import schema, sqlite
+from evergrant_server.store.database.engine import Pool, asyncpg_driver
 from tests.conformance.store.samples import ACME, a_connection, added, granted
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, Postgres, sqlite_url
 from tests.fakes.failures import fails
+from tests.fakes.patience import eventually
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ async def test_a_sqlite_file_locked_by_another_process_is_unavailable(
     await store.close()
 
 
-async def test_a_postgresql_that_drops_its_connections_is_unavailable_and_then_back(
+async def test_what_runs_fails_when_postgresql_drops_its_connections_and_what_comes_later_does_not(
     postgres_server: Postgres, ring: KeyRing, clock: SetClock
 ):
     url = await postgres_server.fresh()
@@ -66,11 +68,19 @@ async def test_a_postgresql_that_drops_its_connections_is_unavailable_and_then_b
     store = await Store.open(url, ring, clock)
     connection, rows = await granted(store), LeaseRows(store)
     assert await rows.load(ACME, connection.id) is not None
-    await postgres_server.admin(
-        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
-    )
+    async with store.in_pool(Pool.LEASES).autocommit() as pooled:
+        driver = await asyncpg_driver(pooled)
+
+    async def ended() -> bool:
+        return driver.is_closed()
+
     with fails(ErrorCode.STORE_UNAVAILABLE):
-        await rows.load(ACME, connection.id)
+        async with store.write() as tx:
+            await postgres_server.admin(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+            )
+            await tx.connection.execute(text("SELECT 1"))
+    await eventually(ended)
     assert await rows.load(ACME, connection.id) is not None
     await store.close()
     await postgres_server.drop(url)

@@ -36,5 +36,6 @@ if __name__ == "__main__":
         importlib.import_module(module.name)
     metric_export.start("evergrant")
     saturation.observe_connections(lambda: {"requests": 1})
+    saturation.observe_servers(lambda: {"db-a:5432": "primary"})
     count_in_every_instrument()
     sys.stdout.buffer.write(metric_export.exposition())

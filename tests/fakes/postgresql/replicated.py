@@ -11,8 +11,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class PostgresServer:
     """One server on a folder of its own. `host` is where it listens, `name` what the other one calls it."""
 
     def __init__(self, name: str, folder: Path, host: str = "127.0.0.1", within: Sequence[str] = ()) -> None:
-        """`within`: words before each of its commands, such as those that enter a network namespace."""
+        """`within`: words before each command of it, which enter a network namespace as the server's user."""
         self.name, self.host, self.port = name, host, free_port()
         self.data, self._log, self._within = folder / name, folder / f"{name}.log", within
         self._process: subprocess.Popen[bytes] | None = None
@@ -104,7 +104,7 @@ class PostgresServer:
         ]
         with self._log.open("ab") as log:
             command = self._command("postgres", "-D", str(self.data), *words)
-            return subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **_as_system_user())
+            return subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **_as_system_user(self._within))
 
     def kill(self) -> None:
         """SIGKILL the server and its children, as a host does that loses its power; nothing is shut down."""
@@ -158,7 +158,7 @@ class PostgresServer:
         """Run one of PostgreSQL's programs as the server's user. Raises RuntimeError with what it says."""
         command = self._command(program, *words)
         options: dict[str, Any] = {"capture_output": True, "text": True, "cwd": "/", "timeout": PATIENCE_S}
-        ended = await asyncio.to_thread(subprocess.run, command, **options, **_as_system_user())
+        ended = await asyncio.to_thread(subprocess.run, command, **options, **_as_system_user(self._within))
         if ended.returncode:
             raise RuntimeError(f"{program}: {ended.stdout}{ended.stderr}")
         return ended.stdout
@@ -182,8 +182,8 @@ async def replicated(*, synchronous: bool = False) -> AsyncIterator[tuple[Postgr
     With `synchronous`, the primary names `b` in `synchronous_standby_names`, and a transaction waits for it
     if its own `synchronous_commit` is `on`; the server's default is `local`.
     """
-    with tempfile.TemporaryDirectory(prefix="evergrant-pg-pair-", ignore_cleanup_errors=True) as name:
-        first, second = PostgresServer("a", _prepared(Path(name))), PostgresServer("b", Path(name))
+    with pair_folder() as folder:
+        first, second = PostgresServer("a", folder), PostgresServer("b", folder)
         try:
             await begin_replication(first, second, synchronous=synchronous)
             yield first, second
@@ -193,16 +193,17 @@ async def replicated(*, synchronous: bool = False) -> AsyncIterator[tuple[Postgr
 
 
 async def begin_replication(
-    primary: PostgresServer, standby: PostgresServer, *, synchronous: bool = False
+    primary: PostgresServer, standby: PostgresServer, *, synchronous: bool = False, default: str = "local"
 ) -> None:
-    """Create and start both; returns once the standby streams."""
+    """Create and start both; returns once the standby streams. `default`: a transaction's
+    `synchronous_commit`, where it sets none."""
     await primary.create()
     await primary.start()
     await primary.execute(f"CREATE ROLE {REPLICATION} REPLICATION LOGIN")
     await standby.copy_of(primary)
     await standby.start()
     if synchronous:
-        primary.configure(synchronous_standby_names=standby.name, synchronous_commit="local")
+        primary.configure(synchronous_standby_names=standby.name, synchronous_commit=default)
         await primary.reload()
     await streaming(primary, "sync" if synchronous else "async")
 
@@ -215,16 +216,27 @@ async def streaming(primary: PostgresServer, sync_state: str = "async") -> None:
             await asyncio.sleep(0.02)
 
 
-def _prepared(folder: Path) -> Path:
-    """The folder, given to the user that runs PostgreSQL where root can't."""
-    if os.geteuid() == 0:
-        make_system_user(SYSTEM_USER)
-        shutil.chown(folder, SYSTEM_USER)
-    return folder
+async def caught_up(primary: PostgresServer, standby: PostgresServer) -> None:
+    """Return once the standby shows everything that the primary has committed so far."""
+    end = await primary.value("SELECT pg_current_wal_flush_lsn()::text")
+    async with asyncio.timeout(PATIENCE_S):
+        while not await standby.value("SELECT pg_last_wal_replay_lsn() >= CAST($1::text AS pg_lsn)", end):
+            await asyncio.sleep(0.02)
 
 
-def _as_system_user() -> dict[str, Any]:
-    if os.geteuid() != 0:
+@contextmanager
+def pair_folder() -> Iterator[Path]:
+    """A folder for both servers, of the user that runs PostgreSQL where root can't."""
+    with tempfile.TemporaryDirectory(prefix="evergrant-pg-pair-", ignore_cleanup_errors=True) as name:
+        if os.geteuid() == 0:
+            make_system_user(SYSTEM_USER)
+            shutil.chown(name, SYSTEM_USER)
+        yield Path(name)
+
+
+def _as_system_user(within: Sequence[str]) -> dict[str, Any]:
+    """What `within` changes by itself: it has to be root to enter a namespace."""
+    if os.geteuid() != 0 or within:
         return {}
     entry = pwd.getpwnam(SYSTEM_USER)
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}

@@ -1,6 +1,6 @@
-"""`make faults`: the table, the random run, fairness, a lost region. Ends with 1 when anything was violated
-or lost, when a whole table left a point out, and when what it is for didn't happen: nothing walked, leased or
-refreshed.
+"""`make faults`: the table, the random run, fairness, fail-overs of the database, a lost region. Ends with 1
+when anything was violated or lost, when a whole table left a point out, and when what it is for didn't
+happen: nothing walked, leased or refreshed.
 
 python -m tests.faults.harness --seconds 120 --seed 1 [--cases 2000] [--shard 1/4] [--jobs 2]
 """
@@ -54,6 +54,7 @@ async def main(arguments: argparse.Namespace) -> int:
         if arguments.seconds:
             bad |= await random_run(Path(name), arguments, walked.windows_ms)
             bad |= await fairness(Path(tempfile.mkdtemp(dir=name)))
+            bad |= await fail_overs(arguments.seed)
             bad |= await regions(arguments.seed)
         return int(bad)
 
@@ -71,6 +72,13 @@ async def fairness(folder: Path) -> bool:
     """In a process of its own: it is kept to one core, and measures."""
     say("==> fairness: what one tenant's trouble costs another")
     command = (sys.executable, "-m", "tests.faults.fairness", "--folder", str(folder))
+    return await (await asyncio.create_subprocess_exec(*command)).wait() != 0
+
+
+async def fail_overs(seed: int) -> bool:
+    """In a process of its own: as root it has a network of its own."""
+    say("==> fail-overs: the database's primary fails, and its standby is promoted")
+    command = (sys.executable, "-m", "tests.faults.failover", "--seed", str(seed))
     return await (await asyncio.create_subprocess_exec(*command)).wait() != 0
 
 

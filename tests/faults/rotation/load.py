@@ -64,11 +64,11 @@ class Tally:
         )
 
 
-class _Cut(Exception):
+class Cut(Exception):
     """The API is gone, or was before it had answered."""
 
 
-class _Caller:
+class Caller:
     """One client, with a connection to each API that it keeps."""
 
     def __init__(self, order: Order, key: str, chance: random.Random) -> None:
@@ -78,11 +78,16 @@ class _Caller:
     def next_api(self) -> None:
         self._turn += 1
 
-    async def post(self, path: str, body: dict[str, Any]) -> tuple[int, float | None, dict[str, Any]]:
-        """Status, Retry-After and body of the answer. Raises _Cut."""
+    async def post(
+        self, path: str, body: dict[str, Any], trace: str = ""
+    ) -> tuple[int, float | None, dict[str, Any]]:
+        """Status, Retry-After and body of the answer. `trace`: the id that its audit record names. Raises
+        Cut."""
         port = self._ports[self._turn % len(self._ports)]
         text = json.dumps(body)
         head = f"POST {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nAuthorization: Bearer {self._key}\r\n"
+        if trace:
+            head += f"traceparent: 00-{trace}-{trace[:16]}-01\r\n"
         request = f"{head}Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n{text}"
         try:
             async with asyncio.timeout(_ANSWER_S):
@@ -90,7 +95,7 @@ class _Caller:
         except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
             if port in self._open:
                 self._open.pop(port)[1].close()
-            raise _Cut(type(error).__name__) from None
+            raise Cut(type(error).__name__) from None
 
     async def _answer(self, port: int, request: bytes) -> tuple[int, float | None, dict[str, Any]]:
         if port not in self._open:
@@ -114,7 +119,7 @@ class _Load:
     async def read(self, number: int) -> None:
         """One reader's life."""
         chance = random.Random(f"{self._order.seed} reader {number}")
-        caller = _Caller(self._order, self._order.key, chance)
+        caller = Caller(self._order, self._order.key, chance)
         await asyncio.sleep(chance.uniform(0, self._order.pause_s))
         while not self._over.is_set():
             subject = chance.choice(self._subjects)
@@ -130,13 +135,13 @@ class _Load:
     async def refresh(self, connection: str, seen: int) -> None:
         """One caller's life, who wants a newer token again and again."""
         chance = random.Random(f"{self._order.seed} {connection}")
-        caller = _Caller(self._order, self._order.admin_key, chance)
+        caller = Caller(self._order, self._order.admin_key, chance)
         while not self._over.is_set():
             await asyncio.sleep(_REFRESH_PAUSE_S * chance.uniform(0.5, 1.5))
             try:
                 path = f"/v1/connections/{connection}/refresh"
                 status, _, body = await caller.post(path, {"generation": seen})
-            except _Cut:
+            except Cut:
                 caller.next_api()
                 continue
             if status == 200:
@@ -145,14 +150,14 @@ class _Load:
             else:
                 _count(self._tally.refresh_answers, status, body)
 
-    async def _answered(self, caller: _Caller, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+    async def _answered(self, caller: Caller, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
         """The body of a 200; None: there was none within the time of a call, and that is counted."""
         began = time.monotonic()
         while True:
             why = "no API answered"
             try:
                 status, pause_s, answer = await caller.post(path, body)
-            except _Cut:
+            except Cut:
                 self._tally.cut += 1
                 pause_s = _CUT_PAUSE_S
             else:

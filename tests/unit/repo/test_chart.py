@@ -130,6 +130,15 @@ def test_a_hook_migrates_before_everything_else_with_settings_of_its_own(tmp_pat
     assert hooked == ["Job"]
 
 
+def test_a_url_names_every_server_of_a_database_with_standbys(tmp_path: Path) -> None:
+    database = {"host": "db-a", "standbys": ["db-b:5433"], "parameters": "sslmode=verify-full"}
+    configured = of_kind(chart(tmp_path, {"database": database}), "ConfigMap")
+    urls = {each["data"].get("EVERGRANT_DATABASE_URL") for each in configured.values()}
+    assert (
+        "postgresql+asyncpg://evergrant_api@/evergrant?host=db-a&host=db-b:5433&sslmode=verify-full" in urls
+    )
+
+
 def test_a_change_of_settings_replaces_the_pods_that_read_them(tmp_path: Path) -> None:
     def seen(values: dict[str, Any]) -> dict[str, str]:
         documents = chart(tmp_path, values)

@@ -119,7 +119,12 @@ spec:
 {{- /* Takes (root, the role in the database). */ -}}
 {{- define "evergrant.database" -}}
 {{- $database := (index . 0).Values.database -}}
-postgresql+asyncpg://{{ index . 1 }}@{{ $database.host }}/{{ $database.name }}{{ with $database.parameters }}?{{ . }}{{ end }}
+{{- $hosts := list }}
+{{- if $database.standbys }}
+{{- range prepend $database.standbys $database.host }}{{ $hosts = append $hosts (print "host=" .) }}{{ end }}
+{{- end }}
+{{- $query := join "&" (compact (append $hosts $database.parameters)) -}}
+postgresql+asyncpg://{{ index . 1 }}@{{ if not $hosts }}{{ $database.host }}{{ end }}/{{ $database.name }}{{ with $query }}?{{ . }}{{ end }}
 {{- end }}
 
 {{- /* What all processes have in common, as lines NAME: "value". */ -}}
