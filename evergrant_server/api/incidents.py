@@ -148,9 +148,12 @@ class IncidentDetailView(IncidentView):
 
 
 class IncidentConnectionView(View):
-    """One connection of an incident. `reconnected`: its subject has consented since."""
+    """One connection of an incident. `subject` and `label` are null once it is erased. `reconnected`: its
+    subject has consented since."""
 
     connection_id: str
+    subject: str | None
+    label: str | None
     integration: str
     provider: str
     last_leased_at: datetime | None
@@ -363,5 +366,7 @@ async def _connection_view(
         item,
         last_leased_at=item.used_at,
         state=connection.state or "erased",
+        subject=connection.subject,
+        label=connection.label,
         reconnected=reconnected,
     )

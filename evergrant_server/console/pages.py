@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evergrant_server.console.advice import WayOut, next_step, what_happened, words_for_admins
 from evergrant_server.console.logos import Logos, Parties, Party
-from evergrant_server.console.times import ago, moment
+from evergrant_server.console.times import ago, counted, moment
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import Consent
 from evergrant_server.core.connections.device_code import DeviceCode
@@ -36,7 +36,7 @@ def new_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"moment": moment, "ago": ago}
+    environment.filters |= {"moment": moment, "ago": ago, "counted": counted}
     return environment
 
 

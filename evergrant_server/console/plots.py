@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from html import escape
 from typing import NamedTuple
 
+from evergrant_server.console.times import counted
+
 _WIDTH, _HEIGHT = 360, 118
 _LEFT, _TOP, _BASE = 4, 16, 96  # where the bars begin, the highest ends, and all stand
 _STEPS = (1, 2, 5)
@@ -52,7 +54,8 @@ def _description(moments: Sequence[datetime], stack: Sequence[Bars]) -> str:
     if not moments:
         return "Nothing is counted yet."
     sums = ", ".join(f"{sum(bars.values):,} {bars.name}" for bars in stack)
-    return f"{len(moments)} hours since {moments[0].astimezone(UTC):%Y-%m-%d %H:%M} UTC: {sums}."
+    hours = counted(len(moments), "hour")
+    return f"{hours} since {moments[0].astimezone(UTC):%Y-%m-%d %H:%M} UTC: {sums}."
 
 
 def _scale(top: int) -> str:

@@ -134,9 +134,12 @@ class CampaignDetailView(CampaignView):
 
 
 class CampaignConnectionView(View):
-    """One connection of a campaign. `wave` 0: it wasn't asked yet."""
+    """One connection of a campaign. `subject` and `label` are null once it is erased. `wave` 0: it wasn't
+    asked yet."""
 
     connection_id: str
+    subject: str | None
+    label: str | None
     integration: str
     wave: int
     leases: int

@@ -289,4 +289,6 @@ def _connection_view(connection: ListedConnection) -> CampaignConnectionView:
         last_leased_at=item.used_at,
         asked_at=item.told_at,
         state=connection.state or "erased",
+        subject=connection.subject,
+        label=connection.label,
     )

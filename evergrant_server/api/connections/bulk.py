@@ -138,9 +138,11 @@ class BulkOrderView(View):
 
 
 class BulkConnectionView(View):
-    """One connection of an order."""
+    """One connection of an order. `subject` and `label` are null once it is erased."""
 
     connection_id: str
+    subject: str | None
+    label: str | None
     integration: str
     provider: str
     step: ItemStep
@@ -346,4 +348,9 @@ async def _order(tx: Transaction, call: ApiCall, id: str) -> BulkOrder:
 
 
 def _connection_view(connection: ListedConnection) -> BulkConnectionView:
-    return BulkConnectionView.of(connection.item, state=connection.state or "erased")
+    return BulkConnectionView.of(
+        connection.item,
+        state=connection.state or "erased",
+        subject=connection.subject,
+        label=connection.label,
+    )

@@ -259,7 +259,13 @@ async def _stream_rotation(visit: ConsoleVisit, name: str, form: Form) -> Respon
 
 async def _stream_deletion(visit: ConsoleVisit, name: str, form: Form) -> Response:
     stream = await get_audit_stream(name, await require_tenant_admin(visit.call))
-    counts = [(stream.unsent, "records wait for it, and wouldn't be sent")]
+    counts = [
+        (
+            stream.unsent,
+            "record waits for it, and wouldn't be sent",
+            "records wait for it, and wouldn't be sent",
+        )
+    ]
     values = {"stream": stream, "counts": counts}
     return visit.show_form("stream_delete.html", f"Delete {name}?", form, route=delete_audit_stream, **values)
 

@@ -310,12 +310,14 @@ async def _delete_form(visit: ConsoleVisit, name: str, form: Form) -> Response:
     await _managed(visit, name)
     health = await get_integration_health(name, visit.call)
     live = (
-        (health.active, "are active"),
-        (health.needs_reauth, "need a new consent"),
-        (health.pending_consent, "wait for consent"),
-        (health.revoking, "are being revoked"),
+        (health.active, "is active", "are active"),
+        (health.needs_reauth, "needs a new consent", "need a new consent"),
+        (health.pending_consent, "waits for consent", "wait for consent"),
+        (health.revoking, "is being revoked", "are being revoked"),
     )
-    counts = [(number, f"of its connections {words}") for number, words in live]
+    counts = [
+        (number, f"of its connections {one}", f"of its connections {many}") for number, one, many in live
+    ]
     return visit.show_form(
         "integration_delete.html",
         f"Delete {name}",
@@ -323,7 +325,7 @@ async def _delete_form(visit: ConsoleVisit, name: str, form: Form) -> Response:
         route=delete_integration,
         health=health,
         counts=counts,
-        any_live=any(number for number, _ in live),
+        any_live=any(number for number, *_ in live),
     )
 
 

@@ -17,6 +17,11 @@ router = APIRouter(include_in_schema=False)
 
 _MOST_INTEGRATIONS = 25
 _TONES = ("bad", "wait", "good")
+_SEVERAL = {
+    LifecycleState.PENDING_CONSENT: "wait for consent",
+    LifecycleState.NEEDS_REAUTH: "need a new consent",
+    LifecycleState.REVOKING: "are being revoked",
+}
 # what waits for an admin: in words, and the page where that is decided
 WAITING = {
     "access_request": ("request for access waits", "requests for access wait", "/console/requests"),
@@ -71,11 +76,11 @@ def _worst(problems: list[Finding]) -> str:
     return problems[0].tone
 
 
-def _words(group: AttentionView) -> str:
-    """What the connections are, in the words of their list."""
+def _words(group: AttentionView) -> tuple[str, str]:
+    """What one connection is, and what several are."""
     if group.state is not LifecycleState.ACTIVE:
-        return state_words(group.state)
-    return "to choose an account for" if group.code is ErrorCode.CHOICE_REQUIRED else "failing"
+        return state_words(group.state), _SEVERAL[group.state]
+    return ("to choose an account for",) * 2 if group.code is ErrorCode.CHOICE_REQUIRED else ("failing",) * 2
 
 
 def _step(group: AttentionView) -> str:

@@ -260,9 +260,10 @@ async def _delete_form(visit: ConsoleVisit, name: str, form: Form) -> Response:
     webhook = await get_webhook(name, call)
     pending = await list_deliveries(name, call, status=DeliveryStatus.PENDING, limit=_COUNTED)
     failed = await list_deliveries(name, call, status=DeliveryStatus.FAILED, limit=_COUNTED)
+    lost, sent = "its way, and would be dropped", "and could be sent again until then"
     counts = [
-        (len(pending.items), "deliveries are on their way, and would be dropped"),
-        (len(failed.items), "deliveries were given up, and could be sent again until then"),
+        (len(pending.items), *(f"{words} on {lost}" for words in ("delivery is", "deliveries are"))),
+        (len(failed.items), *(f"{words} given up, {sent}" for words in ("delivery was", "deliveries were"))),
     ]
     uncounted = any(deliveries.next_cursor for deliveries in (pending, failed))
     return visit.show_form(

@@ -164,9 +164,12 @@ class OffboardingView(View):
 
 
 class OffboardedConnectionView(View):
-    """One connection of a person who leaves."""
+    """One connection of a person who leaves. `subject` is whose it is now; null, as `label`, once it is
+    erased."""
 
     connection_id: str
+    subject: str | None
+    label: str | None
     integration: str
     provider: str
     matched_by: MatchedBy | None
@@ -315,5 +318,10 @@ def _connection_view(connection: ListedConnection) -> OffboardedConnectionView:
     item = connection.item
     matched = None if item.matched is None else MatchedBy(item.matched)
     return OffboardedConnectionView.of(
-        item, matched_by=matched, last_leased_at=item.used_at, state=connection.state or "erased"
+        item,
+        matched_by=matched,
+        last_leased_at=item.used_at,
+        state=connection.state or "erased",
+        subject=connection.subject,
+        label=connection.label,
     )

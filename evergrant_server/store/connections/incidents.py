@@ -99,6 +99,7 @@ class IncidentConnectionRow(columns.TenantTable, table=True):
 _ITEM, _CONNECTION, _USE = (table_of(table) for table in (IncidentConnectionRow, ConnectionRow, LeaseUseRow))
 _I, _C, _U = _ITEM.c, _CONNECTION.c, _USE.c
 _SAME = and_(_C.tenant == _I.tenant, _C.id == _I.connection_id)
+_NOW = (_C.state, _C.generation.label("generation_now"), _C.subject, _C.label)
 # the most recently used first: what was never leased comes last
 _BY_USE = (_I.used_at.is_(None), _I.used_at.desc(), _I.connection_id)
 
@@ -177,11 +178,13 @@ class PersonsConnection(NamedTuple):
 
 
 class ListedConnection(NamedTuple):
-    """A connection of an incident, and how it is now."""
+    """A connection of an incident, and how it is now: None where it was erased."""
 
     item: IncidentItem
-    state: str | None  # None: it was erased
+    state: str | None
     generation: int
+    subject: str | None
+    label: str | None
 
 
 class IncidentItems(Repository):
@@ -315,7 +318,7 @@ class IncidentItems(Repository):
         """Connections that were told to refresh, and whose generation or state has moved since."""
         moved = (_C.generation > _I.generation) | (_C.state != "active")
         query = (
-            select(_ITEM, _C.state, _C.generation.label("generation_now"))
+            select(_ITEM, *_NOW)
             .join_from(_ITEM, _CONNECTION, _SAME)
             .where(_at(order, ItemStep.TOLD), moved)
             .order_by(_I.connection_id)
@@ -339,7 +342,7 @@ class IncidentItems(Repository):
     ) -> list[ListedConnection]:
         """Connections of the incident by id, after the id `after`, and how each is now."""
         query = (
-            select(_ITEM, _C.state, _C.generation.label("generation_now"))
+            select(_ITEM, *_NOW)
             .join_from(_ITEM, _CONNECTION, _SAME, isouter=True)
             .where(_of(order), _I.connection_id > (after or ""))
             .order_by(_I.connection_id)
@@ -369,7 +372,8 @@ def _item(row: Values) -> IncidentItem:
 
 
 def _listed(row: Values) -> ListedConnection:
-    return ListedConnection(_item(row), row["state"], row["generation_now"] or 0)
+    generation = row["generation_now"] or 0
+    return ListedConnection(_item(row), row["state"], generation, row["subject"], row["label"])
 
 
 def _live(tenant: Tenant, integration: str | None) -> ColumnElement[bool]:

@@ -11,8 +11,8 @@ async def test_an_admin_plans_orders_by_typing_who_leaves_and_puts_back(api: Api
     connection = await api.active(await api.integration(), subject="alice")
     browser = await person_at_console(api, PersonRole.TENANT_ADMIN)
     plan = await browser.page("/console/leavers/plan?subject=alice&reason=HR-7")
-    assert connection.id in plan
-    assert "<strong>1</strong> connections are stopped" in plan
+    assert f'<a href="/console/connections/{connection.id}">alice at crm</a>' in plan
+    assert "<li>1 connection is stopped" in plan
     refused = await browser.send("/console/leavers", **ORDER, confirm="bob")
     assert (refused.status_code, "Type the person&#39;s name, alice" in refused.text) == (400, True)
     ordered = await browser.send("/console/leavers", **ORDER, confirm="alice")
@@ -20,6 +20,7 @@ async def test_an_admin_plans_orders_by_typing_who_leaves_and_puts_back(api: Api
     place = ordered.headers["location"]
     page = await browser.page(place)
     assert "stopped, can be put back" in page
+    assert ">alice at crm</a>" in page
     assert (await api.row(connection.tenant, connection.id)).held_by is not None
     back = await browser.send(f"{place}/undo")
     assert (back.status_code, back.headers["location"]) == (303, place)

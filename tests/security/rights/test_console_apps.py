@@ -88,15 +88,15 @@ async def test_what_ends_with_an_app_is_counted_and_only_its_own_name_ends_it(ap
     for subject in ("ann", "ann", "bob"):
         assert (await api.lease(key, subject=subject)).status_code == 200
     browser = await an_admin(api)
-    uses = "<strong>2</strong> connections that it"  # noted a moment after the leases
+    uses = "<li>2 connections that it"  # noted a moment after the leases
     page = await eventually(lambda: browser.page("/console/apps/sync/delete"), lambda page: uses in page)
     for number, words in (
-        (1, "live API keys"),
-        (1, "permits"),
+        (1, "live API key"),
+        (1, "permit"),
         (2, "connections that it"),
         (3, "leases and calls"),
     ):
-        assert f"<strong>{number}</strong> {words}" in page, words
+        assert f"<li>{number} {words}" in page, words
     page = await browser.page("/console/apps/sync/disable")
     assert "leased 2 connections, with 3 leases and calls" in page
     assert (await browser.send("/console/apps/sync/delete", confirm="boss")).status_code == 400

@@ -45,8 +45,8 @@ async def test_an_issuer_is_trusted_read_and_removed_with_what_names_it(api: Api
         await api.app_with(app, Action.PROXY)
     assert (await browser.send("/console/new/rule", name="portal", **RULE)).status_code == 303
     page = await browser.page("/console/issuers/staff/delete")
-    assert "<strong>1</strong> delegation rules that name it" in page
-    assert "<strong>0</strong> credentials of apps that name it" in page
+    assert "<li>1 delegation rule that names it" in page
+    assert "<li>0 credentials of apps that name it" in page
     answer = await browser.send("/console/issuers/staff/delete", confirm="staff")
     assert answer.headers["location"] == "/console/rules?done=issuer-deleted"
     for path in ("/v1/issuers/staff", "/v1/delegation-rules/portal"):

@@ -257,7 +257,7 @@ async def test_an_admin_reads_the_forecast_begins_by_typing_the_name_pauses_and_
     assert "No campaign yet" in await browser.page("/console/campaigns")
     plan = await browser.page(_PLAN)
     assert "Waves, by the leases of the last month" in plan
-    assert "<strong>3</strong> connections, whose subjects are asked" in plan
+    assert "<li>3 connections, whose subjects are asked" in plan
     refused = await browser.send("/console/campaigns", **_FIELDS, confirm="else")
     assert refused.status_code == 400
     assert await client_named(api, "crm") == "client-1"

@@ -14,6 +14,7 @@ from evergrant_server.api.console.typed import lines_of, whole_number
 from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, console_page, pages_of
 from evergrant_server.api.http.call import ApiCall, require_auditor, require_tenant_admin
 from evergrant_server.api.pages.browser import redirect_response
+from evergrant_server.console.times import Counted
 from evergrant_server.core.access import Action
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.policy import Target
@@ -195,9 +196,9 @@ async def _delete_form(visit: ConsoleVisit, name: str, form: Form) -> Response:
     keys = (await list_keys(name, call)).items
     credentials = (await list_credentials(name, call)).items
     counts = [
-        (sum(key.live for key in keys), "live API keys"),
-        (len(credentials), "credentials"),
-        (len(await _permit_names(call, name)), "permits"),
+        (sum(key.live for key in keys), "live API key", "live API keys"),
+        (len(credentials), "credential", "credentials"),
+        (len(await _permit_names(call, name)), "permit", "permits"),
         *_lost_counts(await _loss(call, name)),
     ]
     title = f"Delete {name}?"
@@ -222,13 +223,14 @@ async def _permit_names(call: ApiCall, name: str) -> list[str]:
             return names
 
 
-def _lost_counts(loss: Simulation | None) -> list[tuple[int, str]]:
+def _lost_counts(loss: Simulation | None) -> list[Counted]:
     if loss is None:
         return []
     most = "" if loss.uses.complete else " at least"
+    leased = "that it has leased in the last 30 days"
     return [
-        (loss.lost, "connections that it has leased in the last 30 days"),
-        (loss.uses.lost, f"leases and calls of these days{most}"),
+        (loss.lost, f"connection {leased}", f"connections {leased}"),
+        (loss.uses.lost, f"lease or call of these days{most}", f"leases and calls of these days{most}"),
     ]
 
 

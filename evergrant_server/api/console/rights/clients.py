@@ -194,7 +194,7 @@ async def _client_deletion(visit: ConsoleVisit, oauth_client_id: str, form: Form
     families = await list_token_families(call, client_id=client.client_id, limit=_MOST_COUNTED)
     live = sum(family.live for family in families.items)
     most = " at least" if families.next_cursor else ""
-    counts = [(live, f"live authorizations of people{most}")]
+    counts = [(live, f"live authorization of people{most}", f"live authorizations of people{most}")]
     title = f"Delete {client.name or client.client_id}?"
     values = {"client": client, "counts": counts}
     return visit.show_form("client_delete.html", title, form, route=delete_oauth_client, **values)
@@ -283,7 +283,8 @@ async def _login_deletion(visit: ConsoleVisit, form: Form) -> Response:
     login = await get_client_login(await require_tenant_admin(visit.call))
     families = await list_token_families(visit.call, app=login.app, limit=_MOST_COUNTED)
     most = " at least" if families.next_cursor else ""
-    counts = [(sum(family.live for family in families.items), f"live authorizations of people{most}")]
+    live = sum(family.live for family in families.items)
+    counts = [(live, f"live authorization of people{most}", f"live authorizations of people{most}")]
     return visit.show_form("client_login_delete.html", "Let no client act?", form, login=login, counts=counts)
 
 

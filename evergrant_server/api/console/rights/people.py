@@ -147,7 +147,8 @@ async def _login_deletion(visit: ConsoleVisit, form: Form) -> Response:
     login = await get_admin_login(await require_tenant_admin(visit.call))
     sessions = await list_sessions(visit.call, limit=_MOST_COUNTED)
     live = sum(session.live for session in sessions.items)
-    counts = [(live, f"live sessions{' at least' if sessions.next_cursor else ''}")]
+    most = " at least" if sessions.next_cursor else ""
+    counts = [(live, f"live session{most}", f"live sessions{most}")]
     return visit.show_form(
         "people_login_delete.html", "Let no people log in?", form, login=login, counts=counts
     )

@@ -27,6 +27,7 @@ from evergrant_server.api.console.typed import pairs_of, words_in
 from evergrant_server.api.console.visit import ROWS, ConsoleVisit, VisitDep, console_page, pages_of
 from evergrant_server.api.http.call import ApiCall, require_auditor, require_tenant_admin
 from evergrant_server.api.pages.browser import redirect_response
+from evergrant_server.console.times import Counted
 from evergrant_server.core.access import Action
 from evergrant_server.core.agents.delegation_rules import PERSONS_ISSUERS, SubjectTokenKind
 from evergrant_server.core.connections.login import LoginClaim
@@ -256,12 +257,12 @@ async def _issuer_deletion(visit: ConsoleVisit, name: str, form: Form) -> Respon
     return visit.show_form("issuer_delete.html", title, form, issuer=issuer, counts=counts)
 
 
-async def _named_by(call: ApiCall, issuer: TrustedIssuerId) -> list[tuple[int, str]]:
+async def _named_by(call: ApiCall, issuer: TrustedIssuerId) -> list[Counted]:
     """How much names an issuer, and goes with it."""
     async with call.api.store.read() as tx:
         credentials = await tx.credentials.of_issuer(call.tenant, issuer)
         rules = await tx.delegation_rules.of_issuer(call.tenant, issuer)
     return [
-        (len(credentials), "credentials of apps that name it"),
-        (len(rules), "delegation rules that name it"),
+        (len(credentials), "credential of an app that names it", "credentials of apps that name it"),
+        (len(rules), "delegation rule that names it", "delegation rules that name it"),
     ]

@@ -119,6 +119,7 @@ async def test_an_order_is_paused_goes_on_and_lists_its_connections_by_outcome(a
         await tx.incident_items.add(item)
     (view,) = (await api.get(f"{place}/connections?outcome=renewed", boss)).json()["items"]
     assert (view["connection_id"], view["outcome"], view["state"]) == (connection.id, "renewed", "active")
+    assert (view["subject"], view["label"]) == (connection.subject, connection.label), "whose it is"
     assert (await api.get(f"{place}/connections?outcome=failed", boss)).json()["items"] == []
     assert [listed["id"] for listed in (await api.get(BULK, boss)).json()["items"]] == [order["id"]]
     absent = f"{BULK}/blk_0000000000000000000000"

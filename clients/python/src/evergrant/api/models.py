@@ -280,8 +280,10 @@ class AuditStream:
 
 @dataclass(frozen=True, slots=True)
 class BulkConnection:
-    """One connection of an order."""
+    """One connection of an order. `subject` and `label` are null once it is erased."""
     connection_id: str
+    subject: str | None
+    label: str | None
     integration: str
     provider: str
     step: str
@@ -398,8 +400,12 @@ class Campaign:
 
 @dataclass(frozen=True, slots=True)
 class CampaignConnection:
-    """One connection of a campaign. `wave` 0: it wasn't asked yet."""
+    """One connection of a campaign. `subject` and `label` are null once it is erased. `wave` 0: it wasn't
+    asked yet.
+    """
     connection_id: str
+    subject: str | None
+    label: str | None
     integration: str
     wave: int
     leases: int
@@ -904,8 +910,12 @@ class Incident:
 
 @dataclass(frozen=True, slots=True)
 class IncidentConnection:
-    """One connection of an incident. `reconnected`: its subject has consented since."""
+    """One connection of an incident. `subject` and `label` are null once it is erased. `reconnected`: its
+    subject has consented since.
+    """
     connection_id: str
+    subject: str | None
+    label: str | None
     integration: str
     provider: str
     last_leased_at: datetime | None
@@ -1164,8 +1174,12 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True)
 class OffboardedConnection:
-    """One connection of a person who leaves."""
+    """One connection of a person who leaves. `subject` is whose it is now; null, as `label`, once it is
+    erased.
+    """
     connection_id: str
+    subject: str | None
+    label: str | None
     integration: str
     provider: str
     matched_by: str | None

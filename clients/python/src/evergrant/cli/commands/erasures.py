@@ -103,7 +103,16 @@ def until_erased(client: Evergrant, erasure: Erasure) -> Erasure:
 Attribute = Literal["user_name", "external_id", "email"]
 _OFFBOARDINGS = ("id", "subject", "state", "ended", "selected", "held_until", "reason")
 _PLANNED = ("connection_id", "integration", "subject", "label", "state", "matched_by", "fate", "to")
-_OF_LEAVER = ("connection_id", "integration", "matched_by", "step", "outcome", "state", "last_leased_at")
+_OF_LEAVER = (
+    "connection_id",
+    "subject",
+    "integration",
+    "matched_by",
+    "step",
+    "outcome",
+    "state",
+    "last_leased_at",
+)
 
 offboard = App(name="offboard")
 

@@ -24,12 +24,21 @@ from evergrant.sync_client import Evergrant
 
 Kind = Literal["breach", "leak"]
 _INCIDENTS = ("id", "kind", "integration", "app", "state", "paused", "ended", "selected", "reason")
-_CONNECTIONS = ("connection_id", "integration", "step", "outcome", "state", "reconnected", "last_leased_at")
+_CONNECTIONS = (
+    "connection_id",
+    "subject",
+    "integration",
+    "step",
+    "outcome",
+    "state",
+    "reconnected",
+    "last_leased_at",
+)
 _INTEGRATIONS = ("integration", "provider", "connections", "revokes", "replaces", "secret")
 _STEPS = ("by", "connections", "text", "command")
 
 _ORDERS = ("id", "action", "state", "paused", "ended", "selected", "reason", "created_at")
-_ORDERED = ("connection_id", "integration", "step", "outcome", "state")
+_ORDERED = ("connection_id", "subject", "integration", "step", "outcome", "state")
 
 incident = App(name="incident")
 bulk = App(name="bulk", help="One act on many connections: refresh, reconnect, revoke, label.")

@@ -220,7 +220,7 @@ def _login(integration: str | None, domains: tuple[str, ...]) -> dict[str, objec
 End = Literal["keep", "stop"]
 _CAMPAIGNS = ("id", "integration", "state", "paused", "consented", "asked", "selected", "ends_at", "reason")
 _WAVES = ("begins_at", "connections", "subjects", "leases")
-_MOVED = ("connection_id", "wave", "leases", "asked_at", "reminders", "step", "outcome", "state")
+_MOVED = ("connection_id", "subject", "wave", "leases", "asked_at", "reminders", "step", "outcome", "state")
 
 campaigns = App(name="campaigns")
 
