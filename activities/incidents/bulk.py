@@ -180,6 +180,8 @@ class BulkWork:
         match order.action:
             case BulkAction.REFRESH:
                 return await self._refresh(tx, order, item, connection)
+            case _ if connection.held_by is not None:
+                return ItemOutcome.HELD
             case BulkAction.RECONNECT:
                 return await self._ask(tx, order, connection)
             case _:

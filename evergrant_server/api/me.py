@@ -346,7 +346,17 @@ async def _account(tx: Transaction, pages: SubjectPages, connection: Connection)
         provider=pages.templates.logos.party(name, "provider", known_as),
         account=await account_name(tx, connection),
         last=_use(last[0]) if last else None,
+        asked_by=await _asked_by(tx, connection),
     )
+
+
+async def _asked_by(tx: Transaction, connection: Connection) -> str | None:
+    """The app that has its subject consent anew, because a campaign goes on (ADR 0117)."""
+    if not await tx.campaign_items.is_asked(connection.tenant, connection.id):
+        return None
+    maker = await unless_broken(tx.consents.maker_of(connection))
+    app = None if maker is None else await tx.access.app(connection.tenant, maker)
+    return "An app" if app is None else app.name
 
 
 async def _uses(tx: Transaction, connection: Connection, limit: int) -> list[AuditRecord]:

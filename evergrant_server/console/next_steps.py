@@ -31,7 +31,8 @@ WHO = {
     Repairer.CALLER: "the app",
 }
 _REPAIRS = {  # where the table's words are for a program
-    ErrorCode.CHOICE_REQUIRED: "Choose one of the accounts: on the connect page, or here."
+    ErrorCode.CHOICE_REQUIRED: "Choose one of the accounts: on the connect page, or here.",
+    ErrorCode.CONNECTION_HELD: "Was it a mistake: under Leavers it is put back, before the grace is over.",
 }
 
 

@@ -68,12 +68,14 @@ class OwnUse(NamedTuple):
 
 
 class OwnAccount(NamedTuple):
-    """A connection as its person sees it. `account` is the name that the provider gave, if that is known."""
+    """A connection as its person sees it. `account` is the name that the provider gave, if that is known.
+    `asked_by` is the app that has the link of a new consent, while a campaign asks for one."""
 
     connection: Connection
     provider: Party
     account: str | None
     last: OwnUse | None
+    asked_by: str | None = None
 
 
 class OwnApproval(NamedTuple):

@@ -71,7 +71,7 @@ TONES = {
     **dict.fromkeys(("confirmed", "renewed", "asked", "labelled"), "good"),
     **dict.fromkeys(("nothing_held", "gone", "well"), "ended"),
     **dict.fromkeys(("not_supported", "unknown", "failed"), "bad"),
-    **dict.fromkeys(("reconnect", "taken"), "wait"),
+    **dict.fromkeys(("reconnect", "taken", "held"), "wait"),
 }
 
 

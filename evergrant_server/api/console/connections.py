@@ -196,7 +196,8 @@ def _possible_acts(visit: ConsoleVisit, view: ConnectionView) -> tuple[str, ...]
     erase = ("erase",) if call.allows(Action.ADMIN, Target()) else ()
     if view.state.is_final or view.state is LifecycleState.REVOKING:
         return erase
-    acts = ("reconnect",) if Action.CONNECT in may else ()
+    held = view.reason is ErrorCode.CONNECTION_HELD  # no consent begins for who leaves
+    acts = ("reconnect",) if Action.CONNECT in may and not held else ()
     if acts and view.choices and view.state is LifecycleState.ACTIVE:
         acts = ("choose", *acts)
     if may and view.state is LifecycleState.ACTIVE:

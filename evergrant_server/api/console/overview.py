@@ -80,7 +80,8 @@ def _words(group: AttentionView) -> tuple[str, str]:
     """What one connection is, and what several are."""
     if group.state is not LifecycleState.ACTIVE:
         return state_words(group.state), _SEVERAL[group.state]
-    return ("to choose an account for",) * 2 if group.code is ErrorCode.CHOICE_REQUIRED else ("failing",) * 2
+    words = "to choose an account for" if group.code is ErrorCode.CHOICE_REQUIRED else "failing"
+    return words, words
 
 
 def _step(group: AttentionView) -> str:

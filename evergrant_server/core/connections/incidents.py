@@ -99,6 +99,7 @@ class ItemOutcome(StrEnum):
     ASKED = "asked"  # apps are told that its subject has to consent again
     WELL = "well"  # it needs no new consent
     LABELLED = "labelled"  # it has the label
+    HELD = "held"  # its subject leaves: it is neither renamed nor asked about
     TAKEN = "taken"  # another connection of its subject has the label
     CONSENTED = "consented"  # of a campaign: its grant is the new client's
     KEPT = "kept"  # of a campaign: it goes on with the client of before

@@ -12,7 +12,7 @@ from evergrant_server.core.connections.bulk import BulkAction, BulkFilter, BulkO
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.incidents import IncidentState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import BulkId, new_id
+from evergrant_server.core.ids import BulkId, IncidentId, new_id
 from evergrant_server.core.outbox import bulk_message
 from tests.fakes.databases import lent
 from tests.fakes.patience import eventually
@@ -165,6 +165,42 @@ async def test_labels_are_given_unless_taken_and_apps_hear_again_who_has_to_cons
         assert (await until_done(place, order)).outcomes == {"asked": 1, "well": 1}
         asked = await place.audited(bob, AuditAction.RECONNECT_REQUESTED)
         assert [record.context.by for record in asked] == ["app:boss"]
+
+
+async def test_of_a_leaver_nothing_is_asked_or_renamed_and_a_revocation_is_carried_out(
+    temporal_address: str, tmp_path: Path
+):
+    """Within the grace a connection may be put back: it is kept fresh, and stays who it is."""
+    async with (
+        lent("sqlite", tmp_path) as url,
+        ScriptedProvider() as idp,
+        installation(temporal_address, url, tmp_path, idp) as place,
+    ):
+        ann, bob = await place.fleet(await place.integration(STRICT), 2)
+        now, leaves = place.parts.clock.now(), IncidentId(new_id("inc"))
+        async with place.store.write() as tx:
+            for connection in (ann, bob):
+                current = await tx.connections.get(TENANT, connection.id)
+                assert current is not None
+                if connection is bob:
+                    current = current.rejected(ErrorCode.GRANT_REJECTED, now)
+                held = current.__replace__(held_by=leaves)
+                await tx.connections.replace(held, expected=held.revision)
+        both = (ann.id, bob.id)
+        for action, ended in (
+            (BulkAction.LABEL, {"held": 2}),
+            (BulkAction.RECONNECT, {"held": 2}),
+            (BulkAction.REFRESH, {"renewed": 1, "reconnect": 1}),
+            (BulkAction.REVOKE, {"confirmed": 2}),
+        ):
+            label = "work" if action is BulkAction.LABEL else None
+            order = await ordered(place, action, label=label, connections=both)
+            assert (await until_done(place, order)).outcomes == ended, action
+        rows = [await place.row(connection) for connection in (ann, bob)]
+        assert [(row.label, row.state, row.held_by) for row in rows] == [
+            ("default", LifecycleState.REVOKED, leaves)
+        ] * 2
+        assert await place.audited(bob, AuditAction.RECONNECT_REQUESTED) == []
 
 
 async def test_a_search_is_forgotten_with_the_end_of_its_order(temporal_address: str, tmp_path: Path):

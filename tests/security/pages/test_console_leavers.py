@@ -22,6 +22,12 @@ async def test_an_admin_plans_orders_by_typing_who_leaves_and_puts_back(api: Api
     assert "stopped, can be put back" in page
     assert ">alice at crm</a>" in page
     assert (await api.row(connection.tenant, connection.id)).held_by is not None
+    held = await browser.page(f"/console/connections/{connection.id}")
+    assert ("under Leavers it is put back" in held, "/reconnect" in held, "/revoke" in held) == (
+        True,
+        False,
+        True,
+    )
     back = await browser.send(f"{place}/undo")
     assert (back.status_code, back.headers["location"]) == (303, place)
     assert (await api.row(connection.tenant, connection.id)).held_by is None

@@ -13,12 +13,14 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.account import ConsentAccount
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.consent import ConsentStatus
+from evergrant_server.core.ids import IncidentId, new_id
 from evergrant_server.core.oauth.authorizations import FamilyEnd
 from tests.fakes.api import TENANT, Api
 from tests.fakes.providers.login_issuer import LoginIssuer
 from tests.fakes.rows import a_consent
 from tests.security.clients.agents import AgentUser, agents_allowed, csrf_in, registered
 from tests.security.clients.test_device_logins import Device, decided
+from tests.unit.api.test_campaigns import CAMPAIGNS, ORDER, asked
 
 
 @pytest_asyncio.fixture
@@ -55,6 +57,28 @@ async def test_several_accounts_at_one_provider_are_told_apart(api: Api, issuer:
     page = (await AgentUser(api, issuer).ask("/me")).text
     assert "ann@&lt;b&gt;example.org" in page, "also while another consent is only begun"
     assert "<bdi>crm-two work</bdi>, connected" in page
+
+
+async def test_a_person_reads_that_a_campaign_asks_them_and_that_a_connection_is_stopped(
+    api: Api, issuer: LoginIssuer
+):
+    """The app makes the link for the new consent, and it is the place to follow it."""
+    connection, _ = await agents_allowed(api, issuer)
+    await api.integration("crm-2026", client_id="client-2")
+    boss = await api.app_with("campaigner", Action.ADMIN)
+    await api.app_with("reports", Action.CONNECT)
+    await api.made_by(connection, "reports")
+    begun = await api.post(CAMPAIGNS, boss, {**ORDER, "integration": connection.integration})
+    assert begun.status_code == 202, begun.text
+    user = AgentUser(api, issuer)
+    told = "Works. <bdi>reports</bdi> will ask you to connect again"
+    assert told not in (await user.ask("/me")).text, "not asked yet"
+    await asked(api, begun.json()["id"], connection)
+    for path in ("/me", f"/me/connections/{connection.id}"):
+        assert told in (await user.browser.get(path)).text, path
+    await api.change(connection, lambda row: row.__replace__(held_by=IncidentId(new_id("inc"))))
+    page = (await user.browser.get("/me")).text
+    assert ("Is stopped" in page, "Works." in page) == (True, False)
 
 
 async def test_what_has_ended_hides_nothing_that_is_live(

@@ -90,6 +90,18 @@ async def test_within_the_grace_connections_are_put_back_and_afterwards_not(api:
     assert (late.status_code, "grace is over" in late.json()["detail"]) == (400, True)
 
 
+async def test_a_held_connection_is_revoked_by_a_command_and_not_put_back(api: Api):
+    work = await at_work(api)
+    place = f"{OFFBOARDINGS}/{(await api.post(OFFBOARDINGS, work.boss, ORDER)).json()['id']}"
+    path = f"/v1/connections/{work.mine[0].id}"
+    revoked = await api.post(f"{path}/revoke", work.boss, {"reason": "at once"})
+    assert (revoked.status_code, revoked.json()["state"]) == (202, "revoking"), revoked.text
+    assert (await lease_of(api, work)) != "leased"
+    undone = (await api.post(f"{place}/undo", work.boss)).json()
+    assert undone["outcomes"] == {"gone": 1, "restored": 2}
+    assert (await api.get(path, work.boss)).json()["state"] == "revoking"
+
+
 async def test_a_second_order_is_the_first_one(api: Api):
     work = await at_work(api)
     first, second = [(await api.post(OFFBOARDINGS, work.boss, ORDER)).json()["id"] for _ in range(2)]
