@@ -185,6 +185,7 @@ async def show_connection(
         older=older,
         first_page=bool(cursor),
         ui=_workflow_page(visit, view) if call.may_audit(target) else None,
+        codec=f"{visit.api.settings.public_url}/temporal",
     )
 
 

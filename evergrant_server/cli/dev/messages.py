@@ -27,6 +27,8 @@ def print_ready(settings: Settings, client_file: Path | None) -> None:
     print(f"  MCP server   {settings.gateway_public_url}/mcp    the same as tools, for agents")
     print(f"  Console      {settings.public_url}/console    with the key in {folder}/admin.key")
     print(f"  Temporal UI  http://127.0.0.1:{settings.temporal_ui_port}    a workflow for each connection")
+    print("               What it holds is sealed, and opened there for who is logged in at the console:")
+    print("               docs/guide/operations.md#stories-in-the-temporal-ui")
     print(f"  Data, logs   {folder}; keep a copy of {_near(settings.key_path)}")
     if settings.allow_unbound_consent:
         print("  Unbound      integrations may skip the question who consented (binding: none)")
