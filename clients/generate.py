@@ -6,6 +6,7 @@ A test renders them again and compares. What a client does beyond one request (l
 imports) and calls whose arguments differ from the document's are written by hand: `BY_HAND`.
 """
 
+import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 FOLDER = Path(__file__).parent / "python/src/evergrant/api"
+DOCUMENT = Path(__file__).with_name("openapi.json")
 WIDTH = 110
 
 # Schemas whose name in the client isn't the document's without `View`.
@@ -359,11 +361,18 @@ class Operations:
 '''
 
 
+def written(document: Mapping[str, Any]) -> str:
+    """The document as it is committed: the TypeScript client is built from it, without the server."""
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
 def main() -> None:
     from evergrant_server.api.app import openapi_document
 
-    for name, text in render(openapi_document()).items():
+    document = openapi_document()
+    for name, text in render(document).items():
         (FOLDER / name).write_text(text, encoding="utf-8")
+    DOCUMENT.write_text(written(document), encoding="utf-8")
 
 
 if __name__ == "__main__":

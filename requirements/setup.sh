@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Makes the virtual environment if there is none, then installs one lock file and the client.
 #
-#   bash requirements/setup.sh VENV LOCK
+#   bash requirements/setup.sh VENV LOCK [alone]
 #
+# `alone` leaves out the client, what builds it, and the bytecode.
 # Every file that pip takes is checked against its hash; nothing is built from source but our own client.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -71,6 +72,11 @@ fi
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
 
+if [ "${3:-}" = alone ]; then
+    say "==> packages of $lock, checked against their hashes"
+    pip install --quiet --require-hashes --only-binary=:all: -r "$lock"
+    exit
+fi
 say "==> packages of $lock, checked against their hashes"
 pip install --require-hashes --only-binary=:all: --progress-bar off \
     -r "$lock" -r requirements/build.txt | progress

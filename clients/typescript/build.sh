@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the client into a folder: types from the server's OpenAPI document, JavaScript and declarations, and
-# the archive that npm installs.
+# Builds the client into a folder: types from the server's OpenAPI document as it is committed, JavaScript and
+# declarations, and the archive that npm installs.
 #
 #   bash clients/typescript/build.sh VENV FOLDER
 set -euo pipefail
@@ -16,7 +16,7 @@ packages=$venv/typescript-client/node_modules
 cp clients/typescript/package.json clients/typescript/tsconfig.json clients/typescript/README.md LICENSE "$folder/"
 cp clients/typescript/src/index.ts "$folder/src/"
 ln -sfn "$packages" "$folder/node_modules"
-"$venv/bin/python" -m evergrant_server openapi > "$folder/openapi.json"
+cp clients/openapi.json "$folder/"
 "$node" "$packages/openapi-typescript/bin/cli.js" "$folder/openapi.json" --default-non-nullable false \
     --output "$folder/src/api.ts" > /dev/null
 "$node" "$packages/typescript/bin/tsc" --project "$folder/tsconfig.json"
