@@ -22,7 +22,7 @@ from evergrant_server.access.transactions import run_transaction
 from evergrant_server.api.agents.delegations import end_delegation
 from evergrant_server.api.audit_proofs import receipt_view
 from evergrant_server.api.connections.commands import REVOKE_ATTEMPTS, request_revocation
-from evergrant_server.api.connections.view import account_name
+from evergrant_server.api.connections.view import account_name, asking_app
 from evergrant_server.api.decisions.own_approvals import (
     decide_approval,
     deciding_call,
@@ -346,17 +346,8 @@ async def _account(tx: Transaction, pages: SubjectPages, connection: Connection)
         provider=pages.templates.logos.party(name, "provider", known_as),
         account=await account_name(tx, connection),
         last=_use(last[0]) if last else None,
-        asked_by=await _asked_by(tx, connection),
+        asked_by=await asking_app(tx, connection),
     )
-
-
-async def _asked_by(tx: Transaction, connection: Connection) -> str | None:
-    """The app that has its subject consent anew, because a campaign goes on (ADR 0117)."""
-    if not await tx.campaign_items.is_asked(connection.tenant, connection.id):
-        return None
-    maker = await unless_broken(tx.consents.maker_of(connection))
-    app = None if maker is None else await tx.access.app(connection.tenant, maker)
-    return "An app" if app is None else app.name
 
 
 async def _uses(tx: Transaction, connection: Connection, limit: int) -> list[AuditRecord]:

@@ -32,6 +32,7 @@ from evergrant_server.core.ids import ConnectionId, ConsentId
 from evergrant_server.core.provider_words import PROVIDER_SAID
 from evergrant_server.policy import Target
 from evergrant_server.store import Transaction
+from evergrant_server.telemetry.alarms import unless_broken
 from providers.definition.registry import Registry
 
 DESCRIBE_TIMEOUT_S = 1.0  # how long a read waits for the workflow's description
@@ -95,6 +96,15 @@ async def account_name(tx: Transaction, connection: Connection) -> str | None:
         options = () if grant is None else grant.options
         chosen = next((option.label for option in options if option.id == chosen), chosen)
     return ", ".join(name for name in (came, chosen) if name) or None
+
+
+async def asking_app(tx: Transaction, connection: Connection) -> str | None:
+    """The app that has its subject consent anew, because a campaign goes on (ADR 0117)."""
+    if not await tx.campaign_items.is_asked(connection.tenant, connection.id):
+        return None
+    maker = await unless_broken(tx.consents.maker_of(connection))
+    app = None if maker is None else await tx.access.app(connection.tenant, maker)
+    return "An app" if app is None else app.name
 
 
 async def account_for(tx: Transaction, call: ApiCall, connection: Connection) -> str | None:
