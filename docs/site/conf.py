@@ -59,7 +59,7 @@ CONTENTS: dict[str, dict[str, list[str]]] = {
                       "docs/guide/own-providers",
                       "docs/guide/adding-a-provider", "docs/flows"],
         "In production": ["docs/guide/operations", "docs/apply", "docs/deliver", "docs/console",
-                          "docs/guide/kubernetes",
+                          "docs/guide/kubernetes", "docs/guide/upgrades",
                           "docs/guide/external-revocation", "docs/telemetry", "docs/runbook",
                           "docs/benchmarks", "docs/capacity", "docs/reliability", "docs/protocol"],
         "Security": ["docs/guide/security", "docs/security/threat-model", "docs/security/keys",

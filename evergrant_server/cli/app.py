@@ -123,7 +123,11 @@ def reconcile(
     asyncio.run(operate.reconcile(settings, restart_older_than, compare))
 
 
-@app.command
+doctors = App(name="doctor")
+app.command(doctors)
+
+
+@doctors.default
 def doctor(
     *,
     output: Annotated[Literal["text", "json"], Parameter(name=["--output", "-o"])] = "text",
@@ -144,6 +148,28 @@ def doctor(
         from evergrant_server.cli.doctor import report
 
     if not asyncio.run(report.run(settings, output, role)):
+        exit_process(1)
+
+
+@doctors.command(name="upgrade")
+def doctor_upgrade(
+    *,
+    output: Annotated[Literal["text", "json"], Parameter(name=["--output", "-o"])] = "text",
+    flags: Flags | None = None,
+) -> None:
+    """Say which release's code runs where, what the next step of an upgrade is, and whether it is safe now.
+
+    Run it with the newer release's code; for a roll-back, with that of the release before. Exits 0 when the
+    next step is safe or nothing is left to do, 1 otherwise.
+
+    Args:
+        output: `text`, or `json`: an object with `database`, `code`, `processes` and `next`.
+    """
+    settings = settings_of(flags)
+    with quick_imports():
+        from evergrant_server.cli.doctor import upgrade
+
+    if not asyncio.run(upgrade.run(settings, output)):
         exit_process(1)
 
 

@@ -8,10 +8,13 @@ from cyclopts import App
 from evergrant_server.cli.flags import Flags, settings_of
 from evergrant_server.cli.keys import create_wrapped_keys, renew_gateway_bundle
 from evergrant_server.cli.roots import has_rows
+from evergrant_server.core.clock import SystemClock
+from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store.authority.database_roles import WORDS, grants, put_role
 from evergrant_server.store.database import schema
+from evergrant_server.store.rotation.processes import read_processes, too_old
 from evergrant_server.temporal_link.connect import connect, prepare_namespace
 
 _NO_ROLES = "SQLite has no roles: give each process one of its own with PostgreSQL"
@@ -52,6 +55,7 @@ async def upgrade(
         (Role.GATEWAY, gateway_role, gateway_password_file),
     )
     roles = [(process, role, role_password(settings, process, role, file)) for process, role, file in chosen]
+    await require_suited_processes(settings)
     before = await schema.upgrade(settings.database_url)
     if before is not None and schema.Stamp(before).is_newer:
         print(f"schema {before} is a newer release's, and works with this one: it and its roles stay")
@@ -64,6 +68,21 @@ async def upgrade(
                 print(f"role {role}: what {WORDS[process]} reads and writes, and nothing else")
     if namespace:
         await _prepare_temporal(settings)
+
+
+async def require_suited_processes(settings: Settings) -> None:
+    """Raise Failure SCHEMA_MISMATCH while a process lives that wouldn't work with this release's schema."""
+    stamp = await schema.read_stamp(settings.database_url)
+    if stamp is None or stamp.suits or stamp.is_newer:
+        return
+    processes = await read_processes(settings.database_url, SystemClock().now())
+    for process in too_old(processes, schema.OLDEST_CODE):
+        why = f"the {process.role} on {process.host} ({process.version}) doesn't work with the new schema"
+        repair = (
+            f"Replace it by a release whose schema is {schema.OLDEST_CODE} or later first, or stop it; "
+            "python -m evergrant_server doctor upgrade names what runs"
+        )
+        raise Failure(ErrorCode.SCHEMA_MISMATCH, f"Nothing was changed: {why}.", repair=repair)
 
 
 async def _prepare_temporal(settings: Settings) -> None:

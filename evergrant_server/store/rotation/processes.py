@@ -5,7 +5,7 @@ decides who is alive. The rows let a rotation wait; they let no process seal: th
 for itself whether its root is the current one.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ LIVE_FOR = HEARTBEAT * 3
 # A process that was stopped may go on; after this long, its own limits end what it had begun.
 MAY_COME_BACK = timedelta(minutes=10)
 _KEPT = timedelta(days=1)
+SAYS_NOTHING = "0018"  # the newest schema whose code doesn't say which one it is written for
 _INSTALLATION = Tenant("")
 
 
@@ -148,6 +149,15 @@ def that_go_on(processes: list[Process]) -> list[Process]:
         process
         for process in processes
         if process.state is ProcessState.LIVE and (process.seen_at >= began[process.role, process.host])
+    ]
+
+
+def too_old(processes: Sequence[Process], oldest_code: str) -> list[Process]:
+    """The live processes whose code doesn't work with a schema that says this."""
+    return [
+        process
+        for process in processes
+        if process.state is ProcessState.LIVE and (process.schema_version or SAYS_NOTHING) < oldest_code
     ]
 
 

@@ -1,4 +1,4 @@
-"""docs/guide/operations.md, its own commands for compose: rotation, backup, restore and upgrade.
+"""operations.md and upgrades.md, their own commands for compose: rotation, backup, restore and upgrade.
 
 Afterwards each container has what its role needs, and nothing old."""
 
@@ -20,7 +20,8 @@ from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.platform.docker import SERVED, Site, blocks, site
 from tests.fakes.providers.scripted_provider import ScriptedProvider, raw
 
-PAGE = Path(__file__).parents[3] / "docs/guide/operations.md"
+GUIDE = Path(__file__).parents[3] / "docs/guide"
+PAGE, UPGRADES = GUIDE / "operations.md", GUIDE / "upgrades.md"
 ROLES = {"worker-1": "worker", "worker-2": "worker", "api": "api", "gateway": "gateway"}
 
 
@@ -93,9 +94,9 @@ class Installed:
         await app.state(connection["id"], "active", PATIENCE_S)
         return Tenant(self, admin, app, key, connection["id"])
 
-    async def follow(self, heading: str) -> None:
+    async def follow(self, heading: str, page: Path = PAGE) -> None:
         """Run the section's commands as they stand on the page."""
-        for block in blocks(PAGE, heading, "compose"):
+        for block in blocks(page, heading, "compose"):
             await self.place.shell(block)
 
     async def restored(self, first: list[str]) -> None:
@@ -191,7 +192,8 @@ async def upgrade(operator: Installed, tenant: Tenant) -> None:
     copy.write_text(json.dumps(document))
     await postgres().admin("REVOKE ALL ON usage FROM evergrant_gateway", database="evergrant")
     del operator.place.beside_init[:]
-    await operator.follow("## Upgrades")
-    assert operator.place.beside_init == [set()], "what still runs has the code of before"
+    await operator.follow("## With compose", UPGRADES)
+    assert operator.place.beside_init == [set(SERVED)], "what still runs goes on with the new schema"
+    assert not operator.place.outdated
     await tenant.requests_work()
     await operator.doctor_is_content()

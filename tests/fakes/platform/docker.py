@@ -80,6 +80,7 @@ class Site:
     authorities: Path | None  # the processes trust them, and no other
     running: dict[str, Running] = field(default_factory=dict)
     beside_init: list[set[str]] = field(default_factory=list)  # what ran while `init` did, each time
+    outdated: set[str] = field(default_factory=set)  # what runs with an image that was built anew
     has_database: bool = False
     ports: dict[str, int] = field(default_factory=dict)  # of metrics, by service
 
@@ -117,6 +118,8 @@ class Site:
     async def command(self, words: Sequence[str], stdin: bytes) -> Ended:
         """Do what `docker` is told."""
         match list(words):
+            case ["compose", "build"]:
+                self.outdated = set(self.running)
             case ["compose", "up", *rest]:
                 return await self._up(rest)
             case ["compose", "run", *rest]:
@@ -143,12 +146,16 @@ class Site:
             {word for word in rest if word.startswith("-")},
             [word for word in rest if word[0] != "-"],
         )
-        _only(flags, {"--build", "--detach"})
+        _only(flags, {"--build", "--detach", "--no-deps", "--wait"})
         wanted = [name for name in services or SERVED if name not in _ELSEWHERE]
-        if (before := await self._prepare(("secrets", "init") if wanted else ("secrets",))).status:
+        needed = ("secrets", "init") if wanted else ("secrets",)
+        if "--no-deps" not in flags and (before := await self._prepare(needed)).status:
             return before
         if "--build" in flags:
-            await self._stop([name for name in wanted if name in self.running])
+            self.outdated = set(self.running)
+        replaced = self.outdated & set(wanted)
+        self.outdated -= replaced
+        await self._stop([name for name in wanted if name in replaced])
         await self._start([name for name in wanted if name in SERVED and name not in self.running])
         return Ended(0)
 
