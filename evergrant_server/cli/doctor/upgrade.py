@@ -41,7 +41,7 @@ class Release(NamedTuple):
     oldest_code: str
 
 
-class Step(StrEnum):
+class UpgradeStep(StrEnum):
     MIGRATE = "migrate"
     REPLACE = "replace"
     WAIT = "wait"
@@ -53,7 +53,7 @@ class Step(StrEnum):
 class Advice:
     """The next step, whether it is safe now and why, what carries it out, and whose role is replaced."""
 
-    step: Step
+    step: UpgradeStep
     safe: bool
     detail: str
     command: str = ""
@@ -70,16 +70,17 @@ def next_step(stamp: Stamp | None, processes: Sequence[Process], release: Releas
         return _migration(stamp, processes, release)
     if not stamp.suits:
         why = f"schema {stamp.version} works with code of {stamp.oldest_code or stamp.version} and later"
-        return Advice(Step.OTHER_CODE, False, f"{why}, and this is {release.schema}", "Take a newer release")
-    live = that_go_on(list(processes))
-    others = [process for process in live if not _is_of(process, release)]
-    if others:
-        return _replacement(others, live, is_back=stamp.is_newer)
+        return Advice(
+            UpgradeStep.OTHER_CODE, False, f"{why}, and this is {release.schema}", "Take a newer release"
+        )
+    live = [process for process in processes if process.state is ProcessState.LIVE]
+    if others := [process for process in live if not _is_of(process, release)]:
+        return _replacement(others, that_go_on(live), is_back=stamp.is_newer)
     if silent := [it for it in processes if it.state is ProcessState.SILENT and not _is_of(it, release)]:
         why = f"{_named(silent[0])} fell silent {silent[0].silent_for.seconds} s ago and may come back"
-        return Advice(Step.WAIT, False, why, "Wait ten minutes, or make sure that it has ended")
+        return Advice(UpgradeStep.WAIT, False, why, "Wait ten minutes, or make sure that it has ended")
     done = "every process is of this release: what is new in it may be used, and the next one may come"
-    return Advice(Step.DONE, True, done)
+    return Advice(UpgradeStep.DONE, True, done)
 
 
 def _migration(stamp: Stamp | None, processes: Sequence[Process], release: Release) -> Advice:
@@ -87,25 +88,29 @@ def _migration(stamp: Stamp | None, processes: Sequence[Process], release: Relea
     if ended := too_old(processes, release.oldest_code):
         why = f"{_named(ended[0])} doesn't work with schema {release.schema}"
         return Advice(
-            Step.MIGRATE, False, why,
+            UpgradeStep.MIGRATE, False, why,
             f"Replace it by a release of schema {release.oldest_code} or later first, or stop it",
         )  # fmt: skip
     why = f"{before} becomes {release.schema}, and every live process goes on with that"
-    return Advice(Step.MIGRATE, True, why, f"{COMMAND} db upgrade    # with the roles of the processes")
+    return Advice(
+        UpgradeStep.MIGRATE, True, why, f"{COMMAND} db upgrade    # with the roles of the processes"
+    )
 
 
-def _replacement(others: list[Process], live: list[Process], *, is_back: bool) -> Advice:
+def _replacement(others: list[Process], going_on: list[Process], *, is_back: bool) -> Advice:
+    """The first of these to replace. Safe beside one that has written since its role last started on its
+    host: of two that live there, the later one may have taken the place of the other."""
     order = tuple(reversed(ORDER)) if is_back else ORDER
     others = sorted(others, key=lambda process: order.index(process.role))
     process = others[0]
-    beside = [it for it in live if it.role == process.role and it.id != process.id]
+    beside = [it for it in going_on if (it.role, it.id != process.id) == (process.role, True)]
     rest = f"; {len(others) - 1} more after it" if len(others) > 1 else ""
     if not beside:
         why = f"{_named(process)} is the only one that lives: {_WITHOUT[process.role]}{rest}"
         beside_it = "Start another one beside it first, or accept that gap"
-        return Advice(Step.REPLACE, False, why, beside_it, process.role)
+        return Advice(UpgradeStep.REPLACE, False, why, beside_it, process.role)
     why = f"{len(beside)} of its role go on meanwhile{rest}"
-    return Advice(Step.REPLACE, True, why, f"Replace {_named(process)} by this release", process.role)
+    return Advice(UpgradeStep.REPLACE, True, why, f"Replace {_named(process)} by this release", process.role)
 
 
 def _is_of(process: Process, release: Release) -> bool:

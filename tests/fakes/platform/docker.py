@@ -109,7 +109,8 @@ class Site:
             "sh", "-euc", block, cwd=desk, env={"PATH": path}, stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        output, errors = await asyncio.wait_for(child.communicate(), PATIENCE_S)
+        lines = block.count("\n") + 1
+        output, errors = await asyncio.wait_for(child.communicate(), lines * PATIENCE_S)
         assert child.returncode == status, (
             f"{block}\nended with {child.returncode}:\n{(errors + output).decode()}"
         )
@@ -191,6 +192,8 @@ class Site:
         flags, environment, service, command = _parsed(rest, {"--rm", "-T", "--no-deps"})
         if "--no-deps" not in flags and service != "init" and (before := await self._prepare()).status:
             return before
+        if service == "init" and not command:
+            self.beside_init.append(set(self.running))
         whole = [*self.compose.entrypoint(service), *map(self.compose.here, command)]
         return await self._finished(
             service, whole if command else self.compose.arguments(service), environment, stdin

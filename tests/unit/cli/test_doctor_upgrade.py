@@ -8,7 +8,7 @@ import pytest
 
 from evergrant_server.cli.db import require_suited_processes
 from evergrant_server.cli.doctor import upgrade
-from evergrant_server.cli.doctor.upgrade import Release, Step, next_step
+from evergrant_server.cli.doctor.upgrade import Release, UpgradeStep, next_step
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.settings import load_settings
@@ -33,16 +33,16 @@ def process(role: str, release: Release = NEW, host: str = "one", silent_for: ti
 
 def test_the_schema_comes_first_while_every_process_goes_on_with_it():
     advice = next_step(Stamp("0018"), [process("worker", OLD), process("api", OLD)], NEW)
-    assert (advice.step, advice.safe) == (Step.MIGRATE, True)
+    assert (advice.step, advice.safe) == (UpgradeStep.MIGRATE, True)
     assert "db upgrade" in advice.command
-    assert next_step(None, [], NEW).step is Step.MIGRATE
+    assert next_step(None, [], NEW).step is UpgradeStep.MIGRATE
 
 
 @pytest.mark.parametrize("silent_for", [_LIVE, _SILENT, _GONE])
 def test_a_schema_that_ends_older_code_waits_for_its_processes(silent_for: timedelta):
     contracts = NEW._replace(oldest_code=NEW.schema)
     advice = next_step(Stamp("0018"), [process("api", OLD, silent_for=silent_for)], contracts)
-    assert (advice.step, advice.safe) == (Step.MIGRATE, silent_for is not _LIVE)
+    assert (advice.step, advice.safe) == (UpgradeStep.MIGRATE, silent_for is not _LIVE)
     assert ("the api on one (1.0.0" in advice.detail) is (silent_for is _LIVE)
 
 
@@ -51,37 +51,46 @@ def test_workers_come_first_then_gateways_then_apis():
     for role in ("worker", "gateway", "api"):
         for _ in range(2):
             advice = next_step(UPGRADED, fleet, NEW)
-            assert (advice.step, advice.safe) == (Step.REPLACE, True)
+            assert (advice.step, advice.safe) == (UpgradeStep.REPLACE, True)
             older = next(it for it in fleet if it.role == role and it.version == OLD.version)
             assert f"the {role} on {older.host}" in advice.command
             fleet[fleet.index(older)] = process(role, NEW, older.host)
-    assert next_step(UPGRADED, fleet, NEW).step is Step.DONE
+    assert next_step(UPGRADED, fleet, NEW).step is UpgradeStep.DONE
 
 
 def test_a_roll_back_goes_the_other_way():
     before = OLD._replace(schema="0000")
     newer = Stamp("9999", "0000")
     advice = next_step(newer, [process(role) for role in ("worker", "gateway", "api")], before)
-    assert (advice.step, advice.safe) == (Step.REPLACE, False)
+    assert (advice.step, advice.safe) == (UpgradeStep.REPLACE, False)
     assert "the api on one is the only one" in advice.detail.replace(f" (1.1.0, schema {NEW.schema})", "")
 
 
 def test_the_only_one_of_its_role_leaves_a_gap():
     advice = next_step(UPGRADED, [process("worker", OLD), process("worker", NEW, "two", _SILENT)], NEW)
-    assert (advice.step, advice.safe) == (Step.REPLACE, False)
+    assert (advice.step, advice.safe) == (UpgradeStep.REPLACE, False)
     assert "the only one" in advice.detail
+
+
+def test_of_two_on_one_host_the_older_one_is_seen_and_waits_until_the_newer_one_has_proved_to_live():
+    started = process("api")._replace(id="prc_new", started_at=NOW - timedelta(seconds=2))
+    before = process("api", OLD)
+    advice = next_step(UPGRADED, [before, started._replace(seen_at=NOW - timedelta(seconds=3))], NEW)
+    assert (advice.step, advice.safe, advice.role) == (UpgradeStep.REPLACE, False, "api")
+    advice = next_step(UPGRADED, [before, started._replace(seen_at=NOW)], NEW)
+    assert (advice.step, advice.safe, advice.role) == (UpgradeStep.REPLACE, True, "api")
 
 
 def test_one_that_fell_silent_is_waited_for():
     fleet = [process("worker"), process("api", OLD, silent_for=_SILENT)]
-    assert next_step(UPGRADED, fleet, NEW).step is Step.WAIT
+    assert next_step(UPGRADED, fleet, NEW).step is UpgradeStep.WAIT
     fleet[1] = process("api", OLD, silent_for=_GONE)
-    assert next_step(UPGRADED, fleet, NEW).step is Step.DONE
+    assert next_step(UPGRADED, fleet, NEW).step is UpgradeStep.DONE
 
 
 def test_a_schema_that_no_longer_works_with_this_code():
     advice = next_step(Stamp("9999", "9998"), [], NEW)
-    assert (advice.step, advice.safe) == (Step.OTHER_CODE, False)
+    assert (advice.step, advice.safe) == (UpgradeStep.OTHER_CODE, False)
     assert "9998" in advice.detail
 
 

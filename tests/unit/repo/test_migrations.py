@@ -13,8 +13,8 @@ import pytest
 import sqlalchemy as sa
 
 from evergrant_server.store.database import schema
+from tests.upgrade.trees import PROMISED_SINCE
 
-PROMISED_SINCE = "0019"  # those before it were written when every process stopped for an upgrade
 _AT_A_TABLE = {"create_index", "create_foreign_key", "create_check_constraint", "create_unique_constraint"}
 
 
