@@ -4,7 +4,8 @@ Without a PART every measurement is made, and a picture of them drawn. `--second
 measurement; the default makes a run of under five minutes. `--quick` does a few hundred operations of each
 kind, to see that everything runs.
 
-`python -m bench capacity` measures what connections cost on this machine: docs/capacity.md.
+`python -m bench capacity` measures what connections cost on this machine: docs/capacity.md; `python -m bench
+plan` computes what millions of them need: docs/scale.md.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from bench import disabling, gateway, greedy, imports, leases, ledger, openbao, refreshes, report
 from bench.bounds import Bounds
-from bench.capacity import command
+from bench.capacity import command, plan
 from bench.gateway import CallRate
 from bench.leases import LeaseRate
 from bench.picture import draw
@@ -114,6 +115,8 @@ def _print(*lines: str) -> None:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["plan"]:
+        return plan.main(sys.argv[2:])
     if sys.argv[1:2] == ["capacity"]:
         return command.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)

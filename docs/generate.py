@@ -146,13 +146,16 @@ WHEN = {
     "attempts were open",
     AuditAction.TENANT_DISABLED: "the operator has disabled the tenant; names the reason",
     AuditAction.TENANT_ENABLED: "the operator has enabled the tenant again; names the reason",
+    AuditAction.MOVE_OFFERED: "the operator offered the tenant to another cell; names its key's thumbprint",
+    AuditAction.MOVE_UNDONE: "a move to another cell was undone: the tenant stays where it was",
+    AuditAction.TENANT_MOVED: "the tenant lives in another cell; names its address, the rows and their root",
+    AuditAction.TENANT_ARRIVED: "the tenant came from another cell; names the same, and its old log's heads",
     AuditAction.ERASURE_REQUESTED: "a connection, a subject or a tenant is to be erased for good; names the "
     "target, a subject by its keyed hash alone, and why",
     AuditAction.ERASURE_REFUSED: "a legal hold forbade an erasure, or ended one that was under way",
     AuditAction.ERASURE_ENDED: "an erasure is done; names how many connections, keys, rows and records are "
     "gone, and how many revocations no provider has confirmed",
-    AuditAction.CONNECTION_ERASED: "a connection was erased: its keys are destroyed and its rows deleted; "
-    "`revocation` is how the provider had ended the grant",
+    AuditAction.CONNECTION_ERASED: "a connection was erased; `revocation`: how the provider ended the grant",
     AuditAction.HOLD_PUT: "a legal hold forbids to erase or prune its target; names why and until when",
     AuditAction.HOLD_ENDED: "a legal hold was ended, or its time is over",
     AuditAction.INCIDENT_OPENED: "connections are to be stopped and revoked, or what leaked keys protect is "
@@ -262,8 +265,7 @@ WHEN = {
     AuditAction.KEY_ROTATION_PAUSED: "a rotation of keys was paused, or gone on with",
     AuditAction.KEYS_ROTATED: "a rotation of keys is done; counts new keys, what was moved to them, and the "
     "older keys that were destroyed or kept",
-    AuditAction.SECRET_RETIRED: "an older client secret or signing secret was retired before its time; names "
-    "which",
+    AuditAction.SECRET_RETIRED: "an older client or signing secret was retired before its time; names which",
     AuditAction.ROOT_RETIRED: "a root key, or the row of what roles sign with, was retired; nothing stands "
     "under it, and a row that denies it is refused",
     AuditAction.HOSTS_ACCEPTED: "the operator has accepted hosts for an integration's secrets; names them",

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from activities.support.temporal import earlier_now
+from evergrant_server.core.access import MovePhase
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.grant import MAIN_SLOT
@@ -221,6 +222,7 @@ async def commit_intent(
     await tx.attempts.open(attempt)
     # from here on no other attempt is opened or installed, and one that was is visible
     position = await tx.connections.position(attempt.tenant, attempt.connection_id, for_share=True)
+    _require_here(position, tracker)
     _require_unchanged(attempt, state, position)
     return attempt
 
@@ -296,10 +298,16 @@ async def _require_no_late_entry(
         raise tracker.pending("a late reply waits in a journal")
 
 
+def _require_here(position: Position | None, tracker: AttemptTracker) -> None:
+    """Raises Failure REFRESH_PENDING while the tenant is moved to another cell: this one spends nothing."""
+    if position is not None and position.phase is not MovePhase.HERE:
+        raise tracker.pending("the tenant is being moved to another cell, which goes on in a moment")
+
+
 def _require_unchanged(attempt: Attempt, state: LifecycleState, now: Position | None) -> None:
     """Raises Failure STORE_CONFLICT when an attempt that ended since the credential was read has spent
     it: it left no open row, but a newer generation or a connection in another state."""
-    if now != (state, attempt.from_generation):
+    if now is None or (now.state, now.generation) != (state, attempt.from_generation):
         raise Failure(ErrorCode.STORE_CONFLICT, f"{attempt.connection_id} was changed meanwhile")
 
 

@@ -15,9 +15,15 @@ from evergrant_server.cli.machine import write_private
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
-from evergrant_server.crypto.bundle import GATEWAY_SECRETS
+from evergrant_server.crypto.bundle import GATEWAY_SECRETS, cell_secrets
 from evergrant_server.crypto.key_services.port import Context, ServicePurpose
-from evergrant_server.crypto.keyfile import key_file_error, read_bundle
+from evergrant_server.crypto.keyfile import (
+    KeyFile,
+    key_file_error,
+    put_cell_secrets,
+    read_bundle,
+    read_cell_secrets,
+)
 from evergrant_server.crypto.keyring import HeldKeys, KeyRing, Role, new_key_file
 from evergrant_server.crypto.root_keys import RootState, bundle_root, first_roots
 from evergrant_server.settings import Settings
@@ -31,13 +37,20 @@ for command in (roots.status, roots.rotate, roots.rewrap, roots.retire):
 
 
 @keys.command
-async def create(*, flags: Flags | None = None) -> None:
+async def create(*, cell_of: Path | None = None, flags: Flags | None = None) -> None:
     """Create the key file. Never overwrites an existing one, nor replaces one that a database needs.
 
     With EVERGRANT_KEY_SERVICE: have the service wrap the first root keys, in the database. With a service as
     EVERGRANT_KEY_SERVICE_BEFORE: create the key file to which root keys are moved.
+
+    Args:
+        cell_of: What `keys export-cell` wrote on the host of another cell: the new keys belong to a cell to
+            which that one's tenants can be moved. A key service wraps them later: see keys rotate.
     """
     settings = settings_of(flags)
+    if cell_of is not None:
+        await create_keys(settings, read_cell_secrets(cell_of))
+        return
     if settings.key_service == "file" and settings.key_service_before:
         KeyRing.create(settings.key_path)
         print(f"created {settings.key_path}; back it up. Give each role its copy, restart all with these ")
@@ -48,13 +61,13 @@ async def create(*, flags: Flags | None = None) -> None:
         raise Failure(ErrorCode.ALREADY_EXISTS, "The database has its root keys already.")
 
 
-async def create_keys(settings: Settings) -> None:
-    """Create the key file.
+async def create_keys(settings: Settings, cell_of: KeyFile | None = None) -> None:
+    """Create the key file; of a cell, with the secrets that it shares.
 
     Raises Failure KEY_UNAVAILABLE when there is one, or the database was filled with another.
     """
     await require_no_lost_key_file(settings)
-    KeyRing.create(settings.key_path)
+    KeyRing.create(settings.key_path, cell_of=cell_of)
     print(f"created {settings.key_path}; back it up: without it no stored token can be read")
 
 
@@ -173,6 +186,21 @@ def export_gateway(out: Path, *, flags: Flags | None = None) -> None:
     """Write the key file for gateways, which opens access tokens alone. An older copy there is replaced."""
     written = new_ring(settings_of(flags), Role.OPERATOR).export(out, Role.GATEWAY)
     _say_written(out, written, "it can open access tokens, but no refresh tokens and no client secrets")
+
+
+@keys.command
+async def export_cell(out: Path, *, flags: Flags | None = None) -> None:
+    """Write what another cell's keys are made with, so that tenants can be moved between the two.
+
+    It opens no token and signs nothing: it makes the hashes of subjects, accounts and API keys. Carry it to
+    the new cell's host as you carry a key file, run there keys create --cell-of FILE, and delete it.
+
+    Args:
+        out: The file, which must not exist.
+    """
+    async with open_store(settings_of(flags), Role.OPERATOR) as (store, _):
+        put_cell_secrets(out, cell_secrets(store.ring.bundle_for(ServicePurpose.AUTHORITY)))
+    print(f"wrote {out}: on the new cell's host, keys create --cell-of {out.name}; then delete it")
 
 
 def _say_written(out: Path, written: bool, use: str) -> None:

@@ -11,8 +11,9 @@ from evergrant_server.access.erasure import Order, put_hold
 from evergrant_server.access.erasure import erase as erase_target
 from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.audit.orders import end_hold
+from evergrant_server.cli import moves
 from evergrant_server.cli.flags import Flags, settings_of
-from evergrant_server.core.access import TenantStanding
+from evergrant_server.core.access import MovePhase, TenantStanding
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import Clock, SystemClock
 from evergrant_server.core.connections.erasure import Erasure, TargetKind
@@ -24,6 +25,8 @@ from evergrant_server.store import Store, Transaction
 from evergrant_server.wiring.platform import open_store
 
 tenants = App(name="tenants")
+for command in (moves.move, moves.receive, moves.moves, moves.undo, moves.forget):
+    tenants.command(command)
 
 _LONGEST_REASON = 255
 _OPERATOR = RequestContext(by="operator")
@@ -95,6 +98,11 @@ async def set_disabled(store: Store, clock: Clock, tenant: Tenant, reason: str, 
         if await _is_already(tx, tenant, disabled=disabled):
             return False
         now, before = clock.now(), await tx.tenants.to_change(tenant)
+        if before is not None and before.phase is not MovePhase.HERE:
+            why = (
+                f"{tenant} is {before.phase} ({before.reason}). See: python -m evergrant_server tenants moves"
+            )
+            raise Failure(ErrorCode.STORE_CONFLICT, why)
         after = (before or TenantStanding(tenant=tenant, id=tenant)).__replace__(
             disabled=disabled, reason=reason, changed_at=now
         )
@@ -169,6 +177,7 @@ async def erase(tenant: str, *, reason: str, confirm: str, flags: Flags | None =
     wait = settings_of(flags).erasure_wait
     async with _store(flags) as store:
         await _require_known(store, Tenant(tenant))
+        await _require_here(store, Tenant(tenant))
         erasure = await erase_target(store, _order(tenant, reason), wait, _needs_no_approval)
         await set_disabled(store, SystemClock(), Tenant(tenant), reason, disabled=True)
     print(_erasure_line(erasure))
@@ -237,6 +246,15 @@ async def release(tenant: str, hold_id: str, *, reason: str, flags: Flags | None
 async def _require_known(store: Store, tenant: Tenant) -> None:
     async with store.read() as tx:
         await _is_already(tx, tenant, disabled=True)
+
+
+async def _require_here(store: Store, tenant: Tenant) -> None:
+    """Raise Failure STORE_CONFLICT for a tenant of another cell: to erase it would revoke what that uses."""
+    async with store.read() as tx:
+        standing = await tx.tenants.to_change(tenant)
+    if standing is not None and standing.phase is not MovePhase.HERE:
+        forget = f"For what it has left here: python -m evergrant_server tenants forget {tenant}"
+        raise Failure(ErrorCode.STORE_CONFLICT, f"{tenant} is {standing.phase}. {forget}")
 
 
 async def _needs_no_approval(_: Transaction) -> dict[str, str]:

@@ -95,6 +95,15 @@ class App(TenantRow):
         return url in self.return_to or _LOOPBACK_PORT.sub(r"\1", url) in self.return_to
 
 
+class MovePhase(StrEnum):
+    """Where a tenant stands that is moved between cells (ADR 0139)."""
+
+    HERE = ""  # it lives in this cell
+    ARRIVING = "arriving"  # its rows are written here; the other cell serves it
+    PAUSED = "paused"  # this cell leases and revokes, and spends no single-use credential of it
+    MOVED = "moved"  # it lives in the cell of the address `moved_to`
+
+
 class TenantStanding(TenantRow):
     """Whether a tenant is served. Each has this row from its beginning: to delete one must enable nothing.
 
@@ -105,6 +114,8 @@ class TenantStanding(TenantRow):
     disabled: bool = False
     reason: str = ""
     changed_at: datetime | None = None
+    phase: MovePhase = MovePhase.HERE
+    moved_to: str = ""
 
 
 class AppKey(TenantRow):

@@ -56,6 +56,8 @@ class ErrorCode(StrEnum):
     CONNECTION_HELD = "connection_held"
     DELEGATION_ENDED = "delegation_ended"
     TENANT_DISABLED = "tenant_disabled"
+    TENANT_MOVED = "tenant_moved"
+    TENANT_ARRIVING = "tenant_arriving"
     APPROVAL_REQUIRED = "approval_required"
     APPROVAL_OUTDATED = "approval_outdated"
     CALL_APPROVAL_REQUIRED = "call_approval_required"
@@ -306,9 +308,7 @@ FAILURES: dict[ErrorCode, FailureRule] = {
     ),
     ErrorCode.METHOD_NOT_ALLOWED: _caller("This route has no such method.", "See /docs.", status=405),
     ErrorCode.PROVIDER_UNKNOWN: _caller(
-        "No provider in the catalogue has this name.",
-        "List them: evergrant providers ls.",
-        status=404,
+        "No provider in the catalogue has this name.", "List them: evergrant providers ls.", status=404
     ),
     ErrorCode.ALREADY_EXISTS: _caller(
         "Something with this name is there already.",

@@ -141,6 +141,14 @@ PLATFORM_FAILURES: dict[str, FailureRule] = {
         "A worker's journal has no room for a provider's answer, so nothing was sent.",
         "Make room on the worker's disk, or give it a data folder it can write.",
     ),
+    "tenant_moved": caller(
+        "The tenant lives in another cell of this operator's: moved_to is its address.",
+        "Send requests there: set EVERGRANT_URL to it, or name it in EVERGRANT_CELLS.",
+        status=421,
+    ),
+    "tenant_arriving": platform(
+        "The tenant is being moved here from another cell, and is served there or in a moment here.", LATER
+    ),
     "temporal_unavailable": platform(
         "Temporal can't be reached.",
         "Check EVERGRANT_TEMPORAL_ADDRESS and the Temporal server. After the loss of its database, "

@@ -59,6 +59,7 @@ DirectoryUserId = NewType("DirectoryUserId", str)
 OffboardingRuleId = NewType("OffboardingRuleId", str)
 DeviceAuthorizationId = NewType("DeviceAuthorizationId", str)
 ImportId = NewType("ImportId", str)
+MoveId = NewType("MoveId", str)
 
 # in the order of the types above
 PREFIXES = (
@@ -110,6 +111,7 @@ PREFIXES = (
     "ofr",
     "dva",
     "imp",
+    "mov",
 )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from evergrant_server.core.access import App
 from evergrant_server.core.agents.stops import AgentStop
+from evergrant_server.core.cells.moves import TenantMove
 from evergrant_server.core.connections.bulk import BulkOrder
 from evergrant_server.core.connections.erasure import Erasure
 from evergrant_server.core.connections.incidents import Incident
@@ -15,11 +16,12 @@ from evergrant_server.core.integrations import Integration
 from evergrant_server.core.messages.activities import RevokeReplacedStart
 from evergrant_server.core.messages.agents import AgentStopStart
 from evergrant_server.core.messages.base import Message, RequestContext
+from evergrant_server.core.messages.cells import MoveTenant
 from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
 from evergrant_server.core.messages.erasure import ErasureStart
 from evergrant_server.core.messages.incidents import AdvanceBulk, AdvanceIncident
 from evergrant_server.core.messages.integrations import RetryConnections
-from evergrant_server.core.messages.jobs import FETCH_ISSUER_KEYS
+from evergrant_server.core.messages.jobs import FETCH_ISSUER_KEYS, MOVE_TENANT
 from evergrant_server.core.messages.keys import KeyRotationStart, PauseKeyRotation
 from evergrant_server.core.messages.maintenance import FetchIssuerKeys
 from evergrant_server.core.messages.names import (
@@ -123,6 +125,12 @@ def job_message(tenant: Tenant, job: Job[RequestT, Any], request: RequestT, at: 
     """Have a worker do a job."""
     target = job.workflow_id(request)
     return outbox_message(tenant, OutboxKind.RUN_JOB, target, request, at, name=job.name)
+
+
+def move_message(move: TenantMove, context: RequestContext, at: datetime) -> OutboxMessage:
+    """Have a worker carry out this side's part of a move between cells."""
+    request = MoveTenant(tenant=move.tenant, move_id=move.id, context=context)
+    return job_message(move.tenant, MOVE_TENANT, request, at)
 
 
 def fetch_issuer_keys_message(issuer: TrustedIssuer, context: RequestContext, at: datetime) -> OutboxMessage:

@@ -40,6 +40,9 @@ GATEWAY_SECRETS = frozenset(
     {"api keys", "api.cursor", "agent call", "connect link", "mcp request state", "mcp-session"}
     | {"audit head gateway", "request proof gateway", "sign gateway", GATEWAY_WRAPPING}
 )
+CELL_SECRETS = (
+    "api keys",
+)  # beside the key of hashes: what cells share, so that a tenant's rows mean the same
 _MOST_VERIFIED = 20_000  # signatures that are remembered: about 5 MB
 BUNDLE = "bundle"  # its place among what a ring lacks
 
@@ -102,9 +105,9 @@ class Bundle:
 
     def _derive(self, purpose: str) -> bytes:
         bundle = self._held_bundle()
-        if bundle.derive is not None:
-            return derived_key(bundle.derive, purpose)
         key = bundle.derived.get(purpose)
+        if key is None and bundle.derive is not None:
+            return derived_key(bundle.derive, purpose)
         if key is None:
             raise Failure(
                 ErrorCode.KEY_UNAVAILABLE, f"The {self._signer} role doesn't hold the secret {purpose!r}."
@@ -148,6 +151,15 @@ class Bundle:
             for signer in Signer
         }
 
+    def public_keys(self) -> dict[str, bytes]:
+        """With which this installation's signatures are verified, by their signers."""
+        return {name: key.public_bytes_raw() for name, key in self._public_keys.items()}
+
+    def cell_check(self) -> str:
+        """The same for cells that share their secrets, and for no others."""
+        shared = (self._held_bundle().subject.reveal(), *(self.derive(name) for name in CELL_SECRETS))
+        return hashlib.sha256(encode_parts("cells", *(part.hex() for part in shared))).hexdigest()
+
     def bundle_for(self, purpose: ServicePurpose) -> KeyFile:
         """What the key service wraps for a purpose without roots: for gateways, what this version derives."""
         bundle = self._held_bundle()
@@ -185,12 +197,26 @@ def gateway_bundle(file: KeyFile) -> KeyFile:
     return replace(
         file,
         derive=None,
-        derived={name: SealingKey(name, derived_key(derive, name)) for name in sorted(GATEWAY_SECRETS)},
+        derived={
+            name: file.derived.get(name) or SealingKey(name, derived_key(derive, name))
+            for name in sorted(GATEWAY_SECRETS)
+        },
         public={
             signer.value: Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
             for signer, seed in seeds.items()
         },
     )
+
+
+def cell_secrets(file: KeyFile) -> KeyFile:
+    """What a new cell of this installation shares with it: the key of hashes, and that of secrets' MACs. It
+    signs and opens nothing."""
+    derive = file.derive
+    assert derive is not None
+    shared = {
+        name: file.derived.get(name) or SealingKey(name, derived_key(derive, name)) for name in CELL_SECRETS
+    }
+    return KeyFile({}, file.subject, None, export=True, derived=shared)
 
 
 def _is_same_bundle(one: KeyFile | None, two: KeyFile | None) -> bool:

@@ -66,6 +66,19 @@ class Recipient:
         return jwe.encrypt_compact(header, value.reveal().encode(), self._key, algorithms=_ALLOWED)
 
 
+def open_sealed_to(text: str, private: str) -> Secret:
+    """What `Recipient.seal` sealed; `private` is a JWK in JSON. Raises Failure INVALID_REQUEST."""
+    try:
+        document = json.loads(private)
+        kind = jwk.OKPKey if document.get("kty") == "OKP" else jwk.ECKey
+        key = kind.import_key(document)
+        opened = jwe.decrypt_compact(text.strip(), key, algorithms=_ALLOWED)
+    except (JoseError, ValueError, KeyError, TypeError, AttributeError):
+        why = "it isn't sealed to this private key, or was altered"
+        raise Failure(ErrorCode.INVALID_REQUEST, why, field="key") from None
+    return Secret((opened.plaintext or b"").decode())
+
+
 def _of_jwk(document: dict[str, Any]) -> jwk.OKPKey | jwk.ECKey:
     if any(name in document for name in _PRIVATE):
         _refuse("is a private key: give the public half, and keep this one to yourself")

@@ -38,7 +38,8 @@ class KeyFile:
     """The content of a key file. `export` is True for a copy made for a role with fewer purposes.
 
     A gateway's copy has no `derive`, from which every other secret follows: `derived` has the secrets that it
-    uses, by their names, and `public` the Ed25519 keys with which it verifies, by their signers.
+    uses, by their names, and `public` the Ed25519 keys with which it verifies, by their signers. Beside a
+    `derive`, `derived` has the secrets that cells share (ADR 0139): they follow from another cell's.
     """
 
     purposes: dict[str, RootKeys]
@@ -56,6 +57,16 @@ def key_file_error(path: Path, why: str, repair: str) -> Failure:
 def read(path: Path) -> KeyFile:
     """Read and check the file. Raises Failure KEY_UNAVAILABLE with a one-line repair."""
     return _Parser(path).parse(_read_private(path))
+
+
+def read_cell_secrets(path: Path) -> KeyFile:
+    """Read what `put_cell_secrets` wrote. Raises Failure KEY_UNAVAILABLE with a one-line repair."""
+    return _Parser(path).parse_bundle(_read_private(path))
+
+
+def put_cell_secrets(path: Path, file: KeyFile) -> None:
+    """Write the secrets that cells share, a file without roots. Raises Failure KEY_UNAVAILABLE: it exists."""
+    create(path, replace(file, purposes={}))
 
 
 def bundle_bytes(file: KeyFile) -> bytes:
@@ -107,7 +118,8 @@ class _Parser:
     def _file(self, document: dict[str, Any], purposes: dict[str, RootKeys]) -> KeyFile:
         subject = self._key("subject", document.get("subject"))
         derived = self._keys("derived", document.get("derived", {}))
-        derive = None if derived else self._key("derive", document.get("derive"))
+        is_whole = "derive" in document or not derived
+        derive = self._key("derive", document.get("derive")) if is_whole else None
         keys = [subject, *derived.values(), *([derive] if derive else [])]
         keys += [key for roots in purposes.values() for key in roots.keys.values()]
         if len({key.reveal() for key in keys}) != len(keys):
@@ -277,7 +289,8 @@ def _serialised(file: KeyFile) -> bytes:
     }
     if file.derive is not None:
         document["derive"] = text(file.derive)
-    else:
+    if file.derived or file.derive is None:
         document["derived"] = {name: text(key) for name, key in file.derived.items()}
+    if file.derive is None:
         document["public"] = {name: base64.b64encode(key).decode() for name, key in file.public.items()}
     return json.dumps(document, indent=1).encode() + b"\n"

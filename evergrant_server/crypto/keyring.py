@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto import keyfile
 from evergrant_server.crypto.bundle import BUNDLE, GATEWAY_SECRETS, Bundle, Signer, gateway_bundle, hkdf
@@ -133,13 +135,24 @@ class KeyRing(Bundle):
         return cls(path, role, file)
 
     @classmethod
-    def create(cls, path: Path | str, role: Role = Role.OPERATOR) -> "KeyRing":
+    def create(
+        cls, path: Path | str, role: Role = Role.OPERATOR, cell_of: KeyFile | None = None
+    ) -> "KeyRing":
         """Write a new key file (mode 0600, with all purposes) and open it for `role`.
 
-        Raises Failure KEY_UNAVAILABLE when the file exists already or can't be written.
+        `cell_of`: the secrets that it shares with other cells. Raises Failure KEY_UNAVAILABLE when the file
+        exists already or can't be written.
         """
-        keyfile.create(Path(path), new_key_file())
+        keyfile.create(Path(path), new_key_file(cell_of))
         return cls.open(path, role)
+
+    @classmethod
+    def of_cell(cls, public: Mapping[str, bytes], worker_mac_keys: Mapping[str, bytes]) -> "KeyRing":
+        """A ring that verifies what another cell has signed, and opens, signs and derives nothing."""
+        ring = cls("another cell's keys", Role.WORKER, None)
+        ring._public_keys = {name: Ed25519PublicKey.from_public_bytes(raw) for name, raw in public.items()}
+        ring._worker_mac_keys = dict(worker_mac_keys)
+        return ring
 
     def __repr__(self) -> str:
         return f"KeyRing({str(self.source)!r}, {self.role.value})"
@@ -274,6 +287,14 @@ class KeyRing(Bundle):
             return False
         return hmac.compare_digest(self._worker_mac(root_id, *parts), mac)
 
+    def worker_mac_keys(self) -> dict[str, bytes]:
+        """With which another cell's workers verify what workers of this one wrote, by the ids of roots.
+
+        Raises Failure KEY_UNAVAILABLE without the refresh purpose.
+        """
+        self.require(KeyPurpose.REFRESH)
+        return dict(self._worker_mac_keys)
+
     def _worker_mac(self, root_id: str, *parts: str | int) -> str:
         if root_id not in self._worker_mac_keys:
             raise self._lack(root_id)
@@ -287,10 +308,13 @@ class KeyRing(Bundle):
         return roots
 
 
-def new_key_file() -> KeyFile:
-    """New keys of every purpose, and new ones to sign and derive with."""
+def new_key_file(cell_of: KeyFile | None = None) -> KeyFile:
+    """New keys of every purpose, and new ones to sign and derive with; but what cells share is that of
+    `cell_of`."""
     purposes = {purpose.value: _with_new_key(None) for purpose in ROOT_PURPOSES}
-    return KeyFile(purposes, new_sealing_key("subject"), new_sealing_key("derive"))
+    subject = new_sealing_key("subject") if cell_of is None else cell_of.subject
+    derived = {} if cell_of is None else cell_of.derived
+    return KeyFile(purposes, subject, new_sealing_key("derive"), derived=derived)
 
 
 def _of_role(file: KeyFile, role: Role) -> KeyFile:

@@ -20,6 +20,9 @@ from evergrant_server.store.agents.delegations import DelegationRules, Delegatio
 from evergrant_server.store.audit.checkpoints import AuditCheckpoints
 from evergrant_server.store.audit_streams import AuditStreams, StreamStates
 from evergrant_server.store.authentication import AppCredentials, AppTokens, KeySessions
+from evergrant_server.store.cells.keys import MovedKeys
+from evergrant_server.store.cells.moves import TenantMoves
+from evergrant_server.store.cells.rows import MovedRows
 from evergrant_server.store.connections.account_identifiers import AccountIdentifiers
 from evergrant_server.store.connections.attempts import Attempts, LateTokenSets
 from evergrant_server.store.connections.bulk import BulkOrders
@@ -138,6 +141,9 @@ class Transaction:
     pinned_hosts = _with_ring(PinnedHostsOfAll)
     definitions = _with_ring(Definitions)
     tenants = _with_ring(Tenants)
+    tenant_moves = _with_sealer(TenantMoves)
+    moved_rows = _with_connection(MovedRows)
+    moved_keys = _with_ring(MovedKeys)
     root_keys = _with_ring(WrappedRoots)
     access = _with_ring(Access)
     agents = _with_ring(Agents)

@@ -2,12 +2,13 @@
 
 from datetime import datetime
 
-from evergrant_server.core.access import TenantStanding
+from evergrant_server.core.access import MovePhase, TenantStanding
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store.authority.authenticators import AuthenticatedRepository, authority_broken
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import table_of
+from evergrant_server.store.database.rows import transactions_under_way
 
 _MISSING = "is missing: python -m evergrant_server tenants disable, or tenants enable, writes it anew"
 
@@ -16,6 +17,8 @@ class TenantStandingRow(columns.IdTable, table=True):
     disabled: bool
     reason: str
     changed_at: datetime | None = columns.timestamp()
+    phase: str = ""
+    moved_to: str = ""
     mac: str | None = None
 
 
@@ -28,15 +31,29 @@ class Tenants(AuthenticatedRepository[TenantStanding, Tenant]):
 
     async def is_enabled(self, tenant: Tenant) -> bool:
         """Raises Failure AUTHORITY_BROKEN."""
+        return not (await self.standing(tenant)).disabled
+
+    async def standing(self, tenant: Tenant) -> TenantStanding:
+        """Raises Failure AUTHORITY_BROKEN."""
         standing = await self.get(tenant, tenant)
         if standing is None:
             raise authority_broken(table_of(TenantStandingRow).name, tenant, _MISSING)
-        return not standing.disabled
+        return standing
 
     async def require_enabled(self, tenant: Tenant) -> None:
-        """Raises Failure TENANT_DISABLED, AUTHORITY_BROKEN."""
-        if not await self.is_enabled(tenant):
+        """Raises Failure TENANT_DISABLED, TENANT_MOVED, TENANT_ARRIVING, AUTHORITY_BROKEN."""
+        standing = await self.standing(tenant)
+        if standing.phase is MovePhase.MOVED:
+            raise Failure(ErrorCode.TENANT_MOVED, moved_to=standing.moved_to)
+        if standing.phase is MovePhase.ARRIVING:
+            raise Failure(ErrorCode.TENANT_ARRIVING, retry_after=0.5)
+        if standing.disabled:
             raise Failure(ErrorCode.TENANT_DISABLED)
+
+    async def under_way(self) -> frozenset[str]:
+        """The transactions that may have read a standing as it was. Empty for SQLite: writers come one after
+        another."""
+        return await transactions_under_way(self._connection, [table_of(TenantStandingRow).name])
 
     async def to_change(self, tenant: Tenant) -> TenantStanding | None:
         """The standing as its row says, with a broken authenticator too: a put repairs that."""

@@ -5,10 +5,13 @@ from datetime import datetime, timedelta
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.messages.activities import RevokeReplacedStart
 from evergrant_server.core.messages.agents import AgentStopStart
+from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.messages.cells import MoveTenant
 from evergrant_server.core.messages.decisions import AdvanceAccessRequest, AdvanceCallApproval
 from evergrant_server.core.messages.erasure import ErasureStart
 from evergrant_server.core.messages.incidents import AdvanceBulk, AdvanceIncident
 from evergrant_server.core.messages.integrations import RolloutStart
+from evergrant_server.core.messages.jobs import MOVE_TENANT
 from evergrant_server.core.messages.maintenance import WakeWebhook
 from evergrant_server.core.messages.names import (
     access_request_workflow_id,
@@ -107,6 +110,19 @@ async def restart_erasures(store: Store, link: TemporalLink, now: datetime) -> N
         await link.start(start_requests.erasure(start))
 
 
+async def restart_moves(store: Store, link: TemporalLink, now: datetime) -> None:
+    """Start the job of every move between cells that hasn't ended, unless it is running.
+
+    Raises Failure TEMPORAL_UNAVAILABLE or STORE_UNAVAILABLE.
+    """
+    async with store.read() as tx:
+        unfinished = await tx.tenant_moves.unfinished()
+    for move in unfinished:
+        request = MoveTenant(tenant=move.tenant, move_id=move.id, context=RequestContext(by="operator"))
+        context = reconcile_context(store.ring, MOVE_TENANT.workflow_id(request), now)
+        await link.start(start_requests.job(MOVE_TENANT, request.__replace__(context=context)))
+
+
 async def restart_incidents(store: Store, link: TemporalLink, now: datetime) -> None:
     """Start the workflow of every incident that hasn't ended, or have it look at its row again.
 
@@ -155,6 +171,7 @@ async def restart_background_workflows(store: Store, link: TemporalLink, clock: 
         restart_access_requests,
         restart_agents_work,
         restart_erasures,
+        restart_moves,
         restart_incidents,
         restart_bulk_orders,
     ):

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from math import ceil
 from typing import Generic, TypeVar
 
+from evergrant_server.core.access import MovePhase
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.ids import ConnectionId, Tenant
@@ -154,10 +155,13 @@ class Reconciler:
                 await self.start_workflow(Tenant(match["tenant"]), ConnectionId(match["connection"]))
 
     async def start_workflow(self, tenant: Tenant, connection_id: ConnectionId) -> bool:
-        """Start the workflow of one connection, unless it is running. False: the connection has ended."""
+        """Start the workflow of one connection, unless it is running. False: the connection has ended,
+        or its tenant lives in another cell."""
         async with self._store.read() as tx:
             connection = await tx.connections.get(tenant, connection_id)
-        if connection is None or connection.state.is_final:
+            standing = await tx.tenants.to_change(tenant)
+        is_elsewhere = standing is not None and standing.phase in (MovePhase.ARRIVING, MovePhase.MOVED)
+        if is_elsewhere or connection is None or connection.state.is_final:
             return False
         checked = await self._repair.start_if_closed(connection)
         return checked.running or checked.started

@@ -11,6 +11,7 @@ from activities.audit_streams import (
     ANSWER_TIMEOUT_S as STREAM_TIMEOUT_S,
 )
 from activities.audit_streams import AuditStreamSender, InstallationReceiver, StreamReceiver
+from activities.cells.moving import CellActivities
 from activities.consents.accounts import AccountActivities
 from activities.consents.code_exchange import CodeExchangeActivities
 from activities.consents.consent_end import ConfirmationActivities, ConsentEndActivities, ExpiryActivities
@@ -109,6 +110,7 @@ def build_worker_parts(
         decisions.advance_call_approval,
         PermitReviewActivities(store, clock, settings.unused_permit_after).review_permits,
         *_order_activities(platform),
+        CellActivities(store, platform.link, platform.reconciler, egress, clock).move_tenant,
     ]
     replayer = JournalReplayer(store, clock, journal, sections, replays)
     streams = _audit_streams(platform, make_egress)

@@ -13,6 +13,7 @@ from typing import Any
 from evergrant_server.core.messages import activities as m
 from evergrant_server.core.messages import (
     agents,
+    cells,
     decisions,
     erasure,
     export,
@@ -23,17 +24,7 @@ from evergrant_server.core.messages import (
     questions,
 )
 from evergrant_server.core.messages.names import WORKFLOW_OF_PREFIX
-from evergrant_server.core.messages.work import (
-    DAY,
-    HOUR,
-    MINUTE,
-    SECOND,
-    Activity,
-    Job,
-    Limits,
-    Recurrence,
-    TurnKey,
-)
+from evergrant_server.core.messages.work import MINUTE, SECOND, Activity, Job, Limits, Recurrence, TurnKey
 from evergrant_server.core.single_use.attempt import LIMITS
 
 _JUDGE_AND_COMMIT = timedelta(seconds=30)
@@ -161,7 +152,7 @@ RETRY_CONNECTIONS = Activity(
     "retry_connections",
     integrations.RetryConnections,
     integrations.RetryConnectionsResult,
-    Limits(HOUR, heartbeat=SECOND * 10),
+    Limits(MINUTE * 60, heartbeat=SECOND * 10),
     lambda request: f"after {request.integration_id or request.source_app} changed",
 )
 ADVANCE_ACCESS_REQUEST = Activity(
@@ -305,11 +296,23 @@ ANSWER_QUESTION = Job(
     "answer_question",
     questions.AnswerQuestion,
     questions.AnswerProgress,
-    Limits(HOUR * 6, heartbeat=SECOND * 20),
+    Limits(MINUTE * 360, heartbeat=SECOND * 20),
     lambda request: request.question_id,
     urgent=False,
     title="answers a question about uses of connections, or about a subject",
     id_parts=lambda request: (request.tenant, request.question_id),
+)
+
+MOVE_TENANT = Job(
+    "move_tenant",
+    cells.MoveTenant,
+    cells.MoveResult,
+    Limits(MINUTE * 1440, heartbeat=SECOND * 20, first_wait=SECOND),
+    lambda request: request.move_id,
+    TurnKey.of_tenant,
+    urgent=False,
+    title="moves a tenant between cells",
+    id_parts=lambda request: (request.tenant, request.move_id),
 )
 
 # --- jobs that recur ----------------------------------------------------------------------
@@ -318,7 +321,7 @@ RECONCILE = Job(
     "reconcile",
     maintenance.ReconcileRequest,
     maintenance.ReconcileResult,
-    Limits(HOUR, heartbeat=SECOND * 20),
+    Limits(MINUTE * 60, heartbeat=SECOND * 20),
     "every live connection",
     title="starts missing workflows of live connections, and exports histories",
     # where the schedule is new, Temporal's database may have been lost with every connection's workflow
@@ -355,11 +358,11 @@ REVIEW_PERMITS = Job(
     "review_permits",
     decisions.ReviewPermits,
     decisions.ReviewPermitsResult,
-    Limits(HOUR, heartbeat=SECOND * 20, tries=3),
+    Limits(MINUTE * 60, heartbeat=SECOND * 20, tries=3),
     "permits that no lease has used",
     urgent=False,
     title="proposes permits for removal that no lease has used for long",
-    recurrence=Recurrence(decisions.ReviewPermits(), lambda _: DAY),
+    recurrence=Recurrence(decisions.ReviewPermits(), lambda _: MINUTE * 1440),
 )
 ROTATE_DUE_KEYS = Job(
     "rotate_due_keys",
@@ -369,7 +372,7 @@ ROTATE_DUE_KEYS = Job(
     "tenants' keys that are older than the setting",
     urgent=False,
     title="rotates tenants' keys that are older than EVERGRANT_KEY_ROTATION",
-    recurrence=Recurrence(keys.RotateDueKeys(), lambda _: HOUR),
+    recurrence=Recurrence(keys.RotateDueKeys(), lambda _: MINUTE * 60),
 )
 
 DETECT_PATTERNS = Job(

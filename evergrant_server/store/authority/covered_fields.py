@@ -16,6 +16,7 @@ from evergrant_server.core.agents.delegation_rules import DelegationRule
 from evergrant_server.core.agents.delegations import Delegation
 from evergrant_server.core.agents.stops import AgentStop
 from evergrant_server.core.audit_streams.stream import AuditStream
+from evergrant_server.core.cells.moves import TenantMove
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.bulk import BulkOrder
 from evergrant_server.core.connections.campaigns import Campaign
@@ -63,7 +64,8 @@ _FACTS_OF_INTEGRATIONS = {
 # The fields that the authenticator of a row covers. Those that hold their default are left out, so that a
 # field that comes later, with a default, changes no authenticator.
 COVERED: dict[type[CheckedModel], set[str]] = {
-    TenantStanding: {"tenant", "id", "disabled", "reason"},
+    TenantStanding: {"tenant", "id", "disabled", "reason", "phase", "moved_to"},
+    TenantMove: {"tenant", "id", "side", "peer", "state", "secret_hash", "expires_at"},
     App: set(App.model_fields) - {"revision", "created_at"},
     AppKey: {"tenant", "id", "app_id", "secret_hash", "revoked_at"},  # the hash covers the expiry
     AppCredential: set(AppCredential.model_fields) - {"revision", "created_at"},

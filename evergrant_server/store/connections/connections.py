@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, false, func, or_, select, text
 from sqlmodel import col
 
+from evergrant_server.core.access import MovePhase
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import MAIN_SLOT
@@ -48,6 +49,7 @@ from evergrant_server.store.database.rows import (
     read_model,
 )
 from evergrant_server.store.ends import put_back
+from evergrant_server.store.tenants import TenantStandingRow
 
 _COUNT = select(func.count()).select_from(table_of(ConnectionRow))
 OFFERED = ("consent_deadline", "requested_scopes", "default_scopes", "slot_scopes")  # with a new link
@@ -55,10 +57,18 @@ _WAITS = (LifecycleState.PENDING_CONSENT.value, LifecycleState.NEEDS_REAUTH.valu
 
 
 _ROW = table_of(ConnectionRow).c
-_POSITION = select(_ROW.state, _ROW.generation).where(
+_STANDING = table_of(TenantStandingRow).c
+# the tenant's phase is read in the same statement: a move that pauses the tenant waits for this transaction
+_PHASE = select(_STANDING.phase).where(_STANDING.tenant == _ROW.tenant, _STANDING.id == _ROW.tenant)
+_POSITION = select(_ROW.state, _ROW.generation, _PHASE.scalar_subquery().label("phase")).where(
     _ROW.tenant == bindparam("tenant"), _ROW.id == bindparam("id")
 )
 _POSITION_FOR_SHARE = _POSITION.with_for_update(read=True)
+
+
+# a tenant of another cell has no workflow here
+_ELSEWHERE = select(_STANDING.tenant).where(_STANDING.phase.in_([MovePhase.ARRIVING, MovePhase.MOVED]))
+_IS_HERE = _ROW.tenant.not_in(_ELSEWHERE)
 
 
 class Position(NamedTuple):
@@ -66,6 +76,7 @@ class Position(NamedTuple):
 
     state: LifecycleState
     generation: int
+    phase: MovePhase = MovePhase.HERE  # of its tenant
 
 
 class PendingRevocation(NamedTuple):
@@ -176,7 +187,7 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         """
         query = _POSITION_FOR_SHARE if for_share else _POSITION
         row = await fetch_first(self._connection, query, {"tenant": tenant, "id": id})
-        return None if row is None else Position(LifecycleState(row["state"]), row["generation"])
+        return None if row is None else _position(row)
 
     async def get_for_update(self, tenant: Tenant, id: ConnectionId) -> Connection | None:
         """The connection, locked against changes and shared locks until this transaction ends."""
@@ -248,14 +259,16 @@ class Connections(ModelRepository[Connection, ConnectionId]):
         return await self._readable(query, after, limit)
 
     async def live_in_all_tenants(self, after: str | None = None, limit: int = 500) -> ConnectionPage:
-        """Connections of every tenant that haven't ended, sorted by id."""
-        return await self._readable(self._where(col(ConnectionRow.state).not_in(FINAL_STATES)), after, limit)
+        """Connections of every tenant of this cell that haven't ended, sorted by id."""
+        return await self._readable(
+            self._where(col(ConnectionRow.state).not_in(FINAL_STATES), _IS_HERE), after, limit
+        )
 
     async def live_counts(self) -> tuple[int, int]:
         """How many connections of every tenant haven't ended, and how many of those are revoking: by indexes
         alone."""
         counts = [
-            (await self._connection.execute(_COUNT.where(text(condition)))).scalar_one()
+            (await self._connection.execute(_COUNT.where(text(condition), _IS_HERE))).scalar_one()
             for condition in (LIVE_CONDITION, REVOKING_CONDITION)
         ]
         return counts[0], counts[1]
@@ -369,6 +382,10 @@ def _tries_uncounted() -> ColumnElement[bool]:
         col(LateTokensRow.connection_id) == col(ConnectionRow.id),
     )
     return or_(state == LifecycleState.REVOKING.value, and_(state.in_(_WAITS), or_(by_itself, late)))
+
+
+def _position(row: Values) -> Position:
+    return Position(LifecycleState(row["state"]), row["generation"], MovePhase(row["phase"] or ""))
 
 
 def expires_before(moment: datetime) -> ColumnElement[bool]:

@@ -20,6 +20,7 @@ from sqlalchemy import (
     delete,
     exists,
     select,
+    text,
     true,
     update,
 )
@@ -190,6 +191,26 @@ async def _explain_conflict(
     if row.scalar_one():
         raise Failure(ErrorCode.STORE_CONFLICT, f"{name} is no longer at revision {expected}.", row=name)
     raise Failure(ErrorCode.NOT_FOUND, f"{name} doesn't exist.", row=name)
+
+
+_UNDER_WAY = text(
+    "SELECT DISTINCT l.virtualtransaction FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
+    " WHERE l.locktype = 'relation' AND l.pid <> pg_backend_pid() AND c.relname = ANY(:tables)"
+    " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    " AND c.relnamespace = current_schema()::regnamespace"
+    " AND l.mode IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')"
+)
+
+
+async def transactions_under_way(connection: DatabaseConnection, tables: Sequence[str]) -> frozenset[str]:
+    """The transactions that may have read what stands in these tables now.
+
+    Empty for SQLite: a reader has its own snapshot to its end, and writers come one after another.
+    """
+    if connection.dialect.name != "postgresql":
+        return frozenset()
+    rows = await connection.execute(_UNDER_WAY, {"tables": list(tables)})
+    return frozenset(rows.scalars())
 
 
 def not_found(name: str) -> Failure:

@@ -7,7 +7,7 @@ one without a decision.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import ColumnElement, Table, delete, select, tuple_
@@ -104,10 +104,13 @@ class PersonalRows(Repository):
             id for table, column in NAMING for id in await self._naming(table, column, tenant, subject)
         ]
 
-    async def erase_of_tenant(self, tenant: Tenant) -> Erased:
-        """Delete some of a tenant's rows: keys first, children before parents. `Erased(0, 0)`: none."""
+    async def erase_of_tenant(self, tenant: Tenant, keep: Collection[str] = ()) -> Erased:
+        """Delete some of a tenant's rows: keys first, children before parents. `Erased(0, 0)`: none.
+
+        `keep`: the names of further tables that stay.
+        """
         for table in (table_of(KeyRow), *reversed(METADATA.sorted_tables)):
-            if table in _EVIDENCE or "tenant" not in table.c:
+            if table in _EVIDENCE or table.name in keep or "tenant" not in table.c:
                 continue
             key = [column for column in table.primary_key.columns if column.name != "tenant"]
             first = select(*key).where(table.c.tenant == tenant).limit(_AT_ONCE)

@@ -15,7 +15,6 @@ from sqlalchemy import (
     func,
     or_,
     select,
-    text,
     type_coerce,
     update,
 )
@@ -25,16 +24,8 @@ from evergrant_server.crypto import KeyPurpose, SealingKey, key_id_of, open_seal
 from evergrant_server.crypto.envelope import seal_head
 from evergrant_server.store.database.columns import SealedBy, sealed_columns
 from evergrant_server.store.database.engine import DatabaseConnection
-from evergrant_server.store.database.rows import Values
+from evergrant_server.store.database.rows import Values, transactions_under_way
 from evergrant_server.store.keys import sealed_place
-
-_UNDER_WAY = text(
-    "SELECT DISTINCT l.virtualtransaction FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
-    " WHERE l.locktype = 'relation' AND l.pid <> pg_backend_pid() AND c.relname = ANY(:tables)"
-    " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    " AND c.relnamespace = current_schema()::regnamespace"
-    " AND l.mode IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')"
-)
 
 
 class Moved(NamedTuple):
@@ -139,12 +130,5 @@ async def reseal(
 
 
 async def under_way(connection: DatabaseConnection) -> frozenset[str]:
-    """The transactions that may have read what stands in the sealed tables now.
-
-    Empty for SQLite: a reader has its own snapshot to its end, and writers come one after another.
-    """
-    if connection.dialect.name != "postgresql":
-        return frozenset()
-    tables = ["key", *(table.name for table in sealed_columns())]
-    rows = await connection.execute(_UNDER_WAY, {"tables": tables})
-    return frozenset(rows.scalars())
+    """The transactions that may have read what stands in the sealed tables now."""
+    return await transactions_under_way(connection, ["key", *(table.name for table in sealed_columns())])

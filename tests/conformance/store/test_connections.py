@@ -14,6 +14,7 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, AttemptId, IntegrationId, Tenant, new_id
 from evergrant_server.core.single_use.attempt import LateTokens
 from evergrant_server.store import Store
+from evergrant_server.store.connections.connections import Position
 from evergrant_server.store.connections.tables import ConnectionRow
 from tests.conformance.store.samples import ACME, a_connection, added, granted, some_tokens
 from tests.fakes.databases import NOW
@@ -25,7 +26,7 @@ async def test_a_row_that_is_locked_is_read_as_any_other_and_can_be_changed(stor
     async with store.write() as tx:
         assert await tx.connections.get_for_update(ACME, connection.id) == connection
         assert await tx.connections.get_for_update(Tenant("other"), connection.id) is None
-        place = (connection.state, connection.generation)
+        place = Position(connection.state, connection.generation)
         assert await tx.connections.position(ACME, connection.id, for_share=True) == place
         assert await tx.connections.position(Tenant("other"), connection.id, for_share=True) is None
         await tx.connections.replace(connection.consent_denied(NOW), expected=1)

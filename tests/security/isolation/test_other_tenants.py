@@ -246,7 +246,8 @@ async def test_every_route_is_in_the_matrix_and_in_the_description(api: Api):
     }
     pages = {"GET /", "GET /docs", "GET /openapi.json", "GET /static/evergrant.css", "GET /logos/{file}"}
     scim = " /scim/v2"  # which describes itself: /Schemas, /ResourceTypes
-    undescribed = {it for it in found - described if " /console" not in it and scim not in it}
+    cells = "POST /v1/moves/{tenant}/{move_id}/{step}"  # between cells of one operator: docs/guide/cells.md
+    undescribed = {it for it in found - described if " /console" not in it and scim not in it} - {cells}
     assert undescribed == pages
     assert described <= found
     for route in guarded(api.app):

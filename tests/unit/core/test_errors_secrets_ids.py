@@ -18,7 +18,7 @@ STATUS_OF_KIND = {
     FailureKind.PROVIDER_UNAVAILABLE: {503, 429},
     FailureKind.DENIED: {403},
     FailureKind.PLATFORM_UNAVAILABLE: {503, 500, 429, 409},
-    FailureKind.BAD_REQUEST: {400, 401, 404, 405, 409, 413},
+    FailureKind.BAD_REQUEST: {400, 401, 404, 405, 409, 413, 421},
 }
 
 

@@ -135,7 +135,7 @@ def _codes(*kinds: FailureKind) -> set[str]:
 
 
 def test_an_alert_of_failures_looks_for_every_code_that_its_repairer_mends() -> None:
-    passing = {ErrorCode.RATE_LIMITED, ErrorCode.STORE_CONFLICT}  # the caller comes again
+    passing = {ErrorCode.RATE_LIMITED, ErrorCode.STORE_CONFLICT, ErrorCode.TENANT_ARRIVING}  # it comes again
     assert _outcomes("EvergrantLeasesFail") == _codes(FailureKind.PLATFORM_UNAVAILABLE) - passing
     assert _outcomes("EvergrantLeasesWait") <= _codes(FailureKind.PROVIDER_UNAVAILABLE)
     providers = (FailureKind.PROVIDER_UNAVAILABLE, FailureKind.CLIENT_MISCONFIGURED)

@@ -4,7 +4,7 @@ of a token's API.
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -64,13 +64,31 @@ class ServerAddress:
     """The server's base URL without a trailing slash, and the app's API key or its identity.
 
     With an identity the key is empty. `issuer` is the server's public URL, to which an identity proves
-    itself; empty: it is `url`.
+    itself; empty: it is `url`. `cells` are the addresses to which a server may say that the tenant has moved.
     """
 
     url: str
     api_key: str = field(repr=False)
     identity: Identity | None = None
     issuer: str = ""
+    cells: tuple[str, ...] = ()
+
+    def moved_to(self, address: str) -> "ServerAddress":
+        """The address of the cell where the tenant lives now, if the settings allow it.
+
+        The API key would be sent there: a server that was taken over must not choose where. Raises
+        BadRequest.
+        """
+        url = address.rstrip("/")
+        if not any(_is_cell(url, cell) for cell in self.cells):
+            raise BadRequest(
+                f"the tenant lives at {url} now, as {self.url} says",
+                code="tenant_moved",
+                repair="If this is your operator's cell, set EVERGRANT_URL to it, or EVERGRANT_CELLS to the "
+                "addresses that may be followed: https://eu.evergrant.example.com,https://*.example.net",
+                context={"moved_to": url},
+            )
+        return replace(self, url=url, issuer=url if self.issuer else "")
 
     @classmethod
     def from_settings(
@@ -86,7 +104,7 @@ class ServerAddress:
         """Arguments win over EVERGRANT_URL, EVERGRANT_API_KEY and EVERGRANT_API_KEY_FILE, and those over
         EVERGRANT_APP_ID with EVERGRANT_PRIVATE_KEY_FILE, with EVERGRANT_CERTIFICATE_FILE (and
         EVERGRANT_CERTIFICATE_KEY_FILE), or with EVERGRANT_WORKLOAD_TOKEN_FILE, the first that is set.
-        EVERGRANT_ISSUER is the URL by default.
+        EVERGRANT_ISSUER is the URL by default. EVERGRANT_CELLS names further addresses, with commas.
 
         Raises BadRequest when one is missing, a key file can't be read, the key can't stand in a header
         (RFC 9110 section 5.5), or it would travel in plain text (RFC 6750 section 5.3) to another machine.
@@ -102,10 +120,31 @@ class ServerAddress:
             raise BadRequest(why, code="credential_ambiguous", repair="Give one of them.")
         key = api_key or ("" if identity else _api_key(env))
         issuer = (issuer or env.get("EVERGRANT_ISSUER") or "").rstrip("/")
+        cells = tuple(_cell(name) for name in env.get("EVERGRANT_CELLS", "").split(",") if name.strip())
         if not key:
-            return cls(url, "", identity or _identity(env), issuer or url)
+            return cls(url, "", identity or _identity(env), issuer or url, cells)
         _require_key(key)
-        return cls(url, key, None, issuer)
+        return cls(url, key, None, issuer, cells)
+
+
+def _cell(text: str) -> str:
+    """One of EVERGRANT_CELLS. Raises BadRequest unless it is https, or this machine."""
+    cell = text.strip().rstrip("/")
+    _check(cell.replace("://*.", "://any.", 1), allow_plain_http=False)
+    return cell
+
+
+def _is_cell(url: str, cell: str) -> bool:
+    """Whether the address is this cell's, or one of the hosts below `https://*.`."""
+    try:
+        _check(url, allow_plain_http=False)
+    except BadRequest:
+        return False
+    scheme, host, port = origin_of(httpx2.URL(url))
+    if httpx2.URL(url).path.strip("/") or "://*." not in cell:
+        return url == cell
+    allowed = origin_of(httpx2.URL(cell.replace("://*.", "://any.", 1)))
+    return (scheme, port) == (allowed[0], allowed[2]) and host.endswith(allowed[1].removeprefix("any"))
 
 
 def _check(base: str, allow_plain_http: bool) -> None:

@@ -19,7 +19,7 @@ from evergrant.api.attempts import (
     token_arguments,
     transport_error,
 )
-from evergrant.api.call import Call, Page, Result, check_version, next_page, seconds_or_none
+from evergrant.api.call import Call, Page, Result, check_version, moved_address, next_page, seconds_or_none
 from evergrant.api.models import Connection
 from evergrant.auth import ReportedTokens
 from evergrant.errors import EvergrantError
@@ -90,6 +90,19 @@ class ClientState:
         self._cache = LeaseCache(cache_leases_for, clock)
         self._reported = ReportedTokens(_MAX_REPORTED)
 
+    def _follow(self, response: httpx2.Response) -> bool:
+        """Whether the tenant has moved to another cell, to which every later request goes then.
+
+        Raises BadRequest for an address that the settings don't allow.
+        """
+        moved_to = moved_address(response)
+        if moved_to is None:
+            return False
+        if moved_to != self._server.url:  # or another thread has followed already
+            self._server = self._server.moved_to(moved_to)
+            self._tokens = TokenHolder()
+        return True
+
 
 class Transport(ClientState):
     """Sends calls and blocks until they are answered. Threads may share one."""
@@ -128,6 +141,9 @@ class Transport(ClientState):
             with attempt:
                 credential = self._credential(deadline)
                 response = self._request(call_arguments(call, self._server, credential, deadline))
+                if self._follow(response):
+                    credential = self._credential(deadline)
+                    response = self._request(call_arguments(call, self._server, credential, deadline))
                 if response.status_code == 401 and self._server.identity is not None:
                     self._tokens.drop(credential)  # it was ended early: a credential was replaced
                     credential = self._credential(deadline)
@@ -205,6 +221,9 @@ class AsyncTransport(ClientState):
             with attempt:
                 credential = await self._credential(deadline)
                 response = await self._request(call_arguments(call, self._server, credential, deadline))
+                if self._follow(response):
+                    credential = await self._credential(deadline)
+                    response = await self._request(call_arguments(call, self._server, credential, deadline))
                 if response.status_code == 401 and self._server.identity is not None:
                     self._tokens.drop(credential)
                     credential = await self._credential(deadline)

@@ -91,7 +91,8 @@ STAYS: dict[str, tuple[str, str]] = {
     "tenant_durability": (_CONFIGURATION, "audit_durability"),
     "person_session": (_STAFF, "kind mac person reason role rule secret_hash"),
     "received_event": (_MACHINES, "event_hash"),
-    "tenant_standing": (_EVIDENCE, "mac reason"),
+    "tenant_move": (_EVIDENCE, "by counts log mac peer problem root sealed_access secret_hash side state"),
+    "tenant_standing": (_EVIDENCE, "mac moved_to phase reason"),
     "trusted_issuer": (_CONFIGURATION, "issuer jwks_uri keys keys_problem kind mac name"),
     "used_subject_token": (_MACHINES, "jti_hash"),
     "webhook": (

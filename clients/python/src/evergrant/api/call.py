@@ -190,6 +190,14 @@ def error_from(response: Response) -> EvergrantError:
     )
 
 
+def moved_address(response: Response) -> str | None:
+    """Where the tenant lives, as the cell says that it has left (RFC 9110 section 15.5.20), or None."""
+    if response.status_code != 421:
+        return None
+    problem = parse_problem(response) or {}
+    return _text(problem, "moved_to") if problem.get("code") == "tenant_moved" else None
+
+
 def parse_problem(response: Response) -> Mapping[str, object] | None:
     """The problem document (RFC 9457), or None when the body isn't one."""
     if response.headers.get("content-type", "").partition(";")[0].strip() != "application/problem+json":
