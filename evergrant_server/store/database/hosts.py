@@ -150,11 +150,7 @@ class DatabaseServers:
         self._note(host, timeline)
         if timeline is None or timeline < self._timeline:
             session.terminate()
-            raise _NotUsable(
-                "it is a standby"
-                if timeline is None
-                else "it was replaced: another server has a newer timeline"
-            )
+            raise _NotUsable(_STANDBY if timeline is None else _REPLACED)
         self._primary = host
         self._sessions[session] = timeline
         session.add_termination_listener(self._forget)
