@@ -65,9 +65,11 @@ class PostgresServer:
         """Become a standby of this running primary, through a slot of this server's name."""
         await primary.execute(f"SELECT pg_create_physical_replication_slot('{self.name}', true)")
         source = f"host={primary.host} port={primary.port} user={REPLICATION} application_name={self.name}"
+        patient = f"{source} options='-c wal_sender_timeout=0'"  # a busy machine stands still
         words = ("-D", str(self.data), "-R", "-S", self.name, "-X", "stream", "-c", "fast", "--no-sync")
-        await self.run("pg_basebackup", "-d", source, *words)
-        self.configure(synchronous_standby_names="")  # a copy of the primary's would wait for itself
+        await self.run("pg_basebackup", "-d", patient, *words)
+        # the copy's primary_conninfo has the patience too, and with the primary's names it waits for itself
+        self.configure(primary_conninfo=source, synchronous_standby_names="")
 
     async def rewind_to(self, primary: "PostgresServer") -> None:
         """A former primary that has ended becomes a standby of the one that was promoted meanwhile."""
