@@ -44,12 +44,13 @@ _COUNTED: tuple[type[Row], ...] = (
     *(AuditTreeRow, UsageRow, AppKeyUseRow, PermitUseRow, LeaseUseRow),
     ProcessRow,  # who lives: a gateway says so of itself
 )
-# The columns of other rows. Those of an integration and of a root decide nothing: a row lock needs a column
-# to change.
+# The columns of other rows. Those of an integration, of a key and of a root decide nothing: a row lock needs
+# a column to change.
 _CHANGED: dict[type[Row], tuple[str, ...]] = {
     CallApprovalRow: (*USED, "mac", "revision"),
     ConnectionRow: (*OFFERED, "revision"),
     IntegrationRow: ("created_at",),
+    KeyRow: ("created_at",),
     RootKeyRow: ("created_at",),
 }
 # What the API adds to and never rewrites: workers erase what records say.

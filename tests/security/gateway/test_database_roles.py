@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 import pytest_asyncio
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import make_url
 
 from evergrant_server.cli.doctor.report import CHECKS, DoctorFinding, diagnose
@@ -31,6 +32,7 @@ from evergrant_server.store.authority.database_roles import (
 )
 from evergrant_server.store.authority.scan import ALL
 from evergrant_server.store.database.columns import METADATA, table_of
+from evergrant_server.store.keys import CURRENT_KEY_TO_SEAL
 from tests.fakes.api import Api, running_api
 from tests.fakes.databases import lent, postgres
 from tests.fakes.failures import fails
@@ -154,6 +156,16 @@ def test_of_rows_of_authority_it_adds_those_that_count_with_its_signature():
         ("integration", "created_at"),
         ("root_key", "created_at"),
     }
+
+
+async def test_it_holds_the_key_that_it_seals_with(refused: Callable[[str], Awaitable[bool]]):
+    """As a rotation expects of each transaction that seals with a connection's key."""
+    held = str(
+        CURRENT_KEY_TO_SEAL.params(tenant="", purpose="", connection_id="").compile(
+            dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True}
+        )
+    )
+    assert not await refused(held)
 
 
 async def test_what_happens_in_a_call_reaches_webhooks(api: Api, gateway: Gateway, upstream: RawUpstream):

@@ -19,7 +19,7 @@ async def test_a_standby_takes_over_from_a_killed_primary_which_comes_back_as_it
     async with replicated(synchronous=True) as (first, second):
         await first.execute(
             "CREATE TABLE kept (number int)",
-            "SET synchronous_commit = on",
+            "SET synchronous_commit = remote_apply",  # the standby shows it, too
             "INSERT INTO kept VALUES (1)",
         )
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
