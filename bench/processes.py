@@ -16,9 +16,9 @@ import asyncpg
 
 from bench.load import HOST
 from evergrant_server.cli.process import ChildProcess
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.postgresql import program as postgres_program
 
-_START_LIMIT_S = 60
 _LINE_LIMIT = 1 << 26  # bytes: a round's latencies are one line
 
 
@@ -30,7 +30,7 @@ async def running_process(process: ChildProcess, *, port: int = 0, words: str = 
     """
     await process.start()
     try:
-        async with asyncio.timeout(_START_LIMIT_S):
+        async with asyncio.timeout(PATIENCE_S):
             while not (await _alive(port) if port else process.has_logged(words)):
                 process.raise_if_exited()
                 await asyncio.sleep(0.05)
