@@ -15,8 +15,12 @@ _CLOSED = "closed the connection without an answer"
 
 
 def why_unreachable(error: httpx2.TransportError) -> str:
-    """`HOST refused the connection` and the like, of an error of `Egress.client`."""
-    url = error.request.url
+    """`HOST refused the connection` and the like, of an error of `Egress.client`. Raises nothing: what became
+    of a credential hangs on the error, not on its words."""
+    try:
+        url = error.request.url
+    except RuntimeError:  # the error is of no request
+        return connection_problem("the server", error)
     host = f"[{url.host}]" if ":" in url.host else url.host
     return connection_problem(host if url.port is None else f"{host}:{url.port}", error)
 

@@ -74,3 +74,7 @@ async def test_a_name_without_an_address_is_told() -> None:
         async with Egress(EgressPolicy()).client() as http:
             await http.get("https://login.evergrant.invalid/canary")
     assert why_unreachable(raised.value) == "login.evergrant.invalid has no address in DNS"
+
+
+def test_an_error_of_no_request_has_words_too() -> None:
+    assert why_unreachable(httpx2.ReadTimeout("")) == "the server did not answer in time"

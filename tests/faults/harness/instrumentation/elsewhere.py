@@ -55,6 +55,11 @@ ELSEWHERE = {
     "evergrant_server.api.connections.commands:confirm_consent": "the harness confirms without HTTP",
     "evergrant_server.api.connections.commands:_raise_refusal": "nothing is written here",
     "evergrant_server.api.connections.commands:_link": "nothing is written here",
+    "activities.single_use.protocol:SingleUseProtocol._require_known_elsewhere": (
+        "another region: tests/faults/region"
+    ),
+    "activities.single_use.protocol:SingleUseProtocol.open#6": "another region: tests/faults/region",
+    "activities.single_use.protocol:SingleUseProtocol.conclude#3": "another region: tests/faults/region",
     "activities.support.transactions:record_once_a_day": "what a reconcile pass and the audit log have found",
 }
 
