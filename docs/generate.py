@@ -125,8 +125,7 @@ WHEN = {
     AuditAction.SECRET_ROLLED_BACK: "the client secret from before the rotation is used alone again",
     AuditAction.SECRET_REFUSED: "the provider refused the new client secret and accepted the previous one",
     AuditAction.SECRET_ACCEPTED: "the provider accepted the new client secret, which it had refused before",
-    AuditAction.CONTROL_REQUESTED: "one refresh with a token that can't exist is about to be sent, to "
-    "compare refusals with its answer",
+    AuditAction.CONTROL_REQUESTED: "a refresh with a token that can't exist is sent, to compare refusals",
     AuditAction.CONTROL_ANSWERED: "what the provider answered to it: `refused`, `unanswered`, or `granted`, "
     "whose tokens were revoked if `revoked` says so, and after which none is sent again",
     AuditAction.INTEGRATION_DELETED: "an integration was deleted",
@@ -201,8 +200,7 @@ WHEN = {
     "minute after the first",
     AuditAction.TOKEN_FAMILY_BEGUN: "a client of the gateway exchanged a code: it acts as an app for a "
     "subject from then on; names both, and the resource",
-    AuditAction.TOKEN_FAMILY_REFRESHED: "a client refreshed its access token; `replay` counts the "
-    "repetitions of a used refresh token",
+    AuditAction.TOKEN_FAMILY_REFRESHED: "a client refreshed its access token; `replay`: by a used one, again",
     AuditAction.TOKEN_FAMILY_REPLAYED: "a used code or refresh token came again beyond what is allowed: what "
     "it belonged to has ended. Perhaps it was stolen",
     AuditAction.TOKEN_FAMILY_ENDED: "what a subject authorized was ended by its client or an admin; names "
@@ -268,6 +266,8 @@ WHEN = {
     AuditAction.SECRET_RETIRED: "an older client or signing secret was retired before its time; names which",
     AuditAction.ROOT_RETIRED: "a root key, or the row of what roles sign with, was retired; nothing stands "
     "under it, and a row that denies it is refused",
+    AuditAction.BACKUP_DRILLED: "a backup was restored aside and verified: `ok`; under the tenant `-`",
+    AuditAction.BACKUP_RESTORED: "a backup was put in the database's place; under the tenant `-`",
     AuditAction.HOSTS_ACCEPTED: "the operator has accepted hosts for an integration's secrets; names them",
     AuditAction.AUTHORITY_BROKEN: "a row that says who may do what was not written by Evergrant; refused",
 }

@@ -15,6 +15,7 @@ from evergrant_server.api.http.models import View
 from evergrant_server.api.integrations.health import TURNS
 from evergrant_server.api.integrations.models import FailedExchangeView
 from evergrant_server.api.integrations.routes import failed_exchange
+from evergrant_server.audit.drills import newest_drills
 from evergrant_server.audit.exchanges import newest_exchanges
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.binding import Binding
@@ -125,7 +126,8 @@ class OverviewView(View):
 
     `hours` begins with the first hour that workers have counted. `key_rotation` is the setting, in seconds;
     null: keys are rotated by hand. `archived_at`: when PostgreSQL has last archived a piece of its log; null:
-    it says nothing, and of other backups Evergrant knows nothing.
+    it says nothing, and of other backups Evergrant knows nothing. `drilled_at`: when a backup was last
+    restored beside the installation and found whole; null: never.
     """
 
     at: datetime
@@ -139,6 +141,7 @@ class OverviewView(View):
     keys: tuple[KeyAgeView, ...]
     key_rotation: float | None
     archived_at: datetime | None
+    drilled_at: datetime | None
 
 
 @router.get("/v1/overview")
@@ -162,7 +165,10 @@ async def get_overview(call: Call) -> OverviewView:
     )
 
 
-_NOTHING: Mapping[str, Any] = {"waiting": (), "ends": (), "hours": (), "keys": (), "archived_at": None}
+_NOTHING: Mapping[str, Any] = {
+    **dict.fromkeys(("waiting", "ends", "hours", "keys"), ()),
+    **dict.fromkeys(("archived_at", "drilled_at"), None),
+}
 
 
 async def _facts_of_tenant(tx: Transaction, call: ApiCall, ends: list[ComingEnd]) -> dict[str, Any]:
@@ -177,6 +183,7 @@ async def _facts_of_tenant(tx: Transaction, call: ApiCall, ends: list[ComingEnd]
         "hours": tuple(_hours(await tx.overviews.hours(tenant, now - SHOWN), now)),
         "keys": tuple(KeyAgeView(**age._asdict()) for age in keys),
         "archived_at": await tx.overviews.archived_at(),
+        "drilled_at": (await newest_drills(tx)).good_at,
     }
 
 

@@ -186,6 +186,7 @@ app.command("evergrant_server.cli.db:db", help="The database's schema, and the T
 app.command("evergrant_server.cli.keys:keys", help="The key ring, and the first API key.")
 app.command("evergrant_server.cli.operate:audit_log", name="audit", help="The audit log.")
 app.command("evergrant_server.cli.authority:authority", help="The authenticators of rows.")
+app.command("evergrant_server.cli.backup.commands:backup", help="Backups, drills and the restore.")
 app.command("evergrant_server.cli.tenants:tenants", help="Which tenants are served.")
 app.command("evergrant_server.cli.providers:providers", help="The provider catalogue.")
 app.command("evergrant_server.cli.region:region_app", name="region", help="A second region, and a fail-over.")

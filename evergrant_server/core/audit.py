@@ -208,6 +208,8 @@ class AuditAction(StrEnum):
     CHAIN_ENDED = "audit.chain_ended"
     LOG_VERIFIED = "audit.verified"
     HOSTS_ACCEPTED = "authority.hosts_accepted"
+    BACKUP_DRILLED = "backup.drilled"
+    BACKUP_RESTORED = "backup.restored"
 
 
 class AuditEntry(FrozenModel):

@@ -16,6 +16,7 @@ from evergrant_server.core.messages.names import TASK_QUEUE
 from evergrant_server.core.model import CheckedModel
 from evergrant_server.settings.audit import AuditSettings
 from evergrant_server.settings.audit_streams import AuditStreamSettings
+from evergrant_server.settings.backup import BackupSettings
 from evergrant_server.settings.detection import DetectionSettings
 from evergrant_server.settings.endings import EndingSettings
 from evergrant_server.settings.errors import (
@@ -112,6 +113,7 @@ class Settings(
     AuditStreamSettings,
     DetectionSettings,
     EndingSettings,
+    BackupSettings,
     BaseSettings,
 ):
     """What an operator may set. Durations are read by `read_duration`."""

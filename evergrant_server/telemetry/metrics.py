@@ -84,6 +84,11 @@ REVOCATION_AGE = _meter.create_gauge(
     "s",
     "age of the oldest revocation that the provider hasn't confirmed; 0 when there is none",
 )
+DRILL_AGE = _meter.create_gauge(
+    "evergrant.backup.drill_age",
+    "s",
+    "since the last backup drill that found nothing wrong; nothing before the first one",
+)
 _unexpected = _meter.create_counter(
     "evergrant.activity.unexpected",
     "{failure}",

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from evergrant_server import audit
+from evergrant_server.audit.drills import newest_drills
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -101,7 +102,7 @@ class OutboxRelay:
             metrics.OUTBOX_AGE.set((now - oldest).total_seconds() if oldest else 0)
 
     async def _report_revocations(self, now_s: float) -> None:
-        """Set the metric of the oldest revocation, once a minute."""
+        """Set the metrics of the oldest revocation and the last good drill, once a minute."""
         if now_s < self._revocations_reported_at + _REVOCATIONS_INTERVAL_S:
             return
         self._revocations_reported_at, now = now_s, self._clock.now()
@@ -109,7 +110,10 @@ class OutboxRelay:
             async with self._store.read() as tx:
                 waits = await tx.connections.revoking_since_before(now, 1)
                 waits += await tx.replaced_grants.pending_since_before(now, 1)
+                drilled_at = (await newest_drills(tx)).good_at
             metrics.REVOCATION_AGE.set(max(((now - wait.since).total_seconds() for wait in waits), default=0))
+            if drilled_at is not None:
+                metrics.DRILL_AGE.set((now - drilled_at).total_seconds())
 
     async def deliver_batch(self) -> int:
         """Claim and deliver a batch of messages, each for another workflow. Returns how many were claimed.

@@ -1,7 +1,8 @@
-"""The check of the audit log's checkpoints: they are signed, and every anchor keeps them."""
+"""Checks by records of the audit log: checkpoints are signed and kept, and backups are tried out."""
 
 from datetime import timedelta
 
+from evergrant_server.audit.drills import newest_drills
 from evergrant_server.cli.doctor import COMMAND, CheckFailed
 from evergrant_server.cli.doctor.keys import reading
 from evergrant_server.core.clock import SystemClock
@@ -34,3 +35,18 @@ async def checkpoints(settings: Settings) -> str:
         )
     kept = f"kept by {', '.join(sorted(anchors))}" if anchors else f"kept nowhere else: {_SET_UP}"
     return f"{key.name} is signed at {newest.tree.size} heads, {kept}"
+
+
+async def backups(settings: Settings) -> str:
+    """The last drill found nothing wrong, and isn't old. An installation that had none yet has no problem."""
+    now, drill = SystemClock().now(), f"{COMMAND} backup drill"
+    async with reading(settings) as tx:
+        drills = await newest_drills(tx)
+    if drills.last_at is None:
+        return f"none was tried out yet: {drill}"
+    if not drills.last_ok:
+        why = f"the drill of {drills.last_at:%Y-%m-%d %H:%M} UTC found a backup that can't be relied on"
+        raise CheckFailed(why, f"{drill}    # prints what is wrong with it")
+    if drills.last_at < now - settings.backup_drill_interval:
+        raise CheckFailed(f"the last drill is from {drills.last_at:%Y-%m-%d %H:%M} UTC", drill)
+    return f"one was restored and found whole at {drills.last_at:%Y-%m-%d %H:%M} UTC"

@@ -49,6 +49,7 @@ async def test_what_needs_somebody_says_whose_turn_it_is_the_admins_first(api: A
     ]
     assert all(cause["connections"] == 1 and cause["since"] for cause in shown["attention"])
     assert (shown["whole"], shown["complete"], shown["archived_at"]) == (True, True, None)
+    assert shown["drilled_at"] is None
     standings = {standing["name"]: standing for standing in shown["integrations"]}
     assert (standings["crm"]["active"], standings["crm"]["failing"]) == (2, 1)
     assert (standings["mail"]["active"], standings["mail"]["needs_reauth"]) == (1, 1)

@@ -3,14 +3,11 @@
 import json
 import re
 import select
-import sqlite3
-import stat
 import subprocess
 import sys
 import tomllib
 import venv
 import zipfile
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -63,31 +60,6 @@ def test_setup_says_how_far_pip_is_while_it_runs() -> None:
         assert child.stderr.readline().startswith(b"    10 of up to ")
         child.stdin.close()
     assert child.returncode == 0
-
-
-def test_a_backup_is_restored_by_the_guides_commands(tmp_path: Path) -> None:
-    """docs/guide/operations.md, with SQLite: what was written after the backup is gone, its log included."""
-    guide = (ROOT / "docs/guide/operations.md").read_text(encoding="utf-8")
-    backup, restore = re.findall(r"^ *```sh\n(.*?)^ *```", guide, re.MULTILINE | re.DOTALL)
-    data = tmp_path / ".evergrant"
-    data.mkdir()
-    (tmp_path / ".venv").symlink_to(BIN.parent)
-    (data / "keys.json").write_text("{}")
-    write = (
-        "import os, sqlite3, sys; to = sqlite3.connect('.evergrant/evergrant.db', isolation_level=None);"
-        "to.execute('PRAGMA journal_mode = WAL'); to.execute('CREATE TABLE IF NOT EXISTS t (word)');"
-        "to.execute('INSERT INTO t VALUES (?)', sys.argv[1:]); os._exit(0)"  # killed: the log stays
-    )
-    assert run(sys.executable, "-c", write, "before", cwd=tmp_path).returncode == 0
-    assert run("bash", "-euc", backup, cwd=tmp_path).stderr == ""
-    assert run(sys.executable, "-c", write, "after", cwd=tmp_path).returncode == 0
-    assert (data / "evergrant.db-wal").exists()
-    assert run("bash", "-euc", restore, cwd=tmp_path).stderr == ""
-    with closing(sqlite3.connect(data / "evergrant.db")) as restored:
-        assert restored.execute("SELECT word FROM t").fetchall() == [("before",)]
-    assert [stat.S_IMODE(it.stat().st_mode) for it in (tmp_path / "backup.db", data / "evergrant.db")] == [
-        0o600
-    ] * 2
 
 
 def test_only_workers_and_init_hold_the_full_key_file() -> None:

@@ -1286,7 +1286,8 @@ class Overview:
 
     `hours` begins with the first hour that workers have counted. `key_rotation` is the setting, in seconds;
     null: keys are rotated by hand. `archived_at`: when PostgreSQL has last archived a piece of its log; null:
-    it says nothing, and of other backups Evergrant knows nothing.
+    it says nothing, and of other backups Evergrant knows nothing. `drilled_at`: when a backup was last
+    restored beside the installation and found whole; null: never.
     """
     at: datetime
     whole: bool
@@ -1299,6 +1300,7 @@ class Overview:
     keys: tuple[KeyAge, ...]
     key_rotation: float | None
     archived_at: datetime | None
+    drilled_at: datetime | None
 
 @dataclass(frozen=True, slots=True)
 class Permit:
