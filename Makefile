@@ -17,7 +17,7 @@ TYPESCRIPT_READY := $(VENV)/.ready-typescript
 INPUTS := requirements/build.txt requirements/setup.sh clients/python/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check unit test bench faults fuzz soak conformance frameworks mutations dev screenshots week lint format imports types docs manifests site typescript histories db-upgrade doctor sbom release lock clean
+.PHONY: help demo check unit test bench faults fuzz soak conformance containers frameworks mutations dev screenshots week lint format imports types docs manifests site typescript histories db-upgrade doctor sbom release lock clean
 
 help: ## show this list
 	@echo "Evergrant: make TARGET"
@@ -69,6 +69,10 @@ conformance: $(TEST_READY) ## Evergrant as an MCP client, judged by the protocol
 	@PYTHONPATH=.:clients/python/src $(PY) -m tests.conformance.mcp
 
 ONLY ?=
+BEFORE ?=
+containers: $(TEST_READY) ## as root: the image and the compose file on a real Docker server, upgrade, restarts, doctor; needs no registry of images: BEFORE=commit
+	@PYTHONPATH=.:clients/python/src $(PY) -m tests.containers $(if $(BEFORE),--before $(BEFORE))
+
 frameworks: $(TEST_READY) ## the examples with agent frameworks, each in an environment of its own: ONLY=crewai (all)
 	@PYTHONPATH=.:clients/python/src $(PY) -m tests.frameworks $(ONLY)
 

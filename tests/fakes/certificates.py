@@ -145,9 +145,11 @@ class LoopbackTls:
         return LoopbackTls(server, self.trust, self.authorities)
 
 
-def loopback_tls(folder: Path) -> LoopbackTls:
-    """A certificate for 127.0.0.1 that is its own authority, an hour old and good for a day."""
-    loopback = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+def loopback_tls(folder: Path, *more: str) -> LoopbackTls:
+    """A certificate for 127.0.0.1 and `more` addresses that is its own authority, an hour old and good for a
+    day."""
+    addresses = [x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", *more)]
+    loopback = x509.SubjectAlternativeName(addresses)
     serves = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
     certificate, key = _self_signed("loopback of a test", 1, loopback, serves)
     authorities, private = folder / "authorities.pem", folder / "server-key.pem"

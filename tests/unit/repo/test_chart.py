@@ -40,6 +40,10 @@ EVERYTHING: dict[str, Any] = {
     "ingress": {"enabled": True, "gatewayHost": "calls.example.com", "annotations": {"example.com/a": "b"}},
     **{name: {"enabled": True} for name in ("serviceMonitor", "prometheusRule", "dashboard")},
     "docsUrl": "https://docs.example.com/evergrant",
+    "deliver": {
+        **{"enabled": True, "namespace": "reports", "appId": "app_01"},
+        "secrets": ["report-github", "report-github-token"],
+    },
 }
 KEY_SERVICE = "aws-kms:arn:aws:kms:eu-central-1:111122223333:alias/evergrant-{purpose}"
 SHAPES: dict[str, dict[str, Any]] = {
@@ -188,11 +192,12 @@ def test_an_autoscaler_has_the_number_of_pods_to_itself(tmp_path: Path) -> None:
 
 def test_every_role_has_a_policy_of_what_it_may_reach(tmp_path: Path) -> None:
     policies = of_kind(chart(tmp_path, EVERYTHING), "NetworkPolicy")
-    assert policies.keys() == {"api", "gateway", "worker", "prepare"}
+    assert policies.keys() - {"deliver"} == {"api", "gateway", "worker", "prepare"}
     ports = {
         name: {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
         for name, policy in policies.items()
     }
+    del policies["deliver"]  # no process of the server
     shared = {53, 5432, 7233, 4318}
     assert ports["prepare"] == shared
     assert ports["api"] == shared | {6379}
@@ -200,6 +205,35 @@ def test_every_role_has_a_policy_of_what_it_may_reach(tmp_path: Path) -> None:
     for policy in policies.values():
         (database,) = [rule for rule in policy["spec"]["egress"] if {"port": 5432} in rule["ports"]]
         assert database["to"] == EVERYTHING["networkPolicy"]["database"]["to"]
+
+
+def test_the_operator_reads_no_other_secret_by_name_and_reaches_two_servers(tmp_path: Path) -> None:
+    documents = [
+        manifest
+        for manifest in chart(tmp_path, EVERYTHING)
+        if manifest["metadata"].get("namespace") == "reports"
+    ]
+    (role,) = of_kind(documents, "Role").values()
+    by_name = [rule for rule in role["rules"] if "resourceNames" in rule]
+    assert [(rule["resourceNames"], rule["verbs"]) for rule in by_name] == [
+        (EVERYTHING["deliver"]["secrets"], ["get", "patch", "delete"])
+    ]
+    assert {verb for rule in role["rules"] for verb in rule["verbs"]} == {
+        *("get", "list", "watch", "create", "patch", "delete")
+    }
+    (policy,) = of_kind(documents, "NetworkPolicy").values()
+    assert {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]} == {53, 443, 6443}
+    assert "ingress" not in policy["spec"]
+    (deployment,) = of_kind(documents, "Deployment").values()
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"evergrant-client:{__version__}"
+    settings = {setting["name"]: setting["value"] for setting in container["env"]}
+    (source,) = deployment["spec"]["template"]["spec"]["volumes"][0]["projected"]["sources"]
+    assert (
+        settings["EVERGRANT_URL"]
+        == source["serviceAccountToken"]["audience"]
+        == "https://evergrant.example.com"
+    )
 
 
 def test_every_container_asks_for_memory_and_is_probed(tmp_path: Path) -> None:
@@ -259,6 +293,7 @@ def _without_nothing(value: Any) -> Any:
         ({"settings": {"DATABASE_URL": "x"}}, "DATABASE_URL"),
         ({"api": {"settings": {"EVERGRANT_DATABASE_URL": "postgresql://x"}}}, "EVERGRANT_DATABASE_URL"),
         ({"api": {"replicas": 0}}, "/api/replicas"),
+        ({"deliver": {"enabled": True}}, "/deliver/appId"),
         ({"worker": {"journal": {"accessMode": "ReadWriteMany"}}}, "/worker/journal/accessMode"),
         ({"gatway": {"enabled": False}}, "gatway"),
         ({"database": {"roles": {"api": "x; DROP TABLE app"}}}, "/database/roles/api"),

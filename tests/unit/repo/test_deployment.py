@@ -94,6 +94,17 @@ def test_the_image_has_each_folder_where_compose_mounts_a_volume_that_it_writes(
     assert written == _folders_of_the_image()
 
 
+def test_what_the_image_is_built_of_reaches_the_build() -> None:
+    """.dockerignore leaves out everything that it doesn't name."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE)
+    sources = {name for names in copied for name in names.split()}
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {"requirements/server.txt", "evergrant_server"} <= sources
+    assert lines[0] == "*"
+    assert sources == {line.removeprefix("!") for line in lines if line.startswith("!")}
+
+
 def test_what_compose_mounts_to_be_read_is_written_by_a_service_before() -> None:
     """The first service that mounts a volume fills it: one that nobody writes stays empty, and root's."""
     mounts = [it for service in SERVICES.values() for it in service.get("volumes", [])]
