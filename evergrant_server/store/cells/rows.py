@@ -30,7 +30,7 @@ from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.keys import NO_CONNECTION, KeyRow
 
 # Configuration, credentials, connections and all that a refresh needs. Every other table stays: a test has
-# the decision about each (tests/conformance/store/test_cells.py).
+# the decision about each (tests/cells/test_tables.py).
 _MOVED = {
     *("admin_login", "app", "app_credential", "app_key", "client_consent", "client_login", "definition"),
     *("delegation_rule", "directory_user", "event_receiver", "integration", "legal_hold", "oauth_client"),
@@ -44,7 +44,7 @@ _WRAPPING = frozenset({"sealed_key", "wrapping_key_id"})  # of a tenant's key, w
 PINNED = "pin"  # beside a connection's columns: the account identifier that its `account_mac` covers
 # What changes while leases go on and no credential is spent: of these few facts tell whether anything did.
 _LARGE = frozenset({"account_identifier", "attempt", "connection", "connection_grant", "key"})
-_ORDERS = ("erasure", "incident", "bulk_order")
+_ORDERS = ("erasure", "incident", "bulk_order", "agent_stop")
 _CONNECTION, _KEY = table_of(ConnectionRow), table_of(KeyRow)
 
 
@@ -156,7 +156,8 @@ class MovedRows(Repository):
         return int(sum(numbers))
 
     async def orders_under_way(self, tenant: Tenant) -> list[str]:
-        """The ids of erasures, incidents and bulk orders that go on: they would be left behind."""
+        """The ids of erasures, incidents, bulk orders and stops of agents that go on: they would be left
+        behind."""
         found: list[str] = []
         for name in _ORDERS:
             table = METADATA.tables[name]

@@ -82,6 +82,7 @@ async def test_a_stop_finds_the_connections_that_only_its_agent_has_used(store: 
         await tx.access.delete_app(ACME, other.id)
         assert await tx.agent_stops.used_connections(ACME, bot.id, "con_a", 5) == [("con_b", False)]
         assert await tx.agent_stops.unfinished(NOW + MINUTE, 5) == [stop]
+        assert await tx.moved_rows.orders_under_way(ACME) == [stop.id]
         ended = stop.model_copy(update={"finished_at": NOW})
         assert await tx.agent_stops.replace(ended, expected=1) == await tx.agent_stops.newest(ACME, bot.id)
         assert await tx.agent_stops.unfinished(NOW + MINUTE, 5) == []
