@@ -15,6 +15,7 @@ import pytest_asyncio
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import make_url
 
+from evergrant_server.cli.doctor import report
 from evergrant_server.cli.doctor.report import CHECKS, DoctorFinding, diagnose
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
@@ -36,7 +37,7 @@ from evergrant_server.store.keys import CURRENT_KEY_TO_SEAL
 from tests.fakes.api import Api, running_api
 from tests.fakes.databases import lent, postgres
 from tests.fakes.failures import fails
-from tests.fakes.patience import eventually
+from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.platform.gateway import Gateway, RawUpstream, running_gateway
 from tests.fakes.platform.mcp_client import mcp_client
 from tests.fakes.providers.login_issuer import LoginIssuer
@@ -229,8 +230,9 @@ async def test_its_rights_are_exact_and_are_restored(url: str, of_role: str):
 
 
 async def test_doctor_says_what_a_processs_role_may_beyond_its_job_or_lacks(
-    api: Api, url: str, of_role: str, tmp_path: Path
+    api: Api, url: str, of_role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(report, "CHECK_TIMEOUT_S", PATIENCE_S)
     full = api.parts.settings.key_path
     KeyRing.open(full, Role.OPERATOR).export(tmp_path / "gateway.json", Role.GATEWAY)
     of_gateway = {"data_dir": tmp_path, "key_file": tmp_path / "gateway.json"}
