@@ -56,7 +56,9 @@ DECIDES_NOTHING = {
     "process": "what a rotation waits for: who may seal is looked at where it seals",
     "question": "what an auditor asked: the answer is what auditors read anyway",
     "question_answer": "copies of what auditors read, for a week",
+    "region": "which region serves: a changed one stops leases, or lets two spend, and shows no token",
     "received_event": "remembers events that came: an event ends, and grants nothing",
+    "tenant_durability": "whether leases wait for the other region",
     "usage": "the generation that was leased last",
     "used_subject_token": "remembers used tokens of people: who deletes one needs the token",
 }
@@ -64,7 +66,7 @@ DECIDES_NOTHING = {
 NOT_IN_THE_WORLD = {
     *("access_token", "app_token", "authorization_code", "authorization_request", "device_authorization"),
     *("client_consent", "key_session", "person_login", "refresh_token", "subject_session"),
-    "root_key",
+    *("root_key", "tenant_move"),
 }
 
 
