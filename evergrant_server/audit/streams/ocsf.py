@@ -58,7 +58,7 @@ _CLASSES: Mapping[EventClass, frozenset[str]] = {
             *("integration", "definition", "tenant", "erasure", "legal_hold", "app", "key", "keys"),
             *("credential", "trusted_issuer", "admin_login", "client_login", "oauth_client", "webhook"),
             *("authority", "audit", "audit_stream", "incident", "bulk", "detection"),
-            *("offboarding", "offboarding_rule", "directory_user", "campaign", "backup"),
+            *("offboarding", "offboarding_rule", "directory_user", "campaign", "backup", "region"),
         }
     ),
 }

@@ -84,7 +84,7 @@ _OTHERS = {
     _TIME: "provider_unreachable provider_error provider_rate_limited refresh_pending worker_busy",
     _OPERATOR: "host_not_accepted tenant_disabled store_unavailable store_conflict schema_mismatch "
     "store_behind key_unavailable key_denied key_gone seal_broken authority_broken audit_unavailable "
-    "region_fenced region_away "
+    "region_fenced region_away tenant_arriving "
     "rate_limited journal_unavailable temporal_unavailable internal unreachable protocol_error",
 }
 _TURNS_OF_CODES = {code: turn for turn, codes in _OTHERS.items() for code in codes.split()}
