@@ -32,6 +32,7 @@ from tests.fakes.postgresql import program as postgres_program
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 _TEMPLATE = "evergrant_template"
+_TRIGGERS = "SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1, 2"
 _TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
 _TRANSACTION = "SELECT pg_current_xact_id()::text::bigint"
 _OLDER_SNAPSHOTS = """SELECT count(*) FROM pg_stat_activity
@@ -84,6 +85,7 @@ class Postgres:
         self._folder = Path(tempfile.mkdtemp(prefix="evergrant-pg-"))
         self._server = postgres_program.start(self._folder / "data")
         self._clean: list[str] = []
+        self._triggers: list[asyncpg.Record] = []
         self._socket = str(self._server.get_postmaster_info().socket_dir)
         try:
             with ThreadPoolExecutor(1) as aside:  # fixtures may ask from inside a running loop
@@ -135,6 +137,7 @@ class Postgres:
             found = {it["tablename"] for it in await connection.fetch(_TABLES)} - {"alembic_version"}
             versions = [it["version_num"] for it in await connection.fetch("SELECT * FROM alembic_version")]
             whole = found == set(METADATA.tables) and versions == [schema.expected_version()]
+            whole = whole and await connection.fetch(_TRIGGERS) == self._triggers
             if whole:
                 ordered = [it.name for it in reversed(METADATA.sorted_tables)]
                 # else each foreign key looks through all that was just deleted: minutes for 20,000 rows
@@ -154,6 +157,9 @@ class Postgres:
             f"CREATE DATABASE {_TEMPLATE}",
         )
         await schema.upgrade(self.url(_TEMPLATE))
+        template = await asyncpg.connect(host=self._socket, user="postgres", database=_TEMPLATE)
+        self._triggers = await template.fetch(_TRIGGERS)
+        await template.close()
 
     def restart(self) -> None:
         """A fast shutdown, and the same data on the same socket again: every session ends."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -19,7 +19,7 @@ from evergrant_server.store.database.columns import METADATA
 from evergrant_server.store.database.engine import open_database
 from tests.conformance.store.samples import an_app
 from tests.fakes.clock import SetClock
-from tests.fakes.databases import DURABLE
+from tests.fakes.databases import DURABLE, postgres
 from tests.fakes.failures import fails
 from tests.upgrade.later_release import A_COLUMN, later_release
 
@@ -130,6 +130,18 @@ async def test_the_migrated_schema_is_exactly_that_of_the_tables(database_url: s
         await connection.run_sync(METADATA.create_all)
         assert migrated == await connection.run_sync(shape_of)
     await database.close()
+
+
+async def test_a_database_of_tests_without_its_triggers_is_not_lent_again():
+    """Tables that SQLAlchemy has made, as above, have none: leases wouldn't wait for a stop."""
+    url = await postgres().lend()
+    database = make_url(url).database
+    assert database is not None
+    await postgres().admin("DROP TRIGGER exclude_leases ON app", database=database)
+    await postgres().give_back(url)
+    following = await postgres().lend()
+    assert following != url
+    await postgres().give_back(following)
 
 
 def test_every_table_starts_with_tenant_and_carries_a_revision():
