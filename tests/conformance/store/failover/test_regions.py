@@ -103,6 +103,10 @@ async def test_a_region_serves_as_long_as_the_other_one_confirms_and_never_after
             assert await second.value(_LEASES) == await first.value(_LEASES) + 1
 
 
+def twenty_of(barrier: Barrier) -> asyncio.Future[list[BaseException | None]]:
+    return asyncio.gather(*(barrier.passed() for _ in range(20)), return_exceptions=True)
+
+
 async def test_a_barrier_that_was_cancelled_or_waits_for_nobody_has_not_passed(tmp_path: Path):
     KeyRing.create(tmp_path / "keys.json")
     async with replicated() as (first, _):
@@ -117,9 +121,16 @@ async def test_a_barrier_that_was_cancelled_or_waits_for_nobody_has_not_passed(t
             assert "waits for no standby" in str(ended[0])
             first.configure(synchronous_standby_names="nobody", synchronous_commit="local")
             await first.reload()
-            waiting = [asyncio.create_task(barrier.passed()) for _ in range(20)]
-            await eventually(lambda: first.value(_WAITERS), bool)
-            ended = await asyncio.gather(*waiting, return_exceptions=True)
+            waiting = twenty_of(barrier)
+
+            async def cancelled() -> int:
+                nonlocal waiting
+                if waiting.done():  # its session hadn't read the settings yet
+                    waiting = twenty_of(barrier)
+                return await first.value(_WAITERS)
+
+            await eventually(cancelled)
+            ended = await waiting
             assert {type(problem) for problem in ended} == {NotConfirmed}
             assert "01000" in str(ended[0])
         finally:
