@@ -77,7 +77,7 @@ async def test_what_runs_fails_when_postgresql_drops_its_connections_and_what_co
     with fails(ErrorCode.STORE_UNAVAILABLE):
         async with store.write() as tx:
             await postgres_server.admin(
-                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+                f"SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE datname = '{name}'"
             )
             await tx.connection.execute(text("SELECT 1"))
     await eventually(ended)
