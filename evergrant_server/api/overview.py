@@ -15,8 +15,8 @@ from evergrant_server.api.http.models import View
 from evergrant_server.api.integrations.health import TURNS
 from evergrant_server.api.integrations.models import FailedExchangeView
 from evergrant_server.api.integrations.routes import failed_exchange
-from evergrant_server.audit.drills import newest_drills
 from evergrant_server.audit.exchanges import newest_exchanges
+from evergrant_server.audit.records import newest_drills
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import LifecycleState

@@ -1,9 +1,9 @@
-"""Reads the audit log: pages of records, the newest of an object; and records an app's denies."""
+"""Reads the audit log: pages of records, the newest of an object, the last backup drills; records denies."""
 
 import base64
 import json
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -42,6 +42,8 @@ from evergrant_server.store.audit_tables import (
 from evergrant_server.store.database.columns import UtcDateTime, table_of
 from evergrant_server.store.database.rows import columns_equal, fetch_all
 
+DRILL = "backup"  # the object of the records of backup drills, which are the installation's
+_EVER = datetime(2000, 1, 1, tzinfo=UTC)
 _MOST_NEWEST = 20
 _NO_LEASE: ColumnElement[bool] = literal_column(NO_LEASE_CONDITION, Boolean())
 
@@ -256,3 +258,20 @@ async def record_denies(
         action = AuditAction.DENIES_CHANGED
         entry = AuditEntry(tenant=tenant, at=at, action=action, object=app_id, context=context, detail=detail)
         await append(tx, entry)
+
+
+class Drills(NamedTuple):
+    """When the last drill was, whether it found nothing wrong, and when one last did; None: never."""
+
+    last_at: datetime | None
+    last_ok: bool
+    good_at: datetime | None
+
+
+async def newest_drills(tx: Transaction) -> Drills:
+    """As the last twenty records have it."""
+    records = await newest_records(tx, INSTALLATION, DRILL, [AuditAction.BACKUP_DRILLED], _EVER)
+    if not records:
+        return Drills(None, False, None)
+    good = next((record.at for record in records if record.detail.get("ok") is True), None)
+    return Drills(records[0].at, records[0].detail.get("ok") is True, good)

@@ -1,9 +1,11 @@
 """`db`: the schema's version and its upgrade, the roles of processes, the Temporal namespace."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from evergrant_server.cli.flags import Flags, settings_of
 from evergrant_server.cli.keys import create_wrapped_keys, renew_gateway_bundle
@@ -21,25 +23,20 @@ _NO_ROLES = "SQLite has no roles: give each process one of its own with PostgreS
 db = App(name="db")
 
 
-@db.command
-async def upgrade(
-    *,
-    namespace: bool = True,
-    worker_role: str | None = None,
-    worker_password_file: Path | None = None,
-    api_role: str | None = None,
-    api_password_file: Path | None = None,
-    gateway_role: str | None = None,
-    gateway_password_file: Path | None = None,
-    flags: Flags | None = None,
-) -> None:
-    """Bring the schema up to date, give each process's role its rights, and prepare the Temporal namespace.
+class ProcessRole(NamedTuple):
+    """A process and its role; a password to give the role, which makes it where it's missing."""
 
-    Processes of this release and of the one before may run meanwhile. A database that a newer release has
-    upgraded stays as it is, with the rights of its roles.
+    process: Role
+    name: str
+    password: str | None
 
-    Args:
-        namespace: Also register search attributes and set the retention of closed runs.
+
+@Parameter(name="*")
+@dataclass
+class ProcessRoles:
+    """The roles that an operator names, each with a file that holds its password.
+
+    Attributes:
         worker_role: The role of PostgreSQL as which workers connect: give it only what a worker reads and
             writes.
         worker_password_file: Make that role, or give it the password in this file.
@@ -48,13 +45,39 @@ async def upgrade(
         gateway_role: The same for gateways.
         gateway_password_file: Make that role, or give it the password in this file.
     """
+
+    worker_role: str | None = None
+    worker_password_file: Path | None = None
+    api_role: str | None = None
+    api_password_file: Path | None = None
+    gateway_role: str | None = None
+    gateway_password_file: Path | None = None
+
+    def read(self, settings: Settings) -> list[ProcessRole]:
+        """The named roles with their passwords. Raises BadSettings before anything has changed."""
+        chosen = (
+            (Role.WORKER, self.worker_role, self.worker_password_file),
+            (Role.API, self.api_role, self.api_password_file),
+            (Role.GATEWAY, self.gateway_role, self.gateway_password_file),
+        )
+        roles = ((process, name, _password(settings, process, name, file)) for process, name, file in chosen)
+        return [ProcessRole(process, name, password) for process, name, password in roles if name is not None]
+
+
+@db.command
+async def upgrade(
+    *, namespace: bool = True, roles: ProcessRoles | None = None, flags: Flags | None = None
+) -> None:
+    """Bring the schema up to date, give each process's role its rights, and prepare the Temporal namespace.
+
+    Processes of this release and of the one before may run meanwhile. A database that a newer release has
+    upgraded stays as it is, with the rights of its roles.
+
+    Args:
+        namespace: Also register search attributes and set the retention of closed runs.
+    """
     settings = settings_of(flags)
-    chosen = (
-        (Role.WORKER, worker_role, worker_password_file),
-        (Role.API, api_role, api_password_file),
-        (Role.GATEWAY, gateway_role, gateway_password_file),
-    )
-    roles = [(process, role, role_password(settings, process, role, file)) for process, role, file in chosen]
+    chosen = (roles or ProcessRoles()).read(settings)
     await require_suited_processes(settings)
     before = await schema.upgrade(settings.database_url)
     if before is not None and schema.Stamp(before).is_newer:
@@ -62,10 +85,9 @@ async def upgrade(
     else:
         print(f"schema {before or 'none'} -> {schema.expected_version()}")
         await _prepare_roots(settings)
-        for process, role, password in roles:
-            if role is not None:
-                await put_role(settings.database_url, process, role, password)
-                print(f"role {role}: what {WORDS[process]} reads and writes, and nothing else")
+        await put_roles(settings, chosen)
+        for process, name, _ in chosen:
+            print(f"role {name}: what {WORDS[process]} reads and writes, and nothing else")
     if namespace:
         await _prepare_temporal(settings)
 
@@ -121,14 +143,19 @@ def role(process: Literal["worker", "api", "gateway"], role: str, /, *, schema: 
     print(*(f"{statement};" for statement in grants(role, Role(process), schema)), sep="\n")
 
 
-def role_password(settings: Settings, process: Role, role: str | None, file: Path | None) -> str | None:
-    """The password in the file, if there is one. Raises BadSettings."""
+async def put_roles(settings: Settings, roles: Sequence[ProcessRole]) -> None:
+    """Give each role what its process reads and writes, and nothing else."""
+    for process, name, password in roles:
+        await put_role(settings.database_url, process, name, password)
+
+
+def _password(settings: Settings, process: Role, name: str | None, file: Path | None) -> str | None:
     flag = f"--{process.value}-password-file"
-    if role is not None and settings.uses_sqlite:
+    if name is not None and settings.uses_sqlite:
         raise BadSettings(f"--{process.value}-role: {_NO_ROLES}")
     if file is None:
         return None
-    if role is None:
+    if name is None:
         raise BadSettings(f"{flag}: whose? Name the role with --{process.value}-role")
     try:
         password = file.read_text(encoding="ascii").strip()

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from evergrant_server import audit
-from evergrant_server.audit.drills import newest_drills
+from evergrant_server.audit.records import newest_drills
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure

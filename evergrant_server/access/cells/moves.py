@@ -109,6 +109,8 @@ async def receive(store: Store, clock: Clock, offered: MoveOffer, here: str) -> 
         raise Failure(ErrorCode.INVALID_REQUEST, "The offer is over: make another one at its source.")
     if offered.cell_check != store.ring.cell_check():
         raise Failure(ErrorCode.INVALID_REQUEST, _OTHER_FAMILY)
+    if here == offered.source:
+        raise Failure(ErrorCode.INVALID_REQUEST, "The offer is of this cell: receive it in the other one.")
     move = TenantMove(
         tenant=tenant,
         id=offered.move_id,
@@ -118,32 +120,34 @@ async def receive(store: Store, clock: Clock, offered: MoveOffer, here: str) -> 
         created_at=now,
         expires_at=offered.expires_at,
     )
+
+    async def write(tx: Transaction) -> None:
+        await _begin_arriving(tx, move, offered, now)
+
+    await run_transaction(store, write)
+    return move
+
+
+async def _begin_arriving(tx: Transaction, move: TenantMove, offered: MoveOffer, now: datetime) -> None:
+    tenant = move.tenant
+    before = await tx.tenants.to_change(tenant)
+    stays = before is not None and before.phase is not MovePhase.MOVED
+    if stays or not await tx.moved_rows.is_empty(tenant):
+        raise Failure(ErrorCode.ALREADY_EXISTS, f"{tenant} has rows in this cell. {_FORGET}")
+    reason = f"arriving from {offered.source}"
+    standing = before or TenantStanding(tenant=tenant, id=tenant)
+    arriving = standing.__replace__(
+        phase=MovePhase.ARRIVING, moved_to="", reason=reason, disabled=True, changed_at=now
+    )
     access = {
         "secret": offered.secret,
         "public": json.dumps(dict(offered.public)),
         "worker_macs": json.dumps(dict(offered.worker_macs)),
     }
-
-    async def write(tx: Transaction) -> None:
-        before = await tx.tenants.to_change(tenant)
-        if (before is not None and before.phase is not MovePhase.MOVED) or not await tx.moved_rows.is_empty(
-            tenant
-        ):
-            raise Failure(ErrorCode.ALREADY_EXISTS, f"{tenant} has rows in this cell. {_FORGET}")
-        reason = f"arriving from {offered.source}"
-        standing = before or TenantStanding(tenant=tenant, id=tenant)
-        arriving = standing.__replace__(
-            phase=MovePhase.ARRIVING, moved_to="", reason=reason, disabled=True, changed_at=now
-        )
-        await tx.tenants.put(arriving, expected=None if before is None else before.revision)
-        await tx.moved_keys.take(tenant, offered.keys)
-        await tx.tenant_moves.add(move, access)
-        await tx.outbox.add(move_message(move, OPERATOR, now))
-
-    if here == offered.source:
-        raise Failure(ErrorCode.INVALID_REQUEST, "The offer is of this cell: receive it in the other one.")
-    await run_transaction(store, write)
-    return move
+    await tx.tenants.put(arriving, expected=None if before is None else before.revision)
+    await tx.moved_keys.take(tenant, offered.keys)
+    await tx.tenant_moves.add(move, access)
+    await tx.outbox.add(move_message(move, OPERATOR, now))
 
 
 async def order(store: Store, clock: Clock, tenant: Tenant, *, undo: bool) -> TenantMove:

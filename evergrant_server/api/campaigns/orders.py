@@ -147,9 +147,24 @@ async def begin(tx: Transaction, registry: Registry, order: CampaignOrder) -> In
         waits_until=order.at + order.lasts,
         held_until=first,
     )
-    campaign = Campaign(
+    await tx.incidents.add(incident)
+    await tx.campaigns.add(_campaign_of(order, incident.id, older, newer, first))
+    await tx.integrations.rename(older, await _free_name(tx, older))
+    await tx.integrations.rename(newer, order.integration)
+    await tx.outbox.add(incident_message(incident, order.context, order.at))
+    place = (tx, order.tenant, AuditAction.CAMPAIGN_BEGUN, incident.id, order.context, order.at)
+    facts = {"integration": order.integration, "reason": order.reason, "end": order.end.value}
+    clients = {"older": older.client_id, "newer": newer.client_id}
+    await record(*place, **facts, clients=clients, ends_at=incident.waits_until.isoformat())
+    return incident
+
+
+def _campaign_of(
+    order: CampaignOrder, id: IncidentId, older: Integration, newer: Integration, first: datetime
+) -> Campaign:
+    return Campaign(
         tenant=order.tenant,
-        id=incident.id,
+        id=id,
         older=older.id,
         newer=newer.id,
         newer_name=newer.name,
@@ -159,16 +174,6 @@ async def begin(tx: Transaction, registry: Registry, order: CampaignOrder) -> In
         end=order.end,
         wave_at=first,
     )
-    await tx.incidents.add(incident)
-    await tx.campaigns.add(campaign)
-    await tx.integrations.rename(older, await _free_name(tx, older))
-    await tx.integrations.rename(newer, order.integration)
-    await tx.outbox.add(incident_message(incident, order.context, order.at))
-    place = (tx, order.tenant, AuditAction.CAMPAIGN_BEGUN, incident.id, order.context, order.at)
-    facts = {"integration": order.integration, "reason": order.reason, "end": order.end.value}
-    clients = {"older": older.client_id, "newer": newer.client_id}
-    await record(*place, **facts, clients=clients, ends_at=incident.waits_until.isoformat())
-    return incident
 
 
 async def _free_name(tx: Transaction, older: Integration) -> str:

@@ -55,6 +55,7 @@ from providers.definition.templates import api_base_url_of
 log = logging.getLogger("evergrant.api")
 
 router = APIRouter(tags=["connections"])
+_NextAction = tuple[str | None, datetime | None]  # what comes next, and when at the latest
 
 _SCAN_ROWS = 200  # rows read at a time while filtering by permits
 _MAX_SCANS = 25
@@ -287,11 +288,21 @@ async def get_connection(
     action = _awaited_action(connection, call.now)
     if consent is not None and consent.status is ConsentStatus.CODE_RECEIVED and consent.came_from_browser:
         action = "exchange", None  # the subject is done: a worker's turn
-    described = None
     if live or action is None:
+        return await _with_description(api, connection, view, action, live=live)
+    next_action, next_at = action
+    return view.__replace__(next_action=next_action, next_at=next_at)
+
+
+async def _with_description(
+    api: ApiContext, connection: Connection, view: ConnectionView, action: _NextAction | None, *, live: bool
+) -> ConnectionView:
+    """The view with what the connection's workflow answers, if it does in time; its next action is the
+    workflow's where the store has none."""
+    described = None
+    with suppress(Failure):  # then the view has what the store knows
         timeout = _LIVE_TIMEOUT_S if live else DESCRIBE_TIMEOUT_S
-        with suppress(Failure):  # then the view has what the store knows
-            described = await api.link.describe(connection.tenant, connection.id, timeout=timeout)
+        described = await api.link.describe(connection.tenant, connection.id, timeout=timeout)
     if described is not None:
         if action in (None, (None, None)):
             action = described.next_step, described.next_at
@@ -318,7 +329,7 @@ async def _api_base_url(
     return api_base_url_of(spec, integration.params, view.metadata)
 
 
-def _awaited_action(connection: Connection, now: datetime) -> tuple[str | None, datetime | None] | None:
+def _awaited_action(connection: Connection, now: datetime) -> _NextAction | None:
     """The action of the subject or app that the workflow waits for; None when it waits for neither. A grant
     that is only probably over is tried once more then in any case."""
     match connection.state:

@@ -11,13 +11,12 @@ from evergrant_server.cli.backup.drill import DrillReport, drill
 from evergrant_server.cli.backup.postgresql import Programs
 from evergrant_server.cli.backup.restore import RestoreReport, restore
 from evergrant_server.cli.backup.verification import Verified
-from evergrant_server.cli.db import role_password
+from evergrant_server.cli.db import ProcessRoles, put_roles
 from evergrant_server.cli.flags import Flags, settings_of
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.process import exit_process
 from evergrant_server.settings import Settings
-from evergrant_server.store.authority.database_roles import put_role
 from evergrant_server.store.database.copies import Behind
 from evergrant_server.wiring.platform import new_ring
 
@@ -88,12 +87,7 @@ async def restore_backup(
     *,
     api_keys: Path | None = None,
     gateway_keys: Path | None = None,
-    worker_role: str | None = None,
-    worker_password_file: Path | None = None,
-    api_role: str | None = None,
-    api_password_file: Path | None = None,
-    gateway_role: str | None = None,
-    gateway_password_file: Path | None = None,
+    roles: ProcessRoles | None = None,
     run_as: str = "postgres",
     output: Output = "text",
     flags: Flags | None = None,
@@ -109,27 +103,14 @@ async def restore_backup(
         backup: The backup. Without it: it is in place already, by other means, and is verified there.
         api_keys: Write the API's copy of the key file here anew.
         gateway_keys: Write the gateways' copy here anew.
-        worker_role: The role of PostgreSQL as which workers connect: give it its rights.
-        worker_password_file: Make that role, or give it the password in this file.
-        api_role: The same for the API.
-        api_password_file: Make that role, or give it the password in this file.
-        gateway_role: The same for gateways.
-        gateway_password_file: Make that role, or give it the password in this file.
         run_as: Where this is root: the system's user as whom PostgreSQL's server runs.
         output: `text` or `json`.
     """
     settings = settings_of(flags)
-    chosen = (
-        (Role.WORKER, worker_role, worker_password_file),
-        (Role.API, api_role, api_password_file),
-        (Role.GATEWAY, gateway_role, gateway_password_file),
-    )
-    roles = [(process, role, role_password(settings, process, role, file)) for process, role, file in chosen]
+    chosen = (roles or ProcessRoles()).read(settings)
     report = await restore(settings, absolute(backup), Programs(settings, run_as))
     if report.placed:
-        for process, role, password in roles:
-            if role is not None:
-                await put_role(settings.database_url, process, role, password)
+        await put_roles(settings, chosen)
         _export_copies(settings, {Role.API: api_keys, Role.GATEWAY: gateway_keys})
     if output == "json":
         print(json.dumps(report.as_json(), indent=1))

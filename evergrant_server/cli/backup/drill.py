@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from evergrant_server import audit
-from evergrant_server.audit.drills import DRILL
+from evergrant_server.audit.records import DRILL
 from evergrant_server.cli.backup import copies
 from evergrant_server.cli.backup.postgresql import Programs
 from evergrant_server.cli.backup.verification import Verified, verify

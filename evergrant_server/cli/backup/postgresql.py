@@ -91,19 +91,10 @@ class Programs:
 
         It listens on a socket alone, in a folder of its own. Raises as `run`.
         """
-        data = scratch / "data"
         target = libpq_environment(url)
-        database, user = target["PGDATABASE"], target.get("PGUSER", "postgres")
-        if is_base(backup):
-            self.version = (backup / "PG_VERSION").read_text(encoding="ascii").strip()
-            if backup != data:
-                await asyncio.to_thread(shutil.copytree, backup, data, symlinks=True)
-            for name in ("postgresql.auto.conf", "standby.signal", "recovery.signal", "postmaster.pid"):
-                (data / name).unlink(missing_ok=True)
-        else:
-            user = "postgres"
-            self.give(scratch)
-            await self.run("initdb", f"--pgdata={data}", "--username=postgres", "--auth=trust", "--no-sync")
+        database = target["PGDATABASE"]
+        user = target.get("PGUSER", "postgres") if is_base(backup) else "postgres"
+        data = await self._prepare_data(backup, scratch)
         socket = Path(tempfile.mkdtemp(prefix="evergrant-"))  # a short path: a socket's has 107 bytes
         configuration = {
             "postgresql.conf": _CONFIGURATION.format(socket=socket),
@@ -129,6 +120,20 @@ class Programs:
                 await self.run("pg_ctl", "stop", "--wait", "--mode=fast", *server)
         finally:
             shutil.rmtree(socket, ignore_errors=True)
+
+    async def _prepare_data(self, backup: Path, scratch: Path) -> Path:
+        """A server's data folder in `scratch`: the base backup's copy, or an empty one for a dump."""
+        data = scratch / "data"
+        if not is_base(backup):
+            self.give(scratch)
+            await self.run("initdb", f"--pgdata={data}", "--username=postgres", "--auth=trust", "--no-sync")
+            return data
+        self.version = (backup / "PG_VERSION").read_text(encoding="ascii").strip()
+        if backup != data:
+            await asyncio.to_thread(shutil.copytree, backup, data, symlinks=True)
+        for name in ("postgresql.auto.conf", "standby.signal", "recovery.signal", "postmaster.pid"):
+            (data / name).unlink(missing_ok=True)
+        return data
 
     async def restore(self, dump: Path, server: Mapping[str, str]) -> None:
         """Put a dump's tables into an empty database, all of them or none."""

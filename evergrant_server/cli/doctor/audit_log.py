@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from evergrant_server.audit.drills import newest_drills
+from evergrant_server.audit.records import newest_drills
 from evergrant_server.cli.doctor import COMMAND, CheckFailed
 from evergrant_server.cli.doctor.keys import reading
 from evergrant_server.core.clock import SystemClock

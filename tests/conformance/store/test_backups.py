@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from evergrant_server import audit
-from evergrant_server.audit.drills import newest_drills
+from evergrant_server.audit.records import newest_drills
 from evergrant_server.cli.backup import copies
 from evergrant_server.cli.backup.commands import drill_in_words, restore_in_words
 from evergrant_server.cli.backup.drill import drill

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evergrant_server.cli.db import role, role_password
+from evergrant_server.cli.db import ProcessRole, ProcessRoles, role
 from evergrant_server.crypto import Role
 from evergrant_server.settings import BadSettings, Settings, load_settings
 
@@ -28,19 +28,23 @@ def test_the_sql_is_printed_for_an_administrator(capsys: pytest.CaptureFixture[s
 
 def test_sqlite_has_no_roles(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="SQLite has no roles"):
-        role_password(load_settings(data_dir=tmp_path), Role.GATEWAY, "evergrant_gateway", None)
+        ProcessRoles(gateway_role="evergrant_gateway").read(load_settings(data_dir=tmp_path))
 
 
 def test_a_password_is_a_roles_and_is_read_from_its_file(settings: Settings, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("canary\n")
-    assert role_password(settings, Role.GATEWAY, "evergrant_gateway", file) == "canary"
-    assert role_password(settings, Role.GATEWAY, "evergrant_gateway", None) is None
+    gateway = "evergrant_gateway"
+    both = ProcessRoles(gateway_role=gateway, gateway_password_file=file, api_role="evergrant_api")
+    assert both.read(settings) == [
+        ProcessRole(Role.API, "evergrant_api", None),
+        ProcessRole(Role.GATEWAY, gateway, "canary"),
+    ]
     with pytest.raises(BadSettings, match="--gateway-role"):
-        role_password(settings, Role.GATEWAY, None, file)
+        ProcessRoles(gateway_password_file=file).read(settings)
     for content, why in (("", "is empty"), ("pässword", "isn't ASCII")):
         file.write_text(content, encoding="utf-8")
         with pytest.raises(BadSettings, match=why):
-            role_password(settings, Role.GATEWAY, "evergrant_gateway", file)
+            both.read(settings)
     with pytest.raises(BadSettings, match="No such file"):
-        role_password(settings, Role.GATEWAY, "evergrant_gateway", tmp_path / "none")
+        ProcessRoles(api_role="evergrant_api", api_password_file=tmp_path / "none").read(settings)
