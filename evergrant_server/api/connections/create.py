@@ -99,12 +99,8 @@ class ConnectionSetup:
         call, subject = self._call, wanted.subject
         integration = await self._require_integration(tx, wanted.integration, subject)
         require_return_to(call.caller, wanted.return_to)
-        named = await tx.connections.by_names(call.tenant, wanted.integration, subject, wanted.label)
-        live = None if named is None or named.state.is_final else named
+        live = await self._live(tx, wanted)
         if live is not None:
-            call.require_permit(Action.CONNECT, of=Target.of(live))
-            if live.held_by is not None:
-                raise Failure(ErrorCode.CONNECTION_HELD, connection_id=live.id)
             integration = await self._client_of(tx, live)
             _require_same_settings(live, wanted)
             require_same_expectation(tx, live, wanted.account)
@@ -130,6 +126,20 @@ class ConnectionSetup:
             changed = live.__replace__(choice=wanted.choice)
             live = await tx.connections.replace(changed, expected=live.revision)
         return await self._existing_with_link(tx, check, live, scopes, slots, wanted)
+
+    async def _live(self, tx: Transaction, wanted: ConnectionBody) -> Connection | None:
+        """The live connection of these names. Raises Failure NOT_PERMITTED, CONNECTION_HELD: its subject
+        leaves."""
+        tenant, integration, subject = self._call.tenant, wanted.integration, wanted.subject
+        named = await tx.connections.by_names(tenant, integration, subject, wanted.label)
+        if named is None or named.state.is_final:
+            if await tx.leavers.is_leaving(tenant, integration, subject):
+                raise Failure(ErrorCode.CONNECTION_HELD)
+            return None
+        self._call.require_permit(Action.CONNECT, of=Target.of(named))
+        if named.held_by is not None:
+            raise Failure(ErrorCode.CONNECTION_HELD, connection_id=named.id)
+        return named
 
     async def _client_of(self, tx: Transaction, live: Connection) -> Integration:
         """The integration whose client the connection's subject consents to next; of one that works, and

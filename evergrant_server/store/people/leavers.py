@@ -10,6 +10,7 @@ from sqlalchemy import Index, UniqueConstraint, delete, func, select
 from sqlmodel import col
 
 from evergrant_server.core.connections.binding import Binding
+from evergrant_server.core.connections.incidents import IncidentKind
 from evergrant_server.core.connections.login import LoginRule
 from evergrant_server.core.ids import DirectoryUserId, IncidentId, OffboardingRuleId, Tenant
 from evergrant_server.core.oauth.requests import SubjectSession
@@ -24,6 +25,7 @@ from evergrant_server.core.people.roles import Person
 from evergrant_server.core.people.sessions import PersonSession
 from evergrant_server.store.agents.delegations import DelegationRow
 from evergrant_server.store.authority.authenticators import AuthenticatedRepository
+from evergrant_server.store.connections.incidents import IncidentRow
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.rows import Repository, columns_equal, read_model
@@ -144,6 +146,15 @@ class Leavers(AuthenticatedRepository[Leaver, IncidentId]):
 
     async def add(self, leaver: Leaver) -> None:
         await self._add(leaver, f"Leaver {leaver.id}")
+
+    async def is_leaving(self, tenant: Tenant, integration: str, subject: str) -> bool:
+        """Whether the subject is a person's whose offboarding hasn't ended, nor was undone."""
+        row = IncidentRow
+        under_way = columns_equal(row, tenant=tenant, kind=IncidentKind.LEAVER.value)
+        under_way &= col(row.finished_at).is_(None) & col(row.undone_at).is_(None)
+        mine = self._where(col(LeaverRow.id).in_(select(col(row.id)).where(under_way)), tenant=tenant)
+        leavers = await self._all(mine)
+        return any(match.covers(integration, subject) for leaver in leavers for match in leaver.matches)
 
 
 class PersonsRows(Repository):

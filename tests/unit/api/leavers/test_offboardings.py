@@ -51,6 +51,20 @@ async def test_a_held_connection_is_neither_reauthorized_nor_exported_nor_starte
     )
 
 
+async def test_nothing_new_is_connected_for_who_leaves_until_it_was_undone(api: Api):
+    work = await at_work(api)
+
+    async def connected(subject: str) -> str:
+        wanted = {"integration": "crm", "subject": subject, "label": "second"}
+        answer = await api.post("/v1/connections", work.pipeline, wanted)
+        return answer.json()["code"] if answer.is_error else "created"
+
+    begun = (await api.post(OFFBOARDINGS, work.boss, ORDER)).json()
+    assert [await connected(subject) for subject in ("alice", "bob")] == ["connection_held", "created"]
+    await api.post(f"{OFFBOARDINGS}/{begun['id']}/undo", work.boss)
+    assert await connected("alice") == "created"
+
+
 async def test_sessions_clients_delegations_and_agents_end_with_the_order(api: Api):
     work = await at_work(api)
     assert (await api.get("/v1/sessions/current", work.session)).status_code == 200
