@@ -68,6 +68,7 @@ class Segment:
         self._ip("route", "replace", "default", "via", self._gateway)
 
     def close(self) -> None:
+        _ip("link", "del", self._outside)  # both ends, now: the system ends a namespace when it has time
         self._holder.kill()
         self._holder.wait(PATIENCE_S)
 
