@@ -209,6 +209,12 @@ class Outbox(Repository):
         }
         await self._change(id, later)
 
+    async def release(self, ids: Collection[OutboxId], by: str) -> None:
+        """Give back what a relay has claimed and won't deliver, to be claimed at once."""
+        free: Values = {"claimed_by": None, "claimed_until": None}
+        mine = col(OutboxRow.id).in_(ids) & (col(OutboxRow.claimed_by) == by)
+        await self._run(update(OutboxRow).where(mine, _UNDELIVERED).values({**free, **_NEXT}))
+
     async def broken(self) -> list[BrokenMessage]:
         """The rows that were refused or would be."""
         kept = or_(_UNDELIVERED, col(OutboxRow.last_error) == REFUSED)

@@ -61,6 +61,7 @@ class OutboxRelay:
         self._name = f"relay-{secrets.token_hex(4)}"
         self._notified = asyncio.Event()
         self._slow: set[asyncio.Task[None]] = set()  # deliveries that their batch has left behind
+        self._claimed = set[OutboxId]()  # neither delivered nor put off
         self._empty_at: int | None = None  # `Store.commits_seen` when no message was undelivered
         self._reported_at = -_REPORT_INTERVAL_S
         self._revocations_reported_at = -_REVOCATIONS_INTERVAL_S
@@ -70,7 +71,7 @@ class OutboxRelay:
         self._notified.set()
 
     async def run(self) -> None:
-        """Deliver until cancelled."""
+        """Deliver until cancelled; then give back what was claimed: another relay takes it at once."""
         try:
             while True:
                 self._notified.clear()
@@ -82,6 +83,14 @@ class OutboxRelay:
                             await self._notified.wait()
         finally:
             await _cancelled(self._slow)
+            await self._release()
+
+    async def _release(self) -> None:
+        if not self._claimed:
+            return
+        with suppress(Failure):  # then the claims run out
+            async with self._store.write() as tx:
+                await tx.outbox.release(self._claimed, self._name)
 
     async def _report_depth(self) -> None:
         """Set the metrics of the outbox, at most every few seconds because it costs a query."""
@@ -129,6 +138,7 @@ class OutboxRelay:
                 now = self._clock.now()
                 claim = (self._name, now, _CLAIM_TIME, _BATCH)
                 batch = await tx.outbox.claim(*claim, bulk=self._bulk, refuse=report_broken_authority)
+                self._claimed.update(message.id for message in batch)
             await self._deliver_all(batch)
             return len(batch)
         except Exception as error:  # the relay must not end: nothing would restart it
@@ -267,6 +277,7 @@ class OutboxRelay:
             return
         async with self._store.write() as tx:
             await tx.outbox.mark_delivered(ids, self._clock.now())
+        self._claimed.difference_update(ids)
 
     async def _postpone(self, message: OutboxMessage, error: str) -> None:
         wait = min(_FIRST_RETRY * 2 ** min(message.attempts, 10), _LONGEST_RETRY)
@@ -274,6 +285,7 @@ class OutboxRelay:
             wait = _FIRST_RETRY / 4  # the run is just closing
         async with self._store.write() as tx:
             await tx.outbox.postpone(message.id, error, self._clock.now() + wait)
+        self._claimed.discard(message.id)
 
 
 def _delivered_as_one(batch: Sequence[OutboxMessage]) -> Collection[Sequence[OutboxMessage]]:
@@ -295,7 +307,7 @@ def _log_stuck(error: Exception) -> None:
 
 
 async def _cancelled(tasks: Collection[asyncio.Task[Any]]) -> None:
-    """Cancel the tasks and await their end. What they claimed is claimable again soon."""
+    """Cancel the tasks and await their end."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

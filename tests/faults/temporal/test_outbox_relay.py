@@ -190,6 +190,27 @@ async def test_no_more_deliveries_than_that_are_left_behind_and_a_relay_that_end
     await asyncio.wait({running}, timeout=PATIENCE_S)
     assert not relay._slow
     assert await undelivered(store) == {BAD, GOOD}
+    other = OutboxRelay(store, cast(Any, Trouble()), cast(Any, Trouble()), clock)
+    assert await other.deliver_batch() == 2, "what the first one had begun waits for no claim to run out"
+
+
+async def test_a_relay_that_ends_in_the_middle_of_a_batch_gives_it_back(store: Store, clock: SetClock):
+    began = asyncio.Event()
+
+    class Hanging(Slow):
+        async def signal(self, target: str, name: str, payload: dict[str, Any]) -> None:
+            began.set()
+            await asyncio.Event().wait()
+
+    hanging = Hanging()
+    await put(store, clock, GOOD)
+    running = asyncio.create_task(OutboxRelay(store, cast(Any, hanging), cast(Any, hanging), clock).run())
+    await began.wait()
+    running.cancel()
+    await asyncio.wait({running}, timeout=PATIENCE_S)
+    other = Trouble()
+    assert await OutboxRelay(store, cast(Any, other), cast(Any, other), clock).deliver_batch() == 1
+    assert other.signalled == [GOOD]
 
 
 async def test_a_relay_waits_until_fewer_deliveries_than_that_are_left_behind(
