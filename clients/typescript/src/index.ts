@@ -20,6 +20,7 @@ interface Problem {
   repair?: string
   connect_url?: string
   missing_scopes?: string
+  moved_to?: string
   retry_after?: number
 }
 
@@ -40,6 +41,11 @@ export interface EvergrantOptions {
   apiKey: string | (() => string | Promise<string>)
   /** Milliseconds until a request that is repeated is given up; 30,000 unless told. */
   deadline?: number
+  /**
+   * Addresses of the operator's cells, to which a server may say that the tenant has moved: whole origins, or
+   * `https://*.` with a domain. The key is sent there; nothing else is followed.
+   */
+  cells?: string[]
 }
 
 export interface LeaseOptions extends Omit<LeaseBody, 'integration' | 'subject' | 'label'> {
@@ -63,10 +69,15 @@ export class Evergrant {
   /** Every route, typed: `evergrant.api.GET('/v1/connections')`. Nothing is repeated or raised here. */
   readonly api: Client<paths>
   readonly #deadline: number
+  readonly #cells: string[]
+  readonly #given: string
+  #url: string
 
-  constructor({ url, apiKey, deadline = 30_000 }: EvergrantOptions) {
+  constructor({ url, apiKey, deadline = 30_000, cells = [] }: EvergrantOptions) {
     this.#deadline = deadline
-    this.api = createClient<paths>({ baseUrl: url.replace(/\/+$/, '') })
+    this.#cells = cells.map(withoutSlash)
+    this.#given = this.#url = withoutSlash(url)
+    this.api = createClient<paths>({ baseUrl: this.#given, fetch: (request) => this.#fetch(request) })
     this.api.use({
       async onRequest({ request }) {
         const key = typeof apiKey === 'string' ? apiKey : await apiKey()
@@ -95,6 +106,29 @@ export class Evergrant {
     )
     if (data === undefined) throw errorOf(problem, status)
     return data
+  }
+
+  /** Sends a request where the tenant lives: after a cell has said that it has left (421), to its new one. */
+  async #fetch(request: Request): Promise<Response> {
+    const again = request.clone()
+    const response = await fetch(await this.#at(request))
+    if (response.status !== 421) return response
+    const { code, moved_to: address } = (await response.clone().json().catch(() => ({}))) as Problem
+    if (code !== 'tenant_moved' || address === undefined) return response
+    const url = withoutSlash(address)
+    if (!this.#cells.some((cell) => isCell(url, cell))) {
+      const repair = "If this is your operator's cell, name it in `cells`, or give it as `url`."
+      throw new EvergrantError('tenant_moved', `The tenant lives at ${url} now, as ${this.#url} says.`, repair, 421)
+    }
+    this.#url = url
+    return fetch(await this.#at(again))
+  }
+
+  async #at(request: Request): Promise<Request> {
+    if (this.#url === this.#given) return request
+    const { method, headers, signal } = request
+    const body = request.body === null ? null : await request.arrayBuffer() // whole: no chunks of unknown length
+    return new Request(this.#url + request.url.slice(this.#given.length), { method, headers, body, signal })
   }
 
   /** Repeats what may succeed later (429, 503, no connection) until the deadline, as `Retry-After` says. */
@@ -131,4 +165,18 @@ function errorOf(problem: Problem, status: number | undefined): EvergrantError {
     problem.repair ?? 'Check that the address is that of an Evergrant server.',
     status,
   )
+}
+
+function withoutSlash(url: string): string {
+  return url.replace(/\/+$/, '')
+}
+
+/** Whether the address is this cell's, or one of the hosts below `https://*.`. */
+function isCell(address: string, cell: string): boolean {
+  if (!URL.canParse(address)) return false
+  const url = new URL(address)
+  if (url.origin !== address || (url.protocol !== 'https:' && url.hostname !== '127.0.0.1')) return false
+  if (!cell.startsWith('https://*.')) return address === cell
+  const allowed = new URL(cell.replace('*.', 'any.'))
+  return url.port === allowed.port && url.hostname.endsWith(allowed.hostname.slice('any'.length))
 }

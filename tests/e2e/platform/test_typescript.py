@@ -1,10 +1,14 @@
 """The TypeScript client, built by `make typescript`, gets a lease, a link and a refusal of a served API."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from bench import installation
 from bench.installation import TENANT, token_reply
@@ -12,6 +16,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.wiring.platform import open_platform
 from tests.fakes.databases import sqlite_url
+from tests.fakes.http_server import served
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.platform.serving import serving
 from tests.fakes.ports import free_port
@@ -45,6 +50,16 @@ const { data } = await evergrant.api.GET('/v1/connections', { params: { query: {
 // @ts-expect-error: the document has no such member
 data?.nothing
 console.log(data?.items.map((it) => it.state).join())
+
+// a cell that the tenant has left
+const elsewhere = new Evergrant({ url: LEFT, apiKey: KEY, cells: ['https://*.evergrant.example'] })
+const stays = await elsewhere.lease('crm', SUBJECT).catch((error: unknown) => error)
+if (!(stays instanceof EvergrantError) || stays.code !== 'tenant_moved') throw stays
+const follows = new Evergrant({ url: LEFT, apiKey: KEY, cells: [URL_ + '/'] })
+for (let time = 0; time < 2; time++) {
+  const moved = await follows.lease('crm', SUBJECT, { scopes: ['read'] })
+  if (moved.kind !== 'lease' || moved.access_token !== TOKEN) throw new Error(moved.kind)
+}
 
 // examples/web/backend.ts, as the connect element calls it
 const alice = { subject: 'alice', verifier: 'v'.repeat(43) }
@@ -84,9 +99,10 @@ async def test_the_client_is_typed_by_the_document_and_gets_leases_links_and_ref
             key = await put_app(tx, TENANT, "everything", parts.clock.now(), everything, return_to=BACK)
     folder = tmp_path / "client"
     (folder / "src").mkdir(parents=True)
-    async with serving(ready.settings) as url:
+    async with serving(ready.settings) as url, a_cell_left_for(url) as (left, asked):
         values = {
             "URL_": url,
+            "LEFT": left,
             "KEY": key,
             "TOKEN": reply["access_token"],
             "SUBJECT": ready.connections[0].subject,
@@ -96,6 +112,24 @@ async def test_the_client_is_typed_by_the_document_and_gets_leases_links_and_ref
         (folder / "src/backend.ts").write_text(BACKEND.replace("'evergrant'", "'./index.js'"))
         await finished("bash", str(ROOT / "clients/typescript/build.sh"), sys.prefix, str(folder))
         assert await finished(str(NODE), str(folder / "dist/smoke.js")) == SAID
+        # two clients ask it once each, and `fetch` repeats that over a new connection, as its standard says
+        assert asked == ["/v1/lease"] * 4
+
+
+@asynccontextmanager
+async def a_cell_left_for(address: str) -> AsyncIterator[tuple[str, list[str]]]:
+    """The URL of a server that says of every request that the tenant has moved, and the paths asked for."""
+    asked: list[str] = []
+    problem = json.dumps({"code": "tenant_moved", "moved_to": address}).encode()
+    headers = [(b"content-type", b"application/problem+json")]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(scope["path"])
+        await send({"type": "http.response.start", "status": 421, "headers": headers})
+        await send({"type": "http.response.body", "body": problem})
+
+    async with served(app) as url:
+        yield url, asked
 
 
 async def finished(*command: str) -> str:
