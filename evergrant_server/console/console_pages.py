@@ -1,6 +1,9 @@
 """Renders the console's pages. Every value is escaped; times are UTC, with how long ago beside them."""
 
+from functools import cache
 from typing import Any, NamedTuple
+
+from jinja2 import Environment
 
 from evergrant_server.console.next_steps import TOKEN_NOTES, WHO, cause_of, repair_of, state_words, step_of
 from evergrant_server.console.pages import FOLDER, new_environment
@@ -77,26 +80,29 @@ class Visitor(NamedTuple):
     old_login: bool
 
 
-class ConsolePages:
-    """The console's templates, compiled once."""
+@cache
+def _templates() -> Environment:
+    environment = new_environment()
+    environment.filters |= {"span": span, "plain": plain, "pair": pair, "label": label}
+    environment.globals |= {
+        "htmx": _HTMX,
+        "state_words": state_words,
+        "cause_of": cause_of,
+        "step_of": step_of,
+        "repair_of": repair_of,
+        "token_notes": TOKEN_NOTES,
+        "who": WHO,
+        "failures": FAILURES,
+        "menu_of": menu_of,
+    }
+    return environment
 
-    def __init__(self) -> None:
-        self._templates = new_environment()
-        self._templates.filters |= {"span": span, "plain": plain, "pair": pair, "label": label}
-        self._templates.globals |= {
-            "htmx": _HTMX,
-            "state_words": state_words,
-            "cause_of": cause_of,
-            "step_of": step_of,
-            "repair_of": repair_of,
-            "token_notes": TOKEN_NOTES,
-            "who": WHO,
-            "failures": FAILURES,
-            "menu_of": menu_of,
-        }
+
+class ConsolePages:
+    """The console's templates, each compiled once in a process."""
 
     def render(self, template: str, *, title: str, **values: Any) -> str:
-        return self._templates.get_template(f"console/{template}").render(title=title, **values)
+        return _templates().get_template(f"console/{template}").render(title=title, **values)
 
 
 def menu_of(visitor: Visitor) -> dict[str, list[MenuEntry]]:

@@ -40,6 +40,7 @@ def new_environment() -> Environment:
     return environment
 
 
+_TEMPLATES = new_environment()
 STYLE = (FOLDER / "static" / "evergrant.css").read_bytes()
 _FRAGMENT_SCRIPT = (FOLDER / "static" / "fragment.js").read_text("utf-8")
 FRAGMENT_SCRIPT_HASH = f"sha256-{b64encode(sha256(_FRAGMENT_SCRIPT.encode()).digest()).decode()}"
@@ -109,11 +110,10 @@ class OwnProgram(NamedTuple):
 
 
 class Pages:
-    """The templates, compiled once."""
+    """The templates, each compiled once in a process."""
 
     def __init__(self, logos: Logos | None = None) -> None:
         self.logos = logos or Logos()
-        self._templates = new_environment()
 
     def connect(
         self, *, parties: Parties, subject: str, consent: Consent, csrf: str, login: str | None = None
@@ -336,7 +336,7 @@ class Pages:
         return self._render("reference.html", title="Evergrant API", **shown)
 
     def _render(self, template: str, **values: Any) -> str:
-        return self._templates.get_template(template).render(values)
+        return _TEMPLATES.get_template(template).render(values)
 
 
 def _described(scopes: tuple[str, ...]) -> list[tuple[str, str]]:
