@@ -1,8 +1,6 @@
 """What stands above every backend: the binding of a value to row and purpose, bounds, unsorted failures."""
 
 import asyncio
-import subprocess
-import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +11,7 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.crypto import KeyPurpose, KeyRing, Role
 from evergrant_server.crypto.key_services.blocking import Threads
 from evergrant_server.crypto.key_services.bound import BoundKeyService
-from evergrant_server.crypto.key_services.opening import BACKENDS, open_key_service
+from evergrant_server.crypto.key_services.opening import open_key_service
 from evergrant_server.crypto.key_services.port import (
     Context,
     FailureReason,
@@ -168,20 +166,3 @@ async def test_another_file_names_the_key_that_it_lacks_and_none_is_away(tmp_pat
 def test_a_url_that_names_no_service_says_what_would_be_right(url: str, why: str, tmp_path: Path):
     with pytest.raises(ValueError, match=why):
         open_key_service(url, tmp_path)
-
-
-def test_no_backends_library_is_imported_where_it_is_not_configured(tmp_path: Path):
-    KeyRing.create(tmp_path / "keys.json")
-    open_key_service("file", tmp_path / "keys.json")
-    assert BACKENDS.keys() > {"file"}
-    backends = {f"evergrant_server.crypto.key_services.{backend.module}" for backend in BACKENDS.values()}
-    clients = {"boto3", "hvac", "pkcs11", "google.cloud.kms", "azure.keyvault.keys"}
-    script = (
-        "import sys; from pathlib import Path; import evergrant_server.wiring.platform, worker;"
-        "from evergrant_server.crypto.key_services.opening import open_key_service;"
-        "open_key_service('file', Path('x')); print(*sys.modules)"
-    )
-    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    names = set(loaded.stdout.split())
-    assert names & backends == {"evergrant_server.crypto.key_services.key_file"}
-    assert not names & clients
