@@ -16,6 +16,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.cells.copying import Copier, OtherCell
 from activities.cells.moving import CellActivities
 from evergrant_server.access.cells import moves
+from evergrant_server.cli.doctor import CheckFailed, installation
 from evergrant_server.cli.tenants import _require_here, set_disabled
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
@@ -30,6 +31,7 @@ from evergrant_server.crypto.bundle import cell_secrets
 from evergrant_server.crypto.jose import open_sealed_to
 from evergrant_server.crypto.key_services.port import ServicePurpose
 from evergrant_server.egress import Egress, EgressPolicy
+from evergrant_server.settings import load_settings
 from evergrant_server.store.authority.scan import broken_configuration, broken_connections
 from tests.fakes.api import TENANT, Api, running_api
 from tests.fakes.http_server import served
@@ -135,6 +137,21 @@ async def test_a_paused_tenant_is_leased_and_spends_nothing(cells: Cells):
         position = await tx.connections.position(TENANT, cells.connections[0].id)
     assert position is not None
     assert position.phase == "paused"
+
+
+async def test_doctor_names_a_move_whose_source_stays_paused(cells: Cells, tmp_path: Path):
+    settings = load_settings(data_dir=tmp_path / "here")
+    assert await installation.moves(settings) == "no tenant moves"
+    offered = await cells.offered()
+    assert await installation.moves(settings) == f"{TENANT} is offered"
+    secret = (offered.move_id, offered.secret)
+    move = await moves.authenticate(cells.here.store, cells.here.clock, TENANT, *secret)
+    assert await moves.pause(cells.here.store, cells.here.clock, move) == 0
+    with pytest.raises(
+        CheckFailed, match=rf"^1 moves .*{TENANT} \(paused; the other cell is {THERE}\)"
+    ) as found:
+        await installation.moves(settings)
+    assert f"tenants undo {TENANT}" in found.value.repair
 
 
 async def test_a_tenant_that_was_disabled_after_its_offer_stays_disabled(cells: Cells):

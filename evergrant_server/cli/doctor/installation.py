@@ -1,6 +1,6 @@
 """Checks of the installation as a whole: what `dev` runs here, its admin key, the connections' workflows."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from evergrant_server.cli.dev.settings_file import read, server_file
 from evergrant_server.cli.doctor import COMMAND, CheckFailed
 from evergrant_server.cli.doctor.keys import open_store, reading
 from evergrant_server.cli.doctor.temporal import open_client
+from evergrant_server.core.cells.moves import ENDED, STOPS_REFRESHES, WORKING, TenantMove
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import ErasureId, Tenant
@@ -23,6 +24,7 @@ _PARTS = ("temporal", "api", "worker")
 _MOST_NAMED = 5
 _BEGUN_BY = timedelta(minutes=10)  # after the order, an erasure has a workflow
 _OVERDUE = timedelta(hours=1)  # after the time for which it waits for providers
+_MOVED_BY = timedelta(minutes=10)  # a tenant's refreshes are paused for seconds
 _SAMPLE = 100  # connections whose workflows are looked up: where Temporal's database is lost, none is there
 
 
@@ -154,3 +156,29 @@ async def _has_workflow(runs: WorkflowRuns, connection: Any) -> bool:
 
 def _goes_on(newest: NewestRun | None) -> bool:
     return newest is not None and newest.running and not (newest.is_foreign or newest.is_stuck)
+
+
+async def moves(settings: Settings) -> str:
+    """Tenants' moves between cells go on: while the source is paused, the tenant's tokens grow old."""
+    now = SystemClock().now()
+    async with reading(settings) as tx:
+        under_way = [move for move in await tx.tenant_moves.page() if move.state not in ENDED]
+    stuck = [
+        f"{move.tenant} ({move.state}; the other cell is {move.peer}) {move.problem}".rstrip()
+        for move in under_way
+        if _stands_still(move, now)
+    ]
+    if stuck:
+        raise CheckFailed(
+            f"{len(stuck)} moves of tenants don't go on: {', '.join(stuck[:_MOST_NAMED])}",
+            f"{COMMAND} tenants moves    # in both cells, and the log of the workers there; "
+            f"{COMMAND} tenants undo {under_way[0].tenant}, in the cell that receives it, ends a move",
+        )
+    named = ", ".join(f"{move.tenant} is {move.state}" for move in under_way[:_MOST_NAMED])
+    return named or "no tenant moves"
+
+
+def _stands_still(move: TenantMove, now: datetime) -> bool:
+    if move.state in STOPS_REFRESHES:
+        return move.paused_at is not None and move.paused_at < now - _MOVED_BY
+    return move.state in WORKING and bool(move.problem)
