@@ -32,6 +32,7 @@ PRIMARY_SETTINGS = {
     "wal_receiver_status_interval": "1s",
     "max_connections": "200",
 }
+_LOOPBACK: tuple[str, Sequence[str]] = ("127.0.0.1", ())
 _STARTS = (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError)
 
 
@@ -178,14 +179,19 @@ class PostgresServer:
 
 
 @asynccontextmanager
-async def replicated(*, synchronous: bool = False) -> AsyncIterator[tuple[PostgresServer, PostgresServer]]:
-    """A primary `a` and its standby `b`, streaming; both are gone after the block.
+async def replicated(
+    *, synchronous: bool = False, places: Sequence[tuple[str, Sequence[str]]] = (_LOOPBACK, _LOOPBACK)
+) -> AsyncIterator[tuple[PostgresServer, PostgresServer]]:
+    """A primary `a` and its standby `b`, streaming; both are gone after the block. `places`: each one's host
+    and the words that enter its network.
 
     With `synchronous`, the primary names `b` in `synchronous_standby_names`, and a transaction waits for it
     if its own `synchronous_commit` is `on`; the server's default is `local`.
     """
     with pair_folder() as folder:
-        first, second = PostgresServer("a", folder), PostgresServer("b", folder)
+        first, second = (
+            PostgresServer(name, folder, *place) for name, place in zip("ab", places, strict=True)
+        )
         try:
             await begin_replication(first, second, synchronous=synchronous)
             yield first, second

@@ -67,6 +67,16 @@ class Segment:
         self._ip("link", "set", self._inside, "up")
         self._ip("route", "replace", "default", "via", self._gateway)
 
+    def cut_from(self, other: "Segment") -> None:
+        """From now on the two lose what they send each other; everyone else reaches both."""
+        for one, far in ((self, other), (other, self)):
+            one._ip("route", "add", "blackhole", f"{far.address}/32")
+
+    def join_to(self, other: "Segment") -> None:
+        """Undo `cut_from`."""
+        for one, far in ((self, other), (other, self)):
+            one._ip("route", "del", "blackhole", f"{far.address}/32")
+
     def close(self) -> None:
         _ip("link", "del", self._outside)  # both ends, now: the system ends a namespace when it has time
         self._holder.kill()

@@ -1,7 +1,8 @@
 """`python -m tests.faults.region`: a region is lost under load, the other one is promoted, one row a seed.
 
 Ends with 1 for a lost connection where the provider has a grace, a record that was waited for and is missing,
-or a lease of the old region after it came back.
+or a lease of the old region after the new one had leased. As root it also cuts the regions off from each
+other, in network namespaces.
 """
 
 import argparse
@@ -12,13 +13,16 @@ from pathlib import Path
 
 from evergrant_server.process import exit_process
 from tests.fakes import leftovers
+from tests.faults.failover.network import enter_own_network
 from tests.faults.region.drill import HEAD, Case, drill, row
 
-_ENDS, _DURABILITIES = ("kill", "pause"), ("local", "region")
+_ENDS, _DURABILITIES = ("kill", "pause", "cut"), ("local", "region")
 
 
-async def main(arguments: argparse.Namespace) -> int:
-    wrong = 0
+async def main(arguments: argparse.Namespace, networks: bool) -> int:
+    wrong, ends = 0, _ENDS if networks else _ENDS[:-1]
+    if not networks:
+        print("without root and network namespaces no region is cut off: kill and pause alone")
     print(HEAD, flush=True)
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         case = Case(
@@ -27,9 +31,9 @@ async def main(arguments: argparse.Namespace) -> int:
             load_s=arguments.seconds,
             leasing=arguments.leasing,
             refreshing=arguments.refreshing,
-            end=arguments.end or _ENDS[seed % 2],
+            end=arguments.end or ends[seed % len(ends)],
             rotation=arguments.rotation,
-            durability=arguments.durability or _DURABILITIES[seed // 2 % 2],
+            durability=arguments.durability or _DURABILITIES[seed // len(ends) % 2],
         )
         with tempfile.TemporaryDirectory(prefix="evergrant-region-", ignore_cleanup_errors=True) as folder:
             outcome = await drill(Path(folder), case)
@@ -52,7 +56,9 @@ if __name__ == "__main__":
     parser.add_argument("--end", choices=_ENDS, help="of the old region; default: by turns")
     parser.add_argument("--rotation", choices=("grace", "strict"), default="grace", help="of the provider")
     parser.add_argument("--durability", choices=_DURABILITIES, help="of leases' records; default: by turns")
+    given = parser.parse_args()
+    has_networks = enter_own_network()
     leftovers.watch()
-    status = asyncio.run(main(parser.parse_args()))
+    status = asyncio.run(main(given, has_networks))
     sys.stdout.flush()
     exit_process(status)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx2
 from sqlalchemy import func, select
@@ -16,7 +17,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.store.audit_tables import AuditRow
 from evergrant_server.store.database.columns import table_of
-from tests.fakes.patience import PATIENCE_S
+from tests.fakes.patience import PATIENCE_S, eventually
 from tests.faults.region.place import Place, promoted, two_regions
 
 _AUDIT = table_of(AuditRow)
@@ -26,7 +27,8 @@ _AT_ONCE = 8  # refreshes of the last look
 
 @dataclass(frozen=True)
 class Case:
-    """`end`: the old region is killed, or paused and resumed once the new one serves."""
+    """`end`: the old region is killed; paused, and resumed once the new one serves; or cut off from the new
+    one alone: its callers go on, and both regions reach the provider."""
 
     seed: int
     connections: int
@@ -64,9 +66,12 @@ class _Load:
     place: Place
     port: int
     case: Case
-    leases: int = 0
+    leased_at: list[float] = field(default_factory=list[float])
     refreshes: int = 0
-    first_lease_at: float = 0.0
+
+    @property
+    def leases(self) -> int:
+        return len(self.leased_at)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -92,8 +97,7 @@ class _Load:
                 with suppress(httpx2.HTTPError):
                     reply = await http.post("/v1/lease", json={"integration": "crm", "subject": subject})
                     if reply.status_code == 200:
-                        self.leases += 1
-                        self.first_lease_at = self.first_lease_at or time.monotonic()
+                        self.leased_at.append(time.monotonic())
                 await asyncio.sleep(chance.uniform(0.01, 0.05))
 
     async def _refresh(self, number: int) -> None:
@@ -110,20 +114,28 @@ class _Load:
 
 async def drill(folder: Path, case: Case) -> Outcome:
     """Run one case. `Outcome.wrong` names what mustn't be."""
-    outcome = Outcome()
-    async with two_regions(folder, case.connections, case.rotation, case.durability) as place:
+    outcome, is_cut = Outcome(), case.end == "cut"
+    regions = two_regions(folder, case.connections, case.rotation, case.durability, networks=is_cut)
+    async with regions as place:
         before = _Load(place, place.old.settings.port, case)
+        after = _Load(place, place.new.settings.port, case)
         async with before.running():
             await asyncio.sleep(case.load_s * random.Random(case.seed).uniform(0.8, 1.2))
             ended_at = time.monotonic()
-            place.old.pause() if case.end == "pause" else place.old.end()
+            _end_old(place, case)
+            if is_cut:
+                report = await _taken_over(place, case, after, outcome)
+                place.join()
+                await asyncio.sleep(_AFTER_S)
+        if not is_cut:
+            report = await _taken_over(place, case, after, outcome)
         outcome.leases, outcome.refreshes = before.leases, before.refreshes
-        after = _Load(place, place.new.settings.port, case)
-        async with after.running():
-            report, outcome.promote_s = await promoted(place.new, case.wait_s)
-        outcome.leased_after_s = after.first_lease_at - ended_at
+        first = min(after.leased_at, default=ended_at)
+        outcome.leased_after_s = first - ended_at
         outcome.open_attempts, outcome.fates = report["open_attempts"], report["fates"]
         outcome.lost, outcome.waiting = len(report["lost"]), len(report["waiting"])
+        if is_cut:
+            outcome.leased_by_old = sum(at > first for at in before.leased_at)
         if case.end == "pause":
             outcome.leased_by_old = await _leased_by_old(place, case)
         outcome.records_missing = await _records_missing(place, before.leases, after.leases)
@@ -131,8 +143,30 @@ async def drill(folder: Path, case: Case) -> Outcome:
         if lost != set(report["lost"]):
             outcome.wrong.append(f"the report says {report['lost']} are lost, and {sorted(lost)} are")
         outcome.double_sends = place.provider.in_flight_together()
-    _judge(case, outcome, after)
+    _judge(case, outcome)
     return outcome
+
+
+def _end_old(place: Place, case: Case) -> None:
+    match case.end:
+        case "kill":
+            place.old.end()
+        case "pause":
+            place.old.pause()
+        case _:
+            place.part()
+
+
+async def _taken_over(place: Place, case: Case, load: _Load, outcome: Outcome) -> dict[str, Any]:
+    """Promote the new region while it is asked for leases and refreshes; the command's report."""
+
+    async def served() -> bool:
+        return bool(load.leases and load.refreshes)
+
+    async with load.running():
+        report, outcome.promote_s = await promoted(place.new, case.wait_s)
+        await eventually(served)
+    return report
 
 
 async def _leased_by_old(place: Place, case: Case) -> int:
@@ -168,8 +202,8 @@ async def _lost(place: Place, load: _Load, waiting: set[str]) -> set[str]:
         return {id for id in await asyncio.gather(*(refreshed(http, id) for id in ids)) if id is not None}
 
 
-def _judge(case: Case, outcome: Outcome, after: _Load) -> None:
-    if not (outcome.leases and outcome.refreshes and after.leases and after.refreshes):
+def _judge(case: Case, outcome: Outcome) -> None:
+    if not (outcome.leases and outcome.refreshes):
         outcome.wrong.append("there was no load")
     if case.rotation == "grace" and (outcome.lost or outcome.waiting):
         outcome.wrong.append(
@@ -178,7 +212,7 @@ def _judge(case: Case, outcome: Outcome, after: _Load) -> None:
     if case.durability == "region" and outcome.records_missing:
         outcome.wrong.append(f"{outcome.records_missing} records are missing that were waited for")
     if outcome.leased_by_old:
-        outcome.wrong.append(f"the old region leased {outcome.leased_by_old} times after it came back")
+        outcome.wrong.append(f"the old region leased {outcome.leased_by_old} times after the new one had")
 
 
 def row(case: Case, outcome: Outcome) -> str:

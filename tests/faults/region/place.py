@@ -25,6 +25,7 @@ from tests.fakes.platform.compose import finished
 from tests.fakes.ports import free_port
 from tests.fakes.postgresql.replicated import PostgresServer, replicated
 from tests.fakes.temporal import TemporalServer, running_temporal
+from tests.faults.failover.network import Segment
 from tests.faults.harness.provider import GRACE_S, StrictProvider
 from tests.faults.rotation.members import Member
 
@@ -34,6 +35,9 @@ _RULES = {
     "grace": RefreshRules(rotation=Rotation.GRACE, grace_s=GRACE_S),
     "strict": RefreshRules(rotation=Rotation.STRICT),
 }
+
+# Without a grace, what a region refreshes while the other one is away is lost with it.
+_AWAY = {"grace": "continue", "strict": "stop"}
 
 
 @dataclass
@@ -83,6 +87,17 @@ class Place:
     old: RegionPlace
     new: RegionPlace
     provider: StrictProvider
+    segments: list[Segment]
+
+    def part(self) -> None:
+        """Cut the regions' databases off from each other. Callers still reach each region."""
+        first, second = self.segments
+        first.cut_from(second)
+
+    def join(self) -> None:
+        """Undo `part`."""
+        first, second = self.segments
+        first.join_to(second)
 
     @asynccontextmanager
     async def store(self, region: RegionPlace) -> AsyncIterator[Store]:
@@ -95,11 +110,18 @@ class Place:
 
 
 @asynccontextmanager
-async def two_regions(folder: Path, connections: int, rotation: str, durability: str) -> AsyncIterator[Place]:
-    """Fill them and run them: `a` serves, and `b` waits."""
+async def two_regions(
+    folder: Path, connections: int, rotation: str, durability: str, *, networks: bool = False
+) -> AsyncIterator[Place]:
+    """Fill them and run them: `a` serves, and `b` waits. `networks`: each database has one of its own."""
     async with AsyncExitStack() as stack:
         provider = await stack.enter_async_context(StrictProvider(rotation, 3600))
-        first, second = await stack.enter_async_context(replicated(synchronous=True))
+        segments = list[Segment]()
+        for number in (1, 2) if networks else ():
+            segments.append(Segment(number))
+            stack.callback(segments[-1].close)
+        apart = {"places": [(segment.address, segment.within) for segment in segments]} if networks else {}
+        first, second = await stack.enter_async_context(replicated(synchronous=True, **apart))
         temporals = list[TemporalServer]()
         for name in ("a", "b"):
             (folder / f"temporal-{name}").mkdir()
@@ -119,6 +141,7 @@ async def two_regions(folder: Path, connections: int, rotation: str, durability:
             region="a",
             region_wait=timedelta(seconds=1),
             region_authority=AUTHORITY,
+            region_away=_AWAY[rotation],
             audit_durability=durability,
         )
         old = _region("a", folder, ready.settings, first, temporals[0])
@@ -141,12 +164,13 @@ async def two_regions(folder: Path, connections: int, rotation: str, durability:
             for member in region.members:
                 stack.push_async_callback(member.stop)
                 await member.start()
-        yield Place(ready, old, new, provider)
+        yield Place(ready, old, new, provider, segments)
 
 
 def _environment(settings: Settings) -> dict[str, str]:
     """What a child of these settings inherits, with those of regions and the relay."""
-    inherited = ("region", "region_wait", "region_authority", "audit_durability", "relay_interval")
+    names = "region region_wait region_authority region_away audit_durability relay_interval"
+    inherited = names.split()
     values = {name: getattr(settings, name) for name in inherited}
     return settings_environment(settings) | {
         f"EVERGRANT_{name.upper()}": str(value.total_seconds() if isinstance(value, timedelta) else value)
