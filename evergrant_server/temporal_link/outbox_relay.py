@@ -30,6 +30,7 @@ log = logging.getLogger("evergrant.relay")
 
 _CLAIM_TIME = timedelta(seconds=30)  # after this, another relay may claim the message
 _BATCH = 50  # claimed in one transaction, which looks at all that wait, and delivered side by side
+_RELEASE_LIMIT_S = 2.0  # a database that hangs keeps no process from ending
 _SLOW_S = 0.1  # the next batch waits no longer for a delivery
 _MOST_SLOW = 100  # deliveries under way beside a batch
 _FIRST_RETRY = timedelta(seconds=1)
@@ -88,8 +89,8 @@ class OutboxRelay:
     async def _release(self) -> None:
         if not self._claimed:
             return
-        with suppress(Failure):  # then the claims run out
-            async with self._store.write() as tx:
+        with suppress(Failure, TimeoutError):  # then the claims run out
+            async with asyncio.timeout(_RELEASE_LIMIT_S), self._store.write() as tx:
                 await tx.outbox.release(self._claimed, self._name)
 
     async def _report_depth(self) -> None:

@@ -66,7 +66,10 @@ export class EvergrantError extends Error {
 }
 
 export class Evergrant {
-  /** Every route, typed: `evergrant.api.GET('/v1/connections')`. Nothing is repeated or raised here. */
+  /**
+   * Every route, typed: `evergrant.api.GET('/v1/connections')`. Nothing is repeated here, and nothing raised but
+   * `tenant_moved`, for an address that `cells` doesn't name.
+   */
   readonly api: Client<paths>
   readonly #deadline: number
   readonly #cells: string[]

@@ -102,11 +102,16 @@ async def _record(settings: Settings, report: DrillReport) -> None:
         "problems": len(report.verified.problems),
         "seconds": report.seconds["total"],
     }
+    await record_in_log(settings, AuditAction.BACKUP_DRILLED, detail)
+
+
+async def record_in_log(settings: Settings, action: AuditAction, detail: dict[str, Any]) -> None:
+    """Record what an operator did with a backup, in the installation's audit log."""
     async with open_store(settings, Role.OPERATOR) as (store, _), store.write() as tx:
         entry = AuditEntry(
             tenant=INSTALLATION,
             at=SystemClock().now(),
-            action=AuditAction.BACKUP_DRILLED,
+            action=action,
             object=DRILL,
             context=RequestContext(by="operator"),
             detail=detail,

@@ -9,17 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evergrant_server import audit
-from evergrant_server.audit.records import DRILL
 from evergrant_server.cli.backup import copies
-from evergrant_server.cli.backup.drill import Stopwatch
+from evergrant_server.cli.backup.drill import Stopwatch, record_in_log
 from evergrant_server.cli.backup.marks import Marks, mark
 from evergrant_server.cli.backup.postgresql import Programs
 from evergrant_server.cli.backup.verification import Verified, verify
-from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
+from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.settings import Settings
 from evergrant_server.store.database import schema
@@ -197,16 +194,8 @@ async def _compare(settings: Settings, report: RestoreReport, newer: Copy) -> No
 
 async def _record(settings: Settings, report: RestoreReport) -> None:
     marks = report.marks or Marks()
-    async with open_store(settings, Role.OPERATOR) as (store, _), store.write() as tx:
-        entry = AuditEntry(
-            tenant=INSTALLATION,
-            at=SystemClock().now(),
-            action=AuditAction.BACKUP_RESTORED,
-            object=DRILL,
-            context=RequestContext(by="operator"),
-            detail={"kind": report.kind, **asdict(marks), "compared": report.marks is not None},
-        )
-        await audit.append(tx, entry)
+    detail = {"kind": report.kind, **asdict(marks), "compared": report.marks is not None}
+    await record_in_log(settings, AuditAction.BACKUP_RESTORED, detail)
 
 
 def _aside_name() -> str:

@@ -163,19 +163,19 @@ async def moves(settings: Settings) -> str:
     now = SystemClock().now()
     async with reading(settings) as tx:
         under_way = [move for move in await tx.tenant_moves.page() if move.state not in ENDED]
-    stuck = [
-        f"{move.tenant} ({move.state}; the other cell is {move.peer}) {move.problem}".rstrip()
-        for move in under_way
-        if _stands_still(move, now)
-    ]
+    stuck = [move for move in under_way if _stands_still(move, now)]
     if stuck:
+        named = [
+            f"{move.tenant} ({move.state}; the other cell is {move.peer}) {move.problem}".rstrip()
+            for move in stuck[:_MOST_NAMED]
+        ]
         raise CheckFailed(
-            f"{len(stuck)} moves of tenants don't go on: {', '.join(stuck[:_MOST_NAMED])}",
+            f"{len(stuck)} moves of tenants don't go on: {', '.join(named)}",
             f"{COMMAND} tenants moves    # in both cells, and the log of the workers there; "
-            f"{COMMAND} tenants undo {under_way[0].tenant}, in the cell that receives it, ends a move",
+            f"{COMMAND} tenants undo {stuck[0].tenant}, in the cell that receives it, ends a move",
         )
-    named = ", ".join(f"{move.tenant} is {move.state}" for move in under_way[:_MOST_NAMED])
-    return named or "no tenant moves"
+    states = ", ".join(f"{move.tenant} is {move.state}" for move in under_way[:_MOST_NAMED])
+    return states or "no tenant moves"
 
 
 def _stands_still(move: TenantMove, now: datetime) -> bool:
