@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 from evergrant_server.access.transactions import record
@@ -56,9 +57,15 @@ class Promotion:
         if before.taken_at is None:
             raise Failure(ErrorCode.INVALID_REQUEST, f"{before.name} serves, and took over from no region.")
         async with open_platform(self._settings, Role.OPERATOR) as platform:
-            counts = await platform.reconciler.reconcile_all(compare=False)
-            self._done("workflows", f"{counts.live} live connections, {counts.started} workflows started")
-            attempts = await self._decided(platform, before, wait_s)
+            # a provider's grace is running for these: they don't wait for the workflows of all others
+            deciding = asyncio.create_task(self._decide(platform, before.taken_at, wait_s), name="attempts")
+            try:
+                counts = await platform.reconciler.reconcile_all(compare=False)
+                self._done("workflows", f"{counts.live} live connections, {counts.started} workflows started")
+                await deciding
+            finally:
+                deciding.cancel()
+        attempts = await self._open_attempts(before.taken_at)
         fates = Counter(attempt.fate for attempt in attempts)
         self._done("attempts", f"{len(attempts)} were open: {_counted(fates)}")
         return {
@@ -141,19 +148,20 @@ class Promotion:
             raise Failure(ErrorCode.STORE_UNAVAILABLE, "The standby wasn't promoted in time: run this again.")
         self._done("database", "it is a primary")
 
-    async def _decided(self, platform: Platform, authority: Authority, wait_s: float) -> list[OpenAttempt]:
-        """The attempts that were open, once each is decided or `wait_s` have passed. Workers decide them."""
-        assert authority.taken_at is not None
+    async def _decide(self, platform: Platform, taken_at: datetime, wait_s: float) -> None:
+        """Return once no attempt that was open still waits, or `wait_s` have passed. Workers decide them."""
         end = time.monotonic() + wait_s
         while True:
-            async with self._store.read() as tx:
-                attempts = await tx.regions.open_at(authority.taken_at)
-            waiting = [attempt for attempt in attempts if attempt.fate == "waits"]
+            waiting = [attempt for attempt in await self._open_attempts(taken_at) if attempt.fate == "waits"]
             if not waiting or time.monotonic() > end:
-                return attempts
+                return
             refreshes = [attempt for attempt in waiting if attempt.kind == AttemptKind.REFRESH]
             await gather_bounded(_refreshed(platform, attempt) for attempt in refreshes)
             await asyncio.sleep(_LOOK_S)
+
+    async def _open_attempts(self, taken_at: datetime) -> list[OpenAttempt]:
+        async with self._store.read() as tx:
+            return await tx.regions.open_at(taken_at)
 
     def _done(self, step: str, what: str) -> None:
         self._seconds[step] = round(time.monotonic() - self._began, 2)
@@ -165,6 +173,7 @@ async def _refreshed(platform: Platform, attempt: OpenAttempt) -> None:
     wanted = EnsureFresh(seen_generation=attempt.from_generation, context=_OPERATOR)
     names = attempt.tenant, ConnectionId(attempt.connection_id)
     try:
+        await platform.reconciler.start_workflow(*names)
         await platform.link.ensure_fresh(*names, wanted, timeout=_CALL_S)
     except Failure:
         return  # what became of it stands in the rows

@@ -36,8 +36,23 @@ _RULES = {
     "strict": RefreshRules(rotation=Rotation.STRICT),
 }
 
-# Without a grace, what a region refreshes while the other one is away is lost with it.
-_AWAY = {"grace": "continue", "strict": "stop"}
+
+@dataclass(frozen=True)
+class Case:
+    """`end`: the old region is killed; paused, and resumed once the new one serves; or cut off from the new
+    one alone: its callers go on, and both regions reach the provider. `away`: whether a region refreshes
+    while the other one is away (`continue`) or waits for it (`stop`)."""
+
+    seed: int
+    connections: int
+    load_s: float = 8.0
+    leasing: int = 8
+    refreshing: int = 4
+    end: str = "kill"
+    rotation: str = "grace"
+    away: str = "continue"
+    durability: str = "local"
+    wait_s: float = 20.0
 
 
 @dataclass
@@ -110,12 +125,10 @@ class Place:
 
 
 @asynccontextmanager
-async def two_regions(
-    folder: Path, connections: int, rotation: str, durability: str, *, networks: bool = False
-) -> AsyncIterator[Place]:
+async def two_regions(folder: Path, case: Case, *, networks: bool = False) -> AsyncIterator[Place]:
     """Fill them and run them: `a` serves, and `b` waits. `networks`: each database has one of its own."""
     async with AsyncExitStack() as stack:
-        provider = await stack.enter_async_context(StrictProvider(rotation, 3600))
+        provider = await stack.enter_async_context(StrictProvider(case.rotation, 3600))
         segments = list[Segment]()
         for number in (1, 2) if networks else ():
             segments.append(Segment(number))
@@ -131,18 +144,18 @@ async def two_regions(
             folder,
             first.url(),
             free_port(),
-            [provider.grant("read write") for _ in range(connections)],
+            [provider.grant("read write") for _ in range(case.connections)],
             issuer=provider.issuer,
             client_secret=provider.client_secret,
-            refresh=_RULES[rotation],
+            refresh=_RULES[case.rotation],
             temporal_address=temporals[0].address,
             egress_allow=(provider.allowance,),
             relay_interval=timedelta(seconds=0.2),
             region="a",
             region_wait=timedelta(seconds=1),
             region_authority=AUTHORITY,
-            region_away=_AWAY[rotation],
-            audit_durability=durability,
+            region_away=case.away,
+            audit_durability=case.durability,
         )
         old = _region("a", folder, ready.settings, first, temporals[0])
         other = ready.settings.model_dump() | {

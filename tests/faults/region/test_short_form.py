@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.region.drill import HEAD, Case, drill, row
+from tests.faults.region.drill import HEAD, drill, row
+from tests.faults.region.place import Case
 
 
 @pytest.mark.soak
