@@ -153,7 +153,7 @@ async def _checkpoint(tx: Transaction, signer: LogSigner, now: datetime) -> Chec
 
 
 def _fills_tile(before: int, after: int) -> bool:
-    return max(before, 0) // TILE_WIDTH != after // TILE_WIDTH
+    return before // TILE_WIDTH != after // TILE_WIDTH
 
 
 def _record_of(tree: TreeEnd, now: datetime) -> Head:

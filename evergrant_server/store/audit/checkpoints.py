@@ -157,10 +157,10 @@ class AuditCheckpoints:
         return [(tenant, shard) for tenant, shard in await self._connection.execute(query)]
 
     async def trees(self, places: Collection[tuple[str, str]]) -> list[Values]:
-        """These trees, each with the size of its newest head as `head_size` (-1: none), in order."""
+        """These trees, each with the size of its newest head as `head_size` (0: none), in order."""
         of_tree = (_HEADS.c.tenant == _TREES.c.tenant) & (_HEADS.c.shard == _TREES.c.shard)
         query = (
-            select(_TREES, func.coalesce(_HEADS.c.size, -1).label("head_size"))
+            select(_TREES, func.coalesce(_HEADS.c.size, 0).label("head_size"))
             .select_from(_TREES.outerjoin(_HEADS, of_tree))
             .where(tuple_(_TREES.c.tenant, _TREES.c.shard).in_(sorted(places)))
             .order_by(_TREES.c.tenant, _TREES.c.shard)
