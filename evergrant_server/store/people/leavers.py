@@ -6,7 +6,7 @@ Doesn't own the incident of an offboarding (`store.connections.incidents`).
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Index, UniqueConstraint, delete, func, select
+from sqlalchemy import Index, TextClause, UniqueConstraint, delete, func, select, text
 from sqlmodel import col
 
 from evergrant_server.core.connections.binding import Binding
@@ -37,6 +37,11 @@ from evergrant_server.store.oauth.requests import (
 )
 from evergrant_server.store.oauth.tables import AuthorizationCodeRow
 from evergrant_server.store.people.people import PersonSessionRow
+
+# a transaction that connects a subject and one that begins an offboarding take turns: else neither sees the
+# other's rows
+_CONNECTS = text("SELECT pg_advisory_xact_lock_shared(hashtextextended(:leavers, 0))")
+_BEGINS = text("SELECT pg_advisory_xact_lock(hashtextextended(:leavers, 0))")
 
 
 class OffboardingRuleRow(columns.IdTable, table=True):
@@ -147,14 +152,24 @@ class Leavers(AuthenticatedRepository[Leaver, IncidentId]):
     async def add(self, leaver: Leaver) -> None:
         await self._add(leaver, f"Leaver {leaver.id}")
 
+    async def begin(self, tenant: Tenant) -> None:
+        """Wait for the transactions that connect subjects of the tenant. Later ones wait for this one."""
+        await self._take_turns(_BEGINS, tenant)
+
     async def is_leaving(self, tenant: Tenant, integration: str, subject: str) -> bool:
-        """Whether the subject is a person's whose offboarding hasn't ended, nor was undone."""
+        """Whether the subject is a person's whose offboarding hasn't ended, nor was undone. Another
+        offboarding begins once this transaction has ended."""
+        await self._take_turns(_CONNECTS, tenant)
         row = IncidentRow
         under_way = columns_equal(row, tenant=tenant, kind=IncidentKind.LEAVER.value)
         under_way &= col(row.finished_at).is_(None) & col(row.undone_at).is_(None)
         mine = self._where(col(LeaverRow.id).in_(select(col(row.id)).where(under_way)), tenant=tenant)
         leavers = await self._all(mine)
         return any(match.covers(integration, subject) for leaver in leavers for match in leaver.matches)
+
+    async def _take_turns(self, lock: TextClause, tenant: Tenant) -> None:
+        if self._connection.dialect.name == "postgresql":  # SQLite has one writer
+            await self._connection.execute(lock, {"leavers": f"leavers:{tenant}"})
 
 
 class PersonsRows(Repository):
