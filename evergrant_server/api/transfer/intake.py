@@ -26,6 +26,7 @@ from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.integrations import Integration
 from evergrant_server.core.lifecycle.snapshot import import_message
 from evergrant_server.core.outbox import OutboxMessage
+from evergrant_server.core.people.leavers import Match
 from evergrant_server.problems import field_errors, invalid_request
 from evergrant_server.store import Transaction
 from providers.definition.schema import ProviderSpec
@@ -93,6 +94,7 @@ class _ImportTransaction:
         self._in_background = in_background
         self._integrations: dict[str, tuple[Integration, ProviderSpec]] = {}
         self._known: set[tuple[str, str, str]] = set()  # names that connections have or had
+        self._leaving: list[Match] = []
         self._new: dict[tuple[str, str, str], _NewConnection] = {}
         self._again: list[_NewConnection] = []  # into connections that were imported dead
         self.renewed: dict[ConnectionId, int] = {}
@@ -103,6 +105,7 @@ class _ImportTransaction:
         integrations = {item.integration for item in items}
         subjects = {item.subject for item in items}
         self._known = await self._tx.connections.known_names(self._call.tenant, integrations, subjects)
+        self._leaving = await self._tx.leavers.leaving(self._call.tenant)
         outcomes = [
             entry if isinstance(entry, ImportOutcome) else await self._outcome(entry) for entry in parsed
         ]
@@ -122,6 +125,8 @@ class _ImportTransaction:
             integration, spec = await self._integration(item.integration)
             scopes = self._require_valid(item, integration, spec)
             connection = await self._existing(names)
+            if connection is None and any(match.covers(*names[:2]) for match in self._leaving):
+                raise Failure(ErrorCode.CONNECTION_HELD)
         except Failure as failure:
             if failure.kind in _RAISED_KINDS:
                 raise

@@ -17,6 +17,7 @@ from evergrant_server.core.oauth.requests import SubjectSession
 from evergrant_server.core.people.leavers import (
     DirectoryUser,
     Leaver,
+    Match,
     OffboardingRule,
     PersonAttribute,
     user_key,
@@ -159,13 +160,16 @@ class Leavers(AuthenticatedRepository[Leaver, IncidentId]):
     async def is_leaving(self, tenant: Tenant, integration: str, subject: str) -> bool:
         """Whether the subject is a person's whose offboarding hasn't ended, nor was undone. Another
         offboarding begins once this transaction has ended."""
+        return any(match.covers(integration, subject) for match in await self.leaving(tenant))
+
+    async def leaving(self, tenant: Tenant) -> list[Match]:
+        """The subjects of which `is_leaving` is true."""
         await self._take_turns(_CONNECTS, tenant)
         row = IncidentRow
         under_way = columns_equal(row, tenant=tenant, kind=IncidentKind.LEAVER.value)
         under_way &= col(row.finished_at).is_(None) & col(row.undone_at).is_(None)
         mine = self._where(col(LeaverRow.id).in_(select(col(row.id)).where(under_way)), tenant=tenant)
-        leavers = await self._all(mine)
-        return any(match.covers(integration, subject) for leaver in leavers for match in leaver.matches)
+        return [match for leaver in await self._all(mine) for match in leaver.matches]
 
     async def _take_turns(self, lock: TextClause, tenant: Tenant) -> None:
         if self._connection.dialect.name == "postgresql":  # SQLite has one writer

@@ -1,28 +1,36 @@
 """Which connections an incident is about, and which are told in a turn: on each of the databases."""
 
+import asyncio
 from datetime import datetime, timedelta
 from typing import Any
+
+from sqlalchemy import text
 
 from activities.incidents.rows import Rows, Waves
 from activities.incidents.selecting import Selection
 from evergrant_server import audit
+from evergrant_server.access import leavers
 from evergrant_server.access.incidents import Scope, open_incident
+from evergrant_server.access.leavers import LeaverOrder
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.incidents import Incident, IncidentKind, IncidentState, ItemStep
 from evergrant_server.core.ids import AppId, IncidentId, new_id
 from evergrant_server.core.messages.base import Provenance, RequestContext
 from evergrant_server.core.messages.incidents import IncidentCall
-from evergrant_server.store import Store
+from evergrant_server.core.people.leavers import NamedPerson
+from evergrant_server.store import Store, Transaction
 from evergrant_server.store.access import LeaseUseRow
 from evergrant_server.store.database.rows import insert
 from tests.conformance.store.samples import ACME, a_connection, added
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
+from tests.fakes.patience import eventually
 from tests.fakes.rows import put_app
 
 ADMIN = RequestContext(by="app:admin")
 HOUR = timedelta(hours=1)
+_WAITING = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
 
 
 async def active(store: Store, subject: str, **changes: Any) -> Connection:
@@ -132,3 +140,40 @@ async def test_the_most_recently_used_are_told_first_and_a_wave_has_an_end(store
     async with store.read() as tx:
         turns = await waves.next(tx, incident, ItemStep.LISTED)
     assert [item.connection_id for item in turns] == [fleet[2].id, fleet[3].id], "never leased: last"
+
+
+async def leaves(store: Store, subject: str) -> Incident:
+    order = LeaverOrder(
+        tenant=ACME,
+        person=NamedPerson(subject=subject),
+        reason="HR-7",
+        grace=24 * HOUR,
+        wait=HOUR,
+        sponsor=None,
+        context=ADMIN,
+        at=NOW,
+    )
+    async with store.write() as tx:
+        return await leavers.begin(tx, order)
+
+
+async def has_begun_or_waits(beginning: asyncio.Task[Incident], tx: Transaction) -> bool:
+    waiting = (await tx.connection.execute(_WAITING)).scalar_one()
+    return beginning.done() or waiting > 0
+
+
+async def test_a_connection_that_is_being_made_when_its_person_leaves_is_held(store: Store):
+    connection = a_connection()
+    async with store.write() as tx:
+        assert not await tx.leavers.is_leaving(ACME, connection.integration, connection.subject)
+        beginning = asyncio.create_task(leaves(store, connection.subject))
+        if tx.connection.dialect.name == "postgresql":
+            await eventually(lambda: has_begun_or_waits(beginning, tx), bool)
+        await tx.connections.add(connection)
+    incident = await beginning
+    assert incident.selected == 1
+    async with store.write() as tx:
+        made = await tx.connections.get(ACME, connection.id)
+        assert made is not None
+        assert made.held_by == incident.id
+        assert await tx.leavers.is_leaving(ACME, connection.integration, connection.subject)

@@ -59,8 +59,16 @@ async def test_nothing_new_is_connected_for_who_leaves_until_it_was_undone(api: 
         answer = await api.post("/v1/connections", work.pipeline, wanted)
         return answer.json()["code"] if answer.is_error else "created"
 
+    async def imported(subject: str) -> str:
+        item = {"integration": "crm", "subject": subject, "label": "third", "scopes": ["read_user"]}
+        item |= {"access_token": "at", "refresh_token": "rt", "expires_in": 3600}
+        answer = await api.post("/v1/connections/import", work.boss, {"items": [item], "verify": False})
+        (outcome,) = answer.json()["items"]
+        return outcome["code"] or outcome["status"]
+
     begun = (await api.post(OFFBOARDINGS, work.boss, ORDER)).json()
     assert [await connected(subject) for subject in ("alice", "bob")] == ["connection_held", "created"]
+    assert [await imported(subject) for subject in ("alice", "bob")] == ["connection_held", "imported"]
     await api.post(f"{OFFBOARDINGS}/{begun['id']}/undo", work.boss)
     assert await connected("alice") == "created"
 
