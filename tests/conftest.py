@@ -27,7 +27,7 @@ from tests.fakes.patience import PATIENCE_S
 # Files of the first folders wait for timers and other processes, those of the second compute. Side by side
 # they leave no core idle; in each of the two, the slow ones come first.
 _WAIT = ("e2e", "workflows", "faults", "cells")
-_COMPUTE = ("unit/repo", "unit", "conformance", "security")
+_COMPUTE = ("unit/repo", "security", "conformance", "unit")
 _HERE = Path(__file__).parent
 
 _ended: list[int] = []

@@ -6,7 +6,7 @@ The backup is a real one: SQLite's file copied, every row of PostgreSQL copied o
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,11 @@ async def _postgres(url: str) -> Callable[[], Awaitable[None]]:
     quoted = ", ".join(f'"{name}"' for name in tables)
 
     async def restore() -> None:
+        with suppress(asyncpg.DeadlockDetectedError):  # the relay reads on, and locks tables in its own order
+            return await put_back()
+        await restore()
+
+    async def put_back() -> None:
         connection = await asyncpg.connect(url)
         try:
             async with connection.transaction():
