@@ -163,13 +163,14 @@ async def show_my_connection(pages: PagesDep, connection_id: str, tenant: str = 
 @router.get(ME_PATH + "/connections/{connection_id}/receipts/{shard}/{index}", response_model=None)
 @me_page
 async def get_my_receipt(
-    pages: PagesDep, connection_id: str, shard: str, index: int, tenant: str = ""
+    pages: PagesDep, connection_id: str, shard: str, index: str, tenant: str = ""
 ) -> Response:
     """The receipt of one use, for `evergrant audit verify`. Raises Failure NOT_FOUND for another's record."""
     person = await _require_me(pages, tenant)
     async with pages.api.store.read() as tx:
         connection = await _my_connection(tx, person, connection_id)
-        receipt = await proofs.receipt(tx, person.tenant, shard, index) if 0 <= index < 2**63 else None
+        number = int(index) if index.isdecimal() and len(index) < 19 else -1
+        receipt = await proofs.receipt(tx, person.tenant, shard, number) if number >= 0 else None
         if receipt is None or not _is_use_of(connection, receipt.record.body):
             raise Failure(ErrorCode.NOT_FOUND)
         view = receipt_view(receipt)

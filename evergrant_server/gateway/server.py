@@ -39,6 +39,7 @@ _HEAD = re.compile(
 
 _LENGTH = re.compile(rb"[0-9]{1,18}\Z")
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host", b"upgrade"})
+_WHITESPACE = (b" ", b"\t")
 
 
 class StrictProtocol(HttpToolsProtocol):
@@ -136,6 +137,8 @@ class StrictProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._reads_head:
             _refuse("no trailers are read")
+        if value.endswith(_WHITESPACE) and name.lower() not in _FRAMING:  # whose whitespace llhttp has read
+            value = value.rstrip(b" \t")  # RFC 9112 section 5.1
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:

@@ -85,6 +85,15 @@ async def test_an_ambiguous_request_is_answered_with_400_and_closed(
     assert [it.target for it in upstream.seen] == ["/api/next"]
 
 
+async def test_whitespace_around_a_value_is_no_part_of_it(api: Api, gateway: Gateway, upstream: RawUpstream):
+    """RFC 9112 section 5.1."""
+    path, headers = await prepared(api)
+    request = b"GET %b/x HTTP/1.1\r\n%b \t\r\nX-Mine: \t a b\t \r\nConnection: close \r\n\r\n"
+    assert (await gateway.raw(request % (path, headers))).startswith(b"HTTP/1.1 200 OK")
+    (seen,) = upstream.seen
+    assert b"\r\nx-mine: a b\r\n" in seen.head.lower()
+
+
 async def test_host_and_forwarded_headers_lead_nowhere_else(
     api: Api, gateway: Gateway, upstream: RawUpstream
 ):
