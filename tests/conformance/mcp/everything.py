@@ -384,4 +384,5 @@ if __name__ == "__main__":
     listener = socket.create_server(("127.0.0.1", 0))
     print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
     app = everything().streamable_http_app()
-    uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listener])
+    # httptools takes whitespace behind a value for a part of it
+    uvicorn.Server(uvicorn.Config(app, log_level="error", http="h11")).run(sockets=[listener])
