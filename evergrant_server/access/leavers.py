@@ -157,7 +157,7 @@ def _names(order: LeaverOrder, matches: tuple[Match, ...]) -> PersonsNames:
 async def begin(tx: Transaction, order: LeaverOrder) -> Incident:
     """Hold the person's connections, and end what else is theirs. One offboarding of a person is under way at
     a time: a second order gets the first one. Raises Failure INVALID_REQUEST, NOT_FOUND."""
-    await tx.leavers.begin(order.tenant)
+    await tx.leavers.lock(order.tenant)
     person = tx.ring.subject_hash(order.tenant, order.person.name)
     under_way = await tx.incidents.open_of_person(order.tenant, person)
     if under_way is not None:

@@ -169,12 +169,12 @@ async def get_my_receipt(
     person = await _require_me(pages, tenant)
     async with pages.api.store.read() as tx:
         connection = await _my_connection(tx, person, connection_id)
-        number = int(index) if index.isdecimal() and len(index) < 19 else -1
+        number = int(index) if index.isascii() and index.isdecimal() and len(index) < 19 else -1
         receipt = await proofs.receipt(tx, person.tenant, shard, number) if number >= 0 else None
         if receipt is None or not _is_use_of(connection, receipt.record.body):
             raise Failure(ErrorCode.NOT_FOUND)
         view = receipt_view(receipt)
-    name = f"receipt-{shard}-{index}.json"
+    name = f"receipt-{shard}-{number}.json"
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
     return Response(view.model_dump_json(indent=1), 200, headers, "application/json")
 

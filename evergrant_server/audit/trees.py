@@ -259,7 +259,12 @@ async def _locked_end(tx: Transaction, tenant: str, shard: str, at: datetime) ->
     row = await fetch_first(tx.connection, _LOCK_END, which)
     if row is None:
         first = TreeEnd.first(tx.sealer.ring, tenant, shard)
-        begun = {**first._asdict(), "filed": 0, "grown": False, "revision": 1}  # its birth is its head
+        begun = {
+            **first._asdict(),
+            "filed": 0,
+            "grown": False,
+            "revision": 1,
+        }  # the record of its birth is its first head
         if await insert(tx.connection, AuditTreeRow, begun):
             await _record_birth(tx, tenant, shard, at)
         row = await fetch_first(tx.connection, _LOCK_END, which)

@@ -137,7 +137,7 @@ class StrictProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._reads_head:
             _refuse("no trailers are read")
-        if value.endswith(_WHITESPACE) and name.lower() not in _FRAMING:  # whose whitespace llhttp has read
+        if value.endswith(_WHITESPACE) and name.lower() not in _FRAMING:  # that is judged as it was sent
             value = value.rstrip(b" \t")  # RFC 9112 section 5.1
         super().on_header(name, value)
 

@@ -153,7 +153,7 @@ class Leavers(AuthenticatedRepository[Leaver, IncidentId]):
     async def add(self, leaver: Leaver) -> None:
         await self._add(leaver, f"Leaver {leaver.id}")
 
-    async def begin(self, tenant: Tenant) -> None:
+    async def lock(self, tenant: Tenant) -> None:
         """Wait for the transactions that connect subjects of the tenant. Later ones wait for this one."""
         await self._take_turns(_BEGINS, tenant)
 

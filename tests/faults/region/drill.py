@@ -133,8 +133,8 @@ async def drill(folder: Path, case: Case) -> Outcome:
         outcome.records_missing = await _records_missing(place, before.leases, after.leases)
         lost = await _lost(place, after, set(report["waiting"]))
         told = set(report["lost"])
-        outcome.lost = len(lost)
-        if len(lost.keys() - told) > outcome.at_stake or told - lost.keys():
+        outcome.lost, most = len(lost), outcome.at_stake if case.away == "continue" else 0
+        if len(lost.keys() - told) > most or told - lost.keys():
             outcome.wrong.append(f"{sorted(told)} are told as lost, {outcome.at_stake} at stake, of {lost}")
         outcome.double_sends = place.provider.in_flight_together()
     _judge(case, outcome)

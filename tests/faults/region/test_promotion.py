@@ -32,8 +32,8 @@ async def postgres_url(tmp_path: Path) -> AsyncIterator[str]:
         yield url
 
 
-class LongPass:
-    """Temporal of a region whose workflows take longer to start than any provider's grace lasts."""
+class SlowTemporal:
+    """Its workflows take longer to start than any provider's grace lasts."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -73,7 +73,7 @@ async def test_an_open_attempt_is_decided_before_all_workflows_run(
     async with store.write() as tx:
         await tx.attempts.open(an_attempt(connection))
         await tx.regions.put("b", standalone=True, taken_from="a")
-    temporal = LongPass(store)
+    temporal = SlowTemporal(store)
 
     @asynccontextmanager
     async def opened(*_: Any) -> AsyncIterator[Any]:

@@ -106,7 +106,8 @@ async def test_a_person_takes_the_receipt_of_a_use_and_of_nothing_else(api: Api,
     await HeadsLog(api.worker, api.clock, "evergrant.example/audit").advance()
     receipt = Receipt.parse((await user.browser.get(f"{path}/{mine}")).text)
     assert f"{receipt.shard}/{receipt.index}" == mine
-    for place in (theirs, f"{mine}9", "nothing/0", "main-0/0"):
+    in_other_digits = f"{receipt.shard}/" + "".join(chr(0x660 + int(it)) for it in str(receipt.index))
+    for place in (theirs, f"{mine}9", "nothing/0", "main-0/0", f"{receipt.shard}/one", in_other_digits):
         assert (await user.browser.get(f"{path}/{place}")).status_code == 404
 
 
