@@ -46,7 +46,6 @@ class Person:
     async def consents(self, url: str) -> None:
         it = await self.opens(url)
         await asyncio.gather(it.visitor.come_back(iss=ISSUER), it.worker_finishes())
-        await self.api.install(await self.api.row(TENANT, it.connection_id), "at-1")
 
     async def opens(self, url: str) -> LoggingIn:
         """As far as the login."""

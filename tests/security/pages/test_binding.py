@@ -17,7 +17,7 @@ from evergrant_server.core.connections.binding import challenge_of
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.errors import ErrorCode
-from tests.fakes.api import TENANT, Api
+from tests.fakes.api import Api
 from tests.fakes.failures import fails
 from tests.fakes.patience import eventually
 from tests.fakes.visitor import Visitor
@@ -47,11 +47,6 @@ class Bound(Started):
         """It is, and a worker exchanges the code."""
         answer, _ = await asyncio.gather(self.confirm(code, **more), self.worker_finishes())
         return answer
-
-    async def worker_finishes(self) -> None:
-        await eventually(self.consent, lambda it: it.status is ConsentStatus.CODE_RECEIVED)
-        await self.api.install(await self.api.row(TENANT, self.connection_id), "at-1")
-        await super().worker_finishes()  # last: the request under test looks at the consent
 
     async def worker_fails(self) -> None:
         await eventually(self.consent, lambda it: it.status is ConsentStatus.CODE_RECEIVED)

@@ -48,8 +48,9 @@ class Started:
         return [message.name for message in await self.api.outbox() if message.name]
 
     async def worker_finishes(self) -> None:
-        """What the worker does once the code is there."""
+        """What the worker does once the code is there. The consent is done last: requests look at that."""
         consent = await eventually(self.consent, lambda it: it.status is ConsentStatus.CODE_RECEIVED)
+        await self.api.install(await self.api.row(TENANT, self.connection_id), "at-1")
         async with self.api.worker.write() as tx:
             done = consent.model_copy(update={"status": ConsentStatus.DONE})
             await tx.consents.replace(done, expected=consent.revision)
