@@ -19,11 +19,8 @@ from tests.fakes.providers.scripted_provider import ScriptedProvider
 
 ON_BOTH = {
     "test_takeover",
-    "test_store_restored",
     "test_delivery_rounds",
-    "test_stream_batches",
     "test_outbox_relay",
-    "test_retry_walk",
 }
 """What leans on a database's own ways: compare-and-set, queues, queries over many rows."""
 

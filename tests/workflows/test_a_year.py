@@ -180,7 +180,9 @@ async def test_a_year_with_an_outage_and_an_idle_quarter():
     assert not provider.announced
 
 
-@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize(
+    "rules", [pytest.param(it, marks=() if it == NEWEST_RULES else pytest.mark.soak) for it in RULES]
+)
 async def test_a_revocation_outlasts_five_days_without_the_provider(rules: int):
     """Never given up, at most once an hour, and what fails and since when is said all along."""
     provider = Provider(revocable=lambda passed: passed >= 5 * DAY)

@@ -48,6 +48,7 @@ LIBRARIES = {
 }
 
 
+@pytest.mark.soak
 def test_no_library_of_a_key_service_is_loaded_but_those_of_the_setting() -> None:
     command = [sys.executable, "-c", LOADED, URLS["file"], URLS["vault"]]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout

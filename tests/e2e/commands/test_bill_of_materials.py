@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.soak
 def test_the_bill_of_materials_lists_what_production_runs(tmp_path: Path) -> None:
     made = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "cyclonedx_py", "requirements", "requirements/server.txt",

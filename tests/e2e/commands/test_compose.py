@@ -30,6 +30,7 @@ def _forks(place: Site) -> dict[str, str]:
     return {"PATH": f"{warm_python()}:{place.compose.environment('init')['PATH']}"}
 
 
+@pytest.mark.soak
 async def test_init_gives_each_role_its_keys_and_password_and_changes_nothing_the_second_time(tmp_path: Path):
     async with ScriptedProvider() as idp, site(tmp_path, idp) as place:
         extra = place.own("init") | _forks(place)

@@ -53,7 +53,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sessi
         yield world
 
 
-@pytest.mark.parametrize("challenge", [None, "of-mallory's-session"])
+@pytest.mark.parametrize("challenge", [pytest.param(None, marks=pytest.mark.soak), "of-mallory's-session"])
 async def test_an_attackers_link_connects_no_victim_and_a_minute_later_the_victim_is_connected(
     world: Sessions, challenge: str | None
 ):

@@ -109,6 +109,7 @@ async def test_a_consent_leaves_no_code_in_the_browser(world: Implicit):
     assert world.problems == []
 
 
+@pytest.mark.soak
 async def test_rfc6749_4_2_a_token_that_a_browser_brings(world: Implicit):
     """Consent, lease, resource; the token in no URL of ours and no file; its end asks for a new consent."""
     page, app, problems = world.page, world.api, world.problems

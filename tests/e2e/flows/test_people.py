@@ -100,6 +100,7 @@ async def test_a_browser_logs_in_steps_up_and_out(world: People, tmp_path: Path)
         await stranger.get_by_text("not_permitted").wait_for()
 
 
+@pytest.mark.soak
 async def test_a_command_logs_in_by_a_browser_and_administers_as_a_person(world: People, tmp_path: Path):
     async with running_browser() as browser:
         login = await world.command(tmp_path, "login", "--no-browser", "-o", "json")

@@ -127,8 +127,8 @@ async def test_a_failure_says_whose_turn_it_is_and_a_lost_login_where_to_go(prod
     await page.context.close()
 
 
-@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["390", "1280"])
-@pytest.mark.parametrize("brand", ["", "brand"])
+@pytest.mark.parametrize("size", [PHONE, pytest.param(DESKTOP, marks=pytest.mark.soak)], ids=["390", "1280"])
+@pytest.mark.parametrize("brand", [pytest.param("", marks=pytest.mark.soak), "brand"])
 async def test_wcag_every_state_light_and_dark(product: Product, size: dict[str, int], brand: str):
     found: list[str] = []
     for scheme in ("light", "dark"):

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from playwright.async_api import Page, expect
 
 from tests.e2e.flows.test_implicit import running_browser
@@ -93,6 +94,7 @@ async def running_ui(folder: Path) -> AsyncIterator[TemporalUi]:
         yield TemporalUi(platform, url, page)
 
 
+@pytest.mark.soak
 async def test_the_story_opens_for_who_is_logged_in_and_for_nobody_else(tmp_path: Path):
     async with running_ui(tmp_path) as ui:
         await ui.show_story(SEALED)

@@ -86,6 +86,7 @@ class Reader:
         return self.link.read_text().strip()
 
 
+@pytest.mark.soak
 async def test_the_guide_leads_to_a_lease_and_a_revocation(world: BindingWorld, tmp_path: Path):
     """docs/guide/getting-started.md: its commands run as they are written."""
     init, connect, integration, app, revoke = re.findall(

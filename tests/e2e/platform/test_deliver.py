@@ -34,6 +34,7 @@ async def world(tmp_path: Path) -> AsyncIterator[DeliverWorld]:
         yield world
 
 
+@pytest.mark.soak
 async def test_a_file_is_kept_fresh_and_deleted_on_revocation(world: DeliverWorld, tmp_path: Path):
     begun = await world.begin("crm", "alice")
     await world.server.scripted_consent(begun["connect_url"])

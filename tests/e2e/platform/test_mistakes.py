@@ -1,4 +1,4 @@
-"""The short form of `python -m tests.e2e.mistakes`: what takes few processes; in `make soak` all of it."""
+"""`python -m tests.e2e.mistakes`, in two runs: what takes few processes, and the rest."""
 
 import pytest
 
@@ -13,7 +13,8 @@ def test_the_list_is_whole():
     assert all(mistake.repair for mistake in place.MISTAKES)
 
 
-@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("quick", [True, False])
 async def test_the_repair_is_on_the_first_screen(capsys: pytest.CaptureFixture[str], quick: bool):
     """Each mistake is made in one of the two."""
     async with place.placed() as here:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2
+import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -73,6 +74,7 @@ def chain(span: Span, spans: list[Span]) -> list[str]:
     return names
 
 
+@pytest.mark.soak
 async def test_one_trace_from_the_caller_to_the_provider():
     async with observed() as parts:
         await follow_one_lease(*parts)

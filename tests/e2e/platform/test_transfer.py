@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from evergrant import AsyncEvergrant, Lease
 
 from evergrant_server.audit import verify_log
@@ -117,6 +118,7 @@ def grants_of(idp: ScriptedProvider, count: int) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.soak
 async def test_grants_move_in_and_on_to_a_second_instance(temporal_address: str, tmp_path: Path):
     async with ScriptedProvider() as idp, instance(temporal_address, tmp_path / "one", idp) as one:
         grants = grants_of(idp, GRANTS)

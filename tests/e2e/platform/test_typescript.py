@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bench import installation
 from bench.installation import TENANT, token_reply
 from evergrant_server.core.access import Action
@@ -81,6 +83,7 @@ BACK = ("https://shop.example/evergrant/connected",)
 BACKEND = (ROOT / "examples/web/backend.ts").read_text(encoding="utf-8")
 
 
+@pytest.mark.soak
 async def test_the_client_is_typed_by_the_document_and_gets_leases_links_and_refusals(
     temporal_address: str, tmp_path: Path
 ):

@@ -58,7 +58,10 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Issue
             yield world
 
 
-@pytest.mark.parametrize(("name", "revocation"), [(DJANGO, "not_supported"), (MCP, "confirmed")])
+@pytest.mark.parametrize(
+    ("name", "revocation"),
+    [pytest.param(DJANGO, "not_supported", marks=pytest.mark.soak), (MCP, "confirmed")],
+)
 async def test_the_issuer_alone_is_enough(world: Issuers, name: str, revocation: str):
     """Consent, leases, rotation, a dead refresh token, another consent, a refused secret, revocation."""
     server = world.servers[name]

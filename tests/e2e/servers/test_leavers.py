@@ -70,6 +70,7 @@ async def company(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Com
             yield company
 
 
+@pytest.mark.soak
 async def test_a_person_with_connections_at_two_servers_leaves_and_the_report_says_what_each_provider_did(
     company: Company,
 ):

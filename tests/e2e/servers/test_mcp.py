@@ -92,6 +92,7 @@ async def test_the_guides_lead_to_calls_of_a_tool(world: Servers, tmp_path: Path
         await server.stop()
 
 
+@pytest.mark.soak
 async def test_the_judge_of_mcp_clients_agrees(world: Servers):
     """A few scenarios of the protocol's conformance suite; `make conformance` runs all that are required. The
     extension's is of no revision."""

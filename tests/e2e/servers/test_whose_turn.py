@@ -255,7 +255,11 @@ async def server(
 @pytest.mark.parametrize(
     "alone", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["beside_another", "alone"]
 )
-@pytest.mark.parametrize("cell", CELLS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "cell",
+    [pytest.param(it, marks=pytest.mark.soak if it in (revoked, down) else ()) for it in CELLS],
+    ids=lambda kind: kind.__name__,
+)
 async def test_the_right_repairer_within_two_minutes(
     server: RealServer, cell: Cell, alone: bool, tmp_path: Path
 ):

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import httpx2
+import pytest
 
 from evergrant_server.api.connections.consents import signal_returned
 from evergrant_server.core.audit import AuditAction
@@ -149,6 +150,7 @@ async def start_both(platform: RunningPlatform) -> None:
     await platform.until_ready()
 
 
+@pytest.mark.soak
 async def test_attack_5_confirmed_late_while_api_and_worker_were_killed(
     tmp_path: Path, temporal_address: str, tls: Any
 ):

@@ -104,6 +104,7 @@ async def under_load(
     return done, said
 
 
+@pytest.mark.soak
 async def test_a_token_endpoint_moves_under_load_without_a_failed_refresh(place: Installation):
     place.idp.aliases["v2/token"] = "token"
     driver = RolloutDriver(place)

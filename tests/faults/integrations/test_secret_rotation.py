@@ -6,6 +6,8 @@ RFC 6749 section 5.2: invalid_client is about us, so it has spent neither a code
 import asyncio
 from datetime import timedelta
 
+import pytest
+
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.errors import ErrorCode
@@ -89,6 +91,7 @@ async def test_after_the_overlap_the_secret_before_is_not_tried(place: Installat
     assert place.idp.count("token") == 2  # the code, and one refresh
 
 
+@pytest.mark.soak
 async def test_under_load_no_refresh_fails_while_the_secret_changes_on_both_sides(place: Installation):
     """Ours first, the provider's in the middle: 0 failures, and the last ones need one call each."""
     integration = await place.integration(STRICT)

@@ -26,7 +26,7 @@ _GRANTS, _KEYS = table_of(ConnectionGrantRow), table_of(KeyRow)
 
 async def test_keys_are_rotated_under_load_and_no_lease_fails(tmp_path: Path):
     lines: list[str] = []
-    size = Size(rows=240, readers=4, refreshing=2, pause_s=0.1, seed=1)
+    size = Size(rows=60, readers=4, refreshing=2, pause_s=0.1, seed=1)
     kinds = (RotationKind.TENANT, RotationKind.CONNECTION)
     wrong = await prove(tmp_path, sqlite(tmp_path), size, service="file", kinds=kinds, say=lines.append)
     assert wrong == [], lines

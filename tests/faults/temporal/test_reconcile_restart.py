@@ -136,6 +136,7 @@ async def test_a_restarted_run_notifies_the_pipelines_that_waited(place: Install
             assert tuple(await pipeline.result()) == (ErrorCode.GRANT_REJECTED, 2)
 
 
+@pytest.mark.soak
 async def test_history_outlives_temporal(place: Installation):
     """The closed runs are deleted; the exported history still tells the whole life."""
     connection = await place.connect()

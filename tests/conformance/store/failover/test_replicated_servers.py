@@ -15,6 +15,7 @@ async def _numbers(server: PostgresServer) -> list[int]:
         await connection.close()
 
 
+@pytest.mark.soak
 async def test_a_standby_takes_over_from_a_killed_primary_which_comes_back_as_its_standby():
     async with replicated(synchronous=True) as (first, second):
         await first.execute(
