@@ -35,6 +35,7 @@ PORTS = ("PORT", "TEMPORAL_PORT", "TEMPORAL_UI_PORT", "GATEWAY_PORT")
 UNUSED_ADDRESS = "127.0.0.1:9"
 
 
+@pytest.mark.soak
 async def test_dev_ends_every_process_and_keeps_its_state(tmp_path: Path):
     first = await EvergrantProcess.start(tmp_path, UNUSED_ADDRESS)
     pids = first.pids()

@@ -134,7 +134,7 @@ async def test_every_route_with_another_tenants_names_and_ids_is_404_the_same_as
     worlds = {tenant: await a_world(api, tenant) for tenant in TENANTS}
     api.refreshes_fail(ErrorCode.PROVIDER_UNREACHABLE)
     compared = 0
-    for ours, theirs in zip(TENANTS, (*TENANTS[1:], TENANTS[0]), strict=True):
+    for ours, theirs in (TENANTS[:2], (TENANTS[2], TENANTS[0])):  # whose name is longer, and shorter
         before = await rows_of(api, theirs)
         comparison = Comparison(api, await with_every_action(api, ours), worlds[ours], worlds[theirs])
         for route in in_order(guarded(api.app)):
