@@ -29,7 +29,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import EventId, new_id
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.webhooks import signed_headers
+from evergrant_server.core.webhook_signatures import signed_headers
 from evergrant_server.egress import Egress
 from evergrant_server.fair_turns import FairTurns
 from evergrant_server.store import Store, Transaction

@@ -15,7 +15,7 @@ from activities.support.temporal import heartbeating
 from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
 from evergrant_server.audit.erasing import Place, erase_naming, erase_object
-from evergrant_server.audit.orders import request_revocation
+from evergrant_server.audit.erasure_orders import request_revocation
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.connections.connection import Connection, RevocationOutcome

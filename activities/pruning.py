@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from evergrant_server.audit.erasing import prune_bodies, shards_to_prune
-from evergrant_server.audit.orders import end_hold
+from evergrant_server.audit.erasure_orders import end_hold
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.messages.base import SCHEDULE, RequestContext
 from evergrant_server.store import Store, Transaction

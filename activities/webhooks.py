@@ -21,13 +21,8 @@ from evergrant_server.core.messages import jobs
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import DeliverWebhooks, DeliveryRound
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.webhooks import (
-    Delivery,
-    DeliveryProblem,
-    Webhook,
-    delivery_problem,
-    signed_headers,
-)
+from evergrant_server.core.webhook_signatures import signed_headers
+from evergrant_server.core.webhooks import Delivery, DeliveryProblem, Webhook, delivery_problem
 from evergrant_server.egress import Egress
 from evergrant_server.fair_turns import FairTurns
 from evergrant_server.store import Store, Transaction

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import httpx2
 
 from activities.support.transactions import commit_with_retries
-from evergrant_server.audit.tree import Frontier
+from evergrant_server.audit.merkle_tree import Frontier
 from evergrant_server.core.cells.moves import COPIES, RowRange, TenantMove
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.egress import Egress

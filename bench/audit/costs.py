@@ -24,11 +24,11 @@ from bench.audit.chained import run as compare_ledgers
 from bench.ledger import lease_claim
 from bench.processes import postgresql
 from evergrant_server import audit
+from evergrant_server.audit.appending import TreeEnd, begin_tree
 from evergrant_server.audit.bodies import body_of, canonical_json, format_timestamp, record_of
 from evergrant_server.audit.filing import file_leases
 from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts, LeaseRecord
-from evergrant_server.audit.tree import leaf_hash
-from evergrant_server.audit.trees import TreeEnd, begin_tree
+from evergrant_server.audit.merkle_tree import leaf_hash
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.ids import AppId, ConnectionId, Tenant, new_id

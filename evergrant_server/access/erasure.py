@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from evergrant_server.access.transactions import record, run_transaction
-from evergrant_server.audit.orders import request_revocation
+from evergrant_server.audit.erasure_orders import request_revocation
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.erasure import Erasure, LegalHold, TargetKind, under_hold
 from evergrant_server.core.errors import ErrorCode, Failure

@@ -25,7 +25,7 @@ from evergrant_server.policy.networks import caller_address, parse_address
 from evergrant_server.settings import Settings
 
 if TYPE_CHECKING:
-    from evergrant_server.access.shared_limits import SharedCounts
+    from evergrant_server.access.redis_limits import SharedCounts
 
 WINDOW_S = 60
 OPEN_REQUESTS = "open-requests"
@@ -240,7 +240,7 @@ def _shared_counts(settings: Settings) -> "SharedCounts | None":
     """The counts in Redis. Its client is imported only where there is one: a tenth of an API's start."""
     if not settings.redis_url:
         return None
-    from evergrant_server.access.shared_limits import SharedCounts
+    from evergrant_server.access.redis_limits import SharedCounts
 
     return SharedCounts(settings)
 

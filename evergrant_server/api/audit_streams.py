@@ -39,7 +39,8 @@ from evergrant_server.core.audit_streams.state import StreamState
 from evergrant_server.core.audit_streams.stream import AuditStream, StreamBegin, StreamFormat, StreamProblem
 from evergrant_server.core.ids import StreamId, new_id
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.webhooks import SECRET_BYTES, masked_url, new_signing_secret
+from evergrant_server.core.webhook_signatures import SECRET_BYTES, new_signing_secret
+from evergrant_server.core.webhooks import masked_url
 from evergrant_server.policy import Target
 from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction

@@ -22,7 +22,7 @@ from evergrant_server.api.http.models import (
     UtcDatetime,
     View,
 )
-from evergrant_server.audit.orders import end_hold as record_end
+from evergrant_server.audit.erasure_orders import end_hold as record_end
 from evergrant_server.core.access import Action
 from evergrant_server.core.connections.erasure import Erasure, ErasureState, LegalHold, TargetKind
 from evergrant_server.core.errors import ErrorCode, Failure

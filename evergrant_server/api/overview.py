@@ -21,7 +21,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.binding import Binding
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import FAILURES, ErrorCode
-from evergrant_server.core.failure_kinds import Repairer
+from evergrant_server.core.errors.kinds import Repairer
 from evergrant_server.core.integrations import Integration, IntegrationState
 from evergrant_server.policy import Target
 from evergrant_server.store import Transaction

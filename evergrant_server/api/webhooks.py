@@ -28,15 +28,14 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.events import DEFAULT_EVENTS, EventType, WebhookEvent, ping_body
 from evergrant_server.core.ids import DeliveryId, EventId, WebhookId, new_id
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.webhook_signatures import SECRET_BYTES, new_signing_secret
 from evergrant_server.core.webhooks import (
     ANY_INTEGRATION,
-    SECRET_BYTES,
     Delivery,
     DeliveryStatus,
     DisabledBy,
     Webhook,
     masked_url,
-    new_signing_secret,
 )
 from evergrant_server.problems import invalid_request, require_found
 from evergrant_server.store import Transaction

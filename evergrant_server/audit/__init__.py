@@ -6,6 +6,7 @@ Doesn't own the tables (store), what is worth recording (its callers) or the wor
 (`core.audit`, `core.events`).
 """
 
+from evergrant_server.audit.appending import append, append_all, append_heads, lock_heads
 from evergrant_server.audit.checkpoints.proofs import contains_checkpoint, log_extends, newest_checkpoint
 from evergrant_server.audit.publishing import wake_webhook, write_event
 from evergrant_server.audit.records import (
@@ -23,7 +24,6 @@ from evergrant_server.audit.records import (
     tree_ends,
 )
 from evergrant_server.audit.shards import accept_heads, broken_heads
-from evergrant_server.audit.trees import append, append_all, append_heads, lock_heads
 from evergrant_server.audit.verification.verifier import LogVerification, records_to_verify, verify_log
 
 __all__ = [

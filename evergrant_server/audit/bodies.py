@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, NamedTuple
 
-from evergrant_server.audit.tree import HASH_BYTES
+from evergrant_server.audit.merkle_tree import HASH_BYTES
 from evergrant_server.core.audit import AuditEntry, AuditRecord, bound_scopes
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import Provenance, RequestContext

@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from evergrant_server.audit.appending import is_of_gateways
 from evergrant_server.audit.bodies import format_timestamp
 from evergrant_server.audit.erasing import is_erased
-from evergrant_server.audit.trees import is_of_gateways
 from evergrant_server.core.errors import Failure
 from evergrant_server.crypto import KeyRing
 from evergrant_server.store.authority.authenticators import authority_broken

@@ -7,7 +7,7 @@ from typing import Any
 
 import rfc8785
 
-from evergrant_server.audit.trees import append
+from evergrant_server.audit.appending import append
 from evergrant_server.core.agents.calls import AgentCall
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.decisions import CallApproval

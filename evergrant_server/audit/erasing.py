@@ -167,7 +167,7 @@ async def _erase(tx: Transaction, rows: Sequence[Values]) -> int:
 
 
 def _stays(row: Values) -> bool:
-    """Whether the record's object is an id, and no subject; or one that `store.ends` looks for."""
+    """Whether the record's object is an id, and no subject; or one that `store.revived_rows` looks for."""
     return has_id_shape(row["object"]) or row["action"] in END_ACTIONS
 
 

@@ -11,7 +11,7 @@ from evergrant_server.audit.bodies import record_of
 from evergrant_server.audit.records import newest_of_tenant
 from evergrant_server.core.audit import AuditAction, AuditRecord
 from evergrant_server.core.errors import FAILURES, ErrorCode
-from evergrant_server.core.failure_kinds import Repairer
+from evergrant_server.core.errors.kinds import Repairer
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.provider_words import PROVIDER_SAID
 from evergrant_server.core.single_use.recurring_errors import UNDECIDED

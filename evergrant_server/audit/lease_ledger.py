@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from evergrant_server.audit.lease_batch import LastUses, LeaseQueue, TreeMissing, WaitingLease, Written
+from evergrant_server.audit.appending import begin_tree
+from evergrant_server.audit.lease_batch import LastUses, TreeMissing, Written
+from evergrant_server.audit.lease_queue import LeaseQueue, WaitingLease
 from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts
 from evergrant_server.audit.lease_writer_postgresql import PostgresLeaseWriter
 from evergrant_server.audit.lease_writer_sqlite import SqliteLeaseWriter
-from evergrant_server.audit.trees import begin_tree
 from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure

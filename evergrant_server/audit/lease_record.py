@@ -15,7 +15,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, NamedTuple
 
 from evergrant_server.audit.bodies import beginning, canonical_json, format_timestamp, salt
-from evergrant_server.audit.tree import leaf_hash
+from evergrant_server.audit.merkle_tree import leaf_hash
 from evergrant_server.core.access import Permit
 from evergrant_server.core.audit import AuditAction, bound_scopes
 from evergrant_server.core.ids import AppId, ConnectionId, KeyId, Tenant

@@ -15,6 +15,7 @@ what comes back later than that is discarded (ADR 0137).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evergrant_server.audit.appending import TreeEnd
 from evergrant_server.audit.lease_batch import (
     APPS,
     CONNECTIONS,
@@ -23,7 +24,6 @@ from evergrant_server.audit.lease_batch import (
     RAISED_USAGE,
     LastUses,
     TreeMissing,
-    WaitingLease,
     Written,
     app_ids,
     awaited,
@@ -34,8 +34,8 @@ from evergrant_server.audit.lease_batch import (
     numbered,
     write_uses_postgresql,
 )
+from evergrant_server.audit.lease_queue import WaitingLease
 from evergrant_server.audit.lease_record import LeaseRecord, rows_postgresql
-from evergrant_server.audit.trees import TreeEnd
 from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from evergrant_server.audit.trees import append
+from evergrant_server.audit.appending import append
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode

@@ -24,9 +24,9 @@ from sqlalchemy import (
 )
 from sqlmodel import col
 
+from evergrant_server.audit.appending import append
 from evergrant_server.audit.bodies import canonical_json, record_of
 from evergrant_server.audit.filing import records_about
-from evergrant_server.audit.trees import append
 from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, Tenant

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from sqlalchemy import select, text, update
 from sqlmodel import col
 
+from evergrant_server.audit.appending import HEADS, TreeEnd, append, append_heads, is_heads_log
 from evergrant_server.audit.bodies import Head
 from evergrant_server.audit.chains import ChainEnd
-from evergrant_server.audit.tree import EMPTY_ROOT
-from evergrant_server.audit.trees import HEADS, TreeEnd, append, append_heads, is_heads_log
+from evergrant_server.audit.merkle_tree import EMPTY_ROOT
 from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import RequestContext

@@ -10,7 +10,7 @@ from cyclopts import App
 from evergrant_server.access.erasure import Order, put_hold
 from evergrant_server.access.erasure import erase as erase_target
 from evergrant_server.access.transactions import record, run_transaction
-from evergrant_server.audit.orders import end_hold
+from evergrant_server.audit.erasure_orders import end_hold
 from evergrant_server.cli import moves
 from evergrant_server.cli.flags import Flags, settings_of
 from evergrant_server.core.access import MovePhase, TenantStanding

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from evergrant_server.console.logos import Parties
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.failure_kinds import Repairer, RetryAdvice
+from evergrant_server.core.errors.kinds import Repairer, RetryAdvice
 from evergrant_server.core.provider_words import CALLBACK_REFUSED
 
 

@@ -9,7 +9,7 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.token_state import TokenState
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
-from evergrant_server.core.failure_kinds import Repairer
+from evergrant_server.core.errors.kinds import Repairer
 from evergrant_server.core.integrations import IntegrationState
 from evergrant_server.core.provider_words import repair_after
 

@@ -1,13 +1,10 @@
-"""Webhooks: subscriptions, signatures, and when a delivery is tried again. Pure.
+"""Webhooks: subscriptions, and when a delivery is tried again. Pure.
 
 Two waits, for two kinds of failure. A delivery that fails waits by itself (`RETRY_DELAYS`), so that
 one event that a receiver can't process doesn't delay the others. An endpoint that fails is paused
 as a whole (`endpoint_pause`), and then gets one delivery at a time until one succeeds.
 """
 
-import base64
-import hashlib
-import hmac
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
@@ -21,8 +18,6 @@ from evergrant_server.core.secret import Secret
 
 ANY_INTEGRATION: Literal["*"] = "*"
 MASK = "***"  # in place of a URL's query, which may authenticate Evergrant
-SECRET_PREFIX = "whsec_"
-SECRET_BYTES = 32  # Standard Webhooks asks for 24 to 64
 IDLE_TIMEOUT = timedelta(minutes=5)  # a workflow without deliveries ends after this
 _QUIET = timedelta(days=2)  # longer than any wait between two tries of a delivery
 LONGEST_HISTORY = 2000  # events after which a run continues as new
@@ -166,29 +161,6 @@ class Delivery(TenantRow):
 
     def _tried(self) -> "Delivery":
         return self.__replace__(attempts=self.attempts + 1, tries=self.tries + 1, by_hand=False)
-
-
-def signed_headers(
-    secrets: tuple[Secret, ...], id: EventId, at: datetime, body: str | bytes
-) -> dict[str, str]:
-    """Standard Webhooks' three headers; with two secrets, a signature by each (its section on rotation)."""
-    timestamp = str(int(at.timestamp()))
-    content = body.encode() if isinstance(body, str) else body
-    signed = f"{id}.{timestamp}.".encode() + content
-    return {
-        "webhook-id": id,
-        "webhook-timestamp": timestamp,
-        "webhook-signature": " ".join(_signature(secret, signed) for secret in secrets),
-    }
-
-
-def new_signing_secret(random: bytes) -> Secret:
-    return Secret(SECRET_PREFIX + base64.b64encode(random).decode())
-
-
-def _signature(secret: Secret, signed: bytes) -> str:
-    key = base64.b64decode(secret.reveal().removeprefix(SECRET_PREFIX))
-    return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
 
 
 # Before the second try, the third …: about three days in all.

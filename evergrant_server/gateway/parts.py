@@ -16,9 +16,9 @@ from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, ConnectionId
 from evergrant_server.egress import StreamingTransport
-from evergrant_server.gateway.api_limits import CallLimits
 from evergrant_server.gateway.proxy.outcomes import OutcomeLog
 from evergrant_server.gateway.proxy.provider_api import ProviderApis
+from evergrant_server.gateway.quota_queue import CallLimits
 from evergrant_server.store import LeaseRow
 from evergrant_server.telemetry.alarms import report_broken_authority
 from evergrant_server.telemetry.logs import LogEvent, log_event

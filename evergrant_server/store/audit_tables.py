@@ -34,7 +34,7 @@ _ACCESS = " OR ".join(f"action LIKE '{word}.%'" for word in ACCESS_WORDS)
 ACCESS_CONDITION = f"{NO_LEASE_CONDITION} AND ({_ACCESS})"
 
 
-# the actions that end something, or begin it anew: a row that was put back is told by them (`store.ends`)
+# the actions that end something, or begin it anew: they tell a row that was put back (`store.revived_rows`)
 END_ACTIONS = (
     *(AuditAction.APP_DELETED, AuditAction.APP_PUT, AuditAction.AGENT_STOPPED, AuditAction.DENIES_CHANGED),
     *(AuditAction.APPROVAL_REQUESTED, AuditAction.APPROVAL_USED, AuditAction.CALL_APPROVAL_DENIED),
@@ -140,8 +140,8 @@ def detail_of(body: str | None) -> dict[str, Any]:
     return {} if body is None else json.loads(body)["detail"]
 
 
-# Whose details decide: whether an app is disabled, and which of its permits deny (`store.ends`). They name no
-# subject.
+# Whose details decide: whether an app is disabled, and which of its permits deny (`store.revived_rows`).
+# They name no subject.
 DECISIVE_ACTIONS = (AuditAction.APP_PUT, AuditAction.DENIES_CHANGED)
 # What stays of what was erased: that it was revoked and erased, by whom, and which holds there were; that
 # somebody has left; and how the chains have ended.

@@ -26,7 +26,7 @@ from evergrant_server.store.database.rows import (
     not_found,
     read_model,
 )
-from evergrant_server.store.ends import put_back
+from evergrant_server.store.revived_rows import put_back
 
 
 class RootKeyRow(columns.IdTable, table=True):

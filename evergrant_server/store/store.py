@@ -55,9 +55,9 @@ from evergrant_server.store.erasure.rows import PersonalRows
 from evergrant_server.store.exports import Exports
 from evergrant_server.store.idempotency import Idempotency
 from evergrant_server.store.integrations.definitions import Definitions
-from evergrant_server.store.integrations.destinations import Destinations
 from evergrant_server.store.integrations.integrations import Integrations
-from evergrant_server.store.integrations.pinned_hosts import PinnedHostsOfAll
+from evergrant_server.store.integrations.pinned_hosts import Destinations
+from evergrant_server.store.integrations.pinned_hosts_of_all import PinnedHostsOfAll
 from evergrant_server.store.keys import NO_CONNECTION, KeyRow, WrappedKey, unwrap
 from evergrant_server.store.oauth.clients import OAuthClients
 from evergrant_server.store.oauth.families import (

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from bench.processes import python_module, running_process
-from evergrant_server.audit.lease_batch import APP_SHARE
+from evergrant_server.audit.lease_queue import APP_SHARE
 from evergrant_server.core.access import Action
 from tests.fakes.api import Api
 from tests.fakes.patience import PATIENCE_S

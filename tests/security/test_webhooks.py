@@ -17,7 +17,7 @@ from standardwebhooks import Webhook as Judge
 from evergrant_server.core.events import ping_body
 from evergrant_server.core.ids import EventId, Tenant
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.webhooks import new_signing_secret, signed_headers
+from evergrant_server.core.webhook_signatures import new_signing_secret, signed_headers
 
 NOW = datetime.now(UTC) - timedelta(minutes=30)
 OURS, OLD, THEIRS = (new_signing_secret(bytes([n]) * 32) for n in range(3))

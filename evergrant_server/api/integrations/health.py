@@ -25,7 +25,7 @@ from evergrant_server.core.access import READING_ACTIONS
 from evergrant_server.core.audit import AuditRecord
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import FAILURES, ErrorCode, Failure
-from evergrant_server.core.failure_kinds import Repairer
+from evergrant_server.core.errors.kinds import Repairer
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.provider_words import PROVIDER_SAID, ProviderWords, repair_after
 from evergrant_server.core.single_use.recurring_errors import RECURS_FOR_ALONE, UNDECIDED

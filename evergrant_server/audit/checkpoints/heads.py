@@ -10,11 +10,11 @@ from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from evergrant_server.audit.appending import HEADS, TreeEnd, append_heads, lock_heads
 from evergrant_server.audit.bodies import Head
 from evergrant_server.audit.checkpoints.notes import HEADS_LOG, LogSigner, TreeName
 from evergrant_server.audit.checkpoints.proofs import fill_nodes
-from evergrant_server.audit.tree import TILE_WIDTH
-from evergrant_server.audit.trees import HEADS, TreeEnd, append_heads, lock_heads
+from evergrant_server.audit.merkle_tree import TILE_WIDTH
 from evergrant_server.core.audit import INSTALLATION
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import Tenant

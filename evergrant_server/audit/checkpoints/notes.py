@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from evergrant_server.audit.tree import Frontier
+from evergrant_server.audit.merkle_tree import Frontier
 
 _ED25519, _COSIGNATURE = 0x01, 0x04
 _DASH = "\u2014"

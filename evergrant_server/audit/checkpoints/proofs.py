@@ -11,8 +11,9 @@ from typing import NamedTuple
 from sqlalchemy import select
 from sqlmodel import col
 
+from evergrant_server.audit.appending import HEADS
 from evergrant_server.audit.checkpoints.notes import HEADS_LOG, TreeName
-from evergrant_server.audit.tree import (
+from evergrant_server.audit.merkle_tree import (
     TILE_WIDTH,
     TileSlice,
     consistency_path,
@@ -22,7 +23,6 @@ from evergrant_server.audit.tree import (
     slices,
     tile_root,
 )
-from evergrant_server.audit.trees import HEADS
 from evergrant_server.core.audit import INSTALLATION
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Select, Subquery, and_, func, literal, select, update
 from sqlmodel import col
 
+from evergrant_server.audit.appending import heads_shard
 from evergrant_server.audit.records import StoredRecord, following, shard_ends
-from evergrant_server.audit.trees import heads_shard
 from evergrant_server.core.audit import INSTALLATION
 from evergrant_server.core.audit_streams.state import StreamState
 from evergrant_server.core.ids import StreamId, Tenant

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import select, text
 
+from evergrant_server.audit.appending import HEADS, TreeEnd, is_heads_log, is_of_gateways
 from evergrant_server.audit.chains import ChainEnd
+from evergrant_server.audit.merkle_tree import Frontier, leaf_hash
 from evergrant_server.audit.shards import End, births_of, ends
-from evergrant_server.audit.tree import Frontier, leaf_hash
-from evergrant_server.audit.trees import HEADS, TreeEnd, is_heads_log, is_of_gateways
 from evergrant_server.audit.verification.walks import (
     ChainPlace,
     ChainWalk,

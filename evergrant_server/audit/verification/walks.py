@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import select, text, tuple_
 
+from evergrant_server.audit.appending import HEADS, TreeEnd, is_heads_log, is_of_gateways
 from evergrant_server.audit.bodies import Head, beginning, format_timestamp
 from evergrant_server.audit.chains import GENESIS_HASH, ChainEnd, link_of
 from evergrant_server.audit.erasing import is_erased
-from evergrant_server.audit.tree import HASH_BYTES, TILE_WIDTH, Frontier, Nodes, leaf_hash
-from evergrant_server.audit.trees import HEADS, TreeEnd, is_heads_log, is_of_gateways
+from evergrant_server.audit.merkle_tree import HASH_BYTES, TILE_WIDTH, Frontier, Nodes, leaf_hash
 from evergrant_server.core.audit import INSTALLATION, AuditAction
 from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Store

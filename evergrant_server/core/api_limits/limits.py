@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from evergrant_server.core.api_limits.quota import Quota
 from evergrant_server.core.api_limits.reply import LONGEST_S, ReplyLimit, ReplyLimits
+from evergrant_server.core.api_limits.shared_quota import Quota
 from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.model import CheckedModel
 

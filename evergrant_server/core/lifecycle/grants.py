@@ -10,7 +10,7 @@ from typing import Any
 from evergrant_server.core.clock import CLOCK_SKEW, add_time
 from evergrant_server.core.connections.connection import LifecycleState, StateChange, state_after
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.failure_kinds import FailureCause
+from evergrant_server.core.errors.kinds import FailureCause
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
 from evergrant_server.core.lifecycle.schedule import LifecycleRules, revocation_retry_at
 from evergrant_server.core.messages.activities import GrantFacts, GrantResult, RevocationResult

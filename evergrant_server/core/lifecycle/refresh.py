@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from evergrant_server.core.connections.connection import LifecycleState, StateChange, state_after
 from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind, Repairer
-from evergrant_server.core.failure_kinds import FailureCause
+from evergrant_server.core.errors.kinds import FailureCause
 from evergrant_server.core.ids import AttemptId
 from evergrant_server.core.lifecycle.command import Command, Moment, Transition
 from evergrant_server.core.lifecycle.grants import (

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from evergrant_server.core.clock import add_time
 from evergrant_server.core.errors import FAILURES, ErrorCode, RetryAdvice
-from evergrant_server.core.failure_kinds import FailureCause
+from evergrant_server.core.errors.kinds import FailureCause
 from evergrant_server.core.model import FrozenModel
 
 

@@ -7,7 +7,7 @@ from enum import Enum, auto
 from evergrant_server.core.clock import add_time
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.failure_kinds import FailureCause
+from evergrant_server.core.errors.kinds import FailureCause
 from evergrant_server.core.lifecycle.confirmations import next_to_lapse
 from evergrant_server.core.lifecycle.grants import announced_end, refreshable_for
 from evergrant_server.core.lifecycle.schedule import LifecycleRules, RefreshPolicy, due_at, keep_alive_at

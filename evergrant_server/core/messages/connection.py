@@ -10,7 +10,7 @@ from typing import ClassVar
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import ErrorCode, Repairer
-from evergrant_server.core.failure_kinds import FailureCause
+from evergrant_server.core.errors.kinds import FailureCause
 from evergrant_server.core.ids import AttemptId, ConnectionId, ConsentId, IntegrationId, Tenant
 from evergrant_server.core.messages.activities import GrantFacts, GrantResult, RevocationResult
 from evergrant_server.core.messages.base import Message, RequestMessage

@@ -22,7 +22,6 @@ from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.core.messages.connection import RefreshReason
 from evergrant_server.egress import StreamedResponse
-from evergrant_server.gateway.api_limits import ApiTurn
 from evergrant_server.gateway.parts import GatewayParts
 from evergrant_server.gateway.proxy.caller_body import CallerBody
 from evergrant_server.gateway.proxy.echo import EchoFilter, encodings
@@ -30,6 +29,7 @@ from evergrant_server.gateway.proxy.headers import RawHeaders, passed_headers, v
 from evergrant_server.gateway.proxy.outgoing import Outgoing
 from evergrant_server.gateway.proxy.provider_api import ProviderApi
 from evergrant_server.gateway.proxy.target import ApiTarget
+from evergrant_server.gateway.quota_queue import ApiTurn
 from evergrant_server.policy import PermitDecision, ProxiedRequest, query_names
 from evergrant_server.store import LeaseRow, Transaction
 from evergrant_server.telemetry import metrics, traces

@@ -34,7 +34,7 @@ from evergrant_server.store.database.rows import (
     find_one,
     read_model,
 )
-from evergrant_server.store.ends import put_back
+from evergrant_server.store.revived_rows import put_back
 
 CONNECTION_NAMES = (  # and `target`, and `expected_account` where the app has said one
     *("tenant", "id", "integration_id", "integration", "provider", "subject", "label", "flow"),

@@ -48,7 +48,6 @@ from evergrant_server.store.connections.tables import (
 from evergrant_server.store.database.columns import IdTable, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, fetch_all, read_model
-from evergrant_server.store.ends import put_back
 from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.oauth.requests import (
     AuthorizationRequestRow,
@@ -63,6 +62,7 @@ from evergrant_server.store.oauth.tables import (
     TokenFamilyRow,
 )
 from evergrant_server.store.permits import PermitRow, Permits, require_denies
+from evergrant_server.store.revived_rows import put_back
 from evergrant_server.store.store import Store
 from evergrant_server.store.webhooks import EventRow
 

@@ -48,7 +48,7 @@ from evergrant_server.store.database.rows import (
     insert_all,
     read_model,
 )
-from evergrant_server.store.ends import put_back
+from evergrant_server.store.revived_rows import put_back
 from evergrant_server.store.tenants import TenantStandingRow
 
 _COUNT = select(func.count()).select_from(table_of(ConnectionRow))

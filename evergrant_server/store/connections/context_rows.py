@@ -44,8 +44,8 @@ from evergrant_server.store.database.rows import (
     read_model,
 )
 from evergrant_server.store.integrations.definitions import SERVING_STATES, DefinitionRow, Definitions
-from evergrant_server.store.integrations.destinations import require_pins
 from evergrant_server.store.integrations.integrations import SealedClient
+from evergrant_server.store.integrations.pinned_hosts import require_pins
 from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.sealing import SealedRepository
 

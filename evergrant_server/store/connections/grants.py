@@ -41,7 +41,7 @@ from evergrant_server.store.database.rows import (
     insert,
     read_model,
 )
-from evergrant_server.store.integrations.destinations import COLUMN, HOSTS, Destinations
+from evergrant_server.store.integrations.pinned_hosts import COLUMN, HOSTS, Destinations
 from evergrant_server.store.keys import sealed_place
 from evergrant_server.store.sealing import KeyRows, SealedRepository
 

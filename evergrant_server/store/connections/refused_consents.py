@@ -8,7 +8,7 @@ from sqlalchemy import ScalarSelect, and_, case, exists, null, select
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.errors import FAILURES
-from evergrant_server.core.failure_kinds import Repairer
+from evergrant_server.core.errors.kinds import Repairer
 from evergrant_server.store.connections.tables import ConnectionRow, ConsentRow
 from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.integrations.tables import IntegrationRow

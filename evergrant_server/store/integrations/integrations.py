@@ -21,7 +21,7 @@ from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionRo
 from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import Values, columns_equal, find_one, not_found
-from evergrant_server.store.integrations.destinations import Destinations
+from evergrant_server.store.integrations.pinned_hosts import Destinations
 from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.keys import NO_CONNECTION, sealed_place
 from evergrant_server.store.sealing import ColumnSealer, IntakeRepository, KeyRows

@@ -1,167 +1,132 @@
-"""Pinned hosts of every tenant: read page by page, accepted by an operator, and written where an accepted row
-has none. A connection's own are in `destinations`."""
+"""Where an integration's secrets are sent, as a worker has written it; and which place a grant is of.
 
-from collections.abc import Awaitable, Callable, Collection
+The API lacks the key of these authenticators: neither it nor a writer of the database can have a refresh
+token or a client secret sent elsewhere (ADR 0025). They are made with the first grant.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import func, select, tuple_, update
-from sqlmodel import col
+from sqlalchemy import update
 
 from evergrant_server.core.connections.connection import Connection
-from evergrant_server.core.connections.grant import MAIN_SLOT
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId
-from evergrant_server.core.integrations import Integration, hosts_in, hosts_text
-from evergrant_server.crypto import KeyRing
+from evergrant_server.core.ids import IntegrationId
+from evergrant_server.core.integrations import Integration, PinnedHosts, hosts_in, hosts_text
+from evergrant_server.crypto import KeyPurpose, KeyRing
 from evergrant_server.store.authority.authenticators import (
-    accepted_destination_mac,
     authentic,
     grant_mac,
+    has_same_destination,
+    moved_destination_mac,
+    new_destination_mac,
     require_destination,
     require_own_destination,
 )
-from evergrant_server.store.connections.tables import FINAL_STATES, ConnectionGrantRow, ConnectionRow
-from evergrant_server.store.database.columns import table_of
 from evergrant_server.store.database.engine import DatabaseConnection
-from evergrant_server.store.database.rows import Repository, columns_equal, fetch_all, find_one, read_model
-from evergrant_server.store.integrations.destinations import COLUMN, HOSTS
+from evergrant_server.store.database.rows import Repository, columns_equal, find_one
 from evergrant_server.store.integrations.tables import IntegrationRow
 
-_PAGE_ROWS = 500
-_GRANTS, _CONNECTIONS, _INTEGRATIONS = (
-    table_of(row) for row in (ConnectionGrantRow, ConnectionRow, IntegrationRow)
-)
-
-ResolveIntegration = Callable[[Integration], Awaitable[tuple[str, ...]]]
-ResolveGrant = Callable[[Integration, str, dict[str, Any]], Awaitable[tuple[str, ...]]]
+COLUMN, HOSTS = "destination_mac", "pinned_hosts"
+_MAX_TRIES = 3  # for an integration that changes meanwhile
 
 
-class PinnedHostsOfAll(Repository):
+def require_pins(
+    ring: KeyRing,
+    connection: Connection,
+    integration: Integration,
+    integration_row: Mapping[str, Any],
+    grant_row: Mapping[str, Any] | None,
+) -> PinnedHosts:
+    """The hosts to which the connection's secrets may be sent, by its integration's row and its grant's.
+
+    Raises Failure AUTHORITY_BROKEN unless a worker wrote the integration's endpoints and hosts, and that
+    the connection's grant is of them.
+    """
+    made, hosts = integration_row[COLUMN], integration_row[HOSTS]
+    if made is not None:
+        require_destination(ring, integration, made, hosts)
+    if grant_row is not None:
+        require_own_destination(ring, connection, grant_row[COLUMN], made or "", grant_row[HOSTS])
+    return PinnedHosts(
+        None if grant_row is None else hosts_in(grant_row[HOSTS]), None if made is None else hosts_in(hosts)
+    )
+
+
+class Destinations(Repository):
     def __init__(self, connection: DatabaseConnection, ring: KeyRing) -> None:
         super().__init__(connection)
         self._ring = ring
 
-    async def page(self, after: str = "") -> list[tuple[Integration, tuple[str, ...]]]:
-        """Integrations that have had a grant, sorted by id, with their hosts. Their rows aren't checked."""
-        row = table_of(IntegrationRow).c
-        query = select(table_of(IntegrationRow)).where(row.id > after, row[COLUMN].is_not(None))
-        rows = await fetch_all(self._connection, query.order_by(row.id).limit(_PAGE_ROWS))
-        return [
-            (read_model(Integration, IntegrationRow, columns), hosts_in(columns[HOSTS])) for columns in rows
-        ]
+    async def pins(self, integration: Integration) -> PinnedHosts:
+        """The hosts to which the integration's client credentials may be sent. Raises as `require_pins`."""
+        made, hosts = await self._made(integration)
+        if made is None:
+            return PinnedHosts()
+        require_destination(self._ring, integration, made, hosts)
+        return PinnedHosts(integration=hosts_in(hosts))
 
-    async def granted(self, integration: Integration, after: str = "") -> list[ConnectionId]:
-        """A page of the integration's connections that have a grant and haven't ended, sorted by id."""
-        query = self._granted(integration).where(_CONNECTIONS.c.id > after)
-        rows = await fetch_all(self._connection, query.order_by(_CONNECTIONS.c.id).limit(_PAGE_ROWS))
-        return [ConnectionId(row["id"]) for row in rows]
+    async def of_new_grant(
+        self,
+        connection: Connection,
+        hosts: PinnedHosts,
+        old: Mapping[str, Any] | None = None,
+        older: IntegrationId | None = None,
+    ) -> dict[str, str | None]:
+        """The columns for a grant that was made at `hosts`; without values when its integration is gone.
 
-    async def count_granted(self, integration: Integration) -> int:
-        query = select(func.count()).select_from(self._granted(integration).subquery())
-        return int((await self._connection.execute(query)).scalar_one())
-
-    async def refused(
-        self, after: tuple[str, str] = ("", ""), limit: int = _PAGE_ROWS
-    ) -> list[tuple[Connection, tuple[str, ...], dict[str, Any]]]:
-        """A page of active connections whose last refresh wasn't sent, since its host isn't pinned: with
-        the hosts that are, and the facts that name the host."""
-        key = (_CONNECTIONS.c.tenant, _CONNECTIONS.c.id)
-        same = (_INTEGRATIONS.c.tenant == key[0]) & (_INTEGRATIONS.c.id == _CONNECTIONS.c.integration_id)
-        query = (
-            select(_CONNECTIONS, _GRANTS.c[HOSTS], _GRANTS.c.facts, _INTEGRATIONS.c[HOSTS].label("further"))
-            .join_from(_CONNECTIONS, _GRANTS)
-            .join(_INTEGRATIONS, same)
-            .where(
-                *(_CONNECTIONS.c.state == "active", _CONNECTIONS.c.failures > 0),
-                *(_CONNECTIONS.c.last_failure == ErrorCode.HOST_NOT_ACCEPTED, _GRANTS.c.slot == MAIN_SLOT),
-                tuple_(*key) > tuple_(*after),
-            )
-            .order_by(*key)
-            .limit(limit)
-        )
-        rows = await fetch_all(self._connection, query)
-        return [
-            (
-                read_model(Connection, ConnectionRow, row),
-                (*hosts_in(row[HOSTS]), *hosts_in(row["further"])),
-                row["facts"],
-            )
-            for row in rows
-        ]
-
-    async def accept(self, id: str, hosts: Collection[str]) -> Integration:
-        """Pin more hosts to an integration, for all its grants. Needs the refresh purpose.
-
-        Raises Failure NOT_FOUND, AUTHORITY_BROKEN, STORE_CONFLICT, and INVALID_REQUEST for one without a
-        grant, which pins what it needs by itself.
+        It may replace `old`, whose tokens will be revoked, only at the same place; one that the client of
+        another integration, `older`, has got has to be of that one's. Raises Failure AUTHORITY_BROKEN,
+        KEY_UNAVAILABLE without the refresh purpose.
         """
-        row = await find_one(self._connection, IntegrationRow, id=id)
-        if row is None:
-            raise Failure(ErrorCode.NOT_FOUND, f"There is no integration {id}.")
-        integration = authentic(self._ring, Integration, IntegrationRow, row)
-        if row[COLUMN] is None:
-            why = f"{id} has had no grant yet: its first one pins the hosts of its definition."
-            raise Failure(ErrorCode.INVALID_REQUEST, why, field="integration")
-        require_destination(self._ring, integration, row[COLUMN], row[HOSTS])
-        text = hosts_text((*hosts_in(row[HOSTS]), *hosts))
-        await self._write_integration(integration, row[COLUMN], text)
-        return integration
+        if old is not None and older is not None:
+            before = connection.__replace__(integration_id=older)
+            row = await find_one(self._connection, IntegrationRow, tenant=connection.tenant, id=older)
+            made = "" if row is None else row[COLUMN] or ""
+            require_own_destination(self._ring, before, old[COLUMN], made, old[HOSTS])
+            old = None
+        for _ in range(_MAX_TRIES):
+            id = {"tenant": connection.tenant, "id": connection.integration_id}
+            row = await find_one(self._connection, IntegrationRow, **id)
+            if row is None:
+                return {HOSTS: None, COLUMN: None}
+            integration = authentic(self._ring, Integration, IntegrationRow, row)
+            if old is not None:
+                made = row[COLUMN] or ""
+                require_own_destination(self._ring, connection, old[COLUMN], made, old[HOSTS])
+            if row[COLUMN] is not None:
+                require_destination(self._ring, integration, row[COLUMN], row[HOSTS])
+                text = hosts_text(hosts.grant)
+                return {HOSTS: text, COLUMN: grant_mac(self._ring, connection, row[COLUMN], text)}
+            unwritten = columns_equal(
+                IntegrationRow, **id, destination_mac=None, revision=integration.revision
+            )
+            text = hosts_text(hosts.integration)
+            first = {HOSTS: text, COLUMN: new_destination_mac(self._ring, integration, text)}
+            await self._run(update(IntegrationRow).where(unwritten).values(first))
+        raise Failure(ErrorCode.STORE_CONFLICT, f"{connection.integration_id} keeps changing.")
 
-    async def pin_integrations(self, after: str, resolve: ResolveIntegration) -> str | None:
-        """Write the hosts of a page of integrations that have none; the last id, or None at the end.
+    async def after_change(self, before: Integration, after: Integration) -> dict[str, Any]:
+        """The column for an integration that is changed, if it moves.
 
-        One whose row is broken stays broken.
+        A worker writes the new place; the API can't, and the first grant of the new place will.
         """
-        row = table_of(IntegrationRow).c
-        query = select(table_of(IntegrationRow)).where(row.id > after).order_by(row.id).limit(_PAGE_ROWS)
-        rows = await fetch_all(self._connection, query)
-        for values in rows:
-            if values[COLUMN] is None or values[HOSTS] is not None:
-                continue
-            try:
-                integration = authentic(self._ring, Integration, IntegrationRow, values)
-                require_destination(self._ring, integration, values[COLUMN], None)
-            except Failure:
-                continue
-            await self._write_integration(integration, values[COLUMN], hosts_text(await resolve(integration)))
-        return rows[-1]["id"] if rows else None
+        if has_same_destination(before, after):
+            return {}
+        made, hosts = await self._made(before)
+        if made is None or not self._ring.holds(KeyPurpose.REFRESH):
+            return {HOSTS: None, COLUMN: None}
+        return {COLUMN: moved_destination_mac(self._ring, before, made, after, hosts)}
 
-    async def pin_grants(self, integration: Integration, after: str, resolve: ResolveGrant) -> str | None:
-        """As `pin_integrations`, for the grants of one integration, whose own row is written already."""
+    async def leave(self, integration: Integration) -> None:
+        """Forget where the secrets of an integration went that has none any more, and no live connection.
+
+        The worker calls this alone: the API, which lacks its key, can't write another place.
+        """
+        mine = columns_equal(IntegrationRow, tenant=integration.tenant, id=integration.id)
+        await self._run(update(IntegrationRow).where(mine).values({HOSTS: None, COLUMN: None}))
+
+    async def _made(self, integration: Integration) -> tuple[str | None, str | None]:
+        """The authenticator of the integration's destination, and the hosts under it."""
         row = await find_one(self._connection, IntegrationRow, tenant=integration.tenant, id=integration.id)
-        made = row[COLUMN] if row is not None else None
-        page = await self.granted(integration, after)
-        mine = (_GRANTS.c.tenant == integration.tenant, _GRANTS.c.connection_id.in_(page))
-        for grant in await fetch_all(
-            self._connection, select(_GRANTS).where(*mine, _GRANTS.c[HOSTS].is_(None))
-        ):
-            names: dict[str, Any] = {"tenant": integration.tenant, "integration_id": integration.id}
-            owner = Connection.model_construct(id=grant["connection_id"], **names)
-            try:
-                require_own_destination(self._ring, owner, grant[COLUMN], made or "", None)
-            except Failure:
-                continue
-            text = hosts_text(await resolve(integration, owner.id, grant["facts"]))
-            values = {HOSTS: text, COLUMN: grant_mac(self._ring, owner, made or "", text)}
-            key = {name: grant[name] for name in ("tenant", "connection_id", "slot")}
-            of_row = columns_equal(ConnectionGrantRow, **key)
-            await self._run(update(ConnectionGrantRow).where(of_row).values(values))
-        return page[-1] if page else None
-
-    async def _write_integration(self, integration: Integration, made: str, text: str) -> None:
-        values = {HOSTS: text, COLUMN: accepted_destination_mac(self._ring, integration, made, text)}
-        key = {"tenant": integration.tenant, "id": integration.id, "revision": integration.revision}
-        same = columns_equal(IntegrationRow, **key, destination_mac=made)
-        if not await self._run(update(IntegrationRow).where(same).values(values)):
-            raise Failure(ErrorCode.STORE_CONFLICT, f"{integration.id} was changed meanwhile.")
-
-    def _granted(self, integration: Integration) -> Any:
-        return (
-            select(_CONNECTIONS.c.id)
-            .join_from(_CONNECTIONS, _GRANTS)
-            .where(
-                *(_CONNECTIONS.c.tenant == integration.tenant, _GRANTS.c.slot == MAIN_SLOT),
-                col(ConnectionRow.integration_id) == integration.id,
-                _CONNECTIONS.c.state.not_in(FINAL_STATES),
-            )
-        )
+        return (None, None) if row is None else (row[COLUMN], row[HOSTS])

@@ -15,9 +15,9 @@ from sqlmodel import col
 
 from evergrant_server import audit
 from evergrant_server.audit import contains_checkpoint
+from evergrant_server.audit.appending import main_shard
 from evergrant_server.audit.chains import GENESIS_HASH, ChainEnd
 from evergrant_server.audit.erasing import Place, erase_naming, erase_object, prune_bodies, shards_to_prune
-from evergrant_server.audit.trees import main_shard
 from evergrant_server.audit.verification.walks import FlawKind
 from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
 from evergrant_server.core.ids import Tenant

@@ -10,14 +10,8 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.events import CONNECTION_EVENTS, EventType, WebhookEvent
 from evergrant_server.core.ids import EventId, Tenant, new_id
 from evergrant_server.core.messages.base import Provenance, RequestContext
-from evergrant_server.core.webhooks import (
-    Delivery,
-    DeliveryProblem,
-    DeliveryStatus,
-    DisabledBy,
-    Webhook,
-    new_signing_secret,
-)
+from evergrant_server.core.webhook_signatures import new_signing_secret
+from evergrant_server.core.webhooks import Delivery, DeliveryProblem, DeliveryStatus, DisabledBy, Webhook
 from evergrant_server.store import Store
 from tests.conformance.store.samples import granted
 from tests.fakes.databases import NOW

@@ -14,7 +14,8 @@ from typing import Any, Self
 
 from evergrant_server.core.events import DEFAULT_EVENTS
 from evergrant_server.core.ids import Tenant, WebhookId, new_id
-from evergrant_server.core.webhooks import Delivery, Webhook, new_signing_secret
+from evergrant_server.core.webhook_signatures import new_signing_secret
+from evergrant_server.core.webhooks import Delivery, Webhook
 from evergrant_server.store import Store
 from tests.fakes.http_server import served
 from tests.fakes.patience import PATIENCE_S, eventually

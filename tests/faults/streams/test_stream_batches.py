@@ -29,7 +29,7 @@ from evergrant_server.core.audit_streams.stream import (
 from evergrant_server.core.ids import StreamId, Tenant, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.webhooks import new_signing_secret
+from evergrant_server.core.webhook_signatures import new_signing_secret
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.store import Store
 from evergrant_server.store.audit_streams import AuditStreamRow, StreamAccess

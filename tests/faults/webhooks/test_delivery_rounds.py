@@ -24,13 +24,8 @@ from evergrant_server.core.ids import EventId, Tenant, new_id
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.maintenance import DeliverWebhooks, DeliveryRound
 from evergrant_server.core.secret import Secret
-from evergrant_server.core.webhooks import (
-    DeliveryProblem,
-    DeliveryStatus,
-    DisabledBy,
-    Webhook,
-    new_signing_secret,
-)
+from evergrant_server.core.webhook_signatures import new_signing_secret
+from evergrant_server.core.webhooks import DeliveryProblem, DeliveryStatus, DisabledBy, Webhook
 from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.egress.transport import BODY_LIMIT
 from evergrant_server.store import Store

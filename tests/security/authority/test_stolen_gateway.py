@@ -10,7 +10,7 @@ from sqlmodel import col
 
 from evergrant_server import audit
 from evergrant_server.access.credentials import new_key
-from evergrant_server.audit.trees import TreeEnd, main_shard
+from evergrant_server.audit.appending import TreeEnd, main_shard
 from evergrant_server.core.access import Action, App, Permit
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode

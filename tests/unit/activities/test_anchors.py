@@ -32,7 +32,7 @@ from evergrant_server.api.audit_proofs import receipt_view
 from evergrant_server.audit.checkpoints import proofs
 from evergrant_server.audit.checkpoints.heads import HeadsLog
 from evergrant_server.audit.checkpoints.notes import HEADS_LOG, LogSigner, WitnessKey
-from evergrant_server.audit.tree import Frontier, leaf_hash
+from evergrant_server.audit.merkle_tree import Frontier, leaf_hash
 from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
 from evergrant_server.core.ids import Tenant
 from evergrant_server.core.messages.base import RequestContext

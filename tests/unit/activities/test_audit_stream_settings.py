@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from evergrant_server.core.webhooks import new_signing_secret
+from evergrant_server.core.webhook_signatures import new_signing_secret
 from evergrant_server.settings import BadSettings, Settings, load_settings
 
 URL = "http://collector:4318/v1/logs"

@@ -14,9 +14,9 @@ from sqlmodel import col
 
 from evergrant_server import audit
 from evergrant_server.api.audit_proofs import receipt_view
+from evergrant_server.audit.appending import HEADS, begin_tree
 from evergrant_server.audit.checkpoints import heads, proofs
 from evergrant_server.audit.checkpoints.heads import HeadsLog
-from evergrant_server.audit.trees import HEADS, begin_tree
 from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import Tenant

@@ -15,7 +15,7 @@ from evergrant_server.audit.checkpoints.notes import (
     cose_receipt,
     key_id,
 )
-from evergrant_server.audit.tree import Frontier, TileSlice, inclusion_path, leaf_hash, roots
+from evergrant_server.audit.merkle_tree import Frontier, TileSlice, inclusion_path, leaf_hash, roots
 
 NAME = "evergrant.example/audit"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes([5]) * 32)

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from sqlalchemy import text
 
-from evergrant_server.audit.lease_batch import APP_SHARE, LARGEST_BATCH, LeaseQueue, WaitingLease
 from evergrant_server.audit.lease_ledger import LeaseClaim, LeaseLedger, RecordedLease, StaleClaim
+from evergrant_server.audit.lease_queue import APP_SHARE, LARGEST_BATCH, LeaseQueue, WaitingLease
 from evergrant_server.audit.lease_record import LeaseFacts
 from evergrant_server.store import Store
 from tests.conformance.store.samples import a_connection, an_app, an_app_of, granted

@@ -26,7 +26,7 @@ from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 from tests.fakes.patience import PATIENCE_S
 from tests.unit.audit.claims import a_claim
-from tests.unit.audit.test_trees import an_entry
+from tests.unit.audit.test_appending import an_entry
 
 _FILED, _TREES = table_of(AuditFiledRow), table_of(AuditTreeRow)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from evergrant_server.audit.bodies import body_of
 from evergrant_server.audit.lease_record import DelegatedUse, LeaseClaim, LeaseFacts
-from evergrant_server.audit.tree import leaf_hash
+from evergrant_server.audit.merkle_tree import leaf_hash
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.messages.base import RequestContext
 from tests.conformance.store.samples import a_connection, a_permit, an_app

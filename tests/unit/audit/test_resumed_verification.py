@@ -8,8 +8,8 @@ from sqlalchemy import delete, select, update
 from sqlmodel import col
 
 from evergrant_server import audit
+from evergrant_server.audit.appending import HEADS, TreeEnd
 from evergrant_server.audit.bodies import Head
-from evergrant_server.audit.trees import HEADS, TreeEnd
 from evergrant_server.audit.verification import walks
 from evergrant_server.audit.verification.verifier import AuditVerification
 from evergrant_server.audit.verification.walks import FlawKind
@@ -18,7 +18,7 @@ from evergrant_server.core.ids import Tenant
 from evergrant_server.store import Store
 from evergrant_server.store.audit_tables import AuditRow, AuditTreeRow
 from tests.fakes.databases import NOW
-from tests.unit.audit.test_trees import ACME, MAIN, an_entry, put
+from tests.unit.audit.test_appending import ACME, MAIN, an_entry, put
 
 OTHER = Tenant("other")
 API_1 = "api-1"

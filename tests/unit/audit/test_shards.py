@@ -7,10 +7,10 @@ from sqlalchemy import delete, update
 from sqlmodel import col
 
 from evergrant_server import audit
-from evergrant_server.audit.trees import HEADS
+from evergrant_server.audit.appending import HEADS
 from evergrant_server.store import Store
 from evergrant_server.store.audit_tables import AuditRow, AuditTreeRow
-from tests.unit.audit.test_trees import ACME, MAIN, an_entry, put
+from tests.unit.audit.test_appending import ACME, MAIN, an_entry, put
 
 _ours = col(AuditTreeRow.tenant) == ACME
 

@@ -10,16 +10,16 @@ from sqlalchemy import delete, insert, select, update
 from sqlmodel import col
 
 from evergrant_server import audit
+from evergrant_server.audit.appending import HEADS
 from evergrant_server.audit.bodies import Head
-from evergrant_server.audit.tree import Frontier, leaf_hash, tile_root
-from evergrant_server.audit.trees import HEADS
+from evergrant_server.audit.merkle_tree import Frontier, leaf_hash, tile_root
 from evergrant_server.audit.verification import walks
 from evergrant_server.audit.verification.walks import FlawKind
 from evergrant_server.core.audit import INSTALLATION
 from evergrant_server.store import Store
 from evergrant_server.store.audit_tables import AuditNodeRow, AuditRow, AuditTreeRow
 from tests.fakes.databases import NOW
-from tests.unit.audit.test_trees import ACME, MAIN, an_entry, put
+from tests.unit.audit.test_appending import ACME, MAIN, an_entry, put
 
 Tampering = Callable[[Any], Awaitable[object]]
 _seq, _ours = col(AuditRow.seq), col(AuditRow.tenant) == ACME

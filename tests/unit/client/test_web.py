@@ -19,7 +19,7 @@ from evergrant.web import Offer
 from evergrant.web.settings_page import connections_body, outcome
 
 from evergrant_server.core.errors import FAILURES, ErrorCode
-from evergrant_server.core.failure_kinds import FailureKind, Repairer
+from evergrant_server.core.errors.kinds import FailureKind, Repairer
 from examples.demo.forms import read_forms
 
 BASE = "http://localhost"

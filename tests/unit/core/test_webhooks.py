@@ -11,6 +11,7 @@ from standardwebhooks import Webhook as Judge
 from evergrant_server.core.events import DEFAULT_EVENTS, EventType
 from evergrant_server.core.ids import EventId
 from evergrant_server.core.secret import Secret
+from evergrant_server.core.webhook_signatures import new_signing_secret, signed_headers
 from evergrant_server.core.webhooks import (
     RETRY_DELAYS,
     Delivery,
@@ -20,9 +21,7 @@ from evergrant_server.core.webhooks import (
     Webhook,
     delivery_problem,
     endpoint_pause,
-    new_signing_secret,
     retry_delay,
-    signed_headers,
 )
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -12,7 +12,7 @@ from sqlmodel import col
 from activities.pruning import Periods, Pruning
 from evergrant_server import audit
 from evergrant_server.access.erasure import Order, put_hold
-from evergrant_server.audit.orders import end_hold
+from evergrant_server.audit.erasure_orders import end_hold
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.connections.consent import ConsentKind, ConsentStatus

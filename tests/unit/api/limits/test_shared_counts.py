@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evergrant_server.access import shared_limits
+from evergrant_server.access import redis_limits
 from evergrant_server.access.limits import RateLimited, RequestLimits
 from evergrant_server.core.access import App
 from evergrant_server.settings import Settings
@@ -27,7 +27,7 @@ async def test_two_processes_count_together_and_alone_without_redis(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     unshared: list[int] = []
-    monkeypatch.setattr(shared_limits.LIMITS_UNSHARED, "add", unshared.append)
+    monkeypatch.setattr(redis_limits.LIMITS_UNSHARED, "add", unshared.append)
     password = tmp_path / "password"
     password.write_text("hush\n")
     app, other = an_app(), an_app()
@@ -44,7 +44,7 @@ async def test_two_processes_count_together_and_alone_without_redis(
     assert await allowed(first, app, 5) == [True] * 4 + [False]
     assert await allowed(second, app, 1) == [True]
     assert len(unshared) == 6
-    monkeypatch.setattr(shared_limits, "_AWAY_S", 0.0)
+    monkeypatch.setattr(redis_limits, "_AWAY_S", 0.0)
     first._shared._away_until = second._shared._away_until = 0.0
     async with redis_server(tmp_path, "hush"):
         assert await allowed(second, other, 1) == [True]

@@ -10,9 +10,9 @@ from evergrant.audit.cose import verify_cose
 from evergrant.audit.notes import VerifierKey
 from evergrant.audit.receipts import Flaw, ReceiptError
 
-from evergrant_server.audit import tree
+from evergrant_server.audit import merkle_tree
 from evergrant_server.audit.checkpoints.notes import HEADS_LOG, LogSigner, TreeName, cbor, cose_receipt
-from evergrant_server.audit.tree import Frontier
+from evergrant_server.audit.merkle_tree import Frontier
 from tests.unit.client.audit.test_notes import LOG, LOG_KEY, vkey
 from tests.unit.client.audit.test_receipts import BODIES, INDEX, LEAVES, SHARD, TENANT, head_text, path_of
 
@@ -31,7 +31,7 @@ def receipt(
     frontier, name, public = Frontier().appended(LEAVES), TreeName(tenant, shard), signer.public
     head = head or head_text(tenant, shard, frontier)
     heads = ["a\n", "b\n", head, "d\n", "e\n"]
-    leaves = [tree.leaf_hash(text.encode()) for text in heads]
+    leaves = [merkle_tree.leaf_hash(text.encode()) for text in heads]
     outer = signer.sign(HEADS_LOG, Frontier().appended(leaves)).cose
     of_head = cose_receipt(signer.name, public, HEADS_LOG, 5, 2, path_of(leaves, 2), outer, {})
     headers = {

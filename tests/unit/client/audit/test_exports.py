@@ -9,7 +9,7 @@ import pytest
 from evergrant.audit.exports import ExportVerifier, VerifiedExport
 from evergrant.audit.receipts import Flaw, ReceiptError
 
-from evergrant_server.audit.tree import leaf_hash
+from evergrant_server.audit.merkle_tree import leaf_hash
 from tests.unit.client.audit.test_receipts import BODIES, LOG_VKEY, SHARD, TENANT, members
 
 Line = dict[str, Any]

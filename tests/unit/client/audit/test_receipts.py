@@ -9,14 +9,14 @@ import pytest
 from evergrant.audit.notes import COSIGNATURE, Checkpoint, Note, VerifierKey, cosign
 from evergrant.audit.receipts import Flaw, Receipt, ReceiptError
 
-from evergrant_server.audit import tree
+from evergrant_server.audit import merkle_tree
 from evergrant_server.audit.checkpoints.notes import HEADS_LOG, LogSigner, TreeName, log_proof
-from evergrant_server.audit.tree import Frontier, TileSlice
+from evergrant_server.audit.merkle_tree import Frontier, TileSlice
 from tests.unit.client.audit.test_notes import LOG, LOG_KEY, WITNESS, WITNESS_KEY, vkey
 
 TENANT, SHARD, INDEX = "acme", "main-3", 17
 BODIES = [f'{{"v":2,"object":"con_{number}","s":"{number:032x}"}}' for number in range(40)]
-LEAVES = [tree.leaf_hash(body.encode()) for body in BODIES]
+LEAVES = [merkle_tree.leaf_hash(body.encode()) for body in BODIES]
 LOG_VKEY = vkey(LOG, LOG_KEY)
 SIGNER = LogSigner(LOG, LOG_KEY)
 
@@ -25,7 +25,7 @@ def path_of(leaves: list[bytes], index: int) -> list[bytes]:
     def read(part: TileSlice) -> bytes:
         return b"".join(leaves[part.first : part.first + part.count])
 
-    return tree.roots(tree.inclusion_path(index, len(leaves)), read)
+    return merkle_tree.roots(merkle_tree.inclusion_path(index, len(leaves)), read)
 
 
 def head_text(tenant: str, shard: str, frontier: Frontier) -> str:
@@ -39,7 +39,7 @@ def members(signer: LogSigner = SIGNER, tenant: str = TENANT, shard: str = SHARD
     """What the server answers with, for record 17 of 40, whose head is the third of five."""
     frontier = Frontier().appended(LEAVES)
     heads = [head_text(tenant, name, frontier) for name in ("main-0", "main-1", shard, "main-4", "main-5")]
-    head_leaves = [tree.leaf_hash(head.encode()) for head in heads]
+    head_leaves = [merkle_tree.leaf_hash(head.encode()) for head in heads]
     note = signer.sign(TreeName(tenant, shard), frontier).note
     outer = signer.sign(HEADS_LOG, Frontier().appended(head_leaves)).note
     return {
@@ -174,13 +174,13 @@ def test_a_checkpoint_extends_a_kept_one():
     leaves = LEAVES[:9]
 
     def checkpoint(size: int, tampered: bool = False) -> Checkpoint:
-        kept = [tree.leaf_hash(b"x"), *leaves[1:size]] if tampered else leaves[:size]
+        kept = [merkle_tree.leaf_hash(b"x"), *leaves[1:size]] if tampered else leaves[:size]
         return Checkpoint.parse(SIGNER.sign(HEADS_LOG, Frontier().appended(kept)).note)
 
     def read(part: TileSlice) -> bytes:
         return b"".join(leaves[part.first : part.first + part.count])
 
-    path = [_base64(value) for value in tree.roots(tree.consistency_path(4, 9), read)]
+    path = [_base64(value) for value in merkle_tree.roots(merkle_tree.consistency_path(4, 9), read)]
     checkpoint(9).require_extends(checkpoint(4), path)
     with pytest.raises(ValueError, match="another root"):
         checkpoint(9).require_extends(checkpoint(4, tampered=True), path)

@@ -13,12 +13,12 @@ from evergrant.audit.notes import Checkpoint, Note, VerifierKey, hash_lines
 from evergrant.audit.tree import EMPTY_ROOT
 from evergrant.audit.witness import PATH, Answer, Witness, last_signed, serving
 
-from evergrant_server.audit import tree
-from evergrant_server.audit.tree import Frontier, TileSlice
+from evergrant_server.audit import merkle_tree
+from evergrant_server.audit.merkle_tree import Frontier, TileSlice
 from tests.fakes.patience import PATIENCE_S
 from tests.unit.client.audit.test_notes import LOG, LOG_KEY, WITNESS, WITNESS_KEY, signed, vkey
 
-LEAVES = [tree.leaf_hash(bytes([number])) for number in range(40)]
+LEAVES = [merkle_tree.leaf_hash(bytes([number])) for number in range(40)]
 REWRITTEN = [bytes(32), *LEAVES[1:]]
 AT = 1_800_000_000
 
@@ -49,7 +49,7 @@ def request(older: int, newer: int, leaves: list[bytes] = LEAVES) -> str:
         assert part.level == 0
         return b"".join(leaves[part.first : part.first + part.count])
 
-    path = tree.roots(tree.consistency_path(older, newer), read)
+    path = merkle_tree.roots(merkle_tree.consistency_path(older, newer), read)
     return f"old {older}\n{hash_lines(path)}\n{checkpoint(newer, leaves)}"
 
 

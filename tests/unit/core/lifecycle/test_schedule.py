@@ -6,7 +6,7 @@ import pytest
 
 from evergrant_server.core.clock import LATEST
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.failure_kinds import FailureCause
+from evergrant_server.core.errors.kinds import FailureCause
 from evergrant_server.core.lifecycle.schedule import (
     NEWEST_RULES,
     RULES,

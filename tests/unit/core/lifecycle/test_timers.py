@@ -6,7 +6,7 @@ import pytest
 
 from evergrant_server.core.clock import LATEST
 from evergrant_server.core.connections.connection import LifecycleState, StateChange
-from evergrant_server.core.failure_kinds import FailureCause
+from evergrant_server.core.errors.kinds import FailureCause
 from evergrant_server.core.ids import AttemptId, ConsentId
 from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.grants import (

@@ -14,7 +14,7 @@ from evergrant_server.core.connections.connection import (
     state_after,
 )
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.failure_kinds import FailureCause
+from evergrant_server.core.errors.kinds import FailureCause
 from evergrant_server.core.ids import ConsentId
 from evergrant_server.core.lifecycle.command import Command, Transition
 from evergrant_server.core.lifecycle.grants import no_token_to_protect

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.errors import FAILURES, ErrorCode, FailureKind
-from evergrant_server.core.failure_kinds import FailureCause
+from evergrant_server.core.errors.kinds import FailureCause
 from evergrant_server.core.ids import AttemptId, ConsentId
 from evergrant_server.core.lifecycle.command import Command
 from evergrant_server.core.lifecycle.confirmations import next_to_lapse

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from sqlalchemy import bindparam, case, exists, func, select, text, update
 
 from evergrant_server.audit.bodies import Head, body_of, record_of
+from evergrant_server.audit.merkle_tree import EMPTY_ROOT, Frontier, leaf_hash
 from evergrant_server.audit.publishing import publish_events
-from evergrant_server.audit.tree import EMPTY_ROOT, Frontier, leaf_hash
 from evergrant_server.core.audit import INSTALLATION, AuditAction, AuditEntry, AuditRecord
 from evergrant_server.core.errors import Failure
 from evergrant_server.core.ids import Tenant
@@ -229,7 +229,7 @@ def _head_row(head: Head, action: AuditAction) -> Values:
 
 async def _in_order(tx: Transaction, entries: Sequence[AuditEntry]) -> list[AuditEntry]:
     """The entries, each that ends something behind all earlier ends of its object, whatever the clocks of
-    their writers say: the last one counts (`store.ends`), and they stand in several trees."""
+    their writers say: the last one counts (`store.revived_rows`), and they stand in several trees."""
     last: dict[str, datetime] = {}
     ordered: list[AuditEntry] = []
     for entry in entries:
@@ -259,12 +259,8 @@ async def _locked_end(tx: Transaction, tenant: str, shard: str, at: datetime) ->
     row = await fetch_first(tx.connection, _LOCK_END, which)
     if row is None:
         first = TreeEnd.first(tx.sealer.ring, tenant, shard)
-        begun = {
-            **first._asdict(),
-            "filed": 0,
-            "grown": False,
-            "revision": 1,
-        }  # the record of its birth is its first head
+        # the record of its birth is its first head
+        begun = {**first._asdict(), "filed": 0, "grown": False, "revision": 1}
         if await insert(tx.connection, AuditTreeRow, begun):
             await _record_birth(tx, tenant, shard, at)
         row = await fetch_first(tx.connection, _LOCK_END, which)

@@ -7,8 +7,8 @@ from evergrant.audit import tree as verifier
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evergrant_server.audit import tree
-from evergrant_server.audit.tree import Frontier, TileSlice
+from evergrant_server.audit import merkle_tree
+from evergrant_server.audit.merkle_tree import Frontier, TileSlice
 
 # the inputs and roots that implementations of Certificate Transparency test themselves with
 BODIES = [
@@ -29,27 +29,27 @@ ROOTS = [
     "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
 ]
 MOST = 700  # leaves: more than two tiles
-LEAVES = [tree.leaf_hash(number.to_bytes(4)) for number in range(MOST)]
+LEAVES = [merkle_tree.leaf_hash(number.to_bytes(4)) for number in range(MOST)]
 
 
 def definition(leaves: Sequence[bytes]) -> bytes:
     """MTH of RFC 6962 section 2.1, word by word."""
     if not leaves:
-        return tree.EMPTY_ROOT
+        return merkle_tree.EMPTY_ROOT
     if len(leaves) == 1:
         return leaves[0]
     middle = 1
     while middle * 2 < len(leaves):
         middle *= 2
-    return tree.node_hash(definition(leaves[:middle]), definition(leaves[middle:]))
+    return merkle_tree.node_hash(definition(leaves[:middle]), definition(leaves[middle:]))
 
 
 def read_all(level: int) -> list[bytes]:
     """The hashes of a level: of all full tiles below it."""
     hashes = LEAVES
     for _ in range(level):
-        full = len(hashes) // tree.TILE_WIDTH
-        hashes = [tree.tile_root(b"".join(hashes[n * 256 : (n + 1) * 256])) for n in range(full)]
+        full = len(hashes) // merkle_tree.TILE_WIDTH
+        hashes = [merkle_tree.tile_root(b"".join(hashes[n * 256 : (n + 1) * 256])) for n in range(full)]
     return hashes
 
 
@@ -64,7 +64,7 @@ def read(part: TileSlice) -> bytes:
 
 @pytest.mark.parametrize("size", range(len(ROOTS)))
 def test_the_published_roots(size: int):
-    frontier = Frontier().appended(tree.leaf_hash(body) for body in BODIES[: size + 1])
+    frontier = Frontier().appended(merkle_tree.leaf_hash(body) for body in BODIES[: size + 1])
     assert frontier.root.hex() == ROOTS[size]
 
 
@@ -86,23 +86,25 @@ def test_leaves_may_be_appended_in_any_batches(batches: list[int]):
 @given(st.integers(1, MOST), st.data())
 def test_each_leaf_is_proven_to_the_client(size: int, data: st.DataObject):
     index = data.draw(st.integers(0, size - 1))
-    subtrees = tree.inclusion_path(index, size)
-    path = tree.roots(subtrees, read)
+    subtrees = merkle_tree.inclusion_path(index, size)
+    path = merkle_tree.roots(subtrees, read)
     assert verifier.root_of_inclusion(LEAVES[index], index, size, path) == definition(LEAVES[:size])
-    assert {part for part in tree.slices(subtrees)} == {part for part in tree.slices(reversed(subtrees))}
+    assert {part for part in merkle_tree.slices(subtrees)} == {
+        part for part in merkle_tree.slices(reversed(subtrees))
+    }
 
 
 @given(st.integers(0, MOST), st.integers(0, MOST))
 def test_each_tree_is_proven_to_append_to_an_older_one(one: int, another: int):
     older, newer = sorted((one, another))
-    path = tree.roots(tree.consistency_path(older, newer), read)
+    path = merkle_tree.roots(merkle_tree.consistency_path(older, newer), read)
     verifier.require_consistent(older, definition(LEAVES[:older]), newer, definition(LEAVES[:newer]), path)
 
 
 @given(st.integers(2, MOST), st.data())
 def test_a_proof_of_another_leaf_size_or_hash_leads_elsewhere(size: int, data: st.DataObject):
     index = data.draw(st.integers(0, size - 1))
-    path, root = tree.roots(tree.inclusion_path(index, size), read), definition(LEAVES[:size])
+    path, root = merkle_tree.roots(merkle_tree.inclusion_path(index, size), read), definition(LEAVES[:size])
     wrong = data.draw(st.integers(0, size - 1).filter(lambda number: number != index))
     altered = data.draw(st.integers(0, len(path) - 1))
     for leaf, place, hashes in (
@@ -123,7 +125,7 @@ def test_a_tree_that_was_rewritten_is_consistent_with_no_older_one(newer: int, d
     older = data.draw(st.integers(1, newer - 1))
     rewritten = data.draw(st.integers(0, older - 1))
     leaves = [*LEAVES[:rewritten], bytes(32), *LEAVES[rewritten + 1 : newer]]
-    path = tree.roots(tree.consistency_path(older, newer), read)
+    path = merkle_tree.roots(merkle_tree.consistency_path(older, newer), read)
     with pytest.raises(verifier.ProofError):
         verifier.require_consistent(older, definition(LEAVES[:older]), newer, definition(leaves), path)
     with pytest.raises(verifier.ProofError):

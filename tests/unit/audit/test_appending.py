@@ -11,8 +11,8 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from evergrant_server import audit
-from evergrant_server.audit.tree import Frontier
-from evergrant_server.audit.trees import main_shard
+from evergrant_server.audit.appending import main_shard
+from evergrant_server.audit.merkle_tree import Frontier
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import Tenant

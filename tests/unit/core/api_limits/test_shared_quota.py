@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from evergrant_server.core.api_limits.limits import ApiLimits, CountedCall, DocumentedQuota, LimitedCall
-from evergrant_server.core.api_limits.quota import Quota
 from evergrant_server.core.api_limits.reply import ReplyLimit, ReplyLimits
+from evergrant_server.core.api_limits.shared_quota import Quota
 
 NORMAL = 2
 APPS = ("a", "b", "c", "d")
