@@ -218,9 +218,15 @@ class Checkpoints:
         driver.execute("PRAGMA wal_checkpoint(RESTART)")
 
     def empty_log(self) -> bool:
+        """False while readers need it. SQLite waits for them, but not for another checkpoint, such as that of
+        this object's thread: it answers "busy" at once."""
+        until = monotonic() + BUSY_MS / 1000
         with closing(self._connect()) as driver:
-            busy, _, _ = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        return not busy
+            while driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if monotonic() >= until:
+                    return False
+                sleep(_RETRY_DELAYS_S[-1])
+        return True
 
     def end(self) -> None:
         self._ended.set()

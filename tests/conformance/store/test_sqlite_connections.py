@@ -2,7 +2,9 @@
 
 import asyncio
 import sqlite3
+import sys
 import threading
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -278,6 +280,37 @@ async def test_the_write_ahead_log_is_copied_beside_the_commits_and_begun_anew(
                 await connection.execute(text("INSERT INTO long VALUES (:t)"), {"t": "t" * 8_000})
     assert log.stat().st_size < 250 * 8_000
     await database.close()
+
+
+async def test_the_log_is_emptied_once_another_checkpoint_is_over(database: SqliteDatabase, tmp_path: Path):
+    # SQLite answers "busy" at once while another connection holds the checkpoint lock, of any process
+    # (sqlite.org/c3ref/wal_checkpoint_v2.html); in the file that is the byte WAL_CKPT_LOCK of walformat.html
+    await note(database)
+    hold = "import fcntl,sys; file=open(sys.argv[1],'r+b'); fcntl.lockf(file,fcntl.LOCK_EX,1,121)"
+    lock = f"{hold}; print(flush=True); input()"
+    path = f"{tmp_path / 'evergrant.db'}-shm"
+    other = await asyncio.create_subprocess_exec(sys.executable, "-c", lock, path, stdin=PIPE, stdout=PIPE)
+    assert other.stdout is not None
+    await other.stdout.readline()
+    emptying = asyncio.create_task(database.empty_log())
+    await asyncio.wait((emptying,), timeout=0.3)
+    assert not emptying.done()
+    await other.communicate(b"\n")
+    assert await emptying
+    assert (tmp_path / "evergrant.db-wal").stat().st_size == 0
+
+
+async def test_a_log_that_someone_reads_is_not_emptied(
+    database: SqliteDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sqlite, "BUSY_MS", 50)
+    await note(database)
+    with closing(sqlite3.connect(tmp_path / "evergrant.db")) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM noted").fetchone()
+        await note(database)
+        assert not await database.empty_log()
+    assert await database.empty_log()
 
 
 async def test_without_commits_nothing_runs_beside(database: SqliteDatabase):
