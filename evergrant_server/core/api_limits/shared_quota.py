@@ -183,8 +183,8 @@ class Quota:
             return 0
         if self._told is not None:
             return self._told
-        since = at - self.window_s * (1 + 1 / _SLICES)
-        return self.calls - int(sum(calls for began, calls in self._sent if began > since))
+        stays_s = self.window_s * (1 + 1 / _SLICES)
+        return self.calls - int(sum(calls for began, calls in self._sent if at < began + stays_s))
 
     def _begin_window(self, now: float) -> None:
         """Begin the window that `now` is in, if the last has ended."""

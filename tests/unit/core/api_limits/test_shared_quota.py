@@ -139,6 +139,7 @@ def test_parts_are_by_weight():
 
 
 @example([(299.99999999999994, "a", 1)], 1, True)
+@example([(57.10546838589787, "a", 1)], 1, False)  # plus 63 and minus 63 it is another float
 @given(moments, st.integers(1, 40), st.booleans())
 def test_when_it_says_there_is_room_there_is_and_not_before(
     tries: list[tuple[float, str, int]], most: int, names_its_end: bool
