@@ -61,8 +61,8 @@ fuzz: $(TEST_READY) ## requests made of the OpenAPI document, valid and invalid,
 
 MANY ?= 100
 WHERE ?= tests
-soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: operators' procedures, every view, the demo, drills, faults on PostgreSQL, a random run, a year, Temporal lost under MANY=100 connections, a quick bench: WHERE=tests/e2e/procedures (all)
-	@EVERGRANT_FAULTS_MANY=$(MANY) $(PY) -m pytest -m soak $(WHERE)
+soak: $(TEST_READY) ## the slow proofs that `make test` leaves out: operators' procedures, every view, the demo, drills, faults on PostgreSQL, a random run, other examples of properties, a year, Temporal lost under MANY=100 connections, a quick bench: WHERE=tests/e2e/procedures (all)
+	@EVERGRANT_FAULTS_MANY=$(MANY) $(PY) -m pytest -m "soak or hypothesis" --hypothesis-profile=random $(WHERE)
 	@PYTHONPATH=.:clients/python/src $(PY) -m tests.faults.token_file
 
 conformance: $(TEST_READY) ## Evergrant as an MCP client, judged by the protocol's conformance suite: every auth scenario of two revisions; a server behind the gateway; and our issuer

@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 from httpx2._transports import default
+from hypothesis import settings
 from pydantic import BaseModel
 
 from evergrant_server.egress import Egress, EgressPolicy
@@ -31,6 +32,11 @@ _COMPUTE = ("unit/repo", "security", "conformance", "unit")
 _HERE = Path(__file__).parent
 
 _ended: list[int] = []
+
+# A property is tried with the same examples in every run, for as long as they take: `make soak` seeks others.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("random", max_examples=1_000, deadline=None)
+settings.load_profile("same")
 
 # A request that names no limit has one of five seconds, for which a busy machine stands still.
 vars(DEFAULT_TIMEOUT_CONFIG).update(httpx2.Timeout(PATIENCE_S).as_dict())

@@ -57,7 +57,7 @@ def a_question(random: Random) -> PermitQuestion:
     return question if random.random() < 0.2 else question._replace(action=random.choice(DELEGATED_ACTIONS))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.builds(Random, st.integers(0, 2**32)))
 def test_no_link_reaches_what_the_one_above_it_does_not(random: Random):
     links, question = a_chain(random), a_question(random)
@@ -80,7 +80,7 @@ def test_no_link_reaches_what_the_one_above_it_does_not(random: Random):
         above = decision
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.builds(Random, st.integers(0, 2**32)))
 def test_a_reach_without_bounds_of_its_own_has_its_parents(random: Random):
     parent = a_reach(random)

@@ -168,7 +168,7 @@ def paths(draw: st.DrawFn) -> str:
     return "/" + path.lstrip("/") + draw(st.sampled_from(["", "", "/", "%2F"]))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(path=paths(), split=st.sampled_from([splits_first, decodes_first]), steps=st.sampled_from(ORDERS))
 @example("/admin%2Fusers.json/1.;x", decodes_first, LENIENT)
 def test_no_lenient_server_serves_what_is_denied(
@@ -184,7 +184,7 @@ def test_no_lenient_server_serves_what_is_denied(
             assert denied(path, "/admin/**")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(path=paths())
 def test_each_reading_of_what_is_allowed_is_allowed(path: str):
     """The servers that take a path literally, split first or last, both serve something that is named."""
@@ -195,7 +195,7 @@ def test_each_reading_of_what_is_allowed_is_allowed(path: str):
             assert any(it.fullmatch("\0" + "\0".join(split(path))) for it in named)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.sampled_from("ab.;()'= A1,"), min_size=1, max_size=12).map(lambda it: f"/{it}"))
 def test_a_pattern_denies_at_least_itself(pattern: str):
     if path_pattern_problem(pattern) is not None or set(pattern[1:].strip()) <= {".", ";", " "}:

@@ -105,7 +105,7 @@ def test_pattern_refused(pattern: str, why: str) -> None:
 PARTS = (*"ab-|*+?)^$.", "[ab]", "[^a]", "(?:", "{1,9}", "{0,63}", "\\.")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from(PARTS), max_size=12).map(lambda parts: f"^{''.join(parts)}$"))
 @example("^(?:a+)+$")
 @example("^(?:a{1,63}){1,8}$")

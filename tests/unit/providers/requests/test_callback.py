@@ -84,7 +84,7 @@ NAMES = st.sampled_from(["code", "state", "iss", "error"]) | st.text(max_size=5)
 VALUES = st.sampled_from([ISSUER, "access_denied", "x"]) | st.text(max_size=600)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(query=st.lists(st.tuples(NAMES, VALUES), max_size=6), required=st.booleans())
 def test_any_query_is_read_or_refused(query: Query, required: bool) -> None:
     try:

@@ -127,7 +127,7 @@ READERS: tuple[Callable[[RawReply], Any], ...] = (
 
 
 @pytest.mark.parametrize("read", READERS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     body=BODIES,
     status=st.sampled_from([200, 201, 204, 302, 400, 401, 404, 428, 429, 500, 503]) | st.integers(100, 599),
