@@ -13,7 +13,7 @@ from evergrant_server.core.single_use.attempt import LIMITS, TimeLimits
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.journal import Journal
 from evergrant_server.process import exit_process
-from evergrant_server.regions.region import Region
+from evergrant_server.regions.serving_region import Region
 from evergrant_server.settings import Settings, load_settings
 from evergrant_server.temporal_link.connect import require_prepared_namespace
 from evergrant_server.temporal_link.queue_order import QueueOrderInterceptor

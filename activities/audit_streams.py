@@ -17,6 +17,7 @@ from typing import NamedTuple
 import httpx2
 
 from evergrant_server.audit.streams import EncodedBatch, cursors, encode
+from evergrant_server.bounded_concurrency import FairTurns
 from evergrant_server.core.audit import INSTALLATION
 from evergrant_server.core.audit_streams.state import StreamState
 from evergrant_server.core.audit_streams.stream import (
@@ -31,7 +32,6 @@ from evergrant_server.core.ids import EventId, new_id
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhook_signatures import signed_headers
 from evergrant_server.egress import Egress
-from evergrant_server.fair_turns import FairTurns
 from evergrant_server.store import Store, Transaction
 from evergrant_server.store.audit_streams import StreamAccess
 from evergrant_server.store.database.engine import Pool

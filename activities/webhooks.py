@@ -14,6 +14,7 @@ from temporalio import activity
 from activities.support.temporal import heartbeating
 from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
+from evergrant_server.bounded_concurrency import FairTurns
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -24,7 +25,6 @@ from evergrant_server.core.secret import Secret
 from evergrant_server.core.webhook_signatures import signed_headers
 from evergrant_server.core.webhooks import Delivery, DeliveryProblem, Webhook, delivery_problem
 from evergrant_server.egress import Egress
-from evergrant_server.fair_turns import FairTurns
 from evergrant_server.store import Store, Transaction
 from evergrant_server.telemetry import metrics
 from evergrant_server.telemetry.alarms import report_broken_authority

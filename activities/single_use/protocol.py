@@ -38,7 +38,7 @@ from evergrant_server.core.single_use.attempt import (
 )
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.journal import Journal
-from evergrant_server.regions.region import Region
+from evergrant_server.regions.serving_region import Region
 from evergrant_server.store import NO_CONNECTION, KeyRows, Store, UnwrappedKeys
 from evergrant_server.telemetry.logs import LogEvent, log_event, stack_frames
 from providers.requests.sender import Sender, SendFailed

@@ -25,6 +25,7 @@ from activities.support.temporal import (
     report_internal,
     to_application_error,
 )
+from evergrant_server.bounded_concurrency import FairTurns
 from evergrant_server.core.clock import Clock, seconds_since_boot
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.activities import (
@@ -51,7 +52,6 @@ from evergrant_server.core.messages.names import (
 from evergrant_server.crypto import KeyRing
 from evergrant_server.crypto.request_proof import GATEWAY_MESSAGES, as_claimed, proven_message
 from evergrant_server.egress import may_call_out
-from evergrant_server.fair_turns import FairTurns
 from evergrant_server.telemetry import metrics, saturation
 from evergrant_server.telemetry.logs import LogEvent, log_event
 

@@ -25,8 +25,8 @@ from bench.ledger import lease_claim
 from bench.processes import postgresql, sqlite
 from evergrant_server.audit.bodies import canonical_json, format_timestamp
 from evergrant_server.audit.chains import GENESIS_HASH, ChainEnd
-from evergrant_server.audit.lease_batch import LastUses
 from evergrant_server.audit.lease_ledger import LeaseLedger
+from evergrant_server.audit.lease_queue import LastUses
 from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts, LeaseRecord
 from evergrant_server.audit.lease_writer_postgresql import PostgresLeaseWriter
 from evergrant_server.audit.lease_writer_sqlite import SqliteLeaseWriter

@@ -17,7 +17,7 @@ from evergrant_server.core.messages.keys import KeyRotationStart
 from evergrant_server.core.messages.work import CommandT, Job, ResultT
 from evergrant_server.crypto import AssociatedData, KeyPurpose, KeyRing, new_sealing_key
 from evergrant_server.problems import invalid_request
-from evergrant_server.regions.region import Region
+from evergrant_server.regions.serving_region import Region
 from evergrant_server.settings import Settings
 from evergrant_server.store import LeaseRows, Store, Transaction
 from evergrant_server.store.database.engine import Pool

@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from evergrant_server.access.context import TemporalPort
+from evergrant_server.bounded_concurrency import FairTurns
 from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure, Repairer
@@ -23,7 +24,6 @@ from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.lifecycle.schedule import UNSENT_CODES
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.messages.connection import EnsureFresh, EnsureFreshResult, RefreshReason
-from evergrant_server.fair_turns import FairTurns
 from evergrant_server.store import ConnectionPosition, LeaseRow, LeaseRows
 from evergrant_server.telemetry import saturation
 from evergrant_server.telemetry.logs import LogEvent, log_event

@@ -12,8 +12,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from evergrant_server.audit.appending import begin_tree
-from evergrant_server.audit.lease_batch import LastUses, TreeMissing, Written
-from evergrant_server.audit.lease_queue import LeaseQueue, WaitingLease
+from evergrant_server.audit.lease_queue import LastUses, LeaseQueue, TreeMissing, WaitingLease, Written
 from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts
 from evergrant_server.audit.lease_writer_postgresql import PostgresLeaseWriter
 from evergrant_server.audit.lease_writer_sqlite import SqliteLeaseWriter
@@ -22,7 +21,7 @@ from evergrant_server.core.clock import Clock
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import KeyId, PermitId, Tenant, new_id
 from evergrant_server.crypto import Role
-from evergrant_server.regions.region import Region
+from evergrant_server.regions.serving_region import Region
 from evergrant_server.store import Store
 from evergrant_server.store.database.kept_sqlite import KeptSqlite
 from evergrant_server.telemetry import metrics
@@ -37,7 +36,7 @@ _MOST_USES = 10_000
 def new_lease_shard(role: Role = Role.API) -> str:
     """The audit shard of one process's leases, so that copies of it don't wait for each other.
 
-    All other records go to a shard that several processes have (see `trees.main_shard`).
+    All other records go to a shard that several processes have (see `appending.main_shard`).
     """
     return f"{role}-{os.getpid()}-{new_id('out')[-6:]}"
 

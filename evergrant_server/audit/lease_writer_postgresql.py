@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evergrant_server.audit.appending import TreeEnd
-from evergrant_server.audit.lease_batch import (
+from evergrant_server.audit.lease_queue import (
     APPS,
     CONNECTIONS,
     END,
@@ -24,6 +24,7 @@ from evergrant_server.audit.lease_batch import (
     RAISED_USAGE,
     LastUses,
     TreeMissing,
+    WaitingLease,
     Written,
     app_ids,
     awaited,
@@ -34,7 +35,6 @@ from evergrant_server.audit.lease_batch import (
     numbered,
     write_uses_postgresql,
 )
-from evergrant_server.audit.lease_queue import WaitingLease
 from evergrant_server.audit.lease_record import LeaseRecord, rows_postgresql
 from evergrant_server.core.bounded import Bounded
 from evergrant_server.core.clock import Clock, seconds_since_boot

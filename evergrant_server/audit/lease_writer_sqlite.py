@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from evergrant_server.audit.appending import TreeEnd
-from evergrant_server.audit.lease_batch import (
+from evergrant_server.audit.lease_queue import (
     APPS,
     CONNECTIONS,
     END,
@@ -19,6 +19,7 @@ from evergrant_server.audit.lease_batch import (
     RAISED_USAGE,
     LastUses,
     TreeMissing,
+    WaitingLease,
     Written,
     app_ids,
     awaited,
@@ -28,7 +29,6 @@ from evergrant_server.audit.lease_batch import (
     numbered,
     write_uses_sqlite,
 )
-from evergrant_server.audit.lease_queue import WaitingLease
 from evergrant_server.audit.lease_record import LeaseRecord, rows_sqlite
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.ids import Tenant

@@ -21,7 +21,7 @@ from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.regions.approvals import approve as signature
 from evergrant_server.regions.approvals import new_approver
-from evergrant_server.regions.region import Region
+from evergrant_server.regions.serving_region import Region
 from evergrant_server.regions.status import RegionStatus, not_here, region_status
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store

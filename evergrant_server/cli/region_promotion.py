@@ -17,7 +17,7 @@ from evergrant_server.core.messages.connection import EnsureFresh
 from evergrant_server.core.single_use.attempt import AttemptKind
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.regions.approvals import NEEDED, order, public_keys, who_approved
-from evergrant_server.regions.region import Region
+from evergrant_server.regions.serving_region import Region
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.regions import Authority, OpenAttempt, Regions

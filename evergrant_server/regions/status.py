@@ -5,7 +5,7 @@ from datetime import datetime
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.regions.barrier import NotConfirmed
-from evergrant_server.regions.region import Region
+from evergrant_server.regions.serving_region import Region
 from evergrant_server.store import Store
 from evergrant_server.store.regions import Authority, Server, Standby
 

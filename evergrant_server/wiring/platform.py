@@ -14,7 +14,7 @@ from evergrant_server.crypto.key_services.bound import BoundKeyService
 from evergrant_server.crypto.key_services.opening import open_key_service
 from evergrant_server.crypto.keyfile import key_file_error
 from evergrant_server.crypto.keyring import KeyRing, Role
-from evergrant_server.regions.region import Region, RegionRules
+from evergrant_server.regions.serving_region import Region, RegionRules
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema

@@ -2,8 +2,8 @@
 
 from evergrant_server.core.errors.codes import ErrorCode
 from evergrant_server.core.errors.failure import Failure, allowance
+from evergrant_server.core.errors.failure_table import FAILURES
 from evergrant_server.core.errors.kinds import FailureKind, FailureRule, Repairer, RetryAdvice
-from evergrant_server.core.errors.repairers import FAILURES
 
 __all__ = [
     "FAILURES",

@@ -3,8 +3,8 @@
 import re
 
 from evergrant_server.core.errors.codes import ErrorCode
+from evergrant_server.core.errors.failure_table import FAILURES
 from evergrant_server.core.errors.kinds import FailureKind, FailureRule, Repairer
-from evergrant_server.core.errors.repairers import FAILURES
 
 _ALLOW = "if it is a server of yours, start Evergrant anew with: EVERGRANT_EGRESS_ALLOW="
 _COMMAND = r"(?: EVERGRANT_[A-Z_]+=[\w./-]+)*(?: make dev| [\w./-]+ -m evergrant_server [a-z ]+)?"

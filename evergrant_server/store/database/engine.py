@@ -18,8 +18,8 @@ from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from evergrant_server.bounded_concurrency import FairTurns
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.fair_turns import FairTurns
 from evergrant_server.store.database.errors import DRIVER_ERRORS
 from evergrant_server.store.database.hosts import DatabaseHost, DatabaseServers, hosts_of, url_of
 from evergrant_server.store.database.sqlite import SqliteConnection, SqliteDatabase

@@ -1,6 +1,6 @@
 """The troubles of `make faults`, small: each happens, and no lease of another tenant fails (`make soak`).
 
-Every run has their parts: tests/unit/fair_turns, unit/api/leases/test_own_connections.py,
+Every run has their parts: tests/unit/bounded_concurrency, unit/api/leases/test_own_connections.py,
 unit/audit/test_fair_leases.py and tests/workflows/test_one_tenants_backlog.py.
 """
 

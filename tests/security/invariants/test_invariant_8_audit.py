@@ -3,7 +3,7 @@
 import pytest
 
 from evergrant_server import audit
-from evergrant_server.audit.lease_batch import Written
+from evergrant_server.audit.lease_queue import Written
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.errors import ErrorCode, Failure

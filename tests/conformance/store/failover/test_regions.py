@@ -11,7 +11,7 @@ from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.regions.barrier import Barrier, NotConfirmed
-from evergrant_server.regions.region import Region, RegionRules
+from evergrant_server.regions.serving_region import Region, RegionRules
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
 from tests.conformance.store.samples import ACME, an_app_of, granted

@@ -5,7 +5,7 @@ from typing import cast
 
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.single_use.attempt import AttemptOutcome
-from evergrant_server.regions.region import Region
+from evergrant_server.regions.serving_region import Region
 from tests.fakes.failures import fails
 from tests.unit.activities.single_use.protocol_worker import RecordedOutcome, Worker
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from evergrant_server.api.leases import judged_pairs
-from evergrant_server.audit.lease_batch import Written
+from evergrant_server.audit.lease_queue import Written
 from evergrant_server.cli.tenants import set_disabled
 from evergrant_server.core.access import Action, Effect, EnforcementMode
 from evergrant_server.core.audit import AuditAction

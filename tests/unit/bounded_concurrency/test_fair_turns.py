@@ -3,7 +3,7 @@
 import asyncio
 import random
 
-from evergrant_server.fair_turns import FairTurns
+from evergrant_server.bounded_concurrency import FairTurns
 
 
 class Place:
