@@ -9,10 +9,18 @@ import asyncio
 import os
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from time import monotonic
 from typing import NamedTuple
 
 from evergrant_server.audit.appending import begin_tree
-from evergrant_server.audit.lease_queue import LastUses, LeaseQueue, TreeMissing, WaitingLease, Written
+from evergrant_server.audit.lease_queue import (
+    LARGEST_BATCH,
+    LastUses,
+    LeaseQueue,
+    TreeMissing,
+    WaitingLease,
+    Written,
+)
 from evergrant_server.audit.lease_record import LeaseClaim, LeaseFacts
 from evergrant_server.audit.lease_writer_postgresql import PostgresLeaseWriter
 from evergrant_server.audit.lease_writer_sqlite import SqliteLeaseWriter
@@ -27,6 +35,7 @@ from evergrant_server.store.database.kept_sqlite import KeptSqlite
 from evergrant_server.telemetry import metrics
 
 _RETRY_AFTER = 1.0  # seconds
+_RETURN_S = 0.0002  # until the callers of a batch have mostly asked again
 _BUSY_S = 0.005  # until leases are tried again when all of a batch wait for a change
 _USE_INTERVAL = timedelta(minutes=1)  # between two writes of the last use of one key or permit
 _LEASE_INTERVAL = timedelta(hours=1)  # the same of an app's leases of one connection
@@ -68,6 +77,7 @@ class LeaseLedger:
         self._leases: dict[tuple[str, ...], datetime] = {}  # written with the next batch that is due
         self._last_uses = Bounded[tuple[str, ...], datetime](_MOST_USES)
         self._batch_sizes = metrics.AUDIT_BATCH.cell()
+        self._seen = 0  # leases, by the last commit: its own, and those that came meanwhile
         self._came = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -147,15 +157,25 @@ class LeaseLedger:
         try:
             while self._queue or self._uses or self._leases or not self._stopping:
                 await self._came.wait()
+                await self._gather()
                 batch = self._queue.take()
                 uses, self._uses = self._uses, {}
                 if batch or uses or (self._leases and self._stopping):
                     leases, self._leases = self._leases, {}
+                    taken = len(batch)
                     await self._settle(batch, {**uses, **leases})
+                    self._seen = min(taken + len(self._queue), LARGEST_BATCH)
                 elif not self._stopping:
                     self._came.clear()
         finally:
             self._fail(self._queue.take_all(), _unavailable("the lease ledger ended"))
+
+    async def _gather(self) -> None:
+        """Once one lease is here, wait a moment for as many as the last commit saw: who got a token asks
+        again, and a commit costs as much as several leases."""
+        until = monotonic() + _RETURN_S
+        while 0 < len(self._queue) < self._seen and monotonic() < until:
+            await asyncio.sleep(0)
 
     async def _settle(self, batch: Sequence[WaitingLease], uses: LastUses) -> None:
         """Commit a batch and answer every caller, also when the commit fails."""

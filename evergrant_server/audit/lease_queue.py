@@ -49,8 +49,8 @@ class LeaseQueue:
         self._last_app: AppId | None = None
         self._shared_until = 0.0
 
-    def __bool__(self) -> bool:
-        return bool(self._tenants)
+    def __len__(self) -> int:
+        return sum(len(leases) for apps in self._tenants.values() for leases in apps.values())
 
     def add(self, waiting: WaitingLease) -> None:
         facts = waiting.record.facts

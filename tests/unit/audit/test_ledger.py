@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from evergrant_server import audit
+from evergrant_server.audit import lease_ledger
 from evergrant_server.audit.lease_ledger import LeaseLedger, RecordedLease, StaleClaim
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.messages.base import RequestContext
@@ -26,7 +27,7 @@ from tests.conformance.store.samples import (
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW
 from tests.fakes.failures import fails
-from tests.fakes.patience import eventually
+from tests.fakes.patience import PATIENCE_S, eventually
 from tests.unit.audit.claims import a_claim, count_commits, leases_in_the_log
 
 
@@ -68,6 +69,24 @@ async def test_fifty_leases_at_once_make_one_gapless_tree_in_few_commits(
     assert len(commits) <= 5
     assert [seq for _, seq in await leases_in_the_log(store)] == list(range(50))
     assert (await audit.verify_log(store, ACME)).ok
+
+
+async def test_who_got_a_token_and_asks_again_shares_a_commit_with_the_others(
+    store: Store, ledger: LeaseLedger, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lease_ledger, "_RETURN_S", PATIENCE_S)
+    connection, app = await granted(store), await an_app_of(store)
+    claim, commits = a_claim(connection, app), count_commits(ledger, monkeypatch)
+
+    async def ask_again(turns: int) -> None:
+        for _ in range(turns):  # its next request is on its way
+            await asyncio.sleep(0)
+        await ledger.record(claim)
+
+    await asyncio.gather(*(ledger.record(claim) for _ in range(8)))
+    before = len(commits)
+    await asyncio.gather(*(ask_again(turns) for turns in range(8)))
+    assert len(commits) == before + 1
 
 
 async def test_a_ledger_that_was_cancelled_leaves_nobody_waiting(store: Store, clock: SetClock):
