@@ -77,7 +77,7 @@ class LeaseLedger:
         self._leases: dict[tuple[str, ...], datetime] = {}  # written with the next batch that is due
         self._last_uses = Bounded[tuple[str, ...], datetime](_MOST_USES)
         self._batch_sizes = metrics.AUDIT_BATCH.cell()
-        self._seen = 0  # leases, by the last commit: its own, and those that came meanwhile
+        self._recent_callers = 0  # of the last batch, and those that came while it was committed
         self._came = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -164,7 +164,7 @@ class LeaseLedger:
                     leases, self._leases = self._leases, {}
                     taken = len(batch)
                     await self._settle(batch, {**uses, **leases})
-                    self._seen = min(taken + len(self._queue), LARGEST_BATCH)
+                    self._recent_callers = min(taken + len(self._queue), LARGEST_BATCH)
                 elif not self._stopping:
                     self._came.clear()
         finally:
@@ -174,7 +174,7 @@ class LeaseLedger:
         """Once one lease is here, wait a moment for as many as the last commit saw: who got a token asks
         again, and a commit costs as much as several leases."""
         until = monotonic() + _RETURN_S
-        while 0 < len(self._queue) < self._seen and monotonic() < until:
+        while 0 < len(self._queue) < self._recent_callers and monotonic() < until:
             await asyncio.sleep(0)
 
     async def _settle(self, batch: Sequence[WaitingLease], uses: LastUses) -> None:

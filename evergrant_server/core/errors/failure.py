@@ -1,4 +1,4 @@
-"""The one exception of the product, and the end of a refusal that says how a host is allowed."""
+"""The exception that carries a failure, and the end of a refusal that says how a host is allowed."""
 
 import re
 
