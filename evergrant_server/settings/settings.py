@@ -16,7 +16,6 @@ from evergrant_server.core.messages.names import TASK_QUEUE
 from evergrant_server.core.model import CheckedModel
 from evergrant_server.settings.audit import AuditSettings
 from evergrant_server.settings.audit_streams import AuditStreamSettings
-from evergrant_server.settings.backup import BackupSettings
 from evergrant_server.settings.detection import DetectionSettings
 from evergrant_server.settings.endings import EndingSettings
 from evergrant_server.settings.errors import (
@@ -27,7 +26,7 @@ from evergrant_server.settings.errors import (
     suspicious_variables,
 )
 from evergrant_server.settings.gateway import GatewaySettings, OAuthSettings
-from evergrant_server.settings.regions import RegionSettings
+from evergrant_server.settings.recovery import BackupSettings, RegionSettings
 from evergrant_server.settings.types import (
     CertificateHeader,
     DatabaseUrl,

@@ -1,6 +1,7 @@
-"""Settings of two regions: which one this is, and what waits for the other."""
+"""Settings for a lost database or region: backups, which region this is, and what waits for the other."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, model_validator
@@ -47,3 +48,15 @@ class RegionSettings(CheckedModel):
         if timedelta(0) < self.region_authority < _SHORTEST_AUTHORITY or self.region_authority < timedelta(0):
             raise ValueError("EVERGRANT_REGION_AUTHORITY: use 2s or longer, or 0")
         return self
+
+
+class BackupSettings(CheckedModel):
+    """What `backup` needs, and when `doctor` asks for a drill."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    postgres_bin: Path | None = None
+    """The folder of PostgreSQL's own programs (`pg_basebackup`, `pg_ctl`, `pg_restore` and others), for
+    `backup`; empty: Debian's folder of the backup's version, else where the shell finds them."""
+    backup_drill_interval: Duration = timedelta(days=35)
+    """How old the last `backup drill` that found nothing wrong may become before `doctor` asks for one."""
