@@ -176,6 +176,7 @@ def served(respond: Callable[[RecordedRequest], ScriptedResponse]) -> Iterator[s
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # a body waits for no acknowledgement of its head
         timeout = 5  # seconds an idle connection is kept
 
         def log_message(self, format: str, *args: object) -> None:

@@ -179,6 +179,7 @@ class ScriptedCluster:
 def _handler(cluster: ScriptedCluster) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # a body waits for no acknowledgement of its head
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

@@ -145,6 +145,7 @@ def serving(witness: Witness, host: str, port: int) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # a body waits for no acknowledgement of its head
         timeout = _SLOWEST_S
         server_version, sys_version = "evergrant-witness", ""
 
