@@ -16,7 +16,7 @@ def main(url: str) -> None:
 
     async def start(opened: AsyncExitStack) -> GatewayApp:
         app = await open_gateway(settings, opened)
-        at = {"api_base_url": url, "protected_resource": f"{url}/mcp"}
+        at = {"api_base_url": url, "api_base_url_param": None, "protected_resource": f"{url}/mcp"}
         generic = app.parts.api.registry.get("generic").model_copy(update=at)
         app.parts.api.registry = Registry({"generic": generic})
         policy = EgressPolicy(allow=(url.removeprefix("http://"),))

@@ -13,6 +13,15 @@ from tests.fakes.platform.compose import finished
 
 LIMIT_S = 500  # a bench that hangs, not one that is slow
 GATEWAY = (report.CALLS, report.STREAMS)
+TITLES = (
+    report.LEASES,
+    report.AUDIT,
+    report.NEIGHBOURS,
+    report.DISABLED,
+    report.REFRESHES,
+    report.IMPORTS,
+    *GATEWAY,
+)
 Tables = dict[str, list[dict[str, str]]]
 
 
@@ -32,7 +41,7 @@ async def test_an_app_that_leases_from_five_processes_gets_nothing_once_it_or_it
 async def test_a_quick_run_prints_every_row_and_draws_them(tmp_path: Path) -> None:
     picture = tmp_path / "bench.svg"
     command = [sys.executable, "-m", "bench", "--quick", "--picture", str(picture)]
-    tables = _tables(await finished(command, os.environ, LIMIT_S))
+    tables = _tables(await finished(command, os.environ, LIMIT_S), *TITLES)
     drawn = picture.read_text()
     assert all(f">{panel}<" in drawn for panel in ("Leases, 16 clients", "Refreshes, 16 callers")), drawn
     imported = [(row["store"], row["grants"], row["refreshed"]) for row in tables[report.IMPORTS]]
@@ -44,12 +53,17 @@ async def test_a_quick_run_prints_every_row_and_draws_them(tmp_path: Path) -> No
     assert [row["callers"] for row in tables[report.REFRESHES]] == ["16"]
     assert all(float(row.get("ratio", 1)) > 0 for rows in tables.values() for row in rows)
     assert [row["its clients"] for row in tables[report.NEIGHBOURS]] == ["1", "16"]
+    (refresh,) = tables[report.REFRESHES]
+    assert float(refresh["history events a refresh"]) > 0
+
+
+async def test_a_quick_look_at_the_gateway_prints_every_route() -> None:
+    command = [sys.executable, "-m", "bench", "gateway", "--quick"]
+    tables = _tables(await finished(command, os.environ, LIMIT_S), *GATEWAY)
     routes = [(route, clients) for route in ("proxy", "mcp") for clients in ("1", "16")]
     assert [(row["route"], row["clients"]) for row in tables[report.CALLS]] == routes
     (streams,) = tables[report.STREAMS]
     assert (streams["streams"], streams["events"]) == ("64", "6,400")
-    (refresh,) = tables[report.REFRESHES]
-    assert float(refresh["history events a refresh"]) > 0
 
 
 @pytest.mark.soak
@@ -60,18 +74,10 @@ async def test_a_quick_look_at_the_capacity_prints_every_table() -> None:
     assert {"100", "refreshes a second, one worker", "1%", "100%"} <= set(rows), printed
 
 
-def _tables(text: str) -> Tables:
+def _tables(text: str, *titles: str) -> Tables:
     """Rows by their column names, for each table's title."""
     found: Tables = {}
-    for title in (
-        report.LEASES,
-        report.AUDIT,
-        report.NEIGHBOURS,
-        report.DISABLED,
-        report.REFRESHES,
-        report.IMPORTS,
-        *GATEWAY,
-    ):
+    for title in titles:
         _, _, rest = text.partition(f"{title}\n\n")
         lines = rest.partition("\n\n")[0].splitlines()
         header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
