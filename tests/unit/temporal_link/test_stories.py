@@ -253,7 +253,8 @@ async def test_a_key_row_that_another_hand_changed_holds_up_no_message(
         mine = col(KeyRow.connection_id) == row.id
         query = select(KeyRow.sealed_key).where(mine)  # type: ignore[call-overload]  # a column
         key = (await tx.connection.execute(query)).scalar_one()
-        await tx.connection.execute(update(KeyRow).where(mine).values(sealed_key=Sealed(key[:-1] + b"\0")))
+        bent = Sealed(key[:-1] + bytes((key[-1] ^ 1,)))
+        await tx.connection.execute(update(KeyRow).where(mine).values(sealed_key=bent))
     elsewhere = StoryCodec(StoryKeys(store), NAMESPACE)
     assert await seal(elsewhere, workflow) == plain()
     assert await opened(elsewhere, workflow, sealed) == sealed
