@@ -226,7 +226,16 @@ async def streaming(primary: PostgresServer, sync_state: str = "async") -> None:
 
 async def caught_up(primary: PostgresServer, standby: PostgresServer) -> None:
     """Return once the standby shows everything that the primary has committed so far."""
-    end = await primary.value("SELECT pg_current_wal_flush_lsn()::text")
+    await _shown(standby, await primary.value("SELECT pg_current_wal_flush_lsn()::text"))
+
+
+async def replayed(standby: PostgresServer) -> None:
+    """Return once the standby shows everything that it has on its disk by now; `synchronous_commit = on`
+    waits for the disk alone."""
+    await _shown(standby, await standby.value("SELECT pg_last_wal_receive_lsn()::text"))
+
+
+async def _shown(standby: PostgresServer, end: str) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not await standby.value("SELECT pg_last_wal_replay_lsn() >= CAST($1::text AS pg_lsn)", end):
             await asyncio.sleep(0.02)

@@ -20,7 +20,7 @@ from evergrant_server.settings import BadSettings, load_settings
 from evergrant_server.store import Store
 from evergrant_server.store.database import schema
 from tests.fakes.failures import fails
-from tests.fakes.postgresql.replicated import PostgresServer, replicated
+from tests.fakes.postgresql.replicated import PostgresServer, caught_up, replicated
 
 
 async def _status(flags: Flags, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -71,6 +71,7 @@ async def test_a_region_is_attached_looked_at_and_detached(
         settings = here.settings()
         assert "b has everything" in await doctor.region(settings)
         await durability("default", "region", flags=here)
+        await caught_up(first, second)
         monkeypatch.setenv("EVERGRANT_REGION", "b")
         seen = await _status(there, capsys)
         assert (seen["serves"], seen["is_standby"], seen["problems"]) == ("a", True, [])

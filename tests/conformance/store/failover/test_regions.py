@@ -17,7 +17,7 @@ from evergrant_server.store.database import schema
 from tests.conformance.store.samples import ACME, an_app_of, granted
 from tests.fakes.failures import fails
 from tests.fakes.patience import PATIENCE_S, eventually
-from tests.fakes.postgresql.replicated import PostgresServer, replicated
+from tests.fakes.postgresql.replicated import PostgresServer, replayed, replicated
 from tests.unit.audit.claims import a_claim
 
 TTL = timedelta(seconds=3)
@@ -67,6 +67,7 @@ async def test_a_region_serves_as_long_as_the_other_one_confirms_and_never_after
             assert await region.renew()
             assert not await region.renew(), "it was renewed a moment ago"
             await ledger.record(claim)  # its record is waited for
+            await replayed(second)
             assert await second.value(_LEASES) == 1
             await region.confirmed()
             assert (await region.has_all(), region.sent_alone) == (True, 0)
