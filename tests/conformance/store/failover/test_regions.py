@@ -27,10 +27,15 @@ _LEASES = "SELECT count(*) FROM audit WHERE action = 'lease.issued'"
 
 @asynccontextmanager
 async def region_of(
-    server: PostgresServer, name: str, ring: KeyRing, *, stops_when_away: bool = False
+    server: PostgresServer,
+    name: str,
+    ring: KeyRing,
+    *,
+    stops_when_away: bool = False,
+    authority: timedelta = TTL,
 ) -> AsyncIterator[tuple[Store, Region, LeaseLedger]]:
     store = await Store.open(server.url(), ring, SystemClock())
-    rules = RegionRules(name, wait=TTL / 8, authority=TTL, stops_when_away=stops_when_away)
+    rules = RegionRules(name, wait=TTL / 8, authority=authority, stops_when_away=stops_when_away)
     region = Region(store, rules)
     ledger = LeaseLedger(store, f"lease-{name}", SystemClock(), region)
     await ledger.start()
@@ -104,17 +109,32 @@ async def test_a_region_serves_as_long_as_the_other_one_confirms_and_never_after
             assert await second.value(_LEASES) == await first.value(_LEASES) + 1
 
 
+async def _a_lease_that_waits_is_refused(server: PostgresServer, ring: KeyRing) -> None:
+    async with region_of(server, "a", ring, authority=timedelta(0)) as (store, region, ledger):
+        async with store.write() as tx:
+            await tx.regions.put("a", standalone=False)
+            await tx.regions.put_durability(ACME, "region")
+        await region.look()
+        valid_until = SystemClock().now() + timedelta(days=1)
+        claim = a_claim(await granted(store), await an_app_of(store), valid_until=valid_until)
+        with fails(ErrorCode.AUDIT_UNAVAILABLE, "the other region doesn't have the record"):
+            await ledger.record(claim)
+        assert await server.value(_LEASES) == 1
+
+
 def twenty_of(barrier: Barrier) -> asyncio.Future[list[BaseException | None]]:
     return asyncio.gather(*(barrier.passed() for _ in range(20)), return_exceptions=True)
 
 
-async def test_a_barrier_that_was_cancelled_or_waits_for_nobody_has_not_passed(tmp_path: Path):
+async def test_neither_a_barrier_nor_a_lease_passes_without_a_standby_or_once_its_wait_was_cancelled(
+    tmp_path: Path,
+):
     KeyRing.create(tmp_path / "keys.json")
+    ring = KeyRing.open(tmp_path / "keys.json", Role.WORKER)
     async with replicated() as (first, _):
         await schema.upgrade(first.url())
-        store = await Store.open(
-            first.url(), KeyRing.open(tmp_path / "keys.json", Role.WORKER), SystemClock()
-        )
+        await _a_lease_that_waits_is_refused(first, ring)
+        store = await Store.open(first.url(), ring, SystemClock())
         try:
             barrier = Barrier(store, PATIENCE_S)
             ended = await asyncio.gather(barrier.passed(), return_exceptions=True)
