@@ -107,6 +107,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.enable()
 
 
+@pytest.fixture
+def limit_time(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that limits of requests count by: they stand still until the test changes them."""
+    from evergrant_server.access import limits  # half a second that others save
+
+    seconds = [0.0]
+    monkeypatch.setattr(limits, "monotonic", lambda: seconds[0])
+    return seconds
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def temporal_address() -> AsyncIterator[str]:
     """The address of a server with the namespace that an installation needs: tests share it."""

@@ -8,7 +8,7 @@ the order in which leases are committed (audit), nor the limits of providers (ac
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_network
 from time import monotonic
@@ -57,14 +57,13 @@ class RateLimited(Failure):
 class Gcra:
     """The generic cell rate algorithm: `quota` at once, and then one in each `WINDOW_S / quota` seconds."""
 
-    def __init__(self, now: Callable[[], float] = monotonic) -> None:
-        self._now = now
+    def __init__(self) -> None:
         # when the key's quota is whole again; bounded, however many addresses come
         self._whole_at = Bounded[Hashable, float](_MOST_KEYS)
 
     def take(self, policy: str, key: Hashable, quota: int) -> Counted:
         """Count a request of this key, unless it is refused."""
-        now, step = self._now(), WINDOW_S / quota
+        now, step = monotonic(), WINDOW_S / quota
         whole_at = max(now, self._whole_at.get(key, now)) + step
         late = whole_at - now - WINDOW_S
         if late > 1e-9:

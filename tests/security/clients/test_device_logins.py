@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 import pytest_asyncio
 
 from evergrant_server.core.audit import AuditAction
@@ -223,6 +224,7 @@ async def test_a_code_is_read_as_people_type_it(api: Api, issuer: LoginIssuer):
         assert (answer.status_code, "mistyped" in answer.text) == (400, True), wrong
 
 
+@pytest.mark.usefixtures("limit_time")
 async def test_guesses_are_slow_and_polls_are_no_guesses(tmp_path: Path):
     limited = running_api(tmp_path, guess_limit_per_address=3, trusted_proxies=("127.0.0.0/8",))
     async with limited as api, LoginIssuer(api.clock.now) as issuer:

@@ -13,22 +13,23 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from tests.fakes.api import Api, running_api
 
+pytestmark = pytest.mark.usefixtures("limit_time")
+
 
 def limited(answer: httpx2.Response) -> tuple[int, str, list[str], str]:
     body = answer.json()
     return answer.status_code, body["code"], body["violated-policies"], answer.headers["ratelimit"]
 
 
-def test_a_quota_comes_back_evenly_and_the_wait_is_not_too_short():
-    time = [0.0]
-    gcra = Gcra(lambda: time[0])
+def test_a_quota_comes_back_evenly_and_the_wait_is_not_too_short(limit_time: list[float]):
+    gcra = Gcra()
     met = [gcra.take("app", "a", 3) for _ in range(4)]
     assert [(it.remaining, it.seconds, it.allowed) for it in met] == [
         (2, 20, True), (1, 40, True), (0, 20, True), (0, 20, False)
     ]  # fmt: skip
     assert gcra.take("app", "b", 3).allowed
     for at, allowed in ((19.9, False), (20.0, True), (20.0, False), (80.0, True), (80.0, True)):
-        time[0] = at
+        limit_time[0] = at
         assert gcra.take("app", "a", 3).allowed is allowed
 
 

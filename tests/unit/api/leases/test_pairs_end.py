@@ -26,6 +26,7 @@ from tests.unit.api.leases.both_ways import (
 )
 
 __all__ = ["api", "postgres_server"]
+pytestmark = pytest.mark.usefixtures("limit_time")
 
 
 async def revoke(api: Api, connection: Connection) -> None:

@@ -272,6 +272,7 @@ async def test_rfc7009_a_client_revokes_its_tokens_and_no_others(api: Api, agent
     assert ended.context.by == f"client:{agent.client.client_id}"
 
 
+@pytest.mark.usefixtures("limit_time")
 async def test_one_familys_refreshes_are_limited_and_no_other_familys(tmp_path: Path):
     async with running_api(tmp_path, token_limit_per_app=2) as api:
         await api.app_with("agent", Action.PROXY)
