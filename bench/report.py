@@ -1,6 +1,8 @@
 """The tables. What each column means is in docs/benchmarks.md."""
 
+import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from bench.disabling import PROCESSES, Disabling
 from bench.gateway import CallRate, StreamRun
@@ -20,6 +22,15 @@ CALLS = "Calls through the gateway, recorded before and after, against direct on
 STREAMS = "Streams of an hour's server-sent events through one gateway, and its memory"
 IMPORTS = "Grants a second of an import: written, installed by a worker, refreshed once each (verified)"
 REFRESHES = "Refreshes per second, against the same Temporal server with an empty activity"
+
+
+_MEASURED = re.compile(r"(<!-- (?:measured|computed) by .* -->\n).*(<!-- end of what was )", re.DOTALL)
+
+
+def write(page: Path, lines: Sequence[str]) -> None:
+    """Put the lines between the page's two comments, in place of those that are there."""
+    text = "\n".join(lines)
+    page.write_text(_MEASURED.sub(lambda found: f"{found[1]}\n{text}\n{found[2]}", page.read_text()))
 
 
 def leases(rows: Iterable[LeaseRate]) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
+from bench import report
 from bench.capacity import running, stored
 from bench.capacity.running import Running
 from bench.capacity.stored import Stored
@@ -21,7 +22,6 @@ from evergrant_server.checkout import ROOT
 from examples.demo.interruption import run_interruptible
 
 PAGE = ROOT / "docs" / "capacity.md"
-BEGIN, END = "<!-- measured by `python -m bench capacity` -->", "<!-- end of what was measured -->"
 _SIZES, _LARGE = (1_000, 10_000), 100_000
 _RUNS, _MOST_RUNS = 300, 20_000  # connections with a workflow
 _KIB, _GIB = 1 << 10, 1 << 30
@@ -42,7 +42,7 @@ async def run(folder: Path, sizes: Sequence[int], runs: int, write: bool) -> int
     lines = tables(rows, on_postgresql, cost, where)
     print(*lines, sep="\n", flush=True)
     if write:
-        _write(lines)
+        report.write(PAGE, lines)
     return 0
 
 
@@ -145,12 +145,6 @@ def _computed_table(row: Stored, on_postgresql: float, runs: Running) -> list[st
 
 def _pair(first: float, second: float) -> str:
     return f"{first:.1f} and {second:.1f}"
-
-
-def _write(lines: Sequence[str]) -> None:
-    text = PAGE.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n{END}{after}")
 
 
 def main(arguments: Sequence[str]) -> int:

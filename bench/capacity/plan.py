@@ -16,7 +16,7 @@ from pathlib import Path
 
 import asyncpg
 
-from bench import installation
+from bench import installation, report
 from bench.capacity.command import PAGE as MEASURED
 from bench.processes import postgresql, python_module, running_process
 from bench.report import table
@@ -34,7 +34,6 @@ from tests.fakes.providers.scripted_provider import ScriptedProvider
 from tests.fakes.temporal import running_temporal
 
 PAGE = ROOT / "docs" / "scale.md"
-BEGIN, END = "<!-- computed by `python -m bench plan` -->", "<!-- end of what was computed -->"
 _CALLERS, _ROUNDS = 8, 10
 _ASKED = RequestContext(by="app:pipeline")
 _KIB, _GIB, _DAY_S = 1 << 10, 1 << 30, 86_400
@@ -213,9 +212,7 @@ async def run(folder: Path, assumed: Assumed, write: bool) -> int:
     lines = tables(costs, wal, refreshes, assumed)
     print(*lines, sep="\n", flush=True)
     if write:
-        text = PAGE.read_text()
-        before, after = text.split(BEGIN)[0], text.split(END)[1]
-        PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n{END}{after}")
+        report.write(PAGE, lines)
     return 0
 
 

@@ -66,6 +66,19 @@ async def test_a_quick_look_at_the_gateway_prints_every_route() -> None:
     assert (streams["streams"], streams["events"]) == ("64", "6,400")
 
 
+@pytest.mark.parametrize("made", ["measured", "computed"])
+def test_the_tables_of_a_run_take_the_place_of_the_last_ones(tmp_path: Path, made: str) -> None:
+    page, (around, begin, end) = tmp_path / "page.md", _around(made)
+    page.write_text(around.format(f"{begin}\n{end}"))
+    for lines in (["| old \\1 |", ""], ["| new \\g<1> |", "", "Load."]):
+        report.write(page, lines)
+        assert page.read_text() == around.format("\n".join((begin, "", *lines, end)))
+
+
+def _around(made: str) -> tuple[str, str, str]:
+    return "# Page\n\n{}\n\n<!-- more -->\n", f"<!-- {made} by `x` -->", f"<!-- end of what was {made} -->"
+
+
 @pytest.mark.soak
 async def test_a_quick_look_at_the_capacity_prints_every_table() -> None:
     command = [sys.executable, "-m", "bench", "capacity", "--quick"]
