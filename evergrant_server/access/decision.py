@@ -1,7 +1,7 @@
 """Decides one lease: the caller's permit, the row, its freshness, or the refusal."""
 
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple
 
@@ -34,7 +34,8 @@ from evergrant_server.core.connections.connection import LifecycleState
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.lifecycle.schedule import NEWEST_RULES, RULES
 from evergrant_server.core.messages.connection import RefreshReason
-from evergrant_server.crypto import KeyPurpose
+from evergrant_server.core.secret import Secret
+from evergrant_server.crypto import KeyPurpose, KeyRing, ReadySeal
 from evergrant_server.crypto.envelope import Hold
 from evergrant_server.policy import PermitDecision, PermitQuestion
 from evergrant_server.store import LeaseRow
@@ -56,11 +57,31 @@ class JudgedLease(NamedTuple):
     until: datetime
 
 
+@dataclass(slots=True)
+class _KeptRow:
+    """A cached row, the end of its time here, and what is over once a root leaves that may wrap its keys."""
+
+    row: LeaseRow
+    until: datetime
+    hold: Hold
+    token: ReadySeal | None = None  # once it was opened
+
+
 class IssuedLease(NamedTuple):
     """The row of a recorded lease, its token still sealed, and the place of its audit record."""
 
     row: LeaseRow
     place: str
+    kept: _KeptRow | None = None  # a narrower token's row isn't
+
+    def open_access_token(self, ring: KeyRing) -> Secret:
+        """As `LeaseRow.open_access_token`; while the row is cached, its key is unwrapped once."""
+        kept = self.kept
+        if kept is None:
+            return self.row.open_access_token(ring)
+        if kept.token is None:
+            kept.token = self.row.ready_token(ring)
+        return Secret(kept.token.open().decode())
 
 
 class LeaseIssuer:
@@ -81,8 +102,7 @@ class LeaseIssuer:
         self.leased = LeasedConnections(api.settings.bulk_read_alarm)
         self.limits = LeaseLimits(api.settings)
         self._margin = RULES[NEWEST_RULES].margin
-        # with the end of their time here, and what is over once a root leaves that may wrap their keys
-        self._rows = Bounded[tuple[str, ...], tuple[LeaseRow, datetime, Hold]](_MAX_CACHED)
+        self._rows = Bounded[tuple[str, ...], _KeptRow](_MAX_CACHED)
         api.store.servers.on_failover(self._rows.clear)
 
     async def issue(
@@ -152,13 +172,12 @@ class LeaseIssuer:
         self._api.ring.require(KeyPurpose.LEASE)
         self.limits.count_integration(call.request.scope, row.tenant, row.integration)
         recorded = await self._api.ledger.record(claim_of(call, lease_request, row, decision))
-        if not narrower:
-            self._remember(call, lease_request, row, recorded.facts, hold)
+        kept = None if narrower else self._remember(call, lease_request, row, recorded.facts, hold)
         if self._networks is not None:
             self._networks.note(call)
         if self.leased.reaches_alarm(call.caller.app.id, row.connection_id, self._now()):
             await self.raise_alarm(call)
-        return IssuedLease(row, recorded.place)
+        return IssuedLease(row, recorded.place, kept)
 
     async def raise_alarm(self, call: JudgedRequest) -> None:
         """Record that the caller's app leases many connections."""
@@ -172,10 +191,8 @@ class LeaseIssuer:
         self, caller: Caller, lease_request: LeaseRequest, *, cached: bool
     ) -> LeaseRow | None:
         known = self._rows.get(lease_request.cache_key(caller.tenant)) if cached else None
-        if known is not None:
-            row, until, hold = known
-            if self._now() < until and not hold.over and self._is_fresh(row, lease_request):
-                return row
+        if known is not None and self._is_usable(known) and self._is_fresh(known.row, lease_request):
+            return known.row
         rows = self._api.lease_rows
         if lease_request.names is not None:
             names = lease_request.names
@@ -183,16 +200,20 @@ class LeaseIssuer:
         assert lease_request.connection_id is not None
         return await rows.load(caller.tenant, lease_request.connection_id)
 
+    def _is_usable(self, known: _KeptRow) -> bool:
+        return self._now() < known.until and not known.hold.over
+
     def _remember(
         self, call: JudgedRequest, lease_request: LeaseRequest, row: LeaseRow, facts: LeaseFacts, hold: Hold
-    ) -> None:
+    ) -> _KeptRow:
         key = lease_request.cache_key(call.tenant)
         known = self._rows.get(key)
-        if known is None or known[0] is not row:
-            known = self._rows[key] = row, self._now() + CACHED_FOR, hold
+        if known is None or known.row is not row:
+            known = self._rows[key] = _KeptRow(row, self._now() + CACHED_FOR, hold)
         if JUDGED in call.request.scope:
-            until = self._unchanged_until(call, row, min(known[1], facts.valid_until))
+            until = self._unchanged_until(call, row, min(known.until, facts.valid_until))
             call.request.scope[JUDGED] = JudgedLease(call.caller, lease_request, row, facts, until)
+        return known
 
     def _unchanged_until(self, call: JudgedRequest, row: LeaseRow, until: datetime) -> datetime:
         """The first moment from which the lease may be judged otherwise, or what it was judged by is read

@@ -103,11 +103,7 @@ class StreamingTransport:
                 for address in await self._backend.checked_addresses(host, port):
                     try:
                         _, connection = await loop.create_connection(
-                            lambda: UpstreamConnection(self._silence_s),
-                            address,
-                            port,
-                            ssl=tls,
-                            server_hostname=name,
+                            self._new_connection, address, port, ssl=tls, server_hostname=name
                         )
                         return connection
                     except OSError as error:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import Field, model_validator
 
 from evergrant_server.access.context import ApiContext, integration_spec
-from evergrant_server.access.decision import LeaseIssuer
+from evergrant_server.access.decision import IssuedLease, LeaseIssuer
 from evergrant_server.access.refusals import LeaseRequest, comparable_location
 from evergrant_server.api.http.call import ApiCall, Call
 from evergrant_server.api.http.models import Body, View, request_url
@@ -21,7 +21,6 @@ from evergrant_server.core.connections.credentials import TokenPair
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId
 from evergrant_server.problems import invalid_request
-from evergrant_server.store import LeaseRow
 from providers.definition.templates import client_auth_of
 from providers.oauth1.flow import oauth1_endpoints, oauth1_spec
 from providers.oauth1.signing import oauth1_authorization_header, require_signable
@@ -83,14 +82,14 @@ async def sign_request(
     await _require_no_provider_endpoint(call, connection_id, body.url)
     ask = LeaseRequest(ConnectionId(connection_id), signs=body.audit_text)
     issuer: LeaseIssuer = call.request.app.state.lease_issuer
-    row, place = await issuer.issue(call.request, ask, (call.caller, False))
+    lease = await issuer.issue(call.request, ask, (call.caller, False))
     response.headers["Cache-Control"] = "no-store"
-    header = await _authorization_header(call.api, row, body)
+    header = await _authorization_header(call.api, lease, body)
     return SignatureView(
         headers={"Authorization": header},
-        generation=row.generation,
-        connection_id=row.connection_id,
-        audit=place,
+        generation=lease.row.generation,
+        connection_id=lease.row.connection_id,
+        audit=lease.place,
     )
 
 
@@ -112,8 +111,9 @@ async def _require_no_provider_endpoint(call: ApiCall, connection_id: str, url: 
         raise invalid_request("url", detail)
 
 
-async def _authorization_header(api: ApiContext, row: LeaseRow, body: SignatureBody) -> str:
+async def _authorization_header(api: ApiContext, lease: IssuedLease, body: SignatureBody) -> str:
     """Open the seals and sign. The audit record is committed (docs/architecture.md, rule 8)."""
+    row = lease.row
     async with api.store.read() as tx:
         integration = await tx.integrations.get(row.tenant, row.integration_id)
         if integration is None:
@@ -129,7 +129,7 @@ async def _authorization_header(api: ApiContext, row: LeaseRow, body: SignatureB
         body.method,
         body.url,
         at=api.clock.now(),
-        pair=TokenPair.from_secret(row.open_access_token(api.ring)),
+        pair=TokenPair.from_secret(lease.open_access_token(api.ring)),
         form=body.form,
         realm=rule.realm,
     )

@@ -92,9 +92,10 @@ def routes(api: ApiContext, issuer: LeaseIssuer) -> list[LeaseRoute]:
         body = await _parse_body(request, ProofBody)
         proved = ProvedRequest(body.htm, body.proved_url)
         lease_request = LeaseRequest(_connection_id(request), proof=proved)
-        row, place = await issuer.issue(request, lease_request, caller)
-        proof = await _create_proof(api, row, body)
-        members = {"proof": proof, "htu": body.proved_url, **_grant_members(row), "audit": place}
+        lease = await issuer.issue(request, lease_request, caller)
+        proof = await _create_proof(api, lease, body)
+        facts = _grant_members(lease.row)
+        members = {"proof": proof, "htu": body.proved_url, **facts, "audit": lease.place}
         return _no_store(json.dumps(members))
 
     return [
@@ -129,12 +130,12 @@ def _connection_id(request: Request) -> ConnectionId:
 
 def _lease_response(lease: IssuedLease, api: ApiContext) -> Response:
     """Open the seal. The lease is in the audit log by now (docs/architecture.md, rule 8)."""
-    row, place = lease
+    row = lease.row
     expires_at = row.grant.expires_at if row.grant else None
     left = (expires_at - api.clock.now()).total_seconds() if expires_at else None
     metrics.lease_cells(row.provider).count(left)
-    token = row.open_access_token(api.ring).reveal()
-    return _no_store(f'{{"access_token": {json.dumps(token)}, "audit": "{place}", {rest_of_lease(row)}')
+    token = lease.open_access_token(api.ring).reveal()
+    return _no_store(f'{{"access_token": {json.dumps(token)}, "audit": "{lease.place}", {rest_of_lease(row)}')
 
 
 def rest_of_lease(row: LeaseRow) -> str:
@@ -159,12 +160,13 @@ def _no_store(body: str) -> Response:
     return Response(body, 200, {"Cache-Control": "no-store"}, "application/json")
 
 
-async def _create_proof(api: ApiContext, row: LeaseRow, wanted: ProofBody) -> str:
+async def _create_proof(api: ApiContext, lease: IssuedLease, wanted: ProofBody) -> str:
     """The DPoP proof (RFC 9449), with the hash of the token that the row holds. Its record is committed by
     now, and the private key never leaves the API.
 
     Raises Failure CONSENT_REQUIRED when the grant is gone, SEAL_BROKEN, KEY_UNAVAILABLE.
     """
+    row = lease.row
     async with api.store.read() as tx:
         key = await tx.proof_keys.get(row.tenant, row.connection_id)
     if key is None:
@@ -175,5 +177,5 @@ async def _create_proof(api: ApiContext, row: LeaseRow, wanted: ProofBody) -> st
         wanted.proved_url,
         api.clock.now(),
         nonce=wanted.nonce,
-        access_token=row.open_access_token(api.ring),
+        access_token=lease.open_access_token(api.ring),
     )

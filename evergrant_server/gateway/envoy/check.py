@@ -130,8 +130,8 @@ class EnvoyCheck:
             secrets.token_hex(8), path.line, query_names(path.query), judged, prepare, envoy.caller.app.id
         )
         ask = LeaseRequest(ConnectionId(asked.connection), proxied=call)
-        row, _ = await parts.issuer.issue(request, ask, (caller, cached))
-        injected = sending[0].credential(row.open_access_token(parts.api.ring))
+        lease = await parts.issuer.issue(request, ask, (caller, cached))
+        injected = sending[0].credential(lease.open_access_token(parts.api.ring))
         overrides = sending[0].takes.method_overrides
         return AllowedCall(injected, removed_headers(asked.headers, injected, overrides))
 

@@ -11,6 +11,7 @@ import httpx2
 from starlette.requests import Request
 
 from evergrant_server.access.callers import Caller
+from evergrant_server.access.decision import IssuedLease
 from evergrant_server.access.judgement import lacks
 from evergrant_server.access.refreshes import RefreshKey
 from evergrant_server.access.refusals import LeaseRequest, ProxiedCall
@@ -110,11 +111,12 @@ class ProxyCall:
             return await self._send_in_turn(self._turn, hand_on)
 
     async def _send_in_turn(self, turn: ApiTurn, hand_on: HandOn) -> LeaseRow | None:
-        sent = await self._issued()
+        id = secrets.token_hex(8)
+        lease = await self._issued(id)
         assert self._api is not None
         assert self._target is not None
-        token = sent.row.open_access_token(self._parts.api.ring)
-        sent.filter = EchoFilter(encodings(token.reveal()))
+        token = lease.open_access_token(self._parts.api.ring)
+        sent = Sent(id, lease.row, lease.place, EchoFilter(encodings(token.reveal())))
         framing = self._body.headers()
         headers = [*self._passed, _UNCOMPRESSED, *self._api.credential(token), *framing]
         body = self._body.stream() if framing else None
@@ -141,15 +143,13 @@ class ProxyCall:
         finally:
             self._record_outcome(sent)
 
-    async def _issued(self) -> Sent:
+    async def _issued(self, id: str) -> IssuedLease:
         """The lease decision, for the action `proxy`. Its record is committed when this returns (rule 8 of
         docs/architecture.md)."""
-        id = secrets.token_hex(8)
         names = query_names(self.outgoing.query)
         proxied = ProxiedCall(id, self.outgoing.line, names, self.judged, self._prepare)
         ask = LeaseRequest(self.connection_id, proxied=proxied)
-        row, place = await self._parts.issuer.issue(self._request, ask, self._caller)
-        return Sent(id, row, place, EchoFilter(()))
+        return await self._parts.issuer.issue(self._request, ask, self._caller)
 
     async def judged(self, row: LeaseRow) -> ProxiedRequest:
         """The request as permits judge it, with what its connection's API takes for another method."""

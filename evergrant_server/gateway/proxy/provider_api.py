@@ -3,7 +3,7 @@
 import re
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from evergrant_server.access.context import ApiContext, integration_spec
 from evergrant_server.core.api_limits.limits import DocumentedQuota
@@ -60,15 +60,15 @@ class _Known:
     read_at: float
     integration: Integration
     spec: ProviderSpec
+    takes: ApiRequest = field(init=False)
     api: ProviderApi | None = None
     server: ProviderApi | None = None
 
+    def __post_init__(self) -> None:
+        self.takes = self.spec.api_request or ApiRequest()
+
     def at(self, url: str) -> ProviderApi:
         return ProviderApi(url, self.takes, self.integration.client_id, self.spec.api_limits)
-
-    @property
-    def takes(self) -> ApiRequest:
-        return self.spec.api_request or ApiRequest()
 
 
 class ProviderApis:
