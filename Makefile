@@ -26,12 +26,15 @@ help: ## show this list
 demo: $(DEMO_READY) ## watch one connection live its whole life, on real parts (OPEN=1: you give the consent)
 	@$(PY) -m examples.demo
 
-check: $(TEST_READY) ## for every save, under 90 seconds: ruff, the import rules, the types, the unit tests
-	@$(MAKE) --no-print-directory --output-sync=target -j 2 lint unit
+# without the unit tests that have a database or servers: half of the time
+BEYOND := $(addprefix tests/unit/,__pycache__ api audit client)
+check: $(TEST_READY) ## for every save, under 90 seconds: ruff, the import rules, the types, the unit tests but those of api, audit and client
+	@$(MAKE) --no-print-directory --output-sync=target -j 2 lint unit UNIT="$(filter-out $(BEYOND),$(wildcard tests/unit/*))"
 
+UNIT ?= tests/unit
 unit: $(TEST_READY) ## the unit tests alone
 	@echo "==> unit tests"
-	@$(PY) -m pytest tests/unit -q -n 2 --dist loadfile
+	@$(PY) -m pytest $(UNIT) -q -n 2 --dist loadfile
 
 # Most tests wait for timers, workers and browsers: more of them at once than there are cores, and the linters
 # beside them. A new clone's tests are compiled first: else each process would do it for itself.
