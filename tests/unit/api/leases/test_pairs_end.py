@@ -15,6 +15,10 @@ from evergrant_server.core.access import Action, Effect, EnforcementMode
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
+from evergrant_server.crypto import KeyPurpose, KeyRing, SealingKey
+from evergrant_server.crypto.envelope import Hold
+from evergrant_server.store.connections import lease_rows
+from evergrant_server.store.keys import WrappedKey, unwrap
 from tests.fakes.api import TENANT, Api, running_api
 from tests.fakes.patience import eventually
 from tests.unit.api.leases.both_ways import (
@@ -127,6 +131,34 @@ async def test_a_change_takes_effect_on_the_very_next_lease_of_a_judged_pair(
         assert changed.headers["ratelimit"] == '"app";r=99;t=1'
         assert (await api.lease(key)).headers["ratelimit"] == '"app";r=98;t=2'
         assert leased(api) == 2
+
+
+async def test_a_cached_rows_key_is_unwrapped_once_until_its_row_its_minute_or_its_root_ends(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+):
+    """Of requests that make no pair, and of calls through a gateway."""
+    unwrapped: list[str] = []
+
+    def noted(ring: KeyRing, tenant: str, purpose: KeyPurpose, rows: WrappedKey) -> SealingKey:
+        unwrapped.append(rows.id)
+        return unwrap(ring, tenant, purpose, rows)
+
+    monkeypatch.setattr(lease_rows, "unwrap", noted)
+    connection, key = await api.active_for("pipeline", Action.TOKEN)
+
+    async def lease() -> tuple[str, int]:
+        tokens = {(await api.lease(key, min_ttl=60)).json()["access_token"] for _ in range(3)}
+        return tokens.pop(), len(unwrapped)
+
+    assert await lease() == ("at-1", 1)
+    await api.install(connection, "at-2")
+    assert await lease() == ("at-2", 2)
+    api.clock.advance(61)
+    assert await lease() == ("at-2", 3)
+    api.parts.ring.hold_of(KeyPurpose.LEASE).over = True
+    monkeypatch.setitem(api.parts.ring._holds, KeyPurpose.LEASE, Hold())
+    assert await lease() == ("at-2", 4)
+    assert leased(api) == 0
 
 
 @pytest.mark.parametrize("seconds", [30, 61, 120])
