@@ -27,9 +27,9 @@ demo: $(DEMO_READY) ## watch one connection live its whole life, on real parts (
 	@$(PY) -m examples.demo
 
 # without the unit tests that have a database or servers: half of the time
-BEYOND := $(addprefix tests/unit/,__pycache__ api audit client)
+WITH_SERVERS := $(addprefix tests/unit/,__pycache__ api audit client)
 check: $(TEST_READY) ## for every save, under 90 seconds: ruff, the import rules, the types, the unit tests but those of api, audit and client
-	@$(MAKE) --no-print-directory --output-sync=target -j 2 lint unit UNIT="$(filter-out $(BEYOND),$(wildcard tests/unit/*))"
+	@$(MAKE) --no-print-directory --output-sync=target -j 2 lint unit UNIT="$(filter-out $(WITH_SERVERS),$(wildcard tests/unit/*))"
 
 UNIT ?= tests/unit
 unit: $(TEST_READY) ## the unit tests alone
