@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, suppress
 from multiprocessing import parent_process
 from typing import Any
 
-from evergrant_server.api.app import create_app
+from evergrant_server.api.app import create_app, prepare_routes
 from evergrant_server.crypto.keyring import Role
 from evergrant_server.process import end_with_parent, tune_garbage_collector
 from evergrant_server.settings import load_settings
@@ -49,6 +49,7 @@ class Application:
         relay = asyncio.create_task(platform.relay.run())
         self._open.push_async_callback(_cancel, relay)
         self._app = create_app(api, settings.mtls_header if self._behind_mtls else None)
+        prepare_routes(self._app)
         # before the ledger, which it writes to
         self._open.push_async_callback(self._app.state.refresher.stop)
         tune_garbage_collector()

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -205,7 +205,7 @@ ROUTERS = (
     openapi.router,
 )
 
-_ROUTES = APIRouter()  # whose routes FastAPI prepares once in a process, at the first request
+_ROUTES = APIRouter()  # whose routes FastAPI prepares once in a process
 for _router in ROUTERS:
     _ROUTES.include_router(_router)
 
@@ -251,6 +251,7 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
         description=_DESCRIPTION,
         docs_url=None,  # FastAPI's own pages load scripts from a CDN
         redoc_url=None,
+        openapi_url=None,  # nor makes its own route the document beside the event loop
         lifespan=lifespan,
         redirect_slashes=False,
         telemetry=_NO_TELEMETRY,
@@ -265,11 +266,20 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
     lease_routes = leases.routes(api, issuer)
     app.router.routes.extend(lease_routes)
     app.router.routes.extend(_ROUTES.routes)
-    app.openapi = cache(lambda: openapi.openapi_schema(app))
+    app.openapi = partial(openapi.openapi_schema, app)
+    app.state.reference = openapi.Reference(app, app.state.templates, api.settings.public_url)
     app.add_middleware(GuessLimit, api=api, templates=app.state.templates)
     app.add_middleware(leases.LeaseMiddleware, routes=lease_routes)
     _add_outer_middleware(app, api, certificates)
     return app
+
+
+def prepare_routes(app: FastAPI) -> None:
+    """Have FastAPI prepare the routes, for tenths of a second. It would do so at the first requests, and
+    every lease beside them would wait."""
+    scope = {"type": "http", "method": "GET", "path": "/-", "headers": []}
+    for route in app.routes:
+        route.matches(scope)  # no route has this path, so each is looked at
 
 
 def _add_outer_middleware(app: EvergrantApi, api: ApiContext, certificates: CertificateHeader | None) -> None:

@@ -1,5 +1,7 @@
-"""The page at `/`, `/docs`, the style sheet, and `/openapi.json` with the failures of each operation."""
+"""The page at `/`, the style sheet, `/openapi.json` with the failures of each operation, and `/docs`."""
 
+import asyncio
+import json
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -183,12 +185,45 @@ async def get_home(request: Request) -> Response:
     return html_response(templates.home())
 
 
+@router.get("/openapi.json")
+async def get_document(request: Request) -> Response:
+    """The OpenAPI 3.1 document."""
+    reference: Reference = request.app.state.reference
+    document, _ = await reference.made()
+    return Response(document, media_type="application/json")
+
+
 @router.get("/docs", response_class=HTMLResponse)
 async def get_docs(request: Request) -> Response:
     """A page with the routes, an example of each, and the failure table."""
-    schema, templates = request.app.openapi(), request.app.state.templates
-    version, url = schema["info"]["version"], request.app.state.api.settings.public_url
-    return html_response(templates.reference(sections=_sections(schema), version=version, url=url))
+    reference: Reference = request.app.state.reference
+    _, page = await reference.made()
+    return html_response(page)
+
+
+class Reference:
+    """The OpenAPI document and the page that shows it, made once, at the first request for either.
+
+    A thread makes them, for most of a second: leases go on meanwhile.
+    """
+
+    def __init__(self, app: FastAPI, templates: Pages, url: str) -> None:
+        self._app = app
+        self._templates = templates
+        self._url = url
+        self._making: asyncio.Task[tuple[bytes, str]] | None = None
+
+    async def made(self) -> tuple[bytes, str]:
+        """The document as JSON, and the page as HTML."""
+        if self._making is None:
+            self._making = asyncio.create_task(asyncio.to_thread(self._make))
+        return await asyncio.shield(self._making)  # the deadline of a request ends none of the others
+
+    def _make(self) -> tuple[bytes, str]:
+        schema = self._app.openapi()
+        version = schema["info"]["version"]
+        page = self._templates.reference(sections=_sections(schema), version=version, url=self._url)
+        return json.dumps(schema, ensure_ascii=False, separators=(",", ":")).encode(), page
 
 
 def _sections(schema: dict[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
