@@ -109,7 +109,7 @@ async def test_a_backends_nonsense_is_sorted_and_its_words_are_not_repeated(
 
 
 async def test_a_blocked_client_is_away_and_keeps_neither_the_loop_nor_the_process():
-    threads, free = Threads(limit_s=0.1), threading.Event()
+    threads, free = Threads(limit_s=2.0), threading.Event()
     calls = [threads.run("aws-kms:x", lambda: free.wait(PATIENCE_S)) for _ in range(9)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(result) for result in results} == {KeyServiceFailure}
