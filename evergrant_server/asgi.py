@@ -49,9 +49,9 @@ class Application:
         relay = asyncio.create_task(platform.relay.run())
         self._open.push_async_callback(_cancel, relay)
         self._app = create_app(api, settings.mtls_header if self._behind_mtls else None)
-        prepare_routes(self._app)
         # before the ledger, which it writes to
         self._open.push_async_callback(self._app.state.refresher.stop)
+        prepare_routes(self._app)
         tune_garbage_collector()
 
 

@@ -226,6 +226,9 @@ class EvergrantApi(FastAPI):
 
     outermost: ASGIApp
 
+    def openapi(self) -> dict[str, Any]:
+        return openapi.openapi_schema(self)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.outermost(scope, receive, send)
 
@@ -251,7 +254,7 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
         description=_DESCRIPTION,
         docs_url=None,  # FastAPI's own pages load scripts from a CDN
         redoc_url=None,
-        openapi_url=None,  # nor makes its own route the document beside the event loop
+        openapi_url=None,  # FastAPI's own route makes the document on the event loop
         lifespan=lifespan,
         redirect_slashes=False,
         telemetry=_NO_TELEMETRY,
@@ -264,9 +267,7 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
     install_error_handlers(app, api.settings.public_url)
     app.add_exception_handler(404, answer_unknown_path)
     lease_routes = leases.routes(api, issuer)
-    app.router.routes.extend(lease_routes)
-    app.router.routes.extend(_ROUTES.routes)
-    app.openapi = partial(openapi.openapi_schema, app)
+    app.router.routes.extend([*lease_routes, *_ROUTES.routes])
     app.state.reference = openapi.Reference(app, app.state.templates, api.settings.public_url)
     app.add_middleware(GuessLimit, api=api, templates=app.state.templates)
     app.add_middleware(leases.LeaseMiddleware, routes=lease_routes)
@@ -275,8 +276,8 @@ def create_app(api: ApiContext, certificates: CertificateHeader | None = None) -
 
 
 def prepare_routes(app: FastAPI) -> None:
-    """Have FastAPI prepare the routes, for tenths of a second. It would do so at the first requests, and
-    every lease beside them would wait."""
+    """Have FastAPI prepare the routes before the first request, which would have to wait up to half a second
+    for it, with every other request of the process."""
     scope = {"type": "http", "method": "GET", "path": "/-", "headers": []}
     for route in app.routes:
         route.matches(scope)  # no route has this path, so each is looked at

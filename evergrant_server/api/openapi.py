@@ -189,7 +189,7 @@ async def get_home(request: Request) -> Response:
 async def get_document(request: Request) -> Response:
     """The OpenAPI 3.1 document."""
     reference: Reference = request.app.state.reference
-    document, _ = await reference.made()
+    document, _ = await reference.rendered()
     return Response(document, media_type="application/json")
 
 
@@ -197,29 +197,29 @@ async def get_document(request: Request) -> Response:
 async def get_docs(request: Request) -> Response:
     """A page with the routes, an example of each, and the failure table."""
     reference: Reference = request.app.state.reference
-    _, page = await reference.made()
+    _, page = await reference.rendered()
     return html_response(page)
 
 
 class Reference:
-    """The OpenAPI document and the page that shows it, made once, at the first request for either.
+    """The OpenAPI document and the page that shows it, rendered once, at the first request for either.
 
-    A thread makes them, for most of a second: leases go on meanwhile.
+    A thread renders them, which takes most of a second: the event loop issues leases meanwhile.
     """
 
     def __init__(self, app: FastAPI, templates: Pages, url: str) -> None:
         self._app = app
         self._templates = templates
         self._url = url
-        self._making: asyncio.Task[tuple[bytes, str]] | None = None
+        self._rendering: asyncio.Task[tuple[bytes, str]] | None = None
 
-    async def made(self) -> tuple[bytes, str]:
+    async def rendered(self) -> tuple[bytes, str]:
         """The document as JSON, and the page as HTML."""
-        if self._making is None:
-            self._making = asyncio.create_task(asyncio.to_thread(self._make))
-        return await asyncio.shield(self._making)  # the deadline of a request ends none of the others
+        if self._rendering is None:
+            self._rendering = asyncio.create_task(asyncio.to_thread(self._render))
+        return await asyncio.shield(self._rendering)  # the deadline of a request ends none of the others
 
-    def _make(self) -> tuple[bytes, str]:
+    def _render(self) -> tuple[bytes, str]:
         schema = self._app.openapi()
         version = schema["info"]["version"]
         page = self._templates.reference(sections=_sections(schema), version=version, url=self._url)

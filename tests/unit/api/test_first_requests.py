@@ -1,4 +1,4 @@
-"""What the first requests to a process don't wait for, and leases beside them."""
+"""The first requests to a process wait for no preparation of the others, and neither do leases."""
 
 import asyncio
 import sys
