@@ -1,8 +1,9 @@
 """`region promote`: what is urgent for a provider comes before what takes long."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,15 @@ from evergrant_server.core.messages.connection import EnsureFresh
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.settings import load_settings
 from evergrant_server.store import Store
+from evergrant_server.store.database import schema
+from evergrant_server.store.regions import Authority
 from evergrant_server.temporal_link.reconcile import ReconcileCounts
-from evergrant_server.wiring.platform import region_of
+from evergrant_server.wiring.platform import region_of as serving_region_of
+from tests.conformance.store.failover.test_regions import region_of
 from tests.conformance.store.samples import an_attempt, granted
 from tests.fakes.databases import lent
-from tests.fakes.patience import PATIENCE_S
+from tests.fakes.patience import PATIENCE_S, eventually
+from tests.fakes.postgresql.replicated import replayed, replicated
 
 
 @pytest_asyncio.fixture
@@ -61,25 +66,90 @@ class SlowTemporal:
         self.decided.set()
 
 
+def opened(temporal: Any) -> Callable[..., AbstractAsyncContextManager[Any]]:
+    """What opens a platform whose Temporal is this one."""
+
+    @asynccontextmanager
+    async def platform(*_: Any) -> AsyncIterator[Any]:
+        yield SimpleNamespace(reconciler=temporal, link=temporal)
+
+    return platform
+
+
+async def authority_in(store: Store) -> Authority:
+    async with store.read() as tx:
+        authority = await tx.regions.authority()
+    assert authority is not None
+    return authority
+
+
+class Ended(Exception):
+    """The command was ended after a step."""
+
+
+class NoConnections:
+    """Temporal beside a database without connections."""
+
+    async def reconcile_all(self, *, compare: bool) -> ReconcileCounts:
+        return ReconcileCounts(live=0, started=0, complete=True)
+
+
+async def test_a_promotion_that_was_ended_after_each_of_its_steps_takes_the_authority_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    KeyRing.create(tmp_path / "keys.json")
+    ring, clock = KeyRing.open(tmp_path / "keys.json", Role.WORKER), SystemClock()
+    async with replicated(synchronous=True) as (first, second):
+        await schema.upgrade(first.url())
+        async with region_of(first, "a", ring, authority=timedelta(seconds=1)) as (serving, old, _):
+            async with serving.write() as tx:
+                await tx.regions.put("a", standalone=False)
+            await eventually(old.renew, bool)
+            await replayed(second)
+        first.kill()
+        settings = load_settings(data_dir=tmp_path, database_url=second.url(), region="b")
+        store = await Store.open(second.url(), ring, clock)
+        region = serving_region_of(settings, store)
+        assert region is not None
+        before = await authority_in(store)
+        monkeypatch.setattr(region_promotion, "open_platform", opened(NoConnections()))
+
+        said = list[str]()
+
+        def promotion(last: str) -> Promotion:
+            def say(line: str) -> None:
+                said.append(line)
+                if last in line:
+                    raise Ended
+
+            return Promotion(settings, store, region, say)
+
+        for last in ("database: it is a primary", "waiting", "old authority:", "authority: b", "workflows:"):
+            said.clear()
+            with pytest.raises(Ended):
+                await promotion(last).run(old_region_ended=False, wait_s=0)
+            if last == "authority: b":
+                assert ["waiting" in line for line in said] == [True, False, False], "waited for in each run"
+        report = await promotion("nothing ends it").run(old_region_ended=False, wait_s=0)
+        assert (report["taken_from"], report["epoch"]) == ("a", before.epoch + 1)
+        assert await second.value("SELECT count(*) FROM audit WHERE action = 'region.promoted'") == 1
+        await store.close()
+
+
 async def test_an_open_attempt_is_decided_before_all_workflows_run(
     tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ):
     KeyRing.create(tmp_path / "keys.json")
     store = await Store.open(postgres_url, KeyRing.open(tmp_path / "keys.json", Role.WORKER), SystemClock())
     settings = load_settings(data_dir=tmp_path, database_url=postgres_url, region="b")
-    region = region_of(settings, store)
+    region = serving_region_of(settings, store)
     assert region is not None
     connection = await granted(store)
     async with store.write() as tx:
         await tx.attempts.open(an_attempt(connection))
         await tx.regions.put("b", standalone=True, taken_from="a")
     temporal = SlowTemporal(store)
-
-    @asynccontextmanager
-    async def opened(*_: Any) -> AsyncIterator[Any]:
-        yield SimpleNamespace(reconciler=temporal, link=temporal)
-
-    monkeypatch.setattr(region_promotion, "open_platform", opened)
+    monkeypatch.setattr(region_promotion, "open_platform", opened(temporal))
     report = await Promotion(settings, store, region, None).run(old_region_ended=True, wait_s=PATIENCE_S)
     assert temporal.asked == ["start", "refresh"]
     assert (report["fates"], report["lost"]) == ({"lost": 1}, [connection.id])
