@@ -47,8 +47,8 @@ class Promotion:
         self._seconds: dict[str, float] = {}
 
     async def run(self, approvals: Sequence[str] = (), *, old_region_ended: bool, wait_s: float) -> Report:
-        """Raises Failure INVALID_REQUEST, NOT_PERMITTED, REGION_FENCED, STORE_UNAVAILABLE,
-        TEMPORAL_UNAVAILABLE."""
+        """Raises Failure INVALID_REQUEST, NOT_PERMITTED, REGION_FENCED, STORE_CONFLICT,
+        STORE_UNAVAILABLE, TEMPORAL_UNAVAILABLE."""
         before = await self._authority()
         if before.name != self._region.name:
             self._require_approvals(before, approvals)
@@ -123,10 +123,11 @@ class Promotion:
             await asyncio.sleep(wait_s)
             self._done("old authority", f"{old.name} can't lease any more")
         async with self._store.write() as tx:
-            now = await tx.regions.authority()
-            if now is not None and now.name == self._region.name:
-                return  # another run of the command was faster
-            await tx.regions.put(self._region.name, standalone=True, taken_from=old.name)
+            if not await tx.regions.take(self._region.name, old):
+                now = await tx.regions.authority()
+                if now is not None and now.name == self._region.name:
+                    return  # another run of the command was faster
+                raise Failure(ErrorCode.STORE_CONFLICT, f"{old.name} was attached meanwhile: run this again.")
             name, tenant = self._region.name, Tenant(self._settings.tenant)
             at, action = SystemClock().now(), AuditAction.REGION_PROMOTED
             await record(tx, tenant, action, name, _OPERATOR, at, taken_from=old.name)

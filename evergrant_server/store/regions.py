@@ -147,25 +147,47 @@ class Regions:
         row = await fetch_first(self._connection, query)
         return None if row is None else Authority(**row)
 
-    async def put(self, name: str, *, standalone: bool, taken_from: str | None = None) -> None:
-        """Give the authority to this region, without a bound until it is renewed. With `taken_from` the
-        moment is kept as that of the fail-over."""
-        now, before = func.clock_timestamp(), await self.authority()
-        values: Values = {"name": name, "standalone": standalone, "valid_until": None, "changed_at": now}
-        if taken_from is not None:
-            values |= {"taken_from": taken_from, "taken_at": now}
+    async def put(self, name: str, *, standalone: bool) -> None:
+        """Give the authority to this region, without a bound until it is renewed."""
+        before = await self.authority()
+        values: Values = {
+            "name": name,
+            "standalone": standalone,
+            "valid_until": None,
+            "changed_at": func.clock_timestamp(),
+        }
         if before is None:
             first: Values = {
                 "tenant": _INSTALLATION,
                 "id": _ID,
                 "epoch": 1,
                 "authority_s": 0.0,
+                "taken_from": "",
                 "revision": 1,
             }
-            await self._connection.execute(insert(_R).values({"taken_from": "", **first, **values}))
+            await self._connection.execute(insert(_R).values({**first, **values}))
         else:
             moved: Values = {"epoch": before.epoch + 1, "revision": _R.c.revision + 1}
             await self._connection.execute(update(_R).where(*_key()).values({**values, **moved}))
+
+    async def take(self, name: str, old: Authority) -> bool:
+        """Give this region the authority that another one had, alone, and keep the moment as that of the
+        fail-over. False: it has changed hands since `old` was read."""
+        now = func.clock_timestamp()
+        taken: Values = {
+            "name": name,
+            "standalone": True,
+            "valid_until": None,
+            "changed_at": now,
+            "taken_from": old.name,
+            "taken_at": now,
+            "epoch": old.epoch + 1,
+            "revision": _R.c.revision + 1,
+        }
+        changed = await self._connection.execute(
+            update(_R).where(*_key(), _R.c.epoch == old.epoch).values(taken)
+        )
+        return changed.rowcount == 1
 
     async def renew(self, seen: Authority, authority: timedelta) -> bool:
         """The other region had confirmed what was committed before `seen` was read: the authority lasts until

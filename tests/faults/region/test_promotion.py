@@ -15,6 +15,7 @@ from evergrant_server.cli import region_promotion
 from evergrant_server.cli.region_promotion import Promotion
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import LifecycleState
+from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.connection import EnsureFresh
 from evergrant_server.crypto import KeyRing, Role
@@ -27,6 +28,7 @@ from evergrant_server.wiring.platform import region_of as serving_region_of
 from tests.conformance.store.failover.test_regions import region_of
 from tests.conformance.store.samples import an_attempt, granted
 from tests.fakes.databases import lent
+from tests.fakes.failures import fails
 from tests.fakes.patience import PATIENCE_S, eventually
 from tests.fakes.postgresql.replicated import replayed, replicated
 
@@ -124,12 +126,16 @@ async def test_a_promotion_that_was_ended_after_each_of_its_steps_takes_the_auth
 
             return Promotion(settings, store, region, say)
 
-        for last in ("database: it is a primary", "waiting", "old authority:", "authority: b", "workflows:"):
-            said.clear()
+        for last in ("database: it is a primary", "waiting", "old authority:"):
             with pytest.raises(Ended):
                 await promotion(last).run(old_region_ended=False, wait_s=0)
-            if last == "authority: b":
-                assert ["waiting" in line for line in said] == [True, False, False], "waited for in each run"
+        said.clear()
+        both = [promotion("authority: b").run(old_region_ended=False, wait_s=0) for _ in range(2)]
+        ended = await asyncio.gather(*both, return_exceptions=True)
+        assert {type(one) for one in ended} == {Ended, dict}, "two administrators at once"
+        assert ["waiting" in line for line in said][:3] == [True, True, False], "each waits again"
+        with pytest.raises(Ended):
+            await promotion("workflows:").run(old_region_ended=False, wait_s=0)
         report = await promotion("nothing ends it").run(old_region_ended=False, wait_s=0)
         assert (report["taken_from"], report["epoch"]) == ("a", before.epoch + 1)
         assert await second.value("SELECT count(*) FROM audit WHERE action = 'region.promoted'") == 1
@@ -147,10 +153,35 @@ async def test_an_open_attempt_is_decided_before_all_workflows_run(
     connection = await granted(store)
     async with store.write() as tx:
         await tx.attempts.open(an_attempt(connection))
-        await tx.regions.put("b", standalone=True, taken_from="a")
+        await tx.regions.put("a", standalone=False)
+    old = await authority_in(store)
+    async with store.write() as tx:
+        assert await tx.regions.take("b", old)
     temporal = SlowTemporal(store)
     monkeypatch.setattr(region_promotion, "open_platform", opened(temporal))
     report = await Promotion(settings, store, region, None).run(old_region_ended=True, wait_s=PATIENCE_S)
     assert temporal.asked == ["start", "refresh"]
     assert (report["fates"], report["lost"]) == ({"lost": 1}, [connection.id])
+    await store.close()
+
+
+async def test_an_authority_that_was_written_during_the_promotion_isnt_taken(
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    KeyRing.create(tmp_path / "keys.json")
+    store = await Store.open(postgres_url, KeyRing.open(tmp_path / "keys.json", Role.WORKER), SystemClock())
+    region = serving_region_of(load_settings(data_dir=tmp_path, database_url=postgres_url, region="b"), store)
+    assert region is not None
+
+    async def attached(*_: Any) -> None:
+        async with store.write() as tx:
+            await tx.regions.put("a", standalone=False)
+
+    await attached()
+    monkeypatch.setattr(Promotion, "_promote_database", attached)
+    with fails(ErrorCode.STORE_CONFLICT, "run this again"):
+        await Promotion(load_settings(data_dir=tmp_path), store, region, None).run(
+            old_region_ended=True, wait_s=0
+        )
+    assert (await authority_in(store)).name == "a"
     await store.close()

@@ -112,7 +112,9 @@ async def test_a_region_serves_as_long_as_the_other_one_confirms_and_never_after
                 assert not await new.is_here()
                 await asyncio.sleep(TTL.total_seconds())
                 async with elsewhere.write() as tx:
-                    await tx.regions.put("b", standalone=True, taken_from="a")
+                    old = await tx.regions.authority()
+                    assert old is not None
+                    assert await tx.regions.take("b", old)
                 await new.confirmed()
                 await new_ledger.record(claim)
             first.resume()
