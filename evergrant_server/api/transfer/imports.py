@@ -63,7 +63,8 @@ class ImportJobView(View):
 
     Before the order `would_import` counts what it would make, and `expires_at` is when it is forgotten. After
     it `imported` connections `waiting` for a worker become `verified` by their first refresh; `installed`
-    have no refresh token; of `failed` ones the first refresh failed.
+    have no refresh token; of `failed` ones the first refresh failed. An order that was cut off has
+    `begun_at` and `expires_at`: repeat it.
     """
 
     id: str
@@ -90,7 +91,7 @@ class ImportSummaryView(View):
 
 
 class _Job(CheckedModel):
-    """What is kept of an import. `items` are empty after the order."""
+    """What is kept of an import. `items` are empty once its order was carried out."""
 
     id: ImportId
     created_at: datetime
@@ -141,19 +142,18 @@ async def begin_import(import_id: str, call: AdminCall) -> ImportJobView:
     Stop the previous refresher of these grants first: with rotating refresh tokens, two refreshers lose the
     grant.
     """
-    async with call.api.store.read() as tx:
-        await tx.tenants.require_enabled(call.tenant)
-        job = await _require_job(tx, call, import_id)
-    if job.begun_at is None:
+    job = await call.write(lambda tx: _begun(tx, call, import_id))
+    if job.items:
         accepted = [outcome.index for outcome in job.outcomes if outcome.status == "would_import"]
         items = [job.items[index] for index in accepted]
         made = await ImportWriter(call).import_items(items, dry_run=False, in_background=False)
+        made = await _own_outcomes(call, job, made)
         outcomes = {outcome.index: outcome for outcome in job.outcomes}
         outcomes |= {
             index: outcome.__replace__(index=index) for index, outcome in zip(accepted, made, strict=True)
         }
-        begun = job.__replace__(items=[], outcomes=list(outcomes.values()), begun_at=call.now)
-        await call.write(lambda tx: _store(tx, call, begun))
+        done = job.__replace__(items=[], outcomes=list(outcomes.values()))
+        await call.write(lambda tx: _store(tx, call, done))
         call.api.relay.notify()
     return await get_import(import_id, call)
 
@@ -170,6 +170,36 @@ async def forget_import(import_id: str, call: AdminCall) -> Response:
     return Response(status_code=204)
 
 
+async def _begun(tx: Transaction, call: ApiCall, import_id: str) -> _Job:
+    """The import, ordered by now. Raises as `_require_job`, and Failure TENANT_DISABLED."""
+    await tx.tenants.require_enabled(call.tenant)
+    job = await _require_job(tx, call, import_id)
+    if job.begun_at is None:
+        job = job.__replace__(begun_at=call.now)
+        await _store(tx, call, job)
+    return job
+
+
+async def _own_outcomes(call: ApiCall, job: _Job, made: Sequence[ImportOutcome]) -> list[ImportOutcome]:
+    """The outcomes of an order that may have come twice, or been cut off: what it finds to exist may be what
+    it has imported itself."""
+    assert job.begun_at is not None
+    outcomes, imported = (
+        list[ImportOutcome](),
+        {outcome.connection_id for outcome in made if _is_new(outcome)},
+    )
+    async with call.api.store.read() as tx:
+        for outcome in made:
+            id = outcome.connection_id
+            if outcome.status == "exists" and id is not None and id not in imported:
+                consent = await tx.consents.import_consent(call.tenant, ConnectionId(id))
+                if consent is not None and consent.created_at >= job.begun_at:
+                    imported.add(id)
+                    outcome = outcome.__replace__(status="imported", detail=None)
+            outcomes.append(outcome)
+    return outcomes
+
+
 async def _store(tx: Transaction, call: ApiCall, job: _Job) -> None:
     app_id, key = call.caller.app.id, _PREFIX + job.id
     await tx.idempotency.forget(call.tenant, app_id, key)
@@ -182,7 +212,7 @@ async def _require_job(tx: Transaction, call: ApiCall, import_id: str) -> _Job:
     if is_id(import_id, "imp"):
         kept = await tx.idempotency.find(call.tenant, call.caller.app.id, _PREFIX + import_id)
     job = None if kept is None else _Job.model_validate_json(kept.body)
-    if job is None or (job.begun_at is None and call.now >= job.created_at + _DRAFT_LASTS):
+    if job is None or (job.items and call.now >= job.created_at + _DRAFT_LASTS):
         raise Failure(
             ErrorCode.NOT_FOUND, "There is no such import of yours, or it was rehearsed too long ago."
         )
@@ -205,7 +235,7 @@ def _view(job: _Job, installed: dict[ConnectionId, tuple[Connection, bool]]) -> 
         id=job.id,
         created_at=job.created_at,
         begun_at=job.begun_at,
-        expires_at=job.created_at + _DRAFT_LASTS if job.begun_at is None else None,
+        expires_at=job.created_at + _DRAFT_LASTS if job.items else None,
         total=len(judged),
         would_import=statuses.count("would_import"),
         imported=statuses.count("imported"),

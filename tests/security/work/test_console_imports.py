@@ -1,11 +1,13 @@
 """Imports in the console: rehearsed first, kept sealed, ordered, with progress and the rows to repair."""
 
+import asyncio
 import json
 import re
 
 import pytest
 from sqlalchemy import text
 
+from evergrant_server.api.transfer import imports
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -74,6 +76,31 @@ async def test_the_rehearsal_reports_first_and_the_order_imports_what_it_accepte
     page = await browser.page(path)
     assert (counted(page, "Wait for a worker"), counted(page, "Verified by a refresh")) == (2, 0)
     assert "hx-trigger" in page
+
+
+async def killed(*_: object) -> None:
+    raise ProcessLookupError("the API's process was killed here")
+
+
+async def test_a_double_click_and_an_order_that_was_cut_off_report_what_was_imported(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+):
+    browser = await an_admin(api)
+    path = await rehearsed(browser)
+    orders = [browser.send(f"{path}/begin", refresher_stopped="yes") for _ in range(2)]
+    assert {answer.status_code for answer in await asyncio.gather(*orders)} == {303}
+    assert sorted(await connections(api)) == ["ann", "cleo"]
+    assert counted(await browser.page(path), "Wait for a worker") == 2
+
+    path = await rehearsed(browser, CSV.replace("ann", "dan").replace("cleo", "eve"))
+    monkeypatch.setattr(imports, "_own_outcomes", killed)
+    assert (await browser.send(f"{path}/begin", refresher_stopped="yes")).status_code == 500
+    monkeypatch.undo()
+    assert sorted(await connections(api)) == ["ann", "cleo", "dan", "eve"]
+    page = await browser.page(path)
+    assert (counted(page, "Would be imported"), "but not finished: import again" in page) == (2, True)
+    await browser.send(f"{path}/begin", refresher_stopped="yes")
+    assert counted(await browser.page(path), "Wait for a worker") == 2
 
 
 async def test_progress_is_what_became_of_each_connection(api: Api):

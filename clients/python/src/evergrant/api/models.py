@@ -853,7 +853,8 @@ class ImportJob:
 
     Before the order `would_import` counts what it would make, and `expires_at` is when it is forgotten. After
     it `imported` connections `waiting` for a worker become `verified` by their first refresh; `installed`
-    have no refresh token; of `failed` ones the first refresh failed.
+    have no refresh token; of `failed` ones the first refresh failed. An order that was cut off has `begun_at`
+    and `expires_at`: repeat it.
     """
     id: str
     created_at: datetime
