@@ -11,7 +11,7 @@ from evergrant_server.core.access import Action
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.connections.consent import ConsentStatus
 from evergrant_server.core.errors import ErrorCode
-from evergrant_server.core.ids import ConnectionId
+from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.store.connections.connections import Connections
 from tests.fakes.api import TENANT, Api, running_api
 from tests.fakes.databases import lent, postgres_server
@@ -44,8 +44,10 @@ async def test_a_dead_import_gets_new_tokens_by_one_of_several_requests(
     api.clock.advance(1)
     all_read, by_names = asyncio.Barrier(_AT_ONCE), Connections.by_names
 
-    async def read_by_all(rows: Connections, *names: str) -> Connection | None:
-        connection = await by_names(rows, *names)  # type: ignore[arg-type]
+    async def read_by_all(
+        rows: Connections, tenant: Tenant, integration: str, subject: str, label: str
+    ) -> Connection | None:
+        connection = await by_names(rows, tenant, integration, subject, label)
         await all_read.wait()
         return connection
 
