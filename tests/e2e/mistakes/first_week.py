@@ -218,7 +218,9 @@ async def start(
 
 
 @mistake(
-    "a port that is in use", r"start with others: EVERGRANT_PORT=\d+ .*-m evergrant_server dev", quick=False
+    "a port that is in use",
+    r"start with others: EVERGRANT_PORT=\d+ .*(-m evergrant_server|make) dev",
+    quick=False,
 )
 async def port_in_use(place: Place) -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
