@@ -142,7 +142,7 @@ async def begin_import(import_id: str, call: AdminCall) -> ImportJobView:
     Stop the previous refresher of these grants first: with rotating refresh tokens, two refreshers lose the
     grant.
     """
-    job = await call.write(lambda tx: _begun(tx, call, import_id))
+    job = await call.write(lambda tx: _ordered(tx, call, import_id))
     if job.items:
         accepted = [outcome.index for outcome in job.outcomes if outcome.status == "would_import"]
         items = [job.items[index] for index in accepted]
@@ -152,8 +152,8 @@ async def begin_import(import_id: str, call: AdminCall) -> ImportJobView:
         outcomes |= {
             index: outcome.__replace__(index=index) for index, outcome in zip(accepted, made, strict=True)
         }
-        done = job.__replace__(items=[], outcomes=list(outcomes.values()))
-        await call.write(lambda tx: _store(tx, call, done))
+        ended = job.__replace__(items=[], outcomes=list(outcomes.values()))
+        await call.write(lambda tx: _store(tx, call, ended))
         call.api.relay.notify()
     return await get_import(import_id, call)
 
@@ -170,8 +170,9 @@ async def forget_import(import_id: str, call: AdminCall) -> Response:
     return Response(status_code=204)
 
 
-async def _begun(tx: Transaction, call: ApiCall, import_id: str) -> _Job:
-    """The import, ordered by now. Raises as `_require_job`, and Failure TENANT_DISABLED."""
+async def _ordered(tx: Transaction, call: ApiCall, import_id: str) -> _Job:
+    """Write down when the import was ordered, unless an earlier order has. Raises as `_require_job`, and
+    Failure TENANT_DISABLED."""
     await tx.tenants.require_enabled(call.tenant)
     job = await _require_job(tx, call, import_id)
     if job.begun_at is None:
@@ -181,13 +182,11 @@ async def _begun(tx: Transaction, call: ApiCall, import_id: str) -> _Job:
 
 
 async def _own_outcomes(call: ApiCall, job: _Job, made: Sequence[ImportOutcome]) -> list[ImportOutcome]:
-    """The outcomes of an order that may have come twice, or been cut off: what it finds to exist may be what
-    it has imported itself."""
+    """The outcomes of an order that may have come twice, or been cut off: a connection that exists was
+    imported by the same order if its newest import is no older than the order."""
     assert job.begun_at is not None
-    outcomes, imported = (
-        list[ImportOutcome](),
-        {outcome.connection_id for outcome in made if _is_new(outcome)},
-    )
+    outcomes = list[ImportOutcome]()
+    imported = {outcome.connection_id for outcome in made if _is_new(outcome)}
     async with call.api.store.read() as tx:
         for outcome in made:
             id = outcome.connection_id

@@ -148,8 +148,10 @@ class _ImportTransaction:
         """Whether the connection has never had another grant than one of an import, which has died."""
         if connection.state is not LifecycleState.NEEDS_REAUTH or connection.id in self.renewed:
             return False
-        if not self._dry_run:  # of requests at the same time, the second sees the first one's consent
-            await self._tx.connections.get_for_update(connection.tenant, connection.id)
+        if not self._dry_run:  # of requests at the same time, the second sees what the first one wrote
+            locked = await self._tx.connections.get_for_update(connection.tenant, connection.id)
+            if locked is None or locked.state is not LifecycleState.NEEDS_REAUTH:
+                return False
         newest = await self._tx.consents.newest(connection.tenant, connection.id)
         if newest is None or newest.status is ConsentStatus.CODE_RECEIVED:  # its tokens wait for a worker
             return False
