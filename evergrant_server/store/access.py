@@ -25,7 +25,7 @@ from evergrant_server.core.access import MOST_LIVE_KEYS, App, AppKey, Effect, Pe
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import AppId, KeyId, PermitId, Tenant
 from evergrant_server.crypto import KeyRing
-from evergrant_server.store.authority.authenticators import AuthenticatedRepository
+from evergrant_server.store.authority.authenticators import AuthenticatedRepository, require_as_read
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import app_foreign_key, table_of
 from evergrant_server.store.database.engine import DatabaseConnection
@@ -226,10 +226,9 @@ class Access(AuthenticatedRepository[App, AppId]):
         return await self._permits.of_app(tenant, app_id, after, limit)
 
     async def permits_of(self, app: App) -> list[Permit]:
-        """All permits by which an app's requests are judged, sorted by name. Raises Failure AUTHORITY_BROKEN
-        where one that denies is missing."""
+        """All permits by which an app's requests are judged, sorted by name. Raises as `require_denies`."""
         permits = await self.permits(app.tenant, app.id)
-        require_denies(app, (permit.id for permit in permits if permit.effect is Effect.DENY))
+        await self._require_among(app, [permit.id for permit in permits if permit.effect is Effect.DENY])
         return permits
 
     async def named_denies(self, tenant: Tenant, app_id: AppId) -> tuple[PermitId, ...]:
@@ -238,8 +237,16 @@ class Access(AuthenticatedRepository[App, AppId]):
         return () if app is None else app.denies or ()
 
     async def require_denies(self, app: App) -> None:
-        """Raise Failure AUTHORITY_BROKEN unless each permit of the app that denies is there."""
-        require_denies(app, await self._permits.denies(app.tenant, app.id))
+        """Raise Failure AUTHORITY_BROKEN unless each permit of the app that denies is there, STORE_CONFLICT
+        when the app has changed since it was read."""
+        await self._require_among(app, await self._permits.denies(app.tenant, app.id))
+
+    async def _require_among(self, app: App, denies: Collection[str]) -> None:
+        try:
+            require_denies(app, denies)
+        except Failure:
+            await require_as_read(self._connection, AppRow, app)
+            raise
 
     async def permit_uses(self, tenant: Tenant, ids: Collection[str]) -> dict[str, datetime]:
         """When each of these permits last allowed something, by its id, to the minute."""

@@ -9,7 +9,7 @@ refresh tokens are sent, and whose account may come (ADR 0025).
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Executable, Select
@@ -143,6 +143,31 @@ def was_put_back(table: type[Row], row: str) -> Failure:
     """The failure of a row that has ended, and is there as it was before."""
     why = "has ended, as the audit log tells, and was put back as it was before"
     return authority_broken(table_of(table).name, row, why)
+
+
+async def require_none_put_back(
+    connection: DatabaseConnection, table: type[Row], models: Sequence[CheckedModel]
+) -> None:
+    """Raise Failure AUTHORITY_BROKEN for one of these rows of a tenant that was put back after its end, and
+    as `require_as_read`."""
+    for id in await put_back(connection, models):
+        await require_as_read(connection, table, next(model for model in models if vars(model)["id"] == id))
+        raise was_put_back(table, id)
+
+
+async def require_as_read(connection: DatabaseConnection, table: type[Row], model: CheckedModel) -> None:
+    """Raise Failure STORE_CONFLICT when the row has changed since it was read: what contradicts it may be
+    newer."""
+    if not await is_as_read(connection, table, vars(model)):
+        id = vars(model)["id"]
+        raise Failure(ErrorCode.STORE_CONFLICT, f"{id} has changed since it was read.", row=id)
+
+
+async def is_as_read(connection: DatabaseConnection, table: type[Row], read: Mapping[str, Any]) -> bool:
+    """Whether the row still has the revision that was read: a later statement, of the same transaction too
+    (READ COMMITTED), sees what was committed in between."""
+    row = await find_one(connection, table, tenant=read["tenant"], id=read["id"])
+    return row is not None and row["revision"] == read["revision"]
 
 
 def new_destination_mac(ring: KeyRing, integration: Integration, hosts: str | None) -> str:
@@ -279,9 +304,8 @@ class AuthenticatedRepository(ModelRepository[Model, Id]):
         return await self._current([self._authentic(row) for row in rows])
 
     async def _current(self, models: list[Model]) -> list[Model]:
-        """The rows of one tenant. Raises Failure AUTHORITY_BROKEN for one that was put back after its end."""
-        for row in await put_back(self._connection, models):
-            raise was_put_back(self._table, row)
+        """The rows of one tenant. Raises as `require_none_put_back`."""
+        await require_none_put_back(self._connection, self._table, models)
         return models
 
     async def _page(self, query: Select[Any], by: str, after: str | None, limit: int) -> list[Model]:

@@ -30,6 +30,7 @@ from evergrant_server.store.authority.authenticators import (
     authentic,
     grant_mac,
     grant_parts,
+    is_as_read,
     require_destination,
     require_grant,
     require_own_account,
@@ -177,10 +178,12 @@ async def _denies(store: Store, apps: list[Values]) -> dict[str, list[str]]:
 
 
 async def _broken(store: Store, table: type[IdTable]) -> AsyncIterator[BrokenRow]:
+    """The rows of a table that aren't good, each still as it was read."""
     after = ("", "")
     while page := await _page(store, table, after):
         denies = await _denies(store, page) if table is AppRow else {}
         good: dict[Tenant, list[CheckedModel]] = {}
+        broken: list[tuple[Values, Failure]] = []
         for row in page:
             try:
                 value = authentic(store.ring, ALL[table], table, row)
@@ -191,15 +194,15 @@ async def _broken(store: Store, table: type[IdTable]) -> AsyncIterator[BrokenRow
                     require_destination(store.ring, value, made, row["pinned_hosts"])
                 good.setdefault(row["tenant"], []).append(value)
             except Failure as failure:
-                yield BrokenRow(row["tenant"], failure)
+                broken.append((row, failure))
+        rows = {(row["tenant"], row["id"]): row for row in page}
         async with store.read() as tx:
-            ended = [
-                (tenant, id)
-                for tenant, models in good.items()
-                for id in await put_back(tx.connection, models)
-            ]
-        for tenant, id in ended:
-            yield BrokenRow(tenant, was_put_back(table, id))
+            for tenant, models in good.items():
+                ended = await put_back(tx.connection, models)
+                broken += [(rows[tenant, id], was_put_back(table, id)) for id in ended]
+            found = [it for it in broken if await is_as_read(tx.connection, table, it[0])]
+        for row, failure in found:
+            yield BrokenRow(row["tenant"], failure)
         after = (page[-1]["tenant"], page[-1]["id"])
 
 

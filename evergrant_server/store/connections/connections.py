@@ -20,9 +20,9 @@ from evergrant_server.core.ids import AppId, ConnectionId, IntegrationId, Tenant
 from evergrant_server.crypto import KeyRing, Signer
 from evergrant_server.store.authority.authenticators import (
     authentic,
+    require_none_put_back,
     require_signature,
     row_mac,
-    was_put_back,
 )
 from evergrant_server.store.connections.tables import (
     BY_NAMES,
@@ -48,7 +48,6 @@ from evergrant_server.store.database.rows import (
     insert_all,
     read_model,
 )
-from evergrant_server.store.revived_rows import put_back
 from evergrant_server.store.tenants import TenantStandingRow
 
 _COUNT = select(func.count()).select_from(table_of(ConnectionRow))
@@ -368,8 +367,8 @@ class Connections(ModelRepository[Connection, ConnectionId]):
             return connection
         if not connection.state.is_final:
             require_signature(self._ring, connection, ConnectionRow, row)
-            for id in await put_back(self._connection, [connection]) if may_have_ended else ():
-                raise was_put_back(ConnectionRow, id)
+            if may_have_ended:
+                await require_none_put_back(self._connection, ConnectionRow, [connection])
         return connection
 
 
