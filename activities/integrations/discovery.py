@@ -88,7 +88,10 @@ class DiscoveryActivities:
         async def leave(tx: Transaction) -> Integration:
             current = await current_if_same_place(tx, seen)
             stays = current is None or current.registration is None or current.issuer is not None
-            if current is None or stays or await tx.connections.any_live(seen.tenant, seen.id):
+            if current is None or stays:
+                raise moved
+            await tx.integrations.lock_against_use(current)
+            if await tx.connections.any_live(seen.tenant, seen.id):
                 raise moved
             kept = current.registration is RegistrationMethod.METADATA_DOCUMENT  # portable: it is our URL
             client = {} if kept else {"client_id": "", "client_auth": None}

@@ -66,7 +66,8 @@ class CampaignPlan:
 async def plan(tx: Transaction, registry: Registry, order: CampaignOrder) -> CampaignPlan:
     """The waves that would follow, the least used connections first. Changes nothing. Raises Failure
     NOT_FOUND, INVALID_REQUEST."""
-    older, _ = await _clients(tx, registry, order)
+    older, newer = await _clients(tx, registry, order)
+    await _require_unused(tx, newer)
     since = order.at - MONTH
     used = await tx.campaign_items.least_used(order.tenant, older.id, since, MOST_FORECAST + 1)
     complete = len(used) <= MOST_FORECAST
@@ -108,15 +109,18 @@ async def _clients(
     if older.binding is not newer.binding or older.login != newer.login:
         why = f"{newer.name} has another binding or login than {older.name}: apps would have to change."
         raise invalid_request("successor", why)
-    if await tx.connections.any_live(order.tenant, newer.id):
-        why = f"{newer.name} has connections of its own: put another integration with the new client."
-        raise invalid_request("successor", why)
     _require_scopes(older, newer)
     versions = await tx.definitions.serving(order.tenant, older.provider)
     if registry.serving(older.provider, versions).response.additional_tokens is not None:
         why = "Its provider fills several token slots with one consent: a campaign can't move these."
         raise invalid_request("integration", why)
     return older, newer
+
+
+async def _require_unused(tx: Transaction, newer: Integration) -> None:
+    if await tx.connections.any_live(newer.tenant, newer.id):
+        why = f"{newer.name} has connections of its own: put another integration with the new client."
+        raise invalid_request("successor", why)
 
 
 def _require_scopes(older: Integration, newer: Integration) -> None:
@@ -132,6 +136,8 @@ async def begin(tx: Transaction, registry: Registry, order: CampaignOrder) -> In
     """Write the order, and let the new client's integration have the name. One campaign of an integration
     goes on at a time. Raises Failure NOT_FOUND, INVALID_REQUEST."""
     older, newer = await _clients(tx, registry, order)
+    await tx.integrations.lock_against_use(newer)
+    await _require_unused(tx, newer)
     if await tx.incidents.open_campaign(order.tenant, order.integration) is not None:
         why = f"A campaign of {order.integration} goes on. See: evergrant campaigns ls"
         raise invalid_request("integration", why)

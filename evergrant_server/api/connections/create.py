@@ -159,12 +159,12 @@ class ConnectionSetup:
         return await tx.consents.maker_of(live) == self._call.caller.app.id
 
     async def _require_integration(self, tx: Transaction, name: str, subject: str) -> Integration:
-        """The integration, locked against deletion, if the caller may connect the subject there."""
+        """The integration, locked for use, if the caller may connect the subject there."""
         integration = require_found(await tx.integrations.by_name(self._call.tenant, name))
         target = Target(name, integration.provider, subject)
         self._call.require_permit(Action.CONNECT, of=target, hidden=True)
         require_ready(integration)
-        await tx.integrations.lock_against_deletion(integration)
+        await tx.integrations.lock_for_use(integration)
         return integration
 
     async def _create(

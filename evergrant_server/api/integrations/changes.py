@@ -91,6 +91,7 @@ async def changed_integration(
     may be live, and the body must contain the secret again. Raises Failure INVALID_REQUEST.
     """
     moves = (body.provider, body.issuer, body.params) != (before.provider, before.issuer, before.params)
+    await tx.integrations.lock_against_use(before)
     unused = not await tx.connections.any_live(before.tenant, before.id)
     if moves and not unused:
         why = "Connections are live: provider, issuer and params can't change under them. Use a new name."

@@ -187,7 +187,7 @@ class _ImportTransaction:
             raise Failure(ErrorCode.NOT_FOUND, "There is no such integration.", field="integration")
         require_ready(integration)
         if not self._dry_run:
-            await self._tx.integrations.lock_against_deletion(integration)
+            await self._tx.integrations.lock_for_use(integration)
         spec = await integration_spec(self._tx, self._call.api.registry, integration)
         self._integrations[name] = integration, spec
         return integration, spec

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, exists, or_, select, update
+from sqlalchemy import Select, and_, exists, or_, select, update
 from sqlmodel import col
 
 from evergrant_server.core.connections.binding import Binding
@@ -161,12 +161,22 @@ class Integrations(
         mine = self._where(col(IntegrationRow.provider).in_(names))
         return await self._page(mine, "id", None, limit)
 
-    async def lock_against_deletion(self, i: Integration) -> None:
-        """Keep it from being deleted until this transaction ends. Raises Failure NOT_FOUND."""
-        mine = select(col(IntegrationRow.id)).where(columns_equal(IntegrationRow, tenant=i.tenant, id=i.id))
-        locked = mine.with_for_update(read=True, key_share=True)
-        if (await self._connection.execute(locked)).first() is None:
+    async def lock_for_use(self, i: Integration) -> None:
+        """Keep it from being deleted, and from `lock_against_use`, until this transaction ends. Raises
+        Failure NOT_FOUND, and STORE_CONFLICT when it has changed since it was read."""
+        await self._lock(i, _revision(i).with_for_update(read=True, key_share=True))
+
+    async def lock_against_use(self, i: Integration) -> None:
+        """Let no connection be added to it until this transaction ends: those that are being added come
+        before. Raises as `lock_for_use`."""
+        await self._lock(i, _revision(i).with_for_update())
+
+    async def _lock(self, i: Integration, locked: Select[int]) -> None:
+        revision = (await self._connection.execute(locked)).scalar_one_or_none()
+        if revision is None:
             raise not_found(i.id)
+        if revision != i.revision:
+            raise Failure(ErrorCode.STORE_CONFLICT, f"{i.id} has changed since it was read.", row=i.id)
 
     async def delete(self, tenant: Tenant, id: IntegrationId) -> None:
         """Delete it with its secret. Raises Failure NOT_FOUND, or INTEGRATION_IN_USE while it has
@@ -301,6 +311,10 @@ class Integrations(
         if before is not None:
             columns |= await Destinations(self._connection, self._ring).after_change(before, model)
         return await super()._change(model, expected, **columns)
+
+
+def _revision(i: Integration) -> Select[int]:
+    return select(col(IntegrationRow.revision)).where(columns_equal(IntegrationRow, tenant=i.tenant, id=i.id))
 
 
 def _key_of(text: Secret | None) -> ClientKey | None:

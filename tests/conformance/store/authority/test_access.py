@@ -1,6 +1,5 @@
 """Integrations, apps, keys and permits, and the auditors' view of them."""
 
-import asyncio
 from datetime import timedelta
 
 from sqlalchemy import update
@@ -162,45 +161,6 @@ async def test_apps_and_permits_are_named_once_and_come_back_equal(store: Store)
         with fails(ErrorCode.STORE_CONFLICT):
             await tx.access.put_app(named, expected=named.revision)
     assert await the_app(store, app) == after
-
-
-async def deleted(store: Store, integration: Integration) -> None:
-    async with store.write() as tx:
-        await tx.integrations.delete(ACME, integration.id)
-
-
-async def test_an_integration_is_not_deleted_under_a_connection_that_begins(store: Store):
-    """A connection without its integration could never be refreshed or revoked."""
-    made = await an_integration_with(store, "s-1")
-    async with store.write() as tx:
-        await tx.integrations.lock_against_deletion(made)
-        deleting = asyncio.create_task(deleted(store, made))
-        _, waits = await asyncio.wait((deleting,), timeout=0.5)
-        connection = a_connection(integration_id=made.id)
-        await tx.connections.add(connection)
-    assert waits
-    with fails(ErrorCode.INTEGRATION_IN_USE):
-        await deleting
-    async with store.write() as tx:
-        await tx.connections.replace(connection.consent_denied(NOW), expected=1)
-    await deleted(store, made)
-    with fails(ErrorCode.NOT_FOUND):
-        await deleted(store, made)
-
-
-async def test_a_connection_does_not_begin_at_an_integration_that_is_being_deleted(store: Store):
-    made = await an_integration_with(store, "s-1")
-
-    async def begin() -> None:
-        async with store.write() as tx:
-            await tx.integrations.lock_against_deletion(made)
-
-    async with store.write() as tx:
-        await tx.integrations.delete(ACME, made.id)
-        beginning = asyncio.create_task(begin())
-        await asyncio.wait((beginning,), timeout=0.5)
-    with fails(ErrorCode.NOT_FOUND):
-        await beginning
 
 
 # --- two client secrets for a while -------------------------------------------------------------
