@@ -24,6 +24,7 @@ from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
 from evergrant_server.core.ids import ConnectionId, Tenant
 from evergrant_server.core.messages.base import RequestContext
+from evergrant_server.core.people.sessions import SessionKind
 from evergrant_server.policy import (
     DecisionReason,
     PermitDecision,
@@ -240,12 +241,42 @@ class JudgedRequest:
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]], *, tries: int = ATTEMPTS) -> T:
         """Run `work` in a transaction, again after a conflict, and deliver the outbox; of a dry run keep
-        nothing."""
+        nothing. Raises as `require_standing`."""
         if self.dry_run is not None:
-            return await run_rolled_back(self.api.store, work, tries=tries)
-        result = await run_transaction(self.api.store, work, tries=tries)
+            return await run_rolled_back(self.api.store, self.while_standing(work), tries=tries)
+        result = await run_transaction(self.api.store, self.while_standing(work), tries=tries)
         self.api.relay.notify()
         return result
+
+    def while_standing(
+        self, work: Callable[[Transaction], Awaitable[T]]
+    ) -> Callable[[Transaction], Awaitable[T]]:
+        """`work`, done only if the caller stands in its transaction."""
+
+        async def checked(tx: Transaction) -> T:
+            await self.require_standing(tx)
+            return await work(tx)
+
+        return checked
+
+    async def require_standing(self, tx: Transaction) -> None:
+        """Check that nothing has ended since the caller was authenticated that its request rests on.
+
+        Raises Failure TENANT_DISABLED, TENANT_MOVED, TENANT_ARRIVING; UNAUTHENTICATED for a session that has
+        ended; STORE_CONFLICT when the app, a key or a permit of it was changed: the request, repeated, is
+        judged by what is so now.
+        """
+        session, app = self.caller.session, self.caller.app
+        if session is None or session.kind is not SessionKind.BREAK_GLASS:
+            await tx.tenants.require_enabled(self.tenant)
+        else:  # the operator's own may still revoke
+            await tx.tenants.require_here(self.tenant)
+        if session is None and await tx.access.revision(self.tenant, app.id) != app.revision:
+            why = f"The app {app.name}, a key or a permit of it was changed meanwhile."
+            raise Failure(ErrorCode.STORE_CONFLICT, why)
+        now = None if session is None else await tx.person_sessions.to_end(self.tenant, session.id)
+        if session is not None and (now is None or not now.is_live(self.now)):
+            raise Failure(ErrorCode.UNAUTHENTICATED, "The session has ended: log in again.")
 
     def request_hash(self, sent: BaseModel | None) -> str:
         """Method, path and body of the request, hashed."""

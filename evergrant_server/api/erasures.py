@@ -103,7 +103,9 @@ async def order_erasure(call: ApiCall, body: ErasureBody, kind: TargetKind, targ
         return await use_approval(tx, call, body, resolved)
 
     order = orders.Order(call.tenant, kind, target, body.reason, call.context, call.now)
-    erasure = await orders.erase(call.api.store, order, call.api.settings.erasure_wait, approved)
+    erasure = await orders.erase(
+        call.api.store, order, call.api.settings.erasure_wait, call.while_standing(approved)
+    )
     call.api.relay.notify()
     return erasure
 

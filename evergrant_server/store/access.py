@@ -81,6 +81,9 @@ class LeaseUseRow(columns.TenantTable, table=True):
     used_at: datetime = columns.timestamp()
 
 
+_REVISION = select(col(AppRow.revision)).where(
+    columns_equal(AppRow, tenant=bindparam("tenant"), id=bindparam("id"))
+)
 _BUMP = (
     update(table_of(AppRow))
     .where(columns_equal(AppRow, tenant=bindparam("of_tenant"), id=bindparam("of_app")))
@@ -111,6 +114,10 @@ class Access(AuthenticatedRepository[App, AppId]):
 
     async def app(self, tenant: Tenant, id: AppId) -> App | None:
         return await self.get(tenant, id)
+
+    async def revision(self, tenant: Tenant, id: AppId) -> int | None:
+        """The revision of the app as its row says; None: it is gone."""
+        return (await self._connection.execute(_REVISION, {"tenant": tenant, "id": id})).scalar_one_or_none()
 
     async def app_by_name(self, tenant: Tenant, name: str) -> App | None:
         return await self._one(tenant=tenant, name=name)

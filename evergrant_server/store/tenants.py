@@ -41,14 +41,18 @@ class Tenants(AuthenticatedRepository[TenantStanding, Tenant]):
         return standing
 
     async def require_enabled(self, tenant: Tenant) -> None:
-        """Raises Failure TENANT_DISABLED, TENANT_MOVED, TENANT_ARRIVING, AUTHORITY_BROKEN."""
+        """Raises Failure TENANT_DISABLED, and as `require_here`."""
+        if (await self.require_here(tenant)).disabled:
+            raise Failure(ErrorCode.TENANT_DISABLED)
+
+    async def require_here(self, tenant: Tenant) -> TenantStanding:
+        """Raises Failure TENANT_MOVED, TENANT_ARRIVING, AUTHORITY_BROKEN."""
         standing = await self.standing(tenant)
         if standing.phase is MovePhase.MOVED:
             raise Failure(ErrorCode.TENANT_MOVED, moved_to=standing.moved_to)
         if standing.phase is MovePhase.ARRIVING:
             raise Failure(ErrorCode.TENANT_ARRIVING, retry_after=0.5)
-        if standing.disabled:
-            raise Failure(ErrorCode.TENANT_DISABLED)
+        return standing
 
     async def under_way(self) -> frozenset[str]:
         """The transactions that may have read a standing as it was. Empty for SQLite: writers come one after

@@ -281,12 +281,15 @@ async def get_credential(name: Slug, credential_name: Slug, call: AuditorCall) -
 @router.delete(_PATH + "/{credential_name}", status_code=204)
 async def delete_credential(name: Slug, credential_name: Slug, call: AdminCall) -> Response:
     """Delete a credential. Requests with its tokens are refused at once."""
-    async with call.api.store.write() as tx:
+
+    async def delete(tx: Transaction) -> None:
         app = await require_app(tx, call, name)
         credential = require_found(await tx.credentials.by_name(call.tenant, app.id, credential_name))
         await tx.credentials.delete(credential)
         detail = {"app": name, "name": credential_name, "method": credential.method}
         await call.record(tx, AuditAction.CREDENTIAL_DELETED, credential.id, **detail)
+
+    await call.write(delete)
     return Response(status_code=204)
 
 

@@ -91,12 +91,15 @@ async def list_keys(name: Slug, call: AuditorCall) -> Page[KeyView]:
 @router.delete("/v1/apps/{name}/keys/{key_id}", status_code=204)
 async def revoke_key(name: Slug, key_id: str, call: AdminCall) -> Response:
     """Revoke a key. Requests with it are refused at once. Idempotent."""
-    async with call.api.store.write() as tx:
+
+    async def revoke(tx: Transaction) -> None:
         app = await require_app(tx, call, name)
         if key_id not in {key.id for key in await tx.access.keys(call.tenant, app.id)}:
             raise Failure(ErrorCode.NOT_FOUND)
         await tx.access.revoke_key(call.tenant, KeyId(key_id), call.now)
         await call.record(tx, AuditAction.KEY_REVOKED, key_id, app=app.name)
+
+    await call.write(revoke)
     return Response(status_code=204)
 
 

@@ -106,9 +106,12 @@ async def delete_app(name: Slug, call: AdminCall) -> Response:
     """Delete an app with its keys and permits. Connections stay: other apps may use them."""
     if name == call.caller.app.name:
         raise invalid_request("name", "An app can't delete itself.")
-    async with call.api.store.write() as tx:
+
+    async def delete(tx: Transaction) -> None:
         app = require_found(await tx.access.app_to_replace(call.tenant, name))
         await tx.agents.end_leases_of_sponsored(call.tenant, app.id)
         await tx.access.delete_app(call.tenant, app.id)
         await call.record(tx, AuditAction.APP_DELETED, app.id, app=name)
+
+    await call.write(delete)
     return Response(status_code=204)

@@ -243,10 +243,13 @@ async def get_integration(name: Slug, call: Call) -> IntegrationView:
 async def delete_integration(name: Slug, call: Call) -> Response:
     """Delete the integration with its secret. Refused while it has live connections."""
     call.require_permit(Action.ADMIN, of=await call.integration_target(name))
-    async with call.api.store.write() as tx:
+
+    async def delete(tx: Transaction) -> None:
         integration = await _require_integration(tx, call, name)
         await tx.integrations.delete(call.tenant, integration.id)
         await _record(tx, call, AuditAction.INTEGRATION_DELETED, integration)
+
+    await call.write(delete)
     return Response(status_code=204)
 
 

@@ -80,7 +80,7 @@ class ImportWriter:
                 async with self._store.read() as tx:
                     outcomes += await take(tx)
             else:
-                outcomes += await run_transaction(self._store, take)
+                outcomes += await run_transaction(self._store, self._call.while_standing(take))
         return outcomes
 
 

@@ -118,9 +118,8 @@ async def fetch_export(
     if export.status is ExportStatus.RUNNING:
         return Response(view.model_dump_json(), 202, {"Retry-After": "1"}, "application/json")
     if after + len(lines) >= export.exported:  # the last page was read
-        async with call.api.store.write() as tx:
-            detail = {"key": view.key, "connections": export.exported}
-            await call.record(tx, AuditAction.CONNECTIONS_EXPORTED, export.id, **detail)
+        detail = {"key": view.key, "connections": export.exported}
+        await call.write(lambda tx: call.record(tx, AuditAction.CONNECTIONS_EXPORTED, export.id, **detail))
     totals = {"X-Evergrant-Exported": str(export.exported), "X-Evergrant-Skipped": str(export.skipped)}
     return PlainTextResponse("".join(f"{line}\n" for line in lines), 200, totals)
 
