@@ -76,8 +76,10 @@ async def offer(
     move = move.__replace__(secret_hash=_secret_hash(store.ring, move, secret))
 
     async def write(tx: Transaction) -> tuple[TenantKey, ...]:
+        standing = await tx.tenants.standing(tenant)
         await tx.tenants.require_enabled(tenant)
         await _require_nothing_under_way(tx, tenant, now)
+        await tx.tenants.put(standing, expected=standing.revision)  # of two offers at once, one is repeated
         await tx.tenant_moves.add(move)
         detail = {"to": target, "thumbprint": recipient.thumbprint, "move_id": move.id}
         await record(tx, tenant, AuditAction.MOVE_OFFERED, tenant, OPERATOR, now, **detail)
@@ -190,16 +192,17 @@ async def pause(store: Store, clock: Clock, move: TenantMove) -> int:
     """Let no single-use credential of the tenant be spent here any more; returns how many are on their way,
     and orders that go on.
 
-    Leases and revocations go on. Raises Failure STORE_CONFLICT when the move was undone meanwhile,
-    TENANT_DISABLED.
+    Leases and revocations go on. Raises Failure STORE_CONFLICT when the move was undone meanwhile, or another
+    one has paused the tenant, TENANT_DISABLED.
     """
 
     async def write(tx: Transaction) -> None:
         current = await _running(tx, move)
         if current.state is not MoveState.OFFERED:
             return
+        standing = await _standing(tx, move.tenant, MovePhase.HERE)
         await tx.tenants.require_enabled(move.tenant)  # one that was disabled meanwhile stays so, and here
-        await _put_phase(tx, move.tenant, clock.now(), MovePhase.PAUSED)
+        await _put_phase(tx, standing, clock.now(), MovePhase.PAUSED)
         paused = current.__replace__(state=MoveState.PAUSED, paused_at=clock.now())
         await tx.tenant_moves.replace(paused, expected=current.revision)
 
@@ -214,7 +217,8 @@ async def pause(store: Store, clock: Clock, move: TenantMove) -> int:
 async def close(store: Store, clock: Clock, move: TenantMove) -> None:
     """Answer each request of the tenant by 421 from here on; all that was begun before is committed.
 
-    Raises Failure STORE_CONFLICT: it isn't paused, or was undone; REFRESH_PENDING: something is still on.
+    Raises Failure STORE_CONFLICT: it isn't paused, was undone, or another one has changed the tenant's phase;
+    REFRESH_PENDING: something is still on.
     """
 
     async def write(tx: Transaction) -> None:
@@ -226,7 +230,8 @@ async def close(store: Store, clock: Clock, move: TenantMove) -> None:
         if await tx.moved_rows.orders_under_way(move.tenant):
             raise Failure(ErrorCode.REFRESH_PENDING, "an order of the tenant goes on", retry_after=1.0)
         now, reason = clock.now(), f"moved to {move.peer}"
-        await _put_phase(tx, move.tenant, now, MovePhase.MOVED, moved_to=move.peer, reason=reason)
+        standing = await _standing(tx, move.tenant, MovePhase.PAUSED)
+        await _put_phase(tx, standing, now, MovePhase.MOVED, moved_to=move.peer, reason=reason)
         await record(tx, move.tenant, AuditAction.TENANT_DISABLED, move.tenant, OPERATOR, now, reason=reason)
         closed = current.__replace__(state=MoveState.CLOSED, closed_at=now)
         await tx.tenant_moves.replace(closed, expected=current.revision)
@@ -251,13 +256,13 @@ async def resume(store: Store, clock: Clock, move: TenantMove) -> None:
 
 
 async def undo_offer(tx: Transaction, move: TenantMove, now: datetime) -> None:
-    """End a move that the target hasn't been told to activate."""
-    standing = await tx.tenants.standing(move.tenant)
-    if standing.phase is MovePhase.MOVED:
+    """End a move that the target hasn't been told to activate. One that was only offered has changed no
+    phase."""
+    if move.state is MoveState.CLOSED:
         reason = f"the move to {move.peer} was undone"
         await record(tx, move.tenant, AuditAction.TENANT_ENABLED, move.tenant, OPERATOR, now, reason=reason)
-    if standing.phase is not MovePhase.HERE:
-        await _put_phase(tx, move.tenant, now, MovePhase.HERE)
+    if move.state is not MoveState.OFFERED:
+        await _put_phase(tx, await tx.tenants.standing(move.tenant), now, MovePhase.HERE)
     undone = move.__replace__(state=MoveState.UNDONE, ended_at=now)
     await tx.tenant_moves.end(undone, expected=move.revision)
     await record(tx, move.tenant, AuditAction.MOVE_UNDONE, move.tenant, OPERATOR, now, to=move.peer)
@@ -294,10 +299,23 @@ async def _running(tx: Transaction, move: TenantMove) -> TenantMove:
     return current
 
 
+async def _standing(tx: Transaction, tenant: Tenant, phase: MovePhase) -> TenantStanding:
+    """The standing, which is in this phase. Raises Failure STORE_CONFLICT, AUTHORITY_BROKEN."""
+    standing = await tx.tenants.standing(tenant)
+    if standing.phase is not phase:
+        why = f"Another move has changed where {tenant} stands ({standing.phase or 'here'})."
+        raise Failure(ErrorCode.STORE_CONFLICT, why)
+    return standing
+
+
 async def _put_phase(
-    tx: Transaction, tenant: Tenant, now: datetime, phase: MovePhase, moved_to: str = "", reason: str = ""
+    tx: Transaction,
+    before: TenantStanding,
+    now: datetime,
+    phase: MovePhase,
+    moved_to: str = "",
+    reason: str = "",
 ) -> TenantStanding:
-    before = await tx.tenants.standing(tenant)
     after = before.__replace__(
         phase=phase, moved_to=moved_to, reason=reason, disabled=phase is MovePhase.MOVED, changed_at=now
     )
