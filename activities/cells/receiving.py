@@ -156,10 +156,16 @@ class Receiving:
 
 
 async def erase_all(store: Store, move: TenantMove, keep: Collection[str]) -> None:
-    """Delete the tenant's rows, part by part, while the move is in this state."""
+    """Delete the tenant's rows, part by part, while the move is in this state.
+
+    Raises Failure NOT_FOUND in another one, ALREADY_EXISTS for a tenant that is served here, or arrives.
+    """
 
     async def erase(tx: Transaction) -> bool:
         await tx.tenant_moves.require_state(move, move.state)
+        phase = (await tx.tenants.standing(move.tenant)).phase
+        if phase is not MovePhase.MOVED and (phase, move.state) != (MovePhase.ARRIVING, MoveState.UNDOING):
+            raise Failure(ErrorCode.ALREADY_EXISTS, f"{move.tenant} is in this cell: its rows stay.")
         erased = await tx.personal_rows.erase_of_tenant(move.tenant, keep=keep)
         return bool(erased.keys or erased.rows)
 

@@ -6,17 +6,18 @@ from datetime import timedelta
 import pytest
 from joserfc.jwk import OKPKey
 
+from activities.cells.receiving import erase_all
 from evergrant_server.access.cells import moves
 from evergrant_server.cli.tenants import set_disabled
 from evergrant_server.core.access import MovePhase
-from evergrant_server.core.cells.moves import MoveSide, MoveState, TenantMove
+from evergrant_server.core.cells.moves import MoveOffer, MoveSide, MoveState, TenantMove
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import MoveId, Tenant, new_id
 from evergrant_server.crypto import Recipient
 from evergrant_server.store import Store
 from evergrant_server.store.cells.moves import TenantMoves
 from evergrant_server.store.tenants import Tenants
-from tests.conformance.store.samples import ACME
+from tests.conformance.store.samples import ACME, granted
 from tests.fakes.clock import SetClock
 from tests.fakes.databases import NOW, clock, database_url, key_path, postgres_server, ring, store
 from tests.fakes.failures import fails
@@ -50,6 +51,27 @@ async def beside(store: Store, move: TenantMove) -> TenantMove:
     async with store.write() as tx:
         await tx.tenant_moves.add(move)
     return move
+
+
+async def stands(store: Store, phase: MovePhase) -> None:
+    async with store.write() as tx:
+        standing = await tx.tenants.standing(ACME)
+        await tx.tenants.put(standing.__replace__(phase=phase, disabled=True), expected=standing.revision)
+
+
+async def received(store: Store, clock: SetClock) -> TenantMove:
+    offer = MoveOffer(
+        move_id=MoveId(new_id("mov")),
+        tenant=ACME,
+        source=THERE,
+        secret="-",
+        expires_at=NOW + timedelta(days=7),
+        cell_check=store.ring.cell_check(),
+        keys=(),
+        public={},
+        worker_macs={},
+    )
+    return await moves.receive(store, clock, offer, HERE)
 
 
 async def phase_of(store: Store) -> MovePhase:
@@ -120,3 +142,46 @@ async def test_a_tenant_that_is_disabled_while_a_move_pauses_it_stays_disabled(
         await moves.pause(store, clock, move)
     async with store.read() as tx:
         assert (await tx.tenants.standing(ACME)).disabled
+
+
+@pytest.mark.parametrize(
+    ("earlier", "why"),
+    [
+        (a_move(MoveState.ERASING), r"erasing\): wait"),
+        (a_move(MoveState.UNDOING, side=MoveSide.TARGET), r"undoing\): wait"),
+        (a_move(MoveState.LEFT), "tenants forget"),
+    ],
+    ids=["erasing", "undoing", "left"],
+)
+async def test_a_tenant_doesnt_arrive_while_an_earlier_move_has_rows_to_delete(
+    store: Store, clock: SetClock, earlier: TenantMove, why: str
+):
+    """Its rows may be gone already: what its job deletes next would be what has arrived."""
+    await begun(store)
+    await stands(store, MovePhase.MOVED)
+    await beside(store, earlier)
+    with fails(ErrorCode.ALREADY_EXISTS, why):
+        await received(store, clock)
+    async with store.write() as tx:
+        done = earlier.__replace__(state=MoveState.DONE)
+        await tx.tenant_moves.replace(done, expected=earlier.revision)
+    await received(store, clock)
+    assert await phase_of(store) is MovePhase.ARRIVING
+
+
+@pytest.mark.parametrize("phase", [MovePhase.HERE, MovePhase.ARRIVING])
+async def test_a_move_that_deletes_leaves_a_tenant_that_has_come_back(
+    store: Store, clock: SetClock, phase: MovePhase
+):
+    await begun(store)
+    await granted(store)
+    await stands(store, phase)
+    earlier = await beside(store, a_move(MoveState.ERASING))
+    with fails(ErrorCode.ALREADY_EXISTS, "its rows stay"):
+        await erase_all(store, earlier, ("tenant_move",))
+    async with store.read() as tx:
+        assert not await tx.moved_rows.is_empty(ACME)
+    await stands(store, MovePhase.MOVED)
+    await erase_all(store, earlier, ("tenant_move",))
+    async with store.read() as tx:
+        assert await tx.moved_rows.is_empty(ACME)

@@ -16,6 +16,7 @@ from evergrant_server.access.transactions import record, run_transaction
 from evergrant_server.core.access import MovePhase, TenantStanding
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.cells.moves import (
+    DELETES,
     ENDED,
     UNDOABLE,
     MoveOffer,
@@ -133,8 +134,12 @@ async def receive(store: Store, clock: Clock, offered: MoveOffer, here: str) -> 
 async def _begin_arriving(tx: Transaction, move: TenantMove, offered: MoveOffer, now: datetime) -> None:
     tenant = move.tenant
     before = await tx.tenants.to_change(tenant)
+    earlier = await tx.tenant_moves.open_of(tenant)
+    if earlier is not None and earlier.state in DELETES:
+        why = f"{tenant} is deleted here by the move {earlier.id} ({earlier.state}): wait for its end. {_SEE}"
+        raise Failure(ErrorCode.ALREADY_EXISTS, why)
     stays = before is not None and before.phase is not MovePhase.MOVED
-    if stays or not await tx.moved_rows.is_empty(tenant):
+    if stays or earlier is not None or not await tx.moved_rows.is_empty(tenant):
         raise Failure(ErrorCode.ALREADY_EXISTS, f"{tenant} has rows in this cell. {_FORGET}")
     reason = f"arriving from {offered.source}"
     standing = before or TenantStanding(tenant=tenant, id=tenant)

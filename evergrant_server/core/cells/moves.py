@@ -42,6 +42,7 @@ class MoveState(StrEnum):
 
 COPIES = frozenset({MoveState.COPYING, MoveState.COMPARING, MoveState.CLOSING})  # the target writes rows
 UNDOABLE = frozenset({MoveState.COPYING, MoveState.PAUSING, MoveState.COMPARING, MoveState.CLOSING})
+DELETES = frozenset({MoveState.ERASING, MoveState.UNDOING})  # the side has the tenant's rows deleted
 STOPS_REFRESHES = frozenset({MoveState.PAUSED, MoveState.CLOSED})  # of the source
 ENDED = frozenset({MoveState.DONE, MoveState.UNDONE})
 WORKING = UNDOABLE | {MoveState.ACTIVATING, MoveState.UNDOING, MoveState.LEAVING, MoveState.ERASING}
