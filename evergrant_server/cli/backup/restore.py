@@ -3,11 +3,11 @@
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from evergrant_server.cli.backup import copies
 from evergrant_server.cli.backup.drill import Stopwatch, record_in_log
@@ -31,8 +31,13 @@ from evergrant_server.store.database.copies import (
     what_is_behind,
 )
 from evergrant_server.store.database.engine import sqlite_path
+from evergrant_server.store.database.sqlite import BUSY_MS, end_of, restoring
 from evergrant_server.wiring.platform import open_store
 from providers.definition.registry import Registry
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_LONGEST_WAIT_S = BUSY_MS / 1000  # for who has the database's file open
 
 
 @dataclass
@@ -118,33 +123,60 @@ async def _sqlite(
     file = sqlite_path(settings.database_url)
     assert file is not None
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    copy = file.with_name(f"{file.name}.restoring")
+    copy = restoring(file)
     _delete(copy)
-    await asyncio.to_thread(copies.copy_sqlite, backup, copy)
-    if not await _judge(copies.of_database(settings, f"sqlite:///{copy}"), report):
-        _delete(copy)
-        yield None
-        return
-    before = await asyncio.to_thread(_exchange, file, copy)
-    report.placed = True
+    before: Path | None = None
+    try:
+        await _to_its_end(copies.copy_sqlite, backup, copy)
+        if await _judge(copies.of_database(settings, f"sqlite:///{copy}"), report):
+            before = await _to_its_end(_exchange, file, copy)
+            report.placed = True
+    finally:
+        _delete(copy)  # while it is there, no process opens the database
     async with _readable(None if before is None else f"sqlite:///{before}") as newer:
         report.replaced = None if newer is None else str(before)
         yield newer
+
+
+async def _to_its_end(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `work` in a thread. A command that is ended meanwhile waits for it."""
+    return await end_of(asyncio.create_task(asyncio.to_thread(work, *args, **kwargs)))
 
 
 def _exchange(file: Path, copy: Path) -> Path | None:
     """Put the copy in the file's place; returns where the file is now, None where there was none."""
     with closing(sqlite3.connect(copy)) as here:
         here.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    before = file.with_name(f"{file.name}.{_aside_name()}") if file.exists() else None
-    for end in ("-wal", "-shm", ""):  # SQLite finds its log by the file's name
-        if before is not None and (part := Path(f"{file}{end}")).exists():
-            part.rename(f"{before}{end}")
     _sync(copy)
-    copy.rename(file)
-    _delete(copy)
+    before = file.with_name(f"{file.name}.{_aside_name()}") if file.exists() else None
+    with _held(file):
+        for end in ("-wal", "-shm", ""):  # SQLite finds its log by the file's name
+            if before is not None and (part := Path(f"{file}{end}")).exists():
+                part.rename(f"{before}{end}")
+        copy.rename(file)
     _sync(file.parent)
     return before
+
+
+@contextmanager
+def _held(file: Path) -> Iterator[None]:
+    """Hold the database's file against every other process.
+
+    Raises Failure INVALID_REQUEST where one has it open, whatever the rows of processes say: it would go on
+    with a file that is set aside, and spend refresh tokens that the restored one has too.
+    """
+    if not file.exists():
+        yield
+        return
+    with closing(sqlite3.connect(file, isolation_level=None, timeout=_LONGEST_WAIT_S)) as holder:
+        try:
+            holder.execute("PRAGMA locking_mode=EXCLUSIVE")  # no other connection, not even one that is idle
+            holder.execute("BEGIN EXCLUSIVE")
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:  # else it is damaged, and nobody's
+                why = f"A process has opened {file} since (fuser {file} names it). Nothing was exchanged."
+                raise Failure(ErrorCode.INVALID_REQUEST, f"{why} Stop it, and restore again.") from None
+        yield
 
 
 @asynccontextmanager
@@ -160,6 +192,7 @@ async def _postgresql(
             dump = scratch / "evergrant.dump"
             async with programs.serving(backup, url, scratch) as copy:
                 await programs.take(copy, dump)
+        await _require_stopped(settings)  # again: what was done since may have taken minutes
         await set_aside(url, aside)
         try:
             await programs.restore(dump, libpq_environment(url))

@@ -19,6 +19,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from sqlalchemy import URL, Connection, CursorResult, Dialect, Executable, QueuePool, create_engine, event
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from evergrant_server.store.database.errors import store_unavailable
 from evergrant_server.store.database.hosts import DatabaseServers
 from evergrant_server.store.database.plans import Plan, plan_of
 
@@ -91,6 +92,7 @@ class SqliteDatabase:
             # autocommit: this class sends BEGIN itself
             connect_args={"check_same_thread": False, "isolation_level": None},
         )
+        event.listen(self._engine, "do_connect", self._require_not_restored)
         event.listen(self._engine, "connect", configure)
         self._begin_anew()
 
@@ -181,6 +183,14 @@ class SqliteDatabase:
         finally:
             self._free.release()
 
+    def _require_not_restored(self, *_: object) -> None:
+        """Raise Failure STORE_UNAVAILABLE while a restore makes the file that takes this one's place: who
+        opened this one would go on with a file that has been set aside."""
+        copy = restoring(self.path)
+        if copy.exists():
+            repair = f"Wait for the restore's end. If none runs, restore again, or delete {copy}."
+            raise store_unavailable("a backup is being restored in its place", repair)
+
     async def _in_thread(self, work: Callable[[], T], discard: Callable[[T], None] | None = None) -> T:
         """Run `work` in the thread and wait for its end, even when the caller is cancelled meanwhile.
 
@@ -251,6 +261,12 @@ class Checkpoints:
         driver = sqlite3.connect(self._path, isolation_level=None)
         configure(driver, None)
         return driver
+
+
+def restoring(path: Path) -> Path:
+    """The copy of a backup that a restore verifies beside the database's file. While it is there, no process
+    opens the database."""
+    return path.with_name(f"{path.name}.restoring")
 
 
 async def end_of(work: asyncio.Future[T], discard: Callable[[T], None] | None = None) -> T:

@@ -11,10 +11,12 @@ import pytest_asyncio
 from evergrant_server import audit
 from evergrant_server.audit.records import newest_drills
 from evergrant_server.cli.backup import copies
+from evergrant_server.cli.backup import restore as restoring
 from evergrant_server.cli.backup.commands import drill_in_words, restore_in_words
 from evergrant_server.cli.backup.drill import drill
 from evergrant_server.cli.backup.postgresql import Programs
 from evergrant_server.cli.backup.restore import restore
+from evergrant_server.cli.backup.verification import Verified
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
@@ -29,6 +31,7 @@ from tests.fakes.databases import NOW, migrated_sqlite, postgres, sqlite_url
 from tests.fakes.failures import fails
 from tests.fakes.platform.docker import postgresql_programs
 
+ON_SQLITE = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 RUN_AS = "embedded_postgres"  # made by the fixture of the server, where this is root
 
 
@@ -178,17 +181,101 @@ async def test_another_key_file_is_noticed_before_anything_changes(
     assert os.listdir(tmp_path).count("evergrant.db.restoring") == 0
 
 
-async def test_nothing_is_restored_while_a_process_runs(here: Store, settings: Settings, tmp_path: Path):
-    programs = Programs(settings, RUN_AS)
-    backup = taken_to(tmp_path, settings, "evergrant.dump")
-    await copies.take(settings, backup, programs)
+async def begun(here: Store, settings: Settings) -> None:
     running = await Store.open(settings.database_url, here.ring, SystemClock())
     async with running.write() as tx:
         names = {"role": "api", "host": "web-1", "version": "0.1.0"}
         await tx.processes.beat("prc_1", names, {}, {}, NOW)
     await running.close()
+
+
+async def test_nothing_is_restored_while_a_process_runs(here: Store, settings: Settings, tmp_path: Path):
+    programs = Programs(settings, RUN_AS)
+    backup = taken_to(tmp_path, settings, "evergrant.dump")
+    await copies.take(settings, backup, programs)
+    await begun(here, settings)
     with fails(ErrorCode.INVALID_REQUEST, "api on web-1 runs with this database"):
         await restore(settings, backup, programs)
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+async def test_a_process_that_begins_meanwhile_is_seen_before_its_tables_are_set_aside(
+    here: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    programs = Programs(settings, RUN_AS)
+    backup = taken_to(tmp_path, settings, "evergrant.dump")
+    await copies.take(settings, backup, programs)
+    require_stopped = restoring._require_stopped
+
+    async def one_begins_after(of: Settings) -> None:
+        await require_stopped(of)
+        await begun(here, of)
+
+    monkeypatch.setattr(restoring, "_require_stopped", one_begins_after)
+    with fails(ErrorCode.INVALID_REQUEST, "api on web-1 runs with this database"):
+        await restore(settings, backup, programs)
+
+
+@ON_SQLITE
+async def test_a_file_that_a_process_has_open_isnt_exchanged(
+    here: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It would go on in the file that is set aside, though no row of processes tells of it."""
+    connection = await granted(here)
+    programs = Programs(settings, RUN_AS)
+    backup = taken_to(tmp_path, settings)
+    await copies.take(settings, backup, programs)
+    monkeypatch.setattr(restoring, "_LONGEST_WAIT_S", 0)
+    with fails(ErrorCode.INVALID_REQUEST, "A process has opened"):
+        await restore(settings, backup, programs)
+    await refreshed(here, connection, some_tokens("at-2", "rt-2"))
+    await here.close()
+    report = await restore(settings, backup, programs)
+    assert report.placed
+    assert report.marks is not None
+    assert report.marks.reconnect == 1
+
+
+@ON_SQLITE
+async def test_no_process_opens_the_database_while_a_backup_is_verified_for_its_place(
+    here: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    await granted(here)
+    programs = Programs(settings, RUN_AS)
+    backup = taken_to(tmp_path, settings)
+    await copies.take(settings, backup, programs)
+    await here.close()
+    started, verify = list[ErrorCode](), restoring.verify
+
+    async def verified_beside_a_start(of: Settings) -> Verified:
+        with fails(ErrorCode.STORE_UNAVAILABLE, "is being restored") as refused:
+            await granted(here, subject="late")
+        started.append(refused.value.code)
+        return await verify(of)
+
+    monkeypatch.setattr(restoring, "verify", verified_beside_a_start)
+    report = await restore(settings, backup, programs)
+    assert report.placed
+    assert started
+    await granted(here, subject="late")
+
+
+@ON_SQLITE
+async def test_a_restore_that_fails_lets_processes_open_the_database(
+    here: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    programs = Programs(settings, RUN_AS)
+    backup = taken_to(tmp_path, settings)
+    await copies.take(settings, backup, programs)
+    await here.close()
+
+    async def cut_off(_: Settings) -> Verified:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(restoring, "verify", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        await restore(settings, backup, programs)
+    await granted(here)
 
 
 async def test_a_backup_of_something_else_is_refused(settings: Settings, tmp_path: Path):
