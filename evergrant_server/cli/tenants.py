@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal
 
 from cyclopts import App
@@ -177,8 +178,7 @@ async def erase(tenant: str, *, reason: str, confirm: str, flags: Flags | None =
     wait = settings_of(flags).erasure_wait
     async with _store(flags) as store:
         await _require_known(store, Tenant(tenant))
-        await _require_here(store, Tenant(tenant))
-        erasure = await erase_target(store, _order(tenant, reason), wait, _needs_no_approval)
+        erasure = await erase_target(store, _order(tenant, reason), wait, partial(_required_here, tenant))
         await set_disabled(store, SystemClock(), Tenant(tenant), reason, disabled=True)
     print(_erasure_line(erasure))
 
@@ -248,17 +248,17 @@ async def _require_known(store: Store, tenant: Tenant) -> None:
         await _is_already(tx, tenant, disabled=True)
 
 
-async def _require_here(store: Store, tenant: Tenant) -> None:
-    """Raise Failure STORE_CONFLICT for a tenant of another cell: to erase it would revoke what that uses."""
-    async with store.read() as tx:
-        standing = await tx.tenants.to_change(tenant)
+async def _required_here(tenant: str, tx: Transaction) -> dict[str, str]:
+    """In the order's own transaction, for whose end a move waits before it closes the tenant. No approval is
+    needed: who is on the host has the keys.
+
+    Raises Failure INVALID_REQUEST for a tenant of another cell: to erase it would revoke what that uses.
+    """
+    standing = await tx.tenants.to_change(Tenant(tenant))
     if standing is not None and standing.phase is not MovePhase.HERE:
         forget = f"For what it has left here: python -m evergrant_server tenants forget {tenant}"
-        raise Failure(ErrorCode.STORE_CONFLICT, f"{tenant} is {standing.phase}. {forget}")
-
-
-async def _needs_no_approval(_: Transaction) -> dict[str, str]:
-    return {}  # who is on the host has the keys
+        raise Failure(ErrorCode.INVALID_REQUEST, f"{tenant} is {standing.phase}. {forget}")
+    return {}
 
 
 def _order(tenant: str, reason: str) -> Order:

@@ -17,7 +17,7 @@ from activities.cells.copying import Copier, OtherCell
 from activities.cells.moving import CellActivities
 from evergrant_server.access.cells import moves
 from evergrant_server.cli.doctor import CheckFailed, installation
-from evergrant_server.cli.tenants import _require_here, set_disabled
+from evergrant_server.cli.tenants import _required_here, set_disabled
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.cells.moves import MoveOffer, MoveState, TenantMove
@@ -169,8 +169,9 @@ async def test_a_tenant_that_has_left_is_neither_enabled_nor_erased(cells: Cells
     await cells.carried_out(await cells.received())
     with pytest.raises(Failure, match="moved"):
         await set_disabled(cells.here.worker, cells.here.clock, TENANT, "a test", disabled=False)
-    with pytest.raises(Failure, match="forget"):
-        await _require_here(cells.here.worker, TENANT)
+    async with cells.here.worker.read() as tx:
+        with pytest.raises(Failure, match="forget"):
+            await _required_here(TENANT, tx)
 
 
 async def test_a_row_that_was_altered_at_the_source_isnt_taken(cells: Cells):

@@ -1,6 +1,7 @@
 """`tenants list`, `disable` and `enable`, as an operator types them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -8,6 +9,7 @@ from sqlalchemy import text
 from evergrant_server.cli import tenants
 from evergrant_server.cli.flags import Flags
 from evergrant_server.cli.keys import is_valid_key
+from evergrant_server.core.access import MovePhase
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.ids import Tenant
@@ -86,3 +88,29 @@ async def test_a_tenant_is_erased_once_its_name_is_repeated_and_no_hold_forbids_
     ordered, listed = capsys.readouterr().out.splitlines()[-2:]
     assert ordered == listed
     assert listed.split("\t")[1:4] == ["tenant", "acme", "revoking"]
+
+
+async def test_a_tenant_that_a_move_pauses_meanwhile_isnt_erased(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    await migrated_sqlite(tmp_path)
+    ring = KeyRing.create(tmp_path / "keys.json")
+    flags = Flags(data_dir=tmp_path, database_url=sqlite_url(tmp_path), key_file=tmp_path / "keys.json")
+    store = await Store.open(sqlite_url(tmp_path), ring, SystemClock())
+    async with store.write() as tx:
+        await put_app(tx, Tenant("acme"), "sync", SystemClock().now())
+    erase_target = tenants.erase_target
+
+    async def paused_before(*order: Any) -> Any:
+        async with store.write() as tx:
+            standing = await tx.tenants.standing(Tenant("acme"))
+            paused = standing.__replace__(phase=MovePhase.PAUSED)
+            await tx.tenants.put(paused, expected=standing.revision)
+        return await erase_target(*order)
+
+    monkeypatch.setattr(tenants, "erase_target", paused_before)
+    with fails(ErrorCode.INVALID_REQUEST, "acme is paused"):
+        await tenants.erase("acme", reason="INC-9", confirm="acme", flags=flags)
+    async with store.read() as tx:
+        assert await tx.erasures.page(Tenant("acme"), None, 5) == []
+    await store.close()
