@@ -59,6 +59,11 @@ class Tenants(AuthenticatedRepository[TenantStanding, Tenant]):
         another."""
         return await transactions_under_way(self._connection, [table_of(TenantStandingRow).name])
 
+    async def is_elsewhere(self, tenant: Tenant) -> bool:
+        """Whether it lives in another cell, or arrives from one, as its row says: it has no workflow here."""
+        standing = await self.to_change(tenant)
+        return standing is not None and standing.phase in (MovePhase.ARRIVING, MovePhase.MOVED)
+
     async def to_change(self, tenant: Tenant) -> TenantStanding | None:
         """The standing as its row says, with a broken authenticator too: a put repairs that."""
         return await self._one_unchecked(tenant=tenant, id=tenant)

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from math import ceil
 from typing import Generic, TypeVar
 
-from evergrant_server.core.access import MovePhase
 from evergrant_server.core.clock import Clock
 from evergrant_server.core.connections.connection import Connection, LifecycleState
 from evergrant_server.core.ids import ConnectionId, Tenant
@@ -159,8 +158,7 @@ class Reconciler:
         or its tenant lives in another cell."""
         async with self._store.read() as tx:
             connection = await tx.connections.get(tenant, connection_id)
-            standing = await tx.tenants.to_change(tenant)
-        is_elsewhere = standing is not None and standing.phase in (MovePhase.ARRIVING, MovePhase.MOVED)
+            is_elsewhere = await tx.tenants.is_elsewhere(tenant)
         if is_elsewhere or connection is None or connection.state.is_final:
             return False
         checked = await self._repair.start_if_closed(connection)

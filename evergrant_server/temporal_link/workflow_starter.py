@@ -54,7 +54,8 @@ class WorkflowStarter:
         replace_running: bool = False,
         pending_replies: tuple[str, ...] = (),
     ) -> bool:
-        """Start the workflow, unless the connection has reached a final state meanwhile.
+        """Start the workflow, unless the connection has reached a final state meanwhile, or its tenant lives
+        in another cell.
 
         `known_generation` is one that an earlier run knew: the new run keeps it, so a store that
         is behind is still noticed. `pending_replies` are workflows that the earlier run owed a
@@ -62,7 +63,7 @@ class WorkflowStarter:
         """
         async with self._store.read() as tx:  # read after the query to Temporal: it may just have ended
             current = await tx.connections.get(connection.tenant, connection.id)
-            if current is None or current.state.is_final:
+            if current is None or current.state.is_final or await tx.tenants.is_elsewhere(connection.tenant):
                 return False
             start = await self._start_message(tx, current, known_generation)
         request = start_requests.connection(

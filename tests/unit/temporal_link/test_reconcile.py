@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import col
 
+from evergrant_server.core.access import MovePhase, TenantStanding
 from evergrant_server.core.connections.connection import LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.grant import Grant, Origin, TokenSet
 from evergrant_server.core.ids import ConnectionId, Tenant
@@ -15,7 +16,7 @@ from evergrant_server.store import Store
 from evergrant_server.store.connections.tables import ConnectionGrantRow, ConnectionRow
 from evergrant_server.temporal_link import reconcile
 from evergrant_server.temporal_link.reconcile import Reconciler
-from evergrant_server.temporal_link.runs import NewestRun
+from evergrant_server.temporal_link.runs import NewestRun, RunningWorkflow
 from tests.fakes.clock import SetClock
 from tests.unit.temporal_link.conftest import Prepare, connection_ids
 
@@ -45,6 +46,23 @@ async def test_no_workflow_is_started_for_a_final_or_unknown_connection(
         revoked = revoking.revocation_ended(RevocationOutcome.NOTHING_HELD, clock.now())
         await tx.connections.replace(revoked, expected=current.revision)
     assert await reconciler.start_workflow(TENANT, CONNECTION) is False
+
+
+async def test_no_workflow_is_started_for_a_tenant_that_a_move_closes_during_a_pass(
+    prepare: Prepare, store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    reconciler, link = await prepare(1)
+    link.newest = None
+
+    async def closed_meanwhile(_: object) -> dict[str, RunningWorkflow]:
+        moved = TenantStanding(tenant=TENANT, id=TENANT, phase=MovePhase.MOVED, disabled=True)
+        async with store.write() as tx:
+            await tx.tenants.put(moved, expected=None)
+        return {}
+
+    monkeypatch.setattr(link, "running_connections", closed_meanwhile)
+    assert (await reconciler.reconcile_all()).started == 0
+    assert link.started == []
 
 
 @pytest.mark.parametrize("pending", [(), ("pipeline-1", "pipeline-2")])
