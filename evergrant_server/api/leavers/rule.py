@@ -88,7 +88,7 @@ async def put_offboarding_rule(
         if before is not None and _is_same(before, made):
             return False, before
         approved = await use_approval(tx, call, body)
-        rule = await tx.offboarding_rules.put(made)
+        rule = await tx.offboarding_rules.put(made, before)
         owner = None if body.team_owner is None else tx.ring.subject_hash(call.tenant, body.team_owner)
         detail = {**body.model_dump(mode="json"), "team_owner": owner, **approved}
         await call.record(tx, AuditAction.OFFBOARDING_RULE_PUT, rule.id, **detail)
@@ -107,7 +107,7 @@ async def delete_offboarding_rule(call: AdminCall) -> Response:
     async def drop(tx: Transaction) -> None:
         rule = require_found(await tx.offboarding_rules.to_replace(call.tenant))
         approved = await use_approval(tx, call, None, {"rule": rule.id})
-        await tx.offboarding_rules.delete(call.tenant)
+        await tx.offboarding_rules.delete(rule)
         await call.record(tx, AuditAction.OFFBOARDING_RULE_DELETED, rule.id, **approved)
 
     await call.write(drop)

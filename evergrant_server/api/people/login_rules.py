@@ -91,7 +91,7 @@ async def put_admin_login(body: AdminLoginBody, response: Response, call: AdminC
             return False, before, integration
         facts = await integration_facts(tx, call.api.registry, integration)
         approved = await use_approval(tx, call, body, {"integration": facts})
-        await tx.admin_logins.put(rule)
+        await tx.admin_logins.put(rule, before)
         if before is not None:
             await call.record(tx, AuditAction.ADMIN_LOGIN_DELETED, before.id)
         detail = {**body.model_dump(mode="json"), **approved}
@@ -111,7 +111,7 @@ async def delete_admin_login(call: AdminCall) -> Response:
     async def drop(tx: Transaction) -> None:
         rule = require_found(await tx.admin_logins.to_replace(call.tenant))
         approved = await use_approval(tx, call, None, {"login": rule.id})
-        await tx.admin_logins.delete(call.tenant)
+        await tx.admin_logins.delete(rule)
         await call.record(tx, AuditAction.ADMIN_LOGIN_DELETED, rule.id, **approved)
 
     await call.write(drop)
@@ -197,7 +197,7 @@ async def put_client_login(body: ClientLoginBody, response: Response, call: Admi
         facts = await integration_facts(tx, call.api.registry, integration)
         approved = await use_approval(tx, call, body, {"app": app.id, "integration": facts})
         await _end_before(tx, before)
-        await tx.client_logins.put(rule)
+        await tx.client_logins.put(rule, before)
         if before is not None:
             await call.record(tx, AuditAction.CLIENT_LOGIN_DELETED, before.id)
         await tx.access.bump(call.tenant, app.id)
@@ -219,7 +219,7 @@ async def delete_client_login(call: AdminCall) -> Response:
         before = require_found(await tx.client_logins.to_replace(call.tenant))
         approved = await use_approval(tx, call, None, {"login": before.id})
         await _end_before(tx, before)
-        await tx.client_logins.delete(call.tenant)
+        await tx.client_logins.delete(before)
         await call.record(tx, AuditAction.CLIENT_LOGIN_DELETED, before.id, **approved)
 
     await call.write(drop)

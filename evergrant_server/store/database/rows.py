@@ -281,6 +281,23 @@ class ModelRepository(Repository, Generic[Model, Id]):
             return await self._add(model, name, **columns)
         return await self._change(model, expected, **columns)
 
+    async def _put_for(self, before: Model | None, model: Model) -> Model:
+        """Add its row in place of the one that was read as `before`, if one was.
+
+        Raises Failure STORE_CONFLICT when another change came first.
+        """
+        if before is not None:
+            await self._delete_read(before)
+        if not await self._insert(model):
+            raise Failure(ErrorCode.STORE_CONFLICT, "Another one was put at the same moment.")
+        return model
+
+    async def _delete_read(self, model: Model) -> None:
+        """Delete the row that was read so. Raises Failure STORE_CONFLICT when it changed since or is gone."""
+        read = columns_equal(self._table, **model.model_dump(include={"tenant", "id", "revision"}))
+        if await self._run(delete(self._table).where(read)) != 1:
+            raise Failure(ErrorCode.STORE_CONFLICT, "It was changed or deleted at the same moment.")
+
     async def _one(self, **equal: Any) -> Model | None:
         """The one row with these columns, or None."""
         row = await find_one(self._connection, self._table, **equal)

@@ -121,14 +121,13 @@ class ClientLogins(AuthenticatedRepository[ClientLogin, ClientLoginId]):
         query = select(col(ClientLoginRow.id)).where(col(ClientLoginRow.registration).is_(True)).limit(1)
         return (await self._connection.execute(query)).first() is not None
 
-    async def put(self, rule: ClientLogin) -> ClientLogin:
-        """In place of the tenant's rule of before, also of one with a broken authenticator."""
-        await self._run(delete(ClientLoginRow).where(columns_equal(ClientLoginRow, tenant=rule.tenant)))
-        return await self._add(rule, "The login of clients")
+    async def put(self, rule: ClientLogin, before: ClientLogin | None) -> ClientLogin:
+        """In place of the rule that `to_replace` gave. Raises Failure STORE_CONFLICT for another one."""
+        return await self._put_for(before, rule)
 
-    async def delete(self, tenant: Tenant) -> None:
-        """Raises Failure NOT_FOUND."""
-        await self._delete("the login of clients", tenant=tenant)
+    async def delete(self, rule: ClientLogin) -> None:
+        """Delete the rule that `to_replace` gave. Raises Failure STORE_CONFLICT for another one."""
+        await self._delete_read(rule)
 
 
 class AuthorizationRequests(AuthenticatedRepository[AuthorizationRequest, AuthorizationRequestId]):

@@ -97,15 +97,13 @@ class OffboardingRules(AuthenticatedRepository[OffboardingRule, OffboardingRuleI
         """The rule as its row says, with a broken authenticator too: a put or a deletion repairs that."""
         return await self._one_unchecked(tenant=tenant)
 
-    async def put(self, rule: OffboardingRule) -> OffboardingRule:
-        """In place of the tenant's rule of before, also of one with a broken authenticator."""
-        mine = columns_equal(OffboardingRuleRow, tenant=rule.tenant)
-        await self._run(delete(OffboardingRuleRow).where(mine))
-        return await self._add(rule, "The rule about leavers")
+    async def put(self, rule: OffboardingRule, before: OffboardingRule | None) -> OffboardingRule:
+        """In place of the rule that `to_replace` gave. Raises Failure STORE_CONFLICT for another one."""
+        return await self._put_for(before, rule)
 
-    async def delete(self, tenant: Tenant) -> None:
-        """Raises Failure NOT_FOUND."""
-        await self._delete("the rule about leavers", tenant=tenant)
+    async def delete(self, rule: OffboardingRule) -> None:
+        """Delete the rule that `to_replace` gave. Raises Failure STORE_CONFLICT for another one."""
+        await self._delete_read(rule)
 
 
 class DirectoryUsers(AuthenticatedRepository[DirectoryUser, DirectoryUserId]):

@@ -89,14 +89,13 @@ class AdminLogins(AuthenticatedRepository[AdminLogin, AdminLoginId]):
         """The rule as its row says, with a broken authenticator too: a put or a deletion repairs that."""
         return await self._one_unchecked(tenant=tenant)
 
-    async def put(self, rule: AdminLogin) -> AdminLogin:
-        """In place of the tenant's rule of before, also of one with a broken authenticator."""
-        await self._run(delete(AdminLoginRow).where(columns_equal(AdminLoginRow, tenant=rule.tenant)))
-        return await self._add(rule, "The login of people")
+    async def put(self, rule: AdminLogin, before: AdminLogin | None) -> AdminLogin:
+        """In place of the rule that `to_replace` gave. Raises Failure STORE_CONFLICT for another one."""
+        return await self._put_for(before, rule)
 
-    async def delete(self, tenant: Tenant) -> None:
-        """Raises Failure NOT_FOUND."""
-        await self._delete("the login of people", tenant=tenant)
+    async def delete(self, rule: AdminLogin) -> None:
+        """Delete the rule that `to_replace` gave. Raises Failure STORE_CONFLICT for another one."""
+        await self._delete_read(rule)
 
 
 class PersonLogins(

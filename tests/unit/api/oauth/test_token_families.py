@@ -226,7 +226,7 @@ async def test_what_is_disabled_refreshes_nothing_and_its_tokens_count_no_more(
         **{"issuer": "https://issuer.example", "changed_at": api.clock.now()},
     )
     async with api.worker.write() as tx:
-        await tx.client_logins.put(rule)
+        await tx.client_logins.put(rule, None)
     tokens, code = await agent.tokens(rule=rule.id), await agent.code(rule=rule.id)
     assert await counts(agent, tokens["access_token"])
     over = {"sponsor": "app:team", "ends_at": api.clock.now()}
@@ -238,7 +238,7 @@ async def test_what_is_disabled_refreshes_nothing_and_its_tokens_count_no_more(
             await disable_tenant(tx, TENANT)
         elif gone in ("login", "kind"):
             changes = {"id": new_id("clg")} if gone == "login" else {"registration": False}
-            await tx.client_logins.put(rule.model_copy(update=changes))
+            await tx.client_logins.put(rule.model_copy(update=changes), rule)
         else:
             changes = {"disabled": True} if gone == "app" else over
             await tx.access.put_app(app.model_copy(update=changes), expected=app.revision)
