@@ -78,13 +78,16 @@ async def _session_ended(tx: Transaction, names: PersonsNames, id: str, ending: 
 
 
 async def end_families(tx: Transaction, names: PersonsNames, ending: Ending) -> int:
-    """End what the person has authorized gateway clients for, and what is under way; returns how many."""
+    """End what the person has authorized gateway clients for, and what is under way; returns how many.
+
+    What is under way first: a client that is getting its first tokens is waited for, and its family is seen.
+    """
+    await tx.persons_rows.forget_authorizations(names.tenant, names.subjects)
     ended = 0
     for subject in sorted(names.subjects):
         for family in await tx.token_families.live(names.tenant, _MOST, subject=subject):
             await end_family(tx, family, FamilyEnd.ENDED, ending.context, ending.at)
             ended += 1
-    await tx.persons_rows.forget_authorizations(names.tenant, names.subjects)
     return ended
 
 

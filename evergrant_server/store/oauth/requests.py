@@ -196,9 +196,10 @@ class ClientConsents(AuthenticatedRepository[ClientConsent, ClientConsentId]):
         await self._run(delete(ClientConsentRow).where(self._is(consent)))
         await self._add(consent, f"Consent {consent.id}")
 
-    async def used(self, consent: ClientConsent, at: datetime) -> None:
-        """Raise the time of its last use, which no authenticator covers."""
-        await self._run(update(ClientConsentRow).where(self._is(consent)).values({"used_at": at}))
+    async def used(self, consent: ClientConsent, at: datetime) -> bool:
+        """Raise the time of its last use, which no authenticator covers. False for one that is gone."""
+        used = update(ClientConsentRow).where(self._is(consent)).values({"used_at": at})
+        return await self._run(used) == 1
 
     async def delete(self, consent: ClientConsent) -> None:
         """Raises Failure NOT_FOUND."""

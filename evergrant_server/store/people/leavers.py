@@ -207,8 +207,11 @@ class PersonsRows(Repository):
         ]
 
     async def forget_authorizations(self, tenant: Tenant, subjects: set[str]) -> None:
-        """Delete codes, requests under way, and what the person has agreed to: no family begins of them."""
-        for table in (AuthorizationCodeRow, AuthorizationRequestRow, ClientConsentRow):
+        """Delete codes, requests under way, and what the person has agreed to: no family begins of them.
+
+        Codes last: a transaction that makes one of a consent or a request is waited for.
+        """
+        for table in (ClientConsentRow, AuthorizationRequestRow, AuthorizationCodeRow):
             mine = columns_equal(table, tenant=tenant) & col(table.subject).in_(subjects)
             await self._run(delete(table).where(mine))
 

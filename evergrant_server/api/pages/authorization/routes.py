@@ -114,7 +114,9 @@ async def _go_on(pages: SubjectPages, begun: _Begun) -> Response:
     browser = pages.browsers.cookie_of(pages.request) or pages.browsers.new_cookie()
     request = _request_of(pages, begun, browser)
     if await _is_remembered(pages, begun, request):
-        return await _give_code_at_once(pages, request)
+        response = await _give_code_at_once(pages, request)
+        if response is not None:
+            return response
     async with pages.api.store.write() as tx:
         await tx.authorization_requests.add(request)
     response = redirect_response(f"{AUTHORIZE_PATH}/{request.id}")
@@ -155,14 +157,18 @@ async def _is_remembered(pages: SubjectPages, begun: _Begun, request: Authorizat
     return consent is not None and consent.rule == request.rule
 
 
-async def _give_code_at_once(pages: SubjectPages, request: AuthorizationRequest) -> Response:
+async def _give_code_at_once(pages: SubjectPages, request: AuthorizationRequest) -> Response | None:
+    """None where what the person agreed to was forgotten meanwhile."""
     text = new_random_value()
 
-    async def write(tx: Transaction) -> None:
-        await tx.client_consents.used(consent_to(request, pages), pages.now)
+    async def write(tx: Transaction) -> bool:
+        if not await tx.client_consents.used(consent_to(request, pages), pages.now):
+            return False
         await add_code(tx, pages, request, text)
+        return True
 
-    await run_transaction(pages.api.store, write)
+    if not await run_transaction(pages.api.store, write):
+        return None
     metrics.count(metrics.AUTHORIZATIONS, "code")
     return code_response(pages, request, text)
 
