@@ -100,7 +100,7 @@ class DecisionActivities:
         permit = await tx.access.permit(request.tenant, request.app_id, request.permit_name)
         if permit is None or permit.expires_at != request.ends_at:
             return
-        await tx.access.delete_permit(request.tenant, request.app_id, permit.name)
+        await tx.access.delete_permit(permit)
         await audit.record_denies(tx, request.tenant, request.app_id, call.context, self._clock.now())
         await self._record(tx, call, AuditAction.PERMIT_DELETED, permit.id, name=permit.name)
 
@@ -182,10 +182,10 @@ class PermitReviewActivities:
 
     async def _propose(self, tx: Transaction, permit: Permit) -> bool:
         now = self._clock.now()
-        last = await tx.access_requests.newest_removal(permit.tenant, permit.app_id, permit.name)
-        app = await tx.access.app(permit.tenant, permit.app_id)
+        app = await tx.access.locked(permit.tenant, permit.app_id)  # of two reviews one proposes
         if app is None:
             return False
+        last = await tx.access_requests.newest_removal(permit.tenant, permit.app_id, permit.name)
         if last is not None and (last.is_waiting or last.created_at > now - self._unused_for):
             return False
         request = AccessRequest(

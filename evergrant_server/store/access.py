@@ -119,6 +119,10 @@ class Access(AuthenticatedRepository[App, AppId]):
         """The revision of the app as its row says; None: it is gone."""
         return (await self._connection.execute(_REVISION, {"tenant": tenant, "id": id})).scalar_one_or_none()
 
+    async def locked(self, tenant: Tenant, id: AppId) -> App | None:
+        """The app, which no other transaction changes or locks until this one ends. Its revision stays."""
+        return await self._first(self._where(tenant=tenant, id=id).with_for_update(key_share=True))
+
     async def app_by_name(self, tenant: Tenant, name: str) -> App | None:
         return await self._one(tenant=tenant, name=name)
 
@@ -263,14 +267,16 @@ class Access(AuthenticatedRepository[App, AppId]):
         """How many permits in all tenants look at the caller's address."""
         return await self._permits.with_sources()
 
-    async def delete_permit(self, tenant: Tenant, app_id: AppId, name: str) -> None:
-        """Delete a permit. Raises Failure NOT_FOUND, AUTHORITY_BROKEN as `put_permit` does."""
-        await self.bump(tenant, app_id)
-        permit = await self.permit(tenant, app_id, name)
-        await self._permits.delete_uses(tenant=tenant, app_id=app_id, name=name)
-        await self._permits._delete(f"Permit {name!r}", tenant=tenant, app_id=app_id, name=name)
-        if permit is not None:
-            await self._name_deny(tenant, app_id, permit.id, denies=False)
+    async def delete_permit(self, p: Permit) -> None:
+        """Delete a permit that `permit` gave.
+
+        Raises Failure STORE_CONFLICT for one that changed since, NOT_FOUND without its app, AUTHORITY_BROKEN
+        as `put_permit` does.
+        """
+        await self.bump(p.tenant, p.app_id)
+        await self._permits.delete_uses(tenant=p.tenant, app_id=p.app_id, name=p.name)
+        await self._permits._delete_read(p)
+        await self._name_deny(p.tenant, p.app_id, p.id, denies=False)
 
     async def _name_deny(self, tenant: Tenant, app_id: AppId, id: PermitId, *, denies: bool) -> None:
         """Have the app name a permit, or not any more. Its row is locked by `bump` already."""

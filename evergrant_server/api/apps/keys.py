@@ -148,7 +148,7 @@ async def _permit_admin(tx: Transaction, app: App, now: datetime) -> None:
     for name in {ADMIN, *denying}:
         before = await tx.access.permit(app.tenant, app.id, name or "")
         if before is not None:
-            await tx.access.delete_permit(app.tenant, app.id, before.name)
+            await tx.access.delete_permit(before)
             await audit.record_denies(tx, app.tenant, app.id, RequestContext(by="operator"), now)
             await _record(tx, app, now, AuditAction.PERMIT_DELETED, before.id, name=before.name)
     permit = Permit(

@@ -268,7 +268,7 @@ async def delete_permit(name: Slug, permit_name: Slug, call: AdminCall) -> Respo
         if _denies(permit, _WEIGHTY):
             facts = await permit_facts(tx, call, app, permit, permit.integration)
             approved = await use_approval(tx, call, None, facts)
-        await tx.access.delete_permit(call.tenant, app.id, permit_name)
+        await tx.access.delete_permit(permit)
         if permit.effect is Effect.DENY:
             await retry_waiting_connections(tx, call, app)
         await audit.record_denies(tx, call.tenant, app.id, call.context, call.now)

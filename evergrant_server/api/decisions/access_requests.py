@@ -268,7 +268,7 @@ async def _remove_permit(tx: Transaction, call: ApiCall, request: AccessRequest,
         raise Failure(
             ErrorCode.ALREADY_EXISTS, "The permit was changed since: deny this, or delete it itself."
         )
-    await tx.access.delete_permit(call.tenant, app.id, permit.name)
+    await tx.access.delete_permit(permit)
     await audit.record_denies(tx, call.tenant, app.id, call.context, call.now)
     detail = {"app": app.name, "name": permit.name, "request_id": request.id}
     await call.record(tx, AuditAction.PERMIT_DELETED, permit.id, **detail)

@@ -86,7 +86,9 @@ def _soon() -> ConnectionId:
 
 async def withdrawn(world: World) -> None:
     async with world.place.store.write() as tx:
-        await tx.access.delete_permit(TENANT, world.app.id, world.permit.name)
+        permit = await tx.access.permit(TENANT, world.app.id, world.permit.name)
+        assert permit is not None
+        await tx.access.delete_permit(permit)
 
 
 async def ceiling_lowered(world: World) -> None:

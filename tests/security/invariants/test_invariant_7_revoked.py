@@ -62,6 +62,8 @@ async def test_an_app_without_its_permit_is_refused_at_once(api: Api):
     assert (await api.lease(key)).status_code == 200
     app = await api.app_named("pipeline")
     async with api.worker.write() as tx:
-        await tx.access.delete_permit(app.tenant, app.id, "only")
+        permit = await tx.access.permit(app.tenant, app.id, "only")
+        assert permit is not None
+        await tx.access.delete_permit(permit)
     answer = await api.lease(key)
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")

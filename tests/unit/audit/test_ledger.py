@@ -192,7 +192,7 @@ async def test_the_last_use_of_a_permit_is_written_once_a_minute_and_goes_with_i
     assert await uses() == [("read", 60), ("write", 59)]
     async with store.write() as tx:
         assert await tx.access.app(ACME, app.id) == changed  # cached callers stay valid
-        await tx.access.delete_permit(ACME, app.id, "read")
+        await tx.access.delete_permit(permits[0])
     assert await uses() == [("write", 59)]
     async with store.write() as tx:
         await tx.access.delete_app(ACME, app.id)

@@ -77,7 +77,7 @@ async def test_any_change_of_keys_or_permits_moves_the_apps_revision(store: Stor
         lambda tx: tx.access.put_permit(permit, expected=None),
         lambda tx: tx.access.put_permit(permit.model_copy(update={"subjects": ("a",)}), expected=1),
         lambda tx: tx.access.revoke_key(ACME, key.id, NOW),
-        lambda tx: tx.access.delete_permit(ACME, app.id, "read"),
+        lambda tx: tx.access.delete_permit(permit.model_copy(update={"revision": 2})),
     ):
         async with store.write() as tx:
             await change(tx)
@@ -121,7 +121,7 @@ async def test_keys_and_permits_need_their_app_and_go_with_it(store: Store):
     for orphan in (
         lambda tx: tx.access.add_key(a_key(app)),
         lambda tx: tx.access.put_permit(a_permit(app), expected=None),
-        lambda tx: tx.access.delete_permit(ACME, app.id, "read"),
+        lambda tx: tx.access.delete_permit(a_permit(app)),
         lambda tx: tx.access.delete_app(ACME, app.id),
     ):
         with fails(ErrorCode.NOT_FOUND):

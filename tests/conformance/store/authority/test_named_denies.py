@@ -115,8 +115,7 @@ async def test_an_app_names_what_denies_it_now(store: Store):
         await tx.access.put_permit(DENY.model_copy(update={"effect": Effect.ALLOW}), expected=1)
     assert await named() == ()
     async with store.write() as tx:
-        await tx.access.put_permit(DENY, expected=2)
-        await tx.access.delete_permit(ACME, APP.id, DENY.name)
+        await tx.access.delete_permit(await tx.access.put_permit(DENY, expected=2))
     assert await named() == ()
     assert await broken(store) == set()
 

@@ -64,7 +64,9 @@ async def disable_tenant(api: Api, connection: Connection) -> None:
 async def delete_permit(api: Api, connection: Connection) -> None:
     app = await api.app_named("pipeline")
     async with api.worker.write() as tx:
-        await tx.access.delete_permit(TENANT, app.id, "only")
+        permit = await tx.access.permit(TENANT, app.id, "only")
+        assert permit is not None
+        await tx.access.delete_permit(permit)
 
 
 async def deny(api: Api, connection: Connection) -> None:
