@@ -177,6 +177,8 @@ async def propose_definition(body: DefinitionBody, call: AdminCommand) -> Respon
 
     async def write(tx: Transaction) -> CommandResponse:
         now = call.now
+        # read first: who proposes at the same moment has the same number, which only one of them gets
+        version = await tx.definitions.next_version(call.tenant, spec.name)
         under_way = await tx.definitions.open_version(call.tenant, spec.name)
         if under_way is not None:
             problem = f"Version {under_way.version} is {under_way.state.value}: decide or roll it back first."
@@ -185,7 +187,7 @@ async def propose_definition(body: DefinitionBody, call: AdminCommand) -> Respon
             tenant=call.tenant,
             id=DefinitionId(new_id("def")),
             name=spec.name,
-            version=await tx.definitions.next_version(call.tenant, spec.name),
+            version=version,
             document=body.definition,
             rollout=body.rollout,
             proposed_by=call.context.by,
