@@ -70,8 +70,11 @@ async def put_agent(name: Slug, body: AgentBody, response: Response, call: Admin
         raise invalid_request("name", "An app can't make itself an agent: another one must.")
 
     async def write(tx: Transaction) -> tuple[bool, AgentView]:
+        sponsor = body.sponsor or call.context.by
+        await _lock(tx, call, name, sponsor)
         before = await tx.access.app_by_name(call.tenant, name)
-        facts = {"purpose": body.purpose, "ends_at": body.ends_at, **await _sponsor_of(tx, call, name, body)}
+        answers = await _sponsor_of(tx, call, name, sponsor)
+        facts = {"purpose": body.purpose, "ends_at": body.ends_at, **answers}
         approved: dict[str, str] = {}
         if before is None or before.__replace__(**facts) != before:
             known = {"app": None} if before is None else await app_facts(tx, before)
@@ -124,9 +127,18 @@ async def agent_view(tx: Transaction, agent: App, now: datetime) -> AgentView:
     return AgentView.of(agent, active=active)
 
 
-async def _sponsor_of(tx: Transaction, call: ApiCall, agent: str, body: AgentBody) -> dict[str, str | None]:
+async def _lock(tx: Transaction, call: ApiCall, agent: str, sponsor: str) -> None:
+    """Wait for commands that make one of the two apps an agent or a sponsor. Later ones wait for this one."""
+    kind, _, name = sponsor.partition(":")
+    names = {agent, name} if kind == _APP else {agent}
+    apps = [await tx.access.app_by_name(call.tenant, each) for each in names]
+    for id in sorted(app.id for app in apps if app is not None):
+        await tx.access.locked(call.tenant, id)
+
+
+async def _sponsor_of(tx: Transaction, call: ApiCall, agent: str, sponsor: str) -> dict[str, str | None]:
     """Who answers for the agent. Raises Failure INVALID_REQUEST for an app that can't."""
-    kind, _, name = (body.sponsor or call.context.by).partition(":")
+    kind, _, name = sponsor.partition(":")
     if kind == _PERSON:
         return {"sponsor": f"{kind}:{name}", "sponsor_app": None}
     app = await tx.access.app_by_name(call.tenant, name)
