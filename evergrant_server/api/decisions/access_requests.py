@@ -90,6 +90,7 @@ async def request_access(body: AccessRequestBody, call: Command) -> Response:
         if body.permit.effect is Effect.DENY:
             raise invalid_request("permit", "A request is for access: effect must be allow.")
         app = await _requesting_app(tx, call, body.app)
+        require_found(await tx.access.locked(call.tenant, app.id))  # its requests come one after another
         waiting = await tx.access_requests.waiting(call.tenant, app.id, MOST_WAITING)
         asked = body.permit.model_dump(mode="json", exclude_defaults=True)
         same = next(

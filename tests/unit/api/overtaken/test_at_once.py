@@ -1,17 +1,20 @@
 """Two commands of which each alone may come: where both come at once, the second sees the first."""
 
 from datetime import timedelta
+from typing import Any
 
 import httpx2
 import pytest
 
 from evergrant_server.store.access import Access
 from evergrant_server.store.agents.agents import Agents
+from evergrant_server.store.decisions import AccessRequests
 from evergrant_server.store.integrations.definitions import Definitions
 from tests.fakes.api import Api
 from tests.fakes.postgresql.overtaking import overtake
 
-PROVIDERS = "/v1/providers"
+REQUESTS, PROVIDERS = "/v1/access-requests", "/v1/providers"
+ASKED: dict[str, Any] = {"permit": {"integration": "crm", "actions": ["token"]}, "reason": "the nightly sync"}
 ACME = {
     "name": "acme-crm",
     "display_name": "Acme CRM",
@@ -51,3 +54,25 @@ async def test_no_agent_is_the_sponsor_of_another(
     second = overtake(monkeypatch, api.store, *checked, lambda: put("second", sponsor))
     made, refused = await put("first", "second"), await second.result()
     assert (made.is_success, refused.status_code) == (True, 400), (made.text, refused.text)
+
+
+async def test_the_same_request_twice_at_once_is_one(api: Api, monkeypatch: pytest.MonkeyPatch):
+    sync = await api.app_for("sync")
+    second = overtake(
+        monkeypatch, api.store, AccessRequests, "waiting", lambda: api.post(REQUESTS, sync, ASKED)
+    )
+    first = await api.post(REQUESTS, sync, ASKED)
+    same = await second.result()
+    assert (first.status_code, same.status_code) == (201, 200)
+    assert first.json() == same.json()
+
+
+async def test_the_last_of_twenty_requests_is_one(api: Api, monkeypatch: pytest.MonkeyPatch):
+    sync = await api.app_for("sync")
+    for hours in range(1, 20):
+        assert (await api.post(REQUESTS, sync, {**ASKED, "lifetime": hours * 3600})).status_code == 201
+    second = overtake(
+        monkeypatch, api.store, AccessRequests, "waiting", lambda: api.post(REQUESTS, sync, ASKED)
+    )
+    first = await api.post(REQUESTS, sync, {**ASKED, "lifetime": 86_400})
+    assert (first.status_code, (await second.result()).status_code) == (201, 409)
