@@ -123,7 +123,9 @@ class DeviceSpend(FirstGrantSpend):
 
         async def store(tx: Transaction) -> None:
             current = await tx.consents.get(consent.tenant, consent.id)
-            if current is not None and current.status is ConsentStatus.CODE_RECEIVED:
+            if current is None or current.status is not ConsentStatus.CODE_RECEIVED:
+                return
+            if not await _has_device_code(tx, current):  # else the subject was shown another try's
                 await tx.consents.store_device_code(current, device_code, expected=current.revision)
 
         await commit_with_retries(services.store, store)

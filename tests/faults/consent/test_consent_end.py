@@ -13,7 +13,7 @@ from activities.support.provider_context import ProviderContext, ProviderContext
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.connections.connection import Connection, LifecycleState, RevocationOutcome
 from evergrant_server.core.connections.consent import Consent, ConsentKind
-from evergrant_server.core.connections.device_code import DevicePoll
+from evergrant_server.core.connections.device_code import DeviceCode, DevicePoll
 from evergrant_server.core.connections.flow import Flow
 from evergrant_server.core.connections.grant import TokenSet
 from evergrant_server.core.errors import ErrorCode, Failure
@@ -21,6 +21,7 @@ from evergrant_server.core.ids import AttemptId
 from evergrant_server.core.messages.activities import GrantResult, RequestFirstTokens
 from evergrant_server.core.secret import Secret
 from evergrant_server.core.single_use.attempt import AttemptKind, AttemptOutcome, LateTokens
+from evergrant_server.store.connections.consents import Consents
 from evergrant_server.store.connections.tables import ConsentRow
 from providers.responses.raw_reply import RawReply
 from tests.fakes.certificates import LoopbackTls
@@ -30,7 +31,7 @@ from tests.fakes.failures import fails
 from tests.fakes.platform.installation import TENANT, Installation
 from tests.fakes.providers.scripted_provider import Answer as Scripted
 from tests.fakes.providers.scripted_provider import ScriptedProvider, ok, raw, status
-from tests.faults.consent.test_staged_definition_first_tokens import A_CODE
+from tests.faults.consent.test_staged_definition_first_tokens import a_code
 from tests.faults.consent.test_stuck_states import breaks
 from tests.faults.support.activities import Activities, call_for
 
@@ -46,7 +47,7 @@ def with_worker() -> bool:
 @pytest.fixture
 def provider(tls: LoopbackTls) -> ScriptedProvider:
     made = ScriptedProvider(tls=tls)
-    made.script(A_CODE, at="device")
+    made.script(a_code(), at="device")
     return made
 
 
@@ -110,6 +111,28 @@ class Device:
 @pytest_asyncio.fixture
 async def device(place: Installation) -> Device:
     return await Device(place).begun()
+
+
+async def test_of_the_codes_that_two_tries_get_at_once_the_first_to_be_shown_stays(
+    place: Installation, monkeypatch: pytest.MonkeyPatch
+):
+    device, beside, read = Device(place), Activities(place, "other-host"), Consents.device_code
+    device.idp.script(a_code("dc-2"), at="device")
+    polled: list[GrantResult] = []
+
+    async def overtaken(consents: Consents, consent: Consent) -> DeviceCode | None:
+        found = await read(consents, consent)
+        if not polled:
+            polled.append(GrantResult())
+            polled.append(await beside.poll(device.connection, device.consent))
+        return found
+
+    monkeypatch.setattr(Consents, "device_code", overtaken)
+    await device.begun()
+    assert polled[-1].device_poll is DevicePoll.STARTED
+    async with place.store.read() as tx:
+        shown = await tx.consents.device_code(device.consent)
+    assert (device.idp.count("device"), shown and shown.device_code.reveal()) == (2, "dc-1")
 
 
 async def test_an_expired_device_code_waits_for_the_last_polls_reply(device: Device):

@@ -25,18 +25,17 @@ TOKENS = raw(
     json.dumps({"access_token": "at-1", "token_type": "Bearer", "expires_in": 60}).encode(),
     headers={"Content-Type": "application/json"},
 )
-A_CODE = raw(
-    json.dumps(
-        {
-            "device_code": "dc-1",
-            "user_code": "WDJB-MJHT",
-            "verification_uri": "https://example.com/device",
-            "expires_in": 600,
-            "interval": 0,
-        }
-    ).encode(),
-    headers={"Content-Type": "application/json"},
-)
+
+
+def a_code(device_code: str = "dc-1") -> Answer:
+    body = {
+        "device_code": device_code,
+        "user_code": "WDJB-MJHT",
+        "verification_uri": "https://example.com/device",
+        "expires_in": 600,
+        "interval": 0,
+    }
+    return raw(json.dumps(body).encode(), headers={"Content-Type": "application/json"})
 
 
 @pytest.fixture
@@ -164,7 +163,7 @@ async def test_a_poll_that_a_staged_version_gets_wrong_is_asked_as_before(
 ):
     idp = staged.idp
     changes = MISREADS if wrong == "misreads" else {"token_endpoint": idp.url("broken")}
-    idp.script(A_CODE, at="device")
+    idp.script(a_code(), at="device")
     idp.script(asked, at="broken")
     idp.script(error("authorization_pending"), TOKENS) if wrong == "misreads" else idp.script(TOKENS)
     connection = await staged.begin(Flow.DEVICE_CODE, **changes)
