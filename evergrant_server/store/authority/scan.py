@@ -303,7 +303,7 @@ async def _accept(
 
 
 async def _accept_grant(connection: DatabaseConnection, ring: KeyRing, row: Values) -> None:
-    key = {name: row[name] for name in ("tenant", "connection_id", "slot")}
+    key = {name: row[name] for name in ("tenant", "connection_id", "slot", "revision")}
     parts = grant_parts(row["tenant"], row["connection_id"], grant_of(row), row["slot"])
     made: Values = {"mac": ring.sign(*parts)}
     if not row["slot"].startswith(NARROWED):

@@ -143,7 +143,7 @@ class PinnedHostsOfAll(Repository):
                 continue
             text = hosts_text(await resolve(integration, owner.id, grant["facts"]))
             values = {HOSTS: text, COLUMN: grant_mac(self._ring, owner, made or "", text)}
-            key = {name: grant[name] for name in ("tenant", "connection_id", "slot")}
+            key = {name: grant[name] for name in ("tenant", "connection_id", "slot", HOSTS, COLUMN)}
             of_row = columns_equal(ConnectionGrantRow, **key)
             await self._run(update(ConnectionGrantRow).where(of_row).values(values))
         return page[-1] if page else None

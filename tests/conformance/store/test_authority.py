@@ -21,15 +21,12 @@ from evergrant_server.core.workloads.issuer import TrustedIssuer
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import LeaseRows, Store, Transaction
 from evergrant_server.store.access import AppRow
-from evergrant_server.store.authority.scan import (
-    accept,
-    broken_configuration,
-    broken_connections,
-)
+from evergrant_server.store.authority import scan
+from evergrant_server.store.authority.scan import accept, broken_configuration, broken_connections
 from evergrant_server.store.connections.account_identifiers import AccountIdentifierRow
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database.columns import Row
-from evergrant_server.store.database.rows import columns_equal, find_one
+from evergrant_server.store.database.rows import Values, columns_equal, find_one
 from evergrant_server.store.exports import ExportRow
 from evergrant_server.store.integrations.definitions import DefinitionRow
 from evergrant_server.store.integrations.tables import IntegrationRow
@@ -235,6 +232,24 @@ async def test_a_connection_with_an_expected_account_is_leased(store: Store):
     await by_hand(store, ConnectionRow, NAMED.id, expected_account=None)
     with fails(ErrorCode.AUTHORITY_BROKEN, NAMED.id):
         await LeaseRows(store).load(ACME, connection.id)
+
+
+async def test_a_grant_that_is_refreshed_while_rows_are_accepted_stays_good(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    connection = await filled(store)
+    read_page = scan._grants
+
+    async def refreshed_meanwhile(*of: Any) -> list[Values]:
+        page = await read_page(*of)
+        if page:
+            await renewed(store, connection, Origin.REFRESH)
+        return page
+
+    monkeypatch.setattr(scan, "_grants", refreshed_meanwhile)
+    await accept(store)
+    monkeypatch.undo()
+    assert await broken(store) == set()
 
 
 async def test_a_lease_row_with_another_subject_is_refused(store: Store):

@@ -1,6 +1,7 @@
 """The hosts at which grants were made, which only a worker's host can write."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import update
@@ -11,8 +12,10 @@ from evergrant_server.core.errors import ErrorCode
 from evergrant_server.core.integrations import NOTHING_PINNED, PinnedHosts
 from evergrant_server.crypto import KeyRing, Role
 from evergrant_server.store import Store
+from evergrant_server.store.authority.authenticators import grant_mac
 from evergrant_server.store.authority.scan import broken_configuration, broken_connections
 from evergrant_server.store.connections.tables import ConnectionGrantRow
+from evergrant_server.store.database.rows import find_one
 from evergrant_server.store.integrations.tables import IntegrationRow
 from tests.conformance.store.samples import ACME, GITHUB, a_connection, a_grant, added, some_tokens
 from tests.fakes.clock import SetClock
@@ -140,3 +143,27 @@ async def test_connections_that_were_not_sent_anywhere_are_found_by_page(store: 
         assert await tx.pinned_hosts.refused((ACME, found.id)) == []
     assert (found.id, facts) == (waits.id, {"team": {"id": 7}})
     assert set(hosts) == {"login.github.com", "api.github.com"}
+
+
+async def test_a_grant_that_is_made_while_rows_are_pinned_keeps_its_own_hosts(store: Store):
+    if store.is_sqlite:
+        pytest.skip("on SQLite one transaction writes at a time")
+    await put_github(store)
+    connection = await pinned(store)
+    async with store.read() as tx:
+        ((integration, _),) = await tx.pinned_hosts.page()
+        row = await find_one(tx.connection, IntegrationRow, id=GITHUB.id)
+    assert row is not None
+    mac = grant_mac(store.ring, connection, row["destination_mac"], None)
+    unpinned = {"pinned_hosts": None, "destination_mac": mac}
+    async with store.write() as tx:
+        await tx.connection.execute(update(ConnectionGrantRow).values(unpinned))
+
+    async def granted_meanwhile(*_: Any) -> tuple[str, ...]:
+        await installed(store, connection, Origin.NEW, PINS)
+        return ("other.example",)
+
+    async with store.write() as tx:
+        await tx.pinned_hosts.pin_grants(integration, "", granted_meanwhile)
+    assert (await pins_of(store, connection)).grant == PINS.grant
+    assert await broken(store) == set()
