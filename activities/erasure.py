@@ -103,7 +103,7 @@ class ErasureActivities:
             return erasure
         async with self._store.read() as tx:
             objects = await tx.personal_rows.objects_of_connection(erasure.tenant, id)
-        erasure = await self._erase_records(call, erasure, objects)
+        erasure = await self._erase_records(call, (TargetKind.CONNECTION, id), erasure, objects)
 
         async def write(tx: Transaction) -> Erasure:
             await _require_no_hold(tx, erasure, TargetKind.CONNECTION, id, self._clock.now())
@@ -166,7 +166,7 @@ class ErasureActivities:
         if erasure.kind is TargetKind.SUBJECT and not erasure.shard:
             async with self._store.read() as tx:
                 objects = await tx.personal_rows.objects_of_subject(erasure.tenant, erasure.target)
-            erasure = await self._erase_records(call, erasure, objects)
+            erasure = await self._erase_records(call, (erasure.kind, erasure.target), erasure, objects)
         if erasure.kind is not TargetKind.CONNECTION and not erasure.shard:
             while await self._erase_some_rows(call):
                 if seconds_since_boot() >= ends:
@@ -206,22 +206,30 @@ class ErasureActivities:
         await tx.erasures.replace(moved, expected=current.revision)
         return place
 
-    async def _erase_records(self, call: ErasureCall, erasure: Erasure, objects: Iterable[str]) -> Erasure:
-        """Erase what the records about these objects say, in steps of a transaction each."""
+    async def _erase_records(
+        self, call: ErasureCall, of: tuple[TargetKind, str], erasure: Erasure, objects: Iterable[str]
+    ) -> Erasure:
+        """Erase what the records about these objects `of` a target say, in steps of a transaction each."""
         for object in objects:
             last: datetime | None = None
             while True:
                 last, erasure = await commit_with_retries(
-                    self._store, functools.partial(self._erase_some_records, call, object, last)
+                    self._store, functools.partial(self._erase_some_records, call, of, object, last)
                 )
                 if last is None:
                     break
         return erasure
 
     async def _erase_some_records(
-        self, call: ErasureCall, object: str, since: datetime | None, tx: Transaction
+        self,
+        call: ErasureCall,
+        of: tuple[TargetKind, str],
+        object: str,
+        since: datetime | None,
+        tx: Transaction,
     ) -> tuple[datetime | None, Erasure]:
         current = await self._current(tx, call)
+        await _require_no_hold(tx, current, *of, self._clock.now())
         erased, last = await erase_object(tx, current.tenant, object, since)
         if erased:
             moved = current.__replace__(records=current.records + erased)
@@ -253,6 +261,7 @@ class ErasureActivities:
         if current.finished_at is not None:
             return current
         if current.kind is not TargetKind.CONNECTION:
+            await _require_no_hold(tx, current, current.kind, current.target, self._clock.now())
             await tx.erasures.forget_subjects(current)
         done = await tx.erasures.replace(current.done(self._clock.now()), expected=current.revision)
         detail = {"kind": done.kind.value, "target": done.target_hash, **done.counts}

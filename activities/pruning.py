@@ -78,6 +78,7 @@ class Pruning:
         ends = seconds_since_boot() + _LIMIT_S
         while seconds_since_boot() < ends:
             async with self._store.write() as tx:
+                await tx.legal_holds.keep_off()
                 place = await step(tx, self._places.get(kind, FIRST_PLACE))
             if place is None:
                 return
@@ -102,6 +103,7 @@ async def prune_store(store: Store, clock: Clock, periods: Periods) -> None:
     await _prune_deliveries(store, now - periods.deliveries)
 
     async def messages(tx: Transaction, now: datetime) -> int:
+        await tx.legal_holds.keep_off()
         deleted = await tx.outbox.prune(now - periods.outbox, now=now)
         deleted += await tx.idempotency.prune(now - periods.idempotency, now=now)
         return deleted + await tx.histories.prune(now - periods.histories, now=now)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, delete, exists, select
+from sqlalchemy import ColumnElement, SQLColumnExpression, TextClause, delete, exists, select, text
 from sqlalchemy.orm import aliased
 from sqlmodel import Field, col
 
@@ -12,7 +12,14 @@ from evergrant_server.core.ids import ConnectionId, ErasureId, LegalHoldId, Tena
 from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database import columns
+from evergrant_server.store.database.engine import DatabaseConnection
 from evergrant_server.store.database.rows import columns_equal
+
+# transactions that look for a row which isn't there, and those that add one, take turns: else neither sees
+# the other's
+_ALONE = text("SELECT pg_advisory_xact_lock(hashtextextended(:turns, 0))")
+_SHARED = text("SELECT pg_advisory_xact_lock_shared(hashtextextended(:turns, 0))")
+_HOLDS = "legal holds"  # of every tenant: pruning looks at all of them
 
 
 class ErasureRow(columns.IdTable, table=True):
@@ -105,7 +112,8 @@ class LegalHolds(AuthenticatedRepository[LegalHold, LegalHoldId]):
     _table, _model = LegalHoldRow, LegalHold
 
     async def add(self, hold: LegalHold) -> None:
-        """Raises Failure ALREADY_EXISTS."""
+        """Waits for the transactions that have looked for holds. Raises Failure ALREADY_EXISTS."""
+        await _take_turns(self._connection, _ALONE, _HOLDS)
         await self._add(hold, f"Hold {hold.id}")
 
     async def page(self, tenant: Tenant, after: str | None, limit: int) -> list[LegalHold]:
@@ -113,12 +121,17 @@ class LegalHolds(AuthenticatedRepository[LegalHold, LegalHoldId]):
         return await self._page(self._where(tenant=tenant), "id", after, limit)
 
     async def active(self, tenant: Tenant, now: datetime) -> list[LegalHold]:
-        """The tenant's holds that last.
+        """The tenant's holds that last, for who erases: another is put once this transaction has ended.
 
         Raises Failure AUTHORITY_BROKEN for any hold that was changed by hand, also one that seems to have
         ended: nothing is erased then.
         """
+        await self.keep_off()
         return [hold for hold in await self._all(self._where(tenant=tenant)) if hold.is_active(now)]
+
+    async def keep_off(self) -> None:
+        """Have whoever puts a hold wait until this transaction has ended: to be called before `is_held`."""
+        await _take_turns(self._connection, _SHARED, _HOLDS)
 
     async def naming_subjects(self, **equal: str) -> list[LegalHold]:
         """Those of these with a subject's name, none of which lasts: else nothing would be erased."""
@@ -176,10 +189,18 @@ class LegalHolds(AuthenticatedRepository[LegalHold, LegalHoldId]):
         return set((await self._connection.execute(query)).scalars())
 
 
+async def _take_turns(connection: DatabaseConnection, lock: TextClause, turns: str) -> None:
+    if connection.dialect.name == "postgresql":  # SQLite has one writer
+        await connection.execute(lock, {"turns": turns})
+
+
 def is_held(
     tenant: SQLColumnExpression[str], connection_id: SQLColumnExpression[str] | None, now: datetime
 ) -> ColumnElement[bool]:
-    """True for a row that an active hold keeps: of its tenant, its connection or the subject of that."""
+    """True for a row that an active hold keeps: of its tenant, its connection or the subject of that.
+
+    Ask once new holds are kept off.
+    """
     hold, connection = aliased(LegalHoldRow), aliased(ConnectionRow)
     kind, target = col(hold.kind), col(hold.target)
     about = kind == TargetKind.TENANT.value
