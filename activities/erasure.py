@@ -90,7 +90,7 @@ class ErasureActivities:
             return await self._move(call, after="", waiting=waiting), wait
         if ripe or erasure.after:  # until a round finds none
             return await self._move(call, after="", waiting=0), 0
-        return await self._move(call, state=ErasureState.ERASING, waiting=0), 0
+        return await self._move(call, state=ErasureState.ERASING, after="", waiting=0), 0
 
     async def _erase_connection(self, call: ErasureCall, erasure: Erasure, id: ConnectionId) -> Erasure:
         """Erase one connection once it is revoked. The erasure as it was: the connection isn't ready."""
@@ -109,7 +109,7 @@ class ErasureActivities:
             await _require_no_hold(tx, erasure, TargetKind.CONNECTION, id, self._clock.now())
             current = await self._current(tx, call)
             connection = await tx.revocable_rows.connection(erasure.tenant, id, self._clock.now())
-            if connection is None:
+            if connection is None or current.finished_at is not None:
                 return current
             outcome = connection.revocation
             if connection.state.is_final and outcome is None:  # its consent has ended without a grant
@@ -184,6 +184,8 @@ class ErasureActivities:
 
         async def write(tx: Transaction) -> bool:
             current = await self._current(tx, call)
+            if current.finished_at is not None:
+                return False
             await _require_no_hold(tx, current, current.kind, current.target, self._clock.now())
             if current.kind is TargetKind.SUBJECT:
                 gone = await tx.personal_rows.erase_subject(current.tenant, current.target)
@@ -198,6 +200,8 @@ class ErasureActivities:
     async def _erase_part_of_log(self, tx: Transaction, call: ErasureCall) -> Place | None:
         """Erase what the next records say that name the subject, or all of a tenant's."""
         current = await self._current(tx, call)
+        if current.finished_at is not None:
+            return None
         await _require_no_hold(tx, current, current.kind, current.target, self._clock.now())
         subject = current.target if current.kind is TargetKind.SUBJECT else None
         erased, place = await erase_naming(tx, current.tenant, subject, _place_of(current))
@@ -229,6 +233,8 @@ class ErasureActivities:
         tx: Transaction,
     ) -> tuple[datetime | None, Erasure]:
         current = await self._current(tx, call)
+        if current.finished_at is not None:
+            return None, current
         await _require_no_hold(tx, current, *of, self._clock.now())
         erased, last = await erase_object(tx, current.tenant, object, since)
         if erased:
@@ -250,8 +256,12 @@ class ErasureActivities:
         return erasure
 
     async def _move(self, call: ErasureCall, **fields: Any) -> Erasure:
+        """Write how far it has come with the connections, unless a later try is done with these."""
+
         async def write(tx: Transaction) -> Erasure:
             current = await self._current(tx, call)
+            if current.state is not ErasureState.REVOKING:
+                return current
             return await tx.erasures.replace(current.__replace__(**fields), expected=current.revision)
 
         return await commit_with_retries(self._store, write)
