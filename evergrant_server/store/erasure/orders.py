@@ -84,7 +84,8 @@ class Erasures(AuthenticatedRepository[Erasure, ErasureId]):
         return await self._page(mine, "id", after, limit)
 
     async def open_of(self, tenant: Tenant, kind: TargetKind, target_hash: str) -> Erasure | None:
-        """The erasure of this target that hasn't ended."""
+        """The erasure of this target that hasn't ended. Another transaction asks once this one has ended."""
+        await _take_turns(self._connection, _ALONE, f"erasure:{tenant}:{kind}:{target_hash}")
         mine = self._where(tenant=tenant, kind=kind.value, target_hash=target_hash, finished_at=None)
         return await self._first(mine.order_by(col(ErasureRow.created_at)))
 

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from activities.pruning import Periods, Pruning
-from evergrant_server.access.erasure import Order, put_hold
+from evergrant_server.access.erasure import Order, erase, put_hold
 from evergrant_server.core.connections.erasure import LegalHold, TargetKind
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.store import Store, Transaction
@@ -78,3 +79,22 @@ async def test_a_hold_is_put_once_a_transaction_that_prunes_has_ended(
     assert hold is not None
     await hold
     assert done_before == [False]
+
+
+async def test_a_subject_whose_erasure_is_ordered_twice_at_once_has_one(store: Store):
+    second: asyncio.Task[Any] | None = None
+
+    async def nothing(_: Transaction) -> dict[str, str]:
+        return {}
+
+    async def ordered_again(_: Transaction) -> dict[str, str]:
+        nonlocal second
+        second = asyncio.create_task(erase(store, ORDER, timedelta(days=1), nothing))
+        await waits_or_ends(store, second)
+        return {}
+
+    first = await erase(store, ORDER, timedelta(days=1), ordered_again)
+    assert second is not None
+    assert (await second).id == first.id
+    async with store.read() as tx:
+        assert [erasure.id for erasure in await tx.erasures.page(ACME, None, 10)] == [first.id]
