@@ -21,6 +21,7 @@ from evergrant_server.core.outbox import key_rotation_message, pause_key_rotatio
 from evergrant_server.crypto import KeyPurpose
 from evergrant_server.problems import invalid_request
 from evergrant_server.store import Transaction
+from evergrant_server.store.rotation.requests import add_request, last_request
 
 router = APIRouter(tags=["keys"])
 
@@ -103,7 +104,7 @@ async def get_tenant_keys(call: AuditorCall) -> TenantKeysView:
 async def rotate_keys(body: KeyRotationBody, call: AdminCommand) -> Response:
     """Have a worker rotate keys, while everything else goes on. One rotation of a kind runs at a time."""
     _require_target(body)
-    await _require_none_running(call, body)
+    last = await _require_none_running(call, body)
 
     async def begin(tx: Transaction) -> CommandResponse:
         if (
@@ -122,7 +123,7 @@ async def rotate_keys(body: KeyRotationBody, call: AdminCommand) -> Response:
             begun_at=call.now,
             context=call.context,
         )
-        await tx.outbox.add(key_rotation_message(start, call.now))
+        await add_request(tx, key_rotation_message(start, call.now), last)
         detail = {"rotation": start.rotation_id, "kind": body.kind, "command": body.command, **approved}
         object_id = body.connection_id or call.tenant
         await call.record(tx, AuditAction.KEY_ROTATION_REQUESTED, object_id, **detail)
@@ -178,15 +179,22 @@ async def _newest(call: ApiCall, kind: TenantsKind, connection_id: str | None) -
     return await call.api.link.describe_key_rotation(workflow)
 
 
-async def _require_none_running(call: ApiCall, body: KeyRotationBody) -> None:
-    """Raises Failure ALREADY_EXISTS. While Temporal is away, a second rotation joins the first."""
+async def _require_none_running(call: ApiCall, body: KeyRotationBody) -> int:
+    """The number of the last request: who finds a later one knows that it has begun since.
+
+    Raises Failure ALREADY_EXISTS. While Temporal is away, a second rotation joins one that runs.
+    """
+    target = key_rotation_workflow_id(call.tenant, body.kind, body.connection_id)
+    async with call.api.store.read() as tx:
+        last = await last_request(tx, target)
     try:
         start = await _newest(call, body.kind, body.connection_id)
     except Failure:
-        return
+        return last
     if start is not None and not start.progress.done:
         why = f"The rotation {start.rotation_id} runs already: evergrant keys rotations says how far."
         raise Failure(ErrorCode.ALREADY_EXISTS, why)
+    return last
 
 
 async def _current_keys(

@@ -22,12 +22,14 @@ from evergrant_server.crypto.key_services.port import ServicePurpose
 from evergrant_server.crypto.keyring import ROOT_PURPOSES, KeyPurpose, KeyRing, Role
 from evergrant_server.settings import BadSettings, Settings
 from evergrant_server.store import Store, Transaction
+from evergrant_server.store.rotation.requests import add_request, last_request
 from evergrant_server.wiring.platform import Platform, new_ring, open_platform, open_store
 
 Output = Annotated[Literal["text", "json"], Parameter(name=["--output", "-o"])]
 _POLL_S = 0.5
 _WIDTH = 30  # of the bar
 _ALL = "all"
+_WORKFLOW = key_rotation_workflow_id(INSTALLATION, RotationKind.ROOT)
 _WITH_ROOTS = tuple(map(ServicePurpose, ROOT_PURPOSES))
 
 
@@ -143,9 +145,9 @@ async def _run(
             begun_at=now,
             context=RequestContext(by="operator"),
         )
-        await _require_none_running(platform)
+        last = await _require_none_running(platform)
         async with platform.store.write() as tx:
-            await tx.outbox.add(key_rotation_message(rotation, now))
+            await add_request(tx, key_rotation_message(rotation, now), last)
         while wait and not rotation.progress.done:
             await asyncio.sleep(_POLL_S)
             newest = await _newest(platform)
@@ -161,17 +163,20 @@ async def _run(
 
 async def _newest(platform: Platform) -> KeyRotationStart | None:
     """The newest rotation of roots; None while no worker answers."""
-    workflow = key_rotation_workflow_id(INSTALLATION, RotationKind.ROOT)
     try:
-        return await platform.link.describe_key_rotation(workflow)
+        return await platform.link.describe_key_rotation(_WORKFLOW)
     except Failure:
         return None
 
 
-async def _require_none_running(platform: Platform) -> None:
+async def _require_none_running(platform: Platform) -> int:
+    """The number of the last request: who finds a later one knows that it has begun since."""
+    async with platform.store.read() as tx:
+        last = await last_request(tx, _WORKFLOW)
     newest = await _newest(platform)
     if newest is not None and not newest.progress.done:
         raise Failure(ErrorCode.ALREADY_EXISTS, f"A rotation of roots runs already: {_line(newest)}")
+    return last
 
 
 def _line(rotation: KeyRotationStart) -> str:

@@ -1,7 +1,10 @@
 """The tenant's keys over HTTP: what they are, and rotations that a worker carries out."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
+
+import pytest
 
 from evergrant_server.core.access import Action
 from evergrant_server.core.audit import AuditAction
@@ -60,6 +63,44 @@ async def test_one_rotation_of_a_kind_runs_at_a_time(api: Api):
     assert (await api.post(ROTATIONS, boss, {"kind": "connection"})).status_code == 202
     running(api, done=True)
     assert (await api.post(ROTATIONS, boss, {"kind": "tenant"})).status_code == 202
+
+
+async def test_of_rotations_that_are_requested_at_once_one_is_accepted(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+):
+    """The other one hasn't seen it run."""
+    boss, describe = await api.app_with("boss", Action.ADMIN), api.link.describe_key_rotation
+    together = asyncio.Barrier(2)
+
+    async def described(workflow: str) -> KeyRotationStart | None:
+        newest = await describe(workflow)
+        await together.wait()
+        return newest
+
+    monkeypatch.setattr(api.link, "describe_key_rotation", described)
+    bodies = [{"kind": "tenant", "purposes": [purpose]} for purpose in ("lease", "refresh")]
+    answers = await asyncio.gather(*(api.post(ROTATIONS, boss, body) for body in bodies))
+    assert sorted(answer.status_code for answer in answers) == [202, 409]
+    assert len(await api.records(AuditAction.KEY_ROTATION_REQUESTED)) == 1
+
+
+async def test_a_rotation_that_begins_while_another_is_requested_comes_first(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+):
+    boss, describe = await api.app_with("boss", Action.ADMIN), api.link.describe_key_rotation
+
+    async def begins_meanwhile(workflow: str) -> KeyRotationStart | None:
+        monkeypatch.setattr(api.link, "describe_key_rotation", describe)
+        newest = await describe(workflow)
+        assert (await api.post(ROTATIONS, boss, {"kind": "tenant"})).status_code == 202
+        async with api.worker.write() as tx:
+            await tx.outbox.mark_delivered(
+                [sent.id for sent in await tx.outbox.claim("relay", tx.now, timedelta(0))], tx.now
+            )
+        return newest
+
+    monkeypatch.setattr(api.link, "describe_key_rotation", begins_meanwhile)
+    assert (await api.post(ROTATIONS, boss, {"kind": "tenant"})).json()["code"] == "already_exists"
 
 
 async def test_the_newest_rotation_of_each_kind_says_how_far_it_is(api: Api):
