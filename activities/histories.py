@@ -43,7 +43,7 @@ class HistoryActivities:
         message = history_export_message(
             request.tenant, request.connection_id, run.workflow_id, run.run_id, self._clock.now()
         )
-        await commit_with_retries(self._store, lambda tx: tx.outbox.add(message))
+        await commit_with_retries(self._store, lambda tx: tx.outbox.add_once(message))
 
     async def request_exports(self, since: datetime | None) -> int:
         """Put an export into the outbox for each run that closed since then. Returns their number.
