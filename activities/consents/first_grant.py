@@ -65,7 +65,7 @@ class FirstGrantSpend(GrantSpend[ConsentCall]):
         consent, now = self.consent, self.services.clock.now()
         scopes = tokens.scopes if tokens.scopes is not None else consent.granted_scopes
         tokens = tokens.__replace__(metadata=tokens.metadata | consent.facts, scopes=scopes)
-        current = await load_connection(tx, self.call)
+        current = await load_connection(tx, self.call, locked=True)
         row = await tx.attempts.get(attempt.row.tenant, attempt.row.id)
         if row is None or row.outcome not in (None, AttemptOutcome.UNREAD):
             return await self._keep_late(tx, current, row or attempt.row, tokens)

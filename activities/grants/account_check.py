@@ -156,8 +156,10 @@ async def keep_refused_tokens(
 
     Those of a connection that has ended are revoked at once, see `revoked_if_ended`.
     """
-    current = await load_connection(tx, call)
-    if not isinstance(failure, IdTokenRefused) or current.state.is_final or not current.flow.may_be_revoked:
+    if not isinstance(failure, IdTokenRefused):
+        return
+    current = await load_connection(tx, call, locked=True)
+    if current.state.is_final or not current.flow.may_be_revoked:
         return
     came = failure.tokens.account
     owner = context.client_of(current)

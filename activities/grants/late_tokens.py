@@ -254,8 +254,8 @@ class LateTokenActivities:
         )
 
         async def drop(tx: Transaction) -> GrantResult:
+            current = await load_connection(tx, request, locked=True)
             late = await tx.late_tokens.get(request.tenant, request.attempt_id)
-            current = await load_connection(tx, request)
             if late is not None and current.flow.may_be_revoked:
                 tokens = await tx.late_tokens.tokens(late)
                 account = tokens.account and tx.account_identifiers.hash_of(current, tokens.account)
@@ -298,7 +298,7 @@ class LateTokensSpend(GrantSpend[VerifyLateTokens]):
         request, context, consent = self.call, self.context, self.late_reply.consent
         now = self.services.clock.now()
         tokens = self.late_reply.merged_with(with_believed_account(context, tokens), since)
-        current = await load_connection(tx, request)
+        current = await load_connection(tx, request, locked=True)
         if current.state.is_final:
             return None
         if current.generation != attempt.row.from_generation:

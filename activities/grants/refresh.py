@@ -280,7 +280,7 @@ class RefreshSpend(GrantSpend[RefreshGrant]):
         journal keeps them until then."""
         request, context, row, now = self.call, self.context, attempt.row, self.services.clock.now()
         rows = await tx.context_rows.renewal(row)
-        if rows.is_taken_over:
+        if rows.is_taken_over or rows.connection.generation != row.from_generation:
             # a late reply waits for other transactions on this row, so that what it reads still holds
             rows = await tx.context_rows.renewal(row, locked=True)
         current = rows.connection

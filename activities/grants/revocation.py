@@ -202,7 +202,8 @@ class RevocationActivities:
     ) -> RevocationResult:
         """Write `revoked` and destroy the keys, if `generation` is still the current one."""
         now, outcome, lost = self._clock.now(), ended.outcome, ended.lost
-        current = await load_connection(tx, request)
+        # what keeps a token to be revoked comes before, or finds that it has ended
+        current = await load_connection(tx, request, locked=True)
         if current.state is LifecycleState.REVOKED:
             return RevocationResult(revocation=current.revocation)
         replaced = await tx.replaced_grants.of_connection(request.tenant, request.connection_id)
