@@ -18,11 +18,11 @@ from evergrant_server.access.context import ApiContext
 from evergrant_server.access.judgement import NO_PERMIT, PermitJudge
 from evergrant_server.access.people import login_url
 from evergrant_server.access.transactions import ATTEMPTS, run_rolled_back, run_transaction
-from evergrant_server.core.access import READING_ACTIONS, Action
+from evergrant_server.core.access import READING_ACTIONS, Action, AuthenticationMethod
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.connections.connection import Connection
 from evergrant_server.core.errors import ErrorCode, Failure
-from evergrant_server.core.ids import ConnectionId, Tenant
+from evergrant_server.core.ids import ConnectionId, KeyId, Tenant
 from evergrant_server.core.messages.base import RequestContext
 from evergrant_server.core.people.sessions import SessionKind
 from evergrant_server.policy import (
@@ -263,20 +263,33 @@ class JudgedRequest:
         """Check that nothing has ended since the caller was authenticated that its request rests on.
 
         Raises Failure TENANT_DISABLED, TENANT_MOVED, TENANT_ARRIVING; UNAUTHENTICATED for a session that has
-        ended; STORE_CONFLICT when the app, a key or a permit of it was changed: the request, repeated, is
-        judged by what is so now.
+        ended; STORE_CONFLICT when the app, its permits or what it was authenticated by was changed: the
+        request, repeated, is judged by what is so now.
         """
-        session, app = self.caller.session, self.caller.app
+        session = self.caller.session
         if session is None or session.kind is not SessionKind.BREAK_GLASS:
             await tx.tenants.require_enabled(self.tenant)
         else:  # the operator's own may still revoke
             await tx.tenants.require_here(self.tenant)
-        if session is None and await tx.access.revision(self.tenant, app.id) != app.revision:
-            why = f"The app {app.name}, a key or a permit of it was changed meanwhile."
+        if session is None and not await self._is_as_judged(tx):
+            why = f"The app {self.caller.app.name}, its permits or its key were changed meanwhile."
             raise Failure(ErrorCode.STORE_CONFLICT, why)
         now = None if session is None else await tx.person_sessions.to_end(self.tenant, session.id)
         if session is not None and (now is None or not now.is_live(self.now)):
             raise Failure(ErrorCode.UNAUTHENTICATED, "The session has ended: log in again.")
+
+    async def _is_as_judged(self, tx: Transaction) -> bool:
+        """Whether the app, its permits and its key are as they were judged. Another key or permit of it moves
+        its revision as well; of what isn't a key, each change counts."""
+        app, credential = self.caller.app, self.caller.credential
+        if await tx.access.revision(self.tenant, app.id) == app.revision:
+            return True
+        by_key = credential.method is AuthenticationMethod.API_KEY
+        row = await tx.access.key(KeyId(credential.id)) if by_key else None
+        if row is None or not row[0].is_live(self.now):
+            return False
+        same = row[1].__replace__(revision=app.revision) == app
+        return same and tuple(await tx.access.permits_of(row[1])) == self.caller.permits
 
     def request_hash(self, sent: BaseModel | None) -> str:
         """Method, path and body of the request, hashed."""

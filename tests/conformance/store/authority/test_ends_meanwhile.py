@@ -79,7 +79,7 @@ async def test_an_app_whose_deny_is_deleted_after_it_was_read_is_read_again(stor
     async with store.read() as tx:
         read = await tx.access.app_by_name(ACME, "etl")
     assert read is not None
-    await run_transaction(store, lambda tx: tx.access.delete_permit(ACME, app.id, "never"))
+    await run_transaction(store, lambda tx: tx.access.delete_permit(permit))
     for judge in ("permits_of", "require_denies"):
         async with store.write() as tx:
             with fails(ErrorCode.STORE_CONFLICT):

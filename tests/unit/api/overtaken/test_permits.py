@@ -57,7 +57,7 @@ async def test_an_app_does_not_delete_what_denies_it_tokens_since_a_moment_ago(
     )
     refused = await api.call("DELETE", "/v1/apps/sync/permits/read", sync)
     await denied.result()
-    assert (refused.status_code, refused.json()["code"]) == (403, "not_permitted")
+    assert (refused.status_code, refused.json()["code"]) == (409, "store_conflict")
     assert "read" in await names(api, admin)
 
 
