@@ -20,6 +20,7 @@ from evergrant_server.store.cells.rows import moved_tables
 
 router = APIRouter(include_in_schema=False)
 
+_ENDS = ("resume", "leave")
 _MOST_RANGES = 20  # of one answer
 _MOST_BYTES = 600_000  # of one answer's rows; a worker reads no more than a mebibyte
 
@@ -41,7 +42,8 @@ async def move_step(tenant: str, move_id: str, step: str, body: MoveBody, reques
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         raise Failure(ErrorCode.UNAUTHENTICATED)
-    move = await moves.authenticate(api.store, api.clock, Tenant(tenant), MoveId(move_id), secret)
+    of, ends = (Tenant(tenant), MoveId(move_id)), step in _ENDS
+    move = await moves.authenticate(api.store, api.clock, *of, secret, ends=ends)
     match step:
         case "ranges" | "rows":
             return await _read(api, move, step, body)

@@ -18,7 +18,7 @@ from activities.cells.moving import CellActivities
 from evergrant_server.access.cells import moves
 from evergrant_server.cli.doctor import CheckFailed, installation
 from evergrant_server.cli.tenants import _required_here, set_disabled
-from evergrant_server.core.access import Action
+from evergrant_server.core.access import Action, MovePhase
 from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.cells.moves import MoveOffer, MoveState, TenantMove
 from evergrant_server.core.connections.connection import Connection
@@ -34,6 +34,7 @@ from evergrant_server.egress import Egress, EgressPolicy
 from evergrant_server.settings import load_settings
 from evergrant_server.store.authority.scan import broken_configuration, broken_connections
 from tests.fakes.api import TENANT, Api, running_api
+from tests.fakes.failures import fails
 from tests.fakes.http_server import served
 
 PRIVATE = OKPKey.generate_key("X25519", private=True)
@@ -197,6 +198,36 @@ async def test_an_undone_move_leaves_the_tenant_where_it_was(cells: Cells):
     again = await cells.received()
     assert (await cells.carried_out(again)).state is MoveState.DONE
     assert (await cells.there.lease(cells.key)).status_code == 200
+
+
+async def test_an_offer_that_was_undone_reads_nothing_more(cells: Cells):
+    offered = await cells.offered()
+    here, named = (cells.here.store, cells.here.clock, TENANT), (offered.move_id, offered.secret)
+    await moves.order(cells.here.worker, cells.here.clock, TENANT, undo=True)
+    with fails(ErrorCode.UNAUTHENTICATED):
+        await moves.authenticate(*here, *named)
+    assert (await moves.authenticate(*here, *named, ends=True)).state is MoveState.UNDONE
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+async def test_a_move_that_takes_longer_than_its_offer_is_good_can_be_undone(cells: Cells, is_paused: bool):
+    """Else the tenant would be served nowhere."""
+    offered = await cells.offered()
+    here, named = (cells.here.store, cells.here.clock, TENANT), (offered.move_id, offered.secret)
+    move = await moves.receive(cells.there.worker, cells.there.clock, offered, THERE)
+    if is_paused:
+        await moves.pause(cells.here.store, cells.here.clock, await moves.authenticate(*here, *named))
+    for api in (cells.here, cells.there):
+        api.clock.advance(8 * 86_400)
+    if is_paused:
+        assert (await moves.authenticate(*here, *named)).state is MoveState.PAUSED
+    else:
+        with fails(ErrorCode.UNAUTHENTICATED):
+            await moves.authenticate(*here, *named)
+    await moves.order(cells.there.worker, cells.there.clock, TENANT, undo=True)
+    assert (await cells.carried_out(move)).state is MoveState.UNDONE
+    async with cells.here.worker.read() as tx:
+        assert (await tx.tenants.standing(TENANT)).phase is MovePhase.HERE
 
 
 async def test_a_worker_that_was_followed_writes_no_older_row(cells: Cells):

@@ -18,6 +18,7 @@ from evergrant_server.core.audit import AuditAction
 from evergrant_server.core.cells.moves import (
     DELETES,
     ENDED,
+    STOPS_REFRESHES,
     UNDOABLE,
     MoveOffer,
     MoveSide,
@@ -181,12 +182,19 @@ async def order(store: Store, clock: Clock, tenant: Tenant, *, undo: bool) -> Te
 
 
 async def authenticate(
-    store: Store, clock: Clock, tenant: Tenant, move_id: MoveId, secret: str
+    store: Store, clock: Clock, tenant: Tenant, move_id: MoveId, secret: str, *, ends: bool = False
 ) -> TenantMove:
-    """The source's row of a move that this secret proves. Raises Failure UNAUTHENTICATED."""
+    """The source's row of a move that this secret proves, for a step that `ends` it or another one.
+
+    An offer is good for its week unless it was undone; a move that has paused the tenant goes on to its end,
+    which may be said at any time: else the tenant would be served nowhere. Raises Failure UNAUTHENTICATED.
+    """
     async with store.read() as tx:
         move = await tx.tenant_moves.get(tenant, move_id)
-    if move is None or move.side is not MoveSide.SOURCE or move.expires_at < clock.now():
+    if move is None or move.side is not MoveSide.SOURCE:
+        raise Failure(ErrorCode.UNAUTHENTICATED)
+    is_good = move.state not in ENDED and clock.now() <= move.expires_at
+    if not (is_good or ends or move.state in STOPS_REFRESHES):
         raise Failure(ErrorCode.UNAUTHENTICATED)
     if not hmac.compare_digest(_secret_hash(store.ring, move, secret), move.secret_hash):
         raise Failure(ErrorCode.UNAUTHENTICATED)
