@@ -183,6 +183,7 @@ async def _changes(tx: Transaction, call: ApiCall, before: AuditStream, body: Au
 async def _add(
     tx: Transaction, call: ApiCall, name: str, body: AuditStreamBody, secret: Secret
 ) -> AuditStream:
+    await tx.take_turns(f"audit streams:{call.tenant}")
     if len(await tx.audit_streams.page(call.tenant, limit=MAX_STREAMS)) == MAX_STREAMS:
         raise invalid_request("name", f"A tenant has {MAX_STREAMS} streams at most: delete one first.")
     now = call.now

@@ -116,6 +116,7 @@ async def ask_question(body: QuestionBody, call: AuditorCommand) -> Response:
     """Have a worker answer a question, page by page; that it was asked is recorded."""
 
     async def ask(tx: Transaction) -> CommandResponse:
+        await tx.take_turns(f"questions:{call.tenant}")
         if await tx.questions.count_running(call.tenant) >= MOST_OPEN:
             why = f"{MOST_OPEN} questions are being answered: wait until one is."
             raise Failure(ErrorCode.RATE_LIMITED, why, retry_after=_RETRY_AFTER)

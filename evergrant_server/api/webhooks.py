@@ -233,6 +233,7 @@ async def _moves(tx: Transaction, before: Webhook, body: WebhookBody) -> bool:
 
 
 async def _new_webhook(tx: Transaction, call: ApiCall, name: str, body: WebhookBody) -> Webhook:
+    await tx.take_turns(f"webhooks:{call.tenant}")
     if len(await tx.webhooks.page(call.tenant, limit=MAX_WEBHOOKS)) == MAX_WEBHOOKS:
         raise invalid_request("name", f"A tenant has {MAX_WEBHOOKS} webhooks at most.")
     now = call.now

@@ -20,7 +20,6 @@ from sqlalchemy import (
     func,
     or_,
     select,
-    text,
     update,
 )
 from sqlalchemy.orm import aliased
@@ -45,6 +44,7 @@ from evergrant_server.store.database.rows import (
     fetch_all,
     insert,
     insert_all,
+    take_turns,
 )
 from evergrant_server.store.erasure.orders import is_held
 
@@ -114,7 +114,6 @@ _UNDELIVERED = col(OutboxRow.delivered_at).is_(None)
 _UNREADABLE = (ArithmeticError, AttributeError, TypeError, ValueError)  # of values of another type
 _MOST_WAKES = 500  # claimed beside the messages whose turn it is
 _FARTHEST = timedelta(minutes=10)  # a relay puts nothing off for longer; see `_due`
-_TARGET_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:target, 0))")
 
 
 class Outbox(Repository):
@@ -134,10 +133,8 @@ class Outbox(Repository):
 
         Its payload gets a proof of who requested it: a row that is written otherwise has none.
         """
-        if self._connection.dialect.name == "postgresql":
-            # numbers are given at insert, not at commit: writers to one target take turns,
-            # so that a lower number never becomes visible after a higher one
-            await self._connection.execute(_TARGET_LOCK, {"target": message.target})
+        # numbers are given at insert, not at commit: without turns a lower one could become visible later
+        await take_turns(self._connection, message.target)
         return await insert(self._connection, OutboxRow, self._values(message))
 
     async def add_first(self, messages: Collection[OutboxMessage]) -> None:

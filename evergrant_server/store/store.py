@@ -47,7 +47,7 @@ from evergrant_server.store.database.engine import (
 )
 from evergrant_server.store.database.errors import store_unavailable, translate_errors
 from evergrant_server.store.database.kept_sqlite import KeptSqlite
-from evergrant_server.store.database.rows import columns_equal, fetch_first
+from evergrant_server.store.database.rows import columns_equal, fetch_first, take_turns
 from evergrant_server.store.database.sqlite import SqliteDatabase
 from evergrant_server.store.decisions import AccessRequests, Approvals, CallApprovals
 from evergrant_server.store.erasure.orders import Erasures, LegalHolds
@@ -99,8 +99,6 @@ from evergrant_server.store.webhooks import Deliveries, Webhooks
 
 _CLOSE_S = 10.0
 _LONG_READER = "End the process that reads for so long, such as a sqlite3 shell (fuser evergrant.db)."
-
-
 Repo = TypeVar("Repo")
 
 
@@ -131,6 +129,10 @@ class Transaction:
     @cached_property
     def sealer(self) -> ColumnSealer:
         return ColumnSealer(self.connection, self.ring, self.now, self._keys)
+
+    async def take_turns(self, turns: str) -> None:
+        """As `database.rows.take_turns`, before rows are counted to add one."""
+        await take_turns(self.connection, turns)
 
     connections = _with_ring(Connections)
     context_rows = _with_sealer(ContextRowsOf)

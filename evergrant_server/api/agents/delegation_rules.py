@@ -78,6 +78,7 @@ async def put_delegation_rule(
     _check(body, call.api.settings.public_url)
 
     async def write(tx: Transaction) -> tuple[bool, DelegationRuleView]:
+        await tx.take_turns(f"delegation rules:{call.tenant}")
         before = await tx.delegation_rules.by_name(call.tenant, name)
         if before is None and len(await tx.delegation_rules.all(call.tenant)) >= MOST_RULES:
             raise Failure(ErrorCode.ALREADY_EXISTS, f"The tenant has {MOST_RULES} delegation rules already.")

@@ -106,6 +106,7 @@ async def ask_for_call(body: CallApprovalBody, call: Call) -> Response:
     async def write(tx: Transaction) -> Response:
         wanted = await call_of(tx, call, body)
         hashed = await hash_of(tx, call.tenant, wanted)
+        await tx.take_turns(f"calls to approve:{call.caller.app.id}")
         last = await tx.call_approvals.newest(call.tenant, hashed)
         if last is not None and last.is_answered_by(call.now):
             return _answer(await _view(tx, call, last))

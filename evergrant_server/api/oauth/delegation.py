@@ -233,6 +233,8 @@ async def _require_room(tx: Transaction, app: App, path: tuple[DelegationId, ...
     if len(path) > MOST_DEPTH:
         why = f"The delegation is the last of {MOST_DEPTH} already: nothing can be delegated by it."
         raise TokenRefused("invalid_request", why, claimed=app.id)
+    if len(path) > 1:
+        await tx.take_turns(f"delegations:{path[0]}")
     if len(path) > 1 and await tx.delegations.tree_size(app.tenant, path[0]) >= MOST_IN_TREE:
         why = f"The session has {MOST_IN_TREE} delegations already."
         raise TokenRefused("invalid_request", why, claimed=app.id)

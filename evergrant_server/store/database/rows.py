@@ -213,6 +213,21 @@ async def transactions_under_way(connection: DatabaseConnection, tables: Sequenc
     return frozenset(rows.scalars())
 
 
+_ALONE = text("SELECT pg_advisory_xact_lock(hashtextextended(:turns, 0))")
+_BESIDE = text("SELECT pg_advisory_xact_lock_shared(hashtextextended(:turns, 0))")
+
+
+async def take_turns(connection: DatabaseConnection, turns: str, *, shared: bool = False) -> None:
+    """Wait for the transactions that have taken these turns, and have later ones wait for this one; those
+    that share them go on beside each other.
+
+    For who looks for a row that isn't there, and who adds it: else neither sees the other's. SQLite has one
+    writer.
+    """
+    if connection.dialect.name == "postgresql":
+        await connection.execute(_BESIDE if shared else _ALONE, {"turns": turns})
+
+
 def not_found(name: str) -> Failure:
     return Failure(ErrorCode.NOT_FOUND, f"{name} doesn't exist.")
 

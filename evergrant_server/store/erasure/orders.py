@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, TextClause, delete, exists, select, text
+from sqlalchemy import ColumnElement, SQLColumnExpression, delete, exists, select
 from sqlalchemy.orm import aliased
 from sqlmodel import Field, col
 
@@ -12,13 +12,8 @@ from evergrant_server.core.ids import ConnectionId, ErasureId, LegalHoldId, Tena
 from evergrant_server.store.authority.authenticators import AuthenticatedRepository
 from evergrant_server.store.connections.tables import ConnectionRow
 from evergrant_server.store.database import columns
-from evergrant_server.store.database.engine import DatabaseConnection
-from evergrant_server.store.database.rows import columns_equal
+from evergrant_server.store.database.rows import columns_equal, take_turns
 
-# transactions that look for a row which isn't there, and those that add one, take turns: else neither sees
-# the other's
-_ALONE = text("SELECT pg_advisory_xact_lock(hashtextextended(:turns, 0))")
-_SHARED = text("SELECT pg_advisory_xact_lock_shared(hashtextextended(:turns, 0))")
 _HOLDS = "legal holds"  # of every tenant: pruning looks at all of them
 
 
@@ -85,7 +80,7 @@ class Erasures(AuthenticatedRepository[Erasure, ErasureId]):
 
     async def open_of(self, tenant: Tenant, kind: TargetKind, target_hash: str) -> Erasure | None:
         """The erasure of this target that hasn't ended. Another transaction asks once this one has ended."""
-        await _take_turns(self._connection, _ALONE, f"erasure:{tenant}:{kind}:{target_hash}")
+        await take_turns(self._connection, f"erasure:{tenant}:{kind}:{target_hash}")
         mine = self._where(tenant=tenant, kind=kind.value, target_hash=target_hash, finished_at=None)
         return await self._first(mine.order_by(col(ErasureRow.created_at)))
 
@@ -114,7 +109,7 @@ class LegalHolds(AuthenticatedRepository[LegalHold, LegalHoldId]):
 
     async def add(self, hold: LegalHold) -> None:
         """Waits for the transactions that have looked for holds. Raises Failure ALREADY_EXISTS."""
-        await _take_turns(self._connection, _ALONE, _HOLDS)
+        await take_turns(self._connection, _HOLDS)
         await self._add(hold, f"Hold {hold.id}")
 
     async def page(self, tenant: Tenant, after: str | None, limit: int) -> list[LegalHold]:
@@ -132,7 +127,7 @@ class LegalHolds(AuthenticatedRepository[LegalHold, LegalHoldId]):
 
     async def keep_off(self) -> None:
         """Have whoever puts a hold wait until this transaction has ended: to be called before `is_held`."""
-        await _take_turns(self._connection, _SHARED, _HOLDS)
+        await take_turns(self._connection, _HOLDS, shared=True)
 
     async def naming_subjects(self, **equal: str) -> list[LegalHold]:
         """Those of these with a subject's name, none of which lasts: else nothing would be erased."""
@@ -188,11 +183,6 @@ class LegalHolds(AuthenticatedRepository[LegalHold, LegalHoldId]):
             col(ConnectionRow.subject).in_(subjects),
         )
         return set((await self._connection.execute(query)).scalars())
-
-
-async def _take_turns(connection: DatabaseConnection, lock: TextClause, turns: str) -> None:
-    if connection.dialect.name == "postgresql":  # SQLite has one writer
-        await connection.execute(lock, {"turns": turns})
 
 
 def is_held(

@@ -6,7 +6,7 @@ Doesn't own the incident of an offboarding (`store.connections.incidents`).
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Index, TextClause, UniqueConstraint, delete, func, select, text
+from sqlalchemy import Index, UniqueConstraint, delete, func, select
 from sqlmodel import col
 
 from evergrant_server.core.connections.binding import Binding
@@ -29,7 +29,7 @@ from evergrant_server.store.authority.authenticators import AuthenticatedReposit
 from evergrant_server.store.connections.incidents import IncidentRow
 from evergrant_server.store.database import columns
 from evergrant_server.store.database.columns import table_of
-from evergrant_server.store.database.rows import Repository, columns_equal, read_model
+from evergrant_server.store.database.rows import Repository, columns_equal, read_model, take_turns
 from evergrant_server.store.integrations.tables import IntegrationRow
 from evergrant_server.store.oauth.requests import (
     AuthorizationRequestRow,
@@ -38,11 +38,6 @@ from evergrant_server.store.oauth.requests import (
 )
 from evergrant_server.store.oauth.tables import AuthorizationCodeRow
 from evergrant_server.store.people.people import PersonSessionRow
-
-# a transaction that connects a subject and one that begins an offboarding take turns: else neither sees the
-# other's rows
-_CONNECTS = text("SELECT pg_advisory_xact_lock_shared(hashtextextended(:leavers, 0))")
-_BEGINS = text("SELECT pg_advisory_xact_lock(hashtextextended(:leavers, 0))")
 
 
 class OffboardingRuleRow(columns.IdTable, table=True):
@@ -153,7 +148,7 @@ class Leavers(AuthenticatedRepository[Leaver, IncidentId]):
 
     async def lock(self, tenant: Tenant) -> None:
         """Wait for the transactions that connect subjects of the tenant. Later ones wait for this one."""
-        await self._take_turns(_BEGINS, tenant)
+        await take_turns(self._connection, f"leavers:{tenant}")
 
     async def is_leaving(self, tenant: Tenant, integration: str, subject: str) -> bool:
         """Whether the subject is a person's whose offboarding hasn't ended, nor was undone. Another
@@ -162,16 +157,12 @@ class Leavers(AuthenticatedRepository[Leaver, IncidentId]):
 
     async def leaving(self, tenant: Tenant) -> list[Match]:
         """The subjects of which `is_leaving` is true."""
-        await self._take_turns(_CONNECTS, tenant)
+        await take_turns(self._connection, f"leavers:{tenant}", shared=True)
         row = IncidentRow
         under_way = columns_equal(row, tenant=tenant, kind=IncidentKind.LEAVER.value)
         under_way &= col(row.finished_at).is_(None) & col(row.undone_at).is_(None)
         mine = self._where(col(LeaverRow.id).in_(select(col(row.id)).where(under_way)), tenant=tenant)
         return [match for leaver in await self._all(mine) for match in leaver.matches]
-
-    async def _take_turns(self, lock: TextClause, tenant: Tenant) -> None:
-        if self._connection.dialect.name == "postgresql":  # SQLite has one writer
-            await self._connection.execute(lock, {"leavers": f"leavers:{tenant}"})
 
 
 class PersonsRows(Repository):
