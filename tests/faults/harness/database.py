@@ -17,6 +17,7 @@ import yaml
 
 from activities.support.transactions import commit_with_retries
 from evergrant_server import audit
+from evergrant_server.core.access import App
 from evergrant_server.core.audit import AuditAction, AuditEntry
 from evergrant_server.core.clock import SystemClock
 from evergrant_server.core.connections.binding import Binding
@@ -230,10 +231,13 @@ class HarnessDatabase:
 
     async def returned(self, consent: Consent, *, late: bool) -> tuple[Consent, str]:
         """The same consent as a callback leaves it that its app has to confirm, and the confirm code."""
-        bound = {"binding": Binding.APP, "app_id": AppId(new_id("app"))}
+        id = AppId(new_id("app"))
         now = self._clock.now() - (2 * CONFIRM_TIME if late else timedelta(0))
+        bound = {"binding": Binding.APP, "app_id": id}
         waiting, code = await_confirm(consent.model_copy(update=bound), now)
         async with self.store.write() as tx:
+            await tx.tenants.begin(TENANT)
+            await tx.access.put_app(App(tenant=TENANT, id=id, name=id, created_at=now), expected=None)
             return await tx.consents.replace(waiting, expected=consent.revision), code.reveal()
 
     async def revoke(self, connection: Connection) -> None:
