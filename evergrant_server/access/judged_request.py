@@ -267,20 +267,25 @@ class JudgedRequest:
         request, repeated, is judged by what is so now.
         """
         session = self.caller.session
-        if session is None or session.kind is not SessionKind.BREAK_GLASS:
+        if session is not None and session.kind is SessionKind.BREAK_GLASS:
+            await tx.tenants.require_here(self.tenant)  # the operator's own may still revoke
+        else:
             await tx.tenants.require_enabled(self.tenant)
-        else:  # the operator's own may still revoke
-            await tx.tenants.require_here(self.tenant)
-        if session is None and not await self._is_as_judged(tx):
-            why = f"The app {self.caller.app.name}, its permits or its key were changed meanwhile."
-            raise Failure(ErrorCode.STORE_CONFLICT, why)
-        now = None if session is None else await tx.person_sessions.to_end(self.tenant, session.id)
-        if session is not None and (now is None or not now.is_live(self.now)):
+        if session is None:
+            if not await self._is_as_judged(tx):
+                why = f"The app {self.caller.app.name}, its permits or its key were changed meanwhile."
+                raise Failure(ErrorCode.STORE_CONFLICT, why)
+            return
+        current = await tx.person_sessions.to_end(self.tenant, session.id)
+        if current is None or not current.is_live(self.now):
             raise Failure(ErrorCode.UNAUTHENTICATED, "The session has ended: log in again.")
 
     async def _is_as_judged(self, tx: Transaction) -> bool:
-        """Whether the app, its permits and its key are as they were judged. Another key or permit of it moves
-        its revision as well; of what isn't a key, each change counts."""
+        """Whether the app, its permits and its API key are as they were judged.
+
+        They are compared once the app's revision has moved, which a change of another key of the app does,
+        too. An app that was authenticated otherwise isn't as judged then.
+        """
         app, credential = self.caller.app, self.caller.credential
         if await tx.access.revision(self.tenant, app.id) == app.revision:
             return True

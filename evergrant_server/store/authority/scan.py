@@ -200,9 +200,13 @@ async def _broken(store: Store, table: type[IdTable]) -> AsyncIterator[BrokenRow
             for tenant, models in good.items():
                 ended = await put_back(tx.connection, models)
                 broken += [(rows[tenant, id], was_put_back(table, id)) for id in ended]
-            found = [it for it in broken if await is_as_read(tx.connection, table, it[0])]
-        for row, failure in found:
-            yield BrokenRow(row["tenant"], failure)
+            still = [
+                BrokenRow(row["tenant"], failure)
+                for row, failure in broken
+                if await is_as_read(tx.connection, table, row)
+            ]
+        for row in still:
+            yield row
         after = (page[-1]["tenant"], page[-1]["id"])
 
 

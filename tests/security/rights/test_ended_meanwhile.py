@@ -21,7 +21,7 @@ def meanwhile(
 ) -> None:
     """Has something happen when `what` is about to begin a transaction, its first or one `after` it."""
     module, waits = _MODULES[what], [happens]
-    run = getattr(module, "run_transaction")  # noqa: B009  # a name of its imports
+    run = vars(module)["run_transaction"]
     begun = 0
 
     async def begin(*given: Any, **options: Any) -> Any:
